@@ -1,0 +1,1 @@
+"""Candidates: the plan of what is missing, the vLLM actor, the stage."""

@@ -1,0 +1,123 @@
+"""`minos check`: everything that can be known to be wrong before any work starts, said at once."""
+
+import os
+from collections.abc import Callable, Iterator
+
+from minos_ray.cluster import wanted
+from minos_ray.config import Config, resolve, secret
+from minos_ray.errors import UserError
+from minos_ray.pipeline import State, status
+from minos_ray.sections import Model
+from minos_ray.store import Run
+
+# Stage -> which pool of `resources` it uses.
+POOLS = {
+    "pretrain": "train",
+    "sample": "sample",
+    "label": "grade",
+    "sft": "train",
+    "reward": "train",
+    "score": "score",
+}
+
+
+def check(config: Config, log: Callable[[str], None] = print) -> None:
+    """Prints what is planned; UserError with every problem found, one per line."""
+    run = Run(config.run)
+    states = status(config, run)
+    log(f"run directory: {run.path}")
+    for state in states:
+        log(f"  {state.artefact:18} {state.state}{f' ({state.why})' if state.why else ''}")
+    for name, want in sorted(pools(config, states).items()):
+        amounts = ", ".join(f"{amount:g} {kind}" for kind, amount in want.items() if amount)
+        log(f"resources.{name}: {amounts}")
+    refuse(config, run)
+    log("config, files, models, credentials: fine")
+
+
+def refuse(config: Config, run: Run) -> None:
+    """UserError naming everything that would stop the stages still to be done."""
+    found = list(findings(config, run))
+    if found:
+        raise UserError("\n  ".join(found) if len(found) == 1 else "\n  ".join(["the run cannot work:", *found]))
+
+
+def findings(config: Config, run: Run) -> Iterator[str]:
+    """One line for each thing wrong."""
+    states = status(config, run)
+    todo = {s.stage for s in states if s.state != "done"} - {"sweep"}
+    tests: list[Callable[[], object]] = [lambda name=name: resolve(name) for name in functions(config, todo)]
+    tests += [lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo)]
+    if "problems" in todo:
+        tests.append(lambda: check_sources(config))
+    if "critique" in todo and config.critique.base_url != "offline":
+        tests.append(lambda: secret(config.critique.api_key_env))
+    tests += [
+        lambda name=name, want=want: check_pool(config, name, want) for name, want in pools(config, states).items()
+    ]
+    for test in tests:
+        try:
+            test()
+        except UserError as error:
+            yield str(error)
+
+
+def functions(config: Config, todo: set[str]) -> Iterator[str]:
+    """Names of functions that the stages to be done will call."""
+    if "problems" in todo and config.problems:
+        yield from {config.problems.train.loader, config.problems.test.loader}
+    if "sample" in todo:
+        yield config.sample.prompt
+    if "label" in todo:
+        yield from (n for n in (config.label.grader, config.label.splitter, config.label.steps) if n)
+    if "critique" in todo:
+        yield config.critique.prompt
+    if "pretrain" in todo and config.pretrain:
+        yield config.pretrain.corpus
+
+
+def models(config: Config, todo: set[str]) -> Iterator[tuple[str, Model]]:
+    """Models that must be there already."""
+    if "sample" in todo and config.generator:
+        yield "generator.model", config.generator
+    if todo & {"sft", "reward"}:
+        yield "base.model", config.base
+
+
+def check_model(key: str, model: Model, run: Run) -> None:
+    """A directory must hold a whole model; hub ids are left to the first stage that loads them."""
+    from minos_ray.models import is_hub_id, locate
+
+    if model.model.startswith("run:") or is_hub_id(model.model):
+        return
+    try:
+        locate(model, run)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def check_sources(config: Config) -> None:
+    """Problem files must exist; a run without the section must have been filled by `minos import`."""
+    if config.problems is None:
+        raise UserError("section 'problems' is missing and nothing was imported; see `minos import`")
+    for split in ("train", "test"):
+        path = getattr(config.problems, split).path
+        if path and "://" not in path and not os.path.exists(path):
+            raise UserError(f"problems.{split}.path = '{path}' does not exist")
+
+
+def pools(config: Config, states: list[State]) -> dict[str, dict[str, float]]:
+    """CPUs and GPUs wanted by each pool of the stages to be done."""
+    names = {POOLS[s.stage] for s in states if s.state != "done" and s.stage in POOLS}
+    return {name: wanted(getattr(config.resources, name)) for name in names}
+
+
+def check_pool(config: Config, name: str, want: dict[str, float]) -> None:
+    """On this machine alone, what is wanted must be there; a joined cluster is asked by the stage itself."""
+    if config.resources.address or os.environ.get("RAY_ADDRESS"):
+        return
+    cpus = config.resources.num_cpus or os.cpu_count() or 1
+    if want["CPU"] > cpus:
+        raise UserError(f"resources.{name} wants {want['CPU']:g} CPUs, this machine has {cpus}")
+    if want["GPU"] and not os.path.exists("/dev/nvidia0"):
+        raise UserError(f"resources.{name} wants {want['GPU']:g} GPUs, this machine has none")

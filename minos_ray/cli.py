@@ -1,0 +1,219 @@
+"""The command `minos`. Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one clear line)."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from minos_ray import __version__
+from minos_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from minos_ray.sections import Config
+
+STAGES = {
+    "pretrain": "train a small base model from nothing (section 'pretrain')",
+    "problems": "load problems",
+    "sample": "sample candidates with vLLM actors",
+    "label": "grade answers and label steps",
+    "critique": "ask the critic about candidates",
+    "sft": "stage 1: fine-tune the critic on critiques",
+    "reward": "stage 2: train the verifiers",
+    "score": "score test candidates with every verifier",
+    "evaluate": "best-of-n, votes, intervals, meta-evaluation",
+    "sweep": "scale-up study over the amount of critiques",
+    "report": "one offline HTML file",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    top = argparse.ArgumentParser(prog="minos", description="Math-Minos on Ray: verifiers trained with critiques.")
+    top.add_argument("--version", action="version", version=f"minos_ray {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="the whole pipeline on an embedded miniature, on this machine")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="run directory (default: %(default)s)")
+    with_config(commands.add_parser("run", help="every stage that is missing or stale, in order"))
+    for name, text in STAGES.items():
+        with_config(commands.add_parser(name, help=text))
+    with_config(commands.add_parser("check", help="validate the config and what it needs; does no work"))
+    status = commands.add_parser("status", help="state of each artefact of a run")
+    status.add_argument("run", metavar="RUN")
+    with_config(commands.add_parser("meta", help="judge verifiers on a step-labelled set"))
+    add_grade(commands.add_parser("grade", help="grade a file of answers"))
+    add_import(commands.add_parser("import", help="bring foreign data in as artefacts"))
+    return top
+
+
+def with_config(command: argparse.ArgumentParser) -> None:
+    """Arguments CONFIG and overrides."""
+    command.add_argument("config", metavar="CONFIG", help="YAML file or shipped config")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="override, such as sample.n_test=64")
+
+
+def add_grade(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos grade`."""
+    command.add_argument("file", metavar="FILE", help="jsonl, parquet or csv")
+    command.add_argument("--gold", required=True, metavar="COL")
+    command.add_argument("--text", required=True, metavar="COL")
+    command.add_argument("--out", required=True, metavar="OUT.parquet")
+    command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k")
+
+
+def add_import(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos import`."""
+    command.add_argument("format", metavar="FORMAT", help="genrm, gsm8k, math, processbench, jsonl, ...")
+    command.add_argument("src", metavar="SRC")
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        COMMANDS.get(arguments.command, one_stage)(arguments)
+    except UserError as error:
+        print(f"minos: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minos: interrupted; the same command resumes", file=sys.stderr)
+        return 1
+    return 0
+
+
+def one_stage(arguments: argparse.Namespace) -> None:
+    """`minos STAGE CONFIG`."""
+    from minos_ray.config import load_config
+    from minos_ray.pipeline import open_run, run_stage
+
+    config = load_config(arguments.config, arguments.overrides)
+    with Work():
+        manifest = run_stage(config, open_run(config), arguments.command)
+    print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
+
+
+class Work:
+    """Leaves Ray at the end, whatever happened."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        from minos_ray.cluster import disconnect
+
+        if "ray" in sys.modules:
+            disconnect()
+
+
+def numbers(counts: dict[str, int]) -> str:
+    """`rows 12,800, problems 50`."""
+    return ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
+
+
+def dropped(reasons: dict[str, int]) -> str:
+    """`; dropped: wrong step count 3`, or nothing."""
+    return f"; dropped: {numbers(reasons)}" if reasons else ""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """`minos run CONFIG`."""
+    from minos_ray.config import load_config
+
+    run_config(load_config(arguments.config, arguments.overrides))
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """`minos demo`."""
+    from minos_ray.config import load_config
+
+    run_config(load_config("miniature", [f"run={arguments.out}"]))
+
+
+def run_config(config: "Config") -> None:
+    """Runs all stages, then prints the results and where the report lies."""
+    import json
+    import time
+
+    from minos_ray.check import refuse
+    from minos_ray.pipeline import open_run, run_all
+    from minos_ray.progress import duration
+    from minos_ray.report.text import results_table
+    from minos_ray.store import Run
+
+    start = time.monotonic()
+    refuse(config, Run(config.run))
+    run = open_run(config)
+    with Work():
+        run_all(config, run)
+    print(results_table(json.loads(run.read_bytes("evaluation.json"))))
+    print(f"total {duration(time.monotonic() - start)}; report: {run.path}/report.html")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """`minos check CONFIG`."""
+    from minos_ray.check import check as check_config
+    from minos_ray.config import load_config
+
+    with Work():
+        check_config(load_config(arguments.config, arguments.overrides))
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """`minos status RUN`."""
+    from minos_ray.pipeline import saved_config
+    from minos_ray.pipeline import status as states
+    from minos_ray.store import Run
+
+    run = Run(arguments.run)
+    for state in states(saved_config(run), run):
+        rows = f"{numbers(state.manifest.counts)}{dropped(state.manifest.dropped)}" if state.manifest else ""
+        why = f"({state.why}) " if state.why else ""
+        print(f"{state.artefact:18} {state.state:8} {why}{rows}".rstrip())
+
+
+def meta(arguments: argparse.Namespace) -> None:
+    """`minos meta CONFIG`."""
+    from minos_ray.config import load_config
+    from minos_ray.evaluation.meta_command import meta as judge
+    from minos_ray.pipeline import open_run
+
+    config = load_config(arguments.config, arguments.overrides)
+    with Work():
+        judge(config, open_run(config))
+
+
+def grade(arguments: argparse.Namespace) -> None:
+    """`minos grade FILE`."""
+    from minos_ray.labels.grade_file import grade_file
+
+    with Work():
+        grade_file(arguments.file, arguments.gold, arguments.text, arguments.out, arguments.style)
+
+
+def import_(arguments: argparse.Namespace) -> None:
+    """`minos import FORMAT SRC RUN`."""
+    from minos_ray.config import parse_override, resolve
+    from minos_ray.imports import FORMATS
+    from minos_ray.store import Run
+
+    if arguments.format not in FORMATS:
+        raise UserError(f"import: format '{arguments.format}' is not known; there are {', '.join(sorted(FORMATS))}")
+    options = dict(parse_override(o) for o in arguments.overrides)
+    with Work():
+        manifest = resolve(FORMATS[arguments.format])(arguments.src, Run(arguments.run), **options)
+    print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "demo": demo,
+    "run": run,
+    "check": check,
+    "status": status,
+    "meta": meta,
+    "grade": grade,
+    "import": import_,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Joining or starting Ray, and asking whether it has what a stage wants before the stage waits for it."""
+
+import os
+import time
+
+from minos_ray.errors import UserError
+from minos_ray.sections import Actors, Config, Workers
+
+
+def connect(config: Config) -> None:
+    """Joins the cluster of `resources.address` (or RAY_ADDRESS), else starts Ray on this machine. Idempotent."""
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = config.resources.address or os.environ.get("RAY_ADDRESS")
+    options = {"logging_level": logging.ERROR, "log_to_driver": True}
+    if address:
+        ray.init(address=address, **options)
+    else:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(address="local", num_cpus=config.resources.num_cpus, include_dashboard=False, **options)
+    quiet_data()
+
+
+def quiet_data() -> None:
+    """Ray Data's own bars and info logs make way for ours."""
+    import logging
+
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_consecutive_actor_init_deaths = 3
+    context.execution_no_progress_timeout_s = 4 * 3600
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def disconnect() -> None:
+    """Leaves Ray, ending a Ray that `connect` started."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def wanted(resources: Actors | Workers) -> dict[str, float]:
+    """CPUs and GPUs of the whole pool."""
+    if isinstance(resources, Workers):
+        return {"CPU": resources.cpus * resources.workers, "GPU": float(resources.workers if resources.gpu else 0)}
+    return {"CPU": resources.cpus * resources.actors, "GPU": float(resources.gpus * resources.actors)}
+
+
+def require(section: str, resources: Actors | Workers, wait_s: float) -> None:
+    """Waits until the cluster has the wanted CPUs and GPUs; UserError with the numbers when it never will."""
+    import ray
+
+    want = {kind: amount for kind, amount in wanted(resources).items() if amount}
+    deadline = time.monotonic() + wait_s
+    while True:
+        have = ray.cluster_resources()
+        short = {kind: amount for kind, amount in want.items() if have.get(kind, 0) < amount}
+        if not short:
+            return
+        if not autoscaling() or time.monotonic() > deadline:
+            lacks = ", ".join(f"{amount:g} {kind} of {have.get(kind, 0):g}" for kind, amount in short.items())
+            raise UserError(f"resources.{section} wants {lacks} in the cluster; lower it or add nodes")
+        time.sleep(5)
+
+
+def autoscaling() -> bool:
+    """Whether more nodes may come: only a cluster that was joined can grow."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))

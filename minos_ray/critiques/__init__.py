@@ -1,0 +1,1 @@
+"""Critiques: prompts, client, cache, parser, the miniature's own server."""

@@ -1,0 +1,1 @@
+"""Evaluation: selection, statistics, meta-evaluation, error types."""

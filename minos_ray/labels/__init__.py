@@ -1,0 +1,1 @@
+"""Labels: answers, steps, error types."""

@@ -1,0 +1,117 @@
+"""All stages in order: run what is missing or stale, say why, and tell the state of a run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minos_ray.config import Config, build, leaves, resolve
+from minos_ray.errors import UserError
+from minos_ray.progress import duration
+from minos_ray.stages import FUNCTIONS, Spec, inputs, is_fresh, specs
+from minos_ray.store import Manifest, Run
+
+ORDER = tuple(name for name in FUNCTIONS if name != "sweep")
+
+
+@dataclass(frozen=True)
+class State:
+    """State of one artefact: done, stale (and why), partial (parts so far) or missing."""
+
+    artefact: str
+    stage: str
+    state: str
+    why: str
+    manifest: Manifest | None
+
+
+def open_run(config: Config) -> Run:
+    """The run directory of a config, with the resolved config written into it."""
+    import yaml
+
+    run = Run(config.run)
+    content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode()
+    run.write_bytes("config.yaml", content)
+    return run
+
+
+def run_stage(config: Config, run: Run, stage: str) -> Manifest:
+    """One stage by name."""
+    ready = [missing_inputs(config, run, s) for s in specs(config) if s.stage == stage]
+    if not ready:
+        raise UserError(f"this config has nothing for stage '{stage}' to make")
+    missing = sorted(set().union(*ready))
+    if missing:
+        first = next(s.stage for s in specs(config) if s.artefact == missing[0])
+        raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
+    return resolve(FUNCTIONS[stage])(config, run)
+
+
+def missing_inputs(config: Config, run: Run, made: Spec) -> set[str]:
+    """Needed artefacts that are not complete and that this stage does not make itself."""
+    own = {s.artefact for s in specs(config) if s.stage == made.stage}
+    if state_of(config, run, made).state == "done":
+        return set()
+    return {name for name in made.needs if name not in own and run.artefact(name).manifest() is None}
+
+
+def run_all(config: Config, run: Run, log: Callable[[str], None] = print) -> dict[str, float]:
+    """Every stage that is missing or stale, in order; returns seconds by stage."""
+    seconds = {}
+    for stage in ORDER:
+        states = [state_of(config, run, s) for s in specs(config) if s.stage == stage]
+        todo = [s for s in states if s.state != "done"]
+        if not todo:
+            if states:
+                log(f"[{stage}] up to date")
+            continue
+        log(f"[{stage}] " + "; ".join(f"{s.artefact}: {s.state}{f' ({s.why})' if s.why else ''}" for s in todo))
+        start = time.monotonic()
+        run_stage(config, run, stage)
+        seconds[stage] = time.monotonic() - start
+        log(f"[{stage}] done in {duration(seconds[stage])}")
+    return seconds
+
+
+def status(config: Config, run: Run) -> list[State]:
+    """The state of every artefact of the run."""
+    return [state_of(config, run, s) for s in specs(config)]
+
+
+def state_of(config: Config, run: Run, made: Spec) -> State:
+    """done / stale / partial / missing, with the reason."""
+    artefact = run.artefact(made.artefact)
+    manifest = artefact.manifest()
+    if manifest is None:
+        parts = len(artefact.part_names()) if artefact.begun() else 0
+        state = "partial" if artefact.begun() else "missing"
+        return State(made.artefact, made.stage, state, f"{parts} parts so far" if parts else "", None)
+    wanted = inputs(config, run, made)
+    if is_fresh(manifest, wanted):
+        return State(made.artefact, made.stage, "done", "imported" if "import" in manifest.inputs else "", manifest)
+    return State(made.artefact, made.stage, "stale", difference(manifest.inputs, wanted), manifest)
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What changed between the inputs an artefact was made from and those of now."""
+    before, now = dict(leaves(old)), dict(leaves(new))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    shown = [describe(key, before.get(key), now.get(key)) for key in changed[:3]]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return ", ".join(shown) + more
+
+
+def describe(key: str, before: Any, now: Any) -> str:
+    """One change in words."""
+    if key.startswith("needs."):
+        return f"{key.removeprefix('needs.')} changed"
+    return f"{key.removeprefix('config.')}: {before} -> {now}"
+
+
+def saved_config(run: Run) -> Config:
+    """The resolved config that lies in a run directory."""
+    import yaml
+
+    if not run.exists("config.yaml"):
+        raise UserError(f"'{run.path}' is no run directory: it has no config.yaml")
+    return build(yaml.safe_load(run.read_bytes("config.yaml")))

@@ -1,0 +1,1 @@
+"""Problems: one loader per format, and the miniature."""

@@ -1,0 +1,122 @@
+"""Columns of every row artefact, as Arrow schemas (DESIGN: Run directory)."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minos_ray.errors import UserError
+
+STRINGS = pa.list_(pa.string())
+LABELS = pa.list_(pa.int8())
+FLOATS = pa.list_(pa.float32())
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "problems": pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("dataset", pa.string()),
+            ("split", pa.string()),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+            ("solution", pa.string()),
+        ]
+    ),
+    "candidates": pa.schema(
+        [
+            ("candidate_id", pa.string()),
+            ("problem_id", pa.string()),
+            ("index", pa.int32()),
+            ("text", pa.string()),
+            ("finish_reason", pa.string()),
+            ("num_tokens", pa.int32()),
+            ("model", pa.string()),
+        ]
+    ),
+    "labels": pa.schema(
+        [
+            ("candidate_id", pa.string()),
+            ("problem_id", pa.string()),
+            ("answer", pa.string()),
+            ("correct", pa.bool_()),
+            ("status", pa.string()),
+            ("steps", STRINGS),
+            ("step_labels", LABELS),
+            ("step_scores", FLOATS),
+            ("step_source", pa.string()),
+            ("error_types", STRINGS),
+        ]
+    ),
+    "critiques": pa.schema(
+        [
+            ("candidate_id", pa.string()),
+            ("critic", pa.string()),
+            ("prompt_version", pa.string()),
+            ("text", pa.string()),
+            ("step_verdicts", LABELS),
+            ("final_verdict", pa.bool_()),
+            ("agrees", pa.bool_()),
+            ("status", pa.string()),
+            ("prompt_tokens", pa.int32()),
+            ("completion_tokens", pa.int32()),
+            ("cost_usd", pa.float64()),
+        ]
+    ),
+    "scores": pa.schema(
+        [
+            ("candidate_id", pa.string()),
+            ("problem_id", pa.string()),
+            ("score", pa.float32()),
+            ("step_scores", FLOATS),
+        ]
+    ),
+}
+
+# The column that names a row, and the columns that may be null.
+KEYS = {
+    "problems": "problem_id",
+    "candidates": "candidate_id",
+    "labels": "candidate_id",
+    "critiques": "candidate_id",
+    "scores": "candidate_id",
+}
+NULLABLE = {
+    "problems": {"solution"},
+    "candidates": set(),
+    "labels": {"answer", "step_scores"},
+    "critiques": {"final_verdict"},
+    "scores": set(),
+}
+
+
+def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table with exactly the schema of `name`."""
+    return pa.Table.from_pylist(list(rows), schema=SCHEMAS[name])
+
+
+def validate(name: str, rows: pa.Table) -> pa.Table:
+    """`rows` cast to the schema of `name`; UserError names the first missing column, null or repeated id."""
+    schema = SCHEMAS[name]
+    missing = [column for column in schema.names if column not in rows.column_names]
+    if missing:
+        raise UserError(f"{name}: column '{missing[0]}' is missing; expected {', '.join(schema.names)}")
+    try:
+        rows = rows.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise UserError(f"{name}: a column has the wrong type: {error}") from error
+    for column in schema.names:
+        if column not in NULLABLE[name] and rows[column].null_count:
+            raise UserError(f"{name}: column '{column}' has {rows[column].null_count} empty values")
+    return refuse_duplicates(name, rows)
+
+
+def refuse_duplicates(name: str, rows: pa.Table) -> pa.Table:
+    """`rows` unchanged when every id is there once; UserError names a repeated one."""
+    key = KEYS[name]
+    counts = pc.value_counts(rows[key])
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        first = repeated[0].as_py()
+        raise UserError(f"{name}: {key} '{first['values']}' occurs {first['counts']} times")
+    return rows

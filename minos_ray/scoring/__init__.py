@@ -1,0 +1,1 @@
+"""Scores: ORM, PRM and the critic over test candidates."""

@@ -1,0 +1,253 @@
+"""The sections of the configuration, as pydantic models.
+
+Sections say what is made and go into fingerprints; `resources` says with what, and does not.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
+VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Section):
+    """Where problems come from: `loader` is called with path, split, limit, seed and `options`."""
+
+    loader: str = "minos_ray.problems.gsm8k:load"
+    path: str | None = None
+    limit: int | None = Field(None, ge=1)
+    options: dict[str, Any] = {}
+
+
+class Problems(Section):
+    """The two splits; a test question that also is a training question is an error."""
+
+    train: Source
+    test: Source
+
+
+class Model(Section):
+    """A model: a directory, a hub id, `package:FOLDER` (shipped with minos_ray) or `run:models/NAME`."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class Sample(Section):
+    """Sampling of candidates; temperature 0 is greedy. Paper: n = 256, T = 0.7, 256 new tokens."""
+
+    n_train: int = Field(15, ge=0)
+    n_test: int = Field(256, ge=1)
+    unit: int = Field(64, ge=1, description="candidates of one request: the unit of work and of loss")
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = 0
+    max_tokens: int = Field(256, ge=1)
+    stop: tuple[str, ...] = ()
+    prompt: str = "minos_ray.candidates.prompts:plain"
+
+
+class Label(Section):
+    """Outcome and step labels. `steps` is a function that labels the steps of a candidate, or none."""
+
+    grader: str = "minos_ray.labels.answers:gsm8k"
+    splitter: str = "minos_ray.labels.steps:lines"
+    steps: str | None = None
+    timeout_s: float = Field(5.0, gt=0)
+
+
+class Critique(Section):
+    """Critiques bought from an OpenAI-compatible endpoint; the key comes from the environment only."""
+
+    count: int = Field(30_000, ge=0)
+    wrong_share: float = Field(0.5, ge=0, le=1, description="share of wrong candidates among those critiqued")
+    base_url: str = Field("https://api.openai.com/v1", description="'offline' starts the miniature's own server")
+    model: str = "gpt-4"
+    api_key_env: str = "OPENAI_API_KEY"
+    prompt: str = "minos_ray.critiques.prompts:label_aware"
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(1024, ge=1)
+    usd_per_million_input: float = Field(0.0, ge=0)
+    usd_per_million_output: float = Field(0.0, ge=0)
+    max_usd: float | None = Field(None, gt=0, description="stop cleanly before this is spent")
+
+
+class Train(Section):
+    """Optimisation of one training run; a step is `batch_rows` rows over all workers."""
+
+    epochs: float = Field(1, gt=0)
+    lr: float = Field(1e-5, gt=0)
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    batch_rows: int = Field(256, ge=1)
+    max_length: int = Field(1024, ge=8)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    eval_every: int = Field(60, ge=1, description="steps between evaluations (the convergence curve)")
+    seed: int = 0
+
+
+class Pretrain(Train):
+    """A small base model from nothing: own tokenizer, Mistral architecture. `corpus` yields (question, solution)."""
+
+    corpus: str
+    options: dict[str, Any] = {}
+    vocab_size: int = Field(2048, ge=300)
+    layers: int = 4
+    hidden: int = 256
+    intermediate: int = 688
+    heads: int = 8
+    kv_heads: int = 4
+    max_positions: int = 1024
+
+
+class Sft(Train):
+    """Stage 1. Paper: lr 5e-6, cosine, warm-up 0.03, 3 epochs, batch 256, length 1024."""
+
+    epochs: float = 3
+    lr: float = 5e-6
+
+
+class Reward(Train):
+    """Stage 2, the same for base and Minos. Paper: 440k rows, batch 512, 1 epoch, length 512; lr not given."""
+
+    verifiers: tuple[Verifier, ...] = VERIFIERS
+    rows: int | None = Field(None, ge=1, description="labelled candidates used; all when empty")
+    wrong_share: float | None = Field(None, gt=0, lt=1, description="balance to this share of wrong candidates")
+    eval_rows: int = Field(1000, ge=1, description="held out by problem for the convergence curve")
+    batch_rows: int = Field(512, ge=1)
+    max_length: int = Field(512, ge=8)
+
+
+class Judge(Section):
+    """The critic as generative verifier: `samples` critiques a candidate (temperature 0 is greedy)."""
+
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(512, ge=1)
+
+
+class Score(Section):
+    """Scoring of test candidates; `judge` is empty when the critic shall not judge."""
+
+    aggregation: Literal["min", "product", "last", "mean"] = "min"
+    judge: Judge | None = Judge()
+
+
+class Evaluate(Section):
+    """Selection for every n in `ns` (powers of two up to n_test when empty) and its intervals."""
+
+    ns: tuple[int, ...] = ()
+    trials: int = Field(50, ge=1, description="random n-subsets for votes")
+    bootstrap: int = Field(2000, ge=100)
+    seed: int = 0
+
+
+class Sweep(Section):
+    """Scale-up study: every amount of critiques x kind x seed is one trial."""
+
+    critiques: tuple[int, ...] = (0, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000)
+    kinds: tuple[Literal["orm", "prm"], ...] = ("orm",)
+    seeds: tuple[int, ...] = (0,)
+    problems: int | None = Field(None, ge=1, description="test problems scored in each trial")
+
+
+class Report(Section):
+    """What the report shows beside the figures."""
+
+    title: str = "Math-Minos"
+    paper: Literal["gsm8k", "math"] = "gsm8k"
+    candidates: int = Field(40, ge=0)
+
+
+class Actors(Section):
+    """A pool of actors on the cluster; one actor never spans nodes."""
+
+    actors: int = Field(1, ge=1)
+    cpus: float = Field(1, ge=0)
+    gpus: int = Field(0, ge=0)
+
+
+class Engine(Actors):
+    """vLLM actors. With GPUs, `gpus` is the tensor-parallel size; without, the CPU engine runs in the actor."""
+
+    max_model_len: int = 2048
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kv_cache_gb: float = Field(1.0, gt=0, description="CPU engine only")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    max_num_seqs: int = Field(256, ge=1)
+    units_per_task: int = Field(8, ge=1, description="requests of one task: finished together, written together")
+    eager: bool = True
+    extra: dict[str, Any] = {}
+
+
+class Client(Section):
+    """How hard the critic's endpoint is asked."""
+
+    concurrency: int = Field(64, ge=1)
+    timeout_s: float = Field(120, gt=0)
+    max_retries: int = Field(8, ge=0)
+
+
+class Workers(Section):
+    """Ray Train workers running DeepSpeed; `micro_tokens` bounds one forward pass of one worker."""
+
+    workers: int = Field(1, ge=1)
+    cpus: float = Field(1, gt=0)
+    gpu: bool = False
+    zero: Literal[0, 1, 2, 3] = 0
+    micro_tokens: int = Field(8192, ge=64)
+    gradient_checkpointing: bool = False
+    save_every: int = Field(200, ge=1)
+    max_failures: int = Field(2, ge=0)
+
+
+class Resources(Section):
+    """What the work may use; never part of a fingerprint."""
+
+    address: str | None = Field(None, description="Ray address; empty joins RAY_ADDRESS or starts a local Ray")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray")
+    wait_s: float = Field(600, gt=0, description="longest wait for resources")
+    sample: Engine = Engine()
+    client: Client = Client()
+    train: Workers = Workers()
+    score: Actors = Actors()
+    judge: Engine = Engine()
+    grade: Actors = Actors()
+    wandb: bool = False
+
+
+class Config(Section):
+    """Everything about one run."""
+
+    run: str
+    seed: int = 0
+    problems: Problems | None = None
+    generator: Model | None = None
+    base: Model
+    pretrain: Pretrain | None = None
+    sample: Sample = Sample()
+    label: Label = Label()
+    critique: Critique = Critique()
+    sft: Sft = Sft()
+    reward: Reward = Reward()
+    score: Score = Score()
+    evaluate: Evaluate = Evaluate()
+    sweep: Sweep = Sweep()
+    report: Report = Report()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def run_base_needs_pretrain(self) -> "Config":
+        """A base made by the run needs the section that says how."""
+        if self.base.model.startswith("run:") and self.pretrain is None:
+            raise ValueError("base.model names a model of this run, but there is no section 'pretrain'")
+        return self

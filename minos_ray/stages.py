@@ -1,0 +1,126 @@
+"""The map of the pipeline: which stage makes which artefact, and what goes into its fingerprint."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from minos_ray import __version__
+from minos_ray.config import Config
+from minos_ray.store import Artefact, Manifest, Run, fingerprint
+
+# Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
+VERSIONS = {"step_encoding": 1, "critique_prompt": 1, "judge": 1}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One artefact: its stage, the config sections and artefacts that it is made from."""
+
+    artefact: str
+    stage: str
+    sections: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # shown when there, not waited for
+
+
+# stage -> the function that does it
+FUNCTIONS = {
+    "pretrain": "minos_ray.training.pretrain:pretrain",
+    "problems": "minos_ray.problems.stage:problems",
+    "sample": "minos_ray.candidates.stage:sample",
+    "label": "minos_ray.labels.stage:label",
+    "critique": "minos_ray.critiques.stage:critique",
+    "sft": "minos_ray.training.sft:sft",
+    "reward": "minos_ray.training.reward:reward",
+    "score": "minos_ray.scoring.stage:score",
+    "evaluate": "minos_ray.evaluation.stage:evaluate",
+    "sweep": "minos_ray.sweep.stage:sweep",
+    "report": "minos_ray.report.stage:report",
+}
+
+
+def specs(config: Config) -> list[Spec]:
+    """Every artefact of a run of this config, each after what it needs."""
+    base = ("models/base",) if config.base.model == "run:models/base" else ()
+    generator = base if config.generator and config.generator.model == "run:models/base" else ()
+    models = [f"models/{v}" for v in config.reward.verifiers]
+    scores = [f"scores/{v}" for v in config.reward.verifiers] + (["scores/critic"] if config.score.judge else [])
+    data = ("problems", "candidates", "labels")
+    found = [Spec("models/base", "pretrain", ("pretrain", "seed"))] if config.pretrain else []
+    found += [
+        Spec("problems", "problems", ("problems", "seed")),
+        Spec("candidates", "sample", ("sample", "generator", "seed"), ("problems", *generator)),
+        Spec("labels", "label", ("label",), ("problems", "candidates")),
+        Spec("critiques", "critique", ("critique", "seed"), data, ("critique_prompt",)),
+    ]
+    if needs_critic(config):
+        encoded = ("step_encoding",)
+        found.append(Spec("models/critic", "sft", ("sft", "base"), (*data, "critiques", *base), encoded))
+    found += [reward_spec(config, name, base) for name in models]
+    found += [score_spec(name) for name in scores]
+    found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), ("problems", "labels", *scores)))
+    found.append(Spec("sweep", "sweep", ("sweep", "sft", "reward", "base", "score"), (*data, "critiques", *base)))
+    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=("sweep",)))
+    return found
+
+
+def needs_critic(config: Config) -> bool:
+    """Whether a stage-1 model is wanted at all."""
+    return config.score.judge is not None or any(v.endswith("minos") for v in config.reward.verifiers)
+
+
+def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
+    """A verifier starts from the critic or from the base; nothing else differs."""
+    start = ("models/critic",) if name.endswith("minos") else base
+    return Spec(name, "reward", ("reward", "base"), ("problems", "candidates", "labels", *start), ("step_encoding",))
+
+
+def score_spec(name: str) -> Spec:
+    """Scores need the test candidates and the model that scores them."""
+    versions = ("judge", "step_encoding") if name == "scores/critic" else ("step_encoding",)
+    model = name.replace("scores/", "models/")
+    return Spec(name, "score", ("score",), ("problems", "candidates", "labels", model), versions)
+
+
+def spec(config: Config, artefact: str) -> Spec:
+    """The spec of one artefact of this config."""
+    return next(s for s in specs(config) if s.artefact == artefact)
+
+
+def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
+    """What the fingerprint is made of: config sections, fingerprints of the needed artefacts, versions."""
+    dump = config.model_dump(mode="json")
+    sections = {name: dump[name] for name in made.sections}
+    if made.stage in {"reward", "sweep"}:
+        sections["reward"] = {k: v for k, v in sections["reward"].items() if k != "verifiers"}
+    if made.artefact.startswith("scores/"):
+        keep = "judge" if made.artefact == "scores/critic" else "aggregation"
+        sections["score"] = {keep: sections["score"][keep]}
+    return {
+        "config": sections,
+        "needs": {name: fingerprint_of(run, name) for name in made.needs + made.optional},
+        "versions": {name: VERSIONS[name] for name in made.versions},
+        "package": __version__,
+    }
+
+
+def fingerprint_of(run: Run, artefact: str) -> str | None:
+    """The fingerprint of a complete artefact, None when it is not complete."""
+    manifest = run.artefact(artefact).manifest()
+    return manifest.fingerprint if manifest else None
+
+
+def begin(config: Config, run: Run, artefact: str) -> Artefact | Manifest:
+    """The manifest when the artefact is complete and fresh, else the artefact, ready to be written or resumed."""
+    target = run.artefact(artefact)
+    wanted = inputs(config, run, spec(config, artefact))
+    manifest = target.manifest()
+    if manifest is not None and is_fresh(manifest, wanted):
+        return manifest
+    target.begin(wanted)
+    return target
+
+
+def is_fresh(manifest: Manifest, wanted: dict[str, Any]) -> bool:
+    """Imported artefacts are fresh as long as they are there; made ones while their inputs are the same."""
+    return "import" in manifest.inputs or manifest.fingerprint == fingerprint(wanted)

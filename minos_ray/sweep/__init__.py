@@ -1,0 +1,1 @@
+"""The scale-up study over the amount of critiques."""
