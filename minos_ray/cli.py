@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minos_ray import __version__
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
 
 if TYPE_CHECKING:
     from minos_ray.sections import Config
@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"minos: {error}", file=sys.stderr)
         return 2
+    except WorkStopped as error:
+        print(f"minos: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("minos: interrupted; the same command resumes", file=sys.stderr)
         return 1
@@ -193,16 +196,13 @@ def grade(arguments: argparse.Namespace) -> None:
 
 def import_(arguments: argparse.Namespace) -> None:
     """`minos import FORMAT SRC RUN`."""
-    from minos_ray.config import parse_override, resolve
-    from minos_ray.imports import FORMATS
+    from minos_ray.config import parse_override
+    from minos_ray.imports import bring
     from minos_ray.store import Run
 
-    if arguments.format not in FORMATS:
-        raise UserError(f"import: format '{arguments.format}' is not known; there are {', '.join(sorted(FORMATS))}")
     options = dict(parse_override(o) for o in arguments.overrides)
-    with Work():
-        manifest = resolve(FORMATS[arguments.format])(arguments.src, Run(arguments.run), **options)
-    print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
+    for manifest in bring(arguments.format, arguments.src, Run(arguments.run), **options):
+        print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

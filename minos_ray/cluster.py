@@ -19,11 +19,10 @@ def connect(config: Config) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = config.resources.address or os.environ.get("RAY_ADDRESS")
-    options = {"logging_level": logging.ERROR, "log_to_driver": True}
+    options = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         ray.init(address=address, **options)
     else:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(address="local", num_cpus=config.resources.num_cpus, include_dashboard=False, **options)
     quiet_data()
 
@@ -31,6 +30,7 @@ def connect(config: Config) -> None:
 def quiet_data() -> None:
     """Ray Data's own bars and info logs make way for ours."""
     import logging
+    import warnings
 
     from ray.data import DataContext
 
@@ -39,6 +39,8 @@ def quiet_data() -> None:
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = 4 * 3600
+    # `max_task_retries` of an actor pool has no other way in this release.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -1,5 +1,9 @@
-"""The one exception that means: the request was wrong, not the work."""
+"""Two exceptions that end a command with one clear line and no traceback."""
 
 
 class UserError(Exception):
     """One clear line for the user (which key, which value, what would do); the command exits with code 2."""
+
+
+class WorkStopped(RuntimeError):
+    """The work stopped for a known reason (a money limit, a dead endpoint); exit code 1, a rerun resumes."""

@@ -9,6 +9,8 @@ from minos_ray.store import Artefact, Manifest, Run, fingerprint
 
 # Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
 VERSIONS = {"step_encoding": 1, "critique_prompt": 1, "judge": 1}
+# Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
+NEUTRAL = {"critique": {"max_usd", "api_key_env"}, "reward": {"verifiers"}}
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ def specs(config: Config) -> list[Spec]:
     found += [reward_spec(config, name, base) for name in models]
     found += [score_spec(name) for name in scores]
     found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), ("problems", "labels", *scores)))
-    found.append(Spec("sweep", "sweep", ("sweep", "sft", "reward", "base", "score"), (*data, "critiques", *base)))
-    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=("sweep",)))
+    found.append(
+        Spec("sweep/results.parquet", "sweep", ("sweep", "sft", "reward", "base", "score"), (*data, "critiques", *base))
+    )
+    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=("sweep/results.parquet",)))
     return found
 
 
@@ -90,9 +94,7 @@ def spec(config: Config, artefact: str) -> Spec:
 def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
     """What the fingerprint is made of: config sections, fingerprints of the needed artefacts, versions."""
     dump = config.model_dump(mode="json")
-    sections = {name: dump[name] for name in made.sections}
-    if made.stage in {"reward", "sweep"}:
-        sections["reward"] = {k: v for k, v in sections["reward"].items() if k != "verifiers"}
+    sections = {name: telling(name, dump[name]) for name in made.sections}
     if made.artefact.startswith("scores/"):
         keep = "judge" if made.artefact == "scores/critic" else "aggregation"
         sections["score"] = {keep: sections["score"][keep]}
@@ -104,6 +106,11 @@ def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
     }
 
 
+def telling(name: str, section: Any) -> Any:
+    """A section of the config without its neutral keys."""
+    return {k: v for k, v in section.items() if k not in NEUTRAL[name]} if name in NEUTRAL else section
+
+
 def fingerprint_of(run: Run, artefact: str) -> str | None:
     """The fingerprint of a complete artefact, None when it is not complete."""
     manifest = run.artefact(artefact).manifest()
@@ -112,13 +119,19 @@ def fingerprint_of(run: Run, artefact: str) -> str | None:
 
 def begin(config: Config, run: Run, artefact: str) -> Artefact | Manifest:
     """The manifest when the artefact is complete and fresh, else the artefact, ready to be written or resumed."""
-    target = run.artefact(artefact)
-    wanted = inputs(config, run, spec(config, artefact))
-    manifest = target.manifest()
-    if manifest is not None and is_fresh(manifest, wanted):
+    manifest = fresh(config, run, artefact)
+    if manifest is not None:
         return manifest
-    target.begin(wanted)
+    target = run.artefact(artefact)
+    target.begin(inputs(config, run, spec(config, artefact)))
     return target
+
+
+def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
+    """The manifest when the artefact is complete and fresh. For stages that check more before `begin` clears old parts."""
+    manifest = run.artefact(artefact).manifest()
+    wanted = inputs(config, run, spec(config, artefact))
+    return manifest if manifest is not None and is_fresh(manifest, wanted) else None
 
 
 def is_fresh(manifest: Manifest, wanted: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). Every file is writ
 """
 
 import json
+import os
 import time
 from hashlib import blake2b
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minos_ray import __version__
 from minos_ray.errors import UserError
+from minos_ray.schema import SCHEMAS
 
 STATS = b"minos_stats"
 
@@ -47,13 +49,7 @@ def open_path(path: str) -> tuple[pafs.FileSystem, str]:
             return pafs.FileSystem.from_uri(path)
         except (pa.ArrowInvalid, ValueError) as error:
             raise UserError(f"run: '{path}' is no path that pyarrow opens: {error}") from error
-    return pafs.FileSystem.from_uri(f"file://{_absolute(path)}")[0], _absolute(path)
-
-
-def _absolute(path: str) -> str:
-    import os
-
-    return os.path.abspath(os.path.expanduser(path))
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
 
 
 class Run:
@@ -195,11 +191,31 @@ class Artefact:
         if not partial and self.manifest() is None:
             raise UserError(f"{self.path} is not complete; run the stage that makes it first")
         tables = [self._read_part(f, columns) for f in (self._whole_files() if partial else self._part_files())]
-        return pa.concat_tables(tables) if tables else pa.table({})
+        return pa.concat_tables(tables) if tables else self._nothing(columns)
+
+    def _nothing(self, columns: list[str] | None) -> pa.Table:
+        schema = SCHEMAS.get(self.name.partition("/")[0])
+        return schema.empty_table().select(columns or schema.names) if schema else pa.table({})
+
+    def read_part(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """The rows of one part."""
+        return self._read_part(f"part-{name}.parquet", columns)
+
+    def part_rows(self, name: str) -> int:
+        """How many rows one part has, without reading them."""
+        with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/part-{name}.parquet") as source:
+            return pq.ParquetFile(source).metadata.num_rows
 
     def _read_part(self, file: str, columns: list[str] | None) -> pa.Table:
-        with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/{file}") as source:
-            return pq.read_table(source, columns=columns).replace_schema_metadata(None)
+        path = f"{self.run.root}/{self.name}/{file}"
+        try:
+            with self.run.fs.open_input_file(path) as source:
+                return pq.read_table(source, columns=columns).replace_schema_metadata(None)
+        except pa.ArrowInvalid as error:
+            manifest = f"{self.run.path}/{self.manifest_name}"
+            raise UserError(
+                f"{path} is torn; delete {manifest} and run its stage again, only this part is redone"
+            ) from error
 
     def stats(self) -> dict[str, float]:
         """Sum over the parts of what `write_part` was given as stats."""

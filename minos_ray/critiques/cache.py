@@ -1,0 +1,92 @@
+"""What was bought, kept by content in RUN/cache/critiques: no critique is paid for twice.
+
+The key is a hash of all that decides the text: critic, messages, temperature, longest answer. The address of the
+endpoint is not part of it, so a proxy or another region of the same critic buys nothing again; another critic needs
+another model name. The cache outlives the artefact: another amount, share or seed finds here what it shares with the
+earlier one.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Literal
+
+from minos_ray.critiques.prompts import Messages
+from minos_ray.store import Run
+
+FOLDER = "cache/critiques"
+Outcome = Literal["answered", "truncated", "refused", "bad_request", "failed"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one request. Only what was paid for (answered, truncated, refused) is kept."""
+
+    text: str
+    outcome: Outcome
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+def content_key(critic: str, messages: Messages, temperature: float, max_tokens: int) -> str:
+    """32 hex digits that name a request by its content."""
+    content = json.dumps([critic, messages, temperature, max_tokens], ensure_ascii=True, separators=(",", ":"))
+    return blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+class Cache:
+    """Rows by key. `add` returns once the row is stored, in one write with all rows that wait at that moment."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.unreadable = 0
+        self.answers: dict[str, Answer] = {}
+        for name in run.files(FOLDER):
+            if name.endswith(".jsonl"):
+                self._load(run.read_bytes(f"{FOLDER}/{name}").split(b"\n"))
+        self.name = f"{FOLDER}/{time.time_ns()}-{os.getpid()}"
+        self.parts = 0
+        self.waiting: list[bytes] = []
+        self.lock = asyncio.Lock()
+
+    def _load(self, lines: Iterable[bytes]) -> None:
+        """Takes in whole lines; one torn by a crash is counted and asked for again."""
+        for line in filter(None, lines):
+            try:
+                row = json.loads(line)
+                key = row.pop("key")
+                self.answers[key] = Answer(**row)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                self.unreadable += 1
+
+    @property
+    def spent_usd(self) -> float:
+        """What all rows of this run directory have cost so far."""
+        return sum(answer.cost_usd for answer in self.answers.values())
+
+    async def add(self, key: str, answer: Answer) -> None:
+        """Keeps a row for good."""
+        self.waiting.append(json.dumps({"key": key, **asdict(answer)}).encode() + b"\n")
+        async with self.lock:
+            rows, self.waiting = self.waiting, []
+            if rows:
+                await asyncio.to_thread(self._write, b"".join(rows))
+        self.answers[key] = answer
+
+    def _write(self, content: bytes) -> None:
+        """Local: appended and synced. Remote, where nothing can be appended: a small file of its own."""
+        if not self.run.local:
+            self.parts += 1
+            self.run.write_bytes(f"{self.name}-{self.parts:06d}.jsonl", content)
+            return
+        path = f"{self.run.root}/{self.name}.jsonl"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())

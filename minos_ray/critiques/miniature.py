@@ -1,0 +1,63 @@
+"""Writes critiques for the miniature as a good teacher would: what the step should be, how it compares, a verdict."""
+
+import random
+
+from minos_ray.labels.miniature import Verdict, judge, parse_step
+from minos_ray.problems.miniature.language import Clause
+
+CORRECT, INCORRECT = "This step is correct.", "This step is incorrect."
+_QUOTES = 0.25
+"""Share of steps for which the clause is quoted; the others name it by one word, as solutions do."""
+_AGREE = (".", ", the same.", ", yes.")
+_CALCULATION = (", not {result}.", ", {result} is wrong.")
+_LOGICAL = (", but it takes {given}.", ", not {given}.")
+_ACCUMULATION = (", it follows the earlier mistake.", ", it inherits a wrong value.")
+_UNRELATED = ("nothing in the problem says {given}.", "the problem has no such {given}.")
+_NEEDLESS = ("the answer does not need {given}.", "{given} is not part of this.")
+_OTHER = ("this cannot be read.", "no calculation here.")
+
+
+def short(clause: Clause) -> str:
+    """A clause without its subject and full stop, as a critique quotes it."""
+    subject = clause.words.get("n" if clause.phrase.text.startswith("{n}") else "m", "")
+    return clause.text.removeprefix(f"{subject} ").removeprefix("Then ").removeprefix("The ").rstrip(".")
+
+
+def _explanation(step: str, verdict: Verdict, rng: random.Random) -> str:
+    calculation = parse_step(step)
+    if calculation is None:
+        return rng.choice(_OTHER)
+    given = f"{calculation.left} {calculation.op} {calculation.right}"
+    if verdict.gold is None:
+        return rng.choice(_UNRELATED if verdict.error == "unrelated" else _NEEDLESS).format(given=given)
+    gold = verdict.gold
+    ending = {
+        "": _AGREE,
+        "calculation": _CALCULATION,
+        "logical": _LOGICAL,
+        "unrelated": _LOGICAL,
+        "accumulation": _ACCUMULATION,
+    }[verdict.error]
+    skips = "".join(f"first {gold.calculation}, then " for gold in verdict.skipped)
+    said = rng.choice(ending).format(given=given, result=calculation.result)
+    about = short(gold.clause) if rng.random() < _QUOTES and not gold.continues else gold.clause.phrase.word
+    return f"{skips}{about}: {gold.calculation}{said}"
+
+
+def _answer_explanation(verdict: Verdict, rng: random.Random) -> str:
+    skips = "".join(f"first {gold.calculation}, then " for gold in verdict.skipped)
+    return f"{skips}{rng.choice(('the answer is', 'it should be'))} {verdict.answer}."
+
+
+def write_critique(question: str, steps: list[str], labels: list[int], rng: random.Random) -> str:
+    """A step-wise critique of a candidate whose step labels are known; ValueError when they are not the gold ones."""
+    verdicts = judge(question, steps)
+    if [verdict.label for verdict in verdicts] != list(labels):
+        raise ValueError(f"labels {list(labels)} are not those of the gold chain for {question!r}")
+    lines = []
+    for k, (step, verdict) in enumerate(zip(steps, verdicts, strict=True), 1):
+        about = _answer_explanation if verdict.answer is not None else _explanation
+        text = about(verdict, rng) if about is _answer_explanation else about(step, verdict, rng)
+        lines.append(f"Step {k}: {text} {CORRECT if verdict.label else INCORRECT}")
+    final = bool(verdicts) and verdicts[-1].answer is not None and verdicts[-1].label == 1
+    return "\n".join([*lines, f"The final answer is {final}."])

@@ -1,0 +1,158 @@
+"""The stage: choose candidates, ask the critic, read the critiques, set apart what contradicts the labels."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from minos_ray.config import Config, resolve, secret
+from minos_ray.critiques.cache import Answer, Cache, content_key
+from minos_ray.critiques.client import Critic, Request
+from minos_ray.critiques.parse import Parsed, agrees, parse_critique
+from minos_ray.critiques.select import Row, Selection, select
+from minos_ray.critiques.server import MODEL, offline_critic
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.progress import Progress
+from minos_ray.schema import table
+from minos_ray.sections import Critique
+from minos_ray.stages import VERSIONS, begin, fresh
+from minos_ray.store import Artefact, Manifest, Run
+
+PART_ROWS = 5000
+OFFLINE = "offline"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A chosen candidate (its label row) and the request for its critique."""
+
+    row: Row
+    request: Request
+
+
+def critique(config: Config, run: Run) -> Manifest:
+    """Makes the artefact `critiques`: one row per chosen candidate, in the order of the selection.
+
+    Stage 1 uses the rows with status `ok` that agree with the labels; the first k of them are the ones that a smaller
+    `critique.count` begins with. Raises StopAtBudget at `critique.max_usd`; a rerun goes on from there.
+    """
+    manifest = fresh(config, run, "critiques")
+    if manifest is not None:
+        return manifest
+    start = time.monotonic()
+    section = config.critique
+    section = section.model_copy(update={"model": MODEL if section.base_url == OFFLINE else section.model})
+    questions, labels = train_labels(run)
+    selection = select(labels, section.count, section.wrong_share, config.seed)
+    if section.count and not selection.rows:
+        raise UserError("critique: no train candidate has a graded answer; see sample.n_train and `minos status`")
+    tasks = [plan(section, row, questions[row["problem_id"]]) for row in selection.rows]
+    cache = Cache(run)
+    known = sum(task.request.key in cache.answers for task in tasks)
+    try:
+        answers, details = ask(config, section, tasks, cache)
+    except (WorkStopped, KeyboardInterrupt):
+        kept = [task for task in tasks if task.request.key in cache.answers]
+        write(opened(config, run), section, kept, cache.answers)
+        raise
+    target = opened(config, run)
+    rows = write(target, section, tasks, answers)
+    details |= {"seconds": round(time.monotonic() - start, 1), "unreadable_cache_rows": cache.unreadable}
+    details |= {"spent_usd_in_this_run": round(cache.spent_usd, 6)}
+    return finish(target, rows, selection, known, details)
+
+
+def opened(config: Config, run: Run) -> Artefact:
+    """The artefact, ready to be written; what stood there before is cleared only now."""
+    target = begin(config, run, "critiques")
+    if isinstance(target, Manifest):
+        raise WorkStopped(f"{run.path}/critiques was completed by another process meanwhile")
+    return target
+
+
+def train_labels(run: Run) -> tuple[dict[str, str], list[Row]]:
+    """Questions of the train problems by id, and the labels of their candidates."""
+    problems = run.artefact("problems").read(["problem_id", "split", "question"])
+    train = problems.filter(pc.equal(problems["split"], "train"))
+    labels = run.artefact("labels").read(["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"])
+    labels = labels.filter(pc.is_in(labels["problem_id"], value_set=train["problem_id"].combine_chunks()))
+    return dict(zip(train["problem_id"].to_pylist(), train["question"].to_pylist(), strict=True)), labels.to_pylist()
+
+
+def plan(section: Critique, row: Row, question: str) -> Task:
+    """The request that asks for the critique of one candidate."""
+    messages = resolve(section.prompt)(question, row["steps"], row["step_labels"], row["correct"])
+    return Task(row, Request(content_key(section.model, messages, section.temperature, section.max_tokens), messages))
+
+
+def ask(config: Config, section: Critique, tasks: list[Task], cache: Cache) -> tuple[dict[str, Answer], dict[str, Any]]:
+    """Answers of all tasks by key, from the cache or the endpoint, and what the endpoint complained about."""
+    wanted = {task.request.key: task.request for task in tasks}
+    missing = [request for key, request in wanted.items() if key not in cache.answers]
+    if not missing:
+        return cache.answers, {}
+    with (
+        endpoint(section, config.seed) as (base_url, key),
+        Progress("critique", len(wanted), "critiques", len(wanted) - len(missing)) as progress,
+    ):
+        critic = Critic(section, config.resources.client, base_url, key, cache, config.seed)
+        asked = asyncio.run(critic.ask(missing, len(wanted), progress))
+    details = {"retries": dict(critic.retries), "complaints": dict(critic.complaints.most_common(5))}
+    return cache.answers | asked, details
+
+
+@contextmanager
+def endpoint(section: Critique, seed: int) -> Iterator[tuple[str, str]]:
+    """Address and key of the critic; `offline` starts the miniature's own and ends it."""
+    if section.base_url == OFFLINE:
+        with offline_critic(seed) as address_and_key:
+            yield address_and_key
+        return
+    key = secret(section.api_key_env).strip()
+    if not key.isascii():
+        raise UserError(f"critique.api_key_env: the key in ${section.api_key_env} holds characters that no key has")
+    yield section.base_url, key
+
+
+def write(target: Artefact, section: Critique, tasks: list[Task], answers: dict[str, Answer]) -> list[Row]:
+    """Writes the rows of all tasks, in their order, and returns them."""
+    rows = [critique_row(section, task, answers[task.request.key]) for task in tasks]
+    for at in range(0, max(1, len(rows)), PART_ROWS):
+        target.write_part(f"{at // PART_ROWS:05d}", table("critiques", rows[at : at + PART_ROWS]))
+    return rows
+
+
+def critique_row(section: Critique, task: Task, answer: Answer) -> Row:
+    """A row of the artefact: the text, what it says, and whether that agrees with the labels."""
+    row = task.row
+    answered = answer.outcome == "answered"
+    parsed = parse_critique(answer.text, len(row["steps"])) if answered else Parsed([], None, "empty")
+    return {
+        "candidate_id": row["candidate_id"],
+        "critic": section.model,
+        "prompt_version": f"{section.prompt}@{VERSIONS['critique_prompt']}",
+        "text": answer.text,
+        "step_verdicts": parsed.step_verdicts,
+        "final_verdict": parsed.final_verdict,
+        "agrees": agrees(parsed, row["step_labels"], row["correct"]),
+        "status": parsed.status if answered else answer.outcome,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "cost_usd": answer.cost_usd,
+    }
+
+
+def finish(target: Artefact, rows: list[Row], selection: Selection, known: int, details: dict[str, Any]) -> Manifest:
+    """The manifest: how many were asked for and can be used, and why the others cannot."""
+    dropped = Counter("disagrees" if row["status"] == "ok" else row["status"] for row in rows if not row["agrees"])
+    usable = len(rows) - dropped.total()
+    if rows and not usable:
+        raise UserError(f"critique: none of {len(rows)} critiques can be used ({dict(dropped)}); see critique.prompt")
+    counts = {"rows": len(rows), "usable": usable, "asked": len(rows) - known, "from_cache": known}
+    sums = {key: sum(row[key] for row in rows) for key in ("prompt_tokens", "completion_tokens", "cost_usd")}
+    return target.complete(counts | selection.short, dict(dropped) | selection.passed_over, details | sums)

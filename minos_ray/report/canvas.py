@@ -1,0 +1,98 @@
+"""From matplotlib to SVG that lives inside the page: its text is text, and it follows the page's colours."""
+
+import functools
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+# Stand-ins that matplotlib draws with; the page says what they are in light and in dark.
+INK, PAPER = "#010203", "#fdfcfb"
+THEME = {INK: "currentColor", PAPER: "var(--card)"}
+
+# Colours that stay apart for colour-blind eyes and on white as on near-black.
+MINOS, BASE, VOTE, BOUND, OTHER = "#2a7fc9", "#d9822b", "#7d838b", "#b4577f", "#2f9e77"
+GROUPS = {"minos": MINOS, "base": BASE, "vote": VOTE, "bound": BOUND, "other": OTHER}
+MARKERS = {"minos": "o", "base": "s", "vote": "", "bound": "", "other": "D"}
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.minor.size": 0,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    **dict.fromkeys(
+        ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"], INK
+    ),
+}
+
+
+def drawn(draw: "Callable[P, tuple[Figure, str] | None]") -> "Callable[P, Markup | None]":
+    """Turns a function that draws a figure and says what it shows into one that gives inline SVG, or None."""
+
+    @functools.wraps(draw)
+    def inline(*args: P.args, **kwargs: P.kwargs) -> Markup | None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": draw.__name__}):
+            made = draw(*args, **kwargs)
+            return svg(*made, draw.__name__) if made else None
+
+    return inline
+
+
+def grid(
+    rows: int, columns: int, height: float = 2.3, width: float = 9.6, **options: Any
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of equal axes, as a flat list; sizes in inches."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def svg(figure: "Figure", alt: str, name: str) -> Markup:
+    """The figure as inline SVG with ids of its own, without metadata; the figure is closed."""
+    import matplotlib.pyplot as plt
+
+    sink = io.StringIO()
+    nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
+    figure.savefig(sink, format="svg", bbox_inches="tight", pad_inches=0.04, metadata=nothing)
+    plt.close(figure)
+    text = sink.getvalue()
+    text = own_ids(text[text.index("<svg") :], name)
+    for stand_in, colour in THEME.items():
+        text = text.replace(stand_in, colour)
+    text = re.sub(r'^<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"<svg \1", text, count=1)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(alt)}" ', 1))
+
+
+def own_ids(text: str, name: str) -> str:
+    """Ids and references to them with `name` in front, so that several figures live on one page."""
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    return text.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')

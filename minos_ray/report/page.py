@@ -1,0 +1,135 @@
+"""From facts to the HTML page."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from minos_ray.report import figures, paper
+from minos_ray.report.error_table import error_rows, steps_by_split
+from minos_ray.report.gather import Facts, costs, leading, reaches, trial_metrics
+from minos_ray.report.results import Row, differences, gains, gap_name, group, largest_n, rows
+from minos_ray.report.statement import interval, percent, signed, state
+
+MINUS = "\u2212"
+
+
+def render(facts: Facts) -> str:
+    """The whole report as one HTML document."""
+    environment = Environment(
+        loader=PackageLoader("minos_ray.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    filters = (percent, typeset, number, score, heat, group, pvalue)
+    environment.filters |= {f.__name__: f for f in filters} | {"signed": typeset_signed}
+    environment.globals |= {"interval": lambda low, high: typeset(interval(low, high)), "gap_name": gap_name}
+    return environment.get_template("template.html.j2").render(**context(facts))
+
+
+def context(facts: Facts) -> dict[str, Any]:
+    """Everything that the template names."""
+    evaluation, dataset = facts.evaluation, facts.config.report.paper
+    found = rows(evaluation, dataset)
+    metrics = trial_metrics(facts.trials)
+    return {
+        "facts": facts,
+        "config": facts.config,
+        "config_yaml": yaml.safe_dump(facts.config.model_dump(mode="json"), sort_keys=False),
+        "critic": critic(facts),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "n": largest_n(evaluation),
+        "problems": max((r.problems for r in found), default=0),
+        "statement": state(evaluation),
+        "rows": found,
+        "strips": Strips(found),
+        "gains": gains(evaluation),
+        "has_p": any(d.p is not None for d in differences(evaluation)),
+        "dataset": paper.DATASETS[dataset],
+        "paper": paper,
+        "paper_gains": paper_gains(dataset),
+        "reaches": reaches(facts.curves),
+        "error_rows": error_rows(evaluation["errors"], paper.error_shares(dataset)),
+        "costs": costs(facts.manifests),
+        "metrics": metrics,
+        "figures": {
+            "accuracy": figures.accuracy_over_n(evaluation),
+            "forest": figures.forest(gains(evaluation)),
+            "convergence": figures.convergence(facts.curves, reaches(facts.curves)),
+            "calibration": figures.calibration(facts.calibration),
+            "errors": figures.errors(steps_by_split(evaluation["errors"]), dataset),
+            "scale": figures.scale(facts.trials, leading(metrics)),
+        },
+    }
+
+
+def critic(facts: Facts) -> str:
+    """Where the critiques come from."""
+    section = facts.config.critique
+    if "critiques" in facts.manifests and "import" in facts.manifests["critiques"].inputs:
+        return "imported"
+    return "by the miniature's own critic server" if section.base_url == "offline" else f"by {section.model}"
+
+
+class Strips:
+    """Places on a common horizontal axis for the intervals drawn inside the results table, in per cent of its width."""
+
+    def __init__(self, found: Sequence[Row]) -> None:
+        inner = [r for r in found if r.method != "pass@n"] or list(found)
+        self.low = max(0.0, min((r.low for r in inner), default=0.0) - 0.02)
+        self.high = min(1.0, max((r.high for r in inner), default=1.0) + 0.02)
+
+    def at(self, share: float) -> float:
+        """Where an accuracy lies, kept inside the strip."""
+        span = max(self.high - self.low, 1e-9)
+        return round(100 * min(1.0, max(0.0, (share - self.low) / span)), 2)
+
+
+def paper_gains(dataset: str) -> dict[str, float]:
+    """The paper's Minos minus base in points, under the same names as ours."""
+    table = {f"{m}:{v}": values[dataset] for (m, v), values in paper.TABLE.items()}
+    minos = [name for name in table if name.endswith("-minos")]
+    return {name: round(table[name] - table[name.replace("-minos", "-base")], 1) for name in minos}
+
+
+def typeset(text: str) -> str:
+    """Hyphens before numbers as minus signs."""
+    return re.sub(r"(?<![\w-])-(?=[\d.])", MINUS, text)
+
+
+def typeset_signed(share: float) -> str:
+    """A difference in points with a true minus sign."""
+    return typeset(signed(share))
+
+
+def number(value: float | None) -> str:
+    """`12,345`, `1.25`, or a dash for nothing."""
+    if value is None:
+        return "\u2013"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
+
+def score(value: Any) -> str:
+    """Scores with three places, whole numbers and words as they are."""
+    if value is None:
+        return "\u2013"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def pvalue(value: float | None) -> str:
+    """`.031`, `<.001`, or nothing."""
+    if value is None:
+        return ""
+    return "<.001" if value < 0.001 else f"{value:.3f}"
+
+
+def heat(share: float) -> str:
+    """A colour from orange (0) over grey (0.5) to blue (1), apart for colour-blind eyes."""
+    low, middle, high = (217, 122, 30), (150, 152, 158), (36, 118, 200)
+    start, end, way = (low, middle, share * 2) if share < 0.5 else (middle, high, share * 2 - 1)
+    return ",".join(str(round(a + (b - a) * way)) for a, b in zip(start, end, strict=True))

@@ -1,0 +1,204 @@
+"""The results of evaluation.json as rows in the order of the paper's table, with names for readers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minos_ray.report import paper
+
+METHOD_NAMES = {
+    "pass@1": "one sample",
+    "pass@n": "perfect selection",
+    "self-consistency": "self-consistency",
+    "best-of-n": "best-of-n",
+    "weighted-vote": "weighted vote",
+    "critic-filtered-vote": "critic-filtered vote",
+}
+VERIFIER_NAMES = {"orm-base": "ORM", "prm-base": "PRM", "orm-minos": "Minos ORM", "prm-minos": "Minos PRM"}
+VOTE = ("self-consistency", "")
+ORDER = [
+    ("pass@1", ""),
+    VOTE,
+    ("best-of-n", "orm-base"),
+    ("best-of-n", "prm-base"),
+    ("weighted-vote", "orm-base"),
+    ("weighted-vote", "prm-base"),
+    ("best-of-n", "orm-minos"),
+    ("best-of-n", "prm-minos"),
+    ("weighted-vote", "orm-minos"),
+    ("weighted-vote", "prm-minos"),
+]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of accuracies, in shares (0.01 is one point)."""
+
+    a: str
+    b: str
+    n: int
+    value: float
+    low: float
+    high: float
+    p: float | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 when the interval excludes zero, else 0."""
+        return (self.low > 0) - (self.high < 0)
+
+    def __neg__(self) -> "Difference":
+        return Difference(self.b, self.a, self.n, -self.value, -self.high, -self.low, self.p)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at the largest n: accuracies are shares, `paper` is in per cent."""
+
+    method: str
+    verifier: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    problems: int
+    lead: Difference | None
+    paper: float | None
+
+    @property
+    def name(self) -> str:
+        """The name in the table, as the paper has it."""
+        verifier = VERIFIER_NAMES.get(self.verifier, self.verifier)
+        titles = {"best-of-n": verifier, "weighted-vote": f"SC + {verifier}"}
+        other = METHOD_NAMES.get(self.method, f"{self.method} {verifier}".strip())
+        return titles.get(self.method) or first_upper(other)
+
+    @property
+    def recipe(self) -> str:
+        """What is done, as short as it can be: `best-of-256, orm-base`."""
+        short = {"pass@1": "pass@1", "pass@n": f"pass@{self.n}", "self-consistency": "majority vote"}
+        short |= {"best-of-n": f"best-of-{self.n}", "critic-filtered-vote": "vote among accepted"}
+        words = short.get(self.method, METHOD_NAMES.get(self.method, self.method))
+        return f"{words}, {self.verifier}" if self.verifier else words
+
+    @property
+    def how(self) -> str:
+        """What is done, in words: `weighted vote with prm-minos`."""
+        return describe(self.method, self.verifier, self.n)
+
+    @property
+    def group(self) -> str:
+        """`minos`, `base`, `vote`, `bound` or `other`: decides colour and rules of the table."""
+        if self.method in {"pass@1", "pass@n"}:
+            return "bound"
+        if (self.method, self.verifier) == VOTE:
+            return "vote"
+        return group(self.verifier)
+
+    @property
+    def selects(self) -> bool:
+        """Whether this is a method one can use: neither a single sample nor perfect selection."""
+        return self.group != "bound"
+
+
+def group(verifier: str) -> str:
+    """What a verifier starts from: `minos`, `base` or `other`."""
+    return next((g for g in ("minos", "base") if verifier.endswith(f"-{g}")), "other")
+
+
+def first_upper(text: str) -> str:
+    """Only the first letter raised; acronyms stay."""
+    return text[:1].upper() + text[1:]
+
+
+def describe(method: str, verifier: str, n: int) -> str:
+    """A method in words: `best-of-256 with orm-base`."""
+    name = {"best-of-n": f"best-of-{n}", "pass@n": f"perfect selection (pass@{n})", "pass@1": "one sample (pass@1)"}
+    words = name.get(method, METHOD_NAMES.get(method, method))
+    return f"{words} with {verifier}" if verifier and verifier != "critic" else words
+
+
+def key(method: str, verifier: str) -> str:
+    """The name of a method in `paired`."""
+    return f"{method}:{verifier}".rstrip(":")
+
+
+def difference(evaluation: Mapping[str, Any], a: str, b: str, n: int) -> Difference | None:
+    """The paired difference a - b at n, whichever way round it was written."""
+    for entry in differences(evaluation):
+        if entry.n == n and {entry.a, entry.b} == {a, b}:
+            return entry if entry.a == a else -entry
+    return None
+
+
+def differences(evaluation: Mapping[str, Any]) -> list[Difference]:
+    """All paired differences."""
+    return [as_difference(p) for p in evaluation["paired"]]
+
+
+def as_difference(p: Mapping[str, Any]) -> Difference:
+    """One entry of `paired`."""
+    a, b = (p[side].rstrip(":") for side in ("a", "b"))
+    return Difference(a, b, p["n"], p["difference"], p["ci_low"], p["ci_high"], p.get("p_value"))
+
+
+def largest_n(evaluation: Mapping[str, Any]) -> int:
+    """The largest number of candidates that was evaluated."""
+    return max((m["n"] for m in evaluation["methods"]), default=0)
+
+
+def rows(evaluation: Mapping[str, Any], dataset: str = "gsm8k") -> list[Row]:
+    """One row per method at the largest n, in the paper's order; bounds first and last."""
+    n = largest_n(evaluation)
+    found = [m for m in evaluation["methods"] if m["n"] == n and m["method"] != "pass@1"]
+    found += [m for m in evaluation["methods"] if m["method"] == "pass@1"][-1:]
+    made = [row(evaluation, entry, n, dataset) for entry in found]
+    return sorted(made, key=lambda r: (place(r), r.method, r.verifier))
+
+
+def row(evaluation: Mapping[str, Any], m: Mapping[str, Any], n: int, dataset: str) -> Row:
+    """One entry of `methods` with its lead over the vote and the paper's number."""
+    method, verifier = m["method"], m["verifier"] or ""
+    return Row(
+        method=method,
+        verifier=verifier,
+        n=n,
+        accuracy=m["accuracy"],
+        low=m["ci_low"],
+        high=m["ci_high"],
+        problems=m["problems"],
+        lead=difference(evaluation, key(method, verifier), key(*VOTE), n),
+        paper=paper.accuracy(dataset, method, verifier),
+    )
+
+
+def place(r: Row) -> int:
+    """Where a row stands: known ones as in the paper, then others, the oracle last."""
+    if r.method == "pass@n":
+        return 1000
+    pair = (r.method, r.verifier)
+    return ORDER.index(pair) if pair in ORDER else 100
+
+
+def gains(evaluation: Mapping[str, Any]) -> list[Difference]:
+    """Minos minus base at the largest n, per method and kind."""
+    n = largest_n(evaluation)
+    found = [d if d.a.endswith("-minos") else -d for d in differences(evaluation) if d.n == n and is_gain(d)]
+    return sorted(found, key=lambda d: d.a)
+
+
+def is_gain(d: Difference) -> bool:
+    """Whether both sides are the same method and kind, one with Minos and one without."""
+    return d.a.replace("-minos", "-base") == d.b or d.b.replace("-minos", "-base") == d.a
+
+
+def gap_name(d: Difference) -> str:
+    """`best-of-256, ORM`: what a Minos-minus-base difference is about."""
+    method, _, verifier = d.a.partition(":")
+    return f"{describe(method, '', d.n)}, {verifier.removesuffix('-minos').upper()}"
+
+
+def best(found: Sequence[Row]) -> Row | None:
+    """The verifier-based row with the highest accuracy."""
+    usable = [r for r in found if r.selects and r.group != "vote"]
+    return max(usable, key=lambda r: r.accuracy, default=None)

@@ -1,0 +1,24 @@
+"""The stage that writes RUN/report.html."""
+
+import time
+
+from minos_ray.config import Config
+from minos_ray.report.gather import gather
+from minos_ray.report.page import render
+from minos_ray.stages import begin
+from minos_ray.store import Manifest, Run
+
+NAME = "report.html"
+
+
+def report(config: Config, run: Run) -> Manifest:
+    """Writes the report; skipped while evaluation, sweep and the section `report` are the same."""
+    target = begin(config, run, NAME)
+    if isinstance(target, Manifest):
+        return target
+    start = time.monotonic()
+    facts = gather(config, run)
+    page = render(facts).encode()
+    run.write_bytes(NAME, page)
+    counts = {"bytes": len(page), "candidates": len(facts.gallery.samples), "trials": len(facts.trials)}
+    return target.complete(counts, {}, {"seconds": round(time.monotonic() - start, 2)})

@@ -1,0 +1,83 @@
+"""The cache on real files: rows survive, torn lines cost one row, remote runs get small files."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+from minos_ray.critiques.cache import FOLDER, Answer, Cache, content_key
+from minos_ray.store import Run
+
+MESSAGES = [{"role": "user", "content": "2 + 2 = 5?"}]
+
+
+def remote(path: Path) -> Run:
+    """A run on a file system that pyarrow does not call local (a folder behind SubTreeFileSystem)."""
+    run = Run(str(path))
+    path.mkdir()
+    run.fs, run.root = SubTreeFileSystem(str(path), LocalFileSystem()), "run"
+    return run
+
+
+async def fill(cache: Cache, count: int) -> None:
+    """Adds `count` rows at the same time."""
+    await asyncio.gather(
+        *(cache.add(f"k{i}", Answer(f"text {i}\n\u00e9", "answered", i, 1, 0.5)) for i in range(count))
+    )
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_rows_are_there_after_a_restart(tmp_path: Path, kind: str) -> None:
+    run = remote(tmp_path / "run") if kind == "remote" else Run(str(tmp_path / "run"))
+    for again in range(2):
+        cache = Cache(run)
+        assert len(cache.answers) == 50 * again
+        asyncio.run(fill(cache, 50 + 50 * again))
+    cache = Cache(run)
+    assert cache.answers["k7"] == Answer("text 7\n\u00e9", "answered", 7, 1, 0.5)
+    assert (len(cache.answers), cache.spent_usd, cache.unreadable) == (100, 50.0, 0)
+    assert len(run.files(FOLDER)) < 20, "rows that arrive together share a write"
+
+
+def test_a_torn_line_costs_one_row(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    asyncio.run(fill(Cache(run), 10))
+    [name] = run.files(FOLDER)
+    path = tmp_path / FOLDER / name
+    for cut in range(1, 60):
+        torn = path.read_bytes()[:-cut]
+        (tmp_path / "other" / FOLDER).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "other" / FOLDER / name).write_bytes(torn)
+        cache = Cache(Run(str(tmp_path / "other")))
+        assert len(cache.answers) + cache.unreadable == 10 and cache.unreadable == (cut > 1)
+
+
+def test_a_restart_never_appends_to_a_torn_line(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    asyncio.run(fill(Cache(run), 3))
+    [name] = run.files(FOLDER)
+    path = tmp_path / FOLDER / name
+    path.write_bytes(path.read_bytes()[:-9])
+    cache = Cache(run)
+    asyncio.run(cache.add("new", Answer("x", "answered")))
+    assert Cache(run).answers.keys() == {"k0", "k1", "new"}
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[]", b"3", b'{"key": "a", "text": 1, "wrong": 2}', b"\xff\xfe"])
+def test_foreign_lines_are_counted_not_trusted(tmp_path: Path, line: bytes) -> None:
+    run = Run(str(tmp_path))
+    run.write_bytes(f"{FOLDER}/1-1.jsonl", line + b"\n")
+    assert (Cache(run).answers, Cache(run).unreadable) == ({}, 1)
+
+
+def test_the_key_is_the_content() -> None:
+    key = content_key("gpt-4", MESSAGES, 0.0, 100)
+    others = {
+        content_key("gpt-5", MESSAGES, 0.0, 100),
+        content_key("gpt-4", [{"role": "user", "content": "2 + 2 = 4?"}], 0.0, 100),
+        content_key("gpt-4", MESSAGES, 0.7, 100),
+        content_key("gpt-4", MESSAGES, 0.0, 101),
+    }
+    assert key == content_key("gpt-4", [dict(m) for m in MESSAGES], 0.0, 100)
+    assert len(others | {key}) == 5

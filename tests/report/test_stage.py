@@ -1,0 +1,25 @@
+from minos_ray.evaluation.stage import evaluate
+from minos_ray.report.stage import report
+from minos_ray.stages import specs
+from minos_ray.store import Run
+from tests.report.synthetic import config, put_sweep
+
+
+def test_the_report_is_made_anew_only_when_what_it_shows_changes(copy: Run) -> None:
+    chosen = config(copy.path, report={"title": "Baker's <rolls>"})
+    first = report(chosen, copy)
+    assert b"Baker&#39;s &lt;rolls&gt;" in copy.read_bytes("report.html")
+    assert first.counts["candidates"] == 40
+    copy.write_bytes("report.html", b"untouched")
+    assert report(chosen, copy) == first
+    assert copy.read_bytes("report.html") == b"untouched"
+    sweep = copy.artefact(next(s.artefact for s in specs(chosen) if s.stage == "sweep"))
+    sweep.begin({"synthetic": True})
+    put_sweep(copy)
+    sweep.complete({"rows": 12})
+    assert report(chosen, copy).counts["trials"] == 12
+    assert b"all 12 trials" in copy.read_bytes("report.html")
+    other = config(copy.path, evaluate={"ns": [2, 8]})
+    evaluate(other, copy)
+    report(other, copy)
+    assert b"Results at n = 8<" in copy.read_bytes("report.html")
