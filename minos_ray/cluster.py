@@ -41,8 +41,9 @@ def quiet_data() -> None:
     context.execution_no_progress_timeout_s = 4 * 3600
     # `max_task_retries` of an actor pool has no other way in this release.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def disconnect() -> None:

@@ -51,7 +51,7 @@ def read_yaml(source: str | Path) -> dict[str, Any]:
         raise UserError(f"config '{source}' is neither a file nor a shipped config ({', '.join(shipped())})")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config '{source}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"config '{source}' holds no mapping of sections")

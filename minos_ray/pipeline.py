@@ -1,5 +1,6 @@
 """All stages in order: run what is missing or stale, say why, and tell the state of a run."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,17 @@ def open_run(config: Config) -> Run:
     """The run directory of a config, with the resolved config written into it."""
     import yaml
 
+    refuse_fleeting(config)
     run = Run(config.run)
     content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode()
     run.write_bytes("config.yaml", content)
     return run
+
+
+def refuse_fleeting(config: Config) -> None:
+    """A job's working directory is a copy that Ray deletes: no place for a run."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in config.run and not os.path.isabs(config.run):
+        raise UserError(f"run = '{config.run}' would be lost with the job's working directory; give an absolute path")
 
 
 def run_stage(config: Config, run: Run, stage: str) -> Manifest:

@@ -96,9 +96,14 @@ class Train(Section):
 
 
 class Pretrain(Train):
-    """A small base model from nothing: own tokenizer, Mistral architecture. `corpus` yields (question, solution)."""
+    """A small base model from nothing: own tokenizer, Mistral architecture.
+
+    `corpus` is called with seed and `options`, and with run when it `needs` artefacts; it yields (question, solution).
+    """
 
     corpus: str
+    needs: tuple[str, ...] = ()
+    tokenizer: str = "minos_ray.training.tokenizer:byte_level_bpe"
     options: dict[str, Any] = {}
     vocab_size: int = Field(2048, ge=300)
     layers: int = 4
@@ -114,6 +119,7 @@ class Sft(Train):
 
     epochs: float = 3
     lr: float = 5e-6
+    rows: int | None = Field(None, ge=1, description="critiques used; all usable ones when empty")
 
 
 class Reward(Train):
@@ -149,6 +155,12 @@ class Evaluate(Section):
     trials: int = Field(50, ge=1, description="random n-subsets for votes")
     bootstrap: int = Field(2000, ge=100)
     seed: int = 0
+
+
+class Meta(Section):
+    """`minos meta`: run directories of step-labelled sets (see `minos import`); the run's own test split when empty."""
+
+    sets: tuple[str, ...] = ()
 
 
 class Sweep(Section):
@@ -241,6 +253,7 @@ class Config(Section):
     reward: Reward = Reward()
     score: Score = Score()
     evaluate: Evaluate = Evaluate()
+    meta: Meta = Meta()
     sweep: Sweep = Sweep()
     report: Report = Report()
     resources: Resources = Resources()

@@ -48,7 +48,7 @@ def specs(config: Config) -> list[Spec]:
     models = [f"models/{v}" for v in config.reward.verifiers]
     scores = [f"scores/{v}" for v in config.reward.verifiers] + (["scores/critic"] if config.score.judge else [])
     data = ("problems", "candidates", "labels")
-    found = [Spec("models/base", "pretrain", ("pretrain", "seed"))] if config.pretrain else []
+    found = [Spec("models/base", "pretrain", ("pretrain",), config.pretrain.needs)] if config.pretrain else []
     found += [
         Spec("problems", "problems", ("problems", "seed")),
         Spec("candidates", "sample", ("sample", "generator", "seed"), ("problems", *generator)),

@@ -1,0 +1,191 @@
+"""GenRM critiques (genrm-star/genrm-critiques, round 0): solutions of GSM8K training questions by Gemini 1.0 Pro,
+each with a label and a critique. Columns: question_id, question, target, candidate_id, solution, correct, critique.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from minos_ray import schema
+from minos_ray.errors import UserError
+from minos_ray.imports.verdicts import read_verdict, training_text
+from minos_ray.imports.write import Row, begin_import, candidate, label, write_rows
+from minos_ray.labels.answers import gsm8k
+from minos_ray.labels.steps import lines
+from minos_ray.problems.files import files
+from minos_ray.progress import Progress
+from minos_ray.store import Artefact, Manifest, Run, open_path
+
+MODEL, PROMPT = "gemini-1.0-pro", "genrm-round-0"
+COLUMNS = ("question_id", "question", "target", "candidate_id", "solution", "correct", "critique")
+ROW_ARTEFACTS = ("candidates", "labels", "critiques")
+BATCH = 8192
+
+
+def import_genrm(
+    src: str, run: Run, *, test_fraction: float = 0.1, seed: int = 0, questions: int | None = None
+) -> list[Manifest]:
+    """Problems, candidates, labels and critiques of a Parquet file or a folder of them.
+
+    Questions, never rows, are divided into train and test, by a hash of seed and id; `questions` keeps that many.
+    Every critique is kept: `agrees` says whether its verdict is the label, those without verdict are `unparsable`.
+    """
+    if not 0 < test_fraction < 1:
+        raise UserError(f"import genrm: test_fraction = {test_fraction} is not between 0 and 1")
+    start = time.monotonic()
+    paths = files(src)
+    wanted = divide(question_ids(paths), test_fraction, seed, questions)
+    options = {"test_fraction": test_fraction, "seed": seed, "questions": questions}
+    artefacts = begin_import(run, ("problems", *ROW_ARTEFACTS), "genrm", src, **options)
+    importer = Importer(artefacts, wanted)
+    with Progress("import genrm", importer_rows(paths)) as progress:
+        for number, batch in enumerate(batches(paths)):
+            importer.add(f"{number:05d}", batch)
+            progress.advance(len(batch))
+    return importer.finish(time.monotonic() - start)
+
+
+def question_ids(paths: Iterable[str]) -> set[int]:
+    """All question ids; UserError names the first file or column that does not fit."""
+    found: set[int] = set()
+    for path in paths:
+        fs, root = open_path(path)
+        try:
+            columns = pq.read_schema(root, filesystem=fs).names
+        except pa.ArrowInvalid as error:
+            raise UserError(f"import genrm: '{path}' is no Parquet file: {error}") from error
+        missing = [name for name in COLUMNS if name not in columns]
+        if missing:
+            raise UserError(f"import genrm: '{path}' has no column '{missing[0]}'; it has {', '.join(columns)}")
+        ids = pq.read_table(root, filesystem=fs, columns=["question_id"])["question_id"]
+        found.update(pc.unique(ids.drop_null()).to_pylist())
+    return found
+
+
+def divide(ids: Iterable[int], test_fraction: float, seed: int, limit: int | None) -> dict[int, str]:
+    """The split of each question kept, by position in an order that depends on the seed and the id only."""
+
+    def place(question: int) -> bytes:
+        return blake2b(f"{seed}/{question}".encode(), digest_size=8).digest()
+
+    kept = sorted(ids, key=place)[:limit]
+    tests = round(test_fraction * len(kept))
+    return {question: "test" if i < tests else "train" for i, question in enumerate(kept)}
+
+
+def importer_rows(paths: Iterable[str]) -> int:
+    """Rows of all files, from their footers."""
+    return sum(pq.read_metadata(root, filesystem=fs).num_rows for fs, root in map(open_path, paths))
+
+
+def batches(paths: Iterable[str]) -> Iterator[list[Row]]:
+    """Rows of all files, a few thousand at a time."""
+    for path in paths:
+        fs, root = open_path(path)
+        with fs.open_input_file(root) as source:
+            for batch in pq.ParquetFile(source).iter_batches(BATCH, columns=list(COLUMNS)):
+                yield batch.to_pylist()
+
+
+class Importer:
+    """Turns batches of foreign rows into parts, and counts on the way."""
+
+    def __init__(self, artefacts: dict[str, Artefact], wanted: dict[int, str]) -> None:
+        self.artefacts, self.wanted = artefacts, wanted
+        self.problems: dict[int, Row] = {}
+        self.ids: set[tuple[int, int]] = set()
+        self.solutions: set[tuple[int, int]] = set()
+        self.dropped: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
+        self.critiques: Counter[str] = Counter()
+
+    def add(self, part: str, batch: list[Row]) -> None:
+        """Writes the rows of one batch that are usable."""
+        kept = [row for row in batch if self._keep(row)]
+        if not kept:
+            return
+        candidates = [candidate(problem_id(row), row["candidate_id"], row["solution"], MODEL) for row in kept]
+        labels = [self._label(row, own) for row, own in zip(kept, candidates, strict=True)]
+        critiques = [self._critique(row, given) for row, given in zip(kept, labels, strict=True)]
+        for name, rows in zip(ROW_ARTEFACTS, (candidates, labels, critiques), strict=True):
+            self.artefacts[name].write_part(part, schema.table(name, rows))
+
+    def _keep(self, row: Row) -> bool:
+        """Whether a row is usable and wanted; remembers its problem."""
+        empty = next((name for name in COLUMNS if row[name] is None or row[name] == ""), None)
+        key = (row["question_id"], row["candidate_id"])
+        reason = f"empty {empty}" if empty else "repeated candidate_id" if key in self.ids else None
+        if reason:
+            self.dropped[reason] += 1
+            return False
+        if row["question_id"] not in self.wanted:
+            return False
+        self.ids.add(key)
+        self.problems.setdefault(row["question_id"], row)
+        return True
+
+    def _label(self, row: Row, own: Row) -> Row:
+        """The label as given, with the answer that our grader reads; counts where it judges otherwise."""
+        grade = gsm8k(row["target"], row["solution"])
+        given = bool(row["correct"])
+        self.labels["correct" if given else "wrong"] += 1
+        self.labels["given label differs from our grader"] += grade.correct != given
+        solution = (row["question_id"], hash(row["solution"]))
+        self.labels["repeated solutions"] += solution in self.solutions
+        self.solutions.add(solution)
+        steps = lines(row["solution"])
+        return label(own, grade.answer, given, steps, [-1] * len(steps), "none")
+
+    def _critique(self, row: Row, given: Row) -> Row:
+        verdict = read_verdict(row["critique"])
+        agrees = verdict.right == given["correct"]
+        self.critiques[f"verdict {verdict.how}"] += 1
+        self.critiques["agrees"] += agrees
+        return {
+            "candidate_id": given["candidate_id"],
+            "critic": MODEL,
+            "prompt_version": PROMPT,
+            "text": training_text(row["critique"], verdict),
+            "step_verdicts": given["step_labels"],
+            "final_verdict": verdict.right,
+            "agrees": agrees,
+            "status": "unparsable" if verdict.right is None else "ok" if verdict.how == "stated" else "implied",
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "cost_usd": 0.0,
+        }
+
+    def finish(self, seconds: float) -> list[Manifest]:
+        """Writes the problems and completes all artefacts."""
+        details = {"seconds": round(seconds, 1)}
+        splits = {split: self._problems(split) for split in ("train", "test")}
+        made = [write_rows(self.artefacts["problems"], splits, {}, **details)]
+        for name, counts in zip(ROW_ARTEFACTS, (Counter(), self.labels, self.critiques), strict=True):
+            made.append(self.artefacts[name].complete({"rows": len(self.ids), **counts}, self.dropped, details))
+        return made
+
+    def _problems(self, split: str) -> list[Row]:
+        found = sorted(question for question in self.problems if self.wanted[question] == split)
+        return [problem(self.problems[question], split) for question in found]
+
+
+def problem_id(row: Row) -> str:
+    """The id of a question, the same in either split."""
+    return f"gsm8k-gemini-{row['question_id']}"
+
+
+def problem(row: Row, split: str) -> Row:
+    """The row of `problems`; the reference solution is not part of this data."""
+    return {
+        "problem_id": problem_id(row),
+        "dataset": "gsm8k",
+        "split": split,
+        "question": row["question"].strip(),
+        "answer": row["target"],
+        "solution": None,
+    }

@@ -1,0 +1,121 @@
+"""Problems from files: GSM8K, MATH, and any table, which may bring candidates along."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from minos_ray.errors import UserError
+from minos_ray.imports.write import Row, begin_import, candidate, write_rows
+from minos_ray.problems import gsm8k, math, table
+from minos_ray.problems.files import BadRow, files, records
+from minos_ray.problems.rows import text_of
+from minos_ray.store import Manifest, Run
+
+SPLITS = ("train", "test")
+
+
+def import_gsm8k(
+    src: str, run: Run, *, split: str | None = None, limit: int | None = None, seed: int = 0, calculations: bool = False
+) -> list[Manifest]:
+    """Problems of a GSM8K file (with `split`), or of a folder with a file for each split."""
+    rows = loaded(gsm8k.load, src, split, limit, seed, calculations=calculations)
+    options = {"split": split, "limit": limit, "seed": seed, "calculations": calculations}
+    return [write_problems(run, "gsm8k", src, rows, options)]
+
+
+def import_math(
+    src: str, run: Run, *, split: str | None = None, limit: int | None = None, seed: int = 0
+) -> list[Manifest]:
+    """Problems of a MATH file (with `split`), or of a folder with a file for each split."""
+    rows = loaded(math.load, src, split, limit, seed)
+    return [write_problems(run, "math", src, rows, {"split": split, "limit": limit, "seed": seed})]
+
+
+def loaded(load: Any, src: str, split: str | None, limit: int | None, seed: int, **options: Any) -> Iterator[Row]:
+    """What a loader yields for every split there is."""
+    for name, path in split_files(src, split).items():
+        yield from ({"split": name, **row} for row in load(path, name, limit, seed, **options))
+
+
+def split_files(src: str, split: str | None) -> dict[str, str]:
+    """The file of each split, by name (`test.jsonl`, `train-0-of-1.parquet`); a named split takes all of `src`."""
+    if split is not None:
+        if split not in SPLITS:
+            raise UserError(f"import: split = '{split}' is none of {', '.join(SPLITS)}")
+        return {split: src}
+    names = {path: path.rpartition("/")[2] for path in files(src)}
+    found = {name: [path for path, base in names.items() if base.startswith(name)] for name in SPLITS}
+    for name, paths in found.items():
+        if len(paths) > 1:
+            raise UserError(f"import: several files for split {name}: {', '.join(paths)}; name one, with split={name}")
+    if not any(found.values()):
+        raise UserError(f"import: no file in '{src}' is named train* or test*; say split=train or split=test")
+    return {name: paths[0] for name, paths in found.items() if paths}
+
+
+def write_problems(run: Run, form: str, src: str, rows: Iterator[Row], options: dict[str, Any]) -> Manifest:
+    """Completes `problems`, rows that could not be used counted by reason."""
+    parts: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    dropped: Counter[str] = Counter()
+    for row in rows:
+        if "error" in row:
+            dropped[f"{row['split']}: {row['error']}"] += 1
+        else:
+            parts[row["split"]].append(row)
+    return write_rows(begin_import(run, ["problems"], form, src, **options)["problems"], parts, dropped)
+
+
+def import_jsonl(
+    src: str,
+    run: Run,
+    *,
+    split: str = "test",
+    columns: dict[str, str] | None = None,
+    dataset: str | None = None,
+    text: str | None = None,
+    model: str = "imported",
+) -> list[Manifest]:
+    """Problems of any jsonl, json, csv or Parquet file; `columns` as in `minos_ray.problems.table`.
+
+    With `text` (the column of a candidate's text) rows are candidates: those with the same question (or the same id)
+    belong to one problem, in file order.
+    """
+    options = {"split": split, "columns": columns, "dataset": dataset, "text": text, "model": model}
+    if split not in SPLITS:
+        raise UserError(f"import jsonl: split = '{split}' is none of {', '.join(SPLITS)}")
+    table.refuse_unknown_fields(columns or {})
+    if text is None:
+        rows = loaded(table.load, src, split, None, 0, columns=columns, dataset=dataset)
+        return [write_problems(run, "jsonl", src, rows, options)]
+    problems, candidates, dropped = grouped(src, split, columns or {}, dataset, text, model)
+    artefacts = begin_import(run, ("problems", "candidates"), "jsonl", src, **options)
+    return [
+        write_rows(artefacts["problems"], {split: problems}, {}),
+        write_rows(artefacts["candidates"], {split: candidates}, dropped),
+    ]
+
+
+def grouped(
+    src: str, split: str, columns: dict[str, str], dataset: str | None, text: str, model: str
+) -> tuple[list[Row], list[Row], Counter[str]]:
+    """Problems and their candidates from rows of one candidate each."""
+    dataset = table.dataset_name(src, dataset)
+    problems: dict[str, Row] = {}
+    candidates: list[Row] = []
+    dropped: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
+    for record in records(src):
+        try:
+            if isinstance(record, BadRow):
+                raise record
+            fields = table.convert(record, columns)
+            words = text_of(record, text)
+        except BadRow as error:
+            dropped[str(error)] += 1
+            continue
+        key = fields.get("problem_id", fields["question"])
+        default = {"problem_id": f"{dataset}-{split}-{len(problems)}", "dataset": dataset, "split": split}
+        problem = problems.setdefault(key, {**default, **fields})
+        candidates.append(candidate(problem["problem_id"], counted[key], words, model))
+        counted[key] += 1
+    return list(problems.values()), candidates, dropped

@@ -1,0 +1,66 @@
+"""Writing imported artefacts: their inputs say where they come from, so stages take them as fresh."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from minos_ray import schema
+from minos_ray.errors import UserError
+from minos_ray.store import Artefact, Manifest, Run
+
+Row = dict[str, Any]
+
+
+def begin_import(run: Run, names: Iterable[str], form: str, src: str, **options: object) -> dict[str, Artefact]:
+    """The artefacts, ready to be written, with what is imported as their only input."""
+    inputs = {"import": {"format": form, "source": src, "options": options}}
+    artefacts = {name: run.artefact(name) for name in names}
+    for artefact in artefacts.values():
+        artefact.begin(inputs)
+    return artefacts
+
+
+def write_rows(
+    artefact: Artefact, parts: Mapping[str, list[Row]], dropped: Mapping[str, int], **details: Any
+) -> Manifest:
+    """Writes rows by part, checked over all parts, and completes the artefact; for problems a part is a split."""
+    tables = {name: schema.table(artefact.name, rows) for name, rows in parts.items() if rows}
+    if not tables:
+        raise UserError(f"import: no row of {artefact.name} is left; dropped: {dict(dropped)}")
+    schema.validate(artefact.name, pa.concat_tables(tables.values()))
+    for name, table in tables.items():
+        artefact.write_part(name, table)
+    counts = {"rows": sum(map(len, tables.values()))}
+    if artefact.name == "problems":
+        counts |= {name: len(table) for name, table in tables.items()}
+    return artefact.complete(counts, dict(dropped), details)
+
+
+def candidate(problem_id: str, index: int, text: str, model: str) -> Row:
+    """A row of `candidates`; nobody counted its tokens (0)."""
+    return {
+        "candidate_id": f"{problem_id}/{index}",
+        "problem_id": problem_id,
+        "index": index,
+        "text": text,
+        "finish_reason": "stop",
+        "num_tokens": 0,
+        "model": model,
+    }
+
+
+def label(row: Row, answer: str | None, correct: bool, steps: list[str], step_labels: list[int], source: str) -> Row:
+    """The row of `labels` of a candidate whose labels are given."""
+    return {
+        "candidate_id": row["candidate_id"],
+        "problem_id": row["problem_id"],
+        "answer": answer,
+        "correct": correct,
+        "status": "correct" if correct else "no_answer" if answer is None else "wrong",
+        "steps": steps,
+        "step_labels": step_labels,
+        "step_scores": None,
+        "step_source": source,
+        "error_types": [],
+    }

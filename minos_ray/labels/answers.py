@@ -1,0 +1,58 @@
+"""Graders: what a text answers, and whether that is the gold answer. Gold comes first everywhere."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from minos_ray.config import resolve
+from minos_ray.labels.latex import extract_latex, same_text
+from minos_ray.labels.numbers import extract_number, same_number
+
+Status = Literal["correct", "wrong", "no_answer", "timeout"]
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The outcome for one text; `answer` is None without one, and a comparison that never ended is a `timeout`."""
+
+    answer: str | None
+    correct: bool
+    status: Status
+
+
+def graded(answer: str | None, same: bool | None) -> Graded:
+    """The outcome of a comparison; `same` is None when it was not decided within its limits."""
+    if answer is None:
+        return Graded(None, False, "no_answer")
+    if same is None:
+        return Graded(answer, False, "timeout")
+    return Graded(answer, same, "correct" if same else "wrong")
+
+
+@dataclass(frozen=True)
+class Grader:
+    """`extract(text)` finds an answer and `same(gold, answer)` compares it.
+
+    `slow` names a second comparison, `package.module:function`, asked when `same` says no; it may hang, so stages run
+    it in processes that can be killed. Calling a grader directly runs everything right here.
+    """
+
+    extract: Callable[[str], str | None]
+    same: Callable[[str, str], bool]
+    slow: str | None = None
+
+    def __call__(self, gold: str, text: str) -> Graded:
+        answer = self.extract(text)
+        if answer is None:
+            return graded(None, None)
+        same = self.same(gold, answer) or (self.slow is not None and resolve(self.slow)(gold, answer))
+        return graded(answer, same)
+
+
+gsm8k = Grader(extract_number, same_number)
+gsm8k_marked = Grader(partial(extract_number, fallback=False), same_number)
+math = Grader(extract_latex, same_text, slow="minos_ray.labels.latex:same_value")
+math_marked = Grader(partial(extract_latex, fallback=False), same_text, slow="minos_ray.labels.latex:same_value")
+
+STYLES = {"gsm8k": gsm8k, "math": math}

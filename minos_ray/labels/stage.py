@@ -1,0 +1,136 @@
+"""Stage `label`: grades the answer of every candidate, splits its steps and labels them."""
+
+import time
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from minos_ray import schema
+from minos_ray.config import Config, resolve
+from minos_ray.errors import UserError
+from minos_ray.labels.answers import Graded
+from minos_ray.labels.grading import Grading
+from minos_ray.sections import Label
+from minos_ray.stages import begin, fresh
+from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.units import part_name, run_units
+
+UNIT_ROWS = 2048
+STATUSES = ("correct", "wrong", "no_answer", "timeout")
+NO_PROBLEM = "candidate of an unknown problem"
+
+
+def label(config: Config, run: Run) -> Manifest:
+    """Labels every candidate of the run; a rerun labels only the slices of candidates that are missing."""
+    done = fresh(config, run, "labels")
+    if done is not None:
+        return done
+    start = time.monotonic()
+    units = plan(run.artefact("candidates"))
+    target = begin(config, run, "labels")
+    assert isinstance(target, Artefact)
+    label_missing(config, run, units, set(target.part_names()))
+    return finish(target, sum(unit["rows"] for unit in units), time.monotonic() - start)
+
+
+def label_missing(config: Config, run: Run, units: list[dict[str, Any]], stored: set[str]) -> None:
+    """Labels the units whose part is not stored yet, on the actors of `resources.grade`."""
+    todo = [unit for unit in units if name_of(unit) not in stored]
+    if not todo:
+        return
+    from minos_ray.cluster import connect
+
+    connect(config)
+    rows, left = (sum(unit["rows"] for unit in some) for some in (units, todo))
+    run_units(
+        run,
+        "labels",
+        pa.Table.from_pylist(todo),
+        Labeller,
+        {"run": run.path, "label": config.label},
+        config.resources.grade,
+        batch_units=1,
+        label="grade",
+        rows=rows,
+        rows_before=rows - left,
+        wait_s=config.resources.wait_s,
+    )
+
+
+def plan(candidates: Artefact) -> list[dict[str, Any]]:
+    """Slices of at most `UNIT_ROWS` rows of each part; UserError while the candidates are not complete."""
+    if candidates.manifest() is None:
+        raise UserError(f"{candidates.path} is not complete; run the stage 'sample' first")
+    units = []
+    for part in candidates.part_names():
+        rows = candidates.part_rows(part)
+        for at in range(0, rows, UNIT_ROWS):
+            units.append({"unit_id": f"{part}:{at}", "part": part, "at": at, "rows": min(UNIT_ROWS, rows - at)})
+    return units
+
+
+def name_of(unit: dict[str, Any]) -> str:
+    """The name of the part that a unit gives."""
+    return part_name(pa.table({"unit_id": [unit["unit_id"]]}))
+
+
+def finish(target: Artefact, rows: int, seconds: float) -> Manifest:
+    """Adds up what the parts say about themselves and completes the artefact."""
+    total = target.stats()
+    counts = {"rows": int(sum(total.get(status, 0) for status in STATUSES))}
+    counts |= {status: int(total.get(status, 0)) for status in STATUSES}
+    dropped = {NO_PROBLEM: int(total.get(NO_PROBLEM, 0))}
+    if counts["rows"] + dropped[NO_PROBLEM] != rows:
+        raise RuntimeError(f"{rows} candidates, but {counts['rows']} labels and {dropped[NO_PROBLEM]} dropped")
+    return target.complete(counts, dropped, {"seconds": round(seconds, 1), "stepless": int(total.get("stepless", 0))})
+
+
+class Labeller:
+    """The worker: holds the problems, reads slices of candidates and labels them."""
+
+    def __init__(self, run: str, label: Label) -> None:
+        self.candidates = Run(run).artefact("candidates")
+        problems = Run(run).artefact("problems").read(["problem_id", "question", "answer", "solution"])
+        self.problems = {row["problem_id"]: row for row in problems.to_pylist()}
+        self.split = resolve(label.splitter)
+        self.label_steps = resolve(label.steps) if label.steps else None
+        self.grading = Grading(resolve(label.grader), label.timeout_s)
+        self.part: tuple[str, pa.Table] | None = None
+
+    def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Labels of all rows of the units, and how many had which status."""
+        found = [row for unit in units.to_pylist() for row in self._rows(unit)]
+        known = [row for row in found if row["problem_id"] in self.problems]
+        golds = [self.problems[row["problem_id"]]["answer"] for row in known]
+        grades = self.grading(golds, [row["text"] for row in known])
+        labels = [self._label(row, grade) for row, grade in zip(known, grades, strict=True)]
+        stats = Counter(grade.status for grade in grades)
+        stats["stepless"] = sum(not row["steps"] for row in labels)
+        stats[NO_PROBLEM] = len(found) - len(known)
+        return schema.table("labels", labels), dict(stats)
+
+    def _rows(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
+        """The candidates of a unit; the part read last is kept, since its slices follow one another."""
+        if self.part is None or self.part[0] != unit["part"]:
+            self.part = (unit["part"], self.candidates.read_part(unit["part"], ["candidate_id", "problem_id", "text"]))
+        return self.part[1].slice(unit["at"], unit["rows"]).to_pylist()
+
+    def _label(self, candidate: dict[str, Any], grade: Graded) -> dict[str, Any]:
+        problem = self.problems[candidate["problem_id"]]
+        steps = self.split(candidate["text"])
+        labels, errors = [-1] * len(steps), []
+        if self.label_steps:
+            labels, errors = self.label_steps(problem["question"], problem["solution"], steps)
+        return {
+            "candidate_id": candidate["candidate_id"],
+            "problem_id": candidate["problem_id"],
+            "answer": grade.answer,
+            "correct": grade.correct,
+            "status": grade.status,
+            "steps": steps,
+            "step_labels": labels,
+            "step_scores": None,
+            "step_source": "gold" if self.label_steps else "none",
+            "error_types": errors,
+        }

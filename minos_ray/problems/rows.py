@@ -1,0 +1,64 @@
+"""From foreign rows to rows of `problems`: ids, rows set aside, a seeded draw."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from minos_ray.errors import UserError
+from minos_ray.problems.files import BadRow, records
+
+Row = dict[str, Any]
+
+
+def load_rows(
+    path: str | None, split: str, limit: int | None, seed: int, dataset: str, convert: Callable[[Row], Row]
+) -> Iterator[Row]:
+    """Rows of `problems`, and for each row that cannot be used `{"error": reason, "row": number}`.
+
+    `convert` gives question, answer, solution and perhaps problem_id of a foreign row, or raises BadRow. With a limit,
+    that many usable rows are drawn by the seed, in file order. UserError when no row is usable.
+    """
+    if path is None:
+        raise UserError(f"problems.{split}.path is missing: this loader reads a file")
+    good: list[Row] = []
+    bad: list[Row] = []
+    columns: dict[str, None] = {}
+    for number, record in enumerate(records(path)):
+        try:
+            if isinstance(record, BadRow):
+                raise record
+            columns.update(dict.fromkeys(record))
+            fields = {"problem_id": f"{dataset}-{split}-{number}", **convert(record)}
+            good.append({"dataset": dataset, "split": split, **fields})
+        except BadRow as error:
+            bad.append({"error": str(error), "row": number + 1})
+    if not good:
+        there = f"; columns there: {', '.join(columns)}" if columns else ""
+        raise UserError(f"'{path}': none of its {len(bad)} rows can be used: {bad[0]['error']}{there}")
+    yield from draw(good, limit, seed)
+    yield from bad
+
+
+def draw(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
+    """All rows, or `limit` of them drawn by the seed, in their order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+
+
+def text_of(record: Mapping[str, Any], column: str) -> str:
+    """The text in a column; BadRow when it is missing, empty or no text or number."""
+    if column not in record:
+        raise BadRow(f"no column '{column}'")
+    value = record[column]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadRow(f"empty '{column}'" if value is None else f"'{column}' is not a text")
+    text = str(value).strip()
+    if not text:
+        raise BadRow(f"empty '{column}'")
+    return text
+
+
+def with_answer(lines: Iterable[str], answer: str) -> str:
+    """A solution in the common form: one step per line, then the line of the answer."""
+    return "\n".join([*lines, f"The answer is: {answer}"])

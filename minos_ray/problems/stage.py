@@ -1,0 +1,95 @@
+"""Stage `problems`: both splits, disjoint, as one part each."""
+
+import inspect
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from minos_ray import schema
+from minos_ray.config import Config, resolve
+from minos_ray.errors import UserError
+from minos_ray.sections import Source
+from minos_ray.stages import begin, fresh
+from minos_ray.store import Artefact, Manifest, Run
+
+Row = dict[str, Any]
+SHOWN = 20
+
+
+def problems(config: Config, run: Run) -> Manifest:
+    """Loads the train and the test problems; a question that is in both is taken out of train."""
+    done = fresh(config, run, "problems")
+    if done is not None:
+        return done
+    if config.problems is None:
+        raise UserError("section 'problems' is missing and the run holds no imported problems; see `minos import`")
+    start = time.monotonic()
+    loaded = {split: load(split, getattr(config.problems, split), config.seed) for split in ("train", "test")}
+    splits, dropped, aside = sort_out(loaded)
+    tables = as_tables(splits)
+    target = begin(config, run, "problems")
+    assert isinstance(target, Artefact)
+    for split, rows in tables.items():
+        target.write_part(split, rows)
+    counts = {"rows": sum(map(len, splits.values())), **{split: len(rows) for split, rows in splits.items()}}
+    return target.complete(counts, dropped, {"seconds": round(time.monotonic() - start, 1), "set_aside": aside[:SHOWN]})
+
+
+def load(split: str, source: Source, seed: int) -> list[Row]:
+    """What the loader of one split yields; UserError when it does not take the options."""
+    loader = resolve(source.loader)
+    options = {"path": source.path, "split": split, "limit": source.limit, "seed": seed, **source.options}
+    refuse_unknown(f"problems.{split}.options", loader, options)
+    return list(loader(**options))
+
+
+def refuse_unknown(where: str, function: Callable[..., Any], options: Row) -> None:
+    """UserError naming the first option that a function does not take, or lacks."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        accepted = ", ".join(name for name in signature.parameters if name not in ("path", "split", "limit", "seed"))
+        raise UserError(f"{where}: {error}; accepted: {accepted or 'none'}") from error
+
+
+def sort_out(loaded: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], dict[str, int], list[Row]]:
+    """Usable rows by split, rows left out by reason, and those that could not be read."""
+    dropped: Counter[str] = Counter()
+    aside: list[Row] = []
+    splits: dict[str, list[Row]] = {}
+    for split, rows in loaded.items():
+        splits[split] = [row for row in rows if "error" not in row]
+        bad = [{"split": split, **row} for row in rows if "error" in row]
+        dropped.update(f"{split}: {row['error']}" for row in bad)
+        aside += bad
+    train, shared = without(splits["train"], splits["test"])
+    splits["train"] = train
+    dropped["train: also in test"] = shared
+    for split, rows in splits.items():
+        if not rows:
+            raise UserError(f"problems.{split}: no problem is left; dropped: {dict(dropped)}")
+    return splits, dict(dropped), aside
+
+
+def without(train: list[Row], test: Iterable[Row]) -> tuple[list[Row], int]:
+    """The training problems whose question is no test question, and how many were."""
+    asked = {key(row["question"]) for row in test}
+    kept = [row for row in train if key(row["question"]) not in asked]
+    return kept, len(train) - len(kept)
+
+
+def key(question: str) -> str:
+    """A question without case, spaces and punctuation; digits, signs and points between digits stay."""
+    return re.sub(r"[^\w+\-*/^=<>.]+|\.(?![0-9])", "", question.casefold())
+
+
+def as_tables(splits: dict[str, list[Row]]) -> dict[str, pa.Table]:
+    """The splits as tables, their columns and ids checked over both."""
+    both = schema.validate("problems", pa.concat_tables([schema.table("problems", rows) for rows in splits.values()]))
+    train = len(splits["train"])
+    return {"train": both.slice(0, train), "test": both.slice(train)}
