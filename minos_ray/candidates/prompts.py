@@ -1,0 +1,34 @@
+"""What a generator is asked, as token ids. Named in the config as `sample.prompt`; each takes (question, tokenizer)."""
+
+from typing import Any
+
+from minos_ray.errors import UserError
+from minos_ray.training import encoding
+
+INSTRUCTION = (
+    "Below is an instruction that describes a task. Write a response that fulfils it.\n\n"
+    "### Instruction:\n{question}\n\n### Response: Let's think step by step.\n"
+)
+
+
+def plain(question: str, tokenizer: Any) -> list[int]:
+    """The very ids that a verifier's input begins with: `Question: ...`, then `Answer:`."""
+    return encoding.prompt_ids(tokenizer, question)
+
+
+def alpaca(question: str, tokenizer: Any) -> list[int]:
+    """Instruction and response headings, as generators fine-tuned on MetaMath-like data expect them."""
+    text = INSTRUCTION.format(question=question)
+    return [*encoding.bos(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def chat(question: str, tokenizer: Any) -> list[int]:
+    """The tokenizer's own chat template with the question as the user's turn."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            "sample.prompt = minos_ray.candidates.prompts:chat: the generator's tokenizer has no chat template; "
+            "use minos_ray.candidates.prompts:plain or :alpaca"
+        )
+    turns = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,91 @@
+"""The candidates that are evaluated: rows sorted by problem, with answers as clusters and scores joined by id."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minos_ray.errors import UserError
+from minos_ray.evaluation.answers import clusters
+from minos_ray.store import Run
+
+COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Labelled candidates; those of problem p are rows `starts[p]` to `starts[p + 1]`."""
+
+    rows: pa.Table
+    starts: np.ndarray
+    clusters: np.ndarray
+    correct: np.ndarray
+
+    @property
+    def problems(self) -> int:
+        """How many problems have a candidate."""
+        return len(self.starts) - 1
+
+    @property
+    def largest(self) -> int:
+        """The most candidates that a problem has."""
+        return int(np.diff(self.starts).max(initial=0))
+
+    def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Problems with equally many candidates: their numbers, and their rows as [problems, candidates]."""
+        sizes = np.diff(self.starts)
+        for size in np.unique(sizes):
+            chosen = np.flatnonzero(sizes == size)
+            yield chosen, self.starts[chosen][:, None] + np.arange(size)
+
+
+def read_candidates(run: Run, split: str | None = "test") -> Candidates:
+    """Labelled candidates of a split (of every problem when it is None)."""
+    problems = run.artefact("problems").read(["problem_id", "split"])
+    if split is not None:
+        problems = problems.filter(pc.equal(problems["split"], split))
+    labels = run.artefact("labels").read(COLUMNS)
+    return grouped(labels.filter(pc.is_in(labels["problem_id"], value_set=problems["problem_id"].combine_chunks())))
+
+
+def grouped(labels: pa.Table) -> Candidates:
+    """Rows of `labels` sorted by problem."""
+    rows = labels.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).combine_chunks()
+    runs = pc.run_end_encode(rows["problem_id"].combine_chunks()) if rows.num_rows else None
+    starts = np.array([0, *(runs.run_ends.to_pylist() if runs is not None else [])], dtype=np.int64)
+    answers, correct = rows["answer"].to_pylist(), rows["correct"].to_pylist()
+    found = [number for first, end in pairwise(starts) for number in clusters(answers[first:end], correct[first:end])]
+    return Candidates(rows, starts, np.array(found, dtype=np.int64), np.array(correct, dtype=bool))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A verifier's scores in the order of the candidates; those without a score have 0 and are counted."""
+
+    score: np.ndarray
+    step_scores: pa.ChunkedArray
+    unscored: int
+
+
+def read_scores(run: Run, artefact: str, candidates: Candidates) -> Scores | None:
+    """The scores of a complete artefact, None when it is not there."""
+    if run.artefact(artefact).manifest() is None:
+        return None
+    table = run.artefact(artefact).read(["candidate_id", "score", "step_scores"])
+    return joined(artefact, table, candidates)
+
+
+def joined(artefact: str, table: pa.Table, candidates: Candidates) -> Scores:
+    """Scores put in the order of the candidates; UserError when one is not in 0..1."""
+    at = pc.index_in(candidates.rows["candidate_id"], value_set=table["candidate_id"].combine_chunks())
+    found = table.take(at.combine_chunks())
+    score = found["score"].to_numpy().astype(np.float64)
+    missing = at.is_null().to_numpy()
+    bad = ~((score >= 0) & (score <= 1)) & ~missing
+    if bad.any():
+        name = candidates.rows["candidate_id"][int(np.flatnonzero(bad)[0])].as_py()
+        raise UserError(f"{artefact}: the score of '{name}' is {score[bad][0]}; scores lie in 0..1")
+    return Scores(np.where(missing, 0.0, score), found["step_scores"], int(missing.sum()))

@@ -1,0 +1,48 @@
+"""Intervals over problems: problems are resampled with replacement, candidates stay as they are."""
+
+from collections.abc import Iterator
+from math import comb
+
+import numpy as np
+
+LEVEL = 0.95
+BLOCK = 4_000_000  # entries of a block of resampling weights
+
+
+def resamples(problems: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks [some resamples, problems]: how often each problem was drawn."""
+    rng = np.random.default_rng(seed)
+    block = max(1, BLOCK // max(1, problems))
+    for first in range(0, count, block):
+        rows = min(block, count - first)
+        drawn = rng.integers(problems, size=(rows, problems)) + np.arange(rows)[:, None] * problems
+        yield np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems).astype(np.float64)
+
+
+def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lower and upper end of the 95 % percentile bootstrap of each column of `values` [problems, columns].
+
+    A NaN means that the problem does not enter that column (some must); the same resamples serve every column.
+    """
+    there = ~np.isnan(values)
+    filled = np.where(there, values, 0.0)
+    # Mostly nothing is missing; then one product is enough.
+    entering = None if there.all() else there.astype(np.float64)
+    means = np.concatenate([resampled_means(w, filled, entering) for w in resamples(len(values), count, seed)])
+    tail = 50 * (1 - LEVEL)
+    low, high = (np.percentile if entering is None else np.nanpercentile)(means, [tail, 100 - tail], axis=0)
+    return filled.sum(axis=0) / there.sum(axis=0), low, high
+
+
+def resampled_means(weights: np.ndarray, filled: np.ndarray, there: np.ndarray | None) -> np.ndarray:
+    """[resamples, columns]: means with how often each problem was drawn; NaN where none that enters was."""
+    drawn = weights.sum(axis=1, keepdims=True) if there is None else weights @ there
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weights @ filled) / drawn
+
+
+def sign_test(differences: np.ndarray) -> float:
+    """Exact two-sided p-value that problems go either way alike; with outcomes 0 and 1 this is McNemar's exact test."""
+    ups, downs = int((differences > 0).sum()), int((differences < 0).sum())
+    tail = sum(comb(ups + downs, k) for k in range(min(ups, downs) + 1))
+    return min(1.0, 2 * tail / 2 ** (ups + downs))

@@ -1,0 +1,175 @@
+"""The stage-1 critic as a generative verifier: it writes critiques of test candidates, and its verdicts are the score.
+
+The same solution of the same problem is judged once and the verdict given to every candidate that wrote it.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from minos_ray import cluster, schema, stages
+from minos_ray.candidates.engine import Generator, Request, Text
+from minos_ray.config import Config
+from minos_ray.critiques.parse import Parsed, parse_critique
+from minos_ray.models import load_tokenizer, locate
+from minos_ray.sections import Engine, Judge, Model
+from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.training import encoding
+from minos_ray.units import run_units, stored_ids
+
+NO_STEPS = "no_steps"
+
+# A unit: one distinct solution (its first candidate names it) and all the candidates that wrote it.
+UNITS = pa.schema(
+    [
+        ("unit_id", pa.string()),
+        ("candidate_ids", pa.list_(pa.string())),
+        ("problem_id", pa.string()),
+        ("question", pa.string()),
+        ("steps", pa.list_(pa.string())),
+    ]
+)
+
+
+class CriticJudge:
+    """Judges units (schema `UNITS`) with its own engine; writes one row of scores for every candidate."""
+
+    def __init__(self, run: str, model: Model, resources: Engine, judge: Judge, seed: int) -> None:
+        path = locate(model, Run(run))
+        self.generator = Generator(path, model, resources)
+        self.tokenizer = load_tokenizer(path, model.trust_remote_code)
+        self.samples, self.seed = judge.samples, seed
+        self.sampling: dict[str, Any] = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
+
+    def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Rows of scores, and the numbers: tokens, seconds, critiques by what the parser or the engine said."""
+        units = batch.to_pylist()
+        start = time.monotonic()
+        texts = self.critiques(units)
+        total: dict[str, float] = {}
+        rows = [row for unit, made in zip(units, texts, strict=True) for row in rate(unit, made, total)]
+        total["seconds"] = time.monotonic() - start
+        return schema.table("scores", rows), total
+
+    def critiques(self, units: list[dict[str, Any]]) -> list[list[Text]]:
+        """The critiques of every unit; none for a solution without steps."""
+        judged = [unit for unit in units if unit["steps"]]
+        requests = [
+            Request(encoding.critic_prompt_ids(self.tokenizer, unit["question"], unit["steps"]), self.samples)
+            for unit in judged
+        ]
+        made = self.generator.generate(requests, self.sampling, seed=f"judge {self.seed} {units[0]['unit_id']}")
+        by_unit = {unit["unit_id"]: texts for unit, texts in zip(judged, made, strict=True)}
+        return [by_unit.get(unit["unit_id"], []) for unit in units]
+
+
+def rate(unit: dict[str, Any], texts: Sequence[Text], total: dict[str, float]) -> list[dict[str, Any]]:
+    """A row for every candidate of the unit; what was read, and why something was not, is added to `total`."""
+    parsed = [parse_critique(text.text, len(unit["steps"])) for text in texts]
+    for text, critique in zip(texts, parsed, strict=True):
+        outcome = text.reason if text.reason != "stop" else critique.status
+        count(total, {"critiques": 1, "tokens": text.tokens, outcome: 1})
+    count(total, {"candidates": len(unit["candidate_ids"]), "distinct": 1, NO_STEPS: 0 if texts else 1})
+    score, step_scores = verdicts(parsed, len(unit["steps"]))
+    return [
+        {"candidate_id": name, "problem_id": unit["problem_id"], "score": score, "step_scores": step_scores}
+        for name in unit["candidate_ids"]
+    ]
+
+
+def verdicts(critiques: Sequence[Parsed], num_steps: int) -> tuple[float, list[float]]:
+    """The share of critiques that say True, and for each step that say correct; what cannot be read says neither."""
+    share = max(len(critiques), 1)
+    score = sum(critique.final_verdict is True for critique in critiques) / share
+    steps = [critique.step_verdicts for critique in critiques if critique.step_verdicts]
+    return score, [sum(verdict[step] == 1 for verdict in steps) / share for step in range(num_steps)]
+
+
+def count(total: dict[str, float], more: dict[str, float]) -> None:
+    """Adds numbers to a running total."""
+    for key, value in more.items():
+        total[key] = total.get(key, 0) + value
+
+
+def critic(config: Config) -> Model:
+    """The stage-1 model of the run; it has the base model's code."""
+    return Model(model="run:models/critic", trust_remote_code=config.base.trust_remote_code)
+
+
+def judge(config: Config, run: Run) -> Manifest:
+    """Scores of the critic for every test candidate (`scores/critic`); a rerun judges only what is missing."""
+    done = stages.fresh(config, run, "scores/critic")
+    if done is not None:
+        return done
+    locate(critic(config), run)
+    units = distinct(run)
+    artefact = stages.begin(config, run, "scores/critic")
+    assert isinstance(artefact, Artefact)
+    start = time.monotonic()
+    judge_missing(config, run, artefact, units)
+    return finish(artefact, units, time.monotonic() - start)
+
+
+def distinct(run: Run) -> list[dict[str, Any]]:
+    """The different solutions of each test problem, in order of problems, with the candidates that wrote them."""
+    problems = run.artefact("problems").read(columns=["problem_id", "split", "question"]).to_pylist()
+    questions = {p["problem_id"]: p["question"] for p in problems if p["split"] == "test"}
+    labels = run.artefact("labels").read(columns=["candidate_id", "problem_id", "steps"]).to_pylist()
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for row in labels:
+        if row["problem_id"] in questions:
+            found.setdefault((row["problem_id"], tuple(row["steps"])), []).append(row["candidate_id"])
+    return [
+        {
+            "unit_id": min(names),
+            "candidate_ids": sorted(names),
+            "problem_id": problem_id,
+            "question": questions[problem_id],
+            "steps": steps,
+        }
+        for (problem_id, steps), names in sorted(found.items())
+    ]
+
+
+def judge_missing(config: Config, run: Run, artefact: Artefact, units: list[dict[str, Any]]) -> None:
+    """Has the units judged whose rows are not stored."""
+    stored = stored_ids(artefact, "candidate_id")
+    todo = [unit for unit in units if unit["unit_id"] not in stored]
+    if not todo or config.score.judge is None:
+        return
+    resources = config.resources.judge
+    cluster.connect(config)
+    run_units(
+        run,
+        artefact.name,
+        pa.Table.from_pylist(todo, schema=UNITS),
+        CriticJudge,
+        {
+            "run": run.path,
+            "model": critic(config),
+            "resources": resources,
+            "judge": config.score.judge,
+            "seed": config.seed,
+        },
+        resources,
+        batch_units=max(1, resources.units_per_task * config.sample.unit // config.score.judge.samples),
+        label="judge",
+        rows=sum(len(unit["candidate_ids"]) for unit in units),
+        rows_before=len(stored),
+        unit="candidates",
+        wait_s=config.resources.wait_s,
+    )
+
+
+def finish(artefact: Artefact, units: list[dict[str, Any]], seconds: float) -> Manifest:
+    """Makes sure that every candidate has its score once, then writes the manifest."""
+    rows = len(stored_ids(artefact, "candidate_id"))
+    wanted = sum(len(unit["candidate_ids"]) for unit in units)
+    if rows != wanted:
+        raise RuntimeError(f"the critic judged {rows} of {wanted} candidates; run again")
+    stats = {key: int(value) for key, value in artefact.stats().items()}
+    counts = {key: stats.pop(key, 0) for key in ("candidates", "distinct", "critiques", "ok", "tokens")}
+    details = {"engine_seconds": stats.pop("seconds", 0), "seconds": round(seconds, 2)}
+    return artefact.complete(counts, {f"critique_{reason}": number for reason, number in stats.items()}, details)

@@ -1,0 +1,113 @@
+"""The stage `sweep`: how much a verifier gains from 0, 5k, ... 30k critiques, as a grid of trials on Ray Tune."""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from minos_ray.cluster import connect, quiet_data, require, wanted
+from minos_ray.config import Config
+from minos_ray.errors import WorkStopped
+from minos_ray.progress import Progress
+from minos_ray.sections import Resources
+from minos_ray.stages import begin
+from minos_ray.store import Manifest, Run
+from minos_ray.sweep.inputs import Inputs
+from minos_ray.sweep.space import Trial, trials
+from minos_ray.sweep.trial import is_done, result_rows, run_trial
+
+RESULTS = "sweep/results.parquet"
+TUNE = "sweep/tune"
+# Drivers of trials sit on the head and take no CPU: else they could fill the cluster while no worker group fits.
+DRIVER = {"node:__internal_head__": 0.001}
+
+
+def sweep(config: Config, run: Run) -> Manifest:
+    """Runs every trial that is missing or stale, then writes one row per trial and kind.
+
+    WorkStopped when trials failed; the finished ones are kept and skipped by the next call, in any process.
+    """
+    target = begin(config, run, RESULTS)
+    if isinstance(target, Manifest):
+        return target
+    start = time.monotonic()
+    planned = trials(config)
+    give_inputs(config, run, planned)
+    todo = [trial for trial in planned if not is_done(config, run, trial)]
+    if todo:
+        run_trials(config, run, todo, len(planned))
+    rows = [row for trial in sorted(planned) for row in result_rows(config, run, trial)]
+    write(run, rows)
+    details = {"seconds": round(time.monotonic() - start, 1), "trials_run_now": len(todo)}
+    return target.complete({"trials": len(planned), "rows": len(rows)}, {}, details)
+
+
+def give_inputs(config: Config, run: Run, planned: Sequence[Trial]) -> None:
+    """Every trial's inputs, written by the driver alone; UserError when critiques are too few, before any training."""
+    inputs = Inputs(config, run)
+    for trial in planned:
+        inputs.give(trial)
+
+
+def run_trials(config: Config, run: Run, todo: Sequence[Trial], total: int) -> None:
+    """The grid on Ray Tune; as many trials at once as the cluster has room for whole ones."""
+    import ray
+
+    connect(config)
+    for pool in ("train", "score"):
+        require(pool, getattr(config.resources, pool), config.resources.wait_s)
+    at_once = concurrent(config.resources, ray.cluster_resources())
+    try:
+        with Progress("sweep", total, "trials", total - len(todo)) as progress:
+            grid = tuner(config, run, todo, at_once, progress).fit()
+    finally:
+        run.delete(TUNE)
+    failed = [result for result in grid if result.error]
+    if failed:
+        name = Trial(**failed[0].config["trial"]).name
+        line = str(failed[0].error).strip().splitlines()[-1]
+        kept = "finished ones are kept, the same command does the rest"
+        raise WorkStopped(f"sweep: {len(failed)} of {len(todo)} trials failed ({name}: {line}); {kept}")
+
+
+def tuner(config: Config, run: Run, todo: Sequence[Trial], at_once: int, progress: Progress) -> "Tuner":  # noqa: F821
+    """Ray Tune over the trials; its own state is not needed again, since trials know what they have done."""
+    os.environ.update({"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"})
+    from ray import tune
+
+    class Count(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            progress.advance(1)
+
+    def driver(values: dict[str, Any]) -> None:
+        quiet_data()
+        run_trial(config, Run(run.path), Trial(**values["trial"]))
+
+    root, _, name = f"{run.root}/{TUNE}".rpartition("/")
+    return tune.Tuner(
+        tune.with_resources(driver, tune.PlacementGroupFactory([DRIVER])),
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+        param_space={"trial": tune.grid_search([trial._asdict() for trial in todo])},
+        run_config=tune.RunConfig(
+            name=name, storage_path=root, storage_filesystem=run.fs, verbose=0, callbacks=[Count()]
+        ),
+    )
+
+
+def concurrent(resources: Resources, cluster: Mapping[str, float]) -> int:
+    """How many trials fit whole: each holds its worker group or its scorers, whichever is larger. At least one."""
+    train, score = wanted(resources.train), wanted(resources.score)
+    need = {kind: max(train[kind], score[kind]) for kind in train}
+    fits = [math.floor(cluster.get(kind, 0) / amount) for kind, amount in need.items() if amount]
+    return max(1, min(fits, default=1))
+
+
+def write(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of results."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+    run.write_bytes(RESULTS, sink.getvalue().to_pybytes())

@@ -1,0 +1,72 @@
+"""One trial: the stages of a run in a directory of its own; what is complete and fresh there is not done again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minos_ray.config import Config, resolve
+from minos_ray.pipeline import state_of
+from minos_ray.stages import FUNCTIONS, Spec, specs
+from minos_ray.store import Manifest, Run
+from minos_ray.sweep.space import Trial, trial_config, trial_run, verifiers
+
+STAGES = ("sft", "reward", "score", "evaluate")
+METHODS = {"best_of_n": "best-of-n", "weighted_vote": "weighted-vote", "self_consistency": "self-consistency"}
+MEASURES = ("accuracy", "f1", "auc")
+
+
+def made(config: Config) -> list[Spec]:
+    """The artefacts that a trial of this config makes; stage 1 only where a verifier starts from it."""
+    return [spec for spec in specs(config) if spec.stage in STAGES]
+
+
+def is_done(config: Config, run: Run, trial: Trial) -> bool:
+    """Whether everything that the trial makes is complete and fresh."""
+    own, directory = trial_config(config, run, trial), trial_run(run, trial)
+    return all(state_of(own, directory, spec).state == "done" for spec in made(own))
+
+
+def run_trial(config: Config, run: Run, trial: Trial) -> None:
+    """Stage 1 (one critic for all kinds), stage 2, scores, evaluation; the trial's inputs are there already."""
+    own, directory = trial_config(config, run, trial), trial_run(run, trial)
+    for stage in dict.fromkeys(spec.stage for spec in made(own)):
+        resolve(FUNCTIONS[stage])(own, directory)
+
+
+def result_rows(config: Config, run: Run, trial: Trial) -> list[dict[str, Any]]:
+    """Rows of the sweep's table, one per kind; selection is measured at the largest n."""
+    own, directory = trial_config(config, run, trial), trial_run(run, trial)
+    evaluation = json.loads(directory.read_bytes("evaluation.json"))
+    manifests = {spec.artefact: directory.artefact(spec.artefact).manifest() for spec in made(own)}
+    return [row(trial, verifier, evaluation, manifests) for verifier in verifiers(config, trial)]
+
+
+def row(
+    trial: Trial, verifier: str, evaluation: Mapping[str, Any], manifests: Mapping[str, Manifest | None]
+) -> dict[str, Any]:
+    """What one verifier of a trial reached, and the seconds that its critic, itself and its scores took."""
+    n = max(method["n"] for method in evaluation["methods"])
+    judged = next(m for m in evaluation["meta"] if (m["verifier"], m["level"]) == (verifier, "outcome"))
+    critic = manifests.get("models/critic")
+    took = [critic, manifests[f"models/{verifier}"], manifests[f"scores/{verifier}"]]
+    return {
+        "critiques": trial.critiques,
+        "kind": verifier.partition("-")[0],
+        "seed": trial.seed,
+        "verifier": verifier,
+        "trained_critiques": critic.counts["rows"] if critic else 0,
+        "n": n,
+        "problems": evaluation["counts"]["problems"],
+        **{column: accuracy(evaluation["methods"], method, verifier, n) for column, method in METHODS.items()},
+        **{measure: judged[measure] for measure in MEASURES},
+        "seconds": round(sum(manifest.details["seconds"] for manifest in took if manifest)),
+    }
+
+
+def accuracy(methods: Sequence[Mapping[str, Any]], method: str, verifier: str, n: int) -> float:
+    """Accuracy of a method with this verifier, or of one that needs none, at n."""
+    return next(
+        float(m["accuracy"])
+        for m in methods
+        if (m["method"], m["n"]) == (method, n) and m["verifier"] in (verifier, "")
+    )

@@ -1,0 +1,210 @@
+"""From artefacts to tokenised rows: what stage 1 and stage 2 are trained on; rows left out are counted by reason."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from minos_ray.errors import UserError
+from minos_ray.models import load_tokenizer, locate
+from minos_ray.sections import Config, Reward, Train
+from minos_ray.store import Run
+from minos_ray.training import encoding
+from minos_ray.training.rows import language_row
+
+Row = dict[str, Any]
+CHUNK = 1000
+# Stage 1 keeps a fiftieth of its rows (at most this many) to watch the loss on.
+HELD_OUT_CRITIQUES = 200
+
+
+class Data(NamedTuple):
+    """Rows to train on, rows of other problems held out, and how many rows were left out for each reason."""
+
+    train: list[Row]
+    held_out: list[Row]
+    dropped: Counter[str]
+
+
+def base_tokenizer(config: Config, run: Run) -> Any:
+    """The tokenizer of the base model, which every model of a run shares."""
+    return load_tokenizer(locate(config.base, run), config.base.trust_remote_code)
+
+
+def read(run: Run, artefact: str, columns: list[str]) -> list[Row]:
+    """Rows of an artefact in the order of their ids (the first column), whatever the order of its parts."""
+    return run.artefact(artefact).read(columns).sort_by(columns[0]).to_pylist()
+
+
+def train_questions(run: Run) -> dict[str, str]:
+    """Question by problem id, of the train split."""
+    rows = read(run, "problems", ["problem_id", "split", "question"])
+    return {row["problem_id"]: row["question"] for row in rows if row["split"] == "train"}
+
+
+def critique_data(run: Run, tokenizer: Any, section: Train, limit: int | None = None) -> Data:
+    """Stage 1: critiques that are whole and agree with the labels; a smaller `limit` takes a subset of a larger one."""
+    dropped: Counter[str] = Counter()
+    asked = train_questions(run)
+    solutions = {row["candidate_id"]: row for row in read(run, "labels", ["candidate_id", "problem_id", "steps"])}
+    rows = []
+    for critique in read(run, "critiques", ["candidate_id", "text", "agrees", "status"]):
+        solution = solutions.get(critique["candidate_id"])
+        reason = refused_critique(critique, solution, asked)
+        if reason:
+            dropped[reason] += 1
+        else:
+            rows.append({**solution, "question": asked[solution["problem_id"]], "critique": critique["text"]})
+    rows = sampled(rows, limit, "critiques", "over_limit", dropped)
+    made = list(language_rows(tokenizer, rows, section.max_length, dropped))
+    return Data(*split_by_problem(made, min(HELD_OUT_CRITIQUES, len(made) // 50), None, section.seed), dropped)
+
+
+def refused_critique(critique: Row, solution: Row | None, asked: dict[str, str]) -> str | None:
+    """Why a critique is not trained on."""
+    if critique["status"] != "ok":
+        return f"critique_{critique['status']}"
+    if not critique["agrees"]:
+        return "critique_disagrees"
+    if solution is None:
+        return "critique_without_label"
+    return None if solution["problem_id"] in asked else "not_of_train_split"
+
+
+def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Counter[str]) -> Iterator[Row]:
+    """Rows of the critic: the loss is on the critique and EOS."""
+    for chunk in chunks(rows):
+        encoded = encoding.encode_critiques(tokenizer, [(r["question"], r["steps"], r["critique"]) for r in chunk])
+        for row, (ids, first) in zip(chunk, encoded, strict=True):
+            if len(ids) > max_length:
+                dropped["over_max_length"] += 1
+            else:
+                yield language_row(row["problem_id"], ids, first)
+
+
+def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str) -> Data:
+    """Stage 2 (`kind` orm or prm): labelled train candidates; held-out rows are of problems never trained on."""
+    rows, dropped = labelled(run)
+    train, held_out = split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed)
+    train = balanced(train, section.wrong_share, section.rows, section.seed, dropped)
+    held_out = balanced(held_out, section.wrong_share, section.eval_rows, section.seed, dropped)
+    made = [list(verifier_rows(tokenizer, part, kind, section.max_length, dropped)) for part in (train, held_out)]
+    return Data(made[0], made[1], dropped)
+
+
+def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
+    """Train-split candidates with a sure outcome, each distinct solution of a problem once, with their questions."""
+    dropped: Counter[str] = Counter()
+    asked = train_questions(run)
+    seen: set[tuple[str, ...]] = set()
+    rows = []
+    for row in read(run, "labels", ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]):
+        if row["problem_id"] not in asked:
+            continue
+        text = (row["problem_id"], *row["steps"])
+        if row["status"] not in ("correct", "wrong"):
+            dropped[f"label_{row['status']}"] += 1
+        elif text in seen:
+            dropped["same_text"] += 1
+        else:
+            seen.add(text)
+            rows.append({**row, "question": asked[row["problem_id"]]})
+    return rows, dropped
+
+
+def split_by_problem(
+    rows: list[Row], held_out: int, wrong_share: float | None, seed: int
+) -> tuple[list[Row], list[Row]]:
+    """(train, held out): whole problems are held out, in a seeded order, until they have rows enough."""
+    by_problem: dict[str, list[Row]] = {}
+    for row in rows:
+        by_problem.setdefault(row["problem_id"], []).append(row)
+    problems = sorted(by_problem)
+    random.Random(f"held out {seed}").shuffle(problems)
+    chosen: list[Row] = []
+    while problems and room(chosen, wrong_share) < held_out:
+        chosen += by_problem.pop(problems.pop())
+    return [row for problem in sorted(by_problem) for row in by_problem[problem]], chosen
+
+
+def room(rows: list[Row], wrong_share: float | None) -> int:
+    """How many of these rows can be used at that share of wrong ones."""
+    if wrong_share is None:
+        return len(rows)
+    wrong = sum(not row["correct"] for row in rows)
+    return int(min(wrong / wrong_share, (len(rows) - wrong) / (1 - wrong_share)))
+
+
+def balanced(
+    rows: list[Row], wrong_share: float | None, limit: int | None, seed: int, dropped: Counter[str]
+) -> list[Row]:
+    """A seeded sample of at most `limit` rows with that share of wrong ones (as they come when it is None)."""
+    if wrong_share is None:
+        return sampled(rows, limit, seed, "over_limit", dropped)
+    size = min(room(rows, wrong_share), len(rows) if limit is None else limit)
+    wrong = round(size * wrong_share)
+    parts = [[row for row in rows if bool(row["correct"]) is correct] for correct in (False, True)]
+    sizes = (wrong, size - wrong)
+    kept = [sampled(part, n, seed, "balance", dropped) for part, n in zip(parts, sizes, strict=True)]
+    return sorted(kept[0] + kept[1], key=lambda row: row["candidate_id"])
+
+
+def sampled(rows: list[Row], limit: int | None, seed: object, reason: str, dropped: Counter[str]) -> list[Row]:
+    """The first `limit` rows in a seeded order, so that a smaller limit gives a subset."""
+    if limit is None or limit >= len(rows):
+        return rows
+    dropped[reason] += len(rows) - limit
+    return random.Random(f"sample {seed}").sample(rows, len(rows))[:limit]
+
+
+def verifier_rows(tokenizer: Any, rows: list[Row], kind: str, max_length: int, dropped: Counter[str]) -> Iterator[Row]:
+    """An ORM has the outcome at the last step's end, a PRM each labelled step's label at that step's end."""
+    for chunk in chunks(rows):
+        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk])
+        for row, solution in zip(chunk, encoded, strict=True):
+            labels = row["step_labels"] if kind == "prm" else outcome_labels(row, solution)
+            reason = encoding.refusal(solution, max_length) or refused_labels(labels, solution)
+            if reason:
+                dropped[reason] += 1
+            else:
+                yield verifier_row(row, solution, labels)
+
+
+def outcome_labels(row: Row, solution: encoding.Encoded) -> list[int]:
+    """The outcome at the last step, nothing before."""
+    return [-1] * (len(solution.positions) - 1) + [int(row["correct"])]
+
+
+def refused_labels(labels: list[int], solution: encoding.Encoded) -> str | None:
+    """Why step labels cannot be trained on."""
+    if len(labels) != len(solution.positions):
+        return "labels_unlike_steps"
+    return "no_step_labels" if all(label < 0 for label in labels) else None
+
+
+def verifier_row(row: Row, solution: encoding.Encoded, labels: list[int]) -> Row:
+    """The labelled positions of a solution; -1 is unlabelled."""
+    known = [(position, label) for position, label in zip(solution.positions, labels, strict=True) if label >= 0]
+    return {
+        "problem_id": row["problem_id"],
+        "ids": solution.ids,
+        "positions": [position for position, _ in known],
+        "targets": [float(label) for _, label in known],
+        "correct": row["correct"],
+    }
+
+
+def chunks(rows: list[Row]) -> Iterator[list[Row]]:
+    """Rows in lists of a bounded length."""
+    for first in range(0, len(rows), CHUNK):
+        yield rows[first : first + CHUNK]
+
+
+def require_rows(section: str, data: Data) -> None:
+    """UserError when nothing is left to train on, with the reasons."""
+    if not data.train:
+        reasons = ", ".join(f"{rows} {reason}" for reason, rows in data.dropped.items()) or "no rows at all"
+        raise UserError(
+            f"{section}: no rows to train on ({reasons}; {len(data.held_out)} held out); "
+            "make more candidates or critiques, or lower reward.eval_rows"
+        )

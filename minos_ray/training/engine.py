@@ -1,0 +1,70 @@
+"""DeepSpeed: the engine around an objective, and the whole weights out of it."""
+
+from typing import Any
+
+import torch
+
+from minos_ray.sections import Train, Workers
+from minos_ray.training.losses import Objective
+
+
+def prepare(gpu: bool) -> None:
+    """To be called before deepspeed is imported: on CPUs nothing is compiled; the libraries speak when it matters."""
+    import os
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+    import deepspeed.ops
+    from deepspeed.utils import logger
+    from transformers.utils import logging
+
+    if not gpu:
+        deepspeed.ops.__compatible_ops__ = {}
+    logger.setLevel("ERROR")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def start(objective: Objective, section: Train, workers: Workers) -> Any:
+    """An engine whose `step()` ends an accumulation of any number of `backward()`."""
+    import deepspeed
+
+    if workers.gradient_checkpointing:
+        objective.model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(parameter_groups(objective, section.weight_decay), lr=section.lr, fused=True)
+    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings(section, workers))
+    return engine
+
+
+def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, norms and biases do not."""
+    matrices = [p for p in objective.parameters() if p.ndim > 1]
+    vectors = [p for p in objective.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def settings(section: Train, workers: Workers) -> dict[str, Any]:
+    """DeepSpeed's configuration. The loop owns accumulation: a step has as many micro-batches as it needs."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": section.clip,
+        "bf16": {"enabled": section.precision == "bf16"},
+        "zero_optimization": {"stage": workers.zero},
+        "steps_per_print": 10**9,
+    }
+
+
+def whole_weights(engine: Any, zero: int) -> dict[str, torch.Tensor]:
+    """Every weight of the transformers model on the CPU, on rank 0 (empty elsewhere); all ranks must call it."""
+    import contextlib
+
+    import deepspeed
+
+    state = {}
+    for name, weight in engine.module.model.named_parameters():
+        gathered = deepspeed.zero.GatheredParameters([weight]) if zero == 3 else contextlib.nullcontext()
+        with gathered:
+            if engine.global_rank == 0:
+                state[name] = weight.detach().to("cpu", copy=True)
+    return state

@@ -1,0 +1,79 @@
+"""One training as data: what the driver tells the workers."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from minos_ray.sections import Model, Resources, Train, Workers
+from minos_ray.store import Run, fingerprint
+from minos_ray.training import rows
+from minos_ray.training.data import Data
+
+Kind = Literal["lm", "orm", "prm"]
+
+
+class Table(BaseModel):
+    """Tokenised rows that lie in `train/NAME-train.parquet` and `train/NAME-held-out.parquet`, and their digests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    rows: int
+    held_out_rows: int
+    train: str
+    held_out: str
+    dropped: dict[str, int]
+
+
+class Job(BaseModel):
+    """A model to be trained: from what, on which rows, how, and as which artefact it is saved.
+
+    `key` names the artefact's inputs and the rows: a checkpoint with another key is of another training.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    artefact: str
+    kind: Kind
+    start: Model
+    table: Table
+    section: Train
+    workers: Workers
+    key: str
+    wandb: bool = False
+
+    @property
+    def name(self) -> str:
+        """Last part of the artefact's name: `critic`, `orm-base`."""
+        return self.artefact.rpartition("/")[2]
+
+
+def write_table(run: Run, name: str, data: Data) -> Table:
+    """Writes tokenised rows where every worker can read them."""
+    train = rows.write(run, f"{name}-train", rows.as_table(data.train))
+    held_out = rows.write(run, f"{name}-held-out", rows.as_table(data.held_out))
+    return Table(
+        name=name,
+        rows=len(data.train),
+        held_out_rows=len(data.held_out),
+        train=train,
+        held_out=held_out,
+        dropped=dict(data.dropped),
+    )
+
+
+def make_job(
+    run: Run, artefact: str, kind: Kind, start: Model, table: Table, section: Train, resources: Resources
+) -> Job:
+    """What to do with a table of rows; the artefact must have been begun."""
+    inputs = {"artefact": run.artefact(artefact).begun(), "train": table.train, "held_out": table.held_out}
+    return Job(
+        artefact=artefact,
+        kind=kind,
+        start=start,
+        table=table,
+        section=Train.model_validate({key: getattr(section, key) for key in Train.model_fields}),
+        workers=resources.train,
+        key=fingerprint(inputs),
+        wandb=resources.wandb,
+    )

@@ -1,0 +1,95 @@
+"""The history of a training: a JSONL in `logs/`, TensorBoard events in `logs/tb/`, Weights & Biases on request."""
+
+import json
+import os
+import tempfile
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from minos_ray.store import Run, fingerprint
+
+Record = dict[str, Any]
+
+
+def log_name(name: str) -> str:
+    """The JSONL of a model, inside the run directory."""
+    return f"logs/{name}.jsonl"
+
+
+def read_log(run: Run, name: str) -> list[Record]:
+    """Records so far; a last line that is still being written is left out."""
+    if not run.exists(log_name(name)):
+        return []
+    lines = run.read_bytes(log_name(name)).decode().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Log:
+    """Written by rank 0. `history` travels in checkpoints, so that a resumed training has the whole of it."""
+
+    def __init__(self, run: Run, name: str, history: list[Record], wandb: bool = False) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run, self.name, self.history = run, name, history
+        run.write_bytes(log_name(name), "".join(map(line, history)).encode())
+        self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp()
+        self.events = SummaryWriter(self.folder, purge_step=history[-1]["step"] if history else None)
+        self.wandb = start_wandb(run, name) if wandb else None
+        self.add({"event": "start", "step": steps_done(history), "pid": os.getpid()})
+
+    def add(self, record: Record) -> None:
+        """One more record with `event` (start, train or eval), `step` and numbers."""
+        self.history.append(record)
+        if self.run.local:
+            with open(f"{self.run.root}/{log_name(self.name)}", "a") as file:
+                file.write(line(record))
+        elif record["event"] == "eval":
+            self.run.write_bytes(log_name(self.name), "".join(map(line, self.history)).encode())
+        numbers = {f"{record['event']}/{key}": value for key, value in record.items() if isinstance(value, float)}
+        for key, value in numbers.items():
+            self.events.add_scalar(key, value, record["step"])
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=record["step"])
+
+    def close(self) -> None:
+        """Flushes everything to where the run lies."""
+        self.events.close()
+        if not self.run.local:
+            self.run.write_bytes(log_name(self.name), "".join(map(line, self.history)).encode())
+            target = f"{self.run.root}/logs/tb/{self.name}"
+            pafs.copy_files(self.folder, target, pafs.LocalFileSystem(), self.run.fs)
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def steps_done(history: list[Record]) -> int:
+    """Optimizer steps in a history."""
+    return sum(record["event"] == "train" for record in history)
+
+
+def line(record: Record) -> str:
+    """One line of JSON."""
+    return json.dumps(record) + "\n"
+
+
+def start_wandb(run: Run, name: str) -> Any:
+    """A W&B run that a resumed training continues; the key comes from WANDB_API_KEY."""
+    import wandb
+
+    return wandb.init(project="minos_ray", name=name, id=fingerprint({"run": run.path, "name": name}), resume="allow")
+
+
+def curve(history: list[Record]) -> list[Record]:
+    """The convergence curve: what was measured on held-out rows, by step."""
+    return [
+        {key: value for key, value in record.items() if key != "event"}
+        for record in history
+        if record["event"] == "eval"
+    ]
+
+
+def losses(history: list[Record], points: int = 200) -> list[Record]:
+    """The training loss by step, thinned to about `points`."""
+    train = [{"step": record["step"], "loss": record["loss"]} for record in history if record["event"] == "train"]
+    return train[:: max(1, len(train) // points)]

@@ -1,0 +1,164 @@
+"""The one train loop: pre-training, critic, ORM and PRM are the same steps on other rows.
+
+Runs in every Ray Train worker. What a step computes does not depend on the number of workers or on the layout:
+its rows are a function of (seed, step) and its loss is divided by the number of targets in the whole step.
+"""
+
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import torch
+import torch.distributed as dist
+
+from minos_ray import models
+from minos_ray.store import Run
+from minos_ray.training import architecture, batches, checkpoint, engine, metrics
+from minos_ray.training.job import Job
+from minos_ray.training.log import Log, Record, curve, losses
+from minos_ray.training.losses import Objective
+from minos_ray.training.rows import Rows, padded
+
+
+class Training:
+    """One model in training on this rank."""
+
+    def __init__(self, run: Run, job: Job) -> None:
+        self.run, self.job, self.section = run, job, job.section
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        path = models.locate(job.start, run)
+        options = {"revision": job.start.revision, "trust_remote_code": job.start.trust_remote_code}
+        self.tokenizer = models.load_tokenizer(path, job.start.trust_remote_code)
+        self.model = architecture.load(path, job.kind, job.section.precision, job.section.seed, options)
+        self.engine = engine.start(Objective(self.model, job.kind), job.section, job.workers)
+        self.train, self.held_out = (Rows.read(run, f"{job.table.name}-{part}") for part in ("train", "held-out"))
+        self.steps = batches.total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
+        self.first, self.history = checkpoint.resume(self.engine, job)
+        self.log = Log(run, job.name, self.history, job.wandb) if self.rank == 0 else None
+
+    def fit(self) -> None:
+        """Every step that is still to be done, with evaluations and checkpoints on the way, then the model."""
+        for step in range(self.first, self.steps):
+            if step % self.section.eval_every == 0:
+                self.evaluate(step)
+            self.step(step)
+            if (step + 1) % self.job.workers.save_every == 0 and step + 1 < self.steps:
+                checkpoint.save(self.engine, self.job, step + 1, self.history)
+        self.evaluate(self.steps)
+        self.finish()
+
+    def step(self, step: int) -> None:
+        """One optimizer step: all micro-batches of this rank, then the update."""
+        start = time.monotonic()
+        section = self.section
+        chosen = batches.step_rows(self.job.table.rows, section.epochs, section.batch_rows, section.seed, step)
+        targets = int(self.train.position_counts[chosen].sum())
+        torch.manual_seed(section.seed * 1_000_003 + step * self.world + self.rank)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = batches.learning_rate(step, self.steps, section.lr, section.warmup_ratio)
+        total = torch.zeros((), device=self.engine.device)
+        for micro in self.micro_batches(self.train, chosen):
+            loss, _ = self.forward(self.train, micro)
+            # DeepSpeed averages gradients over ranks; the loss of a step is the mean over all its targets.
+            self.engine.backward(loss * (self.world / targets))
+            total += loss.detach()
+        self.engine.step()
+        dist.all_reduce(total)
+        tokens = int(self.train.lengths[chosen].sum())
+        self.record("train", step + 1, start, loss=total.item() / targets, lr=group["lr"], tokens=tokens)
+
+    def micro_batches(self, rows: Rows, chosen: np.ndarray) -> list[np.ndarray]:
+        """The share of this rank in the chosen rows."""
+        return batches.layout(chosen, rows.lengths, self.world, self.job.workers.micro_tokens)[self.rank]
+
+    def forward(self, rows: Rows, micro: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss and logits of a micro-batch."""
+        arrays = padded(rows, micro, self.model.config.pad_token_id or 0)
+        return self.engine(*(torch.from_numpy(array).to(self.engine.device) for array in arrays))
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> None:
+        """Loss on the held-out rows, and for verifiers accuracy, F1 and AUC."""
+        if not len(self.held_out):
+            return
+        start = time.monotonic()
+        self.engine.eval()
+        micros = self.micro_batches(self.held_out, np.arange(len(self.held_out)))
+        total, logits = torch.zeros((), device=self.engine.device), []
+        for micro in micros:
+            loss, out = self.forward(self.held_out, micro)
+            total += loss
+            logits.append(out.cpu().numpy() if self.job.kind != "lm" else np.zeros(0))
+        self.engine.train()
+        dist.all_reduce(total)
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, (np.concatenate(micros), np.concatenate(logits)))
+        loss = total.item() / int(self.held_out.position_counts.sum())
+        self.record("eval", step, start, loss=loss, **self.measures(parts))
+
+    def measures(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
+        """Metrics of a verifier over all ranks' logits; for a PRM also of its lowest step against the outcome."""
+        if self.job.kind == "lm":
+            return {}
+        rows, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        counts = self.held_out.position_counts[rows]
+        starts = self.held_out.position_starts[rows]
+        targets = np.concatenate([self.held_out.targets[s : s + n] for s, n in zip(starts, counts, strict=True)])
+        found = metrics.classification(logits, targets)
+        if self.job.kind == "prm":
+            lowest = np.minimum.reduceat(logits, np.cumsum(counts) - counts)
+            outcome = metrics.classification(lowest, self.held_out.correct[rows].astype(float))
+            found |= {f"solution_{key}": value for key, value in outcome.items()}
+        return found
+
+    def record(self, event: str, step: int, start: float, **numbers: float | int | None) -> None:
+        """Adds to the history, on every rank the same keys, on rank 0 also to the log."""
+        entry: Record = {"event": event, "step": step, **numbers, "seconds": round(time.monotonic() - start, 4)}
+        if self.log is not None:
+            self.log.add(entry)
+
+    def finish(self) -> None:
+        """Saves the model as its artefact, the manifest last."""
+        weights = engine.whole_weights(self.engine, self.job.workers.zero)
+        if self.log is not None:
+            artefact = self.run.artefact(self.job.artefact)
+            with tempfile.TemporaryDirectory() as folder:
+                architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder)
+                pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)
+            self.log.close()
+            table = self.job.table
+            counts = {"rows": table.rows, "held_out": table.held_out_rows}
+            artefact.complete(counts, table.dropped, self.details())
+        dist.barrier()
+        self.engine.destroy()
+
+    def details(self) -> dict[str, Any]:
+        """What the manifest tells about the training."""
+        train = [record for record in self.history if record["event"] == "train"]
+        tokens, seconds = sum(r["tokens"] for r in train), sum(r["seconds"] for r in train)
+        return {
+            "kind": self.job.kind,
+            "start": self.job.start.model,
+            "data": self.job.table.train,
+            "steps": self.steps,
+            "workers": self.world,
+            "zero": self.job.workers.zero,
+            "tokens": tokens,
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+            "final_loss": train[-1]["loss"] if train else None,
+            "curve": curve(self.history),
+            "loss": losses(self.history),
+        }
+
+
+def train_all(config: dict[str, Any]) -> None:
+    """The function of a Ray Train worker: one model after the other, those that are complete left out."""
+    run = Run(config["run"])
+    for values in config["jobs"]:
+        job = Job.model_validate(values)
+        engine.prepare(job.workers.gpu)
+        if run.artefact(job.artefact).manifest() is None:
+            Training(run, job).fit()

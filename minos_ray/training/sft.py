@@ -1,0 +1,26 @@
+"""Stage 1: the base model learns to write critiques."""
+
+from minos_ray.config import Config
+from minos_ray.stages import begin
+from minos_ray.store import Manifest, Run
+from minos_ray.training.data import base_tokenizer, critique_data, require_rows
+from minos_ray.training.job import Job, make_job, write_table
+from minos_ray.training.trainer import finished, fit
+
+CRITIC = "models/critic"
+
+
+def sft(config: Config, run: Run) -> Manifest:
+    """Trains `models/critic` on the critiques that agree with the labels; the loss is on critique and EOS only."""
+    begun = begin(config, run, CRITIC)
+    if isinstance(begun, Manifest):
+        return begun
+    fit(config, run, "sft", [critic_job(config, run)])
+    return finished(run, CRITIC)
+
+
+def critic_job(config: Config, run: Run) -> Job:
+    """The training of a critic on at most `sft.rows` critiques; fewer rows are a subset of more."""
+    data = critique_data(run, base_tokenizer(config, run), config.sft, config.sft.rows)
+    require_rows("sft", data)
+    return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config.resources)

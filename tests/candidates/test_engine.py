@@ -1,0 +1,128 @@
+"""The engine inside an actor, with a real vLLM: against transformers, and what it promises about texts and seeds."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minos_ray.candidates.engine import Generator, Request, arguments, cpu_dtype, longest, stable_seed
+from minos_ray.candidates.prompts import plain
+from minos_ray.models import load_tokenizer
+from minos_ray.sections import Engine, Model
+from tests.tiny import tiny_model
+
+RESOURCES = Engine(kv_cache_gb=0.05, max_model_len=128, dtype="float32")
+SAMPLED = {"temperature": 1.0, "max_tokens": 12}
+GREEDY = {"temperature": 0.0, "max_tokens": 24}
+QUESTIONS = ["Tom has 3 apples.", "How many apples does Tom have?", "Then 7 * 2 is what?"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny generator with a generation config of its own, which must change nothing."""
+    path = tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    foreign = {"temperature": 0.01, "top_k": 1, "repetition_penalty": 5.0, "max_new_tokens": 2, "do_sample": True}
+    (Path(path) / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **foreign}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(path: str, end_of_ray: None) -> Iterator[Any]:
+    """The generator in an actor of a real Ray."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 << 20)
+    actor = ray.remote(Generator).options(num_cpus=1).remote(path, Model(model=path), RESOURCES)
+    yield lambda *args: ray.get(actor.generate.remote(*args), timeout=120)
+    ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def prompts(path: str) -> list[list[int]]:
+    """Prompts of different lengths."""
+    tokenizer = load_tokenizer(path)
+    return [plain(question, tokenizer) for question in QUESTIONS]
+
+
+def reference(path: str, prompts: list[list[int]], max_tokens: int) -> list[str]:
+    """Greedy texts by the plainest means: the best token of transformers' logits, again and again."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), load_tokenizer(path)
+    texts = []
+    for prompt in prompts:
+        ids = list(prompt)
+        while len(ids) < len(prompt) + max_tokens and ids[-1] != tokenizer.eos_token_id:
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        texts.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+    return texts
+
+
+@pytest.mark.slow
+def test_greedy_texts_are_those_of_transformers(engine: Any, path: str, prompts: list[list[int]]) -> None:
+    made = engine([Request(prompt, 1) for prompt in prompts], GREEDY, "seed")
+    texts = [texts[0].text for texts in made]
+    assert texts == reference(path, prompts, 24)
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.slow
+def test_greedy_is_made_once_and_repeated(engine: Any, prompts: list[list[int]]) -> None:
+    (made,) = engine([Request(prompts[0], 5)], GREEDY, "seed")
+    assert len(made) == 5
+    assert len(set(made)) == 1
+
+
+@pytest.mark.slow
+def test_samples_depend_on_the_seed_and_only_on_it(engine: Any, prompts: list[list[int]]) -> None:
+    requests = [Request(prompts[0], 16), Request(prompts[1], 3)]
+    one, again, other = (engine(requests, SAMPLED, seed) for seed in ("a", "a", "b"))
+    assert [len(made) for made in one] == [16, 3]
+    assert one == again
+    assert not {t.text for t in one[0]} & {t.text for t in other[0]}
+    assert len({t.text for t in one[0]}) == 16
+    assert max(t.tokens for t in one[0]) == 12
+
+
+@pytest.mark.slow
+def test_a_prompt_without_room_is_refused_and_the_others_are_not(engine: Any, prompts: list[list[int]]) -> None:
+    just_fits, too_long = [5] * (128 - 12), [5] * (128 - 11)
+    made = engine([Request(too_long, 2), Request(just_fits, 2), Request(prompts[0], 1)], SAMPLED, "seed")
+    assert [[t.reason == "prompt_too_long" for t in texts] for texts in made] == [[True] * 2, [False] * 2, [False]]
+    assert made[0][0] == ("", "prompt_too_long", 0)
+    assert engine([Request(too_long, 2)], SAMPLED, "seed") == [made[0]]
+
+
+@pytest.mark.slow
+def test_a_text_ends_at_eos_or_before_a_stop_string(engine: Any, prompts: list[list[int]]) -> None:
+    (made,) = engine([Request(prompts[0], 200)], {**SAMPLED, "temperature": 2.0, "max_tokens": 60}, "seed")
+    stopped = [t for t in made if t.reason == "stop"]
+    assert stopped
+    assert all(t.tokens == 60 for t in made if t.reason == "length")
+    assert not any("</s>" in t.text for t in made)
+    (cut,) = engine([Request(prompts[0], 50)], {**SAMPLED, "max_tokens": 60, "stop": ["e", "a", " "]}, "seed")
+    assert not any(letter in t.text for t in cut for letter in "ea ")
+
+
+def test_arguments_for_gpus_and_cpus(path: str) -> None:
+    model = Model(model=path)
+    assert arguments(path, model, Engine(gpus=1))["distributed_executor_backend"] == "uni"
+    two = arguments(path, model, Engine(gpus=2, extra={"max_num_batched_tokens": 77}))
+    assert (two["tensor_parallel_size"], two["distributed_executor_backend"]) == (2, "mp")
+    assert two["dtype"] == "auto"
+    assert two["max_num_batched_tokens"] == 77
+    cpu = arguments(path, model, Engine(max_model_len=10_000, kv_cache_gb=0.5))
+    assert cpu["max_model_len"] == longest(path) == 1024
+    assert cpu["kv_cache_memory_bytes"] == 2**29
+    assert cpu["dtype"] == cpu_dtype()
+    assert cpu["trust_remote_code"] is False
+
+
+def test_seeds_are_stable_and_different() -> None:
+    assert stable_seed("0 p#0") == 960884916
+    assert len({stable_seed(f"0 p#{i}") for i in range(1000)}) == 1000

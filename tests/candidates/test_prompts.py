@@ -1,0 +1,54 @@
+"""Prompts of generators."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minos_ray.candidates import prompts
+from minos_ray.errors import UserError
+from minos_ray.models import load_tokenizer
+from minos_ray.training import encoding
+from tests.tiny import tiny_tokenizer
+
+QUESTION = "Tom has 3 apples. How many?"
+
+
+@pytest.fixture
+def plain_tokenizer(tmp_path: Path) -> Any:
+    """A tokenizer without a chat template."""
+    tiny_tokenizer(tmp_path)
+    return load_tokenizer(str(tmp_path))
+
+
+@pytest.fixture
+def chat_tokenizer(tmp_path: Path) -> Any:
+    """A tokenizer with a chat template."""
+    tiny_tokenizer(tmp_path, chat=True)
+    return load_tokenizer(str(tmp_path))
+
+
+def test_plain_is_a_prefix_of_a_verifiers_input(plain_tokenizer: Any) -> None:
+    ids = prompts.plain(QUESTION, plain_tokenizer)
+    assert plain_tokenizer.decode(ids) == f"<s>Question: {QUESTION}\nAnswer:\n"
+    whole = encoding.encode_solution(plain_tokenizer, QUESTION, ["Step 1: 3.", "The answer is: 3"]).ids
+    assert whole[: len(ids)] == ids
+
+
+def test_chat_has_the_templates_words_and_one_bos(chat_tokenizer: Any) -> None:
+    ids = prompts.chat(QUESTION, chat_tokenizer)
+    assert chat_tokenizer.decode(ids) == f"<s>[user] {QUESTION}\n[assistant] "
+    assert ids.count(chat_tokenizer.bos_token_id) == 1
+    assert ids == chat_tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
+    )
+
+
+def test_chat_without_template_says_what_would_do(plain_tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="no chat template; use"):
+        prompts.chat(QUESTION, plain_tokenizer)
+
+
+def test_alpaca_holds_the_question_between_its_headings(plain_tokenizer: Any) -> None:
+    text = plain_tokenizer.decode(prompts.alpaca("a {brace}?", plain_tokenizer), skip_special_tokens=True)
+    assert "### Instruction:\na {brace}?\n\n### Response:" in text

@@ -1,0 +1,62 @@
+"""Set before anything imports ray: no token file, no uv hook, no memory monitor; nothing asks a model hub."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_BACKEND_LOG_LEVEL="fatal",
+    RAY_memory_monitor_refresh_ms="0",
+    RAY_USAGE_STATS_ENABLED="0",
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.pop("RAY_ADDRESS", None)
+# A busy machine is no failure of a property.
+settings.register_profile("minos", deadline=None)
+settings.load_profile("minos")
+
+
+@pytest.fixture(scope="session")
+def end_of_ray() -> Iterator[None]:
+    """Ends the Ray of the session after the last test."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def local_ray(end_of_ray: None) -> None:
+    """A real Ray with two CPUs, kept from test to test (started again when a command under test has left it)."""
+    import logging
+
+    import ray
+
+    from minos_ray.cluster import quiet_data
+
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=256 << 20,
+            logging_level=logging.ERROR,
+        )
+    quiet_data()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets (gsm8k, math500, processbench, gsm8k_gemini); skips where they are not."""
+    path = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[2] / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}: set MINOS_SHARED to the folder that holds it")
+    return path

@@ -1,0 +1,140 @@
+"""Jobs and the cluster file: every stage has its script, and one really runs through `ray job submit`."""
+
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from minos_ray.cli import STAGES
+from minos_ray.config import load_config
+from minos_ray.errors import UserError
+from minos_ray.pipeline import open_run
+from minos_ray.store import Run
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def test_every_stage_has_a_short_job() -> None:
+    scripts = {path.stem: path for path in (ROOT / "jobs").glob("*.py")}
+    assert set(scripts) == {*STAGES, "pipeline"}
+    for path in scripts.values():
+        assert len(path.read_text().splitlines()) <= 15
+        runpy.run_path(str(path))  # importing a job starts nothing
+
+
+@pytest.mark.parametrize("stage", ["pipeline", "sample"])
+def test_a_job_refuses_like_the_command(stage: str) -> None:
+    command = [sys.executable, f"jobs/{stage}.py", "miniature", "sample.nn_test=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean 'n_test'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_in_the_working_directory_of_a_job_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="'runs/x' would be lost"):
+        open_run(load_config("miniature", ["run=runs/x"]))
+    assert open_run(load_config("miniature", [f"run={tmp_path}/x"])).exists("config.yaml")
+
+
+def test_the_cluster_file_is_valid_and_leaves_the_head_idle() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(config)
+    nodes = config["available_node_types"]
+    assert nodes["head"]["resources"] == {"CPU": 0}
+    assert nodes["gpu"]["resources"]["GPU"] > 0
+    assert all(nodes[name]["max_workers"] > nodes[name]["min_workers"] == 0 for name in ("gpu", "cpu"))
+
+
+def test_the_runtime_environment_leaves_out_what_is_large() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    environment = RuntimeEnv(**yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text()))
+    assert {".git", ".venv*", "runs"} <= set(environment["excludes"])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """As in a shell with the virtual environment active."""
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "VIRTUAL_ENV": str(BIN.parent)}
+
+
+@pytest.fixture
+def head(environment: dict[str, str]) -> Iterator[str]:
+    """A head with a job server on loopback; yields the address of the job server, ends all its processes."""
+    gcs, dashboard, client, agent, metrics = free_ports(5)
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", f"--temp-dir={folder}"]
+        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--port={gcs}"]
+        command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+        command += [f"--object-store-memory={100 << 20}", "--disable-usage-stats"]
+        with open(f"{folder}/out", "wb") as out:
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+        try:
+            wait_for_port(dashboard, process, Path(f"{folder}/out"))
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            end(process)
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns once somebody listens; fails with the log when the process ended or two minutes passed."""
+    for _ in range(240):
+        if process.poll() is not None:
+            break
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all its descendants."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    for each in alive:
+        each.kill()
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_stage_as_a_submitted_job(head: str, environment: dict[str, str], tmp_path: Path) -> None:
+    command = [BIN / "ray", "job", "submit", "--address", head, "--runtime-env", "jobs/runtime_env.yaml"]
+    command += ["--working-dir", ".", "--", "python", "jobs/problems.py", "miniature", f"run={tmp_path}/run"]
+    command += ["problems.train.limit=6", "problems.test.limit=4"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    manifest = Run(f"{tmp_path}/run").artefact("problems").manifest()
+    assert manifest is not None
+    assert manifest.counts["rows"] == 10

@@ -1,0 +1,81 @@
+"""Meta-evaluation on cases worked out by hand."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minos_ray.evaluation import error_types, meta
+
+# Truth: error at 1, error at 0, all right, all right, unknown. Said: 1, none, none, 2, 0.
+LABELS = [[1, 0, 0], [0, 1], [1, 1], [1, 1, 1], [1, -1]]
+SCORES = [[0.9, 0.1, 0.9], [0.6, 0.9], [0.5, 0.8], [0.9, 0.9, 0.49], [0.2, 0.9]]
+
+
+def steps(scores: list, labels: list) -> dict | None:
+    """The step level of lists."""
+    return meta.steps("prm", pa.array(scores, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
+
+
+def test_processbench_f1_by_hand() -> None:
+    found = steps(SCORES, LABELS)
+    assert (found["wrong_solutions"], found["right_solutions"]) == (2, 2)
+    assert (found["accuracy_on_wrong"], found["accuracy_on_right"]) == (0.5, 0.5)
+    assert found["first_error_f1"] == 0.5
+
+
+def test_f1_is_zero_when_one_side_is_never_right_and_none_when_it_is_not_there() -> None:
+    assert steps(SCORES[1:3], LABELS[1:3])["first_error_f1"] == 0.0
+    assert steps(SCORES[:1], LABELS[:1])["first_error_f1"] is None
+
+
+def test_a_solution_that_was_not_scored_is_a_miss() -> None:
+    found = steps([*SCORES, [], None], [*LABELS, [1, 1], [0]])
+    assert (found["right_solutions"], found["accuracy_on_right"]) == (3, pytest.approx(1 / 3))
+    assert (found["wrong_solutions"], found["accuracy_on_wrong"]) == (3, pytest.approx(1 / 3))
+    assert found["examples"] == 11
+
+
+def test_steps_use_labelled_steps_only() -> None:
+    found = steps(SCORES, LABELS)
+    assert found["examples"] == 11
+    assert found["accuracy"] == pytest.approx(7 / 11)
+    assert found["min"] == {"by_step": [3, 1, 1], "first_error": {"before": 0, "at": 2, "after": 0}}
+
+
+def test_no_labelled_step_gives_no_step_level() -> None:
+    assert steps([[0.2]], [[-1]]) is None
+    assert steps([[], []], [[1], [0]]) is None
+    assert steps([[0.2, 0.3]], [[1]]) is None
+    assert steps([], []) is None
+
+
+@given(st.lists(st.lists(st.integers(-1, 1), max_size=5), max_size=10))
+def test_first_errors_are_those_found_one_by_one(labels: list[list[int]]) -> None:
+    expected = []
+    for row in labels:
+        place = next((at for at, label in enumerate(row) if label != 1), None)
+        if not row:
+            expected.append(meta.UNKNOWN)
+        elif place is None:
+            expected.append(meta.ALL_RIGHT)
+        else:
+            expected.append(place if row[place] == 0 else meta.UNKNOWN)
+    column = pa.array(labels, pa.list_(pa.int8()))
+    assert meta.first_errors(meta.padded(column, -1)).tolist() == expected
+
+
+def test_error_types_are_counted_by_their_first_and_by_what_is_rejected() -> None:
+    rows = [["", "logical", "accumulation"], ["calculation"], [], [""], ["", ""], ["logical", "logical"]]
+    errors = error_types.errors(pa.chunked_array([rows[:2], rows[2:]], pa.list_(pa.string())))
+    found = error_types.counts(errors)
+    assert found["logical"] == {"steps": 3, "candidates": 2, "first": 2}
+    assert found["accumulation"] == {"steps": 1, "candidates": 1, "first": 0}
+    assert found["unrelated"] == {"steps": 0, "candidates": 0, "first": 0}
+    correct = np.array([False, False, False, True, True, False])
+    rejected = error_types.rejected({"v": np.array([0.1, 0.9, 0.2, 0.9, 0.9, 0.5])}, correct, errors)["v"]
+    assert rejected["logical"] == {"wrong": 2, "share": 0.5}
+    assert rejected["calculation"] == {"wrong": 1, "share": 0.0}
+    assert rejected["untyped"] == {"wrong": 1, "share": 1.0}
+    assert "unrelated" not in rejected

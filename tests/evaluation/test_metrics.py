@@ -1,0 +1,36 @@
+"""Metrics against scikit-learn."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as oracle
+
+from minos_ray.evaluation.metrics import binary, calibration_error
+
+PAIRS = st.lists(st.tuples(st.integers(0, 20).map(lambda k: k / 20), st.booleans()), min_size=1, max_size=60)
+
+
+@given(PAIRS)
+def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[float, bool]]) -> None:
+    scores, truth = (np.array(side) for side in zip(*pairs, strict=True))
+    found, said = binary(scores, truth), scores >= 0.5
+    both = [False, True]
+    assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, said))
+    assert found["f1"] == pytest.approx(oracle.f1_score(truth, said, zero_division=0))
+    macro = oracle.f1_score(truth, said, average="macro", labels=both, zero_division=0)
+    assert found["macro_f1"] == pytest.approx(macro)
+    assert found["brier"] == pytest.approx(oracle.brier_score_loss(truth, scores, labels=both, pos_label=True))
+    if truth.all() or not truth.any():
+        assert found["auc"] is None
+    else:
+        assert found["auc"] == pytest.approx(oracle.roc_auc_score(truth, scores))
+
+
+def test_calibration_error_by_hand() -> None:
+    scores, truth = np.array([0.05, 0.05, 0.95, 1.0]), np.array([False, True, True, True])
+    assert calibration_error(scores, truth) == pytest.approx((abs(0.1 - 1) + abs(1.95 - 2)) / 4)
+
+
+def test_nothing_to_judge_gives_no_numbers() -> None:
+    assert set(binary(np.zeros(0), np.zeros(0, bool)).values()) == {None}

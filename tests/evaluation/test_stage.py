@@ -1,0 +1,132 @@
+"""evaluate, end to end on runs made on the spot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minos_ray.errors import UserError
+from minos_ray.evaluation.stage import evaluate
+from minos_ray.store import Run
+from tests.runs import config, make_run, put, scores
+
+VERIFIERS = ("orm-base", "orm-minos", "prm-base", "prm-minos")
+SIZES = [8] * 10 + [5] * 10 + [16] * 4
+
+
+def scored(run: Run, *names: str) -> Run:
+    """The run with scores; those of Minos tell more."""
+    for name in names:
+        scores(run, name, 0.35 if name.endswith("minos") else 0.1)
+    return run
+
+
+def evaluated(run: Run, **sections: Any) -> dict[str, Any]:
+    """The content of evaluation.json."""
+    settings = {"trials": 20, "bootstrap": 200}
+    evaluate(config(run, evaluate={**settings, **sections.pop("evaluate", {})}, **sections), run)
+    return json.loads(run.read_bytes("evaluation.json"))
+
+
+def entry(content: dict[str, Any], method: str, verifier: str, n: int) -> dict[str, Any]:
+    """One entry of `methods`."""
+    return next(m for m in content["methods"] if (m["method"], m["verifier"], m["n"]) == (method, verifier, n))
+
+
+def test_ragged_candidates_with_every_verifier(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, SIZES), *VERIFIERS, "critic")
+    content = evaluated(run)
+    assert {m["n"] for m in content["methods"]} == {1, 2, 4, 8, 16}
+    assert [entry(content, "pass@n", "", n)["problems"] for n in (4, 8, 16)] == [24, 14, 4]
+    assert entry(content, "pass@1", "", 1)["accuracy"] == entry(content, "self-consistency", "", 1)["accuracy"]
+    for m in content["methods"]:
+        assert set(m) == {"method", "verifier", "n", "accuracy", "ci_low", "ci_high", "problems"}
+        assert 0 <= m["ci_low"] <= m["accuracy"] <= m["ci_high"] <= 1
+        assert m["accuracy"] <= entry(content, "pass@n", "", m["n"])["accuracy"] + 1e-9
+    gain = next(p for p in content["paired"] if p["a"] == "best-of-n:orm-minos" and p["n"] == 4)
+    sides = [entry(content, "best-of-n", name, 4)["accuracy"] for name in ("orm-minos", "orm-base")]
+    assert gain["b"] == "best-of-n:orm-base"
+    assert gain["difference"] == pytest.approx(sides[0] - sides[1])
+    assert gain["difference"] > 0 and gain["p_value"] is None
+    leads = [p for p in content["paired"] if p["b"] == "self-consistency"]
+    assert {p["n"] for p in leads} == {16} and len(leads) == 9
+    assert all(0 <= p["p_value"] <= 1 for p in leads)
+
+
+def test_counts_and_what_was_dropped(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, SIZES), *VERIFIERS, "critic")
+    content = evaluated(run)
+    counts = content["counts"]
+    labels = run.artefact("labels").read().to_pylist()
+    assert counts["candidates"] == sum(SIZES) == len(labels)
+    assert counts["no_answer"] == counts["truncated"] == sum(row["answer"] is None for row in labels) > 0
+    assert sum(counts["status"].values()) == sum(SIZES)
+    assert counts["problems_by_candidates"] == {"5": 10, "8": 10, "16": 4}
+    assert counts["dropped"] == {"candidates": {"too_long": 2}}
+    assert counts["missing"] == []
+
+
+def test_meta_and_errors(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, SIZES), *VERIFIERS, "critic")
+    content = evaluated(run)
+    rows = {(row["verifier"], row["level"]): row for row in content["meta"]}
+    assert set(rows) == {(name, "outcome") for name in (*VERIFIERS, "critic")} | {
+        ("prm-base", "step"), ("prm-minos", "step")
+    }  # fmt: skip
+    assert rows["orm-minos", "outcome"]["auc"] > rows["orm-base", "outcome"]["auc"] > 0.5
+    wrong = [row for row in run.artefact("labels").read().to_pylist() if not row["correct"]]
+    rejected = content["errors"]["rejected"]["orm-minos"]
+    assert sum(kind["wrong"] for kind in rejected.values()) == len(wrong) == content["errors"]["wrong"]["test"]
+
+
+def test_without_step_labels_critic_and_most_verifiers(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, [4] * 6, labelled=False), "orm-base")
+    content = evaluated(run, score={"judge": None})
+    assert {m["verifier"] for m in content["methods"]} == {"", "orm-base"}
+    assert [row["level"] for row in content["meta"]] == ["outcome"]
+    assert content["counts"]["missing"] == ["orm-minos", "prm-base", "prm-minos"]
+    assert set(content["errors"]["rejected"]["orm-base"]) == {"untyped"}
+    assert not any(p["a"].endswith("minos") for p in content["paired"])
+
+
+def test_no_verifier_at_all_still_gives_the_vote(tmp_path: Path) -> None:
+    content = evaluated(make_run(tmp_path, [3, 3]))
+    assert {m["method"] for m in content["methods"]} == {"pass@1", "pass@n", "self-consistency"}
+    assert {m["n"] for m in content["methods"]} == {1, 2, 3}
+    assert content["paired"] == [] and content["counts"]["missing"][-1] == "critic"
+
+
+def test_chosen_ns_beyond_every_problem_are_left_out(tmp_path: Path) -> None:
+    content = evaluated(make_run(tmp_path, [3, 5]), evaluate={"ns": [2, 4, 64]})
+    assert {m["n"] for m in content["methods"] if m["method"] == "pass@n"} == {2, 4}
+
+
+def test_unscored_candidates_count_as_zero_and_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [4] * 4)
+    scores(run, "orm-base", 0.3, skip=["p0/0", "p1/1"])
+    content = evaluated(run)
+    assert content["counts"]["unscored"] == {"unscored by orm-base": 2}
+    assert run.artefact("evaluation.json").manifest().dropped == {"unscored by orm-base": 2}
+
+
+def test_the_same_run_gives_the_same_file_and_is_skipped_when_fresh(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, SIZES), "orm-base")
+    first = evaluated(run)
+    created = run.artefact("evaluation.json").manifest().created
+    assert evaluated(run) == first and run.artefact("evaluation.json").manifest().created == created
+    run.delete("evaluation.json.manifest.json")
+    assert evaluated(run) == first
+
+
+def test_scores_outside_0_to_1_are_refused_by_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [2])
+    rows = [{"candidate_id": f"p0/{i}", "problem_id": "p0", "score": 1.0 + i, "step_scores": []} for i in range(2)]
+    put(run, "scores/orm-base", rows)
+    with pytest.raises(UserError, match=r"scores/orm-base: the score of 'p0/1' is 2\.0"):
+        evaluated(run)
+
+
+def test_no_test_problem_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="split 'test'"):
+        evaluated(make_run(tmp_path, []))

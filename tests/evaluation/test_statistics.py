@@ -1,0 +1,59 @@
+"""Intervals and tests against scipy, and their coverage."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from minos_ray.evaluation.statistics import intervals, sign_test
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), max_size=60))
+def test_sign_test_is_the_exact_binomial_test(differences: list[float]) -> None:
+    found = sign_test(np.array(differences))
+    ups, downs = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    assert found == pytest.approx(binomtest(ups, ups + downs).pvalue if ups + downs else 1.0)
+
+
+def test_gaps_leave_a_problem_out_of_its_column_only() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((50, 2))
+    values[20:, 1] = np.nan
+    centre, low, high = intervals(values, 500, seed=0)
+    assert centre == pytest.approx([values[:, 0].mean(), values[:20, 1].mean()])
+    assert (low < centre).all() and (centre < high).all()
+    assert high[1] - low[1] > high[0] - low[0]
+
+
+def test_a_constant_column_has_no_width_and_the_seed_decides() -> None:
+    values = np.stack([np.full(30, 0.25), np.arange(30) % 2], axis=1)
+    first, again, other = (np.stack(intervals(values, 300, seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert first[:, 0] == pytest.approx(0.25)
+
+
+def test_blocks_of_resamples_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    from minos_ray.evaluation import statistics
+
+    values = np.random.default_rng(3).random((40, 2))
+    whole = np.stack(intervals(values, 200, seed=0))
+    monkeypatch.setattr(statistics, "BLOCK", 40 * 7)
+    assert np.allclose(whole, np.stack(intervals(values, 200, seed=0)))
+
+
+def test_intervals_hold_the_truth_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    columns = (rng.random((150, 1000)) < 0.7).astype(float)
+    _, low, high = intervals(columns, 1000, seed=1)
+    assert ((low <= 0.7) & (high >= 0.7)).mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(400)
+    a, b = hard < 0.62, hard < 0.60
+    columns = np.stack([a, b, a.astype(float) - b], axis=1).astype(float)
+    _, low, high = intervals(columns, 1000, seed=0)
+    assert high[2] - low[2] < 0.5 * (high[0] - low[0])
+    assert low[2] > 0 > columns[:, 1].mean() - high[0]

@@ -1,0 +1,132 @@
+"""The critic as judge: a tiny critic that has learnt three critiques by heart judges real candidates through vLLM."""
+
+from pathlib import Path
+
+import pytest
+
+from minos_ray import schema
+from minos_ray.config import Config
+from minos_ray.critiques.parse import Parsed, parse_critique
+from minos_ray.models import load_tokenizer
+from minos_ray.scoring.judge import judge, verdicts
+from minos_ray.sections import Engine, Judge, Model, Resources, Score
+from minos_ray.store import Run
+from minos_ray.training import encoding
+from tests.tiny import tiny_model
+
+QUESTION = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
+RIGHT = ["Step 1: 3 + 4 = 7.", "The answer is: 7"]
+WRONG = ["Step 1: 3 + 4 = 8.", "The answer is: 8"]
+UNCLEAR = ["Step 1: So 7.", "The answer is: 7"]
+CRITIQUES = [
+    (RIGHT, "Step 1: 3 + 4 is 7. This step is correct.\nThe final answer is True.\n"),
+    (WRONG, "Step 1: 3 + 4 is not 8. This step is incorrect.\nThe final answer is False.\n"),
+    (UNCLEAR, "Step 1: many apples.\n"),
+]
+SOLUTIONS = {"p/0": RIGHT, "p/1": WRONG, "p/2": RIGHT, "p/3": UNCLEAR, "p/4": []}
+
+
+def memorise(path: str, critiques: list[tuple[list[str], str]]) -> None:
+    """Trains the model in `path` until it writes exactly these critiques."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), load_tokenizer(path)
+    rows = [encoding.encode_critique(tokenizer, QUESTION, steps, text) for steps, text in critiques]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        losses = [model(torch.tensor([ids]), labels=masked(ids, start)).loss for ids, start in rows]
+        loss = torch.stack(losses).mean()
+        if loss < 0.01:
+            model.save_pretrained(path)
+            return
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    raise AssertionError(f"the tiny critic did not learn: loss {loss.item()}")
+
+
+def masked(ids: list[int], start: int) -> "torch.Tensor":  # noqa: F821
+    """Labels of the critique only."""
+    import torch
+
+    return torch.tensor([[-100] * start + ids[start:]])
+
+
+def make_run(tmp_path: Path, samples: int, temperature: float) -> tuple[Config, Run]:
+    """A run with a test problem, a train problem, their labels, and the critic."""
+    config = Config(
+        run=str(tmp_path / "run"),
+        base=Model(model="unused"),
+        score=Score(judge=Judge(samples=samples, temperature=temperature, max_tokens=60)),
+        resources=Resources(judge=Engine(kv_cache_gb=0.05, units_per_task=1)),
+    )
+    run = Run(config.run)
+    problem = {"dataset": "test", "question": QUESTION, "answer": "7", "solution": None}
+    rows = [{"problem_id": p, "split": s, **problem} for p, s in (("p", "test"), ("t", "train"))]
+    imported(run, "problems", rows)
+    imported(run, "labels", [label(name, steps) for name, steps in {**SOLUTIONS, "t/0": RIGHT}.items()])
+    critic = run.artefact("models/critic")
+    critic.begin({"import": "test"})
+    tiny_model(critic.path, spread=0.05)
+    memorise(critic.path, CRITIQUES)
+    critic.complete({"rows": 3})
+    return config, run
+
+
+def imported(run: Run, name: str, rows: list[dict[str, object]]) -> None:
+    """A complete artefact that nothing makes stale."""
+    artefact = run.artefact(name)
+    artefact.begin({"import": "test"})
+    artefact.write_part("0", schema.table(name, rows))
+    artefact.complete({"rows": len(rows)})
+
+
+def label(candidate_id: str, steps: list[str]) -> dict[str, object]:
+    """A label whose verdicts do not matter here."""
+    nothing = {"answer": None, "correct": False, "status": "wrong", "step_scores": None, "step_source": "none"}
+    labels = {"step_labels": [-1] * len(steps), "error_types": [""] * len(steps)}
+    return {"candidate_id": candidate_id, "problem_id": candidate_id[0], "steps": steps, **labels, **nothing}
+
+
+@pytest.mark.slow
+def test_verdicts_become_scores_and_the_same_solution_is_judged_once(tmp_path: Path, local_ray: None) -> None:
+    config, run = make_run(tmp_path, samples=1, temperature=0.0)
+    manifest = judge(config, run)
+    rows = schema.validate("scores", run.artefact("scores/critic").read()).to_pylist()
+    found = {row["candidate_id"]: (row["score"], row["step_scores"]) for row in rows}
+    assert found == {
+        "p/0": (1.0, [1.0, 1.0]),
+        "p/1": (0.0, [0.0, 0.0]),
+        "p/2": (1.0, [1.0, 1.0]),
+        "p/3": (0.0, [0.0, 0.0]),
+        "p/4": (0.0, []),
+    }
+    assert manifest.counts == {
+        "candidates": 5,
+        "distinct": 4,
+        "critiques": 3,
+        "ok": 2,
+        "tokens": manifest.counts["tokens"],
+    }
+    assert manifest.dropped == {"critique_no_verdict": 1, "critique_no_steps": 1}
+    assert judge(config, run) == manifest
+
+    run.delete("scores/critic/manifest.json")
+    part = next(name for name in run.artefact("scores/critic").part_names())
+    lost = run.artefact("scores/critic").part_rows(part)
+    run.delete(f"scores/critic/part-{part}.parquet")
+    again = judge(config, run)
+    assert lost > 0
+    assert again.counts == manifest.counts
+    assert again.dropped == manifest.dropped
+
+
+def test_the_score_is_the_share_of_verdicts() -> None:
+    right = parse_critique("Step 1: a. This step is correct.\nThe final answer is True.", 2)
+    wrong = parse_critique("Step 1: a. This step is incorrect.\nThe final answer is False.", 2)
+    unread = parse_critique("Step 1: a.", 2)
+    assert right == Parsed([1, 1], True, "ok")
+    assert verdicts([right, wrong, right, unread], 2) == (0.5, [0.5, 0.5])
+    assert verdicts([unread], 2) == (0.0, [0.0, 0.0])
+    assert verdicts([], 0) == (0.0, [])

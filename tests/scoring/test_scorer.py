@@ -1,0 +1,139 @@
+"""The scorer against transformers, one solution at a time."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minos_ray.errors import UserError
+from minos_ray.scoring.scorer import AGGREGATIONS, Scorer
+from minos_ray.training.encoding import encode_solution
+from tests.tiny import tiny_model
+
+Solutions = list[tuple[str, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The path of a tiny model of a kind, made once."""
+    folder = tmp_path_factory.mktemp("models")
+    made: dict[str, str] = {}
+
+    def model(kind: str) -> str:
+        return made.setdefault(kind, "") or made.update({kind: tiny_model(folder / kind, kind)}) or made[kind]
+
+    return model
+
+
+@pytest.fixture(scope="module")
+def solutions() -> Solutions:
+    """Three questions with 20 solutions each, many with common steps, some the same."""
+    rng = random.Random(0)
+    questions = [f"Tom has {apples} apples. How many?" for apples in range(3) for _ in range(20)]
+    return [(q, [f"Step {i}: {rng.randint(1, 3)} + {i}" for i in range(rng.randint(1, 4))]) for q in questions]
+
+
+def alone(model: str, kind: str, solutions: Solutions) -> list[list[float]]:
+    """What transformers says, one by one, without padding."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+    load = AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
+    whole, tokenizer = load.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    found = []
+    for question, steps in solutions:
+        encoded = encode_solution(tokenizer, question, steps)
+        with torch.inference_mode():
+            logits = whole(input_ids=torch.tensor([encoded.ids])).logits[0]
+        logits = logits if kind == "orm" else logits[encoded.positions, 0]
+        found.append(torch.sigmoid(logits).tolist())
+    return found
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+@pytest.mark.parametrize("budget", [30, 200, 5000])
+def test_scores_are_those_of_transformers(
+    models: Callable[[str], str], solutions: Solutions, kind: str, budget: int
+) -> None:
+    scorer = Scorer(models(kind))
+    scorer.budget = budget
+    found, stats = scorer.score(solutions)
+    expected = alone(models(kind), kind, solutions)
+    assert scorer.kind == kind
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    values = [score for scores in expected for score in scores]
+    assert max(values) - min(values) > 0.1
+    if budget == 5000:
+        assert stats["tokens"] < stats["tokens_of_solutions"] / 4
+
+
+def test_pad_equal_to_eos_changes_nothing(models: Callable[[str], str], solutions: Solutions, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = tiny_model(tmp_path / "orm", "orm")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(model)
+    config = json.loads((tmp_path / "orm" / "config.json").read_text())
+    (tmp_path / "orm" / "config.json").write_text(json.dumps({**config, "pad_token_id": config["eos_token_id"]}))
+    with_eos = [(question, [*steps, "</s> end"]) for question, steps in solutions]
+    assert Scorer(model).score(with_eos)[0] == Scorer(models("orm")).score(with_eos)[0]
+
+
+def test_what_cannot_be_read_is_refused_and_counted(models: Callable[[str], str]) -> None:
+    scorer = Scorer(models("prm"))
+    scorer.max_length = 60
+    found, stats = scorer.score([("How many?", ["Step 1: 1"]), ("How many?", []), ("How many?", ["1 + 1 = 2"] * 40)])
+    assert [len(scores) for scores in found] == [1, 0, 0]
+    assert (stats["refused_no_steps"], stats["refused_over_max_length"]) == (1, 1)
+
+
+def test_the_models_own_length_is_the_limit(models: Callable[[str], str]) -> None:
+    assert Scorer(models("orm")).max_length == 1024
+
+
+def test_out_of_memory_halves_the_work(models: Callable[[str], str], solutions: Solutions) -> None:
+    import torch
+
+    scorer = Scorer(models("prm"))
+    expected, _ = scorer.score(solutions)
+    sizes = []
+
+    def small_memory(module: object, args: object, kwargs: dict[str, "torch.Tensor"]) -> None:
+        sizes.append(kwargs["input_ids"].shape[1])
+        if sizes[-1] > 120:
+            raise torch.OutOfMemoryError("no room for more than 120 tokens")
+
+    scorer.backbone.register_forward_pre_hook(small_memory, with_kwargs=True)
+    scorer.budget = 5000
+    found, _ = scorer.score(solutions)
+    assert sizes[0] > 120 and sizes[-1] <= 120
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_single_solution_without_room_fails(models: Callable[[str], str]) -> None:
+    import torch
+
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    scorer = Scorer(models("orm"))
+    scorer.backbone.register_forward_pre_hook(no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer.score([("How many?", ["1"])])
+
+
+def test_a_language_model_is_no_verifier(models: Callable[[str], str]) -> None:
+    with pytest.raises(UserError, match="is \\['MistralForCausalLM'\\]; a verifier is"):
+        Scorer(models("causal"))
+
+
+def test_aggregations() -> None:
+    steps = [0.5, 0.25, 1.0]
+    assert {name: how(steps) for name, how in AGGREGATIONS.items()} == pytest.approx(
+        {"min": 0.25, "product": 0.125, "last": 1.0, "mean": 1.75 / 3}
+    )

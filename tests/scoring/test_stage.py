@@ -1,0 +1,84 @@
+"""The stage `score` on a real Ray, with tiny verifiers."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from minos_ray.config import Config
+from minos_ray.errors import UserError
+from minos_ray.scoring.scorer import Scorer
+from minos_ray.scoring.stage import score
+from minos_ray.store import Run
+from tests.runs import config, make_run, put
+from tests.tiny import tiny_model
+
+SIZES = [7, 7, 4, 12, 1, 3, 9, 2, 6, 5]
+
+
+def verifier(run: Run, name: str) -> None:
+    """A tiny model in the run, as training leaves it."""
+    artefact = run.artefact(f"models/{name}")
+    artefact.begin({"import": name})
+    tiny_model(artefact.path, "orm" if name.startswith("orm") else "prm", seed=len(name))
+    artefact.complete({})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Ten test problems, one train problem, one ORM and one PRM."""
+    made = make_run(tmp_path / "run", SIZES)
+    problems = made.artefact("problems").read().to_pylist()
+    put(made, "problems", [*problems, {**problems[0], "problem_id": "other", "split": "train"}])
+    verifier(made, "orm-base")
+    verifier(made, "prm-minos")
+    return made
+
+
+@pytest.fixture
+def settings(run: Run) -> Config:
+    """One actor for both verifiers, no critic."""
+    pool = {"score": {"actors": 1, "cpus": 1}}
+    return config(run, reward={"verifiers": ["orm-base", "prm-minos"]}, score={"judge": None}, resources=pool)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_every_candidate_is_scored_once_and_a_rerun_fills_gaps_only(run: Run, settings: Config) -> None:
+    manifest = score(settings, run)
+    assert manifest.artefact == "scores/prm-minos" and manifest.counts["candidates"] == sum(SIZES)
+    labels = {row["candidate_id"]: row for row in run.artefact("labels").read().to_pylist()}
+    for name in ("orm-base", "prm-minos"):
+        rows = run.artefact(f"scores/{name}").read().to_pylist()
+        assert sorted(row["candidate_id"] for row in rows) == sorted(labels)
+        scorer = Scorer(run.artefact(f"models/{name}").path)
+        for row in rows[:10]:
+            question = f"Tom has {row['problem_id'][1:]} apples and buys 40 more. How many apples does Tom have?"
+            (found,), _ = scorer.score([(question, labels[row["candidate_id"]]["steps"])])
+            assert row["score"] == pytest.approx(min(found), abs=1e-4)
+            assert row["step_scores"] == pytest.approx(found if name == "prm-minos" else [], abs=1e-4)
+    artefact = run.artefact("scores/orm-base")
+    before = {name: artefact.read_part(name).to_pylist() for name in artefact.part_names()}
+    assert score(settings, run).created == manifest.created
+    lost = artefact.part_names()[0]
+    run.delete(f"scores/orm-base/part-{lost}.parquet")
+    run.delete("scores/orm-base/manifest.json")
+    score(settings, run)
+    after = {name: artefact.read_part(name).to_pylist() for name in artefact.part_names()}
+    kept = before.keys() - {lost}
+    assert all(after[name] == before[name] for name in kept)
+    assert sorted(row["candidate_id"] for rows in after.values() for row in rows) == sorted(labels)
+
+
+def test_a_model_without_tokenizer_is_a_user_error_before_any_work(run: Run, settings: Config) -> None:
+    (Path(run.artefact("models/orm-base").path) / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="has no tokenizer"):
+        score(settings, run)
+    assert not run.exists("scores")
+
+
+def test_no_candidates_of_the_test_split_is_a_user_error(run: Run, settings: Config) -> None:
+    shutil.rmtree(run.artefact("labels").path)
+    put(run, "labels", [])
+    with pytest.raises(UserError, match="split 'test'"):
+        score(settings, run)

@@ -1,0 +1,60 @@
+"""A whole sweep on tiny models: real Ray Tune, Ray Train, DeepSpeed and scorers; a failed trial; a rerun."""
+
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from minos_ray.errors import WorkStopped
+from minos_ray.store import Manifest, Run
+from minos_ray.sweep.space import Trial, trial_run
+from minos_ray.sweep.stage import sweep
+from tests.training.world import world
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+
+def manifests(run: Run, *names: str) -> list[Manifest | None]:
+    """Manifests, which hold the time of their making."""
+    return [run.artefact(name).manifest() for name in names]
+
+
+def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    grid = {"critiques": [0, 60], "kinds": ["orm", "prm"], "seeds": [1]}
+    worker = {"train": {"workers": 1, "micro_tokens": 512}, "score": {"actors": 1}}
+    broken, run = world(tmp_path, sweep=grid, sft={"max_length": 8}, resources=worker)
+    with pytest.raises(WorkStopped, match=r"1 of 2 trials failed \(critiques-000060-seed-1: .*no rows to train on"):
+        sweep(broken, run)
+    assert not run.exists("sweep/results.parquet")
+    base = trial_run(run, Trial(0, 1))
+    first = manifests(base, "models/orm-base", "models/prm-base", "scores/prm-base")
+    assert None not in first
+
+    config = broken.model_copy(update={"sft": broken.sft.model_copy(update={"max_length": 256})})
+    manifest = sweep(config, run)
+    assert manifest.counts == {"trials": 2, "rows": 4}
+    assert manifest.details["trials_run_now"] == 1
+    assert manifests(base, "models/orm-base", "models/prm-base", "scores/prm-base") == first
+    rows = pq.read_table(f"{run.path}/sweep/results.parquet").to_pylist()
+    assert [(row["critiques"], row["verifier"]) for row in rows] == [
+        (0, "orm-base"),
+        (0, "prm-base"),
+        (60, "orm-minos"),
+        (60, "prm-minos"),
+    ]
+    for row in rows:
+        assert (row["seed"], row["n"], row["problems"]) == (1, 8, 4)
+        assert all(0 <= row[name] <= 1 for name in ("best_of_n", "weighted_vote", "self_consistency", "accuracy", "f1"))
+        assert (row["trained_critiques"] > 0) is (row["critiques"] > 0)
+    assert len({row["self_consistency"] for row in rows}) == 1
+    assert not run.exists("sweep/tune")
+    minos = trial_run(run, Trial(60, 1))
+    starts = {minos.artefact(f"models/{name}").manifest().details["start"] for name in ("orm-minos", "prm-minos")}
+    assert starts == {"run:models/critic"}
+
+    begun = time.monotonic()
+    assert sweep(config, run) == manifest
+    run.artefact("sweep/results.parquet").run.delete("sweep/results.parquet.manifest.json")
+    assert sweep(config, run).details["trials_run_now"] == 0
+    assert time.monotonic() - begun < 10

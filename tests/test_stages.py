@@ -1,0 +1,176 @@
+"""The map of the pipeline: which change makes which artefacts again, and which changes make none."""
+
+from pathlib import Path
+
+import pytest
+
+from minos_ray import stages
+from minos_ray.config import Config, load_config
+from minos_ray.errors import UserError
+from minos_ray.pipeline import open_run, run_stage, saved_config, status
+from minos_ray.sections import Resources
+from minos_ray.stages import FUNCTIONS, begin, specs
+from minos_ray.store import Manifest, Run
+
+CONFIG = """
+run: {run}
+problems:
+  train: {{loader: "minos_ray.problems.gsm8k:load", path: train.jsonl}}
+  test: {{loader: "minos_ray.problems.gsm8k:load", path: test.jsonl}}
+generator: {{model: run:models/base}}
+base: {{model: run:models/base}}
+pretrain: {{corpus: "a:b"}}
+"""
+
+BASE = {"models/base"}
+PROBLEMS = {"problems"}
+CANDIDATES = {"candidates"}
+LABELS = {"labels"}
+CRITIQUES = {"critiques"}
+CRITIC = {"models/critic"}
+PLAIN = {"models/orm-base", "models/prm-base"}
+MINOS = {"models/orm-minos", "models/prm-minos"}
+SCORES = {"scores/orm-base", "scores/prm-base", "scores/orm-minos", "scores/prm-minos"}
+MINOS_SCORES = {"scores/orm-minos", "scores/prm-minos"}
+JUDGED = {"scores/critic"}
+END = {"evaluation.json", "report.html"}
+SWEEP = {"sweep/results.parquet"}
+SWEEP_END = SWEEP | {"report.html"}
+FROM_CRITIC = CRITIC | MINOS | MINOS_SCORES | JUDGED | END | SWEEP
+FROM_LABELS = CRITIQUES | PLAIN | SCORES | FROM_CRITIC
+FROM_CANDIDATES = LABELS | FROM_LABELS
+
+# What is made again by `minos run` and `minos sweep` after a change of one key.
+STALE = {
+    "seed=1": BASE | PROBLEMS | CANDIDATES | FROM_CANDIDATES,
+    "pretrain.layers=3": BASE | CANDIDATES | FROM_CANDIDATES,
+    "problems.test.limit=5": PROBLEMS | CANDIDATES | FROM_CANDIDATES,
+    "sample.n_test=128": CANDIDATES | FROM_CANDIDATES,
+    "generator.model=other": CANDIDATES | FROM_CANDIDATES,
+    "label.timeout_s=9": FROM_CANDIDATES,
+    "critique.count=10": CRITIQUES | FROM_CRITIC,
+    "critique.model=other": CRITIQUES | FROM_CRITIC,
+    "critique.max_usd=5": set(),
+    "critique.api_key_env=OTHER": set(),
+    "sft.epochs=1": FROM_CRITIC,
+    "reward.lr=0.5": PLAIN | MINOS | SCORES | END | SWEEP,
+    "base.revision=x": CRITIC | PLAIN | MINOS | SCORES | JUDGED | END | SWEEP,
+    "score.aggregation=mean": SCORES | END | SWEEP,
+    "score.judge.max_tokens=9": JUDGED | END | SWEEP,
+    "evaluate.trials=9": END,
+    "sweep.seeds=[0, 1]": SWEEP_END,
+    "report.title=x": {"report.html"},
+}
+
+
+def load(folder: Path, *overrides: str) -> Config:
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(run=folder / "run"))
+    return load_config(path, overrides)
+
+
+def make_all(config: Config) -> list[str]:
+    """Makes what is missing or stale, in order, as empty artefacts; returns what was made."""
+    run = Run(config.run)
+    made = []
+    for spec in specs(config):
+        target = begin(config, run, spec.artefact)
+        if not isinstance(target, Manifest):
+            target.complete({"rows": 0})
+            made.append(spec.artefact)
+    return made
+
+
+@pytest.mark.parametrize(("override", "stale"), STALE.items())
+def test_a_change_makes_exactly_what_depends_on_it_again(tmp_path: Path, override: str, stale: set[str]) -> None:
+    everything = [spec.artefact for spec in specs(load(tmp_path))]
+    assert make_all(load(tmp_path)) == everything
+    assert make_all(load(tmp_path)) == []
+    assert set(make_all(load(tmp_path, override))) == stale
+    assert set(make_all(load(tmp_path))) == stale
+
+
+@pytest.mark.parametrize("key", Resources.model_fields)
+def test_resources_make_nothing_stale(tmp_path: Path, key: str) -> None:
+    other = {"address": "x:1", "num_cpus": 7, "wait_s": 5, "wandb": True}
+    override = f"resources.{key}={other[key]}" if key in other else f"resources.{key}={{{pool_change(key)}}}"
+    changed = load(tmp_path, override)
+    assert changed.resources != load(tmp_path).resources
+    make_all(load(tmp_path))
+    assert make_all(changed) == []
+
+
+def pool_change(key: str) -> str:
+    return {"client": "concurrency: 3", "train": "workers: 5"}.get(key, "actors: 5")
+
+
+def test_every_needed_artefact_comes_earlier_and_every_stage_has_its_function(tmp_path: Path) -> None:
+    made: set[str] = set()
+    for spec in specs(load(tmp_path)):
+        assert made >= {*spec.needs}
+        assert spec.stage in FUNCTIONS
+        made.add(spec.artefact)
+
+
+def test_a_new_prompt_version_makes_critiques_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_all(load(tmp_path))
+    monkeypatch.setitem(stages.VERSIONS, "critique_prompt", 999)
+    assert set(make_all(load(tmp_path))) == CRITIQUES | FROM_CRITIC
+    monkeypatch.setitem(stages.VERSIONS, "step_encoding", 999)
+    expected = CRITIC | PLAIN | MINOS | SCORES | JUDGED | END
+    assert set(make_all(load(tmp_path))) >= expected
+
+
+def test_another_release_makes_everything_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = make_all(load(tmp_path))
+    monkeypatch.setattr(stages, "__version__", "9.9")
+    assert make_all(load(tmp_path)) == everything
+
+
+def test_imported_artefacts_stay_fresh_whatever_the_config_says(tmp_path: Path) -> None:
+    run = Run(load(tmp_path).run)
+    for name in ("problems", "candidates", "labels", "critiques"):
+        target = run.artefact(name)
+        target.begin({"import": "genrm"})
+        target.complete({"rows": 0})
+    make_all(load(tmp_path))
+    assert make_all(load(tmp_path, "sample.n_test=1", "critique.count=1")) == []
+
+
+def test_fewer_verifiers_leave_the_others_fresh(tmp_path: Path) -> None:
+    make_all(load(tmp_path))
+    assert set(make_all(load(tmp_path, "reward.verifiers=[orm-base]"))) == END
+    names = {spec.artefact for spec in specs(load(tmp_path, "reward.verifiers=[orm-base]", "score.judge=null"))}
+    assert not names & (CRITIC | MINOS | JUDGED)
+
+
+def test_states_say_what_is_partial_and_why_something_is_stale(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    run = open_run(config)
+    states = {s.artefact: s for s in status(config, run)}
+    assert {s.state for s in states.values()} == {"missing"}
+    make_all(config)
+    target = begin(load(tmp_path, "sample.n_test=9"), run, "candidates")
+    assert not isinstance(target, Manifest)
+    target.write_part("a", target.read(partial=True))
+    states = {s.artefact: s for s in status(load(tmp_path, "sample.n_test=9"), run)}
+    assert (states["candidates"].state, states["candidates"].why) == ("partial", "1 parts so far")
+    assert (states["labels"].state, states["labels"].why) == ("stale", "candidates changed")
+    target.complete({"rows": 0})
+    states = {s.artefact: s for s in status(config, run)}
+    assert (states["candidates"].state, states["candidates"].why) == ("stale", "sample.n_test: 9 -> 256")
+
+
+def test_a_stage_without_its_inputs_says_what_to_run_first(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    with pytest.raises(UserError, match=r"stage 'label' needs candidates, problems; run `minos sample` first"):
+        run_stage(config, Run(config.run), "label")
+    with pytest.raises(UserError, match="nothing for stage 'pretrain'"):
+        run_stage(load(tmp_path, "base.model=x", "generator.model=x", "pretrain=null"), Run(config.run), "pretrain")
+
+
+def test_the_resolved_config_lies_in_the_run(tmp_path: Path) -> None:
+    config = load(tmp_path, "sample.n_test=9")
+    assert saved_config(open_run(config)) == config
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        saved_config(Run(str(tmp_path / "nothing")))

@@ -1,0 +1,144 @@
+"""Rows that training reads, from artefacts."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minos_ray.errors import UserError
+from minos_ray.schema import table
+from minos_ray.sections import Config, Reward, Sft
+from minos_ray.store import Run
+from minos_ray.training import encoding
+from minos_ray.training.data import Data, base_tokenizer, critique_data, require_rows, reward_data
+from minos_ray.training.rows import as_table, write
+from tests.training.world import candidate, world
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Run, Any]:
+    """Config, run, tokenizer."""
+    config, run = world(tmp_path_factory.mktemp("data"))
+    return config, run, base_tokenizer(config, run)
+
+
+def section(**changes: Any) -> Reward:
+    return Reward(**{"eval_rows": 40, "max_length": 256, **changes})
+
+
+def problems(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["problem_id"] for row in rows}
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+def test_no_problem_is_trained_on_and_held_out(small: tuple[Config, Run, Any], kind: str) -> None:
+    _, run, tokenizer = small
+    data = reward_data(run, tokenizer, section(), kind)
+    assert problems(data.train) and problems(data.held_out)
+    assert not problems(data.train) & problems(data.held_out)
+    assert max(problems(data.train) | problems(data.held_out)) < "p036"
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+def test_every_candidate_is_used_or_counted(small: tuple[Config, Run, Any], kind: str) -> None:
+    _, run, tokenizer = small
+    data = reward_data(run, tokenizer, section(wrong_share=0.4, rows=60), kind)
+    assert len(data.train) + len(data.held_out) + sum(data.dropped.values()) == 36 * 8
+
+
+def test_labels_sit_at_the_ends_of_their_steps(small: tuple[Config, Run, Any]) -> None:
+    _, run, tokenizer = small
+    label = candidate(3, 1)
+    encoded = encoding.encode_solution(tokenizer, "What is the sum of set 3?", label["steps"])
+    for kind, positions, targets in (
+        ("orm", encoded.positions[-1:], [float(label["correct"])]),
+        ("prm", encoded.positions, [float(step) for step in label["step_labels"]]),
+    ):
+        data = reward_data(run, tokenizer, section(), kind)
+        row = next(row for row in data.train + data.held_out if row["ids"] == encoded.ids)
+        assert (row["positions"], row["targets"]) == (positions, targets)
+
+
+def test_balance_and_nested_sizes(small: tuple[Config, Run, Any]) -> None:
+    _, run, tokenizer = small
+    few = reward_data(run, tokenizer, section(wrong_share=0.5, rows=40), "orm")
+    assert Counter(row["correct"] for row in few.train) == {True: 20, False: 20}
+    assert Counter(row["correct"] for row in few.held_out) == {True: 20, False: 20}
+    more = reward_data(run, tokenizer, section(rows=80), "orm")
+    less = reward_data(run, tokenizer, section(rows=30), "orm")
+    assert {tuple(row["ids"]) for row in less.train} < {tuple(row["ids"]) for row in more.train}
+
+
+def test_same_rows_whatever_the_parts(small: tuple[Config, Run, Any], tmp_path: Path) -> None:
+    _, run, tokenizer = small
+    other = Run(str(tmp_path))
+    for name in ("problems", "labels"):
+        rows = run.artefact(name).read().to_pylist()
+        artefact = other.artefact(name)
+        artefact.begin({"import": "test"})
+        for part, first in (("b", 0), ("a", len(rows) // 2)):
+            chosen = rows[first:][: len(rows) // 2] if first == 0 else rows[first:]
+            artefact.write_part(part, table(name, chosen[::-1]))
+        artefact.complete({"rows": len(rows)})
+    digests = {
+        write(where, "orm", as_table(reward_data(where, tokenizer, section(), "orm").train)) for where in (run, other)
+    }
+    assert len(digests) == 1
+
+
+def test_repeated_and_unsure_candidates_are_left_out(small: tuple[Config, Run, Any], tmp_path: Path) -> None:
+    _, run, tokenizer = small
+    other = Run(str(tmp_path))
+    labels = run.artefact("labels").read().to_pylist()
+    labels[1] = {**labels[0], "candidate_id": labels[1]["candidate_id"]}
+    labels[2]["status"] = "timeout"
+    labels[3]["step_labels"] = [1]
+    for name, rows in (("problems", run.artefact("problems").read()), ("labels", table("labels", labels))):
+        artefact = other.artefact(name)
+        artefact.begin({"import": "test"})
+        artefact.write_part("all", rows)
+        artefact.complete({})
+    dropped = reward_data(other, tokenizer, section(), "prm").dropped
+    assert dropped["same_text"] == dropped["label_timeout"] == dropped["labels_unlike_steps"] == 1
+
+
+def test_critic_learns_only_the_critique(small: tuple[Config, Run, Any]) -> None:
+    _, run, tokenizer = small
+    data = critique_data(run, tokenizer, Sft(max_length=256))
+    row = data.train[0]
+    learnt = [row["ids"][position + 1] for position in row["positions"]]
+    assert learnt[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(learnt[:-1])
+    assert text.startswith("Step 1: so it is.") and text.endswith(".")
+    before = tokenizer.decode(row["ids"][: row["positions"][0] + 1])
+    assert before.endswith("Critique:\n")
+
+
+def test_disagreeing_critiques_are_left_out_and_sizes_nest(small: tuple[Config, Run, Any]) -> None:
+    _, run, tokenizer = small
+    data = critique_data(run, tokenizer, Sft(max_length=256))
+    assert len(data.train) + len(data.held_out) + sum(data.dropped.values()) == 40 * 8
+    assert data.dropped["critique_disagrees"] > 20
+    texts = [
+        {tuple(row["ids"]) for part in made[:2] for row in part}
+        for made in (critique_data(run, tokenizer, Sft(max_length=256), limit) for limit in (20, 50))
+    ]
+    assert len(texts[0]) == 20 and len(texts[1]) == 50 and texts[0] < texts[1]
+
+
+def test_too_long_rows_are_refused_and_counted(small: tuple[Config, Run, Any]) -> None:
+    _, run, tokenizer = small
+    lengths = [len(row["ids"]) for row in reward_data(run, tokenizer, section(), "orm").train]
+    short = reward_data(run, tokenizer, section(max_length=min(lengths)), "orm")
+    assert {len(row["ids"]) for row in short.train} == {min(lengths)}
+    assert short.dropped["over_max_length"] > 0
+
+
+def test_nothing_to_train_on_is_said_plainly(small: tuple[Config, Run, Any]) -> None:
+    _, run, tokenizer = small
+    data = reward_data(run, tokenizer, section(eval_rows=10_000), "orm")
+    with pytest.raises(UserError, match=r"reward\.eval_rows"):
+        require_rows("reward", data)
+    with pytest.raises(UserError, match="3 critique_empty"):
+        require_rows("sft", Data([], [], Counter(critique_empty=3)))

@@ -1,0 +1,95 @@
+"""Loss and gradients against transformers' own, and independence of the layout."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minos_ray.training import architecture
+from minos_ray.training.batches import layout
+from minos_ray.training.losses import Objective
+from minos_ray.training.rows import Rows, as_table, language_row, padded
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("base"))
+
+
+def rows(kind: str, count: int = 12) -> Rows:
+    """Random rows of different lengths."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        ids = rng.integers(3, 300, rng.integers(8, 40)).tolist()
+        positions = [len(ids) - 1] if kind == "orm" else [3, 5, len(ids) - 1]
+        verdicts = {"positions": positions, "targets": rng.integers(0, 2, len(positions)).tolist(), "correct": True}
+        row = {"problem_id": str(number), "ids": ids, **verdicts}
+        made.append(language_row(str(number), ids, 4) if kind == "lm" else row)
+    return Rows(as_table(made))
+
+
+def objective(path: str, kind: Any, seed: int = 0) -> Objective:
+    return Objective(architecture.load(path, kind, "fp32", seed, {}), kind)
+
+
+def run(trained: Objective, data: Rows, micro_tokens: int) -> tuple[float, torch.Tensor]:
+    """Summed loss and gradient of all rows, in micro-batches of that size."""
+    total = 0.0
+    for micro in layout(np.arange(len(data)), data.lengths, 1, micro_tokens)[0]:
+        loss, _ = trained(*map(torch.from_numpy, padded(data, micro, 0)))
+        loss.backward()
+        total += loss.item()
+    return total, torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kind", ["lm", "orm", "prm"])
+def test_layout_changes_neither_loss_nor_gradient(base: str, kind: str) -> None:
+    alone, gradient = run(objective(base, kind), rows(kind), 1)
+    together, other = run(objective(base, kind), rows(kind), 10_000)
+    assert together == pytest.approx(alone, rel=1e-5)
+    torch.testing.assert_close(other, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lm", "orm", "prm"])
+def test_loss_is_that_of_transformers(base: str, kind: str) -> None:
+    """Each row alone through the model's own forward, scored with the textbook formula."""
+    trained, data = objective(base, kind).eval(), rows(kind)
+    expected = 0.0
+    for row in range(len(data)):
+        ids = torch.tensor(data.ids[data.starts[row] : data.starts[row + 1]].tolist())[None]
+        places = data.positions[data.position_starts[row] : data.position_starts[row + 1]]
+        with torch.no_grad():
+            logits = trained.model(input_ids=ids).logits
+        if kind == "lm":
+            log = torch.log_softmax(logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
+            expected -= log[places].sum().item()
+            continue
+        chance = torch.sigmoid(logits.flatten() if kind == "orm" else logits[0, places, 0])
+        targets = torch.tensor(data.targets[data.target_starts[row] : data.target_starts[row + 1]].tolist())
+        expected -= torch.log(torch.where(targets > 0.5, chance, 1 - chance)).sum().item()
+    assert run(trained, data, 300)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_rows_give_no_loss_and_no_gradient(base: str) -> None:
+    for kind in ("lm", "orm", "prm"):
+        trained = objective(base, kind)
+        loss, _ = trained(*map(torch.from_numpy, padded(rows(kind), np.zeros(0, np.int64), 0)))
+        loss.backward()
+        assert loss.item() == 0
+        assert all(not p.grad.any() for p in trained.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+def test_head_depends_on_the_seed_only(base: str, tmp_path: Path, kind: str) -> None:
+    other = tiny_model(tmp_path, seed=7)
+    same = [objective(path, kind).model for path in (base, other)]
+    torch.testing.assert_close(same[0].score.weight, same[1].score.weight, rtol=0, atol=0)
+    assert not torch.equal(
+        same[0].base_model.layers[0].mlp.up_proj.weight, same[1].base_model.layers[0].mlp.up_proj.weight
+    )
+    assert not torch.equal(same[0].score.weight, objective(base, kind, seed=1).model.score.weight)
+    assert same[0].score.weight.abs().max() < 0.1

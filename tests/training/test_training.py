@@ -1,0 +1,223 @@
+"""Whole trainings under Ray Train and DeepSpeed: what must be equal is equal, and the models load elsewhere."""
+
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from minos_ray.errors import UserError
+from minos_ray.models import load_tokenizer
+from minos_ray.sections import Config, Engine, Workers
+from minos_ray.store import Manifest, Run
+from minos_ray.training import encoding
+from minos_ray.training.encoding import Encoded, encode_solution
+from minos_ray.training.job import Job
+from minos_ray.training.log import read_log
+from minos_ray.training.trainer import fit, refuse_other_layout
+from tests.training.world import candidate, world
+
+pytestmark = pytest.mark.slow
+
+VERIFIERS = ["orm-base", "orm-minos", "prm-base"]
+SFT = {"batch_rows": 4, "eval_every": 30}
+
+
+class Trained(NamedTuple):
+    config: Config
+    run: Run
+    base: Manifest
+    critic: Manifest
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Trained:
+    """A base model, a critic and three verifiers, each stage run as a user runs it."""
+    from minos_ray.training.pretrain import pretrain
+    from minos_ray.training.reward import reward
+    from minos_ray.training.sft import sft
+
+    corpus = {"corpus": "minos_ray.problems.miniature:corpus", "options": {"count": 300}, "vocab_size": 400}
+    small = {"layers": 2, "hidden": 64, "intermediate": 128, "heads": 2, "kv_heads": 1, "lr": 3e-3, "precision": "fp32"}
+    config, run = world(
+        tmp_path_factory.mktemp("trained"),
+        base={"model": "run:models/base"},
+        pretrain={**corpus, **small, "batch_rows": 16, "max_length": 256},
+        sft=SFT,
+        reward={"verifiers": VERIFIERS},
+        resources={"num_cpus": 2},
+    )
+    manifests = pretrain(config, run), sft(config, run)
+    reward(config, run)
+    return Trained(config, run, *manifests)
+
+
+def losses(manifest: Manifest) -> list[float]:
+    return [point["loss"] for point in manifest.details["loss"]]
+
+
+def manifest(run: Run, name: str) -> Manifest:
+    made = run.artefact(f"models/{name}").manifest()
+    assert made is not None
+    return made
+
+
+def job_of(run: Run, name: str, config: Config) -> Job:
+    """The job that the reward stage would run."""
+    from minos_ray.training.reward import verifier_jobs
+
+    run.artefact(f"models/{name}").begin({"for": name})
+    return verifier_jobs(config, run, [name])[0]
+
+
+def trained_copy(trained: Trained, folder: Path) -> Run:
+    """A run with the same inputs and no models but the base."""
+    run = Run(str(folder))
+    for name in ("problems", "candidates", "labels", "critiques", "models/base"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(Path(trained.run.path) / name)
+    return run
+
+
+def test_models_learn(trained: Trained) -> None:
+    for made in (trained.base, trained.critic):
+        curve = made.details["curve"]
+        assert curve[0]["step"] == 0 and curve[-1]["step"] == made.details["steps"]
+        assert curve[-1]["loss"] < curve[0]["loss"] - 1
+
+
+def test_base_and_minos_differ_in_the_start_only(trained: Trained) -> None:
+    base, minos = (manifest(trained.run, name) for name in ("orm-base", "orm-minos"))
+    assert base.details["data"] == minos.details["data"]
+    assert base.counts == minos.counts and base.dropped == minos.dropped
+    rates = [[r["lr"] for r in read_log(trained.run, n) if r["event"] == "train"] for n in ("orm-base", "orm-minos")]
+    assert rates[0] == rates[1]
+    assert (base.details["start"], minos.details["start"]) == ("run:models/base", "run:models/critic")
+    assert losses(base)[0] != losses(minos)[0]
+
+
+def test_convergence_curve_is_on_held_out_rows(trained: Trained) -> None:
+    made = manifest(trained.run, "prm-base")
+    steps = [point["step"] for point in made.details["curve"]]
+    assert steps == [0, 4, *([] if made.details["steps"] == 4 else [made.details["steps"]])]
+    for point in made.details["curve"]:
+        assert {"loss", "accuracy", "f1", "auc", "solution_accuracy", "solution_f1", "solution_auc"} <= set(point)
+    assert made.counts["held_out"] > 20
+    assert any((Path(trained.run.path) / "logs/tb/prm-base").iterdir())
+
+
+def test_two_workers_and_every_zero_stage_learn_the_same(trained: Trained, tmp_path: Path) -> None:
+    """Losses of one worker without ZeRO against two workers with ZeRO 0, 1, 2, 3, and with bf16."""
+    run = trained_copy(trained, tmp_path)
+    job, jobs = job_of(run, "orm-base", trained.config), []
+    for name, zero, precision in [(f"zero{z}", z, "fp32") for z in range(4)] + [("bf16", 2, "bf16")]:
+        run.artefact(f"models/{name}").begin({"for": name})
+        section = job.section.model_copy(update={"precision": precision})
+        workers = Workers(workers=2, zero=zero, micro_tokens=512)
+        changes = {"artefact": f"models/{name}", "workers": workers, "section": section, "key": name}
+        jobs.append(job.model_copy(update=changes))
+    fit(trained.config, run, "reward", jobs)
+    straight = losses(manifest(trained.run, "orm-base"))
+    for zero in range(4):
+        assert losses(manifest(run, f"zero{zero}")) == pytest.approx(straight, abs=2e-5), zero
+    assert losses(manifest(run, "bf16")) == pytest.approx(straight, abs=0.05)
+
+
+def test_killed_and_resumed_is_as_never_killed(trained: Trained, tmp_path: Path) -> None:
+    """The worker is killed in the middle; the stage fails; run again it goes on and ends with the same numbers."""
+    import ray
+
+    from minos_ray.training.sft import sft
+
+    values = {"save_every": 10, "max_failures": 0, "micro_tokens": 512}
+    resources = trained.config.resources.model_copy(update={"train": Workers(**values)})
+    run = trained_copy(trained, tmp_path)
+    config = trained.config.model_copy(update={"run": run.path, "resources": resources})
+    killer = threading.Thread(target=kill_at_step, args=(run, 35))
+    killer.start()
+    with pytest.raises(ray.train.TrainingFailedError):
+        sft(config, run)
+    killer.join()
+    assert run.artefact("models/critic").manifest() is None
+    again = sft(config, run)
+    starts = [record["step"] for record in read_log(run, "critic") if record["event"] == "start"]
+    assert starts[0] == 0 and starts[1] in (10, 20, 30)
+    assert losses(again) == losses(trained.critic)
+    assert [point["loss"] for point in again.details["curve"]] == [p["loss"] for p in trained.critic.details["curve"]]
+    weights = "models/critic/model.safetensors"
+    assert run.read_bytes(weights) == trained.run.read_bytes(weights)
+
+
+def kill_at_step(run: Run, step: int) -> None:
+    """Kills the training worker as soon as its log has that step."""
+    for _ in range(6000):
+        records = read_log(run, "critic")
+        if records and records[-1]["step"] >= step:
+            os.kill(next(r["pid"] for r in records if r["event"] == "start"), signal.SIGKILL)
+            return
+        time.sleep(0.01)
+
+
+def test_zero_shards_on_another_number_of_workers_are_refused(tmp_path: Path, trained: Trained) -> None:
+    run = trained_copy(trained, tmp_path)
+    job = job_of(run, "orm-base", trained.config)
+    before = job.model_copy(update={"workers": Workers(workers=2, zero=2)})
+    refuse_other_layout(run, "checkpoints/reward", [before])
+    refuse_other_layout(run, "checkpoints/reward", [before])
+    now = job.model_copy(update={"workers": Workers(workers=4, zero=2)})
+    with pytest.raises(UserError, match="workers=2"):
+        refuse_other_layout(run, "checkpoints/reward", [now])
+    refuse_other_layout(run, "checkpoints/reward", [now.model_copy(update={"key": "another training"})])
+
+
+@pytest.mark.parametrize("name", ["orm-base", "prm-base"])
+def test_transformers_vllm_and_our_scorer_agree(trained: Trained, name: str) -> None:
+    import ray
+
+    from minos_ray.scoring.scorer import Scorer
+
+    path, kind = f"{trained.run.path}/models/{name}", name[:3]
+    solutions = [(f"What is the sum of set {p}?", candidate(p, 1)["steps"]) for p in range(6)]
+    tokenizer = load_tokenizer(path)
+    encoded = [encode_solution(tokenizer, *solution) for solution in solutions]
+    expected = [transformers_logits(path, kind, made) for made in encoded]
+    found = ray.get(ray.remote(vllm_logits).options(num_cpus=1).remote(path, kind, encoded))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    scores, _ = Scorer(path).score(solutions)
+    for mine, theirs in zip(scores, expected, strict=True):
+        assert mine == pytest.approx([1 / (1 + math.exp(-logit)) for logit in theirs], abs=1e-4)
+
+
+def transformers_logits(path: str, kind: str, made: Encoded) -> list[float]:
+    """The logits at the step ends, from the model's own forward."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    auto = AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
+    model = auto.from_pretrained(path).eval()
+    assert model.config.step_encoding == {"name": encoding.NAME, "version": encoding.VERSION}
+    assert model.config.id2label == {0: "correct"}
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([made.ids])).logits[0]
+    return logits.tolist() if kind == "orm" else logits[made.positions, 0].tolist()
+
+
+def vllm_logits(path: str, kind: str, encoded: list[Encoded]) -> list[list[float]]:
+    """The same from vLLM, in a process of its own."""
+    from minos_ray.candidates.engine import set_environment
+
+    set_environment(Engine())
+    from vllm import LLM, PoolingParams
+
+    options = {"distributed_executor_backend": "uni", "block_size": 32, "kv_cache_memory_bytes": 1 << 26}
+    llm = LLM(path, dtype="float32", max_model_len=512, enforce_eager=True, **options)
+    prompts, raw = [{"prompt_token_ids": made.ids} for made in encoded], PoolingParams(use_activation=False)
+    if kind == "orm":
+        return [out.outputs.probs for out in llm.classify(prompts, pooling_params=raw, use_tqdm=False)]
+    outputs = llm.encode(prompts, pooling_task="token_classify", pooling_params=raw, use_tqdm=False)
+    return [out.outputs.data[made.positions, 0].tolist() for out, made in zip(outputs, encoded, strict=True)]
