@@ -128,7 +128,7 @@ def begin(config: Config, run: Run, artefact: str) -> Artefact | Manifest:
 
 
 def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
-    """The manifest when the artefact is complete and fresh. For stages that check more before `begin` clears old parts."""
+    """The manifest when the artefact is complete and fresh. Stages that check more first ask it before `begin`."""
     manifest = run.artefact(artefact).manifest()
     wanted = inputs(config, run, spec(config, artefact))
     return manifest if manifest is not None and is_fresh(manifest, wanted) else None

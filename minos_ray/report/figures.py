@@ -72,7 +72,7 @@ def over_n(axis: "Axes", title: str, lines: Sequence[tuple[str, str, Sequence[Ma
     axis.set_xticks(ticks, [str(t) for t in ticks])
     axis.set_xlabel("candidates per problem, n", fontsize=8)
     axis.set_title(title)
-    axis.legend(fontsize=7.5, loc="upper left", handlelength=1.6, borderaxespad=0.2, labelspacing=0.3)
+    axis.legend(fontsize=7.5, loc="lower left", handlelength=1.6, borderaxespad=0.2, labelspacing=0.3)
 
 
 def bounds(axis: "Axes", series: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:

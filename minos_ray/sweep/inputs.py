@@ -25,10 +25,10 @@ class Inputs:
         labels = run.artefact("labels").read()
         self.labels = labels.filter(is_in(labels["problem_id"], self.problems["problem_id"]))
         self.critiques = run.artefact("critiques").read()
-        self.critiqued = self.labels.filter(is_in(self.labels["candidate_id"], self.critiques["candidate_id"]))
-        self.critiqued_rows = self.critiqued.select(
-            ["candidate_id", "problem_id", "correct", "status", "steps"]
-        ).to_pylist()
+        train = self.problems.filter(pc.not_equal(self.problems["split"], "test"))
+        critiqued = self.labels.filter(is_in(self.labels["candidate_id"], self.critiques["candidate_id"]))
+        critiqued = critiqued.filter(is_in(critiqued["problem_id"], train["problem_id"]))
+        self.critiqued = critiqued.select(["candidate_id", "problem_id", "correct", "status", "steps"]).to_pylist()
 
     def give(self, trial: Trial) -> None:
         """Writes the trial's inputs, unless they are there already."""
@@ -66,7 +66,7 @@ class Inputs:
 
     def chosen_critiques(self, trial: Trial) -> pa.Table:
         """So many critiques, in the order that `minos critique` would buy them: a larger amount holds a smaller one."""
-        selection = select(self.critiqued_rows, trial.critiques, self.config.critique.wrong_share, trial.seed)
+        selection = select(self.critiqued, trial.critiques, self.config.critique.wrong_share, trial.seed)
         if len(selection.rows) < trial.critiques:
             raise UserError(
                 f"sweep.critiques = {trial.critiques}, but the run has critiques of {len(selection.rows)} different "

@@ -1,5 +1,6 @@
 """The stage `sweep`: how much a verifier gains from 0, 5k, ... 30k critiques, as a grid of trials on Ray Tune."""
 
+import logging
 import math
 import os
 import time
@@ -78,6 +79,8 @@ def tuner(config: Config, run: Run, todo: Sequence[Trial], at_once: int, progres
     """Ray Tune over the trials; its own state is not needed again, since trials know what they have done."""
     os.environ.update({"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"})
     from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said once, at the end
 
     class Count(tune.Callback):
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

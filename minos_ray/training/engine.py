@@ -12,7 +12,7 @@ def prepare(gpu: bool) -> None:
     """To be called before deepspeed is imported: on CPUs nothing is compiled; the libraries speak when it matters."""
     import os
 
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+    os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"
     import deepspeed.ops
     from deepspeed.utils import logger
     from transformers.utils import logging

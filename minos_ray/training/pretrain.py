@@ -49,7 +49,11 @@ def document_text(document: Document) -> str:
 
 def save_start(section: Pretrain, tokenizer: Any, run: Run) -> None:
     """The untrained model and its tokenizer, where every worker can read them."""
+    from transformers.utils import logging
+
     from minos_ray.training.architecture import new_mistral
+
+    logging.disable_progress_bar()
 
     artefact = run.artefact(START)
     artefact.begin(section.model_dump(mode="json"))

@@ -48,7 +48,10 @@ def prompts(path: str) -> list[list[int]]:
 
 
 def reference(path: str, prompts: list[list[int]], max_tokens: int) -> list[str]:
-    """Greedy texts by the plainest means: the best token of transformers' logits, again and again."""
+    """Greedy texts by the plainest means: the best token of transformers' logits, again and again.
+
+    vLLM keeps back the bytes of a character that is not complete at the end.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -59,7 +62,7 @@ def reference(path: str, prompts: list[list[int]], max_tokens: int) -> list[str]
         while len(ids) < len(prompt) + max_tokens and ids[-1] != tokenizer.eos_token_id:
             with torch.no_grad():
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        texts.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+        texts.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).rstrip("\ufffd"))
     return texts
 
 

@@ -49,6 +49,13 @@ def test_half_of_the_critiques_are_of_wrong_candidates(run: Run) -> None:
     assert sum(correct[name] for name in ids(run, Trial(20, 0), "critiques", "candidate_id")) == 10
 
 
+def test_no_critique_of_a_test_problem_is_chosen(run: Run) -> None:
+    problems = run.artefact("problems").read(["problem_id", "split"]).to_pylist()
+    tests = {row["problem_id"] for row in problems if row["split"] == "test"}
+    Inputs(config(run), run).give(Trial(100, 0))
+    assert not tests & {name.partition("/")[0] for name in ids(run, Trial(100, 0), "critiques", "candidate_id")}
+
+
 def test_without_critiques_there_is_no_artefact_of_them(run: Run) -> None:
     Inputs(config(run), run).give(Trial(0, 0))
     assert trial_run(run, Trial(0, 0)).artefact("critiques").manifest() is None

@@ -66,9 +66,9 @@ def test_loss_is_that_of_transformers(base: str, kind: str) -> None:
             logits = trained.model(input_ids=ids).logits
         if kind == "lm":
             log = torch.log_softmax(logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
-            expected -= log[places].sum().item()
+            expected -= log[places.tolist()].sum().item()
             continue
-        chance = torch.sigmoid(logits.flatten() if kind == "orm" else logits[0, places, 0])
+        chance = torch.sigmoid(logits.flatten() if kind == "orm" else logits[0, places.tolist(), 0])
         targets = torch.tensor(data.targets[data.target_starts[row] : data.target_starts[row + 1]].tolist())
         expected -= torch.log(torch.where(targets > 0.5, chance, 1 - chance)).sum().item()
     assert run(trained, data, 300)[0] == pytest.approx(expected, rel=1e-4)
