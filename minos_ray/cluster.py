@@ -21,6 +21,7 @@ def connect(config: Config) -> None:
     address = config.resources.address or os.environ.get("RAY_ADDRESS")
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
+        os.environ["RAY_ADDRESS"] = address
         ray.init(address=address, **options)
     else:
         ray.init(address="local", num_cpus=config.resources.num_cpus, include_dashboard=False, **options)

@@ -31,6 +31,12 @@ def locate(model: Model, run: Run) -> str:
     return whole(Path(model.model).expanduser().absolute(), model.model)
 
 
+def absolute(model: Model) -> Model:
+    """A directory by its absolute path, for processes that work in directories of their own; other names as they are."""
+    directory = Path(model.model).expanduser()
+    return model.model_copy(update={"model": str(directory.absolute())}) if directory.is_dir() else model
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name is looked up on the model hub: it has the form of an id and is no directory here."""
     return not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name) is not None

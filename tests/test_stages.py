@@ -42,7 +42,7 @@ FROM_CANDIDATES = LABELS | FROM_LABELS
 
 # What is made again by `minos run` and `minos sweep` after a change of one key.
 STALE = {
-    "seed=1": BASE | PROBLEMS | CANDIDATES | FROM_CANDIDATES,
+    "seed=1": PROBLEMS | CANDIDATES | FROM_CANDIDATES,
     "pretrain.layers=3": BASE | CANDIDATES | FROM_CANDIDATES,
     "problems.test.limit=5": PROBLEMS | CANDIDATES | FROM_CANDIDATES,
     "sample.n_test=128": CANDIDATES | FROM_CANDIDATES,

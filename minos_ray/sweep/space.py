@@ -1,9 +1,9 @@
 """The search space: every amount of critiques with every seed is one trial, which makes a verifier of each kind."""
 
-import os
 from typing import NamedTuple
 
 from minos_ray.config import Config
+from minos_ray.models import absolute
 from minos_ray.sections import Verifier
 from minos_ray.store import Run
 
@@ -42,14 +42,9 @@ def trial_config(config: Config, run: Run, trial: Trial) -> Config:
     """The config of a trial: as the sweep's, with its seed, its verifiers and no judge."""
     update = {
         "run": trial_run(run, trial).path,
-        "base": config.base.model_copy(update={"model": absolute(config.base.model)}),
+        "base": absolute(config.base),
         "sft": config.sft.model_copy(update={"seed": trial.seed}),
         "reward": config.reward.model_copy(update={"seed": trial.seed, "verifiers": verifiers(config, trial)}),
         "score": config.score.model_copy(update={"judge": None}),
     }
     return config.model_copy(update=update)
-
-
-def absolute(model: str) -> str:
-    """A model directory by its absolute path: trials run in directories of their own."""
-    return os.path.abspath(model) if os.path.isdir(model) else model

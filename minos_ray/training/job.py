@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from minos_ray.models import absolute
 from minos_ray.sections import Model, Resources, Train, Workers
 from minos_ray.store import Run, fingerprint
 from minos_ray.training import rows
@@ -70,7 +71,7 @@ def make_job(
     return Job(
         artefact=artefact,
         kind=kind,
-        start=start,
+        start=absolute(start),
         table=table,
         section=Train.model_validate({key: getattr(section, key) for key in Train.model_fields}),
         workers=resources.train,
