@@ -32,7 +32,7 @@ def locate(model: Model, run: Run) -> str:
 
 
 def absolute(model: Model) -> Model:
-    """A directory by its absolute path, for processes that work in directories of their own; other names as they are."""
+    """A directory by its absolute path, for processes that work elsewhere; other names as they are."""
     directory = Path(model.model).expanduser()
     return model.model_copy(update={"model": str(directory.absolute())}) if directory.is_dir() else model
 
