@@ -50,7 +50,7 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
         raise UserError(f"this config has nothing for stage '{stage}' to make")
     missing = sorted(set().union(*ready))
     if missing:
-        first = next(s.stage for s in specs(config) if s.artefact == missing[0])
+        first = next(s.stage for s in specs(config) if s.artefact in missing)
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
     return resolve(FUNCTIONS[stage])(config, run)
 
