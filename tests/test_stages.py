@@ -163,7 +163,7 @@ def test_states_say_what_is_partial_and_why_something_is_stale(tmp_path: Path) -
 
 def test_a_stage_without_its_inputs_says_what_to_run_first(tmp_path: Path) -> None:
     config = load(tmp_path)
-    with pytest.raises(UserError, match=r"stage 'label' needs candidates, problems; run `minos sample` first"):
+    with pytest.raises(UserError, match=r"stage 'label' needs candidates, problems; run `minos problems` first"):
         run_stage(config, Run(config.run), "label")
     with pytest.raises(UserError, match="nothing for stage 'pretrain'"):
         run_stage(load(tmp_path, "base.model=x", "generator.model=x", "pretrain=null"), Run(config.run), "pretrain")
