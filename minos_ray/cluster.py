@@ -1,5 +1,6 @@
 """Joining or starting Ray, and asking whether it has what a stage wants before the stage waits for it."""
 
+import gc
 import os
 import time
 
@@ -66,6 +67,8 @@ def require(section: str, resources: Actors | Workers, wait_s: float) -> None:
     """Waits until the cluster has the wanted CPUs and GPUs; UserError with the numbers when it never will."""
     import ray
 
+    # Work that failed in this process keeps its actors until its exception, a cycle of frames, is collected.
+    gc.collect()
     want = {kind: amount for kind, amount in wanted(resources).items() if amount}
     deadline = time.monotonic() + wait_s
     while True:

@@ -2,19 +2,28 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from minos_ray.cluster import disconnect
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.sections import Actors
 from minos_ray.store import Artefact, Run
 from minos_ray.units import run_units
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+
 ROWS_PER_UNIT = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_no_actor_behind() -> Iterator[None]:
+    """Actors that are killed here on purpose may be restarting still; the next module gets a Ray of its own."""
+    yield
+    disconnect()
 
 
 class Squares:
