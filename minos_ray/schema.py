@@ -48,6 +48,34 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("error_types", STRINGS),
         ]
     ),
+    # One row per prefix and round: `correct` of `completions` reached the gold answer.
+    "rollouts": pa.schema(
+        [
+            ("unit_id", pa.string()),
+            ("prefix_id", pa.string()),
+            ("problem_id", pa.string()),
+            ("completions", pa.int32()),
+            ("correct", pa.int32()),
+            ("no_answer", pa.int32()),
+            ("timeout", pa.int32()),
+            ("tokens", pa.int32()),
+        ]
+    ),
+    # `error_step` counts from 0 and is -1 in a right solution; `text` is the note, in the form of a critique.
+    "inserted": pa.schema(
+        [
+            ("candidate_id", pa.string()),
+            ("problem_id", pa.string()),
+            ("source_id", pa.string()),
+            ("steps", STRINGS),
+            ("step_labels", LABELS),
+            ("correct", pa.bool_()),
+            ("error_types", STRINGS),
+            ("error_step", pa.int32()),
+            ("error_type", pa.string()),
+            ("text", pa.string()),
+        ]
+    ),
     "critiques": pa.schema(
         [
             ("candidate_id", pa.string()),
@@ -60,6 +88,22 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("status", pa.string()),
             ("prompt_tokens", pa.int32()),
             ("completion_tokens", pa.int32()),
+            ("cost_usd", pa.float64()),
+        ]
+    ),
+    # One row per wrong step that the critic was asked about; `known` is the type where an error was inserted.
+    "error_types": pa.schema(
+        [
+            ("error_id", pa.string()),
+            ("candidate_id", pa.string()),
+            ("problem_id", pa.string()),
+            ("source", pa.string()),
+            ("step", pa.int32()),
+            ("known", pa.string()),
+            ("type", pa.string()),
+            ("text", pa.string()),
+            ("status", pa.string()),
+            ("critic", pa.string()),
             ("cost_usd", pa.float64()),
         ]
     ),
@@ -78,6 +122,9 @@ KEYS = {
     "problems": "problem_id",
     "candidates": "candidate_id",
     "labels": "candidate_id",
+    "rollouts": "unit_id",
+    "inserted": "candidate_id",
+    "error_types": "error_id",
     "critiques": "candidate_id",
     "scores": "candidate_id",
 }
@@ -85,6 +132,9 @@ NULLABLE = {
     "problems": {"solution"},
     "candidates": set(),
     "labels": {"answer", "step_scores"},
+    "rollouts": set(),
+    "inserted": set(),
+    "error_types": {"known", "type"},
     "critiques": {"final_verdict"},
     "scores": set(),
 }

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
 VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
+ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
 
 
 class Section(BaseModel):
@@ -55,13 +56,41 @@ class Sample(Section):
     prompt: str = "minos_ray.candidates.prompts:plain"
 
 
+class Rollouts(Section):
+    """Step labels by completions from each step's prefix (Math-Shepherd, section 3: N = 8).
+
+    A step is right (hard label) when any completion reaches the gold answer. With `soft` all completions are made and
+    `step_scores` is the share that reaches it; without, a prefix is left as soon as its label is decided.
+    """
+
+    completer: Model | None = Field(None, description="the generator when empty")
+    completions: int = Field(8, ge=1)
+    soft: bool = False
+    candidates: int | None = Field(None, ge=1, description="train candidates labelled, by turns of problems; or all")
+
+
 class Label(Section):
-    """Outcome and step labels. `steps` is a function that labels the steps of a candidate, or none."""
+    """Outcome and step labels.
+
+    `steps` is a function that labels the steps of a candidate. With `rollouts` they come from completions instead, and
+    a function in `steps` becomes the second opinion: rows on whose first error both disagree lose their step labels.
+    """
 
     grader: str = "minos_ray.labels.answers:gsm8k"
     splitter: str = "minos_ray.labels.steps:lines"
     steps: str | None = None
+    rollouts: Rollouts | None = None
+    after_first_error: Literal["keep", "mask", "inherited"] = Field("keep", description="paper: keep")
     timeout_s: float = Field(5.0, gt=0)
+
+
+class Inserted(Section):
+    """Errors put into right solutions on purpose, with exact labels and a note (CriticGPT's idea); 0 makes none."""
+
+    count: int = Field(0, ge=0)
+    wrong_share: float = Field(0.5, gt=0, le=1, description="the rest are right solutions, with a note that says so")
+    types: tuple[ErrorType, ...] = ("calculation", "logical", "unrelated", "accumulation")
+    source: Literal["solutions", "candidates"] = Field("solutions", description="which right solutions are taken")
 
 
 class Critique(Section):
@@ -72,12 +101,22 @@ class Critique(Section):
     base_url: str = Field("https://api.openai.com/v1", description="'offline' starts the miniature's own server")
     model: str = "gpt-4"
     api_key_env: str = "OPENAI_API_KEY"
+    mode: Literal["online", "batch"] = Field("online", description="batch: OpenAI's Batch API, at half the price")
     prompt: str = "minos_ray.critiques.prompts:label_aware"
-    temperature: float = Field(0.0, ge=0)
+    structured: bool = Field(False, description="ask for JSON of a given schema, where the endpoint can do that")
+    temperature: float | None = Field(0.0, ge=0, description="empty for models that take none")
     max_tokens: int = Field(1024, ge=1)
-    usd_per_million_input: float = Field(0.0, ge=0)
-    usd_per_million_output: float = Field(0.0, ge=0)
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    usd_per_million_input: float | None = Field(None, ge=0, description="empty: from the price table, else 0")
+    usd_per_million_output: float | None = Field(None, ge=0, description="empty: from the price table, else 0")
     max_usd: float | None = Field(None, gt=0, description="stop cleanly before this is spent")
+
+
+class ErrorAnalysis(Section):
+    """The critic sorts wrong steps into the paper's five types; asked as `critique` says."""
+
+    count: int = Field(0, ge=0, description="wrong candidates sorted, and as many inserted errors, to check the critic")
+    prompt: str = "minos_ray.critiques.error_types:classify"
 
 
 class Train(Section):
@@ -120,6 +159,9 @@ class Sft(Train):
     epochs: float = 3
     lr: float = 5e-6
     rows: int | None = Field(None, ge=1, description="critiques used; all usable ones when empty")
+    source: Literal["critiques", "inserted", "both"] = Field(
+        "both", description="bought ones, inserted errors, or both"
+    )
 
 
 class Reward(Train):
@@ -129,6 +171,7 @@ class Reward(Train):
     rows: int | None = Field(None, ge=1, description="labelled candidates used; all when empty")
     wrong_share: float | None = Field(None, gt=0, lt=1, description="balance to this share of wrong candidates")
     eval_rows: int = Field(1000, ge=1, description="held out by problem for the convergence curve")
+    consensus: bool = Field(False, description="only rows whose critique (not label-aware) finds the same first error")
     batch_rows: int = Field(512, ge=1)
     max_length: int = Field(512, ge=8)
 
@@ -201,12 +244,15 @@ class Engine(Actors):
     extra: dict[str, Any] = {}
 
 
-class Client(Section):
-    """How hard the critic's endpoint is asked."""
+class Client(Actors):
+    """How hard the critic's endpoint is asked: each actor is one client process, the limits per minute are for all."""
 
-    concurrency: int = Field(64, ge=1)
+    concurrency: int = Field(64, ge=1, description="requests in flight of one actor")
     timeout_s: float = Field(120, gt=0)
     max_retries: int = Field(8, ge=0)
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    batch_wait_s: float = Field(26 * 3600, gt=0, description="longest wait for a batch of mode 'batch'")
 
 
 class Workers(Section):
@@ -248,7 +294,9 @@ class Config(Section):
     pretrain: Pretrain | None = None
     sample: Sample = Sample()
     label: Label = Label()
+    inserted: Inserted = Inserted()
     critique: Critique = Critique()
+    error_analysis: ErrorAnalysis = ErrorAnalysis()
     sft: Sft = Sft()
     reward: Reward = Reward()
     score: Score = Score()

@@ -8,9 +8,10 @@ from minos_ray.config import Config
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
 
 # Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
-VERSIONS = {"step_encoding": 1, "critique_prompt": 1, "judge": 1}
+VERSIONS = {"step_encoding": 1, "critique_prompt": 1, "error_prompt": 1, "inserted": 1, "judge": 1}
 # Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
-NEUTRAL = {"critique": {"max_usd", "api_key_env"}, "reward": {"verifiers"}}
+PRICES = {"usd_per_million_input", "usd_per_million_output"}
+NEUTRAL = {"critique": {"max_usd", "api_key_env", "mode", *PRICES}, "reward": {"verifiers"}}
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,47 @@ def specs(config: Config) -> list[Spec]:
     found += [
         Spec("problems", "problems", ("problems", "seed")),
         Spec("candidates", "sample", ("sample", "generator", "seed"), ("problems", *generator)),
-        Spec("labels", "label", ("label",), ("problems", "candidates")),
+        *label_specs(config, generator),
         Spec("critiques", "critique", ("critique", "seed"), data, ("critique_prompt",)),
     ]
+    inserted = ("inserted",) if config.inserted.count else ()
+    if config.error_analysis.count:
+        needs = (*data, *inserted)
+        found.append(Spec("error_types", "critique", ("error_analysis", "critique", "seed"), needs, ("error_prompt",)))
     if needs_critic(config):
         encoded = ("step_encoding",)
-        found.append(Spec("models/critic", "sft", ("sft", "base"), (*data, "critiques", *base), encoded))
+        needs = (*data, *critic_sources(config), *base)
+        found.append(Spec("models/critic", "sft", ("sft", "base"), needs, encoded))
     found += [reward_spec(config, name, base) for name in models]
     found += [score_spec(name) for name in scores]
     found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), ("problems", "labels", *scores)))
     found.append(
         Spec("sweep/results.parquet", "sweep", ("sweep", "sft", "reward", "base", "score"), (*data, "critiques", *base))
     )
-    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=("sweep/results.parquet",)))
+    shown = ("sweep/results.parquet", "error_types")
+    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
     return found
+
+
+def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
+    """Labels, after the rollouts that they may come from, and the errors inserted into right solutions."""
+    data = ("problems", "candidates")
+    found, rollouts = [], ()
+    if config.label.rollouts:
+        sections = ("label", "sample", "generator", "seed")
+        found, rollouts = [Spec("rollouts", "label", sections, (*data, *generator))], ("rollouts",)
+    found.append(Spec("labels", "label", ("label",), (*data, *rollouts)))
+    if config.inserted.count:
+        needs = ("problems", "labels") if config.inserted.source == "candidates" else ("problems",)
+        found.append(Spec("inserted", "label", ("inserted", "seed"), needs, ("inserted",)))
+    return found
+
+
+def critic_sources(config: Config) -> tuple[str, ...]:
+    """The artefacts that stage 1 reads its critiques from."""
+    bought = ("critiques",) if config.sft.source != "inserted" else ()
+    made = ("inserted",) if config.inserted.count and config.sft.source != "critiques" else ()
+    return bought + made
 
 
 def needs_critic(config: Config) -> bool:
@@ -76,7 +104,9 @@ def needs_critic(config: Config) -> bool:
 def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
     """A verifier starts from the critic or from the base; nothing else differs."""
     start = ("models/critic",) if name.endswith("minos") else base
-    return Spec(name, "reward", ("reward", "base"), ("problems", "candidates", "labels", *start), ("step_encoding",))
+    critiques = ("critiques",) if config.reward.consensus else ()
+    needs = ("problems", "candidates", "labels", *critiques, *start)
+    return Spec(name, "reward", ("reward", "base"), needs, ("step_encoding",))
 
 
 def score_spec(name: str) -> Spec:

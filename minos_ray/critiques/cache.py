@@ -33,7 +33,7 @@ class Answer:
     cost_usd: float = 0.0
 
 
-def content_key(critic: str, messages: Messages, temperature: float, max_tokens: int) -> str:
+def content_key(critic: str, messages: Messages, temperature: float | None, max_tokens: int) -> str:
     """32 hex digits that name a request by its content."""
     content = json.dumps([critic, messages, temperature, max_tokens], ensure_ascii=True, separators=(",", ":"))
     return blake2b(content.encode(), digest_size=16).hexdigest()

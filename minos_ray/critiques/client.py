@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from minos_ray.critiques import retry
 from minos_ray.critiques.budget import Budget, StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.prompts import Messages
+from minos_ray.critiques.reply import body, most, read
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress
 from minos_ray.sections import Client, Critique
@@ -93,7 +93,7 @@ class Critic:
         for request in waiting:
             if self.stop:
                 return
-            reserved = self._most(request)
+            reserved = most(self.section, request.messages)
             try:
                 await self.budget.reserve(reserved)
             except StopAtBudget as error:
@@ -130,36 +130,8 @@ class Critic:
 
     async def _send(self, request: Request) -> Answer:
         async with asyncio.timeout(self.limits.timeout_s):
-            reply = await self.api.chat.completions.create(
-                model=self.section.model,
-                messages=request.messages,
-                temperature=self.section.temperature,
-                max_tokens=self.section.max_tokens,
-            )
-        return self._read(reply, request)
-
-    def _read(self, reply: ChatCompletion, request: Request) -> Answer:
-        """Text, how it ended, tokens and cost; without a count of tokens the most that it can have cost."""
-        choices = getattr(reply, "choices", None)
-        message = getattr(choices[0], "message", None) if choices else None
-        if message is None:
-            raise retry.BadReply("no chat completion")
-        ended, usage = choices[0].finish_reason, getattr(reply, "usage", None)
-        refused = ended == "content_filter" or bool(getattr(message, "refusal", None))
-        outcome = "refused" if refused else "truncated" if ended == "length" else "answered"
-        text = message.content or ""
-        if usage is None:
-            return Answer(text, outcome, cost_usd=self._most(request))
-        asked, written = usage.prompt_tokens, usage.completion_tokens
-        return Answer(text, outcome, asked, written, self._cost(asked, written))
-
-    def _cost(self, asked: int, written: int) -> float:
-        return (asked * self.section.usd_per_million_input + written * self.section.usd_per_million_output) / 1e6
-
-    def _most(self, request: Request) -> float:
-        """The most that a request can cost: no tokenizer makes more tokens than there are bytes."""
-        size = sum(len(m["content"].encode()) + 16 for m in request.messages)
-        return self._cost(size, self.section.max_tokens)
+            reply = await self.api.chat.completions.create(**body(self.section, request.messages))
+        return read(self.section, request.messages, reply)
 
     async def _keep(self, request: Request, answer: Answer, progress: Progress) -> None:
         if answer.outcome not in ("bad_request", "failed"):

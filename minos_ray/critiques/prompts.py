@@ -1,13 +1,29 @@
 """Prompts for the critic: the paper's label-aware prompt in our own words, and the same without labels.
 
-A prompt is a function (question, steps, step labels, final label) -> chat messages; `critique.prompt` names it.
+A prompt is a function (case) -> chat messages; `critique.prompt` names it.
 When the text changes, raise `critique_prompt` in `minos_ray.stages.VERSIONS`.
 """
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 Messages = list[dict[str, str]]
+
+
+class Case(NamedTuple):
+    """What a prompt may show of a candidate. `steps` ends with the answer line; labels are 1, 0 or -1 (unknown).
+
+    `answer` and `solution` are the problem's own; there may be no solution.
+    """
+
+    question: str
+    steps: Sequence[str]
+    step_labels: Sequence[int]
+    correct: bool
+    answer: str
+    solution: str | None
+
 
 MARKED = re.compile(r"Step\s+\d+\s*:")
 
@@ -29,18 +45,19 @@ After the steps write one last line that judges the final answer. It is exactly 
 answer is right and exactly `The final answer is False.` when it is wrong."""
 
 
-def label_aware(question: str, steps: Sequence[str], step_labels: Sequence[int], final_label: bool) -> Messages:
-    """Messages that show the label (1 or 0) after each step and the final label after the answer line.
+def label_aware(case: Case) -> Messages:
+    """Messages that show the label after each step and the final label after the answer line (Math-Minos, figure 3).
 
-    `steps` ends with the answer line. A step whose label is -1 (unknown) is shown without one.
+    A step whose label is unknown is shown without one.
     """
-    labels = [*step_labels[:-1], int(final_label)]
-    return _messages(GIVEN, question, [_labelled(s, label) for s, label in zip(_numbered(steps), labels, strict=True)])
+    labels = [*case.step_labels[:-1], int(case.correct)]
+    lines = [_labelled(step, label) for step, label in zip(_numbered(case.steps), labels, strict=True)]
+    return _messages(GIVEN, case.question, lines)
 
 
-def blind(question: str, steps: Sequence[str], step_labels: Sequence[int], final_label: bool) -> Messages:
+def blind(case: Case) -> Messages:
     """The same without any label: the critic has to find the errors itself."""
-    return _messages(UNSEEN, question, _numbered(steps))
+    return _messages(UNSEEN, case.question, _numbered(case.steps))
 
 
 def _numbered(steps: Sequence[str]) -> list[str]:

@@ -7,15 +7,13 @@ from typing import Literal
 
 import openai
 
+from minos_ray.critiques.reply import BadReply
+
 Meaning = Literal["again", "bad_request", "no_access", "no_quota"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 PASSING = {408, 409, 425, 429}
-
-
-class BadReply(Exception):
-    """The endpoint answered 200 with something that is no chat completion."""
 
 
 # json.JSONDecodeError is a ValueError; asyncio.timeout raises TimeoutError.

@@ -14,6 +14,7 @@ from minos_ray.config import Config, resolve, secret
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Critic, Request
 from minos_ray.critiques.parse import Parsed, agrees, parse_critique
+from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
 from minos_ray.errors import UserError, WorkStopped
@@ -47,11 +48,11 @@ def critique(config: Config, run: Run) -> Manifest:
     start = time.monotonic()
     section = config.critique
     section = section.model_copy(update={"model": MODEL if section.base_url == OFFLINE else section.model})
-    questions, labels = train_labels(run)
+    problems, labels = train_labels(run)
     selection = select(labels, section.count, section.wrong_share, config.seed)
     if section.count and not selection.rows:
         raise UserError("critique: no train candidate has a graded answer; see sample.n_train and `minos status`")
-    tasks = [plan(section, row, questions[row["problem_id"]]) for row in selection.rows]
+    tasks = [plan(section, row, problems[row["problem_id"]]) for row in selection.rows]
     cache = Cache(run)
     known = sum(task.request.key in cache.answers for task in tasks)
     try:
@@ -75,18 +76,20 @@ def opened(config: Config, run: Run) -> Artefact:
     return target
 
 
-def train_labels(run: Run) -> tuple[dict[str, str], list[Row]]:
-    """Questions of the train problems by id, and the labels of their candidates."""
-    problems = run.artefact("problems").read(["problem_id", "split", "question"])
+def train_labels(run: Run) -> tuple[dict[str, Row], list[Row]]:
+    """The train problems by id, and the labels of their candidates."""
+    problems = run.artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
     train = problems.filter(pc.equal(problems["split"], "train"))
     labels = run.artefact("labels").read(["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"])
     labels = labels.filter(pc.is_in(labels["problem_id"], value_set=train["problem_id"].combine_chunks()))
-    return dict(zip(train["problem_id"].to_pylist(), train["question"].to_pylist(), strict=True)), labels.to_pylist()
+    return {problem["problem_id"]: problem for problem in train.to_pylist()}, labels.to_pylist()
 
 
-def plan(section: Critique, row: Row, question: str) -> Task:
+def plan(section: Critique, row: Row, problem: Row) -> Task:
     """The request that asks for the critique of one candidate."""
-    messages = resolve(section.prompt)(question, row["steps"], row["step_labels"], row["correct"])
+    given = {key: row[key] for key in ("steps", "step_labels", "correct")}
+    case = Case(**given, **{key: problem[key] for key in ("question", "answer", "solution")})
+    messages = resolve(section.prompt)(case)
     return Task(row, Request(content_key(section.model, messages, section.temperature, section.max_tokens), messages))
 
 

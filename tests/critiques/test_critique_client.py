@@ -13,7 +13,7 @@ import pytest
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Critic, EndpointGone, Request
-from minos_ray.critiques.prompts import label_aware
+from minos_ray.critiques.prompts import Case, label_aware
 from minos_ray.errors import UserError
 from minos_ray.progress import Progress
 from minos_ray.store import Run
@@ -50,7 +50,7 @@ def ask(tmp_path: Path, serve: Serve, make_config: MakeConfig) -> Ask:
 def requests(rows: int) -> list[Request]:
     """Different questions about one solution."""
     steps = ["Step 1: 1 + 1 = 2", "The answer is: 2"]
-    texts = [label_aware(f"Question {i}?", steps, [1, 1], True) for i in range(rows)]
+    texts = [label_aware(Case(f"Question {i}?", steps, [1, 1], True, "0", None)) for i in range(rows)]
     return [Request(content_key("m", text, 0.0, 9), text) for text in texts]
 
 
