@@ -12,12 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import pyarrow as pa
-
 from minos_ray import schema
-from minos_ray.candidates.plan import Unit
-from minos_ray.candidates.sampler import Sampler
-from minos_ray.candidates.stage import encode
+from minos_ray.candidates.engine import Request
 from minos_ray.config import Config, build
 from minos_ray.labels.completer import Completer, Draws
 from minos_ray.labels.miniature import label_steps
@@ -35,7 +31,7 @@ MODEL = {"model": "package:problems/miniature/model"}
 Solution = tuple[list[int], list[int]]
 
 
-def settings(folder: str, candidates: int) -> Config:
+def settings(folder: str) -> Config:
     """The miniature's sampling, with rollouts that are all made."""
     return build(
         {
@@ -43,33 +39,45 @@ def settings(folder: str, candidates: int) -> Config:
             "seed": SEED,
             "base": MODEL,
             "generator": MODEL,
-            "sample": {"n_train": candidates, "temperature": 0.7, "max_tokens": 120},
+            "sample": {"temperature": 0.7, "max_tokens": 120},
             "label": {"rollouts": {"completions": N}},
             "resources": {"sample": {"max_model_len": 512, "dtype": "float32", "kv_cache_gb": 0.5}},
         }
     )
 
 
-def put(run: Run, name: str, rows: list[dict[str, object]] | pa.Table) -> None:
+def put(run: Run, name: str, rows: list[dict[str, object]]) -> None:
     """Writes a whole artefact."""
     artefact = run.artefact(name)
     artefact.begin({"import": "benchmark"})
-    artefact.write_part("0", rows if isinstance(rows, pa.Table) else schema.table(name, rows))
+    artefact.write_part("0", schema.table(name, rows))
     artefact.complete({})
 
 
-def sample(config: Config, run: Run, problems: int) -> None:
-    """Problems and their candidates, as the stages would make them."""
+def problems(count: int) -> list[dict[str, str]]:
+    """Train problems."""
     rng = random.Random(SEED)
-    asked = [row(draw(rng), f"p{number:04}", "train") for number in range(problems)]
-    put(run, "problems", asked)
-    prompts = encode(config, run, config.generator, asked)
-    units = [Unit(name, 0, config.sample.n_train) for name in prompts]
-    table = pa.Table.from_pylist(
-        [{**unit._asdict(), "unit_id": unit.unit_id, "prompt": prompts[unit.problem_id]} for unit in units]
-    )
-    worker = Sampler(run.path, config.generator, config.resources.sample, config.sample, config.seed)
-    put(run, "candidates", worker(table)[0])
+    return [row(draw(rng), f"p{number:04}", "train") for number in range(count)]
+
+
+def candidates(worker: Completer, count: int) -> list[dict[str, object]]:
+    """So many candidates of each problem, by the model that completes them later."""
+    asked = list(worker.problems.values())
+    requests = [Request(worker.prompt(problem["question"], worker.tokenizer), count) for problem in asked]
+    made = worker.generator.generate(requests, worker.sampling, "candidates")
+    return [
+        {
+            "candidate_id": f"{problem['problem_id']}/{index}",
+            "problem_id": problem["problem_id"],
+            "index": index,
+            "text": text.text,
+            "finish_reason": text.reason,
+            "num_tokens": text.tokens,
+            "model": MODEL["model"],
+        }
+        for problem, texts in zip(asked, made, strict=True)
+        for index, text in enumerate(texts)
+    ]
 
 
 def replay(outcomes: list[list[str]], used: list[int]) -> Draw:
@@ -182,10 +190,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config, run = settings(folder, arguments.candidates), Run(folder)
-        sample(config, run, arguments.problems)
+        config, run = settings(folder), Run(folder)
+        put(run, "problems", problems(arguments.problems))
+        worker = Completer(folder, config.generator, config.resources.sample, config.sample, config.label, SEED)
+        put(run, "candidates", candidates(worker, arguments.candidates))
         made = plan(config, run, graded=True)
-        worker = Completer(folder, config.generator, config.resources.sample, config.sample, config.label, config.seed)
         draws = Draws(worker, made.trees)
         outcomes = draws(list(range(made.prefixes)), N)
         number = {prefix: place for place, prefix in enumerate(draws.prefixes)}

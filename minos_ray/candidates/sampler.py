@@ -28,7 +28,14 @@ class Sampler:
 
     def __init__(self, run: str, model: Model, resources: Engine, sample: Sample, seed: int) -> None:
         self.generator = Generator(locate(model, Run(run)), model, resources)
-        self.model, self.seed, self.sampling = model.model, seed, sampling(sample)
+        self.model, self.seed = model.model, seed
+        self.sampling: dict[str, Any] = {
+            "temperature": sample.temperature,
+            "top_p": sample.top_p,
+            "top_k": sample.top_k,
+            "max_tokens": sample.max_tokens,
+            "stop": list(sample.stop) or None,
+        }
 
     def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Candidate rows of the batch and its numbers: tokens, seconds, candidates by finish reason."""
@@ -54,17 +61,6 @@ class Sampler:
             "num_tokens": text.tokens,
             "model": self.model,
         }
-
-
-def sampling(sample: Sample) -> dict[str, Any]:
-    """The section as arguments of vLLM's SamplingParams."""
-    return {
-        "temperature": sample.temperature,
-        "top_p": sample.top_p,
-        "top_k": sample.top_k,
-        "max_tokens": sample.max_tokens,
-        "stop": list(sample.stop) or None,
-    }
 
 
 def numbers(texts: list[list[Text]], seconds: float) -> dict[str, float]:

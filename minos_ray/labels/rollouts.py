@@ -1,6 +1,7 @@
 """The artefact `rollouts`: what completions say of every step's prefix (Math-Shepherd); resumed problem by problem."""
 
 import os
+import random
 import time
 from collections import Counter
 from itertools import groupby
@@ -11,7 +12,6 @@ import pyarrow.compute as pc
 
 from minos_ray import cluster, stages
 from minos_ray.candidates.engine import PROMPT_TOO_LONG
-from minos_ray.candidates.plan import shuffled
 from minos_ray.candidates.stage import generator
 from minos_ray.config import Config, resolve
 from minos_ray.critiques.select import by_turns
@@ -151,9 +151,10 @@ def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, mod
     assert config.label.rollouts is not None
     before = len(stored_ids(target, "prefix_id"))
     stored = set(target.read(["problem_id"], partial=True)["problem_id"].to_pylist())
-    todo = shuffled([tree for tree in made.trees if tree.problem_id not in stored], config.seed)
+    todo = [tree for tree in made.trees if tree.problem_id not in stored]
     if not todo:
         return before
+    random.Random(config.seed).shuffle(todo)  # so that every batch is about equally much work
     resources = config.resources.sample
     cluster.connect(config)
     run_units(

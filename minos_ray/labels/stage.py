@@ -27,6 +27,7 @@ def label(config: Config, run: Run) -> Manifest:
     """Labels every candidate of the run; a rerun labels only the slices of candidates that are missing."""
     done = fresh(config, run, "labels")
     if done is not None:
+        refuse_imported(config, done)
         return done
     start = time.monotonic()
     units = plan(run.artefact("candidates"))
@@ -36,6 +37,12 @@ def label(config: Config, run: Run) -> Manifest:
     assert isinstance(target, Artefact)
     label_missing(config, run, units, set(target.part_names()))
     return finish(target, sum(unit["rows"] for unit in units), time.monotonic() - start)
+
+
+def refuse_imported(config: Config, done: Manifest) -> None:
+    """UserError when rollouts are wanted for labels that were imported, which nothing replaces."""
+    if config.label.rollouts and "import" in done.inputs:
+        raise UserError("label.rollouts is set, but the labels of this run were imported; delete its folder labels/")
 
 
 def label_missing(config: Config, run: Run, units: list[dict[str, Any]], stored: set[str]) -> None:
