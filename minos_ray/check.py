@@ -63,6 +63,11 @@ def findings(config: Config, run: Run) -> Iterator[str]:
         from minos_ray.labels.rollouts import completer, settings
 
         tests += [lambda: settings(config), lambda: completer(config)]
+    imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
+    if config.reward.consensus and "reward" in todo and not imported:
+        from minos_ray.training.consensus import refuse_told
+
+        tests.append(lambda: refuse_told(config.critique.prompt))
     tests += [
         lambda name=name, want=want: check_pool(config, name, want) for name, want in pools(config, states).items()
     ]

@@ -106,7 +106,7 @@ def needs_critic(config: Config) -> bool:
 def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
     """A verifier starts from the critic or from the base; nothing else differs."""
     start = ("models/critic",) if name.endswith("minos") else base
-    critiques = ("critiques",) if config.reward.consensus else ()
+    critiques = ("critiques",) if config.reward.consensus and "/prm" in name else ()
     needs = ("problems", "candidates", "labels", *critiques, *start)
     return Spec(name, "reward", ("reward", "base"), needs, ("step_encoding",))
 

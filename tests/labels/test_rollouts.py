@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from minos_ray import cli
-from minos_ray.check import check
+from minos_ray.check import check, findings
 from minos_ray.config import Config, build
 from minos_ray.errors import UserError
 from minos_ray.labels.numbers import extract_number, same_number
@@ -19,6 +19,7 @@ from minos_ray.labels.prefixes import prefix_id
 from minos_ray.labels.rollouts import chosen, cost, plan, rollouts, train_answers
 from minos_ray.labels.stage import label
 from minos_ray.problems.miniature import load
+from minos_ray.stages import inputs, spec
 from minos_ray.store import Manifest, Run
 from tests.runs import put
 
@@ -222,6 +223,37 @@ def test_the_estimate_is_stated_before_and_is_no_less_than_the_plan(tmp_path: Pa
 def test_without_candidates_the_formula_is_said(tmp_path: Path) -> None:
     config = make_config(tmp_path, {"candidates": 1000})
     assert "candidates (1,000) x (steps - 1) x 4 completions" in cost(config, Run(config.run))
+
+
+def test_only_what_completions_depend_on_makes_rollouts_stale(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    run = make_run(config)
+    before = inputs(config, run, spec(config, "rollouts"))
+    same = make_config(tmp_path, label={**config.label.model_dump(), "after_first_error": "mask", "steps": GOLD})
+    assert inputs(same, run, spec(same, "rollouts")) == before
+    for key, value in (("splitter", "minos_ray.labels.steps:paragraphs"), ("rollouts", {"completions": 3})):
+        other = make_config(tmp_path, label={**config.label.model_dump(), key: value})
+        assert inputs(other, run, spec(other, "rollouts")) != before
+    own = make_config(tmp_path, {"completer": {"model": "run:models/base"}})
+    assert "models/base" in spec(own, "rollouts").needs
+
+
+def test_the_completer_and_its_engines_are_checked_beforehand(tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path, {"completer": {"model": "./nowhere"}}, resources={"num_cpus": 2, "sample": {"actors": 9}}
+    )
+    run = make_run(config)
+    said = "\n".join(findings(config, run))
+    assert "label.rollouts.completer" in said and "nowhere" in said
+    assert "resources.sample wants 9 CPUs" in said
+
+
+def test_imported_labels_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    run = make_run(config)
+    put(run, "labels", [])
+    with pytest.raises(UserError, match=r"label\.rollouts.*imported"):
+        label(config, run)
 
 
 def test_a_limit_takes_problems_in_turn_and_a_larger_one_adds_to_it(tmp_path: Path) -> None:

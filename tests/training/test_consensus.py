@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from minos_ray.check import findings
 from minos_ray.errors import UserError
 from minos_ray.schema import table
 from minos_ray.sections import Config, Reward
+from minos_ray.stages import spec
 from minos_ray.store import Run
+from minos_ray.sweep.inputs import Inputs
 from minos_ray.training.consensus import agreed, refuse_told
 from minos_ray.training.data import base_tokenizer, reward_data
 from tests.training.world import world
@@ -101,3 +104,27 @@ def test_told_critiques_are_refused_before_training(judged: tuple[Config, Run, A
     put(run, [{**row, "prompt_version": told} for row in run.artefact("critiques").read().to_pylist()])
     with pytest.raises(UserError, match="shows the critic the step labels"):
         reward_data(run, base_tokenizer(config, run), section(), "prm")
+
+
+def test_the_check_says_so_before_anything_is_bought(judged: tuple[Config, Run, Any], tmp_path: Path) -> None:
+    config, run, _ = judged
+    config = config.model_copy(update={"reward": section()})
+    fresh = Run(str(tmp_path))
+    said = [line for line in findings(config, fresh) if line.startswith("reward.consensus")]
+    assert len(said) == 1 and "label_aware" in said[0]
+    blind = config.model_copy(update={"critique": config.critique.model_copy(update={"prompt": BLIND})})
+    assert not any(line.startswith("reward.consensus") for line in findings(blind, fresh))
+    assert not any(line.startswith("reward.consensus") for line in findings(config, run)), "imported critiques"
+
+
+def test_only_prms_depend_on_the_critiques(judged: tuple[Config, Run, Any]) -> None:
+    config, _, _ = judged
+    config = config.model_copy(update={"reward": section(verifiers=("orm-base", "prm-base"))})
+    needs = {name: spec(config, f"models/{name}").needs for name in config.reward.verifiers}
+    assert "critiques" in needs["prm-base"] and "critiques" not in needs["orm-base"]
+
+
+def test_a_sweep_refuses_consensus(judged: tuple[Config, Run, Any]) -> None:
+    config, run, _ = judged
+    with pytest.raises(UserError, match=r"reward\.consensus must be false"):
+        Inputs(config.model_copy(update={"reward": section()}), run)
