@@ -42,11 +42,17 @@ class Plan(NamedTuple):
         """Distinct prefixes."""
         return sum(len(tree.parents) for tree in self.trees)
 
+    def asked(self, section: Rollouts) -> int:
+        """How many prefixes completions are made for: with `soft` all, else those that no right candidate proves."""
+        return sum(section.soft or not proven for tree in self.trees for proven in tree.proven)
+
     def cost(self, section: Rollouts) -> str:
         """The most that will be sampled, in words."""
+        asked = self.asked(section)
+        proven = f" ({self.prefixes - asked:,} more are proven by right ones)" if asked < self.prefixes else ""
         return (
-            f"label.rollouts: at most {self.prefixes * section.completions:,} completions: {self.prefixes:,} distinct "
-            f"prefixes of {self.candidates:,} candidates x {section.completions}"
+            f"label.rollouts: at most {asked * section.completions:,} completions: {asked:,} distinct prefixes of "
+            f"{self.candidates:,} candidates{proven} x {section.completions}"
         )
 
 
@@ -109,16 +115,14 @@ def plan(config: Config, run: Run, graded: bool) -> Plan:
     rows = chosen(run, list(answers), config.label.rollouts.candidates, config.seed)
     statuses = grade(config.label, answers, rows) if graded else ["wrong"] * len(rows)
     counts = Counter(f"candidate_{status}" for status in statuses if status not in GRADED)
-    kept = [(row, status) for row, status in zip(rows, statuses, strict=True) if status in GRADED]
-    split, trees, steps = resolve(config.label.splitter), [], 0
+    kept = [(row, status == "correct") for row, status in zip(rows, statuses, strict=True) if status in GRADED]
+    split = resolve(config.label.splitter)
+    trees, steps = [], 0
     for problem_id, group in groupby(kept, key=lambda pair: pair[0]["problem_id"]):
-        solutions = []
-        for row, status in group:
-            cut, exact = prefixes(row["text"], split(row["text"]))
-            solutions.append((cut, status == "correct"))
-            counts[REJOINED] += not exact
-            steps += len(cut)
-        trees.append(grow(problem_id, solutions))
+        cuts = [(*prefixes(row["text"], split(row["text"])), correct) for row, correct in group]
+        counts[REJOINED] += sum(not whole for _, whole, _ in cuts)
+        steps += sum(len(cut) for cut, _, _ in cuts)
+        trees.append(grow(problem_id, [(cut, correct) for cut, _, correct in cuts]))
     return Plan([tree for tree in trees if tree.parents], len(kept), steps, counts)
 
 
@@ -196,11 +200,11 @@ def unit_table(trees: list[Tree]) -> pa.Table:
 def finish(target: Artefact, made: Plan, section: Rollouts, before: int, details: dict[str, Any]) -> Manifest:
     """Makes sure that every prefix is there once, then writes the manifest."""
     rows = target.read(partial=True)
-    if rows.num_rows != made.prefixes or len(stored_ids(target, "prefix_id")) != made.prefixes:
+    if {rows.num_rows, pc.count_distinct(rows["prefix_id"]).as_py()} != {made.prefixes}:
         raise RuntimeError(f"{made.prefixes} prefixes, but {rows.num_rows} rows of rollouts; run again")
     totals = {name: pc.sum(rows[name]).as_py() or 0 for name in ("completions", "correct", "tokens")}
     counts = {"prefixes": made.prefixes, "candidates": made.candidates, **totals}
-    counts["at_most"] = made.prefixes * section.completions
+    counts["at_most"] = made.asked(section) * section.completions
     dropped = {reason: count for reason, count in made.counts.items() if reason != REJOINED}
     stats = target.stats()
     details |= {
