@@ -85,7 +85,7 @@ def wanted_prefixes(run: Run) -> set[str]:
     return found
 
 
-def assert_every_prefix_once(run: Run, completions: int = 4) -> list[dict[str, Any]]:
+def assert_every_prefix_once(run: Run, completions: int) -> list[dict[str, Any]]:
     """The rows, after a look at what must hold for them all."""
     rows = run.artefact("rollouts").read().to_pylist()
     names = [row["prefix_id"] for row in rows]
@@ -99,25 +99,28 @@ def assert_every_prefix_once(run: Run, completions: int = 4) -> list[dict[str, A
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_every_prefix_once_and_a_rerun_makes_only_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = make_config(tmp_path)
-    run = make_run(config)
+def test_every_prefix_once_with_a_killed_actor_and_a_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(tmp_path, {"completions": 8}, sample={"unit": 8})
+    run = make_run(config, problems=16)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_an_actor, args=(run, killed))
+    killer.start()
     manifest = rollouts(config, run)
-    said = capsys.readouterr().out.splitlines()[0]
-    rows = assert_every_prefix_once(run)
+    killer.join(timeout=60)
+    assert killed, "no actor was killed"
+    said = capsys.readouterr().out
+    rows = assert_every_prefix_once(run, 8)
     right = {prefix_id(problem, prefix) for problem, prefix in right_prefixes(run)}
     assert {row["prefix_id"] for row in rows if row["completions"] == 0} >= right
     assert all(row["label"] == 1 for row in rows if row["prefix_id"] in right)
-    assert sum(row["completions"] > 0 for row in rows) > 0
-    assert manifest.counts["completions"] == sum(row["completions"] for row in rows) <= manifest.counts["at_most"]
+    assert 0 < manifest.counts["completions"] <= manifest.counts["at_most"] == 8 * (len(rows) - len(right))
+    assert manifest.counts["completions"] == sum(row["completions"] for row in rows)
     assert f"at most {manifest.counts['at_most']:,} completions" in said
-    assert manifest.dropped == {"candidate_no_answer": 8}
+    assert manifest.dropped == {"candidate_no_answer": 16}
     assert rollouts(config, run) == manifest
     kept = lose_a_part(run)
-    again = rollouts(make_config(tmp_path, resources={"sample": {**config.resources.sample.model_dump()}}), run)
-    after = {row["prefix_id"]: row for row in assert_every_prefix_once(run)}
+    again = rollouts(config, run)
+    after = {row["prefix_id"]: row for row in assert_every_prefix_once(run, 8)}
     assert 0 < again.details["prefixes_before"] == len(kept) < len(rows)
     assert all(after[row["prefix_id"]] == row for row in kept)
 
@@ -142,30 +145,6 @@ def lose_a_part(run: Run) -> list[dict[str, Any]]:
     run.delete("rollouts/manifest.json")
     run.delete(f"rollouts/part-{gone}.parquet")
     return [row for name in kept for row in artefact.read_part(name).to_pylist()]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
-def test_a_killed_actor_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    config = make_config(tmp_path, {"soft": True, "completions": 16})
-    run = make_run(config)
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_an_actor, args=(run, killed))
-    killer.start()
-    rollouts(config, run)
-    killer.join(timeout=60)
-    assert killed, "no actor was killed"
-    rows = assert_every_prefix_once_soft(run, 16)
-    assert sum(row["correct"] for row in rows) > 0
-
-
-def assert_every_prefix_once_soft(run: Run, completions: int) -> list[dict[str, Any]]:
-    """With `soft` every prefix has all its completions."""
-    rows = run.artefact("rollouts").read().to_pylist()
-    assert sorted(row["prefix_id"] for row in rows) == sorted(wanted_prefixes(run))
-    assert {row["completions"] for row in rows} == {completions}
-    assert all(row["label"] == 1 for row in rows if row["correct"])
-    return rows
 
 
 def kill_an_actor(run: Run, killed: list[int]) -> None:
@@ -194,6 +173,7 @@ def test_the_command_gives_labels_with_soft_scores(tmp_path: Path, capsys: pytes
     counts = manifest.counts
     assert counts["consensus"] + counts["no_consensus"] == counts["rollouts"] == 8 * 4
     labels = run.artefact("labels").read().to_pylist()
+    assert {row["completions"] for row in run.artefact("rollouts").read().to_pylist()} == {4}
     rolled = [row for row in labels if row["step_source"] == "rollouts"]
     assert len(rolled) == counts["consensus"] > 0
     for row in rolled:
