@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from minos_ray.cluster import wanted
 from minos_ray.config import Config, resolve, secret
@@ -31,6 +32,11 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
     for name, want in sorted(pools(config, states).items()):
         amounts = ", ".join(f"{amount:g} {kind}" for kind, amount in want.items() if amount)
         log(f"resources.{name}: {amounts}")
+    if rollouts_wanted(config, states):
+        from minos_ray.labels.rollouts import cost
+
+        with suppress(UserError):  # said below, with everything else that is wrong
+            log(cost(config, run))
     refuse(config, run)
     log("config, files, models, credentials: fine")
 
@@ -53,6 +59,15 @@ def findings(config: Config, run: Run) -> Iterator[str]:
         tests.append(lambda: check_sources(config))
     if "critique" in todo and config.critique.base_url != "offline":
         tests.append(lambda: secret(config.critique.api_key_env))
+    if rollouts_wanted(config, states):
+        from minos_ray.labels.rollouts import completer, settings
+
+        tests += [lambda: settings(config), lambda: completer(config)]
+    imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
+    if config.reward.consensus and "reward" in todo and not imported:
+        from minos_ray.training.consensus import refuse_told
+
+        tests.append(lambda: refuse_told(config.critique.prompt))
     tests += [
         lambda name=name, want=want: check_pool(config, name, want) for name, want in pools(config, states).items()
     ]
@@ -63,6 +78,11 @@ def findings(config: Config, run: Run) -> Iterator[str]:
             yield str(error)
 
 
+def rollouts_wanted(config: Config, states: list[State]) -> bool:
+    """Whether the stage `label` has completions to make."""
+    return config.label.rollouts is not None and any(s.artefact == "rollouts" and s.state != "done" for s in states)
+
+
 def functions(config: Config, todo: set[str]) -> Iterator[str]:
     """Names of functions that the stages to be done will call."""
     if "problems" in todo and config.problems:
@@ -71,6 +91,8 @@ def functions(config: Config, todo: set[str]) -> Iterator[str]:
         yield config.sample.prompt
     if "label" in todo:
         yield from (n for n in (config.label.grader, config.label.splitter, config.label.steps) if n)
+        if config.label.rollouts:
+            yield config.sample.prompt
     if "critique" in todo:
         yield config.critique.prompt
     if "pretrain" in todo and config.pretrain:
@@ -79,8 +101,11 @@ def functions(config: Config, todo: set[str]) -> Iterator[str]:
 
 def models(config: Config, todo: set[str]) -> Iterator[tuple[str, Model]]:
     """Models that must be there already."""
-    if "sample" in todo and config.generator:
+    rollouts = config.label.rollouts if "label" in todo else None
+    if config.generator and ("sample" in todo or (rollouts and not rollouts.completer)):
         yield "generator.model", config.generator
+    if rollouts and rollouts.completer:
+        yield "label.rollouts.completer", rollouts.completer
     if todo & {"sft", "reward"}:
         yield "base.model", config.base
 
@@ -110,6 +135,7 @@ def check_sources(config: Config) -> None:
 def pools(config: Config, states: list[State]) -> dict[str, dict[str, float]]:
     """CPUs and GPUs wanted by each pool of the stages to be done."""
     names = {POOLS[s.stage] for s in states if s.state != "done" and s.stage in POOLS}
+    names |= {"sample"} if rollouts_wanted(config, states) else set()
     return {name: wanted(getattr(config.resources, name)) for name in names}
 
 

@@ -48,12 +48,12 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("error_types", STRINGS),
         ]
     ),
-    # One row per prefix and round: `correct` of `completions` reached the gold answer.
+    # One row per prefix: `correct` of `completions` reached the gold answer; no completion where a label needs none.
     "rollouts": pa.schema(
         [
-            ("unit_id", pa.string()),
             ("prefix_id", pa.string()),
             ("problem_id", pa.string()),
+            ("label", pa.int8()),
             ("completions", pa.int32()),
             ("correct", pa.int32()),
             ("no_answer", pa.int32()),
@@ -122,7 +122,7 @@ KEYS = {
     "problems": "problem_id",
     "candidates": "candidate_id",
     "labels": "candidate_id",
-    "rollouts": "unit_id",
+    "rollouts": "prefix_id",
     "inserted": "candidate_id",
     "error_types": "error_id",
     "critiques": "candidate_id",

@@ -59,8 +59,9 @@ class Sample(Section):
 class Rollouts(Section):
     """Step labels by completions from each step's prefix (Math-Shepherd, section 3: N = 8).
 
-    A step is right (hard label) when any completion reaches the gold answer. With `soft` all completions are made and
-    `step_scores` is the share that reaches it; without, a prefix is left as soon as its label is decided.
+    A step is right (hard label) when any completion reaches the gold answer; one of a longer prefix counts, and so does
+    the rest of a right candidate. With `soft` all completions are made and `step_scores` is the share of the prefix's
+    own that reach it; without, a prefix is left as soon as its label is decided. Sampled as `sample` says.
     """
 
     completer: Model | None = Field(None, description="the generator when empty")

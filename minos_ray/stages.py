@@ -80,8 +80,10 @@ def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
     data = ("problems", "candidates")
     found, rollouts = [], ()
     if config.label.rollouts:
-        sections = ("label", "sample", "generator", "seed")
-        found, rollouts = [Spec("rollouts", "label", sections, (*data, *generator))], ("rollouts",)
+        sections, completer = ("label", "sample", "generator", "seed"), config.label.rollouts.completer
+        model = (completer.model.removeprefix("run:"),) if completer and completer.model.startswith("run:") else ()
+        needs = (*data, *(model if completer else generator))
+        found, rollouts = [Spec("rollouts", "label", sections, needs)], ("rollouts",)
     found.append(Spec("labels", "label", ("label",), (*data, *rollouts)))
     if config.inserted.count:
         needs = ("problems", "labels") if config.inserted.source == "candidates" else ("problems",)
@@ -104,7 +106,7 @@ def needs_critic(config: Config) -> bool:
 def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
     """A verifier starts from the critic or from the base; nothing else differs."""
     start = ("models/critic",) if name.endswith("minos") else base
-    critiques = ("critiques",) if config.reward.consensus else ()
+    critiques = ("critiques",) if config.reward.consensus and "/prm" in name else ()
     needs = ("problems", "candidates", "labels", *critiques, *start)
     return Spec(name, "reward", ("reward", "base"), needs, ("step_encoding",))
 
@@ -128,6 +130,8 @@ def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
     if made.artefact.startswith("scores/"):
         keep = "judge" if made.artefact == "scores/critic" else "aggregation"
         sections["score"] = {keep: sections["score"][keep]}
+    if made.artefact == "rollouts":  # another policy or second opinion samples nothing again
+        sections["label"] = {key: sections["label"][key] for key in ("rollouts", "grader", "splitter", "timeout_s")}
     return {
         "config": sections,
         "needs": {name: fingerprint_of(run, name) for name in made.needs + made.optional},

@@ -11,6 +11,8 @@ from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.labels.answers import Graded
 from minos_ray.labels.grading import Grading
+from minos_ray.labels.rollouts import rollouts
+from minos_ray.labels.step_labels import COUNTED, StepLabeller
 from minos_ray.sections import Label
 from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
@@ -25,13 +27,22 @@ def label(config: Config, run: Run) -> Manifest:
     """Labels every candidate of the run; a rerun labels only the slices of candidates that are missing."""
     done = fresh(config, run, "labels")
     if done is not None:
+        refuse_imported(config, done)
         return done
     start = time.monotonic()
     units = plan(run.artefact("candidates"))
+    if config.label.rollouts:
+        rollouts(config, run)
     target = begin(config, run, "labels")
     assert isinstance(target, Artefact)
     label_missing(config, run, units, set(target.part_names()))
     return finish(target, sum(unit["rows"] for unit in units), time.monotonic() - start)
+
+
+def refuse_imported(config: Config, done: Manifest) -> None:
+    """UserError when rollouts are wanted for labels that were imported, which nothing replaces."""
+    if config.label.rollouts and "import" in done.inputs:
+        raise UserError("label.rollouts is set, but the labels of this run were imported; delete its folder labels/")
 
 
 def label_missing(config: Config, run: Run, units: list[dict[str, Any]], stored: set[str]) -> None:
@@ -80,6 +91,7 @@ def finish(target: Artefact, rows: int, seconds: float) -> Manifest:
     total = target.stats()
     counts = {"rows": int(sum(total.get(status, 0) for status in STATUSES))}
     counts |= {status: int(total.get(status, 0)) for status in STATUSES}
+    counts |= {kind: int(total[kind]) for kind in COUNTED if kind in total}
     dropped = {NO_PROBLEM: int(total.get(NO_PROBLEM, 0))}
     if counts["rows"] + dropped[NO_PROBLEM] != rows:
         raise RuntimeError(f"{rows} candidates, but {counts['rows']} labels and {dropped[NO_PROBLEM]} dropped")
@@ -91,10 +103,9 @@ class Labeller:
 
     def __init__(self, run: str, label: Label) -> None:
         self.candidates = Run(run).artefact("candidates")
-        problems = Run(run).artefact("problems").read(["problem_id", "question", "answer", "solution"])
+        problems = Run(run).artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
         self.problems = {row["problem_id"]: row for row in problems.to_pylist()}
-        self.split = resolve(label.splitter)
-        self.label_steps = resolve(label.steps) if label.steps else None
+        self.label_steps = StepLabeller(Run(run), label)
         self.grading = Grading(resolve(label.grader), label.timeout_s)
         self.part: tuple[str, pa.Table] | None = None
 
@@ -104,8 +115,10 @@ class Labeller:
         known = [row for row in found if row["problem_id"] in self.problems]
         golds = [self.problems[row["problem_id"]]["answer"] for row in known]
         grades = self.grading(golds, [row["text"] for row in known])
+        self.label_steps.counts.clear()
         labels = [self._label(row, grade) for row, grade in zip(known, grades, strict=True)]
         stats = Counter(grade.status for grade in grades)
+        stats.update(self.label_steps.counts)
         stats["stepless"] = sum(not row["steps"] for row in labels)
         stats[NO_PROBLEM] = len(found) - len(known)
         return schema.table("labels", labels), dict(stats)
@@ -117,20 +130,11 @@ class Labeller:
         return self.part[1].slice(unit["at"], unit["rows"]).to_pylist()
 
     def _label(self, candidate: dict[str, Any], grade: Graded) -> dict[str, Any]:
-        problem = self.problems[candidate["problem_id"]]
-        steps = self.split(candidate["text"])
-        labels, errors = [-1] * len(steps), []
-        if self.label_steps:
-            labels, errors = self.label_steps(problem["question"], problem["solution"], steps)
         return {
             "candidate_id": candidate["candidate_id"],
             "problem_id": candidate["problem_id"],
             "answer": grade.answer,
             "correct": grade.correct,
             "status": grade.status,
-            "steps": steps,
-            "step_labels": labels,
-            "step_scores": None,
-            "step_source": "gold" if self.label_steps else "none",
-            "error_types": errors,
+            **self.label_steps(self.problems[candidate["problem_id"]], candidate["text"], grade),
         }

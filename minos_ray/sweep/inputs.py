@@ -21,6 +21,10 @@ class Inputs:
 
     def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run = config, run
+        if config.reward.consensus:
+            raise UserError(
+                "sweep: reward.consensus must be false, for trials with fewer critiques would get other rows"
+            )
         self.problems = chosen_problems(run.artefact("problems").read(), config.sweep.problems)
         labels = run.artefact("labels").read()
         self.labels = labels.filter(is_in(labels["problem_id"], self.problems["problem_id"]))

@@ -10,6 +10,7 @@ from minos_ray.models import load_tokenizer, locate
 from minos_ray.sections import Config, Reward, Train
 from minos_ray.store import Run
 from minos_ray.training import encoding
+from minos_ray.training.consensus import agreed
 from minos_ray.training.rows import language_row
 
 Row = dict[str, Any]
@@ -85,6 +86,8 @@ def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Cou
 def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str) -> Data:
     """Stage 2 (`kind` orm or prm): labelled train candidates; held-out rows are of problems never trained on."""
     rows, dropped = labelled(run)
+    if section.consensus and kind == "prm":
+        rows = agreed(run, rows, dropped)
     train, held_out = split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed)
     train = balanced(train, section.wrong_share, section.rows, section.seed, dropped)
     held_out = balanced(held_out, section.wrong_share, section.eval_rows, section.seed, dropped)

@@ -1,0 +1,102 @@
+"""The worker of the rollouts: a batch of prefix trees in, one row per prefix out."""
+
+import time
+from typing import Any
+
+import pyarrow as pa
+
+from minos_ray import schema
+from minos_ray.candidates.engine import PROMPT_TOO_LONG, Generator, Request, Text
+from minos_ray.config import resolve
+from minos_ray.labels.grading import Grading
+from minos_ray.labels.prefixes import ids_after, prefix_id
+from minos_ray.labels.rollout_plan import Tree, decide, forest
+from minos_ray.models import load_tokenizer, locate
+from minos_ray.sections import Engine, Label, Model, Sample
+from minos_ray.store import Run
+
+# A tree as the actors get it: `rollout_plan.Tree`, named by its problem.
+UNITS = pa.schema(
+    [
+        ("unit_id", pa.string()),
+        ("parents", pa.list_(pa.int32())),
+        ("pieces", pa.list_(pa.string())),
+        ("proven", pa.list_(pa.bool_())),
+    ]
+)
+INEXACT = "prefixes_tokenised_inexactly"
+
+
+class Completer:
+    """Completes and grades the prefixes of trees (schema `UNITS`) with its own engine."""
+
+    def __init__(self, run: str, model: Model, resources: Engine, sample: Sample, label: Label, seed: int) -> None:
+        path = locate(model, Run(run))
+        self.generator = Generator(path, model, resources)
+        self.tokenizer = load_tokenizer(path, model.trust_remote_code)
+        self.prompt, self.seed = resolve(sample.prompt), seed
+        self.sampling: dict[str, Any] = sample.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
+        self.sampling["stop"] = list(sample.stop) or None
+        self.grading = Grading(resolve(label.grader), label.timeout_s)
+        self.rollouts = label.rollouts
+        problems = Run(run).artefact("problems").read(["problem_id", "question", "answer"])
+        self.problems = {row["problem_id"]: row for row in problems.to_pylist()}
+
+    def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """A row for each prefix of the batch, and its numbers: seconds, prefixes that went wrong by reason."""
+        start = time.monotonic()
+        trees = [Tree(row["unit_id"], row["parents"], row["pieces"], row["proven"]) for row in batch.to_pylist()]
+        draws = Draws(self, trees)
+        decided = decide(*forest(trees), self.rollouts.completions, self.rollouts.soft, draws)
+        rows = [draws.row(prefix, decided.label(prefix), statuses) for prefix, statuses in enumerate(decided.outcomes)]
+        stats = {INEXACT: draws.inexact, PROMPT_TOO_LONG: sum(row["label"] < 0 for row in rows)}
+        return schema.table("rollouts", rows), {"seconds": time.monotonic() - start, **stats}
+
+
+class Draws:
+    """The prefixes of a batch as requests; called for completions, it makes and grades them (`rollout_plan.Draw`)."""
+
+    def __init__(self, completer: Completer, trees: list[Tree]) -> None:
+        self.completer, self.round, self.inexact = completer, 0, 0
+        self.prefixes = [(tree.problem_id, text) for tree in trees for text in tree.texts()]
+        self.ids = [ids for tree in trees for ids in self.encode(tree)]
+        self.tokens = [0] * len(self.prefixes)
+        self.name = f"{completer.seed} rollouts {trees[0].problem_id}"
+
+    def encode(self, tree: Tree) -> list[list[int]]:
+        """What the completer goes on from: the prompt's ids and those of the prefix, as one piece of text."""
+        question = self.completer.problems[tree.problem_id]["question"]
+        prompt = self.completer.prompt(question, self.completer.tokenizer)
+        made = ids_after(self.completer.tokenizer, prompt, tree.texts())
+        self.inexact += sum(not exact for _, exact in made)
+        return [[*prompt, *ids] for ids, _ in made]
+
+    def __call__(self, wanted: list[int], count: int) -> list[list[str]]:
+        """Outcomes of `count` new completions of each wanted prefix; none where there is no room for them."""
+        requests = [Request(self.ids[prefix], count) for prefix in wanted]
+        self.round += 1
+        made = self.completer.generator.generate(requests, self.completer.sampling, f"{self.name} {self.round}")
+        whole = [
+            (prefix, text)
+            for prefix, texts in zip(wanted, made, strict=True)
+            for text in texts
+            if text.reason != PROMPT_TOO_LONG
+        ]
+        outcomes: dict[int, list[str]] = {prefix: [] for prefix in wanted}
+        for (prefix, text), status in zip(whole, self.grade(whole), strict=True):
+            outcomes[prefix].append(status)
+            self.tokens[prefix] += text.tokens
+        return list(outcomes.values())
+
+    def grade(self, completions: list[tuple[int, Text]]) -> list[str]:
+        """The outcome of each completion, graded together with its prefix, as a candidate would be."""
+        problems = [self.completer.problems[self.prefixes[prefix][0]] for prefix, _ in completions]
+        texts = [self.prefixes[prefix][1] + text.text for prefix, text in completions]
+        return [graded.status for graded in self.completer.grading([p["answer"] for p in problems], texts)]
+
+    def row(self, prefix: int, label: int, statuses: list[str]) -> dict[str, Any]:
+        """One row of the artefact."""
+        problem_id, text = self.prefixes[prefix]
+        counts = {status: statuses.count(status) for status in ("correct", "no_answer", "timeout")}
+        row = {"prefix_id": prefix_id(problem_id, text), "problem_id": problem_id, "label": label}
+        return {**row, "completions": len(statuses), **counts, "tokens": self.tokens[prefix]}

@@ -1,0 +1,219 @@
+"""The artefact `rollouts`: what completions say of every step's prefix (Math-Shepherd); resumed problem by problem."""
+
+import os
+import random
+import time
+from collections import Counter
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minos_ray import cluster, stages
+from minos_ray.candidates.engine import PROMPT_TOO_LONG
+from minos_ray.candidates.stage import generator
+from minos_ray.config import Config, resolve
+from minos_ray.critiques.select import by_turns
+from minos_ray.errors import UserError
+from minos_ray.labels.completer import INEXACT, UNITS, Completer
+from minos_ray.labels.grading import Grading
+from minos_ray.labels.prefixes import prefixes
+from minos_ray.labels.rollout_plan import Tree, grow
+from minos_ray.sections import Label, Model, Rollouts
+from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.units import run_units, stored_ids
+
+GRADED = ("correct", "wrong")
+REJOINED = "candidates_rejoined"
+Row = dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """The trees of all problems, of how many candidates they are made, and how many are left out or rejoined."""
+
+    trees: list[Tree]
+    candidates: int
+    steps: int
+    counts: Counter[str]
+
+    @property
+    def prefixes(self) -> int:
+        """Distinct prefixes."""
+        return sum(len(tree.parents) for tree in self.trees)
+
+    def asked(self, section: Rollouts) -> int:
+        """How many prefixes completions are made for: with `soft` all, else those that no right candidate proves."""
+        return sum(section.soft or not proven for tree in self.trees for proven in tree.proven)
+
+    def cost(self, section: Rollouts) -> str:
+        """The most that will be sampled, in words."""
+        asked = self.asked(section)
+        proven = f" ({self.prefixes - asked:,} more are proven by right ones)" if asked < self.prefixes else ""
+        return (
+            f"label.rollouts: at most {asked * section.completions:,} completions: {asked:,} distinct prefixes of "
+            f"{self.candidates:,} candidates{proven} x {section.completions}"
+        )
+
+
+def rollouts(config: Config, run: Run) -> Manifest:
+    """Labels the prefixes of train candidates; a rerun samples only for problems that are not stored yet."""
+    done = stages.fresh(config, run, "rollouts")
+    if done is not None:
+        return done
+    start, section, model = time.monotonic(), settings(config), completer(config)
+    made = plan(config, run, graded=True)
+    if not made.candidates:
+        raise UserError("label.rollouts: no train candidate has an answer to go by; see sample.n_train")
+    target = stages.begin(config, run, "rollouts")
+    assert isinstance(target, Artefact)
+    print(made.cost(section), flush=True)
+    before = complete_missing(config, run, target, made, model)
+    return finish(target, made, section, before, {"model": model.model, "seconds": time.monotonic() - start})
+
+
+def cost(config: Config, run: Run) -> str:
+    """The most that will be sampled, in words: from the candidates when they are there, else how it will follow."""
+    section = settings(config)
+    if stages.fresh(config, run, "candidates") is not None:
+        return plan(config, run, graded=False).cost(section)
+    some = f"{section.candidates:,}" if section.candidates else "sample.n_train x train problems"
+    return (
+        f"label.rollouts: at most candidates ({some}) x (steps - 1) x {section.completions} completions; "
+        "how many steps there are is known after sampling"
+    )
+
+
+def settings(config: Config) -> Rollouts:
+    """The section; UserError when all completions of a prefix would be the same."""
+    section = config.label.rollouts
+    assert section is not None
+    if config.sample.temperature == 0 and section.completions > 1:
+        raise UserError(
+            f"label.rollouts.completions = {section.completions}, but with sample.temperature = 0 all completions of "
+            "a prefix are the same; raise the temperature or set completions to 1"
+        )
+    return section
+
+
+def completer(config: Config) -> Model:
+    """The model that completes."""
+    model = config.label.rollouts.completer if config.label.rollouts else None
+    if model is None and config.generator is None:
+        raise UserError("label.rollouts.completer is missing, and there is no generator that could complete")
+    return model or generator(config)
+
+
+def plan(config: Config, run: Run, graded: bool) -> Plan:
+    """The trees of the chosen candidates.
+
+    With `graded`, those without a sure outcome are left out and right ones prove their prefixes; without, which is
+    quicker, the trees can only be larger.
+    """
+    assert config.label.rollouts is not None
+    answers = train_answers(run)
+    rows = chosen(run, list(answers), config.label.rollouts.candidates, config.seed)
+    statuses = grade(config.label, answers, rows) if graded else ["wrong"] * len(rows)
+    counts = Counter(f"candidate_{status}" for status in statuses if status not in GRADED)
+    kept = [(row, status == "correct") for row, status in zip(rows, statuses, strict=True) if status in GRADED]
+    split = resolve(config.label.splitter)
+    trees, steps = [], 0
+    for problem_id, group in groupby(kept, key=lambda pair: pair[0]["problem_id"]):
+        cuts = [(*prefixes(row["text"], split(row["text"])), correct) for row, correct in group]
+        counts[REJOINED] += sum(not whole for _, whole, _ in cuts)
+        steps += sum(len(cut) for cut, _, _ in cuts)
+        trees.append(grow(problem_id, [(cut, correct) for cut, _, correct in cuts]))
+    return Plan([tree for tree in trees if tree.parents], len(kept), steps, counts)
+
+
+def train_answers(run: Run) -> dict[str, str]:
+    """Gold answer by problem id, of the train split."""
+    problems = run.artefact("problems").read(["problem_id", "split", "answer"])
+    return {row["problem_id"]: row["answer"] for row in problems.to_pylist() if row["split"] == "train"}
+
+
+def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> list[Row]:
+    """Candidates of these problems, ordered by problem and id: all, or the first `limit` by turns of problems."""
+    rows = run.artefact("candidates").read(["candidate_id", "problem_id", "text"])
+    rows = rows.filter(pc.is_in(rows["problem_id"], value_set=pa.array(problem_ids, pa.string())))
+    ordered = rows.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).to_pylist()
+    if limit is None or limit >= len(ordered):
+        return ordered
+    turns = by_turns(ordered, f"{seed}/rollouts")[:limit]
+    return sorted(turns, key=lambda row: (row["problem_id"], row["candidate_id"]))
+
+
+def grade(label: Label, answers: dict[str, str], rows: list[Row]) -> list[str]:
+    """The status of each candidate, with as many comparing processes as there are CPUs."""
+    with Grading(resolve(label.grader), label.timeout_s, len(os.sched_getaffinity(0))) as grading:
+        grades = grading([answers[row["problem_id"]] for row in rows], [row["text"] for row in rows])
+    return [graded.status for graded in grades]
+
+
+def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, model: Model) -> int:
+    """Has the trees that are not stored completed; returns how many prefixes were stored before."""
+    assert config.label.rollouts is not None
+    before = len(stored_ids(target, "prefix_id"))
+    stored = set(target.read(["problem_id"], partial=True)["problem_id"].to_pylist())
+    todo = [tree for tree in made.trees if tree.problem_id not in stored]
+    if not todo:
+        return before
+    random.Random(config.seed).shuffle(todo)  # so that every batch is about equally much work
+    resources = config.resources.sample
+    cluster.connect(config)
+    run_units(
+        run,
+        target.name,
+        unit_table(todo),
+        Completer,
+        {
+            "run": run.path,
+            "model": model,
+            "resources": resources,
+            "sample": config.sample,
+            "label": config.label,
+            "seed": config.seed,
+        },
+        resources,
+        batch_units=batch_trees(todo, resources.units_per_task * config.sample.unit, config.label.rollouts),
+        label="rollouts",
+        rows=made.prefixes,
+        rows_before=before,
+        unit="prefixes",
+        wait_s=config.resources.wait_s,
+    )
+    return before
+
+
+def batch_trees(trees: list[Tree], completions: int, section: Rollouts) -> int:
+    """How many trees ask for about so many completions at once; without `soft` a round begins with one a prefix."""
+    each = sum(len(tree.parents) for tree in trees) / len(trees) * (section.completions if section.soft else 1)
+    return max(1, round(completions / each))
+
+
+def unit_table(trees: list[Tree]) -> pa.Table:
+    """The trees as the actors get them."""
+    rows = [{"unit_id": tree.problem_id, **tree._asdict()} for tree in trees]
+    return pa.Table.from_pylist(rows, schema=UNITS)
+
+
+def finish(target: Artefact, made: Plan, section: Rollouts, before: int, details: dict[str, Any]) -> Manifest:
+    """Makes sure that every prefix is there once, then writes the manifest."""
+    rows = target.read(partial=True)
+    if {rows.num_rows, pc.count_distinct(rows["prefix_id"]).as_py()} != {made.prefixes}:
+        raise RuntimeError(f"{made.prefixes} prefixes, but {rows.num_rows} rows of rollouts; run again")
+    totals = {name: pc.sum(rows[name]).as_py() or 0 for name in ("completions", "correct", "tokens")}
+    counts = {"prefixes": made.prefixes, "candidates": made.candidates, **totals}
+    counts["at_most"] = made.asked(section) * section.completions
+    dropped = {reason: count for reason, count in made.counts.items() if reason != REJOINED}
+    stats = target.stats()
+    details |= {
+        "prefixes_with_repeats": made.steps,
+        "prefixes_before": before,
+        "reached": pc.sum(pc.equal(rows["label"], 1)).as_py() or 0,
+        REJOINED: made.counts[REJOINED],
+        INEXACT: int(stats.get(INEXACT, 0)),
+        "engine_seconds": round(stats.get("seconds", 0.0), 2),
+        "seconds": round(details["seconds"], 2),
+    }
+    return target.complete(counts, {**dropped, PROMPT_TOO_LONG: int(stats.get(PROMPT_TOO_LONG, 0))}, details)

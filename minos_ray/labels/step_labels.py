@@ -1,0 +1,91 @@
+"""Step labels of one candidate: from a function, from rollouts, or from rollouts that the function agrees with."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minos_ray.config import resolve
+from minos_ray.labels.answers import Graded
+from minos_ray.labels.policy import after_first_error, first_error
+from minos_ray.labels.prefixes import prefix_id, prefixes
+from minos_ray.sections import Label
+from minos_ray.store import Run
+
+COUNTED = ("rollouts", "consensus", "no_consensus")
+
+
+class Known(NamedTuple):
+    """Labels (1, 0, -1) and soft labels of a candidate's steps, the answer line last."""
+
+    labels: list[int]
+    scores: list[float | None]
+
+
+class Found:
+    """The stored rollouts, looked up by prefix: sorted arrays, since every labelling actor holds all of them."""
+
+    def __init__(self, run: Run) -> None:
+        columns = ["prefix_id", "label", "completions", "correct"]
+        rows = run.artefact("rollouts").read(columns).sort_by("prefix_id")
+        self.ids = np.array(rows["prefix_id"].to_pylist(), dtype="S24")
+        self.labels, completions, correct = (rows[name].to_numpy() for name in columns[1:])
+        with np.errstate(invalid="ignore"):
+            self.shares = correct / completions
+
+    def __call__(self, problem_id: str, cut: Sequence[str], correct: bool) -> Known | None:
+        """What is known of a candidate with these prefixes, None when one of them is not stored."""
+        wanted = np.array([prefix_id(problem_id, prefix) for prefix in cut], dtype="S24")
+        at = np.searchsorted(self.ids, wanted)
+        if (at == len(self.ids)).any() or (self.ids[at] != wanted).any():
+            return None
+        scores = [None if np.isnan(share) else float(share) for share in self.shares[at]]
+        return Known([*self.labels[at].tolist(), int(correct)], [*scores, float(correct)])
+
+
+class StepLabeller:
+    """Splits candidates and labels their steps; `counts` says how many rollouts labelled and whether they agreed."""
+
+    def __init__(self, run: Run, label: Label) -> None:
+        self.split, self.policy = resolve(label.splitter), label.after_first_error
+        self.function = resolve(label.steps) if label.steps else None
+        self.found = Found(run) if label.rollouts else None
+        self.soft = bool(label.rollouts and label.rollouts.soft)
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, problem: dict[str, Any], text: str, grade: Graded) -> dict[str, Any]:
+        """The columns of the labels that are about steps."""
+        steps = self.split(text)
+        labels, errors, source, scores = [-1] * len(steps), [], "none", None
+        if self.function:
+            labels, errors = self.function(problem["question"], problem["solution"], steps)
+            source = "gold"
+        if self.found and problem["split"] == "train":
+            labels, scores, source = self.by_rollouts(problem["problem_id"], text, steps, grade, labels)
+            errors = []
+        labels, errors = after_first_error(labels, errors, self.policy)
+        return {
+            "steps": steps,
+            "step_labels": labels,
+            "step_scores": scores,
+            "step_source": source,
+            "error_types": errors,
+        }
+
+    def by_rollouts(
+        self, problem_id: str, text: str, steps: list[str], grade: Graded, opinion: list[int]
+    ) -> tuple[list[int], list[float | None] | None, str]:
+        """Labels, soft labels and source; unlabelled without rollouts, or when the opinion has another first error."""
+        nothing = [-1] * len(steps), None
+        sure = steps and grade.status in ("correct", "wrong")
+        known = self.found(problem_id, prefixes(text, steps)[0], grade.correct) if sure else None
+        if known is None:
+            return *nothing, "none"
+        self.counts["rollouts"] += 1
+        if self.function:
+            agree = first_error(known.labels) == first_error(opinion)
+            self.counts["consensus" if agree else "no_consensus"] += 1
+            if not agree:
+                return *nothing, "no_consensus"
+        return known.labels, known.scores if self.soft else None, "rollouts"
