@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
 VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
+InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]
 
 
 class Section(BaseModel):
@@ -89,7 +90,7 @@ class Inserted(Section):
 
     count: int = Field(0, ge=0)
     wrong_share: float = Field(0.5, gt=0, le=1, description="the rest are right solutions, with a note that says so")
-    types: tuple[ErrorType, ...] = ("calculation", "logical", "unrelated", "accumulation")
+    types: tuple[InsertedType, ...] = Field(("calculation", "logical", "unrelated", "accumulation"), min_length=1)
     source: Literal["solutions", "candidates"] = Field("solutions", description="which right solutions are taken")
 
 
