@@ -72,7 +72,7 @@ def functions(config: Config, todo: set[str]) -> Iterator[str]:
     if "label" in todo:
         yield from (n for n in (config.label.grader, config.label.splitter, config.label.steps) if n)
     if "critique" in todo:
-        yield config.critique.prompt
+        yield from {config.critique.prompt, config.error_analysis.prompt}
     if "pretrain" in todo and config.pretrain:
         yield config.pretrain.corpus
 

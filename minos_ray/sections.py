@@ -313,3 +313,10 @@ class Config(Section):
         if self.base.model.startswith("run:") and self.pretrain is None:
             raise ValueError("base.model names a model of this run, but there is no section 'pretrain'")
         return self
+
+    @model_validator(mode="after")
+    def inserted_source_needs_rows(self) -> "Config":
+        """Stage 1 cannot learn from inserted errors alone when none are made."""
+        if self.sft.source == "inserted" and not self.inserted.count:
+            raise ValueError("sft.source is 'inserted', but inserted.count is 0")
+        return self
