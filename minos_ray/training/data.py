@@ -2,7 +2,8 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from minos_ray.errors import UserError
@@ -19,12 +20,13 @@ HELD_OUT_CRITIQUES = 200
 
 
 class Data(NamedTuple):
-    """Rows to train on, rows of other problems held out, how many rows were left out for each reason, and of each source."""
+    """Rows to train on, rows of other problems held out, how many rows were left out for each reason; stage 1 also says
+    how many came from each source."""
 
     train: list[Row]
     held_out: list[Row]
     dropped: Counter[str]
-    sources: Counter[str] = Counter()
+    sources: Mapping[str, int] = MappingProxyType({})
 
 
 def base_tokenizer(config: Config, run: Run) -> Any:

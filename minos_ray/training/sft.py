@@ -11,7 +11,7 @@ CRITIC = "models/critic"
 
 
 def sft(config: Config, run: Run) -> Manifest:
-    """Trains `models/critic` on the critiques that agree with the labels and on inserted errors; the loss is on critique and EOS only."""
+    """Trains `models/critic` on critiques that agree with the labels and on inserted errors; the prompt has no loss."""
     begun = begin(config, run, CRITIC)
     if isinstance(begun, Manifest):
         return begun

@@ -209,9 +209,10 @@ def left_out(solution: Solution, at: int, c: Calculation, rng: random.Random) ->
 
 
 def without(solution: Solution, at: int, c: Calculation, value: Fraction) -> Made:
-    """The solution without step `at`, `value` in place of its result; the first step that takes it is the error."""
+    """The solution without step `at`, `value` in place of its result; the one step that takes it is the error."""
     step = solution.steps[at]
-    if len(step.calculations) > 1 or step.unread or not tidy(value, c.result, c.shown.text):
+    users = sum(c.result in values_of(later) for later in solution.steps[at + 1 : -1])
+    if len(step.calculations) > 1 or step.unread or users != 1 or not tidy(value, c.result, c.shown.text):
         raise Refused("no step that can be left out")
     propagation = Propagation(solution.given)
     for earlier in solution.steps[:at]:
