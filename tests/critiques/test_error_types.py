@@ -67,7 +67,7 @@ def prepared(
 ) -> tuple[Config, Run]:
     """A run with inserted errors, and a config that has wrong steps sorted."""
     run = make_run(problems=40, per_problem=6)
-    plain = make_config(run, base_url, **rest).model_dump()
+    plain = make_config(run, base_url).model_dump()
     config = Config(**{**plain, "inserted": {"count": 3 * count}, "error_analysis": {"count": count}})
     inserted(config, run)
     return config, run
