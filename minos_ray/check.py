@@ -94,7 +94,7 @@ def functions(config: Config, todo: set[str]) -> Iterator[str]:
         if config.label.rollouts:
             yield config.sample.prompt
     if "critique" in todo:
-        yield config.critique.prompt
+        yield from {config.critique.prompt, config.error_analysis.prompt}
     if "pretrain" in todo and config.pretrain:
         yield config.pretrain.corpus
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
 VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
+InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]
 
 
 class Section(BaseModel):
@@ -90,7 +91,7 @@ class Inserted(Section):
 
     count: int = Field(0, ge=0)
     wrong_share: float = Field(0.5, gt=0, le=1, description="the rest are right solutions, with a note that says so")
-    types: tuple[ErrorType, ...] = ("calculation", "logical", "unrelated", "accumulation")
+    types: tuple[InsertedType, ...] = Field(("calculation", "logical", "unrelated", "accumulation"), min_length=1)
     source: Literal["solutions", "candidates"] = Field("solutions", description="which right solutions are taken")
 
 
@@ -312,4 +313,11 @@ class Config(Section):
         """A base made by the run needs the section that says how."""
         if self.base.model.startswith("run:") and self.pretrain is None:
             raise ValueError("base.model names a model of this run, but there is no section 'pretrain'")
+        return self
+
+    @model_validator(mode="after")
+    def inserted_source_needs_rows(self) -> "Config":
+        """Stage 1 cannot learn from inserted errors alone when none are made."""
+        if self.sft.source == "inserted" and not self.inserted.count:
+            raise ValueError("sft.source is 'inserted', but inserted.count is 0")
         return self

@@ -66,12 +66,12 @@ def specs(config: Config) -> list[Spec]:
         found.append(Spec("models/critic", "sft", ("sft", "base"), needs, encoded))
     found += [reward_spec(config, name, base) for name in models]
     found += [score_spec(name) for name in scores]
-    found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), ("problems", "labels", *scores)))
+    needs, sorted_ = ("problems", "labels", *scores), ("error_types",) if config.error_analysis.count else ()
+    found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, optional=sorted_))
     found.append(
         Spec("sweep/results.parquet", "sweep", ("sweep", "sft", "reward", "base", "score"), (*data, "critiques", *base))
     )
-    shown = ("sweep/results.parquet", "error_types")
-    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
+    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=("sweep/results.parquet",)))
     return found
 
 

@@ -61,3 +61,21 @@ def write_critique(question: str, steps: list[str], labels: list[int], rng: rand
         lines.append(f"Step {k}: {text} {CORRECT if verdict.label else INCORRECT}")
     final = bool(verdicts) and verdicts[-1].answer is not None and verdicts[-1].label == 1
     return "\n".join([*lines, f"The final answer is {final}."])
+
+
+_REASONS = {
+    "unrelated": "the problem says nothing of this.",
+    "accumulation": "it only carries on an earlier mistake.",
+    "calculation": "the operation is right, its result is not.",
+    "logical": "that is not what the problem asks to do.",
+    "other": "no calculation can be read.",
+}
+
+
+def write_error_types(wrong: list[int], errors: list[str], rng: random.Random, careless: float) -> str:
+    """One line per wrong step (indices from 0) with its type; now and then a careless or an unknown one."""
+    lines = []
+    for step in wrong:
+        kind = rng.choice(list(_REASONS)) if rng.random() < careless else errors[step] or "other"
+        lines.append(f"Step {step + 1}: {kind}: {_REASONS[kind]}")
+    return "\n".join(lines).replace("logical:", "wrong:") if rng.random() < careless / 2 else "\n".join(lines)

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from minos_ray.config import resolve
+from minos_ray.critiques.miniature import write_error_types
 
 MODEL = "miniature-critic-1"
 WRITER = "minos_ray.critiques.miniature:write_critique"
@@ -86,6 +87,9 @@ class Teacher:
         """The critique of the solution in the prompt."""
         rng = random.Random(f"{self.seed}/text/{content}")
         question, steps, labels = read_prompt(content)
+        if "[Types]" in content:
+            wrong = [k for k, label in enumerate(labels) if label == 0]
+            return write_error_types(wrong, self.labels_of(question, steps)[1], rng, CARELESS)
         known = labels if -1 not in labels else self.labels_of(question, steps)[0]
         text = self.writer(question, steps, list(known), rng)
         chance = rng.random()

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from minos_ray.config import Config, resolve, secret
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Critic, Request
+from minos_ray.critiques.error_types import error_types
 from minos_ray.critiques.parse import Parsed, agrees, parse_critique
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.select import Row, Selection, select
@@ -37,6 +38,13 @@ class Task:
 
 
 def critique(config: Config, run: Run) -> Manifest:
+    """Buys the critiques, then has wrong steps sorted into types where `error_analysis.count` wants some."""
+    manifest = buy_critiques(config, run)
+    error_types(config, run)
+    return manifest
+
+
+def buy_critiques(config: Config, run: Run) -> Manifest:
     """Makes the artefact `critiques`: one row per chosen candidate, in the order of the selection.
 
     Stage 1 uses the rows with status `ok` that agree with the labels; the first k of them are the ones that a smaller

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from math import sqrt
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -64,3 +66,32 @@ def rejected(
         }
         for name, score in scores.items()
     }
+
+
+def by_critic(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the critic said of wrong steps (rows of `error_types`): counts by source and type, and, where the type is
+    known, the confusion matrix `[known][type]`, the accuracy and its 95 % Wilson interval over steps."""
+    counts: dict[str, Counter[str]] = {}
+    matrix = {kind: dict.fromkeys(TYPES, 0) for kind in TYPES}
+    unread: Counter[str] = Counter()
+    for row in rows:
+        if row["type"] is None:
+            unread[row["status"]] += 1
+            continue
+        counts.setdefault(row["source"], Counter())[row["type"]] += 1
+        if row["known"]:
+            matrix[row["known"]][row["type"]] += 1
+    right, all_ = sum(matrix[kind][kind] for kind in TYPES), sum(sum(found.values()) for found in matrix.values())
+    found = {"by_source": {name: {kind: c[kind] for kind in TYPES} for name, c in sorted(counts.items())}}
+    return found | {"unread": dict(unread), "confusion": matrix if all_ else {}, "accuracy": share(right, all_)}
+
+
+def share(hits: int, trials: int) -> dict[str, float] | None:
+    """A share with its 95 % Wilson score interval; None of nothing."""
+    if not trials:
+        return None
+    z = NormalDist().inv_cdf(0.975)
+    value, width = hits / trials, z * z / trials
+    middle = (value + width / 2) / (1 + width)
+    half = z * sqrt(value * (1 - value) / trials + width / trials / 4) / (1 + width)
+    return {"value": value, "ci_low": max(0.0, middle - half), "ci_high": min(1.0, middle + half), "steps": trials}

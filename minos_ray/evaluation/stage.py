@@ -70,7 +70,16 @@ def errors(run: Run, candidates: Candidates, scores: dict[str, Scores]) -> dict[
         "by_split": {name: error_types.counts(part) for name, part in found.items()},
         "wrong": {name: int((~part.correct).sum()) for name, part in splits.items()},
         "rejected": error_types.rejected(values, candidates.correct, found["test"]),
+        **sorted_by_critic(run),
     }
+
+
+def sorted_by_critic(run: Run) -> dict[str, Any]:
+    """What the critic said of the types of wrong steps, where it was asked."""
+    if run.artefact("error_types").manifest() is None:
+        return {}
+    rows = run.artefact("error_types").read(["source", "known", "type", "status"]).to_pylist()
+    return {"critic": error_types.by_critic(rows)}
 
 
 def counts(run: Run, candidates: Candidates, scores: dict[str, Scores]) -> dict[str, Any]:

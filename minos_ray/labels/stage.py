@@ -11,6 +11,7 @@ from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.labels.answers import Graded
 from minos_ray.labels.grading import Grading
+from minos_ray.labels.inserted.stage import inserted
 from minos_ray.labels.rollouts import rollouts
 from minos_ray.labels.step_labels import COUNTED, StepLabeller
 from minos_ray.sections import Label
@@ -24,6 +25,13 @@ NO_PROBLEM = "candidate of an unknown problem"
 
 
 def label(config: Config, run: Run) -> Manifest:
+    """Labels every candidate, then inserts errors into right solutions where `inserted.count` wants some."""
+    manifest = label_candidates(config, run)
+    inserted(config, run)
+    return manifest
+
+
+def label_candidates(config: Config, run: Run) -> Manifest:
     """Labels every candidate of the run; a rerun labels only the slices of candidates that are missing."""
     done = fresh(config, run, "labels")
     if done is not None:

@@ -9,6 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from minos_ray.report import figures, paper
+from minos_ray.report.confusion import confusion, type_rows
 from minos_ray.report.error_table import error_rows, steps_by_split
 from minos_ray.report.gather import Facts, costs, leading, reaches, trial_metrics
 from minos_ray.report.results import Row, differences, gains, gap_name, group, largest_n, rows
@@ -55,6 +56,8 @@ def context(facts: Facts) -> dict[str, Any]:
         "paper_gains": paper_gains(dataset),
         "reaches": reaches(facts.curves),
         "error_rows": error_rows(evaluation["errors"], paper.error_shares(dataset)),
+        "sorted": evaluation["errors"].get("critic"),
+        "type_rows": type_rows(evaluation["errors"].get("critic"), paper.error_shares(dataset)),
         "costs": costs(facts.manifests),
         "metrics": metrics,
         "figures": {
@@ -63,6 +66,7 @@ def context(facts: Facts) -> dict[str, Any]:
             "convergence": figures.convergence(facts.curves, reaches(facts.curves)),
             "calibration": figures.calibration(facts.calibration),
             "errors": figures.errors(steps_by_split(evaluation["errors"]), dataset),
+            "confusion": confusion((evaluation["errors"].get("critic") or {}).get("confusion", {})),
             "scale": figures.scale(facts.trials, leading(metrics)),
         },
     }

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from minos_ray.config import Config
 from minos_ray.models import absolute
-from minos_ray.sections import Verifier
+from minos_ray.sections import ErrorAnalysis, Inserted, Verifier
 from minos_ray.store import Run
 
 FOLDER = "sweep/trials"
@@ -39,11 +39,13 @@ def trial_run(run: Run, trial: Trial) -> Run:
 
 
 def trial_config(config: Config, run: Run, trial: Trial) -> Config:
-    """The config of a trial: as the sweep's, with its seed, its verifiers and no judge."""
+    """The config of a trial: as the sweep's, with its seed, its verifiers, no judge, and bought critiques alone."""
     update = {
         "run": trial_run(run, trial).path,
         "base": absolute(config.base),
-        "sft": config.sft.model_copy(update={"seed": trial.seed}),
+        "inserted": Inserted(),
+        "error_analysis": ErrorAnalysis(),
+        "sft": config.sft.model_copy(update={"seed": trial.seed, "source": "critiques"}),
         "reward": config.reward.model_copy(update={"seed": trial.seed, "verifiers": verifiers(config, trial)}),
         "score": config.score.model_copy(update={"judge": None}),
     }

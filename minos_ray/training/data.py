@@ -2,12 +2,13 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
-from minos_ray.sections import Config, Reward, Train
+from minos_ray.sections import Config, Reward, Sft
 from minos_ray.store import Run
 from minos_ray.training import encoding
 from minos_ray.training.consensus import agreed
@@ -20,11 +21,13 @@ HELD_OUT_CRITIQUES = 200
 
 
 class Data(NamedTuple):
-    """Rows to train on, rows of other problems held out, and how many rows were left out for each reason."""
+    """Rows to train on, rows of other problems held out, how many rows were left out for each reason; stage 1 also says
+    how many came from each source."""
 
     train: list[Row]
     held_out: list[Row]
     dropped: Counter[str]
+    sources: Mapping[str, int] = MappingProxyType({})
 
 
 def base_tokenizer(config: Config, run: Run) -> Any:
@@ -43,10 +46,22 @@ def train_questions(run: Run) -> dict[str, str]:
     return {row["problem_id"]: row["question"] for row in rows if row["split"] == "train"}
 
 
-def critique_data(run: Run, tokenizer: Any, section: Train, limit: int | None = None) -> Data:
-    """Stage 1: critiques that are whole and agree with the labels; a smaller `limit` takes a subset of a larger one."""
+def critique_data(run: Run, tokenizer: Any, section: Sft, limit: int | None = None, inserted: bool = False) -> Data:
+    """Stage 1: critiques that are whole and agree with the labels, `inserted` errors with their notes, or both, as
+    `section.source` says. A smaller `limit` takes a subset of a larger one."""
     dropped: Counter[str] = Counter()
     asked = train_questions(run)
+    rows = bought_rows(run, asked, dropped) if section.source != "inserted" else []
+    if section.source != "critiques" and inserted:
+        rows += noted_rows(run, asked, dropped)
+    rows = sampled(rows, limit, "critiques", "over_limit", dropped)
+    made = list(language_rows(tokenizer, rows, section.max_length, dropped))
+    parts = split_by_problem(made, min(HELD_OUT_CRITIQUES, len(made) // 50), None, section.seed)
+    return Data(*parts, dropped, Counter(row["source"] for row in rows))
+
+
+def bought_rows(run: Run, asked: dict[str, str], dropped: Counter[str]) -> list[Row]:
+    """Candidates with their critiques, where these can be trained on."""
     solutions = {row["candidate_id"]: row for row in read(run, "labels", ["candidate_id", "problem_id", "steps"])}
     rows = []
     for critique in read(run, "critiques", ["candidate_id", "text", "agrees", "status"]):
@@ -55,10 +70,18 @@ def critique_data(run: Run, tokenizer: Any, section: Train, limit: int | None = 
         if reason:
             dropped[reason] += 1
         else:
-            rows.append({**solution, "question": asked[solution["problem_id"]], "critique": critique["text"]})
-    rows = sampled(rows, limit, "critiques", "over_limit", dropped)
-    made = list(language_rows(tokenizer, rows, section.max_length, dropped))
-    return Data(*split_by_problem(made, min(HELD_OUT_CRITIQUES, len(made) // 50), None, section.seed), dropped)
+            told = {"question": asked[solution["problem_id"]], "critique": critique["text"], "source": "critiques"}
+            rows.append({**solution, **told})
+    return rows
+
+
+def noted_rows(run: Run, asked: dict[str, str], dropped: Counter[str]) -> list[Row]:
+    """Solutions with inserted errors, and right ones, with their notes; these agree with the labels by their making."""
+    found = read(run, "inserted", ["candidate_id", "problem_id", "steps", "text"])
+    known = [row for row in found if row["problem_id"] in asked]
+    dropped["not_of_train_split"] += len(found) - len(known)
+    told = {"source": "inserted"}
+    return [{**row, **told, "question": asked[row["problem_id"]], "critique": row["text"]} for row in known]
 
 
 def refused_critique(critique: Row, solution: Row | None, asked: dict[str, str]) -> str | None:

@@ -24,6 +24,7 @@ class Table(BaseModel):
     train: str
     held_out: str
     dropped: dict[str, int]
+    sources: dict[str, int] = {}
 
 
 class Job(BaseModel):
@@ -60,6 +61,7 @@ def write_table(run: Run, name: str, data: Data) -> Table:
         train=train,
         held_out=held_out,
         dropped=dict(data.dropped),
+        sources={f"from_{name}": rows for name, rows in data.sources.items()},
     )
 
 

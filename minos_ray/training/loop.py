@@ -129,7 +129,7 @@ class Training:
                 pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)
             self.log.close()
             table = self.job.table
-            counts = {"rows": table.rows, "held_out": table.held_out_rows}
+            counts = {"rows": table.rows, "held_out": table.held_out_rows, **table.sources}
             artefact.complete(counts, table.dropped, self.details())
         dist.barrier()
         self.engine.destroy()

@@ -11,7 +11,7 @@ CRITIC = "models/critic"
 
 
 def sft(config: Config, run: Run) -> Manifest:
-    """Trains `models/critic` on the critiques that agree with the labels; the loss is on critique and EOS only."""
+    """Trains `models/critic` on critiques that agree with the labels and on inserted errors; the prompt has no loss."""
     begun = begin(config, run, CRITIC)
     if isinstance(begun, Manifest):
         return begun
@@ -21,6 +21,7 @@ def sft(config: Config, run: Run) -> Manifest:
 
 def critic_job(config: Config, run: Run) -> Job:
     """The training of a critic on at most `sft.rows` critiques; fewer rows are a subset of more."""
-    data = critique_data(run, base_tokenizer(config, run), config.sft, config.sft.rows)
+    inserted = config.inserted.count > 0
+    data = critique_data(run, base_tokenizer(config, run), config.sft, config.sft.rows, inserted)
     require_rows("sft", data)
     return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config.resources)

@@ -127,6 +127,50 @@ def test_disagreeing_critiques_are_left_out_and_sizes_nest(small: tuple[Config, 
     assert len(texts[0]) == 20 and len(texts[1]) == 50 and texts[0] < texts[1]
 
 
+def noted(problem: str, index: int) -> dict[str, Any]:
+    """An inserted error with its note."""
+    steps = [f"{index} + 1 = {index + 2}", f"The answer is: {index + 2}"]
+    return {
+        "candidate_id": f"{problem}/inserted-{index}",
+        "problem_id": problem,
+        "source_id": problem,
+        "steps": steps,
+        "step_labels": [0, 0],
+        "correct": False,
+        "error_types": ["calculation", "accumulation"],
+        "error_step": 0,
+        "error_type": "calculation",
+        "text": "Step 1: no. This step is incorrect.\nThe final answer is False.",
+    }
+
+
+def test_stage_1_reads_bought_critiques_inserted_errors_or_both(small: tuple[Config, Run, Any], tmp_path: Path) -> None:
+    _, run, tokenizer = small
+    other = Run(str(tmp_path))
+    made = [noted(f"p{k % 30:03}", k) for k in range(60)] + [noted("p039", 99)]
+    tables = {name: run.artefact(name).read() for name in ("problems", "labels", "critiques")}
+    for name, rows in {**tables, "inserted": table("inserted", made)}.items():
+        artefact = other.artefact(name)
+        artefact.begin({"import": "test"})
+        artefact.write_part("all", rows)
+        artefact.complete({})
+    bought = critique_data(run, tokenizer, Sft(max_length=256))
+    found = {
+        source: critique_data(other, tokenizer, Sft(max_length=256, source=source), None, True)
+        for source in ("critiques", "inserted", "both")
+    }
+    sizes = {source: len(data.train) + len(data.held_out) for source, data in found.items()}
+    assert found["critiques"].train == bought.train and found["inserted"].sources == {"inserted": 60}
+    assert sizes["both"] == sizes["critiques"] + 60 == sum(found["both"].sources.values())
+    assert found["both"].dropped["not_of_train_split"] == bought.dropped["not_of_train_split"] + 1
+    assert critique_data(other, tokenizer, Sft(max_length=256)).sources == {"critiques": sizes["critiques"]}
+    parts = [
+        {tuple(row["ids"]) for part in data[:2] for row in part}
+        for data in (critique_data(other, tokenizer, Sft(max_length=256), limit, True) for limit in (30, 90))
+    ]
+    assert len(parts[0]) == 30 and parts[0] < parts[1]
+
+
 def test_too_long_rows_are_refused_and_counted(small: tuple[Config, Run, Any]) -> None:
     _, run, tokenizer = small
     lengths = [len(row["ids"]) for row in reward_data(run, tokenizer, section(), "orm").train]

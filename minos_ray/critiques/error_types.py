@@ -1,0 +1,191 @@
+"""The critic sorts wrong steps into the paper's five types: definitions, prompt, parse, and the artefact `error_types`.
+
+When the text of the prompt changes, raise `error_prompt` in `minos_ray.stages.VERSIONS`.
+"""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from minos_ray.config import Config, resolve
+from minos_ray.critiques.cache import Answer, Cache, content_key
+from minos_ray.critiques.client import Request
+from minos_ray.critiques.prompts import MARKED, Case, Messages
+from minos_ray.critiques.select import Row, by_turns, distinct
+from minos_ray.critiques.server import MODEL
+from minos_ray.errors import UserError
+from minos_ray.schema import table
+from minos_ray.sections import Critique, ErrorType
+from minos_ray.stages import begin
+from minos_ray.store import Artefact, Manifest, Run
+
+NAME = "error_types"
+TYPES: tuple[ErrorType, ...] = get_args(ErrorType)
+Status = Literal["ok", "empty", "unreadable_line", "unknown_type", "wrong_steps"]
+
+DEFINITIONS: dict[ErrorType, str] = {
+    "unrelated": "the step has no bearing on the question: it speaks of something, or computes with numbers, that "
+    "neither the problem nor an earlier step gives, and that cannot help to answer it.",
+    "accumulation": "the step is wrong only because it uses a wrong result of an earlier step; with the right earlier "
+    "results, the same reasoning and arithmetic would have been right.",
+    "calculation": "the right operation on the right quantities, but its arithmetic or algebra is carried out wrongly.",
+    "logical": "wrong reasoning: a wrong operation or formula, a wrong quantity, a misread condition, or a needed step "
+    "that is left out; the arithmetic itself may be right.",
+    "other": "wrong for none of these reasons, for instance unreadable or contradicting itself.",
+}
+MARK = "[Types]"
+TASK = """Every step that is wrong is marked with `Label: False`; the labels can be relied on. Sort each of these
+steps, and no other, into exactly one type. When several fit, take the first cause: a step that would be wrong even
+with right earlier results is not `accumulation`. Write one line for each wrong step, in order, and nothing else:
+`Step k: TYPE: REASON`
+where k is the number of the step, TYPE one of the five words above, and REASON one short sentence."""
+LINE = re.compile(r"[\s*#_-]*Step\s+(\d{1,4})\s*:[\s*_]*([A-Za-z]+)[\s*_]*:[\s*_]*(\S.*)")
+
+
+def classify(case: Case) -> Messages:
+    """Messages that show the definitions, the problem and the solution with its wrong steps marked."""
+    types = "\n".join(f"{name}: {words}" for name, words in DEFINITIONS.items())
+    lines = [" ".join(step.split()) for step in case.steps]
+    lines[:-1] = [line if MARKED.match(line) else f"Step {k}: {line}" for k, line in enumerate(lines[:-1], 1)]
+    marked = [
+        f"{line} Label: False" if label == 0 else line for line, label in zip(lines, labels_shown(case), strict=True)
+    ]
+    given = "You see a mathematics problem and a solution written step by step, some steps of which are wrong."
+    blocks = (given, f"{MARK}\n{types}", f"[Question]\n{case.question.strip()}", "[Solution]\n" + "\n".join(marked))
+    return [{"role": "user", "content": "\n\n".join([*blocks, f"[Task]\n{TASK}"])}]
+
+
+def labels_shown(case: Case) -> list[int]:
+    """Labels of the steps; that of the answer line is not asked about."""
+    return [*case.step_labels[:-1], -1]
+
+
+def wrong_steps(labels: Sequence[int]) -> list[int]:
+    """Indices of the wrong steps before the answer line."""
+    return [k for k, label in enumerate(labels[:-1]) if label == 0]
+
+
+class Sorted(NamedTuple):
+    """What the critic says: type and reason of each wrong step, none unless the status is ok."""
+
+    found: list[tuple[ErrorType, str]]
+    status: Status
+
+
+def parse_types(text: str, wanted: Sequence[int]) -> Sorted:
+    """Reads one line per wrong step (indices from 0), in order; anything else spoils the whole answer. Never raises."""
+    lines = [line for line in text.splitlines() if line.strip(" \t\r*_`")]
+    if not lines:
+        return Sorted([], "empty")
+    read = [LINE.fullmatch(line.strip(" \t\r`")) for line in lines]
+    if None in read:
+        return Sorted([], "unreadable_line")
+    if [int(line[1]) - 1 for line in read if line] != list(wanted):
+        return Sorted([], "wrong_steps")
+    found = [(line[2].lower(), line[3].strip(" *_`")) for line in read if line]
+    known = all(kind in TYPES for kind, _ in found)
+    return Sorted(found, "ok") if known else Sorted([], "unknown_type")  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A wrong solution to be sorted and the request for it; `known` are the types that were inserted, if any."""
+
+    source: Literal["candidate", "inserted"]
+    row: Row
+    known: list[str] | None
+    request: Request
+
+
+def error_types(config: Config, run: Run) -> Manifest | None:
+    """Makes the artefact: a row per wrong step; None when `error_analysis.count` wants none."""
+    if not config.error_analysis.count:
+        return None
+    target = begin(config, run, NAME)
+    if isinstance(target, Manifest):
+        return target
+    start = time.monotonic()
+    tasks, passed_over = plan(config, run)
+    answers, details = answered(config, run, tasks)
+    rows = [row for task in tasks for row in rows_of(config, task, answers[task.request.key])]
+    target.write_part("00000", table(NAME, rows))
+    return finish(target, tasks, rows, passed_over, {**details, "seconds": round(time.monotonic() - start, 1)})
+
+
+def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
+    """Wrong train candidates with known wrong steps, as many inserted errors, and what was passed over by reason."""
+    problems = {r["problem_id"]: r for r in run.artefact("problems").read().to_pylist() if r["split"] == "train"}
+    count = config.error_analysis.count
+    labels = run.artefact("labels").read().to_pylist()
+    usable, passed_over = distinct(row for row in labels if row["problem_id"] in problems and not row["correct"])
+    typable = [row for row in usable if wrong_steps(row["step_labels"])]
+    passed_over["candidate_without_wrong_step"] = len(usable) - len(typable)
+    chosen = by_turns(typable, f"{config.seed}/errors")[:count]
+    made = run.artefact("inserted").read().to_pylist() if config.inserted.count else []
+    inserted = [row for row in made if not row["correct"]][:count]
+    if not chosen and not inserted:
+        raise UserError("error_analysis: no wrong train candidate has a labelled wrong step, and no error was inserted")
+    tasks = [task(config, "candidate", row, problems[row["problem_id"]]) for row in chosen]
+    return tasks + [task(config, "inserted", row, problems[row["problem_id"]]) for row in inserted], dict(passed_over)
+
+
+def task(config: Config, source: Literal["candidate", "inserted"], row: Row, problem: Row) -> Task:
+    """The request that asks for the types of one solution's wrong steps."""
+    given = {key: row[key] for key in ("steps", "step_labels", "correct")}
+    case = Case(**given, **{key: problem[key] for key in ("question", "answer", "solution")})
+    messages = resolve(config.error_analysis.prompt)(case)
+    section = critic(config)
+    key = content_key(section.model, messages, section.temperature, section.max_tokens)
+    return Task(source, row, row["error_types"] if source == "inserted" else None, Request(key, messages))
+
+
+def critic(config: Config) -> Critique:
+    """The section `critique` as these questions use it: the answer is lines of text, not the schema of a critique."""
+    section = config.critique
+    model = MODEL if section.base_url == "offline" else section.model
+    return section.model_copy(update={"structured": False, "model": model})
+
+
+def answered(config: Config, run: Run, tasks: list[Task]) -> tuple[dict[str, Answer], dict[str, Any]]:
+    """Answers by key, from the same client, cache and budget as critiques; what was bought is kept if this stops."""
+    from minos_ray.critiques.stage import ask  # it imports this module
+
+    return ask(config, critic(config), tasks, Cache(run))
+
+
+def rows_of(config: Config, asked: Task, answer: Answer) -> list[Row]:
+    """A row per wrong step; an answer that cannot be read is kept with each, without a type."""
+    steps = wrong_steps(asked.row["step_labels"])
+    read = parse_types(answer.text, steps)
+    status = read.status if answer.outcome == "answered" else answer.outcome
+    found = read.found if status == "ok" else [(None, answer.text)] * len(steps)
+    same = {"candidate_id": asked.row["candidate_id"], "problem_id": asked.row["problem_id"], "source": asked.source}
+    same |= {"status": status, "critic": critic(config).model, "cost_usd": answer.cost_usd / len(steps)}
+    return [
+        {
+            **same,
+            "error_id": f"{same['candidate_id']}#{step}",
+            "step": step,
+            "known": asked.known[step] if asked.known else None,
+            "type": kind,
+            "text": text,
+        }
+        for step, (kind, text) in zip(steps, found, strict=True)
+    ]
+
+
+def finish(
+    target: Artefact, tasks: list[Task], rows: list[Row], passed_over: dict[str, int], details: dict[str, Any]
+) -> Manifest:
+    """The manifest: solutions and steps asked about, steps by status where there is no type."""
+    sources = Counter(task.source for task in tasks)
+    counts = {"rows": len(rows), "typed": sum(row["type"] is not None for row in rows)}
+    counts |= {"candidates": sources["candidate"], "inserted": sources["inserted"]}
+    dropped = Counter(row["status"] for row in rows if row["type"] is None)
+    if rows and not counts["typed"]:
+        raise UserError(f"error_analysis: no answer could be read ({dict(dropped)}); see error_analysis.prompt")
+    cost = sum(row["cost_usd"] for row in rows)
+    return target.complete(counts, dict(dropped) | passed_over, {**details, "cost_usd": round(cost, 6)})
