@@ -1,6 +1,9 @@
 """Foreign data as artefacts of a run: `minos import FORMAT SRC RUN [option=value ...]`."""
 
-from minos_ray.store import Manifest, Run
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minos_ray.store import Manifest, Run
 
 # format -> function (src, run, *, options) -> the manifests of the artefacts it made
 FORMATS = {
@@ -16,7 +19,7 @@ FORMATS = {
 }
 
 
-def bring(form: str, src: str, run: Run, /, **options: object) -> list[Manifest]:
+def bring(form: str, src: str, run: "Run", /, **options: object) -> list["Manifest"]:
     """Imports `src`; UserError for an unknown format or option."""
     from minos_ray.config import resolve
     from minos_ray.options import checked, chosen

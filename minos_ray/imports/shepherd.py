@@ -68,7 +68,7 @@ def divided(texts: list[str]) -> tuple[str, str, int, str]:
     for at, text in enumerate(texts):
         found = FIRST_STEP.search(text)
         if found:
-            question = " ".join([*texts[:at], text[: found.start()]])
+            question = " ".join(part.strip() for part in [*texts[:at], text[: found.start()]])
             return question.strip(), text[found.start() :].strip(), at, TAG_IN_QUESTION if at else ""
     question, mark, first = texts[0].partition("?")
     if not mark:

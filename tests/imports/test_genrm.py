@@ -42,6 +42,7 @@ VERDICTS = [
     ),
     (STEPS + "**Final Grade:**\nVerification: Is the answer correct (Yes/No)", None, "no verdict"),
     (STEPS + "Verification: Is the answer correct? (Yes)", True, "stated"),
+    (STEPS + "**Verification:** Is the answer correct? (Yes/No)\n**Answer:** Yes", True, "stated"),
     (STEPS + "**Final Grade:**\nVerification: Is the answer correct (Yes/No)? N/A", None, "cut off"),
     (STEPS + "Step 2: the solution then adds the", None, "cut off"),
     (STEPS + "The answer is 10.", None, "no verdict"),
@@ -139,7 +140,10 @@ def test_an_import_is_fresh_for_the_stages(source: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"fraction": 0.5}, "'fraction'; accepted: .*test_fraction"), ({"test_fraction": 2}, "between 0 and 1")],
+    [
+        ({"fraction": 0.5}, "'fraction'; accepted: .*did you mean 'test_fraction'"),
+        ({"test_fraction": 2}, "between 0 and 1"),
+    ],
 )
 def test_options_that_are_refused(source: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -151,11 +155,6 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question_id": [1], "question": ["x"]}), tmp_path / "part.parquet")
     with pytest.raises(UserError, match="no column 'target'; it has question_id, question"):
         bring("genrm", str(tmp_path / "part.parquet"), Run(str(tmp_path / "run")))
-
-
-def test_an_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'genrn' is not known; there are genrm"):
-        bring("genrn", "x", Run(str(tmp_path)))
 
 
 def test_real_part(tmp_path: Path, shared_data: Path) -> None:
