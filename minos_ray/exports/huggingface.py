@@ -38,6 +38,8 @@ def export_huggingface(
     """
     if shard_rows < 1:
         raise UserError(f"export huggingface: shard_rows = {shard_rows} is less than 1")
+    if "://" in out:
+        raise UserError(f"export huggingface: '{out}' is no local folder; a store cannot rename one")
     fs, target = open_path(out.rstrip("/"))
     if fs.get_file_info(target).type != pafs.FileType.NotFound:
         raise UserError(f"export huggingface: '{out}' exists; remove it or name another folder")

@@ -34,6 +34,9 @@ def import_genrm(
 
     Questions, never rows, are divided into train and test, by a hash of seed and id; `questions` keeps that many.
     Every critique is kept: `agrees` says whether its verdict is the label, those without verdict are `unparsable`.
+    One that was cut off after it called a step wrong is `implied`: its verdict is as good as a stated no (65 % agree
+    with the label, 62 % of the stated ones), but stage 1 does not train on it, since the text ends before the judgement
+    and would teach the critic to stop in the middle. That leaves out 2,077 of 179,000 agreeing rows.
     """
     if not 0 < test_fraction < 1:
         raise UserError(f"import genrm: test_fraction = {test_fraction} is not between 0 and 1")

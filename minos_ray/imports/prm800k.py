@@ -4,6 +4,7 @@ In phase 1 the labelers chose among several completions at each step, or wrote o
 that was there before, up to its first error.
 """
 
+import os
 from typing import Any, Literal, NamedTuple
 
 from minos_ray.imports.grouping import Collection, Policy, Solution, usable
@@ -150,7 +151,7 @@ def solution(rated: Rated, split: str, steps: list[str], labels: list[int]) -> S
 def graded(rows: list[Solution], timeout_s: float) -> list[Solution]:
     """The rows with their answers and outcomes."""
     grader = Grader(answer_of, same_text, slow="minos_ray.labels.latex:same_value")
-    with Grading(grader, timeout_s) as grading:
+    with Grading(grader, timeout_s, workers=os.cpu_count() or 1) as grading:
         grades = grading([row.gold or "" for row in rows], ["\n".join(row.steps) for row in rows])
     return [row._replace(answer=g.answer, correct=g.correct) for row, g in zip(rows, grades, strict=True)]
 

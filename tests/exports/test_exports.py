@@ -183,6 +183,7 @@ def test_the_orm_set_comes_back_with_its_outcomes(run: Run, tmp_path: Path) -> N
         ("orm", "o.jsonl", {"split": "dev"}, "Input should be 'train', 'test' or 'all'"),
         ("orm", "o.txt", {}, "'.*o.txt' is of no known kind; accepted are .jsonl, .jsonl.gz, .parquet"),
         ("huggingface", "run", {}, "exists; remove it or name another folder"),
+        ("huggingface", "s3://bucket/hub", {}, "is no local folder"),
         ("huggingface", "hub", {"shard_rows": 0}, "shard_rows = 0 is less than 1"),
     ],
 )
@@ -191,7 +192,7 @@ def test_requests_that_are_refused(
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=words):
-        send(form, run, str(tmp_path / out), **options)
+        send(form, run, out if "://" in out else str(tmp_path / out), **options)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -34,6 +34,8 @@ def critique_rows() -> list[dict[str, Any]]:
 def test_critiques_alone_train_stage_1(run: Run, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
+    from minos_ray.config import Config
+    from minos_ray.pipeline import status
     from minos_ray.training.data import critique_data
 
     made = {m.artefact: m for m in bring("math-minos", jsonl(tmp_path / "a.jsonl", *critique_rows()), run)}
@@ -48,6 +50,10 @@ def test_critiques_alone_train_stage_1(run: Run, tmp_path: Path) -> None:
     label = stored(run, "labels")[1]
     assert label["steps"] == ["Step 1: Tom has 1 + 4 = 6 apples.", "Step 2: From Step 1: he has 6.", "The answer is: 6"]
     assert (label["step_labels"], label["correct"], label["answer"]) == ([-1, -1, -1], False, "6")
+    states = status(Config(run=run.path, base={"model": "none"}), run)
+    assert {s.artefact: (s.state, s.why) for s in states if s.artefact in made} == dict.fromkeys(
+        made, ("done", "imported")
+    )
     tiny_tokenizer(tmp_path / "tokenizer")
     data = critique_data(run, AutoTokenizer.from_pretrained(tmp_path / "tokenizer"), Sft(max_length=1024))
     assert len(data.train) + len(data.held_out) == 8 and not data.dropped
