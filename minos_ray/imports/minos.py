@@ -17,6 +17,7 @@ from minos_ray.imports.write import Row
 from minos_ray.labels.latex import extract_latex
 from minos_ray.labels.steps import lines
 from minos_ray.problems.files import BadRow
+from minos_ray.problems.hub import is_hub
 from minos_ray.problems.rows import text_of
 from minos_ray.store import Manifest, Run, open_path
 
@@ -55,12 +56,14 @@ def import_minos(
 
 def sources(src: str, split: str) -> Iterator[tuple[str, str]]:
     """Paths with their splits: the folders `train` and `eval` of a saved dataset, or all of `src`."""
-    fs, root = open_path(src)
-    infos = fs.get_file_info([f"{root}/train", f"{root}/eval"])
-    if all(info.type == pafs.FileType.Directory for info in infos):
-        yield from ((f"{src.rstrip('/')}/train", "train"), (f"{src.rstrip('/')}/eval", "test"))
-    else:
-        yield src, split
+    parts = {f"{src.rstrip('/')}/{name}": part for name, part in (("train", "train"), ("eval", "test"))}
+    yield from parts.items() if not is_hub(src) and all(map(is_folder, parts)) else [(src, split)]
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder."""
+    fs, root = open_path(path)
+    return fs.get_file_info(root).type == pafs.FileType.Directory
 
 
 def add(found: Collection, row: Found) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from minos_ray.errors import UserError
 from minos_ray.imports import bring
-from minos_ray.imports.minos import numbered, step_verdicts
+from minos_ray.imports.minos import numbered, sources, step_verdicts
 from minos_ray.sections import Sft
 from minos_ray.store import Run
 from tests.imports.files import TAG, jsonl, shepherd_row, stored
@@ -107,6 +107,11 @@ def test_the_orm_set_as_datasets_saves_it(run: Run, tmp_path: Path) -> None:
     assert problems.counts == {"rows": 6, "train": 5, "test": 1}
     assert labels.counts["rows"] == 6 and labels.dropped == {"test: question also in train": 1}
     assert [row["correct"] for row in stored(run, "labels")] == [True, False, True, False, True, True]
+
+
+def test_a_file_of_the_hub_is_one_split() -> None:
+    hub = "hf://datasets/KbsdJames/MathMinos-Natural-language-feedback/Natural_language_feedback_30k.jsonl"
+    assert list(sources(hub, "train")) == [(hub, "train")]
 
 
 def test_the_tokenised_prm_set_is_refused_with_the_reason(run: Run, tmp_path: Path) -> None:
