@@ -41,20 +41,23 @@ def labelled(rows: Iterator[Row], unlabelled: Unlabelled, counts: Counter[str], 
     for row in rows:
         steps, labels = row["steps"], row["step_labels"]
         known = labels.index(-1) if -1 in labels else len(labels)
-        reason = None
-        if len(steps) != len(labels):
-            reason = "labels unlike steps"
-        elif not known:
-            reason = "first step unlabelled" if any(label >= 0 for label in labels) else "no step labels"
-        elif known < len(labels) and unlabelled == "drop":
-            reason = "an unlabelled step"
+        reason = refused(steps, labels, known, unlabelled)
         if reason:
             dropped[reason] += 1
             continue
         if known < len(labels):
             counts[CUT] += 1
             counts[STEPS_CUT] += len(labels) - known
-        yield {**row, "steps": steps[:known], "step_labels": labels[:known], "cut": known < len(labels)}
+        yield {**row, "steps": steps[:known], "step_labels": labels[:known]}
+
+
+def refused(steps: list[str], labels: list[int], known: int, unlabelled: Unlabelled) -> str | None:
+    """Why a solution whose first `known` steps are labelled is left out."""
+    if len(steps) != len(labels):
+        return "labels unlike steps"
+    if not known:
+        return "first step unlabelled" if any(label >= 0 for label in labels) else "no step labels"
+    return "an unlabelled step" if known < len(labels) and unlabelled == "drop" else None
 
 
 def export_shepherd(run: Run, out: str, *, split: Split = "train", unlabelled: Unlabelled = "drop") -> Exported:
