@@ -77,13 +77,20 @@ def divided(texts: list[str]) -> tuple[str, str, int, str]:
 
 
 def pieces(tagged: str, signed: str, tag: str) -> Iterator[tuple[str, int]]:
-    """Text before each tag, and the sign that stands for the tag in the other text."""
-    at = 0
+    """Text before each tag, and the sign that stands for the tag in the other text.
+
+    Where the other text has the tag's letters too, they are part of a word.
+    """
+    at, text = 0, ""
     for piece in tagged.split(tag)[:-1]:
-        sign = signed[at + len(piece) : at + len(piece) + 1]
         if not signed.startswith(piece, at):
             raise BadRow("'label' does not follow 'input'")
+        at, text = at + len(piece), text + piece
+        if signed.startswith(tag, at):
+            at, text = at + len(tag), text + tag
+            continue
+        sign = signed[at : at + 1]
         if sign not in SIGNS:
             raise BadRow("'label' has another tag than + or -")
-        at += len(piece) + 1
-        yield piece, SIGNS[sign]
+        yield text, SIGNS[sign]
+        at, text = at + 1, ""

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minos_ray.imports import bring
+from minos_ray.imports.shepherd import pieces
 from minos_ray.store import Run
 from tests.imports.files import TAG, jsonl, shepherd_row, stored
 
@@ -100,6 +103,18 @@ def test_odd_rows_of_math_shepherd(run: Run, tmp_path: Path) -> None:
         ("He has 2.", [1, 0]),
         ("step 1: It is 2.", [1, 1]),
     ]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b ", "\u0441\u043a\u0438\u0434\u043a\u0430", "+ -"]), st.sampled_from("+-")),
+        min_size=1,
+    )
+)
+def test_letters_of_the_tag_inside_a_word_are_text(parts: list[tuple[str, str]]) -> None:
+    tagged = "".join(f"{text} {TAG}" for text, _ in parts)
+    signed = "".join(f"{text} {sign}" for text, sign in parts)
+    assert list(pieces(tagged, signed, TAG)) == [(f"{text} ", int(sign == "+")) for text, sign in parts]
 
 
 def prmbench_row(kind: str, idx: str, errors: list[int], **changes: Any) -> dict[str, Any]:
