@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from minos_ray import __version__
+from minos_ray import __version__, exports, imports
 from minos_ray.errors import UserError, WorkStopped
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     with_config(commands.add_parser("meta", help="judge verifiers on a step-labelled set"))
     add_grade(commands.add_parser("grade", help="grade a file of answers"))
     add_import(commands.add_parser("import", help="bring foreign data in as artefacts"))
+    add_export(commands.add_parser("export", help="write artefacts in others' formats"))
     return top
 
 
@@ -62,9 +63,17 @@ def add_grade(command: argparse.ArgumentParser) -> None:
 
 def add_import(command: argparse.ArgumentParser) -> None:
     """Arguments of `minos import`."""
-    command.add_argument("format", metavar="FORMAT", help="genrm, gsm8k, math, processbench, jsonl, ...")
+    command.add_argument("format", metavar="FORMAT", help=", ".join(imports.FORMATS))
     command.add_argument("src", metavar="SRC")
     command.add_argument("run", metavar="RUN")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")
+
+
+def add_export(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos export`."""
+    command.add_argument("format", metavar="FORMAT", help=", ".join(exports.FORMATS))
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("out", metavar="OUT", help="a .jsonl, .jsonl.gz or .parquet file; huggingface: a new folder")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")
 
 
@@ -205,6 +214,17 @@ def import_(arguments: argparse.Namespace) -> None:
         print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
 
 
+def export(arguments: argparse.Namespace) -> None:
+    """`minos export FORMAT RUN OUT`."""
+    from minos_ray.config import parse_override
+    from minos_ray.exports import send
+    from minos_ray.store import Run
+
+    options = dict(parse_override(o) for o in arguments.overrides)
+    made = send(arguments.format, Run(arguments.run), arguments.out, **options)
+    print(f"{made.path}: {numbers(made.counts)}{dropped(made.dropped)}")
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": demo,
     "run": run,
@@ -213,6 +233,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "meta": meta,
     "grade": grade,
     "import": import_,
+    "export": export,
 }
 
 if __name__ == "__main__":

@@ -1,27 +1,28 @@
 """Foreign data as artefacts of a run: `minos import FORMAT SRC RUN [option=value ...]`."""
 
-from minos_ray.store import Manifest, Run
+from typing import TYPE_CHECKING
 
-# format -> function (src, run, **options) -> the manifests of the artefacts it made
+if TYPE_CHECKING:
+    from minos_ray.store import Manifest, Run
+
+# format -> function (src, run, *, options) -> the manifests of the artefacts it made
 FORMATS = {
     "genrm": "minos_ray.imports.genrm:import_genrm",
     "gsm8k": "minos_ray.imports.tables:import_gsm8k",
     "jsonl": "minos_ray.imports.tables:import_jsonl",
     "math": "minos_ray.imports.tables:import_math",
+    "math-minos": "minos_ray.imports.minos:import_minos",
     "math-shepherd": "minos_ray.imports.shepherd:import_shepherd",
     "prm800k": "minos_ray.imports.prm800k:import_prm800k",
+    "prmbench": "minos_ray.imports.prmbench:import_prmbench",
     "processbench": "minos_ray.imports.processbench:import_processbench",
 }
 
 
-def bring(form: str, src: str, run: Run, **options: object) -> list[Manifest]:
+def bring(form: str, src: str, run: "Run", /, **options: object) -> list["Manifest"]:
     """Imports `src`; UserError for an unknown format or option."""
     from minos_ray.config import resolve
-    from minos_ray.errors import UserError
-    from minos_ray.problems.stage import refuse_unknown
+    from minos_ray.options import checked, chosen
 
-    if form not in FORMATS:
-        raise UserError(f"import: format '{form}' is not known; there are {', '.join(FORMATS)}")
-    function = resolve(FORMATS[form])
-    refuse_unknown(f"import {form}", function, {"src": src, "run": run, **options})
-    return function(src, run, **options)
+    function = resolve(chosen("import", FORMATS, form))
+    return function(src, run, **checked(f"import {form}", function, options))

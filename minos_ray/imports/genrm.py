@@ -1,70 +1,52 @@
 """GenRM critiques (genrm-star/genrm-critiques, round 0): solutions of GSM8K training questions by Gemini 1.0 Pro,
-each with a label and a critique. Columns: question_id, question, target, candidate_id, solution, correct, critique.
+each with a label and a critique; the files are read by `minos_ray.imports.genrm_files`.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from hashlib import blake2b
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from minos_ray import schema
 from minos_ray.errors import UserError
+from minos_ray.imports.genrm_files import COLUMNS, batches, question_ids
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.imports.write import Row, begin_import, candidate, label, write_rows
 from minos_ray.labels.answers import gsm8k
 from minos_ray.labels.steps import lines
 from minos_ray.problems.files import files
 from minos_ray.progress import Progress
-from minos_ray.store import Artefact, Manifest, Run, open_path
+from minos_ray.store import Artefact, Manifest, Run
 
 MODEL, PROMPT = "gemini-1.0-pro", "genrm-round-0"
-COLUMNS = ("question_id", "question", "target", "candidate_id", "solution", "correct", "critique")
 ROW_ARTEFACTS = ("candidates", "labels", "critiques")
-BATCH = 8192
 
 
 def import_genrm(
     src: str, run: Run, *, test_fraction: float = 0.1, seed: int = 0, questions: int | None = None
 ) -> list[Manifest]:
-    """Problems, candidates, labels and critiques of a Parquet file or a folder of them.
+    """Problems, candidates, labels and critiques of a file or a folder of files, published or as Parquet.
 
     Questions, never rows, are divided into train and test, by a hash of seed and id; `questions` keeps that many.
     Every critique is kept: `agrees` says whether its verdict is the label, those without verdict are `unparsable`.
+    One that was cut off after it called a step wrong is `implied`: its verdict is as good as a stated no (65 % agree
+    with the label, 62 % of the stated ones), but stage 1 does not train on it, since the text ends before the judgement
+    and would teach the critic to stop in the middle. That leaves out 2,077 of 179,000 agreeing rows.
     """
     if not 0 < test_fraction < 1:
         raise UserError(f"import genrm: test_fraction = {test_fraction} is not between 0 and 1")
     start = time.monotonic()
     paths = files(src)
-    wanted = divide(question_ids(paths), test_fraction, seed, questions)
+    ids, rows = question_ids(paths)
+    wanted = divide(ids, test_fraction, seed, questions)
     options = {"test_fraction": test_fraction, "seed": seed, "questions": questions}
     artefacts = begin_import(run, ("problems", *ROW_ARTEFACTS), "genrm", src, **options)
     importer = Importer(artefacts, wanted)
-    with Progress("import genrm", importer_rows(paths)) as progress:
+    with Progress("import genrm", rows) as progress:
         for number, batch in enumerate(batches(paths)):
             importer.add(f"{number:05d}", batch)
             progress.advance(len(batch))
     return importer.finish(time.monotonic() - start)
-
-
-def question_ids(paths: Iterable[str]) -> set[int]:
-    """All question ids; UserError names the first file or column that does not fit."""
-    found: set[int] = set()
-    for path in paths:
-        fs, root = open_path(path)
-        try:
-            columns = pq.read_schema(root, filesystem=fs).names
-        except pa.ArrowInvalid as error:
-            raise UserError(f"import genrm: '{path}' is no Parquet file: {error}") from error
-        missing = [name for name in COLUMNS if name not in columns]
-        if missing:
-            raise UserError(f"import genrm: '{path}' has no column '{missing[0]}'; it has {', '.join(columns)}")
-        ids = pq.read_table(root, filesystem=fs, columns=["question_id"])["question_id"]
-        found.update(pc.unique(ids.drop_null()).to_pylist())
-    return found
 
 
 def divide(ids: Iterable[int], test_fraction: float, seed: int, limit: int | None) -> dict[int, str]:
@@ -76,20 +58,6 @@ def divide(ids: Iterable[int], test_fraction: float, seed: int, limit: int | Non
     kept = sorted(ids, key=place)[:limit]
     tests = round(test_fraction * len(kept))
     return {question: "test" if i < tests else "train" for i, question in enumerate(kept)}
-
-
-def importer_rows(paths: Iterable[str]) -> int:
-    """Rows of all files, from their footers."""
-    return sum(pq.read_metadata(root, filesystem=fs).num_rows for fs, root in map(open_path, paths))
-
-
-def batches(paths: Iterable[str]) -> Iterator[list[Row]]:
-    """Rows of all files, a few thousand at a time."""
-    for path in paths:
-        fs, root = open_path(path)
-        with fs.open_input_file(root) as source:
-            for batch in pq.ParquetFile(source).iter_batches(BATCH, columns=list(COLUMNS)):
-                yield batch.to_pylist()
 
 
 class Importer:
@@ -117,9 +85,9 @@ class Importer:
 
     def _keep(self, row: Row) -> bool:
         """Whether a row is usable and wanted; remembers its problem."""
-        empty = next((name for name in COLUMNS if row[name] is None or row[name] == ""), None)
+        empty = next((f"empty {name}" for name in COLUMNS if row[name] is None or row[name] == ""), None)
         key = (row["question_id"], row["candidate_id"])
-        reason = f"empty {empty}" if empty else "repeated candidate_id" if key in self.ids else None
+        reason = row.get("unread") or empty or ("repeated candidate_id" if key in self.ids else None)
         if reason:
             self.dropped[reason] += 1
             return False
@@ -180,12 +148,12 @@ def problem_id(row: Row) -> str:
 
 
 def problem(row: Row, split: str) -> Row:
-    """The row of `problems`; the reference solution is not part of this data."""
+    """The row of `problems`; only the published files hold the reference solution."""
     return {
         "problem_id": problem_id(row),
         "dataset": "gsm8k",
         "split": split,
         "question": row["question"].strip(),
         "answer": row["target"],
-        "solution": None,
+        "solution": row.get("reference"),
     }

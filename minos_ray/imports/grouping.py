@@ -1,46 +1,137 @@
-"""Collecting rows of one solution each into problems, candidates and labels."""
+"""Collecting rows of one solution each into problems, candidates, labels and, where there are some, critiques."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from minos_ray.imports.write import Row, begin_import, candidate, label, write_rows
+import pyarrow as pa
+
+from minos_ray import schema
+from minos_ray.errors import UserError
+from minos_ray.imports.write import Row, begin_import, candidate, label, write_tables
+from minos_ray.labels.policy import after_first_error
+from minos_ray.problems.files import BadRow, files, opened, records
 from minos_ray.store import Manifest, Run
 
-NAMES = ("problems", "candidates", "labels")
+CHUNK = 20_000
+LARGE_FILE_POINTER = b"version https://git-lfs"
+Policy = Literal["keep", "mask", "inherited"]
+Parsed = TypeVar("Parsed")
+
+
+class Solution(NamedTuple):
+    """One labelled solution as a foreign row has it. `gold` and `answer` are None where they are not known.
+
+    `source` is where the step labels come from.
+    """
+
+    question: str
+    dataset: str
+    steps: list[str]
+    step_labels: list[int]
+    correct: bool
+    answer: str | None = None
+    gold: str | None = None
+    model: str = "imported"
+    split: str = "train"
+    source: str = "human"
+
+
+def usable(form: str, src: str, dropped: Counter[str], parse: Callable[[Row], Parsed]) -> Iterator[Parsed]:
+    """What `parse` makes of each row of a file or folder, the rows it refuses (BadRow) counted by reason.
+
+    UserError when it refuses all of them: then the file is not what was said.
+    """
+    columns: dict[str, None] = {}
+    any_row = False
+    for record in records(src):
+        try:
+            if isinstance(record, BadRow):
+                raise record
+            columns.update(dict.fromkeys(record))
+            made = parse(record)
+        except BadRow as error:
+            dropped[str(error)] += 1
+            continue
+        any_row = True
+        yield made
+    if not any_row:
+        raise UserError(f"import {form}: no row of '{src}' can be used: {why_none(src, dropped, list(columns))}")
+
+
+def why_none(src: str, dropped: Counter[str], columns: list[str]) -> str:
+    """What is wrong with a file none of whose rows can be used."""
+    with opened(files(src)[0]) as stream:
+        if stream.read(len(LARGE_FILE_POINTER)) == LARGE_FILE_POINTER:
+            return "it is a Git LFS pointer, not the data; `git lfs pull` brings the data"
+    reasons = ", ".join(f"{reason} ({rows})" for reason, rows in dropped.most_common(3))
+    return f"{reasons}; columns there: {', '.join(columns)}" if columns else reasons
 
 
 class Collection:
-    """Problems by their question, with the candidates and labels that came with them."""
+    """Problems by data set and question, with the candidates, labels and critiques that came with them."""
 
-    def __init__(self, prefix: str, split: str, source: str) -> None:
-        self.prefix, self.split, self.source = prefix, split, source
-        self.problems: dict[str, Row] = {}
-        self.candidates: list[Row] = []
-        self.labels: list[Row] = []
-        self.dropped: Counter[str] = Counter()
+    def __init__(self, prefix: str, policy: str) -> None:
+        self.prefix, self.policy = prefix, policy
+        self.problems: dict[tuple[str, str], Row] = {}
+        self.rows: dict[str, list[Row]] = {"candidates": [], "labels": [], "critiques": []}
+        self.tables: dict[str, list[pa.Table]] = {name: [] for name in self.rows}
         self.indices: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
 
-    def add(
-        self, question: str, dataset: str, model: str, steps: list[str], step_labels: list[int], answer: str | None,
-        correct: bool, gold: str | None = None,
-    ) -> None:  # fmt: skip
-        """One labelled solution. Where the gold answer is not given, the answer of a right solution is it."""
-        fields = {"dataset": dataset, "split": self.split, "question": question, "answer": "", "solution": None}
-        number = len(self.problems)
-        problem = self.problems.setdefault(question, {"problem_id": f"{self.prefix}-{number}", **fields})
-        if not problem["answer"]:
-            problem["answer"] = gold or (answer if correct and answer else "")
-        own = candidate(problem["problem_id"], self.indices[question], "\n".join(steps), model)
-        self.indices[question] += 1
-        self.candidates.append(own)
-        self.labels.append(label(own, answer, correct, steps, step_labels, self.source))
+    def add(self, found: Solution) -> Row | None:
+        """One solution; returns its label, or None (counted) when its question belongs to the other split.
 
-    def write(self, run: Run, form: str, src: str, options: Mapping[str, object]) -> list[Manifest]:
-        """Completes the three artefacts."""
-        artefacts = begin_import(run, NAMES, form, src, **options)
-        unknown = sum(not row["answer"] for row in self.problems.values())
-        return [
-            write_rows(artefacts["problems"], {self.split: list(self.problems.values())}, {}, gold_unknown=unknown),
-            write_rows(artefacts["candidates"], {self.split: self.candidates}, self.dropped),
-            write_rows(artefacts["labels"], {self.split: self.labels}, self.dropped),
-        ]
+        Where the gold answer is not given, the answer of a right solution is it.
+        """
+        problem = self._problem(found)
+        if problem["split"] != found.split:
+            self.dropped[f"{found.split}: question also in {problem['split']}"] += 1
+            return None
+        problem["answer"] = problem["answer"] or found.gold or (found.answer if found.correct else None) or ""
+        own = candidate(problem["problem_id"], self._index(problem), "\n".join(found.steps), found.model)
+        labels, errors = after_first_error(found.step_labels, [], self.policy)
+        row = label(own, found.answer, found.correct, found.steps, labels, found.source)
+        self._keep("candidates", own)
+        self._keep("labels", row | {"error_types": errors})
+        return row
+
+    def add_critique(self, critique: Row) -> None:
+        """A critique of a solution that was added."""
+        self._keep("critiques", critique)
+
+    def _problem(self, found: Solution) -> Row:
+        fields = {"dataset": found.dataset, "split": found.split, "question": found.question}
+        default = {"problem_id": f"{self.prefix}-{len(self.problems)}", **fields, "answer": "", "solution": None}
+        return self.problems.setdefault((found.dataset, found.question), default)
+
+    def _index(self, problem: Row) -> int:
+        self.indices[problem["problem_id"]] += 1
+        return self.indices[problem["problem_id"]] - 1
+
+    def _keep(self, name: str, row: Row) -> None:
+        """Rows go into Arrow tables early: as Python objects they take ten times the memory."""
+        self.rows[name].append(row)
+        if len(self.rows[name]) >= CHUNK:
+            self._flush(name)
+
+    def _flush(self, name: str) -> None:
+        self.tables[name].append(schema.table(name, self.rows[name]))
+        self.rows[name] = []
+
+    def write(self, run: Run, form: str, src: str, options: Mapping[str, Any]) -> list[Manifest]:
+        """Completes the artefacts; `notes` are counted with the labels."""
+        names = ["candidates", "labels", *(["critiques"] if self.rows["critiques"] or self.tables["critiques"] else [])]
+        for name in names:
+            self._flush(name)
+        artefacts = begin_import(run, ["problems", *names], form, src, **options)
+        problems = list(self.problems.values())
+        splits = {split: [row for row in problems if row["split"] == split] for split in ("train", "test")}
+        tables = {split: [schema.table("problems", rows)] for split, rows in splits.items() if rows}
+        unknown = sum(not row["answer"] for row in problems)
+        made = [write_tables(artefacts["problems"], tables, {}, gold_unknown=unknown)]
+        for name in names:
+            notes = self.notes if name == "labels" else {}
+            made.append(write_tables(artefacts[name], {"all": self.tables[name]}, self.dropped, notes))
+        return made

@@ -1,59 +1,161 @@
-"""PRM800K: solutions of MATH problems whose steps people rated -1, 0 or 1, up to the first error in phase 2."""
+"""PRM800K: solutions of MATH problems whose steps people rated -1, 0 or 1 (2305.20050, section 2.4).
 
-from typing import Any
+In phase 1 the labelers chose among several completions at each step, or wrote one; in phase 2 they rated a solution
+that was there before, up to its first error.
+"""
 
-from minos_ray.errors import UserError
-from minos_ray.imports.grouping import Collection
-from minos_ray.labels.answers import math
+import os
+from typing import Any, Literal, NamedTuple
+
+from minos_ray.imports.grouping import Collection, Policy, Solution, usable
+from minos_ray.imports.write import Row
+from minos_ray.labels.answers import Grader
 from minos_ray.labels.grading import Grading
-from minos_ray.problems.files import BadRow, records
+from minos_ray.labels.latex import same_text
+from minos_ray.problems.files import BadRow
 from minos_ray.store import Manifest, Run
 
-LABELS = {1: 1, 0: 1, -1: 0, None: -1}  # neutral counts as right, as in the paper's best setting
 USED = ("solution", "found_error")
+SERVED_TO_ALL = {
+    "is_quality_control_question": "quality control question",
+    "is_initial_screening_question": "initial screening question",
+}
+ANSWER_MARK = "# Answer"
 
 
-def import_prm800k(src: str, run: Run, *, split: str = "train", timeout_s: float = 5.0) -> list[Manifest]:
-    """Problems, candidates and labels. Steps behind the first error are kept and unlabelled (-1); a solution is right
-    when our grader says so, since the ratings are about steps."""
-    if split not in ("train", "test"):
-        raise UserError(f"import prm800k: split = '{split}' is neither train nor test")
-    found = Collection("prm800k", split, "human")
-    rows: list[tuple[str, str, list[str], list[int]]] = []
-    for record in records(src):
-        try:
-            if isinstance(record, BadRow):
-                raise record
-            rows.append(parse(record))
-        except BadRow as error:
-            found.dropped[str(error)] += 1
-    with Grading(math, timeout_s) as grading:
-        grades = grading([gold for _, gold, _, _ in rows], ["\n".join(steps) for _, _, steps, _ in rows])
-    for (question, gold, steps, labels), grade in zip(rows, grades, strict=True):
-        found.add(question, "math", "prm800k", steps, labels, grade.answer, grade.correct, gold)
-    return found.write(run, "prm800k", src, {"split": split})
+class Choice(NamedTuple):
+    """A completion and its label (-1 without a rating); `others` were rated and not gone on with."""
+
+    text: str
+    label: int
+    others: list[tuple[str, int]]
 
 
-def parse(record: dict[str, Any]) -> tuple[str, str, list[str], list[int]]:
-    """Question, gold answer, steps and their labels; BadRow for what was given up or has another shape."""
+class Rated(NamedTuple):
+    """One row: the rated steps, and the rest of the solution that nobody rated."""
+
+    question: str
+    gold: str
+    choices: list[Choice]
+    rest: list[str]
+
+
+def import_prm800k(
+    src: str,
+    run: Run,
+    *,
+    split: Literal["train", "test"] = "train",
+    neutral: Literal["right", "wrong"] = "right",
+    alternatives: bool = False,
+    quality_control: bool = False,
+    after_first_error: Policy = "keep",
+    timeout_s: float = 5.0,
+) -> list[Manifest]:
+    """Problems, candidates and labels. Steps behind the first error are kept and unlabelled.
+
+    A solution is right when our grader says so, since the ratings are about steps. `neutral` is what a rating of 0
+    counts as (the paper's best setting: right). `alternatives` also takes each completion that was rated and not gone
+    on with, as a solution that ends with it. As in the paper, questions of quality control are left out.
+    """
+    options = {"split": split, "neutral": neutral, "alternatives": alternatives, "quality_control": quality_control}
+    options["after_first_error"] = after_first_error
+    found = Collection("prm800k", after_first_error)
+    rows: list[Solution] = []
+    for rated in usable("prm800k", src, found.dropped, lambda r: parse(r, neutral == "right", quality_control)):
+        rows.append(whole(rated, split))
+        branches = unfinished(rated, split)
+        found.notes["alternatives" if alternatives else "alternatives left out"] += len(branches)
+        rows += branches if alternatives else []
+    for row in graded(rows, timeout_s):
+        found.add(row)
+    return found.write(run, "prm800k", src, options)
+
+
+def parse(record: Row, neutral: bool, quality_control: bool = False) -> Rated:
+    """The rated steps of one row; BadRow for what was given up, served to all labelers, or has another shape."""
+    for column, name in SERVED_TO_ALL.items():
+        if record.get(column) and not quality_control:
+            raise BadRow(name)
     try:
         question, gold = record["question"]["problem"].strip(), record["question"]["ground_truth_answer"]
         reason = record["label"]["finish_reason"]
-        rated = [chosen(step) for step in record["label"]["steps"]]
         written = record["question"].get("pre_generated_steps") or []
+        choices = gone_on_with(record["label"]["steps"], written, neutral)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadRow("not the shape of PRM800K") from error
     if reason not in USED:
         raise BadRow(f"finished as '{reason}'")
-    if not rated or not gold or not question:
+    if not choices or not gold or not question:
         raise BadRow("no question, gold answer or steps")
-    rest = written[len(rated) :] if [text for text, _ in rated] == written[: len(rated)] else []
-    return question, gold, [text for text, _ in rated] + rest, [label for _, label in rated] + [-1] * len(rest)
+    rated = [choice.text for choice in choices]
+    return Rated(question, gold, choices, written[len(rated) :] if rated == written[: len(rated)] else [])
 
 
-def chosen(step: dict[str, Any]) -> tuple[str, int]:
-    """Text and label of the completion that the solution went on with; where it ended, of the first one."""
-    if step.get("human_completion"):
-        return step["human_completion"]["text"], 1
-    completion = step["completions"][step.get("chosen_completion") or 0]
-    return completion["text"], LABELS[completion["rating"]]
+def gone_on_with(steps: list[dict[str, Any]], written: list[str], neutral: bool) -> list[Choice]:
+    """The completion of each step that the solution went on with; where it ended, the one that was there before."""
+    made: list[Choice] = []
+    for number, step in enumerate(steps):
+        choice = chosen(step, written[number] if number < len(written) else None, neutral)
+        if choice is not None:
+            made.append(choice)
+        if choice is None or (step["chosen_completion"] is None and not step.get("human_completion")):
+            break
+    return made
+
+
+def chosen(step: dict[str, Any], before: str | None, neutral: bool) -> Choice | None:
+    """One step; None when it has no completion at all. A step that a person wrote is right."""
+    rated = [(completion["text"], label_of(completion["rating"], neutral)) for completion in step["completions"] or []]
+    human, at = step.get("human_completion"), step["chosen_completion"]
+    if at is None and human:
+        return Choice(human["text"] if isinstance(human, dict) else human, 1, distinct(rated, None))
+    if not rated:
+        return None
+    texts = [text for text, _ in rated]
+    at = at if at is not None else texts.index(before) if before in texts else 0
+    return Choice(*rated[at], distinct(rated, texts[at]))
+
+
+def label_of(rating: int | None, neutral: bool) -> int:
+    """1, 0, or -1 for a completion without a rating."""
+    return {1: 1, 0: int(neutral), -1: 0, None: -1}[rating]
+
+
+def distinct(rated: list[tuple[str, int]], taken: str | None) -> list[tuple[str, int]]:
+    """Other completions with a rating, each text once."""
+    return list({text: (text, label) for text, label in rated if label >= 0 and text != taken}.values())
+
+
+def whole(rated: Rated, split: str) -> Solution:
+    """The solution as it was written, with the steps that nobody rated."""
+    steps = [choice.text for choice in rated.choices] + rated.rest
+    labels = [choice.label for choice in rated.choices] + [-1] * len(rated.rest)
+    return solution(rated, split, steps, labels)
+
+
+def unfinished(rated: Rated, split: str) -> list[Solution]:
+    """A solution for each completion not gone on with; it ends there."""
+    steps, labels = [choice.text for choice in rated.choices], [choice.label for choice in rated.choices]
+    return [
+        solution(rated, split, [*steps[:place], text], [*labels[:place], label])
+        for place, choice in enumerate(rated.choices)
+        for text, label in choice.others
+    ]
+
+
+def solution(rated: Rated, split: str, steps: list[str], labels: list[int]) -> Solution:
+    """A row not graded yet."""
+    return Solution(rated.question, "math", steps, labels, False, None, rated.gold, "prm800k", split)
+
+
+def graded(rows: list[Solution], timeout_s: float) -> list[Solution]:
+    """The rows with their answers and outcomes."""
+    grader = Grader(answer_of, same_text, slow="minos_ray.labels.latex:same_value")
+    with Grading(grader, timeout_s, workers=os.cpu_count() or 1) as grading:
+        grades = grading([row.gold or "" for row in rows], ["\n".join(row.steps) for row in rows])
+    return [row._replace(answer=g.answer, correct=g.correct) for row, g in zip(rows, grades, strict=True)]
+
+
+def answer_of(text: str) -> str | None:
+    """What stands behind the last `# Answer`, where every finished solution has its answer."""
+    return text.rpartition(ANSWER_MARK)[2].strip() or None if ANSWER_MARK in text else None

@@ -1,44 +1,48 @@
 """ProcessBench: solutions of many models with the first wrong step as people see it (0-based, -1: none).
 
-Columns: id, generator, problem, steps, final_answer_correct, label.
+Columns: id, generator (may be empty), problem, steps, final_answer_correct, label. The data set is the part of the id
+before its number (none in Mr-GSM8K, which comes in the same columns). The outcome is `final_answer_correct`, which says
+nothing about the steps: 521 of the 3,400 solutions have a right answer and a wrong step.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from minos_ray.imports.grouping import Collection
+from minos_ray.imports.grouping import Collection, Policy, Solution, usable
+from minos_ray.imports.write import Row
 from minos_ray.labels.latex import extract_latex
-from minos_ray.problems.files import BadRow, records
+from minos_ray.problems.files import BadRow
 from minos_ray.problems.rows import text_of
 from minos_ray.store import Manifest, Run
 
-
-def import_processbench(src: str, run: Run) -> list[Manifest]:
-    """Problems, candidates and labels of one or more of its files, all in split test."""
-    found = Collection("processbench", "test", "human")
-    for record in records(src):
-        try:
-            if isinstance(record, BadRow):
-                raise record
-            add(found, record)
-        except BadRow as error:
-            found.dropped[str(error)] += 1
-    return found.write(run, "processbench", src, {})
+RIGHT_BUT_WRONG = "right answer, wrong step"
 
 
-def add(found: Collection, record: dict[str, Any]) -> None:
-    """Adds one solution; BadRow when its label does not fit its steps."""
-    question, name, generator = (text_of(record, column) for column in ("problem", "id", "generator"))
-    steps, first = record.get("steps"), record.get("label")
+def import_processbench(src: str, run: Run, *, after_first_error: Policy = "keep") -> list[Manifest]:
+    """Problems, candidates and labels of one or more of its files, all in split test.
+
+    Steps behind the first wrong one have no label there; with after_first_error=inherited they are wrong.
+    """
+    found = Collection("processbench", after_first_error)
+    for solution in usable("processbench", src, found.dropped, parse):
+        found.add(solution)
+        found.notes[RIGHT_BUT_WRONG] += solution.correct and 0 in solution.step_labels
+    return found.write(run, "processbench", src, {"after_first_error": after_first_error})
+
+
+def parse(record: Row) -> Solution:
+    """One solution; BadRow when its label does not fit its steps."""
+    question, name = text_of(record, "problem"), text_of(record, "id")
+    steps, first, correct = (record.get(column) for column in ("steps", "label", "final_answer_correct"))
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) and step.strip() for step in steps):
         raise BadRow("'steps' is not a list of texts")
     if not isinstance(first, int) or not -1 <= first < len(steps):
         raise BadRow("'label' is not -1 or the number of a step")
-    if not isinstance(record.get("final_answer_correct"), bool):
+    if not isinstance(correct, bool):
         raise BadRow("'final_answer_correct' is not true or false")
-    answer = extract_latex("\n".join(steps))
-    dataset = f"processbench-{name.rpartition('-')[0]}"
-    found.add(question, dataset, generator, steps, until_error(steps, first), answer, record["final_answer_correct"])
+    dataset = "-".join(["processbench", *name.split("-")[:-1]])
+    answer, labels = extract_latex("\n".join(steps)), until_error(steps, first)
+    model = record.get("generator") or "unknown"
+    return Solution(question, dataset, steps, labels, correct, answer, model=model, split="test")
 
 
 def until_error(steps: Sequence[str], first: int) -> list[int]:

@@ -1,58 +1,96 @@
-"""Math-Shepherd: `input` is the question and the steps, each ended by a tag; `label` has `+` or `-` for each tag."""
+"""Math-Shepherd: `input` is the question and the steps, each ended by a tag; `label` has `+` or `-` for each tag.
 
+A few rows of the release have a tag inside the question, or no `Step 1:`; both are read, and counted.
+"""
+
+import re
 from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
-from minos_ray.errors import UserError
-from minos_ray.imports.grouping import Collection
+from minos_ray.imports.grouping import Collection, Policy, Solution, usable
+from minos_ray.imports.write import Row
 from minos_ray.labels.latex import extract_latex
-from minos_ray.problems.files import BadRow, records
+from minos_ray.problems.files import BadRow
 from minos_ray.problems.rows import text_of
 from minos_ray.store import Manifest, Run
 
 TAG = "\u043a\u0438"
-FIRST_STEP = "Step 1:"
+FIRST_STEP = re.compile(r"step 1:", re.IGNORECASE)
 SIGNS = {"+": 1, "-": 0}
+TAG_IN_QUESTION, UNNUMBERED = "tag inside the question", "no 'Step 1:', divided at the question mark"
 
 
-def import_shepherd(src: str, run: Run, *, split: str = "train") -> list[Manifest]:
+class Parts(NamedTuple):
+    """Question, steps and their labels, and what is odd about the row (empty when nothing is)."""
+
+    question: str
+    steps: list[str]
+    labels: list[int]
+    note: str
+
+
+def import_shepherd(
+    src: str, run: Run, *, split: Literal["train", "test"] = "train", after_first_error: Policy = "keep"
+) -> list[Manifest]:
     """Problems, candidates and labels; a solution is right when its last step is."""
-    if split not in ("train", "test"):
-        raise UserError(f"import math-shepherd: split = '{split}' is neither train nor test")
-    found = Collection("math-shepherd", split, "rollouts")
-    for record in records(src):
-        try:
-            if isinstance(record, BadRow):
-                raise record
-            tagged, signed, task = (text_of(record, column) for column in ("input", "label", "task"))
-            question, steps, labels = parse(tagged, signed)
-        except BadRow as error:
-            found.dropped[str(error)] += 1
-            continue
-        answer = extract_latex(steps[-1])
-        found.add(question, task.lower(), "math-shepherd", steps, labels, answer, labels[-1] == 1)
-    return found.write(run, "math-shepherd", src, {"split": split})
+    found = Collection("math-shepherd", after_first_error)
+    for solution, note in usable("math-shepherd", src, found.dropped, lambda record: read(record, split)):
+        found.add(solution)
+        if note:
+            found.notes[note] += 1
+    return found.write(run, "math-shepherd", src, {"split": split, "after_first_error": after_first_error})
 
 
-def parse(tagged: str, signed: str) -> tuple[str, list[str], list[int]]:
-    """Question, steps and their labels; BadRow when the two texts do not belong together."""
-    pairs = list(pieces(tagged, signed))
+def read(record: Row, split: str, tag: str = TAG) -> tuple[Solution, str]:
+    """One row, and what is odd about it."""
+    tagged, signed, task = (text_of(record, column) for column in ("input", "label", "task"))
+    question, steps, labels, note = parse(tagged, signed, tag)
+    answer = extract_latex(steps[-1])
+    facts = (labels[-1] == 1, answer, None, "math-shepherd", split, "rollouts")
+    return Solution(question, task.lower(), steps, labels, *facts), note
+
+
+def parse(tagged: str, signed: str, tag: str = TAG) -> Parts:
+    """The parts of one row; BadRow when the two texts do not belong together."""
+    pairs = list(pieces(tagged, signed, tag))
     if not pairs:
         raise BadRow("no step tag in 'input'")
-    question, mark, first = pairs[0][0].partition(FIRST_STEP)
-    if not mark or not question.strip():
-        raise BadRow("no question before 'Step 1:'")
-    steps = [f"{FIRST_STEP}{first}".strip(), *(piece.strip() for piece, _ in pairs[1:])]
-    if not all(steps):
-        raise BadRow("an empty step")
-    return question.strip(), steps, [label for _, label in pairs]
+    texts, labels = [text for text, _ in pairs], [label for _, label in pairs]
+    question, first, at, note = divided(texts)
+    steps = [first, *(text.strip() for text in texts[at + 1 :])]
+    if not question or not all(steps):
+        raise BadRow("an empty question or step")
+    return Parts(question, steps, labels[at:], note)
 
 
-def pieces(tagged: str, signed: str) -> Iterator[tuple[str, int]]:
-    """Text before each tag, and the sign that stands for the tag in the other text."""
-    at = 0
-    for piece in tagged.split(TAG)[:-1]:
-        sign = signed[at + len(piece) : at + len(piece) + 1]
-        if not signed.startswith(piece, at) or sign not in SIGNS:
+def divided(texts: list[str]) -> tuple[str, str, int, str]:
+    """Question, first step, the number of the piece that it is in, and what is odd."""
+    for at, text in enumerate(texts):
+        found = FIRST_STEP.search(text)
+        if found:
+            question = " ".join(part.strip() for part in [*texts[:at], text[: found.start()]])
+            return question.strip(), text[found.start() :].strip(), at, TAG_IN_QUESTION if at else ""
+    question, mark, first = texts[0].partition("?")
+    if not mark:
+        raise BadRow("no 'Step 1:' and no question mark")
+    return f"{question.strip()}?", first.strip(), 0, UNNUMBERED
+
+
+def pieces(tagged: str, signed: str, tag: str) -> Iterator[tuple[str, int]]:
+    """Text before each tag, and the sign that stands for the tag in the other text.
+
+    Where the other text has the tag's letters too, they are part of a word.
+    """
+    at, text = 0, ""
+    for piece in tagged.split(tag)[:-1]:
+        if not signed.startswith(piece, at):
             raise BadRow("'label' does not follow 'input'")
-        at += len(piece) + 1
-        yield piece, SIGNS[sign]
+        at, text = at + len(piece), text + piece
+        if signed.startswith(tag, at):
+            at, text = at + len(tag), text + tag
+            continue
+        sign = signed[at : at + 1]
+        if sign not in SIGNS:
+            raise BadRow("'label' has another tag than + or -")
+        yield text, SIGNS[sign]
+        at, text = at + 1, ""

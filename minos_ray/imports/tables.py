@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from minos_ray.errors import UserError
 from minos_ray.imports.write import Row, begin_import, candidate, write_rows
@@ -11,11 +11,18 @@ from minos_ray.problems.files import BadRow, files, records
 from minos_ray.problems.rows import text_of
 from minos_ray.store import Manifest, Run
 
+Split = Literal["train", "test"]
 SPLITS = ("train", "test")
 
 
 def import_gsm8k(
-    src: str, run: Run, *, split: str | None = None, limit: int | None = None, seed: int = 0, calculations: bool = False
+    src: str,
+    run: Run,
+    *,
+    split: Split | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    calculations: bool = False,
 ) -> list[Manifest]:
     """Problems of a GSM8K file (with `split`), or of a folder with a file for each split."""
     rows = loaded(gsm8k.load, src, split, limit, seed, calculations=calculations)
@@ -24,7 +31,7 @@ def import_gsm8k(
 
 
 def import_math(
-    src: str, run: Run, *, split: str | None = None, limit: int | None = None, seed: int = 0
+    src: str, run: Run, *, split: Split | None = None, limit: int | None = None, seed: int = 0
 ) -> list[Manifest]:
     """Problems of a MATH file (with `split`), or of a folder with a file for each split."""
     rows = loaded(math.load, src, split, limit, seed)
@@ -40,8 +47,6 @@ def loaded(load: Any, src: str, split: str | None, limit: int | None, seed: int,
 def split_files(src: str, split: str | None) -> dict[str, str]:
     """The file of each split, by name (`test.jsonl`, `train-0-of-1.parquet`); a named split takes all of `src`."""
     if split is not None:
-        if split not in SPLITS:
-            raise UserError(f"import: split = '{split}' is none of {', '.join(SPLITS)}")
         return {split: src}
     names = {path: path.rpartition("/")[2] for path in files(src)}
     found = {name: [path for path, base in names.items() if base.startswith(name)] for name in SPLITS}
@@ -69,7 +74,7 @@ def import_jsonl(
     src: str,
     run: Run,
     *,
-    split: str = "test",
+    split: Split = "test",
     columns: dict[str, str] | None = None,
     dataset: str | None = None,
     text: str | None = None,
@@ -81,8 +86,6 @@ def import_jsonl(
     belong to one problem, in file order.
     """
     options = {"split": split, "columns": columns, "dataset": dataset, "text": text, "model": model}
-    if split not in SPLITS:
-        raise UserError(f"import jsonl: split = '{split}' is none of {', '.join(SPLITS)}")
     table.refuse_unknown_fields(columns or {})
     if text is None:
         rows = loaded(table.load, src, split, None, 0, columns=columns, dataset=dataset)

@@ -16,7 +16,8 @@ GOOD = {"yes", "correct", "right"}
 
 # An open bracket before the word is the choice, cut off: `correct (Yes`.
 GAP = r"(?:[^\w(]*|\W*\((?=\w+\)))"
-QUESTION = rf"\bis the (?:final |given )?(?:answer|solution) correct\b[^\w(]*(?:{CHOICE})?{GAP}{WORD}"
+ASKED = rf"\bis the (?:final |given )?(?:answer|solution) correct\b[^\w(]*(?:{CHOICE})?"
+QUESTION = rf"{ASKED}(?:\W*\banswer\b)?{GAP}{WORD}"
 HEADING = rf"\bfinal (?:grade|verdict|verification)\W*(?:verification\W*)?(?:correct\W*{CHOICE}\W*)?{WORD}"
 STATED = [re.compile(QUESTION, re.IGNORECASE), re.compile(HEADING, re.IGNORECASE)]
 CLOSING = re.compile(

@@ -24,9 +24,24 @@ def begin_import(run: Run, names: Iterable[str], form: str, src: str, **options:
 def write_rows(
     artefact: Artefact, parts: Mapping[str, list[Row]], dropped: Mapping[str, int], **details: Any
 ) -> Manifest:
-    """Writes rows by part, checked over all parts, and completes the artefact; for problems a part is a split."""
-    tables = {name: schema.table(artefact.name, rows) for name, rows in parts.items() if rows}
-    if not tables:
+    """`write_tables` of rows that are not tables yet."""
+    tables = {name: [schema.table(artefact.name, rows)] for name, rows in parts.items() if rows}
+    return write_tables(artefact, tables, dropped, **details)
+
+
+def write_tables(
+    artefact: Artefact,
+    parts: Mapping[str, list[pa.Table]],
+    dropped: Mapping[str, int],
+    notes: Mapping[str, int] | None = None,
+    **details: Any,
+) -> Manifest:
+    """Writes tables by part, checked over all parts, and completes the artefact; for problems a part is a split.
+
+    `notes` are counts of rows that were kept with a reservation.
+    """
+    tables = {name: pa.concat_tables(pieces) for name, pieces in parts.items()}
+    if not any(map(len, tables.values())):
         raise UserError(f"import: no row of {artefact.name} is left; dropped: {dict(dropped)}")
     schema.validate(artefact.name, pa.concat_tables(tables.values()))
     for name, table in tables.items():
@@ -34,7 +49,7 @@ def write_rows(
     counts = {"rows": sum(map(len, tables.values()))}
     if artefact.name == "problems":
         counts |= {name: len(table) for name, table in tables.items()}
-    return artefact.complete(counts, dict(dropped), details)
+    return artefact.complete({**counts, **(notes or {})}, dict(dropped), details)
 
 
 def candidate(problem_id: str, index: int, text: str, model: str) -> Row:

@@ -1,4 +1,4 @@
-"""Foreign files of rows: jsonl, json, csv, parquet; local, on a store that pyarrow opens, or on the hub."""
+"""Foreign files of rows: jsonl, json, csv, parquet, arrow; local, on a store that pyarrow opens, or on the hub."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from minos_ray.errors import UserError
 from minos_ray.problems.hub import download, is_hub
 from minos_ray.store import open_path
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
 
 class BadRow(Exception):
@@ -34,7 +34,10 @@ def records(path: str) -> Iterator[dict[str, Any] | BadRow]:
 
 
 def files(path: str) -> list[str]:
-    """The file, or the files of known kind in the folder. UserError when there is none."""
+    """The file, or the files of known kind in the folder. UserError when there is none.
+
+    In a folder that `datasets` saved, the rows are in the Arrow files and the JSON files describe them.
+    """
     if is_hub(path):
         return [download(path)]
     fs, root = open_path(path)
@@ -46,7 +49,8 @@ def files(path: str) -> list[str]:
     inside = sorted(i.base_name for i in fs.get_file_info(pafs.FileSelector(root)) if kind(i.base_name))
     if not inside:
         raise UserError(f"folder '{path}' holds no file of kind {', '.join(SUFFIXES)}")
-    return [f"{path.rstrip('/')}/{name}" for name in inside]
+    rows = [name for name in inside if kind(name) == ".arrow"] or inside
+    return [f"{path.rstrip('/')}/{name}" for name in rows]
 
 
 def kind(path: str) -> str | None:
@@ -66,6 +70,8 @@ def read_file(path: str) -> Iterator[dict[str, Any] | BadRow]:
     suffix = kind(path)
     if suffix == ".parquet":
         yield from read_parquet(path)
+    elif suffix == ".arrow":
+        yield from read_arrow(path)
     elif suffix == ".jsonl":
         with opened(path) as stream:
             yield from (parse_line(line) for line in stream if line.strip())
@@ -108,6 +114,17 @@ def read_parquet(path: str) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
         raise UserError(f"file '{path}' is no Parquet file: {error}") from error
+
+
+def read_arrow(path: str) -> Iterator[dict[str, Any]]:
+    """The rows of one file of `Dataset.save_to_disk`, an Arrow stream."""
+    fs, root = open_path(path)
+    try:
+        with fs.open_input_file(root) as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                yield from batch.to_pylist()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"file '{path}' is no Arrow stream: {error}") from error
 
 
 def read_table(path: str) -> pa.Table:

@@ -1,5 +1,7 @@
 """GenRM critiques: verdicts in the forms that the real data has, and the import of made and real files."""
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.imports import bring
+from minos_ray.imports.genrm_files import COLUMNS, PUBLISHED
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.store import Run
 
@@ -42,6 +45,7 @@ VERDICTS = [
     ),
     (STEPS + "**Final Grade:**\nVerification: Is the answer correct (Yes/No)", None, "no verdict"),
     (STEPS + "Verification: Is the answer correct? (Yes)", True, "stated"),
+    (STEPS + "**Verification:** Is the answer correct? (Yes/No)\n**Answer:** Yes", True, "stated"),
     (STEPS + "**Final Grade:**\nVerification: Is the answer correct (Yes/No)? N/A", None, "cut off"),
     (STEPS + "Step 2: the solution then adds the", None, "cut off"),
     (STEPS + "The answer is 10.", None, "no verdict"),
@@ -114,6 +118,35 @@ def test_import_of_two_parts(source: Path, tmp_path: Path) -> None:
     assert labels["gsm8k-gemini-2/1"]["status"] == "wrong" and labels["gsm8k-gemini-2/1"]["answer"] == "999"
 
 
+def published(row: dict[str, Any]) -> dict[str, Any]:
+    """The row under the names of the published files, with the prompt that shows the reference solution."""
+    names = zip(COLUMNS, PUBLISHED, strict=True)
+    prompt = f"Grade it.\nQuestion: {row['question']}\nSolution: {row['solution']}\nExpected Answer: We add."
+    return {
+        **{theirs: row[ours] for ours, theirs in names},
+        "correctness": int(row["correct"]),
+        "verifier_prompt": prompt,
+    }
+
+
+def test_published_files_give_the_same_artefacts(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for path in sorted(source.iterdir()):
+        lines = [json.dumps(published(row)) for row in pq.read_table(path).to_pylist()]
+        text = "\n".join([*lines, "{torn"] if path.stem == "part-1" else lines)
+        (folder / f"{path.stem}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    runs = [Run(str(tmp_path / name)) for name in ("parquet", "jsonl")]
+    for run, src in zip(runs, (source, folder), strict=True):
+        bring("genrm", str(src), run)
+    for name in ("candidates", "labels", "critiques"):
+        first, second = (run.artefact(name) for run in runs)
+        assert first.read().equals(second.read())
+        assert second.manifest().dropped == {**first.manifest().dropped, "not valid JSON": 1}
+    questions = [run.artefact("problems").read().to_pylist() for run in runs]
+    assert [{**row, "solution": "We add."} for row in questions[0]] == questions[1]
+
+
 def test_the_split_is_by_question_and_nested(source: Path, tmp_path: Path) -> None:
     splits = {}
     for questions in (None, 3):
@@ -139,7 +172,10 @@ def test_an_import_is_fresh_for_the_stages(source: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"fraction": 0.5}, "'fraction'; accepted: .*test_fraction"), ({"test_fraction": 2}, "between 0 and 1")],
+    [
+        ({"fraction": 0.5}, "'fraction'; accepted: .*did you mean 'test_fraction'"),
+        ({"test_fraction": 2}, "between 0 and 1"),
+    ],
 )
 def test_options_that_are_refused(source: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -151,11 +187,6 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question_id": [1], "question": ["x"]}), tmp_path / "part.parquet")
     with pytest.raises(UserError, match="no column 'target'; it has question_id, question"):
         bring("genrm", str(tmp_path / "part.parquet"), Run(str(tmp_path / "run")))
-
-
-def test_an_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'genrn' is not known; there are genrm"):
-        bring("genrn", "x", Run(str(tmp_path)))
 
 
 def test_real_part(tmp_path: Path, shared_data: Path) -> None:

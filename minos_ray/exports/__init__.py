@@ -1,0 +1,25 @@
+"""Artefacts of a run in others' formats: `minos export FORMAT RUN OUT [option=value ...]`."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minos_ray.exports.write import Exported
+    from minos_ray.store import Run
+
+# format -> function (run, out, *, options) -> what was written
+FORMATS = {
+    "huggingface": "minos_ray.exports.huggingface:export_huggingface",
+    "math-shepherd": "minos_ray.exports.verifiers:export_shepherd",
+    "orm": "minos_ray.exports.verifiers:export_orm",
+    "trl-prompt-completion": "minos_ray.exports.critic:export_prompt_completion",
+    "trl-stepwise": "minos_ray.exports.verifiers:export_stepwise",
+}
+
+
+def send(form: str, run: "Run", out: str, /, **options: object) -> "Exported":
+    """Exports to `out`; UserError for an unknown format or option, or a run without the artefacts."""
+    from minos_ray.config import resolve
+    from minos_ray.options import checked, chosen
+
+    function = resolve(chosen("export", FORMATS, form))
+    return function(run, out, **checked(f"export {form}", function, options))

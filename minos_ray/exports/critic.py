@@ -1,0 +1,57 @@
+"""Stage 1's training pairs in TRL's prompt-completion format, for its SFTTrainer."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal
+
+import pyarrow as pa
+
+from minos_ray.exports.rows import Row, Split, batched, problems_of
+from minos_ray.exports.write import Exported, write_file
+from minos_ray.store import Run
+from minos_ray.training.data import refused_critique
+from minos_ray.training.encoding import CRITIQUE, question_text, step_text
+
+COLUMNS = pa.schema([("prompt", pa.string()), ("completion", pa.string())])
+
+
+def export_prompt_completion(
+    run: Run, out: str, *, split: Split = "train", source: Literal["critiques", "inserted"] = "critiques"
+) -> Exported:
+    """`prompt` is what our critic reads (question, steps, `Critique:`), `completion` what it is trained to write.
+
+    The same rows as stage 1 takes: whole critiques that agree with the label; `source=inserted` takes the notes on
+    inserted errors instead.
+    """
+    dropped = Counter[str]()
+    made = critiques(run, split, dropped) if source == "critiques" else notes(run, split, dropped)
+    return write_file(out, COLUMNS, made, Counter(), dropped)
+
+
+def critiques(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
+    """Pairs of critiques that stage 1 trains on, in the order of the artefact."""
+    asked = {name: problem["question"] for name, problem in problems_of(run, split).items()}
+    known = {row["candidate_id"]: row for row in batched(run, "labels", ["candidate_id", "problem_id", "steps"])}
+    for critique in batched(run, "critiques", ["candidate_id", "text", "agrees", "status"]):
+        solution = known.get(critique["candidate_id"])
+        elsewhere = solution is not None and solution["problem_id"] not in asked
+        reason = f"not of split {split}" if elsewhere else refused_critique(critique, solution, asked)
+        if reason:
+            dropped[reason] += 1
+        else:
+            yield pair(asked[solution["problem_id"]], solution["steps"], critique["text"])
+
+
+def notes(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
+    """Pairs of inserted errors and right solutions with the notes that came with them."""
+    problems = problems_of(run, split)
+    for row in batched(run, "inserted", ["problem_id", "steps", "text"]):
+        if row["problem_id"] in problems:
+            yield pair(problems[row["problem_id"]]["question"], row["steps"], row["text"])
+        else:
+            dropped[f"not of split {split}"] += 1
+
+
+def pair(question: str, steps: list[str], critique: str) -> Row:
+    """One training pair."""
+    return {"prompt": "".join([question_text(question), *map(step_text, steps), CRITIQUE]), "completion": critique}

@@ -1,0 +1,144 @@
+"""A Hugging Face dataset folder: Parquet shards per artefact and split, and a card that says which files are which."""
+
+import re
+from collections import Counter
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import yaml
+
+from minos_ray import __version__
+from minos_ray.errors import UserError
+from minos_ray.exports.write import Exported, aside
+from minos_ray.store import Manifest, Run, open_path
+
+ARTEFACTS = ("problems", "candidates", "labels", "critiques", "inserted")
+SCORES = "scores"
+SPLITS = ("train", "test")
+TAGS = ["mathematical-reasoning", "reward-model", "verifier"]
+
+
+class Config(NamedTuple):
+    """One artefact as a configuration of the dataset: its rows by split."""
+
+    name: str
+    manifest: Manifest
+    tables: dict[str, pa.Table]
+
+
+def export_huggingface(
+    run: Run, out: str, *, split: Literal["train", "test", "all"] = "all", shard_rows: int = 100_000
+) -> Exported:
+    """Problems, candidates, labels, critiques, inserted errors and scores, as far as the run has them complete.
+
+    A row goes where its problem is; `shard_rows` is the size of a file. `load_dataset(OUT, "labels")` reads it.
+    """
+    if shard_rows < 1:
+        raise UserError(f"export huggingface: shard_rows = {shard_rows} is less than 1")
+    if "://" in out:
+        raise UserError(f"export huggingface: '{out}' is no local folder; a store cannot rename one")
+    fs, target = open_path(out.rstrip("/"))
+    if fs.get_file_info(target).type != pafs.FileType.NotFound:
+        raise UserError(f"export huggingface: '{out}' exists; remove it or name another folder")
+    names, dropped = present(run), Counter[str]()
+    splits = SPLITS if split == "all" else (split,)
+    wanted = run.artefact("problems").read(["problem_id", "split"])
+    wanted = wanted.filter(pc.is_in(wanted["split"], value_set=pa.array(splits)))
+    configs = [config(run, name, wanted, dropped) for name in names]
+    configs = [found for found in configs if found.tables]
+    if not configs:
+        raise UserError(f"export huggingface: '{run.path}' has no rows of split {split}")
+    with aside(out) as (fs, path):
+        for found in configs:
+            write_shards(fs, f"{path}/{folder(found.name)}", found.tables, shard_rows)
+        with fs.open_output_stream(f"{path}/README.md") as stream:
+            stream.write(card(configs).encode())
+    counts = {folder(found.name): sum(map(len, found.tables.values())) for found in configs}
+    return Exported(out, counts, {reason: rows for reason, rows in dropped.items() if rows})
+
+
+def present(run: Run) -> list[str]:
+    """The row artefacts of a run that are complete; UserError without problems, which say the split of all others."""
+    if run.artefact("problems").manifest() is None:
+        raise UserError(f"export huggingface: '{run.path}' has no complete problems")
+    info = run.fs.get_file_info(pafs.FileSelector(f"{run.root}/{SCORES}", allow_not_found=True))
+    names = [*ARTEFACTS, *sorted(f"{SCORES}/{i.base_name}" for i in info if i.type == pafs.FileType.Directory)]
+    return [name for name in names if run.artefact(name).manifest() is not None]
+
+
+def folder(name: str) -> str:
+    """The configuration of an artefact: `scores-orm-base`."""
+    return re.sub(r"\W+", "-", name)
+
+
+def config(run: Run, name: str, wanted: pa.Table, dropped: Counter[str]) -> Config:
+    """One artefact by split; rows of no wanted problem (`problem_id, split`) are counted."""
+    artefact = run.artefact(name)
+    table, manifest = artefact.read(), artefact.manifest()
+    assert manifest is not None
+    of_row = pc.index_in(problem_ids(run, name, table), value_set=wanted["problem_id"].combine_chunks())
+    where = wanted["split"].take(of_row)
+    dropped[f"{name}: of no exported problem"] += where.null_count
+    parts = {split: table.filter(pc.fill_null(pc.equal(where, split), False)) for split in SPLITS}
+    return Config(name, manifest, {split: part for split, part in parts.items() if len(part)})
+
+
+def problem_ids(run: Run, name: str, table: pa.Table) -> pa.ChunkedArray | pa.Array:
+    """The problem of each row; a critique has the one of its candidate."""
+    if "problem_id" in table.column_names:
+        return table["problem_id"]
+    labels = run.artefact("labels").read(["candidate_id", "problem_id"])
+    at = pc.index_in(table["candidate_id"], value_set=labels["candidate_id"].combine_chunks())
+    return labels["problem_id"].take(at)
+
+
+def write_shards(fs: pafs.FileSystem, path: str, tables: dict[str, pa.Table], shard_rows: int) -> None:
+    """`SPLIT-00000-of-00002.parquet`, each with at most that many rows."""
+    fs.create_dir(path, recursive=True)
+    for split, table in tables.items():
+        shards = -(-len(table) // shard_rows)
+        for number in range(shards):
+            with fs.open_output_stream(f"{path}/{split}-{number:05d}-of-{shards:05d}.parquet") as stream:
+                pq.write_table(table.slice(number * shard_rows, shard_rows), stream, compression="zstd")
+
+
+def card(configs: list[Config]) -> str:
+    """README.md: the head that `load_dataset` reads, then rows, origin and what was left out when they were made."""
+    head = yaml.safe_dump(
+        {"tags": TAGS, "configs": [entry(found) for found in configs]}, sort_keys=False, allow_unicode=True
+    )
+    lines = [f"| {folder(f.name)} | {sizes(f)} | {origin(f.manifest)} | {left_out(f.manifest)} |" for f in configs]
+    table = ["| configuration | rows | made by | left out when it was made |", "|---|---|---|---|", *lines]
+    text = f"Artefacts of a minos_ray {__version__} run; the columns are described in its docs/run-directory.md."
+    return "\n".join([f"---\n{head}---", "# Mathematical verification data", "", text, "", *table, ""])
+
+
+def entry(found: Config) -> dict[str, Any]:
+    """Where the files of one artefact lie."""
+    name = folder(found.name)
+    return {
+        "config_name": name,
+        "data_files": [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in found.tables],
+        **({"default": True} if name == "problems" else {}),
+    }
+
+
+def sizes(found: Config) -> str:
+    """`train 3,000, test 200`."""
+    return ", ".join(f"{split} {len(table):,}" for split, table in found.tables.items())
+
+
+def origin(manifest: Manifest) -> str:
+    """The format that was imported (never its path), or the stage."""
+    imported = manifest.inputs.get("import")
+    form = imported.get("format") if isinstance(imported, dict) else None
+    return f"import {form}" if form else "minos_ray"
+
+
+def left_out(manifest: Manifest) -> str:
+    """Counts by reason, in one cell of the table."""
+    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in manifest.dropped.items())
+    return reasons.replace("|", "\\|").replace("\n", " ") or "nothing"
