@@ -83,7 +83,8 @@ def finish(target: Artefact, rows: int, seconds: float) -> Manifest:
     dropped = {NO_PROBLEM: int(total.get(NO_PROBLEM, 0))}
     if counts["rows"] + dropped[NO_PROBLEM] != rows:
         raise RuntimeError(f"{rows} candidates, but {counts['rows']} labels and {dropped[NO_PROBLEM]} dropped")
-    return target.complete(counts, dropped, {"seconds": round(seconds, 1), "stepless": int(total.get("stepless", 0))})
+    details = {name: int(total.get(name, 0)) for name in ("stepless", "strict_correct")}
+    return target.complete(counts, dropped, {"seconds": round(seconds, 1), **details})
 
 
 class Labeller:
@@ -107,6 +108,7 @@ class Labeller:
         labels = [self._label(row, grade) for row, grade in zip(known, grades, strict=True)]
         stats = Counter(grade.status for grade in grades)
         stats["stepless"] = sum(not row["steps"] for row in labels)
+        stats["strict_correct"] = sum(self.grading.strict(golds, [row["text"] for row in known]))
         stats[NO_PROBLEM] = len(found) - len(known)
         return schema.table("labels", labels), dict(stats)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minos_ray.labels.answers import gsm8k, gsm8k_marked, math
 from minos_ray.labels.latex import extract_latex, last_boxed, normal, same_text
-from minos_ray.labels.numbers import canonical, extract_number, same_number
+from minos_ray.labels.numbers import canonical, extract_number, gold_number, same_number
 
 GSM8K = [
     # gold, text, answer, status

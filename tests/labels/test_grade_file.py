@@ -20,6 +20,13 @@ ROWS = [
 ]
 
 
+STATED = {"correct": 2, "wrong": 1, "no_answer": 1, "timeout": 0} | {
+    "strict_correct": 1,
+    "only_here": 1,
+    "only_strict": 0,
+}
+
+
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -28,7 +35,7 @@ def write_jsonl(path: Path, rows: list[dict[str, object]]) -> str:
 def test_rows_stay_in_order_with_their_columns(tmp_path: Path) -> None:
     out = str(tmp_path / "out.parquet")
     counts = grade_file(write_jsonl(tmp_path / "in.jsonl", ROWS), "target", "output", out)
-    assert counts == {"correct": 2, "wrong": 1, "no_answer": 1, "timeout": 0}
+    assert counts == STATED
     rows = pq.read_table(out).to_pylist()
     assert [row["n"] for row in rows] == [1, 2, 3, 4]
     assert [row["status"] for row in rows] == ["correct", "wrong", "no_answer", "correct"]
