@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from minos_ray.labels.numbers import HASHES, canonical, first_number, last_number, simplify
+from minos_ray.labels.numbers import HASHES, TRIES, canonical, first_number, last_number, simplify
 
 BOXED = re.compile(r"\\f?boxed\s*(?=\{)|\\f?boxed\s+(?=[^\s{])")
 SAYS = re.compile(r"\banswer\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:*]*", re.IGNORECASE)
@@ -19,7 +19,7 @@ STATES = re.compile(r"[a-zA-Z ]*\b(?:is|are|was|were)\b:?\s*(?=\S)")
 HEDGED = re.compile(r"\b(?:except|than|least|most|not|all|every|between|and|or)\b|[^\w\s.,'$%-]")
 # Minerva's format; it comes after the work, so it counts before a box.
 FINAL = re.compile(r"\bfinal answer is:?\s*(?=\$|\\[(\[])", re.IGNORECASE)
-# What may stand between the boxes of one answer: \boxed{1} \text{ and } x_2 = \boxed{2}, \boxed{3} hours and \boxed{20}.
+# What may stand between the boxes of one answer: \boxed{1} \text{ and } x = \boxed{2}, \boxed{3} hours and \boxed{20}.
 BETWEEN = re.compile(
     r"(?:\s+[a-z]+(?=\s+and\b))?"
     r"(?:[\s$,;]|\\[\[\]();,!: ]|\\q?quad\b|\\(?:text|mbox|mathrm)\{[^{}]{0,40}\}|and|[a-zA-Z](?:_\{?\w{1,3}\}?)?\s*=)*"
@@ -41,7 +41,6 @@ CHOICE = re.compile(r"\(([A-Z])\)")
 PERCENT = re.compile(r"\\?%|(?<=[0-9}\s])(?:percent(?:age)?|pct)\b")
 LONGEST = 2000  # characters of an answer
 TAIL = 20_000  # characters at the end of a text where an unmarked answer is looked for
-TRIES = 50  # marks, from the last one on
 BETWEEN_LONGEST = 80
 
 

@@ -32,9 +32,10 @@ PLAIN = str.maketrans(
 SAYS = re.compile(r"\banswer\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:=*]*", re.IGNORECASE)
 HASHES = re.compile(r"####")
 BOXED = re.compile(r"\\f?boxed\s*\{?")
-LETTER = re.compile(r"^\s*\**A\s*:", re.MULTILINE)
+LETTER = re.compile(r"^[ \t]*\**A[ \t]*:", re.MULTILINE)
 SENTENCE = re.compile(r"\.(?:\s|$)")
 MAX_DIGITS = 100
+TRIES = 50  # marks of a text, from the last one on
 
 
 def extract_number(text: str, fallback: bool = True) -> str | None:
@@ -46,7 +47,7 @@ def extract_number(text: str, fallback: bool = True) -> str | None:
     text = simplify(text)
     marks = sorted(m.end() for mark in (SAYS, HASHES, BOXED) for m in mark.finditer(text))
     letters = [m.end() for m in LETTER.finditer(text)]
-    for start in [*reversed(marks), *reversed(letters)]:
+    for start in [*reversed(marks[-TRIES:]), *reversed(letters[-TRIES:])]:
         value = number_after(text, start)
         if value is not None:
             return canonical(value)

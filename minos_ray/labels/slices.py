@@ -1,4 +1,4 @@
-"""A file of rows as slices: any file becomes Parquet, its slices are read anywhere, results come back beside the rows."""
+"""A file of rows as slices: any file becomes Parquet, slices are read anywhere, results return beside the rows."""
 
 import json
 import os

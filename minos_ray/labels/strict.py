@@ -21,7 +21,7 @@ def strict_number(gold: str, text: str) -> bool:
 
 def stated_number(text: str) -> int | None:
     """The rounded number that the strict comparison reads; it knows `1,234`, not `1,234,567`."""
-    before, mark, after = text.rpartition(MARK)
+    _, mark, after = text.rpartition(MARK)
     found = NUMBER.search(after.strip()) if mark else None
     if found is None:
         return None
@@ -37,7 +37,7 @@ def stated_number(text: str) -> int | None:
 def strict_latex(gold: str, text: str) -> bool:
     """MATH: what stands behind the last `The answer is: `, up to a full stop at the end of a line, is the gold answer
     as a string, after the normalisation of Hendrycks et al. (2021)."""
-    before, mark, after = text.rpartition(MARK)
+    _, mark, after = text.rpartition(MARK)
     answer = after.split(".\n", 1)[0].strip().removesuffix(".").strip()
     return bool(mark) and same_string(gold_latex(gold), answer)
 
