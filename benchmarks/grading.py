@@ -17,7 +17,7 @@ from math_verify import parse, verify
 
 from minos_ray.labels.answers import Grader, gsm8k, math
 from minos_ray.labels.grading import Grading
-from minos_ray.problems.miniature.chain import solution_text
+from minos_ray.problems.miniature.chain import gold_chain, solution_text
 from minos_ray.problems.miniature.maker import draw
 from minos_ray.problems.miniature.noise import attempt
 
@@ -32,11 +32,9 @@ def gsm8k_pairs(rows: int) -> Pairs:
         return list(zip(table["target"].to_pylist(), table["solution"].to_pylist(), strict=True))
     rng = random.Random(0)
     problems = [draw(rng) for _ in range(rows)]
-    calculations = [attempt(problem, rng) for problem in problems]
-    return [
-        (problem.answer, solution_text(steps, steps[-1].result))
-        for problem, steps in zip(problems, calculations, strict=True)
-    ]
+    golds = [str(gold_chain(problem)[-1].calculation.result) for problem in problems]
+    tries = [attempt(problem, rng) for problem in problems]
+    return [(gold, solution_text(steps, steps[-1].result)) for gold, steps in zip(golds, tries, strict=True)]
 
 
 def math_pairs(rows: int) -> Pairs:
