@@ -54,7 +54,7 @@ def with_config(command: argparse.ArgumentParser) -> None:
 
 def add_grade(command: argparse.ArgumentParser) -> None:
     """Arguments of `minos grade`."""
-    command.add_argument("file", metavar="FILE", help="jsonl, parquet or csv")
+    command.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
     command.add_argument("--gold", required=True, metavar="COL")
     command.add_argument("--text", required=True, metavar="COL")
     command.add_argument("--out", required=True, metavar="OUT.parquet")

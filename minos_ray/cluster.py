@@ -5,11 +5,16 @@ import os
 import time
 
 from minos_ray.errors import UserError
-from minos_ray.sections import Actors, Config, Workers
+from minos_ray.sections import Actors, Config, Resources, Workers
 
 
 def connect(config: Config) -> None:
     """Joins the cluster of `resources.address` (or RAY_ADDRESS), else starts Ray on this machine. Idempotent."""
+    join(config.resources)
+
+
+def join(resources: Resources) -> None:
+    """`connect` for work that has no config."""
     import logging
 
     import ray
@@ -19,13 +24,13 @@ def connect(config: Config) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    address = config.resources.address or os.environ.get("RAY_ADDRESS")
+    address = resources.address or os.environ.get("RAY_ADDRESS")
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         os.environ["RAY_ADDRESS"] = address
         ray.init(address=address, **options)
     else:
-        ray.init(address="local", num_cpus=config.resources.num_cpus, include_dashboard=False, **options)
+        ray.init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
     quiet_data()
 
 

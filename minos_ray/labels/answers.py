@@ -6,8 +6,9 @@ from functools import partial
 from typing import Literal
 
 from minos_ray.config import resolve
-from minos_ray.labels.latex import extract_latex, same_text
-from minos_ray.labels.numbers import extract_number, same_number
+from minos_ray.labels.latex import extract_latex, gold_latex, same_text
+from minos_ray.labels.numbers import extract_number, gold_number
+from minos_ray.labels.strict import strict_latex, strict_number
 
 Status = Literal["correct", "wrong", "no_answer", "timeout"]
 
@@ -35,24 +36,29 @@ class Grader:
     """`extract(text)` finds an answer and `same(gold, answer)` compares it.
 
     `slow` names a second comparison, `package.module:function`, asked when `same` says no; it may hang, so stages run
-    it in processes that can be killed. Calling a grader directly runs everything right here.
+    it in processes that can be killed. Calling a grader directly runs everything right here. `gold` reads the gold
+    answer in a gold cell (which may be a whole solution); None where there is none, and then nothing is right.
+    `strict(gold, text)` is what published tables would have said of the text.
     """
 
     extract: Callable[[str], str | None]
     same: Callable[[str, str], bool]
     slow: str | None = None
+    gold: Callable[[str], str | None] = str
+    strict: Callable[[str, str], bool] | None = None
 
     def __call__(self, gold: str, text: str) -> Graded:
-        answer = self.extract(text)
-        if answer is None:
-            return graded(None, None)
-        same = self.same(gold, answer) or (self.slow is not None and resolve(self.slow)(gold, answer))
+        answer, expected = self.extract(text), self.gold(gold)
+        if answer is None or expected is None:
+            return graded(answer, False)
+        same = self.same(expected, answer) or (self.slow is not None and resolve(self.slow)(expected, answer))
         return graded(answer, same)
 
 
-gsm8k = Grader(extract_number, same_number)
-gsm8k_marked = Grader(partial(extract_number, fallback=False), same_number)
-math = Grader(extract_latex, same_text, slow="minos_ray.labels.latex:same_value")
-math_marked = Grader(partial(extract_latex, fallback=False), same_text, slow="minos_ray.labels.latex:same_value")
+SLOW = "minos_ray.labels.latex:same_value"
+gsm8k = Grader(extract_number, str.__eq__, gold=gold_number, strict=strict_number)
+gsm8k_marked = Grader(partial(extract_number, fallback=False), str.__eq__, gold=gold_number, strict=strict_number)
+math = Grader(extract_latex, same_text, SLOW, gold_latex, strict_latex)
+math_marked = Grader(partial(extract_latex, fallback=False), same_text, SLOW, gold_latex, strict_latex)
 
 STYLES = {"gsm8k": gsm8k, "math": math}

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 
 from minos_ray.labels.answers import Graded, Grader, graded
 
 Pair = tuple[str, str]
+REMEMBERED = 100_000  # verdicts; answers are short, so some 30 MB
 
 
 class Comparer:
@@ -47,6 +49,24 @@ class Comparer:
             self.child = None
 
 
+class Verdicts:
+    """Verdicts by (gold, answer), the `limit` last used: bounded, however many rows come."""
+
+    def __init__(self, limit: int = REMEMBERED) -> None:
+        self.limit = limit
+        self.known: dict[Pair, bool | None] = {}
+
+    def recall(self, pairs: Iterable[Pair]) -> dict[Pair, bool | None]:
+        """What is known about these pairs, which thereby become the ones last used."""
+        return {pair: self.known.setdefault(pair, self.known.pop(pair)) for pair in pairs if pair in self.known}
+
+    def learn(self, verdicts: dict[Pair, bool | None]) -> None:
+        """Takes verdicts in and lets the longest unused go."""
+        self.known.update(verdicts)
+        for pair in list(islice(self.known, max(0, len(self.known) - self.limit))):
+            del self.known[pair]
+
+
 class Grading:
     """Grades lists of texts with `workers` comparers; verdicts are remembered by (gold, answer), timeouts too."""
 
@@ -54,26 +74,37 @@ class Grading:
         self.grader = grader
         slow = grader.slow if isinstance(grader, Grader) else None
         self.comparers = [Comparer(slow, timeout_s) for _ in range(workers)] if slow else []
-        self.known: dict[Pair, bool | None] = {}
+        self.verdicts = Verdicts()
 
     def __call__(self, golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:
         """One outcome per (gold, text), in order."""
         if not isinstance(self.grader, Grader):
             return [self.grader(gold, text) for gold, text in zip(golds, texts, strict=True)]
+        expected = {gold: self.grader.gold(gold) for gold in dict.fromkeys(golds)}
         answers = [self.grader.extract(text) for text in texts]
-        pairs = [(gold, answer) for gold, answer in zip(golds, answers, strict=True) if answer is not None]
-        self._learn(list(dict.fromkeys(pair for pair in pairs if pair not in self.known)))
-        return [
-            graded(answer, None if answer is None else self.known[gold, answer])
-            for gold, answer in zip(golds, answers, strict=True)
-        ]
+        pairs = [(expected[gold], answer) for gold, answer in zip(golds, answers, strict=True)]
+        known = self._verdicts(dict.fromkeys(pair for pair in pairs if None not in pair))
+        return [graded(answer, known.get((gold, answer), False)) for gold, answer in pairs]
 
-    def _learn(self, pairs: list[Pair]) -> None:
-        """Fills `known` for pairs not seen before."""
-        self.known.update((pair, self.grader.same(*pair)) for pair in pairs)
-        hard = [pair for pair in pairs if not self.known[pair]]
-        if not self.comparers or not hard:
-            return
+    def strict(self, golds: Sequence[str], texts: Sequence[str]) -> list[bool]:
+        """What the comparison behind published tables says; a grader without one is its own."""
+        strict = self.grader.strict if isinstance(self.grader, Grader) else None
+        if strict is None:
+            return [grade.correct for grade in self(golds, texts)]
+        return [strict(gold, text) for gold, text in zip(golds, texts, strict=True)]
+
+    def _verdicts(self, pairs: Iterable[Pair]) -> dict[Pair, bool | None]:
+        """A verdict on each pair: remembered, cheap, or slow."""
+        known = self.verdicts.recall(pairs)
+        new = {pair: self.grader.same(*pair) for pair in pairs if pair not in known}
+        hard = [pair for pair in new if not new[pair]]
+        if self.comparers and hard:
+            new.update(zip(hard, self._compare(hard), strict=True))
+        self.verdicts.learn(new)
+        return known | new
+
+    def _compare(self, pairs: list[Pair]) -> list[bool | None]:
+        """Slow verdicts, in order, from whichever comparer is idle."""
         idle: SimpleQueue[Comparer] = SimpleQueue()
         for comparer in self.comparers:
             idle.put(comparer)
@@ -86,7 +117,7 @@ class Grading:
                 idle.put(comparer)
 
         with ThreadPoolExecutor(len(self.comparers)) as pool:
-            self.known.update(zip(hard, pool.map(compare, hard), strict=True))
+            return list(pool.map(compare, pairs))
 
     def __enter__(self) -> "Grading":
         return self

@@ -3,23 +3,39 @@
 import re
 from fractions import Fraction
 
-CURRENCY = r"[$\u20ac\u00a3\u00a5]"
-DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-# A minus belongs to the number unless something stands right before it, as in 20-15.
-NUMBER = re.compile(rf"(?P<minus>(?<![\w)\]}}%.])-)?(?:{CURRENCY}(?P<inner>-)?)?(?P<digits>{DIGITS})")
+CURRENCY = r"[$\u20ac\u00a3\u00a5\u20b9]"
+# 1,234,567.89  16,80,000 (Indian)  1.234,50 and 1.234.567 (European)  2,75 (money, alone)  1234.5  .5
+DIGITS = (
+    r"(?P<commas>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9]))"
+    r"|(?P<dots>[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]{1,2}(?![0-9])|[0-9]{1,3}(?:\.[0-9]{3}){2,}(?![0-9])"
+    r"|(?<![0-9,.(\[])[0-9]+,[0-9]{2}(?![0-9,)\]]))"
+    r"|(?P<plain>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+)
+# A minus belongs to the number unless something stands right before it, as in 20-15; digits between letters are a name.
+NUMBER = re.compile(
+    rf"(?P<minus>(?<![\w)\]}}%.])-)?(?:{CURRENCY}(?P<inner>-)?)?(?!(?<=[a-zA-Z])[0-9]+[a-zA-Z])(?:{DIGITS})"
+)
+POWER = re.compile(r"\s*[*x]\s*10\s*(?:\^|\*\*)\s*[({]?(?P<long>[-+]?[0-9]{1,3})|[eE](?P<short>[-+]?[0-9]{1,3})(?!\w)")
 FRACTION = re.compile(r"\s*/\s*(?P<below>[0-9]+(?:\.[0-9]+)?)(?![0-9])")
 MIXED = re.compile(r"\s+(?P<above>[0-9]+)\s*/\s*(?P<below>[0-9]+)(?![0-9])")
+SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
 
-LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}")
-THIN = re.compile(r"\\[!,;: ]|\{,\}")
-PLAIN = str.maketrans({"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " "})
+PART = r"\s*(?:\{\s*(-?[0-9.,]+)\s*\}|([0-9]))"
+LATEX_FRACTION = re.compile(rf"([0-9])?\\[cdt]?frac{PART}{PART}")
+THIN = re.compile(r"\\[!,;: ] ?|\{,\}|~")
+NARROW = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
+PLAIN = str.maketrans(
+    {"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u00d7": "*"}
+    | {"\u00bd": " 1/2", "\u00bc": " 1/4", "\u00be": " 3/4", "\u2153": " 1/3", "\u2154": " 2/3"}
+)
 
 SAYS = re.compile(r"\banswer\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:=*]*", re.IGNORECASE)
 HASHES = re.compile(r"####")
 BOXED = re.compile(r"\\f?boxed\s*\{?")
-LETTER = re.compile(r"^\s*\**A\s*:", re.MULTILINE)
+LETTER = re.compile(r"^[ \t]*\**A[ \t]*:", re.MULTILINE)
 SENTENCE = re.compile(r"\.(?:\s|$)")
 MAX_DIGITS = 100
+TRIES = 50  # marks of a text, from the last one on
 
 
 def extract_number(text: str, fallback: bool = True) -> str | None:
@@ -31,7 +47,7 @@ def extract_number(text: str, fallback: bool = True) -> str | None:
     text = simplify(text)
     marks = sorted(m.end() for mark in (SAYS, HASHES, BOXED) for m in mark.finditer(text))
     letters = [m.end() for m in LETTER.finditer(text)]
-    for start in [*reversed(marks), *reversed(letters)]:
+    for start in [*reversed(marks[-TRIES:]), *reversed(letters[-TRIES:])]:
         value = number_after(text, start)
         if value is not None:
             return canonical(value)
@@ -39,56 +55,82 @@ def extract_number(text: str, fallback: bool = True) -> str | None:
     return None if value is None else canonical(value)
 
 
+def gold_number(gold: str) -> str | None:
+    """The number that a gold cell holds: the marked one of a whole solution, else its first, None without one."""
+    marked = extract_number(gold, fallback=False)
+    if marked is not None:
+        return marked
+    value = number_after(simplify(gold), 0)
+    return None if value is None else canonical(value)
+
+
 def simplify(text: str) -> str:
     """LaTeX fractions, spaces and escapes, and typographic signs, in plain characters."""
-    text = text if text.isascii() else text.translate(PLAIN)
+    text = text if text.isascii() else NARROW.sub(",", text).translate(PLAIN)
     if "\\" in text or "{,}" in text:
-        text = LATEX_FRACTION.sub(r"\1/\2", THIN.sub(lambda m: "," if m[0] == "{,}" else "", text))
+        text = THIN.sub(lambda m: "," if m[0] == "{,}" else "", text)
+        text = LATEX_FRACTION.sub(plain_fraction, text).replace("\\times", "*").replace("\\cdot", "*")
     return text.replace("\\$", "$").replace("\\%", "%")
+
+
+def plain_fraction(found: re.Match[str]) -> str:
+    """`3/4` for \\frac{3}{4}, and `1 3/4` when a digit stands before it."""
+    whole, above, short_above, below, short_below = found.groups()
+    return f"{whole + ' ' if whole else ''}{above or short_above}/{below or short_below}"
 
 
 def number_after(text: str, start: int) -> Fraction | None:
     """The first number of the sentence at `start`, behind its last `=` if it has one."""
     line = text[start : start + 500].lstrip().partition("\n")[0]
-    sentence = SENTENCE.split(line, maxsplit=1)[0]
+    sentence = SPACED.sub(lambda m: m[0].replace(" ", ""), SENTENCE.split(line, maxsplit=1)[0])
     result = sentence.rpartition("=")[2]
     value = first_number(result)
     return first_number(sentence) if value is None else value
 
 
 def first_number(text: str) -> Fraction | None:
-    """The value of the first number in `text`: `-$1,000.50`, `3/4`, `1 1/2`."""
+    """The value of the first number in `text`: `-$1,000.50`, `3/4`, `1 1/2`, `2.5 x 10^3`."""
     found = NUMBER.search(text)
-    return value_of(found, text) if found else None
+    return value_of(found, text)[0] if found else None
 
 
 def last_number(text: str) -> Fraction | None:
     """The value of the last number in `text`."""
-    found = None
-    end = 0
-    while match := NUMBER.search(text, end):
-        found = match
-        fraction = MIXED.match(text, match.end()) or FRACTION.match(text, match.end())
-        end = fraction.end() if fraction else match.end()
-    return value_of(found, text) if found else None
+    whole = SPACED.fullmatch(text.strip())
+    if whole:
+        return magnitude(whole[0].replace(" ", ""))
+    value, end = None, 0
+    while found := NUMBER.search(text, end):
+        value, end = value_of(found, text)
+    return value
 
 
-def value_of(found: re.Match[str], text: str) -> Fraction | None:
-    """The value of a number match together with the fraction that may follow it; None when it is absurdly long."""
-    value = magnitude(found["digits"])
-    mixed, fraction = MIXED.match(text, found.end()), FRACTION.match(text, found.end())
-    if value is not None and mixed:
+def value_of(found: re.Match[str], text: str) -> tuple[Fraction | None, int]:
+    """The value of a number with the power or the fraction that may follow it, and where it ends; None when it is
+    absurdly long."""
+    value, end = magnitude(digits_of(found)), found.end()
+    power, mixed, fraction = (follows.match(text, end) for follows in (POWER, MIXED, FRACTION))
+    if value is not None and power:
+        value, end = value * Fraction(10) ** int(power["long"] or power["short"]), power.end()
+    elif value is not None and mixed:
         part = quotient(magnitude(mixed["above"]), magnitude(mixed["below"]))
-        value = value if part is None else value + part
+        value, end = value if part is None else value + part, mixed.end()
     elif value is not None and fraction:
         whole = quotient(value, magnitude(fraction["below"]))
-        value = value if whole is None else whole
-    return -value if value is not None and (found["minus"] or found["inner"]) else value
+        value, end = value if whole is None else whole, fraction.end()
+    return -value if value is not None and (found["minus"] or found["inner"]) else value, end
+
+
+def digits_of(found: re.Match[str]) -> str:
+    """The digits of a number match with a decimal point and nothing else between them."""
+    if found["dots"]:
+        return found["dots"].replace(".", "").replace(",", ".")
+    return (found["commas"] or found["plain"]).replace(",", "")
 
 
 def magnitude(digits: str) -> Fraction | None:
-    """`1,000.50` as an exact value."""
-    return Fraction(digits.replace(",", "")) if len(digits) <= MAX_DIGITS else None
+    """`1000.50` as an exact value."""
+    return Fraction(digits) if len(digits) <= MAX_DIGITS else None
 
 
 def quotient(above: Fraction | None, below: Fraction | None) -> Fraction | None:
@@ -114,5 +156,4 @@ def canonical(value: Fraction) -> str:
 
 def same_number(gold: str, answer: str) -> bool:
     """Whether a gold answer and a canonical number have the same value."""
-    expected = first_number(simplify(gold))
-    return expected is not None and canonical(expected) == answer
+    return gold_number(gold) == answer

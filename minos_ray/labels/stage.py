@@ -103,7 +103,8 @@ def finish(target: Artefact, rows: int, seconds: float) -> Manifest:
     dropped = {NO_PROBLEM: int(total.get(NO_PROBLEM, 0))}
     if counts["rows"] + dropped[NO_PROBLEM] != rows:
         raise RuntimeError(f"{rows} candidates, but {counts['rows']} labels and {dropped[NO_PROBLEM]} dropped")
-    return target.complete(counts, dropped, {"seconds": round(seconds, 1), "stepless": int(total.get("stepless", 0))})
+    details = {name: int(total.get(name, 0)) for name in ("stepless", "strict_correct")}
+    return target.complete(counts, dropped, {"seconds": round(seconds, 1), **details})
 
 
 class Labeller:
@@ -128,6 +129,7 @@ class Labeller:
         stats = Counter(grade.status for grade in grades)
         stats.update(self.label_steps.counts)
         stats["stepless"] = sum(not row["steps"] for row in labels)
+        stats["strict_correct"] = sum(self.grading.strict(golds, [row["text"] for row in known]))
         stats[NO_PROBLEM] = len(found) - len(known)
         return schema.table("labels", labels), dict(stats)
 

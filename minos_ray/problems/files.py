@@ -125,27 +125,3 @@ def read_arrow(path: str) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
         raise UserError(f"file '{path}' is no Arrow stream: {error}") from error
-
-
-def read_table(path: str) -> pa.Table:
-    """A whole file as a table; a row that cannot be read is an error here, since no row may be left out."""
-    if kind(path) == ".parquet" and not is_hub(path):
-        fs, root = open_path(files(path)[0])
-        try:
-            return pq.read_table(root, filesystem=fs)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"file '{path}' is no Parquet file: {error}") from error
-    rows = list(records(path))
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, BadRow):
-            raise UserError(f"file '{path}', row {number}: {row}")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: column([row.get(name) for row in rows]) for name in names})
-
-
-def column(values: list[Any]) -> pa.Array:
-    """Values as an Arrow column; mixed ones become JSON texts."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values])

@@ -1,6 +1,8 @@
 """Golden cases of extraction and comparison, properties, and agreement with published labels."""
 
 import json
+import time
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from minos_ray.labels.answers import gsm8k, gsm8k_marked, math
-from minos_ray.labels.latex import extract_latex, last_boxed, normal, same_text
+from minos_ray.labels.latex import extract_latex, gold_latex, last_boxed, normal, same_text
 from minos_ray.labels.numbers import canonical, extract_number, same_number
 
 GSM8K = [
@@ -61,6 +63,39 @@ GSM8K = [
     ("6.67", "The answer is: 6.67", "6.67", "correct"),
     ("1", "The answer is 1/5.", "0.2", "wrong"),
     ("3", "The answer is 1/0, no: 3", "1", "wrong"),
+    # thousands, the ways of the world
+    ("216000", "The answer is 216 000.", "216000", "correct"),
+    ("216000", "The answer is: 216\u202f000 songs", "216000", "correct"),
+    ("1234567", "#### 1\u2009234\u2009567", "1234567", "correct"),
+    ("1000", "The answer is: 1\\,000", "1000", "correct"),
+    ("1000", "The answer is: 1\\!,\\!000", "1000", "correct"),
+    ("1680000", "The answer is $16,80,000.", "1680000", "correct"),
+    ("1000.5", "The answer is: 1.000,50 \u20ac", "1000.5", "correct"),
+    ("1234567", "The answer is: 1.234.567", "1234567", "correct"),
+    ("1000.99", "The answer is: 1000,99", "1000.99", "correct"),
+    ("1.234", "The answer is: 1.234", "1.234", "correct"),  # a decimal point, not 1234
+    ("1234", "The answer is: 1,234", "1234", "correct"),  # thousands, not a decimal comma
+    ("12", "The answer is: (12,15)", "12", "correct"),  # a pair is no decimal comma
+    ("100", "He bought 12 100 gram bags, 100 in all", "100", "correct"),
+    ("12", "He bought 100 bags of 12 100", "100", "wrong"),  # no number of two words without a mark
+    # powers, mixed numbers, fractions, percent
+    ("1500000", "The answer is: 1.5e6", "1500000", "correct"),
+    ("1500", "The answer is: 1.5 \\times 10^{3}", "1500", "correct"),
+    ("0.003", "The answer is: 3 \u00d7 10^-3", "0.003", "correct"),
+    ("1.5", "The answer is: $1\\frac{1}{2}$", "1.5", "correct"),
+    ("-0.5", "The answer is: -\\frac12", "-0.5", "correct"),
+    ("1.25", "The answer is 1\u00bc hours.", "1.25", "correct"),
+    ("0.75", "The answer is: \\dfrac{3}{4} of it", "0.75", "correct"),
+    ("12.5", "The answer is: 12.5 %", "12.5", "correct"),
+    # names and signs
+    ("2", "The code is AZYUK2A", None, "no_answer"),
+    ("20", "The answer is: USD20", "20", "correct"),
+    ("-3", "The answer is: x = -3", "-3", "correct"),
+    ("20", "The answer is: US$20 per person per day", "20", "correct"),
+    # gold cells that are whole solutions
+    ("She makes 9 * 2 = $<<9*2=18>>18.\n#### 18", "The answer is: 18", "18", "correct"),
+    ("First 16 - 7 = 9.\nThen 9 * 2 = 18\nA: 18", "A: 18", "18", "correct"),
+    ("no number at all", "The answer is: 18", "18", "wrong"),
 ]
 
 MATH = [
@@ -100,6 +135,30 @@ MATH = [
     ("(-\\infty,3]", "\\boxed{(-\\infty, 3]}", "(-\\infty, 3]", "correct"),
     ("4", "I cannot tell.", None, "no_answer"),
     ("4", "An open box: \\boxed{4", "4", "correct"),
+    # several boxes, formulas without a mark, sentences
+    ("1,2", "\\boxed{1} and \\boxed{2}", "1, 2", "correct"),
+    ("1,2", "$x_1 = \\boxed{1}$, $x_2 = \\boxed{2}$", "1, 2", "correct"),
+    ("2", "First \\boxed{1}. Then it follows that \\boxed{2}", "2", "correct"),
+    (
+        "\\frac{639}{40}",
+        "\\boxed{15\\frac{39}{40}} \\text{ or } \\boxed{\\frac{639}{40}}",
+        "\\frac{639}{40}",
+        "correct",
+    ),
+    ("(7,6)", "the ordered pair $(x, y)$ that solves it is $(7, 6)$. Done", "(7, 6)", "correct"),
+    ("12", "We set $x = 3$. Then there are 12 apples", "12", "correct"),
+    ("120", "Final Answer: The volume of $ABCD$ is 120. I hope it is correct.", "120", "correct"),
+    ("120", "Final Answer: The volume of $ABCD$ is $120$.", "120", "correct"),
+    ("3", "The answer is: Jane started growing it 3 hours ago", "3", "correct"),
+    ("3", "The answer is: all numbers except 3", "all numbers except 3", "wrong"),
+    ("455", "So \\boxed{255} and more. The final answer is $455$. I hope it is correct.", "455", "correct"),
+    ("28\\%", "It is $\\boxed{28}$ percent", "28", "correct"),
+    ("28\\%", "\\boxed{28 percent}", "28 percent", "correct"),
+    ("6", "It costs $5 and then $6", "6", "correct"),
+    # gold cells that are whole solutions
+    ("So $x = 2$ and it is $\\boxed{\\frac{1}{2}}$.", "\\boxed{0.5}", "0.5", "correct"),
+    ("work\n#### 5", "\\boxed{5}", "5", "correct"),
+    ("$\\frac{1}{2}$", "\\boxed{0.5}", "0.5", "correct"),
 ]
 
 
@@ -135,6 +194,44 @@ def test_an_integer_is_read_as_written(n: int) -> None:
     assert same_number(f"{n:,}", str(n)) and not same_number(str(n + 1), str(n))
 
 
+@given(st.integers(1000, 10**12), st.sampled_from([" ", "\u202f", "\u2009", "\u00a0", ",", "\\,", "{,}", "\\!,\\!"]))
+def test_separators_of_thousands_change_nothing(n: int, separator: str) -> None:
+    written = f"{n:,}".replace(",", separator)
+    for form in (f"The answer is: {written}", f"#### {written} apples", f"The answer is ${written}."):
+        assert extract_number(form) == str(n)
+
+
+@given(st.decimals(min_value=1000, max_value=10**9, places=2))
+def test_european_numbers(value: Decimal) -> None:
+    european = f"{value:,.2f}".translate(str.maketrans(",.", ".,"))
+    assert extract_number(f"The answer is: {european} \u20ac") == canonical(Fraction(value))
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(1, 10**4), st.sampled_from(["{a}/{b}", "\\frac{{{a}}}{{{b}}}"]))
+def test_fractions_are_read_exactly(a: int, b: int, form: str) -> None:
+    assert extract_number("The answer is: " + form.format(a=a, b=b)) == canonical(Fraction(a, b))
+
+
+@given(st.integers(1, 999), st.integers(2, 99), st.sampled_from(["{n} {a}/{b}", "{n}\\frac{{{a}}}{{{b}}}"]))
+def test_mixed_numbers(n: int, b: int, form: str) -> None:
+    assert extract_number("The answer is: " + form.format(n=n, a=1, b=b)) == canonical(n + Fraction(1, b))
+
+
+@given(st.integers(-999, 999), st.integers(-20, 20), st.sampled_from(["{m}e{k}", "{m} * 10^{{{k}}}", "{m} x 10^{k}"]))
+def test_scientific_notation(m: int, k: int, form: str) -> None:
+    expected = canonical(Fraction(m) * Fraction(10) ** k)
+    assert extract_number("The answer is: " + form.format(m=m, k=k)) == expected
+
+
+FORMS = ["{n}", "x = {n}", "{n} dollars", "${n}", "{n}%", "{n} per day", "2 + 3 = {n}", "**{n}**", "\\({n}\\)"]
+MARKS = ["The answer is: {}", "#### {}", "A: {}", "\\boxed{{{}}}", "So the answer is {}.", "**Answer:** {}"]
+
+
+@given(st.sampled_from(FORMS), st.sampled_from(MARKS), st.integers(-999, 10**6))
+def test_every_mark_with_every_form(form: str, mark: str, n: int) -> None:
+    assert extract_number("Step 1: 7 + 8 = 15\n" + mark.format(form.format(n=n))) == str(n)
+
+
 @given(st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**6))
 def test_canonical_form_keeps_the_value(value: Fraction) -> None:
     assert Fraction(canonical(value)) == value
@@ -151,6 +248,39 @@ def test_any_text_has_an_answer_or_none(text: str) -> None:
         assert answer is None or answer.strip()
         if answer is not None:
             assert same_text(answer, answer)
+
+
+LONG = [
+    "\\boxed{",
+    "9" * 10,
+    "answer is ",
+    "$",
+    "\\(",
+    "\\[",
+    " ",
+    "{",
+    "}",
+    "\\frac",
+    "1,",
+    "a ",
+    "\\text{ and }",
+    "-",
+    "\n",
+    "= ",
+]
+
+
+@pytest.mark.parametrize("piece", LONG)
+def test_long_texts_are_read_in_bounded_time(piece: str) -> None:
+    """100 kB of what could make a reader backtrack; a quadratic one takes minutes."""
+    text = (piece * (100_000 // len(piece) + 1))[:100_000]
+    start = time.process_time()
+    for whole in (text, text + " The answer is: 5", "\\boxed{5} " + text):
+        for extract in (extract_number, extract_latex):
+            extract(whole)
+        gold_latex(whole)
+        same_text(whole, "5")
+    assert time.process_time() - start < 30
 
 
 @given(st.recursive(st.text("ab1 ", min_size=1), lambda inner: inner.map(lambda text: f"\\frac{{{text}}}{{2}}")))

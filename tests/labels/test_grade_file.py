@@ -8,9 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
-from minos_ray.labels.grade_file import grade_file
+from minos_ray.labels import slices
+from minos_ray.labels.grade_file import SliceGrader, grade_file
+from minos_ray.labels.slices import beside
 
 ROWS = [
     {"target": "5", "output": "The answer is: 5.0", "n": 1},
@@ -18,6 +22,13 @@ ROWS = [
     {"target": "5", "output": None, "n": 3},
     {"target": 5, "output": "#### 5", "n": 4},
 ]
+
+
+STATED = {"correct": 2, "wrong": 1, "no_answer": 1, "timeout": 0} | {
+    "strict_correct": 1,
+    "only_here": 1,
+    "only_strict": 0,
+}
 
 
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> str:
@@ -28,7 +39,7 @@ def write_jsonl(path: Path, rows: list[dict[str, object]]) -> str:
 def test_rows_stay_in_order_with_their_columns(tmp_path: Path) -> None:
     out = str(tmp_path / "out.parquet")
     counts = grade_file(write_jsonl(tmp_path / "in.jsonl", ROWS), "target", "output", out)
-    assert counts == {"correct": 2, "wrong": 1, "no_answer": 1, "timeout": 0}
+    assert counts == STATED
     rows = pq.read_table(out).to_pylist()
     assert [row["n"] for row in rows] == [1, 2, 3, 4]
     assert [row["status"] for row in rows] == ["correct", "wrong", "no_answer", "correct"]
@@ -84,3 +95,117 @@ def test_real_solutions(tmp_path: Path, shared_data: Path) -> None:
     graded = pq.read_table(out)
     assert graded["candidate_id"] == part["candidate_id"]
     assert pa.compute.sum(graded["correct"]).as_py() < 0.02 * 3000  # that part holds wrong solutions only
+
+
+def many(rows: int) -> list[dict[str, object]]:
+    """Rows of every outcome, with an id."""
+    texts = ["The answer is: {}", "#### {}", "The answer is: 1{}", "none"]
+    return [{"id": n, "gold": str(n), "text": texts[n % 4].format(n)} for n in range(rows)]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_of_ray_data_give_what_one_process_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "SLICE_ROWS", 16)
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(many(500)), source, row_group_size=150)
+    here, there = str(tmp_path / "here.parquet"), str(tmp_path / "there.parquet")
+    counts = grade_file(str(source), "gold", "text", here)
+    assert grade_file(str(source), "gold", "text", there, ray_rows=1) == counts
+    assert pq.read_table(here).equals(pq.read_table(there))
+    assert pq.read_table(there)["id"].to_pylist() == list(range(500))
+    assert counts["correct"] == 250 and counts["strict_correct"] == 125 == counts["only_here"]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_kill_what_never_ends(tmp_path: Path) -> None:
+    rows = [{"gold": "5", "text": text} for text in ("\\boxed{9^{9^{9^{9^{9}}}}}", "\\boxed{\\frac{10}{2}}")]
+    out = str(tmp_path / "out.parquet")
+    grade_file(write_jsonl(tmp_path / "in.jsonl", rows), "gold", "text", out, "math", timeout_s=1.0, ray_rows=1)
+    assert pq.read_table(out)["status"].to_pylist() == ["timeout", "correct"]
+
+
+def test_a_folder_of_parts_is_one_file(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    rows = many(30)
+    pq.write_table(pa.Table.from_pylist(rows[:10]), parts / "a.parquet")
+    pq.write_table(pa.Table.from_pylist([{**row, "more": 1} for row in rows[10:]]), parts / "b.parquet")
+    out = str(tmp_path / "out.parquet")
+    grade_file(str(parts), "gold", "text", out)
+    assert pq.read_table(out)["id"].to_pylist() == list(range(30))
+    assert pq.read_table(out)["more"].to_pylist() == [None] * 10 + [1] * 20
+    write_jsonl(parts / "c.jsonl", [{"id": 30, "gold": "1", "text": "#### 1"}])
+    assert grade_file(str(parts), "gold", "text", out)["correct"] == 17
+
+
+def test_late_rows_widen_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "SLICE_ROWS", 2)
+    rows = [{"gold": "1", "text": "#### 1", "n": 1, "m": 1, "o": {}}, {"gold": "1", "text": "#### 1"}]
+    rows += [{"gold": "1", "text": "#### 1", "n": 2.5, "m": "x", "late": [1], "o": {}, "big": 2**70}]
+    out = str(tmp_path / "out.parquet")
+    grade_file(write_jsonl(tmp_path / "in.jsonl", rows), "gold", "text", out)
+    table = pq.read_table(out)
+    assert table["n"].to_pylist() == [1.0, None, 2.5]
+    assert table["m"].to_pylist() == ["1", None, "x"]
+    assert table["late"].to_pylist() == [None, None, [1]]
+    assert table["o"].to_pylist() == ["{}", None, "{}"] and table["big"].to_pylist() == [None, None, str(2**70)]
+
+
+def test_golds_may_be_whole_solutions(tmp_path: Path) -> None:
+    rows = [{"gold": "First 2 + 3 = 5.\n#### 1,005", "text": "#### 1005"}, {"gold": None, "text": "#### 5"}]
+    out = str(tmp_path / "out.parquet")
+    counts = grade_file(write_jsonl(tmp_path / "in.jsonl", rows), "gold", "text", out)
+    assert (counts["correct"], counts["wrong"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "words"),
+    [("in.jsonl", "nowhere/out.parquet", "--out .*nowhere"), ("in.jsonl", "", "is a folder"),
+     ("missing.jsonl", "out.parquet", "missing.jsonl' does not exist"), ("empty.parquet", "out.parquet", "no rows"),
+     ("torn.parquet", "out.parquet", "no Parquet file"), ("in.txt", "out.parquet", "no known kind"),
+     ("wide.csv", "out.parquet", "row 1: more fields")],
+)  # fmt: skip
+def test_requests_that_are_refused_before_any_work(tmp_path: Path, source: str, out: str, words: str) -> None:
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    pq.write_table(pa.table({"target": pa.array([], pa.string()), "output": []}), tmp_path / "empty.parquet")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
+    (tmp_path / "in.txt").write_text("5")
+    (tmp_path / "wide.csv").write_text("target,output\n1,2,3\n")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=words):
+        grade_file(str(tmp_path / source), "target", "output", str(tmp_path / out))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interrupted_run_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = write_jsonl(tmp_path / "in.jsonl", many(100)), tmp_path / "out.parquet"
+    out.write_text("old")
+    monkeypatch.setattr(slices, "SLICE_ROWS", 10)
+    done: list[object] = []
+
+    def interrupted(grader: SliceGrader, part: object) -> pa.Table:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(part)
+        return original(grader, part)
+
+    original = SliceGrader.__call__
+    monkeypatch.setattr(SliceGrader, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grade_file(source, "gold", "text", str(out))
+    assert len(done) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.parquet"]
+    assert out.read_text() == "old"
+
+
+@given(st.lists(st.integers(0, 7), max_size=9), st.lists(st.integers(0, 7), max_size=9))
+def test_results_stay_beside_their_rows(sizes: list[int], pieces: list[int]) -> None:
+    pieces.append(max(0, sum(sizes) - sum(pieces)))
+    blocks = [
+        pa.table({"n": pa.array(range(sum(sizes[:i]), sum(sizes[: i + 1])), pa.int64())}) for i in range(len(sizes))
+    ]
+    results = [
+        pa.table({"r": pa.array(range(sum(pieces[:i]), sum(pieces[: i + 1])), pa.int64())}) for i in range(len(pieces))
+    ]
+    for block in beside(iter(blocks), iter(results), ("r",)):
+        assert block["n"].to_pylist() == block["r"].to_pylist()

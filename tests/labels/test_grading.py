@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minos_ray.labels.answers import Graded, Grader, gsm8k, math
-from minos_ray.labels.grading import Comparer, Grading
+from minos_ray.labels.grading import Comparer, Grading, Verdicts
 
 TOWER = "9^{9^{9^{9^{9}}}}"
 
@@ -99,3 +99,47 @@ def test_rate_of_number_grading() -> None:
     assert sum(g.correct for g in grades) == 1
     assert len(texts) / (time.process_time() - start) > 3000
     assert os.getpid() not in [c.child.pid for c in grading.comparers if c.child]
+
+
+PATHOLOGICAL = {
+    "tower": "9^{9^{9^9}}",
+    "factorials": "((99999!)!)!",
+    "nested fractions": "\\frac{1}{" * 150 + "x" + "}" * 150,
+    "matrix": "\\begin{pmatrix}" + "\\\\".join("&".join("9" * 9) for _ in range(100)) + "\\end{pmatrix}^{-1}",
+    "open braces": "{" * 1000 + "1" + "}" * 1000,
+    "sum": "\\sum_{k=1}^{99999999} \\frac{1}{k^2}",
+}
+
+
+@pytest.mark.slow
+def test_no_expression_stops_the_run() -> None:
+    texts = [f"\\boxed{{{answer}}}" for answer in PATHOLOGICAL.values()]
+    texts += ["\\boxed{" + "{" * 1500, "\\boxed{1}" * 12_000, "x" * 100_000, "\\boxed{\\frac{10}{2}}"]
+    with Grading(math, timeout_s=0.5) as grading:
+        grades = grading(["5"] * len(texts), texts)
+    assert [grade.status for grade in grades[-4:]] == ["no_answer", "wrong", "no_answer", "correct"]
+    assert "timeout" in {grade.status for grade in grades}
+    assert not any(grade.correct for grade in grades[:-1])
+
+
+def test_verdicts_are_bounded_and_the_longest_unused_go_first() -> None:
+    verdicts = Verdicts(limit=2)
+    verdicts.learn({("1", "1"): True, ("1", "2"): False})
+    assert verdicts.recall([("1", "1"), ("9", "9")]) == {("1", "1"): True}
+    verdicts.learn({("3", "3"): None})
+    assert verdicts.recall([("1", "2"), ("1", "1"), ("3", "3")]) == {("1", "1"): True, ("3", "3"): None}
+
+
+def test_more_pairs_in_one_call_than_are_remembered() -> None:
+    with Grading(gsm8k, 1.0) as grading:
+        grading.verdicts = Verdicts(limit=10)
+        grades = grading(["7"] * 100, [f"#### {n}" for n in range(100)])
+        assert [n for n, grade in enumerate(grades) if grade.correct] == [7]
+        assert len(grading.verdicts.known) == 10
+
+
+def test_strict_verdicts() -> None:
+    with Grading(gsm8k, 1.0) as grading:
+        assert grading.strict(["5", "5"], ["The answer is: 5", "#### 5"]) == [True, False]
+    with Grading(Grader(str, str.__eq__), 1.0) as grading:
+        assert grading.strict(["5", "5"], ["5", "6"]) == [True, False]
