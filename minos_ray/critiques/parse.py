@@ -1,4 +1,8 @@
-"""Reading a critique strictly: one verdict per step, one final verdict, or a status that says what is wrong with it."""
+"""Reading a critique strictly: one verdict per step, one final verdict, or a status that says what is wrong with it.
+
+Decoration that leaves no doubt is looked through (bold, headings, `Step 1.` for `Step 1:`, code fences, blank lines);
+what can be read in two ways is refused (two verdicts in a step, a verdict within a sentence or in quotation marks).
+"""
 
 import re
 from collections.abc import Sequence
@@ -7,10 +11,23 @@ from typing import Literal
 
 Status = Literal["ok", "empty", "no_verdict", "wrong_step_count", "unclear_step"]
 
-STEP = re.compile(r"[\s*#_]*Step\s+(\d+)\s*:")
-VERDICT = re.compile(r"\bThis step is (correct|incorrect)\b")
-FINAL = re.compile(r"The final answer is (True|False)\.?")
-EMPHASIS = " \t\r*_`"
+# Decoration carries no meaning: emphasis, code, headings, rules, bullets. Lines are read without it.
+EMPHASIS = str.maketrans("", "", "*`_")
+EDGE = " \t\r#~-\u2022"
+FENCE, QUOTED = "```", ">"
+
+# `Step 1:`, `Step 1.`, `Step 1)`, `Step 1 - ...` or `Step 1` alone on its line; never `Step 1.5` or `Step 1 - 3`.
+STEP = re.compile(
+    r"(?:[0-9]+[.)]\s*)?Step\s*([0-9]+)\s*(?:[:)]|\.(?![0-9])|[-\u2013\u2014]\s(?!\s*[0-9])|\Z)", re.IGNORECASE
+)
+VERDICT = re.compile(r"This step is (correct|incorrect)\b")
+MENTION = re.compile(r"\bthis step is (not )?(correct|right|incorrect|wrong)\b", re.IGNORECASE)
+HEADING = r"(?:final )?(?:answer|verdict|conclusion)"
+FINAL = re.compile(rf"(?:{HEADING}\s*:\s*)?The final answer is (True|False)\.?", re.IGNORECASE)
+FINAL_MENTION = re.compile(r"\bthe final answer is (not )?(true|correct|right|false|incorrect|wrong)\b", re.IGNORECASE)
+GOOD = {"correct", "right", "true"}
+FINAL_HEADING = re.compile(rf"{HEADING}\s*:?", re.IGNORECASE)
+OPENING = {'"', "'", "(", "\u2018", "\u201c", "\u00ab"}
 
 
 @dataclass(frozen=True)
@@ -30,10 +47,10 @@ def parse_critique(text: str, num_steps: int) -> Parsed:
 
     The answer line may have a `Step k:` line of its own; its verdict must then be the final one.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = _plain(text)
     if not lines:
         return Parsed([], None, "empty")
-    final = _final_verdict(lines[-1])
+    final = _final_verdict(lines)
     if final is None:
         return Parsed([], None, "no_verdict")
     blocks = _blocks(lines[:-1])
@@ -57,18 +74,35 @@ def agrees(parsed: Parsed, step_labels: Sequence[int], correct: bool) -> bool:
     return all(verdict == label for verdict, label in pairs if label != -1)
 
 
-def _final_verdict(line: str) -> bool | None:
-    found = FINAL.fullmatch(line.strip(EMPHASIS))
-    return found[1] == "True" if found else None
+def _plain(text: str) -> list[str]:
+    """The lines without decoration; quoted lines (`> ...`) and those that hold nothing else are left out."""
+    kept = [line for line in map(str.strip, text.splitlines()) if not line.startswith((FENCE, QUOTED))]
+    return list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in kept)))
+
+
+def _final_verdict(lines: list[str]) -> bool | None:
+    """What the last line says; None when it is no final verdict, or when another line says the opposite."""
+    found = FINAL.fullmatch(lines[-1])
+    if not found:
+        return None
+    said = set(map(_says, FINAL_MENTION.finditer("\n".join(lines))))
+    return found[1].lower() == "true" if len(said) == 1 else None
+
+
+def _says(mention: re.Match[str]) -> bool:
+    """Whether a verdict, perhaps with a `not`, is a good one."""
+    return (mention[2].lower() in GOOD) != bool(mention[1])
 
 
 def _blocks(lines: list[str]) -> list[tuple[int, str]]:
     """Step number and text of each step: its `Step k:` line and the lines up to the next one."""
+    while lines and FINAL_HEADING.fullmatch(lines[-1]):
+        lines = lines[:-1]
     blocks: list[tuple[int, list[str]]] = []
     for line in lines:
         start = STEP.match(line)
         if start:
-            blocks.append((_number(start[1]), [line]))
+            blocks.append((_number(start[1]), [line[start.end() :]]))
         elif blocks:
             blocks[-1][1].append(line)
     return [(number, "\n".join(block)) for number, block in blocks]
@@ -80,8 +114,16 @@ def _number(digits: str) -> int:
 
 
 def _step_verdict(block: str) -> int:
-    """1 or 0 when the block holds one verdict and ends with it, else -1."""
+    """1 or 0 when the block ends with one verdict, a sentence of its own, and says nothing else before; else -1."""
     found = list(VERDICT.finditer(block))
-    if len(found) != 1 or block[found[0].end() :].strip(EMPHASIS + ".\n"):
+    said = set(map(_says, MENTION.finditer(block)))
+    if len(found) != 1 or len(said) != 1 or block[found[0].end() :].strip(" ."):
         return -1
-    return int(found[0][1] == "correct")
+    return int(found[0][1] == "correct") if _begins_a_sentence(block[: found[0].start()]) else -1
+
+
+def _begins_a_sentence(before: str) -> bool:
+    """Not so after a word, a comma or an opening quotation mark: `one cannot say This step is correct`."""
+    line = before.rpartition("\n")[2]
+    word = line.rstrip()
+    return not (word[-1:].isalpha() or word.endswith(",") or line[-1:] in OPENING)

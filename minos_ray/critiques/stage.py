@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from minos_ray.config import Config, resolve, secret
+from minos_ray.critiques.batch import ask_batch
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Critic, Request
 from minos_ray.critiques.parse import Parsed, agrees, parse_critique
@@ -103,6 +104,9 @@ def ask(config: Config, section: Critique, tasks: list[Task], cache: Cache) -> t
         endpoint(section, config.seed) as (base_url, key),
         Progress("critique", len(wanted), "critiques", len(wanted) - len(missing)) as progress,
     ):
+        if section.mode == "batch":
+            asked, details = ask_batch(section, config.resources.client, base_url, key, cache, missing, progress)
+            return cache.answers | asked, details
         critic = Critic(section, config.resources.client, base_url, key, cache, config.seed)
         asked = asyncio.run(critic.ask(missing, len(wanted), progress))
     details = {"retries": dict(critic.retries), "complaints": dict(critic.complaints.most_common(5))}
