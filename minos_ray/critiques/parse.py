@@ -5,9 +5,9 @@ what can be read in two ways is refused (two verdicts in a step, a verdict withi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Status = Literal["ok", "empty", "no_verdict", "wrong_step_count", "unclear_step"]
 
@@ -27,6 +27,7 @@ FINAL = re.compile(rf"(?:{HEADING}\s*:\s*)?The final answer is (True|False)\.?",
 FINAL_MENTION = re.compile(r"\bthe final answer is (not )?(true|correct|right|false|incorrect|wrong)\b", re.IGNORECASE)
 GOOD = {"correct", "right", "true"}
 FINAL_HEADING = re.compile(rf"{HEADING}\s*:?", re.IGNORECASE)
+PUBLISHED_KEPT = 0.78
 OPENING = {'"', "'", "(", "\u2018", "\u201c", "\u00ab"}
 
 
@@ -55,7 +56,7 @@ def parse_critique(text: str, num_steps: int) -> Parsed:
         return Parsed([], None, "no_verdict")
     blocks = _blocks(lines[:-1])
     numbers = [number for number, _ in blocks]
-    if numbers not in (list(range(1, num_steps)), list(range(1, num_steps + 1))):
+    if num_steps < 1 or numbers not in (list(range(1, num_steps)), list(range(1, num_steps + 1))):
         return Parsed([], final, "wrong_step_count")
     verdicts = [_step_verdict(block) for _, block in blocks]
     contradicts = len(verdicts) == num_steps and verdicts[-1] != int(final)
@@ -72,6 +73,29 @@ def agrees(parsed: Parsed, step_labels: Sequence[int], correct: bool) -> bool:
         return False
     pairs = zip(parsed.step_verdicts[:-1], step_labels[:-1], strict=True)
     return all(verdict == label for verdict, label in pairs if label != -1)
+
+
+def agreement(prompt: str, rows: Sequence[Mapping[str, Any]], correct: Sequence[bool]) -> dict[str, Any]:
+    """How many critiques survive the agreement filter, of all and of each kind of candidate (rows of the artefact).
+
+    Published pipelines without labels in the prompt keep about 78 % (GenRM's critiques 77.6 % of right and 78.7 % of
+    wrong solutions); with labels in the prompt the text agrees trivially.
+    """
+
+    def share(values: Sequence[bool]) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    kinds = {
+        right: [bool(r["agrees"]) for r, c in zip(rows, correct, strict=True) if c is right] for right in (True, False)
+    }
+    return {
+        "prompt": prompt,
+        "can_be_read": share([row["status"] == "ok" for row in rows]),
+        "kept": share([*kinds[True], *kinds[False]]),
+        "kept_of_right": share(kinds[True]),
+        "kept_of_wrong": share(kinds[False]),
+        "published": PUBLISHED_KEPT,
+    }
 
 
 def _plain(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from minos_ray.config import Config, resolve, secret
 from minos_ray.critiques.batch import ask_batch
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Critic, Request
-from minos_ray.critiques.parse import Parsed, agrees, parse_critique
+from minos_ray.critiques.parse import Parsed, agreement, agrees, parse_critique
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
@@ -66,6 +66,7 @@ def critique(config: Config, run: Run) -> Manifest:
     rows = write(target, section, tasks, answers)
     details |= {"seconds": round(time.monotonic() - start, 1), "unreadable_cache_rows": cache.unreadable}
     details |= {"spent_usd_in_this_run": round(cache.spent_usd, 6)}
+    details |= {"agreement": agreement(section.prompt, rows, [task.row["correct"] for task in tasks])}
     return finish(target, rows, selection, known, details)
 
 
