@@ -21,10 +21,11 @@ STEP = re.compile(
     r"(?:[0-9]+[.)]\s*)?Step\s*([0-9]+)\s*(?:[:)]|\.(?![0-9])|[-\u2013\u2014]\s(?!\s*[0-9])|\Z)", re.IGNORECASE
 )
 VERDICT = re.compile(r"This step is (correct|incorrect)\b")
-MENTION = re.compile(r"\bthis step is (not )?(correct|right|incorrect|wrong)\b", re.IGNORECASE)
+JUDGED = r"is (?P<not>not )?(?P<word>correct|right|true|incorrect|wrong|false)\b"
+MENTION = re.compile(rf"\b(?:this step|step (?P<step>[0-9]+)) {JUDGED}", re.IGNORECASE)
 HEADING = r"(?:final )?(?:answer|verdict|conclusion)"
 FINAL = re.compile(rf"(?:{HEADING}\s*:\s*)?The final answer is (True|False)\.?", re.IGNORECASE)
-FINAL_MENTION = re.compile(r"\bthe final answer is (not )?(true|correct|right|false|incorrect|wrong)\b", re.IGNORECASE)
+FINAL_MENTION = re.compile(rf"\bthe final answer {JUDGED}", re.IGNORECASE)
 GOOD = {"correct", "right", "true"}
 FINAL_HEADING = re.compile(rf"{HEADING}\s*:?", re.IGNORECASE)
 PUBLISHED_KEPT = 0.78
@@ -58,7 +59,7 @@ def parse_critique(text: str, num_steps: int) -> Parsed:
     numbers = [number for number, _ in blocks]
     if num_steps < 1 or numbers not in (list(range(1, num_steps)), list(range(1, num_steps + 1))):
         return Parsed([], final, "wrong_step_count")
-    verdicts = [_step_verdict(block) for _, block in blocks]
+    verdicts = [_step_verdict(number, block) for number, block in blocks]
     contradicts = len(verdicts) == num_steps and verdicts[-1] != int(final)
     unclear = -1 in verdicts or contradicts
     return Parsed([*verdicts[: num_steps - 1], int(final)], final, "unclear_step" if unclear else "ok")
@@ -115,7 +116,7 @@ def _final_verdict(lines: list[str]) -> bool | None:
 
 def _says(mention: re.Match[str]) -> bool:
     """Whether a verdict, perhaps with a `not`, is a good one."""
-    return (mention[2].lower() in GOOD) != bool(mention[1])
+    return (mention["word"].lower() in GOOD) != bool(mention["not"])
 
 
 def _blocks(lines: list[str]) -> list[tuple[int, str]]:
@@ -137,10 +138,10 @@ def _number(digits: str) -> int:
     return int(digits) if len(digits) < 6 else -1
 
 
-def _step_verdict(block: str) -> int:
+def _step_verdict(number: int, block: str) -> int:
     """1 or 0 when the block ends with one verdict, a sentence of its own, and says nothing else before; else -1."""
     found = list(VERDICT.finditer(block))
-    said = set(map(_says, MENTION.finditer(block)))
+    said = {_says(m) for m in MENTION.finditer(block) if m["step"] is None or _number(m["step"]) == number}
     if len(found) != 1 or len(said) != 1 or block[found[0].end() :].strip(" ."):
         return -1
     return int(found[0][1] == "correct") if _begins_a_sentence(block[: found[0].start()]) else -1
