@@ -142,9 +142,12 @@ def _step_verdict(number: int, block: str) -> int:
     """1 or 0 when the block ends with one verdict, a sentence of its own, and says nothing else before; else -1."""
     found = list(VERDICT.finditer(block))
     said = {_says(m) for m in MENTION.finditer(block) if m["step"] is None or _number(m["step"]) == number}
-    if len(found) != 1 or len(said) != 1 or block[found[0].end() :].strip(" ."):
+    if len(found) != 1 or len(said) != 1:
         return -1
-    return int(found[0][1] == "correct") if _begins_a_sentence(block[: found[0].start()]) else -1
+    before, after = block[: found[0].start()], block[found[0].end() :].strip(" .")
+    if before.endswith("(") and after == ")":
+        before, after = before[:-1] + ".", ""
+    return -1 if after or not _begins_a_sentence(before) else int(found[0][1] == "correct")
 
 
 def _begins_a_sentence(before: str) -> bool:
