@@ -38,14 +38,30 @@ class CriticServer:
     def __init__(self, options: argparse.Namespace, key: str) -> None:
         import ray
 
+        self.options, self.key = options, key
         self.host = ray.util.get_node_ip_address() if options.node else "127.0.0.1"
         self.port = options.port or free_port(self.host)
-        log, self.log = tempfile.mkstemp(prefix="minos-critic-server-", suffix=".log")
-        environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
-        if not options.gpus:
+
+    def start(self) -> str:
+        """The address, once the server answers; raises with the end of its log when it ends or takes too long."""
+        self.launch()
+        until = time.monotonic() + self.options.wait_s
+        while not self.answers():
+            code = self.process.poll()
+            if code is not None or time.monotonic() > until:
+                raise WorkStopped(f"vLLM does not serve (exit code {code}); end of its log:\n{self.tail()}")
+            time.sleep(0.2)
+        return f"http://{self.host}:{self.port}/v1"
+
+    def launch(self) -> None:
+        """Starts vLLM; the key goes through the environment, its output into a log."""
+        environment = {**os.environ, "VLLM_API_KEY": self.key, "VLLM_NO_USAGE_STATS": "1"}
+        if not self.options.gpus:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        asked = command(self.options, self.host, self.port)
+        log, self.log = tempfile.mkstemp(prefix="minos-critic-server-", suffix=".log")
         self.process = subprocess.Popen(
-            command(options, self.host, self.port),
+            asked,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -53,17 +69,6 @@ class CriticServer:
             preexec_fn=end_with_parent,
         )
         os.close(log)
-
-    def start(self, wait_s: float) -> str:
-        """The address, once the server answers; raises with the end of its log when it ends or takes too long."""
-        until = time.monotonic() + wait_s
-        while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise WorkStopped(
-                    f"vLLM does not serve (exit code {self.process.poll()}); end of its log:\n{self.tail()}"
-                )
-            time.sleep(0.2)
-        return f"http://{self.host}:{self.port}/v1"
 
     def answers(self) -> bool:
         """Whether the server is ready; /health needs no key."""
@@ -144,20 +149,18 @@ def serve(options: argparse.Namespace, key: str) -> None:
     needs = {"num_cpus": options.cpus, "num_gpus": options.gpus}
     server: Any = ray.remote(CriticServer).options(**needs).remote(options, key)
     try:
-        try:
-            address = ray.get(server.start.remote(options.wait_s), timeout=options.wait_s + END_S)
-        except ray.exceptions.GetTimeoutError as error:
-            have = ray.cluster_resources()
-            raise UserError(
-                f"--gpus {options.gpus} --cpus {options.cpus:g}: not free in {options.wait_s:g} s; the cluster has "
-                f"{have.get('GPU', 0):g} GPU and {have.get('CPU', 0):g} CPU"
-            ) from error
+        address = ray.get(server.start.remote(), timeout=options.wait_s + LOOK_EVERY_S)
         print(f"critique.base_url={address} critique.model={options.name} critique.api_key_env={KEY_ENV}", flush=True)
-        while True:
-            ray.get(server.check.remote())
-            time.sleep(LOOK_EVERY_S)
+        try:
+            while True:
+                ray.get(server.check.remote())
+                time.sleep(LOOK_EVERY_S)
+        finally:
+            ray.get(server.end.remote(), timeout=2 * END_S)
+    except ray.exceptions.GetTimeoutError as error:
+        have = f"the cluster has {ray.cluster_resources().get('GPU', 0):g} GPU"
+        raise UserError(f"--gpus {options.gpus}: not there within {options.wait_s:g} s; {have}") from error
     finally:
-        ray.get(server.end.remote(), timeout=2 * END_S)
         ray.kill(server)
 
 
