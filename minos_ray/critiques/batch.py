@@ -235,7 +235,7 @@ class Batches:
             return self.hold(missing)
         if batch.status == "failed":
             results = self.refused(chunk, errors)
-        elif batch.status == "cancelled":
+        elif batch.status == "cancelled" and missing:
             told = f"critique: batch {batch.id} was cancelled with {len(missing)} requests unanswered"
             self.stop = self.stop or WorkStopped(f"{told}; what was bought is kept: run again to send the rest")
         for key in missing:
