@@ -1,16 +1,35 @@
-"""Reading a critique strictly: one verdict per step, one final verdict, or a status that says what is wrong with it."""
+"""Reading a critique strictly: one verdict per step, one final verdict, or a status that says what is wrong with it.
+
+Decoration that leaves no doubt is looked through (bold, headings, `Step 1.` for `Step 1:`, code fences, blank lines);
+what can be read in two ways is refused (two verdicts in a step, a verdict within a sentence or in quotation marks).
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Status = Literal["ok", "empty", "no_verdict", "wrong_step_count", "unclear_step"]
 
-STEP = re.compile(r"[\s*#_]*Step\s+(\d+)\s*:")
-VERDICT = re.compile(r"\bThis step is (correct|incorrect)\b")
-FINAL = re.compile(r"The final answer is (True|False)\.?")
-EMPHASIS = " \t\r*_`"
+# Decoration carries no meaning: emphasis, code, headings, rules, bullets. Lines are read without it.
+EMPHASIS = str.maketrans("", "", "*`_")
+EDGE = " \t\r#~-\u2022"
+FENCE, QUOTED = "```", ">"
+
+# `Step 1:`, `Step 1.`, `Step 1)`, `Step 1 - ...` or `Step 1` alone on its line; never `Step 1.5` or `Step 1 - 3`.
+STEP = re.compile(
+    r"(?:[0-9]+[.)]\s*)?Step\s*([0-9]+)\s*(?:[:)]|\.(?![0-9])|[-\u2013\u2014]\s(?!\s*[0-9])|\Z)", re.IGNORECASE
+)
+VERDICT = re.compile(r"This step is (correct|incorrect)\b")
+JUDGED = r"is (?P<not>not )?(?P<word>correct|right|true|incorrect|wrong|false)\b"
+MENTION = re.compile(rf"\b(?:this step|step (?P<step>[0-9]+)) {JUDGED}", re.IGNORECASE)
+HEADING = r"(?:final )?(?:answer|verdict|conclusion)"
+FINAL = re.compile(rf"(?:{HEADING}\s*:\s*)?The final answer is (True|False)\.?", re.IGNORECASE)
+FINAL_MENTION = re.compile(rf"\bthe final answer {JUDGED}", re.IGNORECASE)
+GOOD = {"correct", "right", "true"}
+FINAL_HEADING = re.compile(rf"{HEADING}\s*:?", re.IGNORECASE)
+PUBLISHED_KEPT = 0.78
+OPENING = {'"', "'", "(", "\u2018", "\u201c", "\u00ab"}
 
 
 @dataclass(frozen=True)
@@ -30,17 +49,17 @@ def parse_critique(text: str, num_steps: int) -> Parsed:
 
     The answer line may have a `Step k:` line of its own; its verdict must then be the final one.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = _plain(text)
     if not lines:
         return Parsed([], None, "empty")
-    final = _final_verdict(lines[-1])
+    final = _final_verdict(lines)
     if final is None:
         return Parsed([], None, "no_verdict")
     blocks = _blocks(lines[:-1])
     numbers = [number for number, _ in blocks]
-    if numbers not in (list(range(1, num_steps)), list(range(1, num_steps + 1))):
+    if num_steps < 1 or numbers not in (list(range(1, num_steps)), list(range(1, num_steps + 1))):
         return Parsed([], final, "wrong_step_count")
-    verdicts = [_step_verdict(block) for _, block in blocks]
+    verdicts = [_step_verdict(number, block) for number, block in blocks]
     contradicts = len(verdicts) == num_steps and verdicts[-1] != int(final)
     unclear = -1 in verdicts or contradicts
     return Parsed([*verdicts[: num_steps - 1], int(final)], final, "unclear_step" if unclear else "ok")
@@ -57,18 +76,58 @@ def agrees(parsed: Parsed, step_labels: Sequence[int], correct: bool) -> bool:
     return all(verdict == label for verdict, label in pairs if label != -1)
 
 
-def _final_verdict(line: str) -> bool | None:
-    found = FINAL.fullmatch(line.strip(EMPHASIS))
-    return found[1] == "True" if found else None
+def agreement(prompt: str, rows: Sequence[Mapping[str, Any]], correct: Sequence[bool]) -> dict[str, Any]:
+    """How many critiques survive the agreement filter, of all and of each kind of candidate (rows of the artefact).
+
+    Published pipelines without labels in the prompt keep about 78 % (GenRM's critiques 77.6 % of right and 78.7 % of
+    wrong solutions); with labels in the prompt the text agrees trivially.
+    """
+
+    def share(values: Sequence[bool]) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    kinds = {
+        right: [bool(r["agrees"]) for r, c in zip(rows, correct, strict=True) if c is right] for right in (True, False)
+    }
+    return {
+        "prompt": prompt,
+        "can_be_read": share([row["status"] == "ok" for row in rows]),
+        "kept": share([*kinds[True], *kinds[False]]),
+        "kept_of_right": share(kinds[True]),
+        "kept_of_wrong": share(kinds[False]),
+        "published": PUBLISHED_KEPT,
+    }
+
+
+def _plain(text: str) -> list[str]:
+    """The lines without decoration; quoted lines (`> ...`) and those that hold nothing else are left out."""
+    kept = [line for line in map(str.strip, text.splitlines()) if not line.startswith((FENCE, QUOTED))]
+    return list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in kept)))
+
+
+def _final_verdict(lines: list[str]) -> bool | None:
+    """What the last line says; None when it is no final verdict, or when another line says the opposite."""
+    found = FINAL.fullmatch(lines[-1])
+    if not found:
+        return None
+    said = set(map(_says, FINAL_MENTION.finditer("\n".join(lines))))
+    return found[1].lower() == "true" if len(said) == 1 else None
+
+
+def _says(mention: re.Match[str]) -> bool:
+    """Whether a verdict, perhaps with a `not`, is a good one."""
+    return (mention["word"].lower() in GOOD) != bool(mention["not"])
 
 
 def _blocks(lines: list[str]) -> list[tuple[int, str]]:
     """Step number and text of each step: its `Step k:` line and the lines up to the next one."""
+    while lines and FINAL_HEADING.fullmatch(lines[-1]):
+        lines = lines[:-1]
     blocks: list[tuple[int, list[str]]] = []
     for line in lines:
         start = STEP.match(line)
         if start:
-            blocks.append((_number(start[1]), [line]))
+            blocks.append((_number(start[1]), [line[start.end() :]]))
         elif blocks:
             blocks[-1][1].append(line)
     return [(number, "\n".join(block)) for number, block in blocks]
@@ -79,9 +138,20 @@ def _number(digits: str) -> int:
     return int(digits) if len(digits) < 6 else -1
 
 
-def _step_verdict(block: str) -> int:
-    """1 or 0 when the block holds one verdict and ends with it, else -1."""
+def _step_verdict(number: int, block: str) -> int:
+    """1 or 0 when the block ends with one verdict, a sentence of its own, and says nothing else before; else -1."""
     found = list(VERDICT.finditer(block))
-    if len(found) != 1 or block[found[0].end() :].strip(EMPHASIS + ".\n"):
+    said = {_says(m) for m in MENTION.finditer(block) if m["step"] is None or _number(m["step"]) == number}
+    if len(found) != 1 or len(said) != 1:
         return -1
-    return int(found[0][1] == "correct")
+    before, after = block[: found[0].start()], block[found[0].end() :].strip(" .")
+    if before.endswith("(") and after == ")":
+        before, after = before[:-1] + ".", ""
+    return -1 if after or not _begins_a_sentence(before) else int(found[0][1] == "correct")
+
+
+def _begins_a_sentence(before: str) -> bool:
+    """Not so after a word, a comma or an opening quotation mark: `one cannot say This step is correct`."""
+    line = before.rpartition("\n")[2]
+    word = line.rstrip()
+    return not (word[-1:].isalpha() or word.endswith(",") or line[-1:] in OPENING)

@@ -1,4 +1,4 @@
-"""Prompts for the critic: the paper's label-aware prompt in our own words, and the same without labels.
+"""Prompts for the critic: label-aware (the paper's, in our own words), answer-guided, blind, and our own critic's.
 
 A prompt is a function (case) -> chat messages; `critique.prompt` names it.
 When the text changes, raise `critique_prompt` in `minos_ray.stages.VERSIONS`.
@@ -7,6 +7,8 @@ When the text changes, raise `critique_prompt` in `minos_ray.stages.VERSIONS`.
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from minos_ray.training import encoding
 
 Messages = list[dict[str, str]]
 
@@ -25,24 +27,34 @@ class Case(NamedTuple):
     solution: str | None
 
 
-MARKED = re.compile(r"Step\s+\d+\s*:")
+MARKED = re.compile(r"Step\s+(\d+)\s*:")
+CALCULATION = re.compile(r"<<[^<>]*>>")
 
 GIVEN = (
     "You see a mathematics problem and a solution written step by step, with its final answer in the last line. "
     "Labels say what is right: `Label: True` stands after what is right, `Label: False` after what is wrong. "
     "The labels can be relied on. Your task is to explain them, not to doubt them."
 )
+GUIDED = (
+    "You see a mathematics problem, a reference and a solution written step by step, with its final answer in the "
+    "last line. The reference holds the right final answer and, where one is known, a right way to it; it can be "
+    "relied on. The solution may take another way, which is no mistake. Your task is to find out which steps are "
+    "right and whether the final answer is."
+)
 UNSEEN = (
     "You see a mathematics problem and a solution written step by step, with its final answer in the last line. "
-    "Your task is to find out which steps are right and whether the final answer is."
+    "Your task is to find out which steps are right and whether the final answer is. Work out each step yourself "
+    "before you judge it."
 )
 TASK = """Judge the {steps} in order. For each write exactly one line that begins with `Step k:` (k is its number).
-Explain briefly why the step is right; if it is wrong, explain what is wrong and what would have been right. If a
-step is wrong only because it uses an earlier wrong result, say so. End the line with the sentence
-`This step is correct.` or with the sentence `This step is incorrect.`
-Write as someone who found all this out alone: do not mention that labels exist.
-After the steps write one last line that judges the final answer. It is exactly `The final answer is True.` when the
-answer is right and exactly `The final answer is False.` when it is wrong."""
+Explain briefly why the step is right; if it is wrong, explain what is wrong and what would have been right. A step
+that is wrong only because it uses an earlier wrong result is incorrect too; say that this is the reason. End the line
+with the sentence `This step is correct.` or with the sentence `This step is incorrect.`, used once and nowhere else.
+{secret}After the steps write one last line that judges the final answer. It is exactly `The final answer is True.`
+when the answer is right and exactly `The final answer is False.` when it is wrong.
+Write these lines as plain text: no headings, no bold type, nothing before them, between them or after them."""
+NO_LABELS = "Write as someone who found all this out alone: do not mention that labels exist.\n"
+NO_REFERENCE = "Write as someone who found all this out alone: do not mention that there is a reference.\n"
 
 
 def label_aware(case: Case) -> Messages:
@@ -52,27 +64,57 @@ def label_aware(case: Case) -> Messages:
     """
     labels = [*case.step_labels[:-1], int(case.correct)]
     lines = [_labelled(step, label) for step, label in zip(_numbered(case.steps), labels, strict=True)]
-    return _messages(GIVEN, case.question, lines)
+    return _messages(GIVEN, case.question, lines, secret=NO_LABELS)
+
+
+def answer_guided(case: Case) -> Messages:
+    """The right answer and the reference solution are shown, labels are not (GenRM, 2408.15240: without a reference
+    about half of the critiques are right). Only critiques that agree with the labels are used.
+    """
+    return _messages(GUIDED, case.question, _numbered(case.steps), _reference(case), NO_REFERENCE)
 
 
 def blind(case: Case) -> Messages:
-    """The same without any label: the critic has to find the errors itself."""
+    """Nothing but problem and solution: the critic has to find the errors itself."""
     return _messages(UNSEEN, case.question, _numbered(case.steps))
 
 
+def plain(case: Case) -> Messages:
+    """The very text after which a stage-1 critic of ours writes; blind. Served behind a template that adds nothing."""
+    text = encoding.question_text(case.question) + "".join(map(encoding.step_text, case.steps)) + encoding.CRITIQUE
+    return [{"role": "user", "content": text}]
+
+
 def _numbered(steps: Sequence[str]) -> list[str]:
-    """Each step on one line, with `Step k:` before those that have no such mark; the answer line stays as it is."""
+    """Each step on one line that begins with its own `Step k:`; the answer line stays as it is."""
     lines = [" ".join(step.split()) for step in steps]
-    marked = [line if MARKED.match(line) else f"Step {k}: {line}" for k, line in enumerate(lines[:-1], start=1)]
-    return marked + lines[-1:]
+    numbered = [line if _number(line) == k else f"Step {k}: {line}" for k, line in enumerate(lines[:-1], start=1)]
+    return numbered + lines[-1:]
+
+
+def _number(line: str) -> int | None:
+    marked = MARKED.match(line)
+    return int(marked[1]) if marked and len(marked[1]) < 6 else None
 
 
 def _labelled(line: str, label: int) -> str:
     return line if label < 0 else f"{line} Label: {bool(label)}"
 
 
-def _messages(given: str, question: str, lines: list[str]) -> Messages:
+def _reference(case: Case) -> str:
+    """The right answer and, where there is one, the solution: no blank lines, without GSM8K's calculator marks."""
+    lines = CALCULATION.sub("", case.solution or "").splitlines()
+    solution = "\n".join(line.strip() for line in lines if line.strip())
+    return f"Right final answer: {case.answer}" + (f"\nA right solution:\n{solution}" if solution else "")
+
+
+def _messages(given: str, question: str, lines: list[str], reference: str | None = None, secret: str = "") -> Messages:
     steps = "step" if len(lines) == 2 else f"{len(lines) - 1} steps"
-    solution = "\n".join(lines)
-    text = f"{given}\n\n[Question]\n{question.strip()}\n\n[Solution]\n{solution}\n\n[Task]\n{TASK.format(steps=steps)}"
-    return [{"role": "user", "content": text}]
+    blocks = {
+        "Question": question.strip(),
+        "Reference": reference,
+        "Solution": "\n".join(lines),
+        "Task": TASK.format(steps=steps, secret=secret),
+    }
+    shown = "".join(f"\n\n[{name}]\n{text}" for name, text in blocks.items() if text is not None)
+    return [{"role": "user", "content": given + shown}]

@@ -31,7 +31,9 @@ BUSY, CARELESS, MALFORMED = 0.01, 0.01, 0.005
 
 Writer = Callable[[str, list[str], list[int], random.Random], str]
 
-BLOCKS = re.compile(r"\[Question\]\n(.*)\n\n\[Solution\]\n(.*)\n\n\[Task\]", re.DOTALL)
+# A reference that the prompt shows is skipped: this critic knows the gold chain.
+REFERENCE = r"(?:\n\n\[Reference\]\n.*?)?"
+BLOCKS = re.compile(rf"\[Question\]\n(.*?){REFERENCE}\n\n\[Solution\]\n(.*?)\n\n\[Task\]\n", re.DOTALL)
 LABEL = re.compile(r" Label: (True|False)$")
 
 

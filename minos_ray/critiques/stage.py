@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from minos_ray.config import Config, resolve, secret
+from minos_ray.critiques.batch import ask_batch
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Critic, Request
 from minos_ray.critiques.error_types import error_types
-from minos_ray.critiques.parse import Parsed, agrees, parse_critique
+from minos_ray.critiques.parse import Parsed, agreement, agrees, parse_critique
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
@@ -73,6 +74,7 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
     rows = write(target, section, tasks, answers)
     details |= {"seconds": round(time.monotonic() - start, 1), "unreadable_cache_rows": cache.unreadable}
     details |= {"spent_usd_in_this_run": round(cache.spent_usd, 6)}
+    details |= {"agreement": agreement(section.prompt, rows, [task.row["correct"] for task in tasks])}
     return finish(target, rows, selection, known, details)
 
 
@@ -111,6 +113,9 @@ def ask(config: Config, section: Critique, tasks: list[Task], cache: Cache) -> t
         endpoint(section, config.seed) as (base_url, key),
         Progress("critique", len(wanted), "critiques", len(wanted) - len(missing)) as progress,
     ):
+        if section.mode == "batch":
+            asked, details = ask_batch(section, config.resources.client, base_url, key, cache, missing, progress)
+            return cache.answers | asked, details
         critic = Critic(section, config.resources.client, base_url, key, cache, config.seed)
         asked = asyncio.run(critic.ask(missing, len(wanted), progress))
     details = {"retries": dict(critic.retries), "complaints": dict(critic.complaints.most_common(5))}

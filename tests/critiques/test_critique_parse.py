@@ -1,47 +1,62 @@
-"""The strict parser: what it reads, what it refuses and under which name."""
+"""The strict parser: what it reads, what it looks through, what it refuses and under which name."""
+
+import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minos_ray.critiques.parse import agrees, parse_critique
+from minos_ray.critiques.server import contradict, spoil
 
 SAYS = {1: "This step is correct.", 0: "This step is incorrect."}
 
 
-def write(verdicts: list[int], words: list[str], answer_line: bool = False) -> str:
+def render(
+    verdicts: list[int], words: list[str], answer_line: bool = False, form: str = "Step {k}: {word} {says}"
+) -> str:
     """A well-formed critique; the answer line gets a line of its own when asked."""
     shown = verdicts if answer_line else verdicts[:-1]
-    lines = [f"Step {k}: {word} {SAYS[v]}" for k, (v, word) in enumerate(zip(shown, words, strict=False), 1)]
+    lines = [
+        form.format(k=k, word=word, says=SAYS[v]) for k, (v, word) in enumerate(zip(shown, words, strict=False), 1)
+    ]
     return "\n".join([*lines, f"The final answer is {bool(verdicts[-1])}."])
 
 
-word = st.text(max_size=40).filter(lambda t: "This step is" not in t and len(t.splitlines()) < 2)
+FORMS = [
+    "Step {k}: {word} {says}",
+    "**Step {k}:** {word} **{says}**",
+    "**Step {k}**: {word}\n{says}",
+    "### Step {k}\n\n{word}\n\n*{says}*  ",
+    "- Step {k}. {word} `{says}`\n",
+    "{k}. **Step {k}** - {word} __{says}__",
+    "Step {k}) {word} {says}\n---",
+    "STEP {k} \u2014 {word} {says}",
+    "\u2022 Step {k}: \\({word}\\) {says}",
+    "Step {k}:\n```\n{word}\n```\n{says}",
+    "Step{k}: {word} {says}",
+]
+word = st.lists(
+    st.sampled_from(["3 + 4 = 7", "$x^2_1$", "that is", "\\frac{1}{2}", "**not** 8", "12%", "'quoted'", "a*b"])
+)
+sentence = word.map(lambda words: " ".join(["So", *words]) + ".")
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), word), min_size=1, max_size=9), st.booleans())
-def test_what_is_written_is_read(marked: list[tuple[int, str]], answer_line: bool) -> None:
+@given(st.lists(st.tuples(st.integers(0, 1), sentence), min_size=1, max_size=9), st.booleans(), st.sampled_from(FORMS))
+def test_what_is_written_is_read_in_every_form(marked: list[tuple[int, str]], answer_line: bool, form: str) -> None:
     verdicts = [verdict for verdict, _ in marked]
-    parsed = parse_critique(write(verdicts, [word for _, word in marked], answer_line), len(verdicts))
+    parsed = parse_critique(render(verdicts, [word for _, word in marked], answer_line, form), len(verdicts))
     assert (parsed.status, parsed.step_verdicts, parsed.final_verdict) == ("ok", verdicts, bool(verdicts[-1]))
 
 
-pieces = st.sampled_from(
-    [
-        "Step 1:",
-        "Step 2: x",
-        "Step 99999999999999999999:",
-        SAYS[1],
-        SAYS[0],
-        "The final answer is True.",
-        "\n",
-        "**",
-        "\0",
-    ]
-)
+MARKS = ["Step 1:", "Step 2. x", "Step 99999999999999999999:", "**", "> ", "```", "\n", "\0", '"', "Final Answer:"]
+ENDS = [*SAYS.values(), "The final answer is True.", "the final answer is not true", "this step is wrong"]
+pieces = st.sampled_from([*MARKS, *ENDS])
 
 
-@given(st.lists(pieces | st.text(), max_size=12).map("".join), st.integers(1, 5))
+@given(st.lists(pieces | st.text(), max_size=14).map("".join), st.integers(-1, 5))
+@example("Step 1:" + " " * 20_000 + "x" * 20_000, 2)
+@example("*" * 50_000 + "\n" * 50_000 + "This step is correct. " * 5_000, 2)
 def test_garbage_never_raises_and_ok_always_has_every_verdict(text: str, num_steps: int) -> None:
     parsed = parse_critique(text, num_steps)
     if parsed.status == "ok":
@@ -49,37 +64,107 @@ def test_garbage_never_raises_and_ok_always_has_every_verdict(text: str, num_ste
         assert parsed.final_verdict is not None and parsed.step_verdicts[-1] == int(parsed.final_verdict)
 
 
+@given(st.lists(st.integers(0, 1), min_size=3, max_size=6), st.integers(0, 10_000))
+def test_no_spoilt_or_turned_critique_is_read_as_the_original(verdicts: list[int], seed: int) -> None:
+    text = render(verdicts, ["because."] * len(verdicts))
+    assert parse_critique(spoil(text, random.Random(seed)), len(verdicts)).status != "ok"
+    turned = parse_critique(contradict(text, random.Random(seed)), len(verdicts))
+    assert sum(a != b for a, b in zip(turned.step_verdicts, verdicts, strict=True)) == 1
+
+
 GOOD = "Step 1: fine. This step is correct.\nStep 2: 7 is not 8. This step is incorrect.\nThe final answer is False."
+FINAL = "The final answer is False."
+
+LOOKED_THROUGH = [
+    ("Step 1", "**Step 1"),
+    ("Step 1: fine.", "**Step 1:** fine."),
+    ("Step 1:", "Step 1."),
+    ("Step 1:", "Step 1)"),
+    ("Step 1: ", "### Step 1\n"),
+    ("Step 1:", "step 1 -"),
+    ("Step 1:", "1. Step 1:"),
+    ("This step is correct.", "**This step is correct.**"),
+    ("This step is correct.", "This step is **correct**."),
+    ("This step is correct.", "This step is correct"),
+    ("This step is correct.", "(This step is correct.)"),
+    ("fine. This step is correct.", "3 + 4 = 7 apples (This step is correct)."),
+    ("fine. This", '"3 + 4 = 7 apples." This'),
+    ("fine. This", "3 + 4 = 7: This"),
+    ("fine. This", "3 + 4 = 7 -> This"),
+    ("This step is correct.", "This step is correct.   \t"),
+    ("fine. This", "fine.\n\nThis"),
+    ("fine.", "fine,\nsince \\(3 + 4 = 7\\) and \\[\n\\boxed{7}\n\\]"),
+    ("fine.", "$\\frac{14}{2} = 7$"),
+    ("fine.", "fine, although this step is not incorrect as such."),
+    ("fine. ", "fine.\n> This step is incorrect.\n"),
+    ("fine.", "fine, step 1 is correct."),
+    ("7 is not 8.", "7 is not 8, though step 1 is correct."),
+    ("Step 1", "Let us see.\n\nStep 1"),
+    ("Step 1", "```text\nStep 1"),
+    ("\nStep 2", "\n\n---\n\nStep 2"),
+    (FINAL, f"**{FINAL}**"),
+    (FINAL, "The final answer is **False**."),
+    (FINAL, "the final answer is false"),
+    (FINAL, f"\n## Final verdict:\n\n{FINAL}\n```"),
+    (FINAL, f"**Final Answer:** {FINAL}"),
+    (FINAL, f"{FINAL}\n\n---\n"),
+    (FINAL, f"Step 3: 8. This step is incorrect.\n{FINAL}"),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "status", "final"),
-    [
-        (("", ""), "ok", False),
-        (("Step 1", "**Step 1"), "ok", False),
-        (("The final answer is False.", "**The final answer is False.**"), "ok", False),
-        (("fine.", "fine,\nsince 3 + 4 = 7."), "ok", False),
-        (("Step 1", "Let us see.\n\nStep 1"), "ok", False),
-        (("The final answer is False.", ""), "no_verdict", None),
-        (("answer is False", "answer is wrong"), "no_verdict", None),
-        (("The final answer is False.", "The final answer is False. I hope that helps!"), "no_verdict", None),
-        (("Step 1", "Step 2"), "wrong_step_count", False),
-        (("Step 2", "Second step"), "wrong_step_count", False),
-        (("\nThe final", "\nStep 4: more. This step is correct.\nThe final"), "wrong_step_count", False),
-        (("This step is incorrect.", "This step is wrong."), "unclear_step", False),
-        (("This step is correct.", "This step is correct. But was it?"), "unclear_step", False),
-        (("fine.", "This step is incorrect."), "unclear_step", False),
-        (("This step is correct.", "This step is correctly done."), "unclear_step", False),
-        (("\nThe final", "\nStep 3: 8. This step is incorrect.\nThe final"), "ok", False),
-        (("\nThe final", "\nStep 3: 8. This step is correct.\nThe final"), "unclear_step", False),
-    ],
-)
-def test_forms(change: tuple[str, str], status: str, final: bool | None) -> None:
-    parsed = parse_critique(GOOD.replace(*change) if change[0] else GOOD, 3)
-    assert (parsed.status, parsed.final_verdict) == (status, final)
+@pytest.mark.parametrize("change", [("Step 1", "Step 1"), *LOOKED_THROUGH])
+def test_decoration_that_leaves_no_doubt(change: tuple[str, str]) -> None:
+    parsed = parse_critique(GOOD.replace(*change), 3)
+    assert (parsed.status, parsed.step_verdicts, parsed.final_verdict) == ("ok", [1, 0, 0], False)
 
 
-@pytest.mark.parametrize("text", ["", " \n\t\n"])
+REFUSED = [
+    ((FINAL, ""), "no_verdict"),
+    (("answer is False", "answer is wrong"), "no_verdict"),
+    ((FINAL, f"{FINAL} I hope that helps!"), "no_verdict"),
+    ((FINAL, f'"{FINAL}"'), "no_verdict"),
+    ((FINAL, f"> {FINAL}"), "no_verdict"),
+    ((FINAL, f"It is not so that {FINAL}"), "no_verdict"),
+    ((FINAL, "The final answer is True or False."), "no_verdict"),
+    (("Step 1", "The final answer is True.\nStep 1"), "no_verdict"),
+    (("fine.", "So the final answer is correct."), "no_verdict"),
+    (("Step 1", "Step 2"), "wrong_step_count"),
+    (("Step 2", "Second step"), "wrong_step_count"),
+    (("Step 2:", "Step 2.5"), "wrong_step_count"),
+    (("Step 1:", "Steps 1 and 2:"), "wrong_step_count"),
+    (("Step 2:", "Step 2 - 3:"), "wrong_step_count"),
+    (("Step 2:", "> Step 2:"), "wrong_step_count"),
+    (("Step 2", "Step 1"), "wrong_step_count"),
+    (("\nThe final", "\nStep 4: more. This step is correct.\nThe final"), "wrong_step_count"),
+    (("This step is incorrect.", "This step is wrong."), "unclear_step"),
+    (("This step is incorrect.", "This step is not correct."), "unclear_step"),
+    (("This step is correct.", ""), "unclear_step"),
+    (("This step is correct.", "This step is correct. But was it?"), "unclear_step"),
+    (("This step is correct.", "This step is correct, isn't it"), "unclear_step"),
+    (("This step is correct.", "This step is correctly done."), "unclear_step"),
+    (("This step is correct.", "This step is correct/incorrect."), "unclear_step"),
+    (("This step is correct.", "This step is correct. This step is correct."), "unclear_step"),
+    (("fine.", "This step is incorrect."), "unclear_step"),
+    (("fine.", "At first this step is wrong."), "unclear_step"),
+    (("fine.", "So step 1 is false."), "unclear_step"),
+    (("fine. This", 'They write "This'), "unclear_step"),
+    (("fine. This step is correct.", 'They write "This step is correct."'), "unclear_step"),
+    (("fine. This step is correct.", "They write \u201cThis step is correct.\u201d"), "unclear_step"),
+    (("fine. This", "fine (This"), "unclear_step"),
+    (("fine. This", "One cannot say This"), "unclear_step"),
+    (("fine. This", "If all is well, This"), "unclear_step"),
+    (("\nThe final", "\nStep 3: 8. This step is correct.\nThe final"), "unclear_step"),
+    (("\nThe final", "\nThe answer 8 follows.\nThe final"), "unclear_step"),
+]
+
+
+@pytest.mark.parametrize(("change", "status"), REFUSED)
+def test_what_can_be_read_in_two_ways_is_refused(change: tuple[str, str], status: str) -> None:
+    parsed = parse_critique(GOOD.replace(*change), 3)
+    assert parsed.status == status and parsed.final_verdict is (None if status == "no_verdict" else False)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\n", "```\n```", "---\n**"])
 def test_empty(text: str) -> None:
     assert parse_critique(text, 3).status == "empty"
 

@@ -1,0 +1,201 @@
+"""The calls of the Batch API that `batch` needs, and what one row of a result file means.
+
+Everything but `create` can be repeated without harm. A create whose reply is lost may have happened, so the list of
+batches is searched before it is sent again.
+"""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NoReturn, TypeVar
+
+import openai
+from openai.types import Batch
+from openai.types.chat import ChatCompletion
+
+from minos_ray.critiques import retry
+from minos_ray.critiques.cache import Answer
+from minos_ray.critiques.prompts import Messages
+from minos_ray.critiques.reply import BadReply, most, read
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.sections import Client, Critique
+
+PRICE = 0.5
+"""The Batch API costs half of the same requests sent one by one (OpenAI's Batch guide and price list)."""
+CHAT = "/v1/chat/completions"
+CHUNK = "minos_chunk"
+"""The key of a batch's metadata under which the name of our chunk stands."""
+NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+PREFLIGHT_S = 30.0
+
+T = TypeVar("T")
+
+
+class RowError(openai.APIStatusError):
+    """What the endpoint would have answered to one request of a batch online, so that `retry` can sort it."""
+
+    def __init__(self, status: int, code: str | None, message: str) -> None:
+        Exception.__init__(self, message)
+        self.status_code, self.code, self.message = status, code, message
+
+
+class BatchAPI:
+    """One endpoint. Calls are repeated as `retry` says; what no repetition helps is one clear line."""
+
+    def __init__(self, section: Critique, limits: Client, base_url: str, key: str, seed: int) -> None:
+        self.section, self.limits, self.base_url, self.key = section, limits, base_url, key
+        self.rng = random.Random(seed)
+        self.retries: Counter[str] = Counter()
+        http = openai.DefaultAsyncHttpxClient(timeout=limits.timeout_s, trust_env="//127.0.0.1" not in base_url)
+        self.client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, http_client=http)
+
+    async def preflight(self) -> None:
+        """One free request: is anybody there, is the key good, is there a Batch API at all?"""
+        try:
+            async with asyncio.timeout(PREFLIGHT_S):
+                await self.client.batches.list(limit=1)
+        except (openai.APIConnectionError, TimeoutError) as error:
+            reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {PREFLIGHT_S:.0f} s"
+            raise UserError(f"critique.base_url = '{self.base_url}' cannot be reached: {reason}") from error
+        except retry.ERRORS as error:
+            if retry.meaning(error) != "again":
+                self.refuse(error)
+
+    async def find_or_create(self, chunk: str, content: bytes) -> Batch:
+        """The batch of that chunk, newly created; found again where a create went through though its reply was lost."""
+        name = f"minos-{chunk}.jsonl"
+        file = await self._call(lambda: self.client.files.create(file=(name, content), purpose="batch"))
+        attempt = 0
+        while True:
+            try:
+                return await self.client.batches.create(
+                    input_file_id=file.id, endpoint=CHAT, completion_window="24h", metadata={CHUNK: chunk}
+                )
+            except retry.ERRORS as error:
+                await self._pause(error, attempt)
+            found = await self.find(chunk)
+            if found is not None:
+                return found
+            attempt += 1
+
+    async def find(self, chunk: str) -> Batch | None:
+        """The batch whose metadata names the chunk; all pages of the list are read."""
+
+        async def search() -> Batch | None:
+            async for batch in self.client.batches.list(limit=100):
+                if (batch.metadata or {}).get(CHUNK) == chunk:
+                    return batch
+            return None
+
+        return await self._call(search)
+
+    async def retrieve(self, batch_id: str, record: str) -> Batch:
+        """The batch as it is now; UserError names the record when it is not known here."""
+        return await self._call(lambda: self.client.batches.retrieve(batch_id), f"batch {batch_id}", record)
+
+    async def lines(self, file_id: str | None, record: str) -> list[dict[str, Any]]:
+        """The rows of a result file; what is no JSON object is left out (its request then counts as missing)."""
+        if file_id is None:
+            return []
+
+        async def download() -> bytes:
+            return (await self.client.files.content(file_id)).content
+
+        return list(_objects(await self._call(download, f"result file {file_id}", record)))
+
+    async def _call(self, send: Callable[[], Awaitable[T]], what: str = "", record: str = "") -> T:
+        attempt = 0
+        while True:
+            try:
+                return await send()
+            except retry.ERRORS as error:
+                if what and isinstance(error, openai.NotFoundError):
+                    raise UserError(
+                        f"critique: {what} is not known at '{self.base_url}' with the key in "
+                        f"${self.section.api_key_env}; use those it was bought with, or delete {record} to buy it again"
+                    ) from error
+                await self._pause(error, attempt)
+            attempt += 1
+
+    async def _pause(self, error: Exception, attempt: int) -> None:
+        """Waits before the next attempt, or raises the line that says why there is none."""
+        if retry.meaning(error) != "again":
+            self.refuse(error)
+        if attempt >= self.limits.max_retries:
+            raise WorkStopped(f"critique: {self.base_url} does not answer ({self.told(error)}); run again") from error
+        self.retries[retry.name(error)] += 1
+        await asyncio.sleep(retry.wait_s(error, attempt, self.rng))
+
+    def refuse(self, error: Exception) -> NoReturn:
+        """The one line for an error that no repetition helps; the key is not in it."""
+        key, url = f"the key in ${self.section.api_key_env}", f"critique.base_url = '{self.base_url}'"
+        meaning, code = retry.meaning(error), getattr(error, "status_code", 0)
+        if meaning == "no_quota" or getattr(error, "code", None) in NO_MONEY:
+            raise UserError(f"critic: the account of {key} has no quota left ({code}); top it up and run again")
+        if meaning == "no_access":
+            raise UserError(f"critic refused {key} ({code}) at {url}; set a valid one")
+        if code in (404, 405):
+            raise UserError(f"critique.mode = 'batch': {url} has no Batch API ({code}); use critique.mode = 'online'")
+        raise UserError(f"critique.mode = 'batch': {url} refuses the batch: {self.told(error)}")
+
+    def told(self, error: Exception) -> str:
+        """What the endpoint said, on one short line without the key."""
+        text = " ".join(f"{retry.name(error)}: {getattr(error, 'message', '') or error}".split())
+        return text.replace(self.key, "***")[:200]
+
+
+def _objects(content: bytes) -> Iterator[dict[str, Any]]:
+    for line in content.split(b"\n"):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def request_line(key: str, body: dict[str, Any]) -> bytes:
+    """One row of an input file."""
+    return json.dumps({"custom_id": key, "method": "POST", "url": CHAT, "body": body}).encode() + b"\n"
+
+
+def read_lines(
+    section: Critique, messages: Mapping[str, Messages], lines: list[dict[str, Any]]
+) -> dict[str, Answer | Exception]:
+    """What came back for each request; an answer counts more than an error on the same one."""
+    found: dict[str, Answer | Exception] = {}
+    for line in lines:
+        key = str(line.get("custom_id"))
+        if isinstance(found.get(key), Answer):
+            continue
+        try:
+            found[key] = read_line(section, messages.get(key, []), line)
+        except (RowError, BadReply, ValueError, TypeError, AttributeError) as error:
+            found[key] = error
+    return found
+
+
+def read_line(section: Critique, messages: Messages, line: dict[str, Any]) -> Answer:
+    """The answer of one row, at the price of the Batch API. Raises RowError or BadReply for any other row."""
+    reply, error = _dict(line.get("response")), _dict(line.get("error"))
+    if not reply:
+        code = str(error.get("code"))
+        raise RowError(400 if code.startswith("invalid") else 503, code, str(error.get("message") or code))
+    status, content = reply.get("status_code"), _dict(reply.get("body"))
+    if status != 200:
+        told = _dict(content.get("error"))
+        raise RowError(status if isinstance(status, int) else 503, told.get("code"), str(told.get("message") or status))
+    answer = read(section, messages, ChatCompletion.construct(**content))
+    return replace(answer, cost_usd=PRICE * answer.cost_usd)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def most_in_batch(section: Critique, messages: Messages) -> float:
+    """The most that a request can cost in a batch, USD."""
+    return PRICE * most(section, messages)

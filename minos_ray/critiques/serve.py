@@ -1,0 +1,192 @@
+"""A critic served by vLLM's own OpenAI server, inside a Ray actor, until the job that started it ends.
+
+    python jobs/critic_server.py MODEL [options] [-- arguments of vLLM]
+
+Prints the address to set as `critique.base_url`. The key is what $MINOS_CRITIC_KEY holds; clients need the same one.
+"""
+
+import argparse
+import ctypes
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.models import locate
+from minos_ray.sections import Model
+from minos_ray.store import Run
+
+KEY_ENV = "MINOS_CRITIC_KEY"
+PLAIN = "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""The chat template of `--plain`: the text of the messages and nothing else, as a stage-1 critic of ours wants it."""
+LOOK_EVERY_S, END_S = 5.0, 30.0
+PR_SET_PDEATHSIG = 1
+
+
+class CriticServer:
+    """One vLLM server as a child of the actor; it ends with it, whatever ends the actor."""
+
+    def __init__(self, options: argparse.Namespace, key: str) -> None:
+        import ray
+
+        self.options, self.key = options, key
+        self.host = ray.util.get_node_ip_address() if options.node else "127.0.0.1"
+        self.port = options.port or free_port(self.host)
+
+    def start(self) -> str:
+        """The address, once the server answers; raises with the end of its log when it ends or takes too long."""
+        self.launch()
+        until = time.monotonic() + self.options.wait_s
+        while not self.answers():
+            code = self.process.poll()
+            if code is not None or time.monotonic() > until:
+                raise WorkStopped(f"vLLM does not serve (exit code {code}); end of its log:\n{self.tail()}")
+            time.sleep(0.2)
+        return f"http://{self.host}:{self.port}/v1"
+
+    def launch(self) -> None:
+        """Starts vLLM; the key goes through the environment, its output into a log."""
+        environment = {**os.environ, "VLLM_API_KEY": self.key, "VLLM_NO_USAGE_STATS": "1"}
+        if not self.options.gpus:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        asked = command(self.options, self.host, self.port)
+        log, self.log = tempfile.mkstemp(prefix="minos-critic-server-", suffix=".log")
+        self.process = subprocess.Popen(
+            asked,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=end_with_parent,
+        )
+        os.close(log)
+
+    def answers(self) -> bool:
+        """Whether the server is ready; /health needs no key."""
+        try:
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(f"http://{self.host}:{self.port}/health", timeout=2) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def check(self) -> None:
+        """Raises with the end of the log when the server has ended."""
+        if self.process.poll() is not None:
+            raise WorkStopped(f"vLLM ended (exit code {self.process.poll()}); end of its log:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The last lines of the log."""
+        with open(self.log, errors="replace") as log:
+            return "".join(log.readlines()[-15:])
+
+    def end(self) -> None:
+        """Ends the server in order."""
+        self.process.terminate()
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.unlink(self.log)
+
+
+def command(options: argparse.Namespace, host: str, port: int) -> list[str]:
+    """vLLM's server by its module, which every build of vLLM has (`vllm serve` is missing from the CPU build)."""
+    path = locate(Model(model=options.model), Run("."))
+    # Loopback and node addresses only; vLLM itself would listen on all of them.
+    asked = ["--model", path, "--served-model-name", options.name, "--host", host, "--port", str(port)]
+    asked += ["--chat-template", PLAIN] if options.plain else []
+    asked += ["--tensor-parallel-size", str(options.gpus)] if options.gpus > 1 else []
+    # The CPU build shares prompts block by block, and 32 is its smallest block.
+    asked += [] if options.gpus else ["--block-size", "32"]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *asked, *options.vllm]
+
+
+def end_with_parent() -> None:
+    """Linux ends the server when the actor's process dies, also when that is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; what stands after `--` is vLLM's."""
+    own, sign, vllm = " ".join(map(shlex.quote, arguments)).partition(" -- ")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a directory that all nodes see, a hub id, or package:FOLDER")
+    parser.add_argument("--name", default="critic", help="the name to set as critique.model")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs of one node, the model is split over them; 0: CPU")
+    parser.add_argument("--cpus", type=float, default=1, help="CPUs that Ray sets aside for it")
+    parser.add_argument("--node", action="store_true", help="bind to the node's address, for clients on other nodes")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--plain", action="store_true", help="a chat template that adds nothing (prompts:plain)")
+    parser.add_argument("--wait-s", type=float, default=1800, help="longest wait for resources and for the model")
+    options = parser.parse_args(shlex.split(own))
+    options.vllm = shlex.split(vllm) if sign else []
+    return options
+
+
+def serve(options: argparse.Namespace, key: str) -> None:
+    """Starts the server, prints its address, and stays until it is told to end or the server has ended."""
+    import ray
+
+    needs = {"num_cpus": options.cpus, "num_gpus": options.gpus}
+    server: Any = ray.remote(CriticServer).options(**needs).remote(options, key)
+    try:
+        address = ray.get(server.start.remote(), timeout=options.wait_s + LOOK_EVERY_S)
+        print(f"critique.base_url={address} critique.model={options.name} critique.api_key_env={KEY_ENV}", flush=True)
+        try:
+            while True:
+                ray.get(server.check.remote())
+                time.sleep(LOOK_EVERY_S)
+        finally:
+            ray.get(server.end.remote(), timeout=2 * END_S)
+    except ray.exceptions.GetTimeoutError as error:
+        have = f"the cluster has {ray.cluster_resources().get('GPU', 0):g} GPU"
+        raise UserError(f"--gpus {options.gpus}: not there within {options.wait_s:g} s; {have}") from error
+    finally:
+        ray.kill(server)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The job; exit code 0 when it is told to end."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    key = os.environ.get(KEY_ENV, "").strip()
+    if not key:
+        print(f"minos: set {KEY_ENV} to a key of your own; clients of the critic need the same", file=sys.stderr)
+        return 2
+    import logging
+
+    import ray
+
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has set its own
+    try:
+        serve(options, key)
+    except KeyboardInterrupt:
+        return 0
+    except (UserError, WorkStopped, ray.exceptions.RayTaskError) as error:
+        cause = getattr(error, "cause", None) or error
+        print(f"minos: {cause}", file=sys.stderr)
+        return 2 if isinstance(cause, UserError) else 1
+    finally:
+        ray.shutdown()
+    return 0

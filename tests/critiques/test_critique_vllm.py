@@ -1,0 +1,154 @@
+"""A critic served by vLLM's own OpenAI server: the job serves, the stage buys, everything ends with it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.serve import CriticServer, command, parse
+from minos_ray.critiques.stage import critique
+from minos_ray.errors import UserError, WorkStopped
+from tests.critiques.scripted import KEY, MakeConfig, MakeRun
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 28)]
+MODEL = "package:problems/miniature/model"
+
+
+def start(*options: str, key: str = KEY) -> "subprocess.Popen[str]":
+    """The job in a process of its own, with a Ray of its own."""
+    arguments = [sys.executable, "jobs/critic_server.py", *options]
+    environment = {**os.environ, "MINOS_CRITIC_KEY": key}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The job with the shipped model, and the address that it printed."""
+    job = start(MODEL, "--gpus", "0", "--plain", "--", *SMALL)
+    line = job.stdout.readline()
+    assert line.startswith("critique.base_url=http://127.0.0.1:"), job.communicate(timeout=60)
+    yield job, line.split()[0].partition("=")[2]
+    if job.poll() is None:
+        job.kill()
+    job.communicate()
+
+
+def listens(address: str) -> bool:
+    """Whether anybody answers there."""
+    place = urlsplit(address)
+    with socket.socket() as probe:
+        return probe.connect_ex((place.hostname, place.port)) == 0
+
+
+@pytest.mark.slow
+def test_the_stage_buys_from_it_and_every_row_ends_in_a_status(
+    server: tuple["subprocess.Popen[str]", str], make_run: MakeRun, make_config: MakeConfig
+) -> None:
+    """The shipped model never learnt to criticise: what it writes is no critique, and each row says so."""
+    _, address = server
+    run = make_run()
+    prompt = "minos_ray.critiques.prompts:plain"
+    config = make_config(run, address, count=24, model="critic", prompt=prompt, max_tokens=40)
+    with pytest.raises(UserError, match="none of 24 critiques can be used"):
+        critique(config, run)
+    rows = run.artefact("critiques").read(partial=True).to_pylist()
+    assert len(rows) == len(Cache(run).answers) == 24
+    assert {row["status"] for row in rows} <= {"empty", "no_verdict", "wrong_step_count", "unclear_step", "truncated"}
+    assert all(row["prompt_tokens"] > 20 for row in rows) and any(row["text"].strip() for row in rows)
+
+
+@pytest.mark.slow
+def test_a_prompt_too_long_for_the_model_is_a_bad_request(
+    server: tuple["subprocess.Popen[str]", str], make_run: MakeRun, make_config: MakeConfig
+) -> None:
+    run = make_run()
+    config = make_config(run, server[1], count=20, model="critic", max_tokens=500)
+    with pytest.raises(UserError, match=r"every request is refused: 400: .*maximum context length"):
+        critique(config, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "change", "told"),
+    [
+        ("sk-other", {}, r"critic refused the key in \$TEST_CRITIC_KEY \(401\)"),
+        (KEY, {"mode": "batch"}, r"critique\.mode = 'batch': .* has no Batch API \(404\)"),
+        (KEY, {"model": "gpt-4"}, r"critique\.model = 'gpt-4' .*every request is refused: 404"),
+    ],
+)
+def test_wrong_requests(
+    server: tuple["subprocess.Popen[str]", str],
+    make_run: MakeRun,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    change: dict[str, str],
+    told: str,
+) -> None:
+    run = make_run()
+    monkeypatch.setenv("TEST_CRITIC_KEY", key)
+    config = make_config(run, server[1], **{"count": 20, "model": "critic", "max_tokens": 8, **change})
+    with pytest.raises(UserError, match=told):
+        critique(config, run)
+
+
+@pytest.mark.slow
+def test_the_server_ends_with_a_killed_job(server: tuple["subprocess.Popen[str]", str]) -> None:
+    job, address = server
+    assert listens(address)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    until = time.monotonic() + 60
+    while listens(address):
+        assert time.monotonic() < until, "the server outlives the job"
+        time.sleep(0.1)
+
+
+def test_without_a_key_nothing_starts() -> None:
+    job = start("no/such/model", key="")
+    out, err = job.communicate(timeout=60)
+    assert (job.returncode, out) == (2, "") and err.startswith("minos: set MINOS_CRITIC_KEY")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["no/such/model", "--gpus", "0"], 2, "minos: model 'no/such/model': there is no directory"),
+        ([MODEL, "--gpus", "64", "--wait-s", "1"], 2, "minos: --gpus 64: not there within 1 s; the cluster has 0 GPU"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(options: list[str], code: int, told: str) -> None:
+    job = start(*options)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == code and err.startswith(told) and err.count("\n") == 1
+
+
+def test_the_command_is_vllms_and_the_key_is_not_in_it() -> None:
+    options = parse([MODEL, "--gpus", "2", "--name", "judge", "--", "--max-model-len", "4096", "--x", "a b"])
+    made = command(options, "127.0.0.1", 8000)
+    assert made[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    asked = dict(zip(made[3:-4:2], made[4:-4:2], strict=True))
+    assert asked["--host"] == "127.0.0.1" and asked["--served-model-name"] == "judge"
+    assert asked["--tensor-parallel-size"] == "2" and "--chat-template" not in asked
+    assert made[-4:] == ["--max-model-len", "4096", "--x", "a b"] and not any("key" in part for part in made)
+
+
+@pytest.mark.slow
+def test_a_server_that_ends_says_why() -> None:
+    options = parse([MODEL, "--gpus", "0", "--", "--no-such-option"])
+    server = CriticServer(options, "k")
+    with pytest.raises(WorkStopped, match=r"vLLM does not serve \(exit code 2\)[^~]*no-such-option"):
+        server.start()
+    server.end()
