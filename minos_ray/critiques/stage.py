@@ -1,6 +1,5 @@
 """The stage: choose candidates, ask the critic, read the critiques, set apart what contradicts the labels."""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,11 +11,13 @@ import pyarrow.compute as pc
 
 from minos_ray.config import Config, resolve, secret
 from minos_ray.critiques.cache import Answer, Cache, content_key
-from minos_ray.critiques.client import Critic, Request
+from minos_ray.critiques.client import Request
 from minos_ray.critiques.parse import Parsed, agrees, parse_critique
+from minos_ray.critiques.prices import has_prices, priced
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
+from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress
 from minos_ray.schema import table
@@ -48,6 +49,8 @@ def critique(config: Config, run: Run) -> Manifest:
     start = time.monotonic()
     section = config.critique
     section = section.model_copy(update={"model": MODEL if section.base_url == OFFLINE else section.model})
+    if section.count and not has_prices(section):
+        print(f"critique: no price of critique.model = '{section.model}' is known; costs count as 0 USD")
     problems, labels = train_labels(run)
     selection = select(labels, section.count, section.wrong_share, config.seed)
     if section.count and not selection.rows:
@@ -58,6 +61,7 @@ def critique(config: Config, run: Run) -> Manifest:
     try:
         answers, details = ask(config, section, tasks, cache)
     except (WorkStopped, KeyboardInterrupt):
+        cache = Cache(run)
         kept = [task for task in tasks if task.request.key in cache.answers]
         write(opened(config, run), section, kept, cache.answers)
         raise
@@ -90,22 +94,34 @@ def plan(section: Critique, row: Row, problem: Row) -> Task:
     given = {key: row[key] for key in ("steps", "step_labels", "correct")}
     case = Case(**given, **{key: problem[key] for key in ("question", "answer", "solution")})
     messages = resolve(section.prompt)(case)
-    return Task(row, Request(content_key(section.model, messages, section.temperature, section.max_tokens), messages))
+    if section.structured:
+        messages = with_instruction(messages)
+    key = content_key(section.model, messages, section.temperature, section.max_tokens, section.structured)
+    return Task(row, Request(key, messages, section.structured))
 
 
 def ask(config: Config, section: Critique, tasks: list[Task], cache: Cache) -> tuple[dict[str, Answer], dict[str, Any]]:
-    """Answers of all tasks by key, from the cache or the endpoint, and what the endpoint complained about."""
+    """Answers of all tasks by key, from the cache or the endpoint, and what the endpoint complained about.
+
+    Any tasks with a `request` will do; they are asked for as JSON when their requests say so.
+    """
     wanted = {task.request.key: task.request for task in tasks}
     missing = [request for key, request in wanted.items() if key not in cache.answers]
     if not missing:
         return cache.answers, {}
+    section = priced(section).model_copy(update={"structured": any(request.structured for request in missing)})
     with (
         endpoint(section, config.seed) as (base_url, key),
         Progress("critique", len(wanted), "critiques", len(wanted) - len(missing)) as progress,
     ):
-        critic = Critic(section, config.resources.client, base_url, key, cache, config.seed)
-        asked = asyncio.run(critic.ask(missing, len(wanted), progress))
-    details = {"retries": dict(critic.retries), "complaints": dict(critic.complaints.most_common(5))}
+        if section.mode == "batch":
+            from minos_ray.critiques.batch import ask_batch
+
+            asked, details = ask_batch(section, config.resources.client, base_url, key, cache, missing, progress)
+        else:
+            from minos_ray.critiques.online import ask_online
+
+            asked, details = ask_online(config, section, base_url, key, cache, missing, progress)
     return cache.answers | asked, details
 
 
@@ -138,7 +154,7 @@ def critique_row(section: Critique, task: Task, answer: Answer) -> Row:
     return {
         "candidate_id": row["candidate_id"],
         "critic": section.model,
-        "prompt_version": f"{section.prompt}@{VERSIONS['critique_prompt']}",
+        "prompt_version": f"{section.prompt}@{VERSIONS['critique_prompt']}{'+json' if section.structured else ''}",
         "text": answer.text,
         "step_verdicts": parsed.step_verdicts,
         "final_verdict": parsed.final_verdict,
