@@ -15,6 +15,7 @@ POOLS = {
     "pretrain": "train",
     "sample": "sample",
     "label": "grade",
+    "critique": "client",
     "sft": "train",
     "reward": "train",
     "score": "score",
@@ -31,6 +32,10 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
     for name, want in sorted(pools(config, states).items()):
         amounts = ", ".join(f"{amount:g} {kind}" for kind, amount in want.items() if amount)
         log(f"resources.{name}: {amounts}")
+    if any(state.artefact == "critiques" and state.state != "done" for state in states):
+        from minos_ray.critiques.estimate import expected_cost
+
+        log(expected_cost(config, run))
     refuse(config, run)
     log("config, files, models, credentials: fine")
 

@@ -15,7 +15,7 @@ class Pace:
 
     def start(self, now: float) -> float:
         """The moment at which the next amount may start."""
-        return max(now, self.free_at) if self.per_second else now
+        return max(now, self.free_at)
 
     def take(self, amount: float, start: float) -> None:
         """Books an amount that starts then."""

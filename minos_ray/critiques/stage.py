@@ -51,11 +51,9 @@ def critique(config: Config, run: Run) -> Manifest:
     section = section.model_copy(update={"model": MODEL if section.base_url == OFFLINE else section.model})
     if section.count and not has_prices(section):
         print(f"critique: no price of critique.model = '{section.model}' is known; costs count as 0 USD")
-    problems, labels = train_labels(run)
-    selection = select(labels, section.count, section.wrong_share, config.seed)
-    if section.count and not selection.rows:
+    selection, tasks = chosen(config, section, run)
+    if section.count and not tasks:
         raise UserError("critique: no train candidate has a graded answer; see sample.n_train and `minos status`")
-    tasks = [plan(section, row, problems[row["problem_id"]]) for row in selection.rows]
     cache = Cache(run)
     known = sum(task.request.key in cache.answers for task in tasks)
     try:
@@ -70,6 +68,13 @@ def critique(config: Config, run: Run) -> Manifest:
     details |= {"seconds": round(time.monotonic() - start, 1), "unreadable_cache_rows": cache.unreadable}
     details |= {"spent_usd_in_this_run": round(cache.spent_usd, 6)}
     return finish(target, rows, selection, known, details)
+
+
+def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list[Task]]:
+    """The candidates that get a critique, and what is to be asked for each."""
+    problems, labels = train_labels(run)
+    selection = select(labels, section.count, section.wrong_share, config.seed)
+    return selection, [plan(section, row, problems[row["problem_id"]]) for row in selection.rows]
 
 
 def opened(config: Config, run: Run) -> Artefact:
