@@ -57,7 +57,9 @@ def findings(config: Config, run: Run) -> Iterator[str]:
     if "problems" in todo:
         tests.append(lambda: check_sources(config))
     if "critique" in todo and config.critique.base_url != "offline":
-        tests.append(lambda: secret(config.critique.api_key_env))
+        from minos_ray.critiques.prices import priced
+
+        tests += [lambda: secret(config.critique.api_key_env), lambda: priced(config.critique)]
     tests += [
         lambda name=name, want=want: check_pool(config, name, want) for name, want in pools(config, states).items()
     ]

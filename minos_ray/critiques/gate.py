@@ -29,11 +29,12 @@ class Gate:
         self.done: list[Done] = []
         self.news, self.stopped = asyncio.Event(), asyncio.Event()
         self.stop: Stop | None = None
+        self.why: Exception = Stopped()
 
     async def start(self, size: int, most_usd: float) -> int:
         """Waits until a request may be sent and returns its ticket; raises Stopped when none will be."""
         if self.stop:
-            raise Stopped
+            raise self.why
         want = Want(next(self.numbers), size, most_usd)
         future = asyncio.get_running_loop().create_future()
         self.waiting.append((want, future))
@@ -50,7 +51,7 @@ class Gate:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.stopped.wait(), seconds)
         if self.stop:
-            raise Stopped
+            raise self.why
 
     async def run(self) -> None:
         """Calls the limiter again and again, at least once a second; ends with its task, or when the limiter died."""
@@ -62,6 +63,9 @@ class Gate:
                 await self._call()
             except self.lost:
                 self._halt(GONE)
+            except Exception as error:
+                # Nobody awaits this task: the error ends everything that waits here.
+                self._halt(GONE, error)
             if self.waiting:
                 self.news.set()
 
@@ -76,8 +80,8 @@ class Gate:
         if stop:
             self._halt(stop)
 
-    def _halt(self, stop: Stop) -> None:
-        self.stop = stop
+    def _halt(self, stop: Stop, why: Exception | None = None) -> None:
+        self.stop, self.why = stop, why or self.why
         self.stopped.set()
         while self.waiting:
-            self.waiting.popleft()[1].set_exception(Stopped())
+            self.waiting.popleft()[1].set_exception(self.why)

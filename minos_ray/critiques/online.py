@@ -59,6 +59,8 @@ def ask_online(
         stop, lost_usd = state(shared)
     if stop:
         raise ERRORS[stop.kind](stop.message)
+    if lacking := len(requests) - len(tally.answers):
+        raise EndpointGone(f"critique: {lacking} requests came back without an answer; run again to go on")
     return tally.answers, tally.details() | ({"lost_usd": round(lost_usd, 6)} if lost_usd else {})
 
 
@@ -108,7 +110,8 @@ def replies(endpoint: Endpoint, shared: Any, run: str, requests: list[Request], 
     size = batch_size(len(requests), limits)
     threads = -(-IN_HAND * limits.concurrency // size)
     kwargs = {"section": endpoint.section, "limits": limits, "base_url": endpoint.base_url, "run": run, "seed": seed}
-    strategy = {"scheduling_strategy": on_this_node()} if endpoint.loopback else {}
+    # What listens on the driver's loopback is reached from its node alone, which may offer no CPUs.
+    place = {"scheduling_strategy": on_this_node(), "num_cpus": 0} if endpoint.loopback else {"num_cpus": limits.cpus}
     done = ray.data.from_arrow(blocks(requests, size)).map_batches(
         Asker,
         fn_constructor_kwargs={"limiter": shared, "key": SecretStr(endpoint.key), **kwargs},
@@ -120,10 +123,9 @@ def replies(endpoint: Endpoint, shared: Any, run: str, requests: list[Request], 
             max_concurrent_calls_per_actor=threads,
             enable_true_multi_threading=True,
         ),
-        num_cpus=limits.cpus,
         max_restarts=-1,
         max_task_retries=RETRIES,
-        **strategy,
+        **place,
     )
     try:
         yield from done.iter_rows()

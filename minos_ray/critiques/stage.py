@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +105,9 @@ def plan(section: Critique, row: Row, problem: Row) -> Task:
     return Task(row, Request(key, messages, section.structured))
 
 
-def ask(config: Config, section: Critique, tasks: list[Task], cache: Cache) -> tuple[dict[str, Answer], dict[str, Any]]:
+def ask(
+    config: Config, section: Critique, tasks: Sequence[Any], cache: Cache, label: str = "critique"
+) -> tuple[dict[str, Answer], dict[str, Any]]:
     """Answers of all tasks by key, from the cache or the endpoint, and what the endpoint complained about.
 
     Any tasks with a `request` will do; they are asked for as JSON when their requests say so.
@@ -117,7 +119,7 @@ def ask(config: Config, section: Critique, tasks: list[Task], cache: Cache) -> t
     section = priced(section).model_copy(update={"structured": any(request.structured for request in missing)})
     with (
         endpoint(section, config.seed) as (base_url, key),
-        Progress("critique", len(wanted), "critiques", len(wanted) - len(missing)) as progress,
+        Progress(label, len(wanted), f"{label}s", len(wanted) - len(missing)) as progress,
     ):
         if section.mode == "batch":
             from minos_ray.critiques.batch import ask_batch

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import yaml
 
 from minos_ray.critiques.cache import Cache
@@ -279,6 +280,9 @@ def test_a_refused_key_stops_all_actors(
     assert len(server.seen) < 60 + 4 * 16
     kept = run.artefact("critiques").read(partial=True).num_rows
     assert kept == server.sent[200] > 0, "whatever was answered is kept"
+    session = Path(ray.get_runtime_context().get_session_name())
+    logs = [path for path in (Path("/tmp/ray") / session / "logs").rglob("*") if path.is_file()]
+    assert logs and not [path for path in logs if KEY.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow
