@@ -99,7 +99,9 @@ class Limiter:
             starts = [] if self.stop else self._grant(client, wants, now)
             if starts or self.stop or not wants or now >= until:
                 return Turn(starts, self.stop)
-            await self._wait(min(until, max(now, self._start(now) - AHEAD_S)) - now)
+            grantable = self._start(now) - AHEAD_S
+            # Where it is the money that lacks, only an end in flight can help, and it wakes this up.
+            await self._wait(min(until, grantable if grantable > now else until) - now)
             now = time.monotonic()
 
     async def halt(self, why: Stop) -> None:
