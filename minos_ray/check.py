@@ -16,6 +16,7 @@ POOLS = {
     "pretrain": "train",
     "sample": "sample",
     "label": "grade",
+    "critique": "client",
     "sft": "train",
     "reward": "train",
     "score": "score",
@@ -37,6 +38,10 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
 
         with suppress(UserError):  # said below, with everything else that is wrong
             log(cost(config, run))
+    if any(state.artefact == "critiques" and state.state != "done" for state in states):
+        from minos_ray.critiques.estimate import expected_cost
+
+        log(expected_cost(config, run))
     refuse(config, run)
     log("config, files, models, credentials: fine")
 
@@ -58,7 +63,9 @@ def findings(config: Config, run: Run) -> Iterator[str]:
     if "problems" in todo:
         tests.append(lambda: check_sources(config))
     if "critique" in todo and config.critique.base_url != "offline":
-        tests.append(lambda: secret(config.critique.api_key_env))
+        from minos_ray.critiques.prices import priced
+
+        tests += [lambda: secret(config.critique.api_key_env), lambda: priced(config.critique)]
     if rollouts_wanted(config, states):
         from minos_ray.labels.rollouts import completer, settings
 

@@ -1,7 +1,6 @@
 """The hard limit on money: `critique.max_usd`."""
 
-import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minos_ray.errors import WorkStopped
 
@@ -12,33 +11,31 @@ class StopAtBudget(WorkStopped):
 
 @dataclass
 class Budget:
-    """A request reserves the most that it can cost, so that the limit holds with many requests in flight."""
+    """A request reserves the most that it can cost, so that the limit holds with many requests in flight.
+
+    What was asked for and never answered (a timeout, a cut connection, a dead actor) may have been billed: it counts
+    as `lost` at the price of the dearest answer so far.
+    """
 
     limit: float | None
     spent: float
     reserved: float = 0.0
-    in_flight: int = 0
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    lost: float = 0.0
+    dearest: float = 0.0
 
-    async def reserve(self, usd: float) -> None:
-        """Waits while what is in flight may turn out cheaper than reserved; StopAtBudget when it cannot."""
-        async with self.changed:
-            await self.changed.wait_for(lambda: self._fits(usd) or not self.in_flight)
-            if not self._fits(usd):
-                raise StopAtBudget(
-                    f"critique.max_usd = {self.limit}: stopped at {self.spent:.4f} USD, the next request may cost "
-                    f"{usd:.4f}; what was bought is kept: raise critique.max_usd and run again"
-                )
-            self.reserved += usd
-            self.in_flight += 1
+    def fits(self, usd: float) -> bool:
+        """Whether a request that costs at most that much may still be sent."""
+        return self.limit is None or self.spent + self.lost + self.reserved + usd <= self.limit
 
-    def _fits(self, usd: float) -> bool:
-        return self.limit is None or self.spent + self.reserved + usd <= self.limit
+    def reserve(self, usd: float) -> None:
+        """Sets the most that a request can cost aside."""
+        self.reserved += usd
 
-    async def settle(self, reserved: float, spent: float) -> None:
-        """Gives a reservation back and books what was really spent."""
-        async with self.changed:
-            self.in_flight -= 1
-            self.reserved = self.reserved - reserved if self.in_flight else 0.0
+    def settle(self, reserved: float, spent: float | None) -> None:
+        """Gives a reservation back and books what was spent, or what may have been (None)."""
+        self.reserved -= reserved
+        if spent is None:
+            self.lost += min(reserved, self.dearest or reserved)
+        else:
             self.spent += spent
-            self.changed.notify_all()
+            self.dearest = max(self.dearest, spent)

@@ -9,6 +9,7 @@ earlier one.
 import asyncio
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,12 +20,13 @@ from minos_ray.critiques.prompts import Messages
 from minos_ray.store import Run
 
 FOLDER = "cache/critiques"
-Outcome = Literal["answered", "truncated", "refused", "bad_request", "failed"]
+Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_request", "failed"]
+BOUGHT = ("answered", "truncated", "refused", "bad_json")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one request. Only what was paid for (answered, truncated, refused) is kept."""
+    """What came back for one request. Only what was paid for (`BOUGHT`) is kept; `text` is the raw one if need be."""
 
     text: str
     outcome: Outcome
@@ -33,9 +35,12 @@ class Answer:
     cost_usd: float = 0.0
 
 
-def content_key(critic: str, messages: Messages, temperature: float | None, max_tokens: int) -> str:
+def content_key(
+    critic: str, messages: Messages, temperature: float | None, max_tokens: int, structured: bool = False
+) -> str:
     """32 hex digits that name a request by its content."""
-    content = json.dumps([critic, messages, temperature, max_tokens], ensure_ascii=True, separators=(",", ":"))
+    asked = [critic, messages, temperature, max_tokens, *(["structured"] if structured else [])]
+    content = json.dumps(asked, ensure_ascii=True, separators=(",", ":"))
     return blake2b(content.encode(), digest_size=16).hexdigest()
 
 
@@ -46,10 +51,12 @@ class Cache:
         self.run = run
         self.unreadable = 0
         self.answers: dict[str, Answer] = {}
+        self.spent_usd = 0.0
+        """What all answers of this run directory have cost so far."""
         for name in run.files(FOLDER):
             if name.endswith(".jsonl"):
                 self._load(run.read_bytes(f"{FOLDER}/{name}").split(b"\n"))
-        self.name = f"{FOLDER}/{time.time_ns()}-{os.getpid()}"
+        self.name = f"{FOLDER}/{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.parts = 0
         self.waiting: list[bytes] = []
         self.lock = asyncio.Lock()
@@ -60,14 +67,14 @@ class Cache:
             try:
                 row = json.loads(line)
                 key = row.pop("key")
-                self.answers[key] = Answer(**row)
+                self.take(key, Answer(**row))
             except (ValueError, TypeError, KeyError, AttributeError):
                 self.unreadable += 1
 
-    @property
-    def spent_usd(self) -> float:
-        """What all rows of this run directory have cost so far."""
-        return sum(answer.cost_usd for answer in self.answers.values())
+    def take(self, key: str, answer: Answer) -> None:
+        """Takes in a row that is stored already."""
+        self.answers[key] = answer
+        self.spent_usd += answer.cost_usd
 
     async def add(self, key: str, answer: Answer) -> None:
         """Keeps a row for good."""
@@ -76,7 +83,7 @@ class Cache:
             rows, self.waiting = self.waiting, []
             if rows:
                 await asyncio.to_thread(self._write, b"".join(rows))
-        self.answers[key] = answer
+        self.take(key, answer)
 
     def _write(self, content: bytes) -> None:
         """Local: appended and synced. Remote, where nothing can be appended: a small file of its own."""

@@ -2,178 +2,164 @@
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import openai
 
 from minos_ray.critiques import retry
-from minos_ray.critiques.budget import Budget, StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache
+from minos_ray.critiques.gate import Gate, Stopped
+from minos_ray.critiques.limiter import Done, Stop
 from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.reply import body, most, read
-from minos_ray.errors import UserError, WorkStopped
-from minos_ray.progress import Progress
+from minos_ray.critiques.reply import body, most, most_tokens, read
+from minos_ray.errors import UserError
 from minos_ray.sections import Client, Critique
 
 PREFLIGHT_S = 30.0
-BAD_REQUESTS_IN_A_ROW = 16
-FAILED_SHARE, FAILED_AT_LEAST = 0.01, 3
-
-
-class EndpointGone(WorkStopped):
-    """So many requests failed after all retries that the endpoint must be taken for down."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One critique to ask for; `key` names its content."""
+    """One text to ask for; `key` names its content. `structured` asks for a critique as JSON."""
 
     key: str
     messages: Messages
+    structured: bool = False
 
 
-class Critic:
-    """One endpoint, asked by `client.concurrency` coroutines over one connection pool."""
+@dataclass
+class Reply:
+    """What became of one request: its answer (None when the work was stopped before), and what went wrong meanwhile."""
 
-    def __init__(self, section: Critique, limits: Client, base_url: str, key: str, cache: Cache, seed: int) -> None:
-        self.section, self.limits, self.base_url, self.key, self.cache = section, limits, base_url, key, cache
-        self.rng = random.Random(seed)
-        self.budget = Budget(section.max_usd, cache.spent_usd)
-        self.retries: Counter[str] = Counter()
-        self.outcomes: Counter[str] = Counter()
-        self.complaints: Counter[str] = Counter()
-        self.stop: Exception | None = None
-        self.stopped = asyncio.Event()
+    answer: Answer | None = None
+    retries: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
 
-    async def ask(self, requests: Sequence[Request], total: int, progress: Progress) -> dict[str, Answer]:
-        """The answers by key; bought ones are in the cache. Raises what stopped it after the last answer in flight.
 
-        `total` counts the requests answered by the cache too: what may fail is a share of it.
-        """
-        self.answers: dict[str, Answer] = {}
-        self.total, self.answered_before = total, total - len(requests)
-        async with self._open() as self.api:
-            await self._preflight()
-            waiting = iter(requests)
-            workers = min(self.limits.concurrency, len(requests))
-            async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(self._work(waiting, progress))
-        if self.stop:
-            raise self.stop
-        return self.answers
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the critic is and how it is asked."""
 
-    def _open(self) -> openai.AsyncOpenAI:
-        many = self.limits.concurrency
+    section: Critique
+    limits: Client
+    base_url: str
+    key: str = field(repr=False)
+
+    def open(self) -> openai.AsyncOpenAI:
+        """One client over one connection pool of explicit size."""
+        many, limit = self.limits.concurrency, self.limits.timeout_s
         # The Limits class of the very HTTP library that this version of openai is built on.
         pool = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=many, max_keepalive_connections=many)
-        loopback = "//127.0.0.1" in self.base_url
-        http = openai.DefaultAsyncHttpxClient(limits=pool, timeout=self.limits.timeout_s, trust_env=not loopback)
+        http = openai.DefaultAsyncHttpxClient(limits=pool, timeout=limit, trust_env=not self.loopback)
         return openai.AsyncOpenAI(
-            base_url=self.base_url, api_key=self.key, max_retries=0, timeout=self.limits.timeout_s, http_client=http
+            base_url=self.base_url, api_key=self.key, max_retries=0, timeout=limit, http_client=http
         )
 
-    async def _preflight(self) -> None:
-        """One free request: is anybody there, is the key good? An endpoint without a list of models passes."""
-        try:
-            async with asyncio.timeout(PREFLIGHT_S):
-                await self.api.models.list()
-        except (openai.APIConnectionError, TimeoutError) as error:
-            reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {PREFLIGHT_S:.0f} s"
-            raise UserError(f"critique.base_url = '{self.base_url}' cannot be reached: {reason}") from error
-        except openai.AuthenticationError as error:
-            raise self._refused(error) from error
-        except retry.ERRORS:
-            return
+    @property
+    def loopback(self) -> bool:
+        """Whether it is on this very machine."""
+        return "//127.0.0.1" in self.base_url or "//localhost" in self.base_url
 
-    async def _work(self, waiting: Iterator[Request], progress: Progress) -> None:
-        """Takes requests until none is left or something says stop; never drops an answer that is under way."""
-        for request in waiting:
-            if self.stop:
-                return
-            reserved = most(self.section, request.messages)
-            try:
-                await self.budget.reserve(reserved)
-            except StopAtBudget as error:
-                return self._stop(error)
-            answer = None
-            try:
-                answer = None if self.stop else await self._answer(request)
-            except (UserError, EndpointGone) as error:
-                return self._stop(error)
-            finally:
-                await self.budget.settle(reserved, answer.cost_usd if answer else 0.0)
-            if answer is None:
-                return
-            await self._keep(request, answer, progress)
-
-    async def _answer(self, request: Request) -> Answer | None:
-        """The answer after at most `max_retries` retries; None when the work was stopped while this one waited."""
-        for attempt in range(self.limits.max_retries + 1):
-            try:
-                return await self._send(request)
-            except retry.ERRORS as error:
-                meaning = retry.meaning(error)
-                if meaning in ("no_access", "no_quota"):
-                    raise self._refused(error) from error
-                self.complaints[self._told(error)] += 1
-                if meaning == "bad_request":
-                    return Answer("", "bad_request")
-                if attempt == self.limits.max_retries:
-                    return Answer("", "failed")
-                self.retries[retry.name(error)] += 1
-                if await self._stopped_within(retry.wait_s(error, attempt, self.rng)):
-                    return None
-        raise AssertionError("unreachable")
-
-    async def _send(self, request: Request) -> Answer:
-        async with asyncio.timeout(self.limits.timeout_s):
-            reply = await self.api.chat.completions.create(**body(self.section, request.messages))
-        return read(self.section, request.messages, reply)
-
-    async def _keep(self, request: Request, answer: Answer, progress: Progress) -> None:
-        if answer.outcome not in ("bad_request", "failed"):
-            await self.cache.add(request.key, answer)
-        self.answers[request.key] = answer
-        self.outcomes[answer.outcome] += 1
-        progress.advance(1, cost=f"{self.budget.spent:.2f} USD", retries=self.retries.total())
-        if not self.stop and (trouble := self._trouble()):
-            self._stop(trouble)
-
-    def _trouble(self) -> Exception | None:
-        """An error when nothing but bad requests comes back, or when more failed than a run may lose."""
-        bad, failed = self.outcomes["bad_request"], self.outcomes["failed"]
-        told = self.complaints.most_common(1)[0][0] if self.complaints else ""
-        where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
-        nothing_else = not self.answered_before and bad == self.outcomes.total()
-        if nothing_else and bad >= min(BAD_REQUESTS_IN_A_ROW, self.total):
-            return UserError(f"{where}: every request is refused: {told}")
-        if failed > max(FAILED_AT_LEAST, FAILED_SHARE * self.total):
-            tries = self.limits.max_retries + 1
-            return EndpointGone(f"critique: {failed} requests failed {tries} times each ({told}); run again to go on")
-        return None
-
-    def _refused(self, error: Exception) -> UserError:
+    def refused(self, error: Exception) -> str:
         """The one line for a key that does not open the endpoint, or whose account is empty; the key is not in it."""
         key, code = f"the key in ${self.section.api_key_env}", retry.name(error)
         if retry.meaning(error) == "no_quota":
-            return UserError(f"critic: the account of {key} has no quota left ({code}); top it up and run again")
-        return UserError(f"critic refused {key} ({code}) at critique.base_url = '{self.base_url}'; set a valid one")
+            return f"critic: the account of {key} has no quota left ({code}); top it up and run again"
+        return f"critic refused {key} ({code}) at critique.base_url = '{self.base_url}'; set a valid one"
 
-    def _told(self, error: Exception) -> str:
+    def told(self, error: Exception) -> str:
         """What the endpoint said, on one short line without the key."""
         text = " ".join(f"{retry.name(error)}: {getattr(error, 'message', '') or error}".split())
         return text.replace(self.key, "***")[:200]
 
-    def _stop(self, error: Exception) -> None:
-        self.stop = self.stop or error
-        self.stopped.set()
 
-    async def _stopped_within(self, seconds: float) -> bool:
+async def preflight(endpoint: Endpoint) -> None:
+    """One free request: is anybody there, is the key good? An endpoint without a list of models passes."""
+    try:
+        async with endpoint.open() as api, asyncio.timeout(PREFLIGHT_S):
+            await api.models.list()
+    except (openai.APIConnectionError, TimeoutError) as error:
+        reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {PREFLIGHT_S:.0f} s"
+        raise UserError(f"critique.base_url = '{endpoint.base_url}' cannot be reached: {reason}") from error
+    except openai.AuthenticationError as error:
+        raise UserError(endpoint.refused(error)) from error
+    except retry.ERRORS:
+        return
+
+
+class Critic:
+    """Asks an endpoint through one connection pool, `concurrency` requests in flight at most; `gate` says when."""
+
+    def __init__(self, endpoint: Endpoint, cache: Cache, gate: Gate, seed: str) -> None:
+        self.endpoint, self.cache, self.gate = endpoint, cache, gate
+        self.section, self.limits = endpoint.section, endpoint.limits
+        self.api = endpoint.open()
+        self.slots = asyncio.Semaphore(endpoint.limits.concurrency)
+        self.rng = random.Random(seed)
+
+    async def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply per request, in order; whatever was bought is in the cache."""
+        return await asyncio.gather(*(self._reply(request) for request in requests))
+
+    async def _reply(self, request: Request) -> Reply:
+        """The answer after at most `max_retries` retries. A request that waits to be sent again holds no slot."""
+        reply = Reply(self.cache.answers.get(request.key))
         try:
-            await asyncio.wait_for(self.stopped.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+            for attempt in range(self.limits.max_retries + 1):
+                if reply.answer is not None:
+                    break
+                async with self.slots:
+                    pause = await self._attempt(request, attempt, reply)
+                if pause:
+                    await self.gate.sleep(pause)
+        except Stopped:
+            return reply
+        return reply
+
+    async def _attempt(self, request: Request, attempt: int, reply: Reply) -> float:
+        """Sends once, keeps what came and then lets it count; returns the seconds to wait before the next attempt."""
+        size = most_tokens(request.messages)
+        done = Done(await self.gate.start(size, most(self.section, request.messages)), usd=None)
+        try:
+            answer, headers = await self._send(request)
+            await self.cache.add(request.key, answer)
+            reply.answer, done = answer, bought(done, answer, retry.hold_s(headers, size / 4 + self.section.max_tokens))
+        except retry.ERRORS as error:
+            done = self._failed(done, error, attempt, reply)
+            return retry.wait_s(error, attempt, self.rng)
+        except OSError as error:
+            done = done._replace(stop=Stop("gone", f"critique: an answer could not be stored: {error}"))
+        finally:
+            self.gate.end(done)
+        return 0.0
+
+    async def _send(self, request: Request) -> tuple[Answer, Mapping[str, str]]:
+        async with asyncio.timeout(self.limits.timeout_s):
+            raw = await self.api.chat.completions.with_raw_response.create(**body(self.section, request.messages))
+        return read(self.section, request.messages, raw.parse()), raw.headers
+
+    def _failed(self, done: Done, error: Exception, attempt: int, reply: Reply) -> Done:
+        """Sorts an error: it stops everybody, sets the row aside, or the row is to be sent again."""
+        meaning, told = retry.meaning(error), self.endpoint.told(error)
+        if meaning in ("no_access", "no_quota"):
+            return done._replace(usd=0.0, stop=Stop("user", self.endpoint.refused(error)))
+        reply.complaints.append(told)
+        done = done._replace(usd=None if retry.maybe_billed(error) else 0.0, pause_s=retry.asked_s(error), told=told)
+        if meaning == "again" and attempt < self.limits.max_retries:
+            reply.retries.append(retry.name(error))
+            return done
+        reply.answer = Answer(told, "bad_request" if meaning == "bad_request" else "failed")
+        return done._replace(outcome=reply.answer.outcome, stop=self._unknown_parameter(meaning, told))
+
+    def _unknown_parameter(self, meaning: retry.Meaning, told: str) -> Stop | None:
+        """A 400 that names something of `critique` that the model does not take: no other row would fare better."""
+        advice = retry.hint(told) if meaning == "bad_request" else ""
+        return Stop("user", f"critique.model = '{self.section.model}': {told}{advice}") if advice else None
+
+
+def bought(done: Done, answer: Answer, pause_s: float) -> Done:
+    """The end of a request that was answered."""
+    return Done(
+        done.ticket, answer.cost_usd, answer.prompt_tokens, answer.completion_tokens, pause_s, answer.outcome, ""
+    )

@@ -6,6 +6,7 @@ from openai.types.chat import ChatCompletion
 
 from minos_ray.critiques.cache import Answer
 from minos_ray.critiques.prompts import Messages
+from minos_ray.critiques.structured import FORMAT, NotJson, canonical
 from minos_ray.sections import Critique
 
 
@@ -16,7 +17,9 @@ class BadReply(Exception):
 def body(section: Critique, messages: Messages) -> dict[str, Any]:
     """The arguments of one chat completion."""
     asked: dict[str, Any] = {"model": section.model, "messages": messages, section.token_limit: section.max_tokens}
-    return asked if section.temperature is None else {**asked, "temperature": section.temperature}
+    if section.temperature is not None:
+        asked["temperature"] = section.temperature
+    return {**asked, "response_format": FORMAT} if section.structured else asked
 
 
 def read(section: Critique, messages: Messages, reply: ChatCompletion) -> Answer:
@@ -28,7 +31,12 @@ def read(section: Critique, messages: Messages, reply: ChatCompletion) -> Answer
     ended, usage = choices[0].finish_reason, getattr(reply, "usage", None)
     refused = ended == "content_filter" or bool(getattr(message, "refusal", None))
     outcome = "refused" if refused else "truncated" if ended == "length" else "answered"
-    text = message.content or ""
+    text = message.content or (getattr(message, "refusal", None) or "")
+    if section.structured and outcome == "answered":
+        try:
+            text = canonical(text)
+        except NotJson:
+            outcome = "bad_json"
     if usage is None:
         return Answer(text, outcome, cost_usd=most(section, messages))
     asked, written = usage.prompt_tokens, usage.completion_tokens

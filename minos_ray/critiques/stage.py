@@ -1,9 +1,8 @@
 """The stage: choose candidates, ask the critic, read the critiques, set apart what contradicts the labels."""
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import pyarrow.compute as pc
 
 from minos_ray.config import Config, resolve, secret
-from minos_ray.critiques.batch import ask_batch
 from minos_ray.critiques.cache import Answer, Cache, content_key
-from minos_ray.critiques.client import Critic, Request
+from minos_ray.critiques.client import Request
 from minos_ray.critiques.error_types import error_types
 from minos_ray.critiques.parse import Parsed, agreement, agrees, parse_critique
+from minos_ray.critiques.prices import has_prices, priced
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
+from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress
 from minos_ray.schema import table
@@ -57,16 +57,17 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
     start = time.monotonic()
     section = config.critique
     section = section.model_copy(update={"model": MODEL if section.base_url == OFFLINE else section.model})
-    problems, labels = train_labels(run)
-    selection = select(labels, section.count, section.wrong_share, config.seed)
-    if section.count and not selection.rows:
+    if section.count and not has_prices(section):
+        print(f"critique: no price of critique.model = '{section.model}' is known; costs count as 0 USD")
+    selection, tasks = chosen(config, section, run)
+    if section.count and not tasks:
         raise UserError("critique: no train candidate has a graded answer; see sample.n_train and `minos status`")
-    tasks = [plan(section, row, problems[row["problem_id"]]) for row in selection.rows]
     cache = Cache(run)
     known = sum(task.request.key in cache.answers for task in tasks)
     try:
         answers, details = ask(config, section, tasks, cache)
     except (WorkStopped, KeyboardInterrupt):
+        cache = Cache(run)
         kept = [task for task in tasks if task.request.key in cache.answers]
         write(opened(config, run), section, kept, cache.answers)
         raise
@@ -76,6 +77,13 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
     details |= {"spent_usd_in_this_run": round(cache.spent_usd, 6)}
     details |= {"agreement": agreement(section.prompt, rows, [task.row["correct"] for task in tasks])}
     return finish(target, rows, selection, known, details)
+
+
+def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list[Task]]:
+    """The candidates that get a critique, and what is to be asked for each."""
+    problems, labels = train_labels(run)
+    selection = select(labels, section.count, section.wrong_share, config.seed)
+    return selection, [plan(section, row, problems[row["problem_id"]]) for row in selection.rows]
 
 
 def opened(config: Config, run: Run) -> Artefact:
@@ -100,25 +108,36 @@ def plan(section: Critique, row: Row, problem: Row) -> Task:
     given = {key: row[key] for key in ("steps", "step_labels", "correct")}
     case = Case(**given, **{key: problem[key] for key in ("question", "answer", "solution")})
     messages = resolve(section.prompt)(case)
-    return Task(row, Request(content_key(section.model, messages, section.temperature, section.max_tokens), messages))
+    if section.structured:
+        messages = with_instruction(messages)
+    key = content_key(section.model, messages, section.temperature, section.max_tokens, section.structured)
+    return Task(row, Request(key, messages, section.structured))
 
 
-def ask(config: Config, section: Critique, tasks: list[Task], cache: Cache) -> tuple[dict[str, Answer], dict[str, Any]]:
-    """Answers of all tasks by key, from the cache or the endpoint, and what the endpoint complained about."""
+def ask(
+    config: Config, section: Critique, tasks: Sequence[Any], cache: Cache, label: str = "critique"
+) -> tuple[dict[str, Answer], dict[str, Any]]:
+    """Answers of all tasks by key, from the cache or the endpoint, and what the endpoint complained about.
+
+    Any tasks with a `request` will do; they are asked for as JSON when their requests say so.
+    """
     wanted = {task.request.key: task.request for task in tasks}
     missing = [request for key, request in wanted.items() if key not in cache.answers]
     if not missing:
         return cache.answers, {}
+    section = priced(section).model_copy(update={"structured": any(request.structured for request in missing)})
     with (
         endpoint(section, config.seed) as (base_url, key),
-        Progress("critique", len(wanted), "critiques", len(wanted) - len(missing)) as progress,
+        Progress(label, len(wanted), f"{label}s", len(wanted) - len(missing)) as progress,
     ):
         if section.mode == "batch":
+            from minos_ray.critiques.batch import ask_batch
+
             asked, details = ask_batch(section, config.resources.client, base_url, key, cache, missing, progress)
-            return cache.answers | asked, details
-        critic = Critic(section, config.resources.client, base_url, key, cache, config.seed)
-        asked = asyncio.run(critic.ask(missing, len(wanted), progress))
-    details = {"retries": dict(critic.retries), "complaints": dict(critic.complaints.most_common(5))}
+        else:
+            from minos_ray.critiques.online import ask_online
+
+            asked, details = ask_online(config, section, base_url, key, cache, missing, progress)
     return cache.answers | asked, details
 
 
@@ -151,7 +170,7 @@ def critique_row(section: Critique, task: Task, answer: Answer) -> Row:
     return {
         "candidate_id": row["candidate_id"],
         "critic": section.model,
-        "prompt_version": f"{section.prompt}@{VERSIONS['critique_prompt']}",
+        "prompt_version": f"{section.prompt}@{VERSIONS['critique_prompt']}{'+json' if section.structured else ''}",
         "text": answer.text,
         "step_verdicts": parsed.step_verdicts,
         "final_verdict": parsed.final_verdict,

@@ -81,7 +81,7 @@ def serve() -> Iterator[Callable[[Script], ScriptedServer]]:
 
     def start(script: Script) -> ScriptedServer:
         server = ScriptedServer(script)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         return server
 

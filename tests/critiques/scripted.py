@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from minos_ray.config import Config
 from minos_ray.critiques.server import read_prompt
@@ -67,6 +68,7 @@ class ScriptedServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), ScriptedHandler)
         self.script = script
         self.seen: list[tuple[float, str]] = []
+        self.bodies: list[dict[str, Any]] = []
         self.sent: Counter[int] = Counter()
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
@@ -94,6 +96,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
         with server.lock:
             before = server.times()[content]
             server.seen.append((time.monotonic(), content))
+            server.bodies.append(body)
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
         try:

@@ -36,7 +36,8 @@ def test_rows_are_there_after_a_restart(tmp_path: Path, kind: str) -> None:
         asyncio.run(fill(cache, 50 + 50 * again))
     cache = Cache(run)
     assert cache.answers["k7"] == Answer("text 7\n\u00e9", "answered", 7, 1, 0.5)
-    assert (len(cache.answers), cache.spent_usd, cache.unreadable) == (100, 50.0, 0)
+    assert (len(cache.answers), cache.unreadable) == (100, 0)
+    assert cache.spent_usd == 75.0, "what was paid twice counts twice"
     assert len(run.files(FOLDER)) < 20, "rows that arrive together share a write"
 
 

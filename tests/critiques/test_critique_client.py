@@ -1,8 +1,12 @@
 """The client against a real HTTP server that misbehaves."""
 
 import asyncio
+import contextlib
 import email.utils
+import itertools
+import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,35 +14,81 @@ from typing import Any
 
 import pytest
 
-from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache, content_key
-from minos_ray.critiques.client import Critic, EndpointGone, Request
+from minos_ray.critiques.client import Critic, Endpoint, Request, preflight
+from minos_ray.critiques.gate import Gate
+from minos_ray.critiques.limiter import Limiter
+from minos_ray.critiques.online import ERRORS, EndpointGone, StopAtBudget
 from minos_ray.critiques.prompts import Case, label_aware
 from minos_ray.errors import UserError
-from minos_ray.progress import Progress
 from minos_ray.store import Run
 from tests.critiques.scripted import KEY, MakeConfig, Reply, Script, ScriptedServer, Serve
 
 
+class Seen:
+    """What went wrong on the way to the answers."""
+
+    def __init__(self) -> None:
+        self.retries: Counter[str] = Counter()
+        self.complaints: Counter[str] = Counter()
+
+
 @dataclass
 class Ask:
-    """Calls of the client on a scripted server; what they left is kept, also when they raise."""
+    """Clients with one limiter, in this process, on a scripted server; what they left is kept, also when they raise."""
 
     path: Path
     serve: Serve
     make_config: MakeConfig
 
     def __call__(
-        self, script: Script, rows: int = 1, client: dict[str, Any] | None = None, key: str = KEY, **critique: Any
-    ) -> tuple[dict[str, Answer], Critic, ScriptedServer]:
-        """Asks `rows` requests."""
+        self,
+        script: Script,
+        rows: int = 1,
+        client: dict[str, Any] | None = None,
+        key: str = KEY,
+        clients: int = 1,
+        **critique: Any,
+    ) -> tuple[dict[str, Answer], Seen, ScriptedServer]:
+        """Asks `rows` requests, spread over `clients` clients."""
         run = Run(str(self.path))
         self.server, self.cache = self.serve(script), Cache(run)
         config = self.make_config(run, self.server.url, client, **critique)
-        critic = Critic(config.critique, config.resources.client, self.server.url, key, self.cache, 0)
-        with Progress("critique", rows) as progress:
-            answers = asyncio.run(critic.ask(requests(rows), rows, progress))
-        return answers, critic, self.server
+        endpoint = Endpoint(config.critique, config.resources.client, self.server.url, key)
+        return asyncio.run(self._ask(endpoint, requests(rows), clients))
+
+    async def _ask(
+        self, endpoint: Endpoint, wanted: list[Request], clients: int
+    ) -> tuple[dict[str, Answer], Seen, ScriptedServer]:
+        await preflight(endpoint)
+        self.limiter = Limiter(endpoint.section, endpoint.limits, self.cache.spent_usd, len(wanted))
+        gates = [Gate(self.limiter.turn, f"client {i}") for i in range(clients)]
+        critics = [Critic(endpoint, self.cache, gate, f"{i}") for i, gate in enumerate(gates)]
+        calls = [asyncio.create_task(gate.run()) for gate in gates]
+        shares = [wanted[i::clients] for i in range(clients)]
+        asked = (critic.ask(share) for critic, share in zip(critics, shares, strict=True))
+        replies = list(itertools.chain(*await asyncio.gather(*asked)))
+        seen = Seen()
+        for reply in replies:
+            seen.retries.update(reply.retries)
+            seen.complaints.update(reply.complaints)
+        for call in calls:
+            call.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await call
+        for critic in critics:
+            await critic.api.close()
+        stop, _ = await self.limiter.state()
+        if stop:
+            raise ERRORS[stop.kind](stop.message)
+        keys = [request.key for share in shares for request in share]
+        return {k: r.answer for k, r in zip(keys, replies, strict=True)}, seen, self.server
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first wait of a retry, when the endpoint asks for none, is short."""
+    monkeypatch.setattr("minos_ray.critiques.retry.FIRST_WAIT_S", 0.05)
 
 
 @pytest.fixture
@@ -178,9 +228,8 @@ def test_no_quota_stops(ask: Ask) -> None:
 
 def test_unreachable_names_the_key_of_the_config(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(Run(str(tmp_path)), "http://127.0.0.1:9/v1")
-    critic = Critic(config.critique, config.resources.client, config.critique.base_url, KEY, Cache(Run(config.run)), 0)
-    with Progress("critique", 1) as progress, pytest.raises(UserError) as error:
-        asyncio.run(critic.ask(requests(1), 1, progress))
+    with pytest.raises(UserError) as error:
+        asyncio.run(preflight(Endpoint(config.critique, config.resources.client, config.critique.base_url, KEY)))
     assert str(error.value).startswith("critique.base_url = 'http://127.0.0.1:9/v1' cannot be reached: ")
 
 
@@ -194,7 +243,7 @@ def test_exhausted_retries_fail_the_row_and_are_not_kept(ask: Ask) -> None:
 
 
 def test_a_dead_endpoint_stops_the_work(ask: Ask) -> None:
-    with pytest.raises(EndpointGone, match=r"failed 1 times each \(503"):
+    with pytest.raises(EndpointGone, match=r"4 requests failed after all retries \(503"):
         ask(lambda *_: Reply(status=503), rows=300, client={"max_retries": 0})
     assert len(ask.server.seen) < 30
 
@@ -211,13 +260,15 @@ def test_a_slow_answer_holds_up_nobody(ask: Ask) -> None:
     assert all(moment - first < 3 for moment, _ in server.seen), "the others were all asked for meanwhile"
 
 
+@pytest.mark.parametrize("clients", [1, 2])
 @pytest.mark.parametrize("usage", [True, False])
-def test_the_money_limit_holds_with_many_in_flight(ask: Ask, usage: bool) -> None:
+def test_the_money_limit_holds_with_many_in_flight(ask: Ask, usage: bool, clients: int) -> None:
     prices = {"usd_per_million_input": 10, "usd_per_million_output": 10, "max_usd": 0.2, "max_tokens": 50}
     with pytest.raises(StopAtBudget, match=r"critique\.max_usd = 0\.2: stopped at"):
-        ask(lambda *_: Reply(usage=usage, delay=0.005), rows=500, **prices)
+        ask(lambda *_: Reply(usage=usage, delay=0.005), rows=500, clients=clients, **prices)
     spent = ask.cache.spent_usd
     assert 0.15 < spent <= 0.2, "nearly all of it, never more"
+    assert ask.limiter.budget.reserved == pytest.approx(0)
     assert len(ask.cache.answers) == len(ask.server.seen), "all that was asked for was kept"
 
 
@@ -234,3 +285,112 @@ def test_the_key_is_not_in_what_the_endpoint_is_quoted_with(ask: Ask) -> None:
     _, critic, _ = ask(lambda c, _: Reply(status=400, body=body) if "Question 1?" in c else Reply(), rows=3)
     [told] = critic.complaints
     assert "bad header ***" in told and KEY not in told
+
+
+def test_the_money_limit_counts_what_may_have_been_billed_and_never_came(ask: Ask) -> None:
+    """A cut connection after the answer was made costs the user, too."""
+    prices = {"usd_per_million_input": 10, "usd_per_million_output": 10, "max_usd": 0.2, "max_tokens": 50}
+    with pytest.raises(StopAtBudget, match=r"and at most 0\.\d+ on answers that never came"):
+        ask(lambda c, before: Reply(cut=before == 0 and "0?" in c, delay=0.01), rows=500, clients=2, **prices)
+    billed = len(ask.server.seen) * (100 + 50) * 10 / 1e6
+    assert 0.1 < billed <= 0.2
+
+
+def moments(server: ScriptedServer) -> list[float]:
+    """When the requests came, from the first on."""
+    return [moment - server.seen[0][0] for moment, _ in server.seen]
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_requests_per_minute_is_held_by_all_clients_together(ask: Ask, clients: int) -> None:
+    answers, _, server = ask(
+        lambda *_: Reply(delay=0.02), rows=90, clients=clients, client={"requests_per_minute": 1800}
+    )
+    came = moments(server)
+    assert len(answers) == 90
+    for i, start in enumerate(came):
+        within = sum(start <= moment < start + 1 for moment in came[i:])
+        assert within <= 30 * 1.25 + 1, "30 a second, and a quarter of a second may be caught up with"
+    assert came[-1] >= 89 / 30 - 0.3
+
+
+def test_tokens_per_minute_is_held_with_what_the_answers_really_took(ask: Ask) -> None:
+    """Before anything is known a request counts 1000 tokens and more; the answers say 150."""
+    limits = {"tokens_per_minute": 150 * 30 * 60}
+    _, _, server = ask(lambda *_: Reply(), rows=100, clients=2, client=limits, max_tokens=1000)
+    came = moments(server)
+    assert came[-1] >= 99 / 30 - 0.5
+    settled = [moment for moment in came if moment > 1.5]
+    assert len(settled) > 30 * (came[-1] - 1.5) * 0.7, "once they are known, most of the allowed rate is used"
+
+
+def test_retry_after_of_one_client_slows_the_others(ask: Ask) -> None:
+    def script(content: str, before: int) -> Reply:
+        if "Question 30?" in content and before == 0:
+            return Reply(status=429, headers={"Retry-After": "2"})
+        return Reply(delay=0.05)
+
+    _, seen, server = ask(script, rows=200, clients=3, client={"concurrency": 4})
+    came = moments(server)
+    gaps = [(later - earlier, earlier) for earlier, later in itertools.pairwise(came)]
+    longest, begin = max(gaps)
+    assert seen.retries == {"429": 1} and longest > 1.5
+    assert sum(begin - 0.1 < moment <= begin for moment in came) < 40 and came[-1] > begin + 1.5
+
+
+def test_ratelimit_headers_slow_everybody(ask: Ask) -> None:
+    """Nothing is left, and 60 are there again in 60 s: one per second."""
+    head = {
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-reset-requests": "1m0s",
+    }
+    _, _, server = ask(lambda *_: Reply(headers=head), rows=5, clients=2, client={"concurrency": 1})
+    came = moments(server)
+    assert came[-1] >= 2 - 0.2, "two at once, then one second each time"
+
+
+def critique_json(steps: list[tuple[str, bool]], final: bool) -> str:
+    """A critique as JSON."""
+    return json.dumps({"steps": [{"explanation": e, "correct": c} for e, c in steps], "final": final})
+
+
+def test_structured_answers_become_the_one_text_form(ask: Ask) -> None:
+    text = critique_json([("Step 1: two\nis right. This step is correct.", True), ("", False)], False)
+    answer = only(ask(lambda *_: Reply(text=text), structured=True)[0])
+    assert answer.text == (
+        "Step 1: two is right. This step is correct.\nStep 2: This step is incorrect.\nThe final answer is False."
+    )
+    [body] = ask.server.bodies
+    assert body["response_format"]["json_schema"]["strict"] is True
+
+
+@pytest.mark.parametrize("text", ["Sure!", "[]", '{"steps": []}', '{"steps": [{}], "final": true}', "[" * 100_000])
+def test_an_answer_that_is_no_json_is_set_aside_with_its_text(ask: Ask, text: str) -> None:
+    answers, _, server = ask(
+        lambda c, _: Reply(text=text if "Question 1?" in c else critique_json([("x", True)], True)),
+        rows=4,
+        structured=True,
+    )
+    spoilt = [answer for answer in answers.values() if answer.outcome == "bad_json"]
+    assert [answer.text for answer in spoilt] == [text] and spoilt[0].completion_tokens == 50
+    assert len(ask.cache.answers) == len(server.seen) == 4, "it was paid for, so it is kept and not asked again"
+
+
+def test_an_endpoint_that_does_not_know_structured_output(ask: Ask) -> None:
+    body = b'{"error": {"message": "response_format json_schema is not supported", "code": null}}'
+    with pytest.raises(UserError, match=r"response_format.*set critique\.structured=false"):
+        ask(lambda *_: Reply(status=400, body=body), rows=300, structured=True)
+    with pytest.raises(UserError, match=r"no answer is JSON of the given schema; set critique\.structured=false"):
+        ask(lambda *_: Reply(text="Step 1: fine."), rows=300, structured=True)
+    assert len(ask.server.seen) < 40
+
+
+def test_what_newer_models_take(ask: Ask) -> None:
+    ask(lambda *_: Reply(), token_limit="max_completion_tokens", temperature=None, max_tokens=77)
+    [body] = ask.server.bodies
+    assert body["max_completion_tokens"] == 77 and not body.keys() & {"max_tokens", "temperature", "response_format"}
+    told = b'{"error": {"message": "Unsupported parameter: use max_completion_tokens instead", "code": null}}'
+    with pytest.raises(UserError, match=r"set critique\.token_limit=max_completion_tokens"):
+        ask(lambda *_: Reply(status=400, body=told), rows=300)
+    assert len(ask.server.seen) <= 16

@@ -1,0 +1,184 @@
+"""Asking the critic from Ray Data actors that share one limiter."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+from pydantic import SecretStr
+
+from minos_ray import cluster
+from minos_ray.config import Config
+from minos_ray.critiques.budget import StopAtBudget
+from minos_ray.critiques.cache import BOUGHT, Answer, Cache
+from minos_ray.critiques.client import Endpoint, Request, preflight
+from minos_ray.critiques.gate import GONE
+from minos_ray.critiques.limiter import Limiter, Stop
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.progress import Progress
+from minos_ray.sections import Client, Critique
+
+RETRIES = 3
+"""A batch whose actor dies is given to the new one; after so many deaths the batch itself must be the cause."""
+IN_HAND = 2
+"""Requests that an actor has in hand for each that may be in flight: those of slow batches, and those that wait."""
+LARGEST_BATCH, STATE_S, DRAIN_S = 32, 60.0, 10.0
+
+
+class EndpointGone(WorkStopped):
+    """The endpoint, or the process that holds the limits, is down; a rerun goes on."""
+
+
+ERRORS = {"user": UserError, "budget": StopAtBudget, "gone": EndpointGone}
+
+
+def ask_online(
+    config: Config,
+    section: Critique,
+    base_url: str,
+    key: str,
+    cache: Cache,
+    requests: list[Request],
+    progress: Progress,
+) -> tuple[dict[str, Answer], dict[str, Any]]:
+    """The answers by key, and what went wrong; whatever was bought is in the cache, also when this raises.
+
+    `progress.total` counts the requests answered by the cache too: what may fail is a share of it.
+    """
+    limits = config.resources.client
+    endpoint = Endpoint(section, limits, base_url, key)
+    asyncio.run(preflight(endpoint))
+    cluster.connect(config)
+    cluster.require("client", limits, config.resources.wait_s)
+    tally = Tally(cache, progress)
+    with limiter(section, limits, cache.spent_usd, progress.total, progress.done) as shared:
+        for reply in replies(endpoint, shared, cache.run.path, requests, config.seed):
+            tally.add(reply)
+        stop, lost_usd = state(shared)
+    if stop:
+        raise ERRORS[stop.kind](stop.message)
+    if lacking := len(requests) - len(tally.answers):
+        raise EndpointGone(f"critique: {lacking} requests came back without an answer; run again to go on")
+    return tally.answers, tally.details() | ({"lost_usd": round(lost_usd, 6)} if lost_usd else {})
+
+
+@contextmanager
+def limiter(section: Critique, limits: Client, spent_usd: float, total: int, known: int) -> Iterator[Any]:
+    """The limiter as an actor on this node. When this process is interrupted, what is in flight may still arrive."""
+    import ray
+
+    here = {"scheduling_strategy": on_this_node(), "num_cpus": 0, "max_restarts": 0}
+    shared = ray.remote(Limiter).options(**here).remote(section, limits, spent_usd, total, known)
+    try:
+        yield shared
+    except KeyboardInterrupt:
+        shared.halt.remote(Stop("gone", "interrupted"))
+        ray.wait([shared.drained.remote()], timeout=DRAIN_S)
+        raise
+    finally:
+        ray.kill(shared)
+
+
+def on_this_node() -> Any:
+    """Where the driver is: an actor there lives as long as it does, and reaches what listens on its loopback."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def state(shared: Any) -> tuple[Stop | None, float]:
+    """Why the limiter stopped the work, and what may have been spent in vain."""
+    import ray
+
+    try:
+        return ray.get(shared.state.remote(), timeout=STATE_S)
+    except ray.exceptions.RayActorError:
+        return GONE, 0.0
+
+
+def replies(endpoint: Endpoint, shared: Any, run: str, requests: list[Request], seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of `worker.REPLIES`, as they come."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    from minos_ray.critiques.worker import Asker
+
+    limits = endpoint.limits
+    size = batch_size(len(requests), limits)
+    threads = -(-IN_HAND * limits.concurrency // size)
+    kwargs = {"section": endpoint.section, "limits": limits, "base_url": endpoint.base_url, "run": run, "seed": seed}
+    # What listens on the driver's loopback is reached from its node alone, which may offer no CPUs.
+    place = {"scheduling_strategy": on_this_node(), "num_cpus": 0} if endpoint.loopback else {"num_cpus": limits.cpus}
+    done = ray.data.from_arrow(blocks(requests, size)).map_batches(
+        Asker,
+        fn_constructor_kwargs={"limiter": shared, "key": SecretStr(endpoint.key), **kwargs},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            size=limits.actors,
+            max_tasks_in_flight_per_actor=threads + 2,
+            max_concurrent_calls_per_actor=threads,
+            enable_true_multi_threading=True,
+        ),
+        max_restarts=-1,
+        max_task_retries=RETRIES,
+        **place,
+    )
+    try:
+        yield from done.iter_rows()
+    except ray.exceptions.RayActorError as error:
+        raise WorkStopped(
+            f"critique: a batch killed {RETRIES + 1} actors in a row (memory? see the log above); what was bought is "
+            "kept, a rerun does the rest"
+        ) from error
+
+
+def batch_size(requests: int, limits: Client) -> int:
+    """Small enough that all slots of all actors are busy, large enough that a task costs little beside its requests."""
+    even = requests // (limits.actors * 8)
+    return max(1, min(LARGEST_BATCH, limits.concurrency // 4, even))
+
+
+def blocks(requests: list[Request], size: int) -> list[pa.Table]:
+    """One block per batch."""
+    from minos_ray.critiques.worker import REQUESTS
+
+    rows = [{"key": request.key, "messages": request.messages} for request in requests]
+    return [pa.Table.from_pylist(rows[i : i + size], schema=REQUESTS) for i in range(0, len(rows), size)]
+
+
+class Tally:
+    """Sums up replies and shows the progress: cost so far and expected in all, retries."""
+
+    def __init__(self, cache: Cache, progress: Progress) -> None:
+        self.cache, self.progress = cache, progress
+        self.answers: dict[str, Answer] = {}
+        self.spent_before, self.cost = cache.spent_usd, 0.0
+        self.retries: Counter[str] = Counter()
+        self.complaints: Counter[str] = Counter()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One row of `worker.REPLIES`; those that were stopped have no outcome and are only asked for again later."""
+        self.retries.update(row.pop("retries"))
+        self.complaints.update(row.pop("complaints"))
+        key = row.pop("key")
+        if row["outcome"] is None:
+            return
+        answer = self.answers[key] = Answer(**row)
+        if answer.outcome in BOUGHT:
+            self.cache.take(key, answer)
+        self.cost += answer.cost_usd
+        self.progress.advance(1, cost=self._cost(), retries=self.retries.total())
+
+    def _cost(self) -> str:
+        """`1.20 of about 3.40 USD`, with what earlier runs spent."""
+        todo = self.progress.total - self.progress.done - 1
+        expected = self.spent_before + self.cost * (1 + todo / len(self.answers))
+        return f"{self.spent_before + self.cost:.2f} of about {expected:.2f} USD"
+
+    def details(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"retries": dict(self.retries), "complaints": dict(self.complaints.most_common(5))}

@@ -1,0 +1,65 @@
+"""Critiques as JSON of a given schema (`critique.structured`), turned into the one text form that stage 1 reads."""
+
+import json
+import re
+from typing import Any
+
+from minos_ray.critiques.prompts import Messages
+
+INSTRUCTION = """Answer as JSON. `steps` has one entry for each of these lines: `explanation` holds what the line would
+say, without `Step k:` and without the closing sentence, and `correct` the verdict on the step. `final` is true when the
+final answer is right."""
+_STEP = {
+    "type": "object",
+    "properties": {"explanation": {"type": "string"}, "correct": {"type": "boolean"}},
+    "required": ["explanation", "correct"],
+    "additionalProperties": False,
+}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"steps": {"type": "array", "items": _STEP}, "final": {"type": "boolean"}},
+    "required": ["steps", "final"],
+    "additionalProperties": False,
+}
+FORMAT: dict[str, Any] = {
+    "type": "json_schema",
+    "json_schema": {"name": "critique", "strict": True, "schema": SCHEMA},
+}
+_OPENING = re.compile(r"^\s*Step\s+\d+\s*:\s*")
+_CLOSING = re.compile(r"\s*\bThis step is (in)?correct\b\.?\s*$")
+
+
+class NotJson(ValueError):
+    """The answer is no JSON of the schema."""
+
+
+def with_instruction(messages: Messages) -> Messages:
+    """The messages with the request for JSON after the last one."""
+    *before, last = messages
+    return [*before, {**last, "content": f"{last['content']}\n{INSTRUCTION}"}]
+
+
+def canonical(text: str) -> str:
+    """`Step 1: ... This step is correct.` for each step, then `The final answer is True.`; NotJson when it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NotJson(str(error)) from error
+    if not isinstance(value, dict) or not isinstance(value.get("steps"), list):
+        raise NotJson("no steps")
+    lines = [_line(number, step) for number, step in enumerate(value["steps"], start=1)]
+    return "\n".join([*lines, f"The final answer is {_verdict(value, 'final')}."])
+
+
+def _line(number: int, step: Any) -> str:
+    if not isinstance(step, dict) or not isinstance(step.get("explanation"), str):
+        raise NotJson(f"step {number} has no explanation")
+    verdict = "correct" if _verdict(step, "correct") else "incorrect"
+    explanation = _CLOSING.sub("", _OPENING.sub("", " ".join(step["explanation"].split())))
+    return " ".join(filter(None, [f"Step {number}:", explanation, f"This step is {verdict}."]))
+
+
+def _verdict(value: dict[str, Any], name: str) -> bool:
+    if not isinstance(value.get(name), bool):
+        raise NotJson(f"'{name}' is neither true nor false")
+    return value[name]
