@@ -102,7 +102,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_doubled(
 def test_a_unit_that_always_kills_ends_the_work_and_a_rerun_does_only_what_is_missing(
     artefact: Artefact, do: Callable[..., dict], tmp_path: Path
 ) -> None:
-    with pytest.raises(WorkStopped, match="killed 4 actors"):
+    with pytest.raises(WorkStopped, match="unit 5 killed 3 actors"):
         do(list(range(12)), dies_at="5", poison=True)
     stored = set(artefact.read(partial=True)["unit"].to_pylist())
     assert 5 not in stored
