@@ -40,15 +40,17 @@ def stored_ids(artefact: Artefact, key: str) -> set[str]:
     return stored
 
 
-def task_sizes(units: int, actors: int, most: int) -> list[int]:
-    """How many units the tasks have, in order: at first `most`, at the end ever fewer, so that all actors end together.
+def task_sizes(units: int, actors: int, most: int, least: int = 1) -> list[int]:
+    """How many units the tasks have, in order: at first `most`, then ever fewer, so that all actors end together.
 
     Guided self-scheduling (Polychronopoulos and Kuck, 1987): a task takes its share of what is left. Half the share,
-    since every actor has one task in work and one waiting.
+    since every actor has one task in work and one waiting. `least` is what an actor works on at once: less is no
+    faster. With less than that for each actor, all get the same.
     """
+    least = min(least, most, -(-units // actors))
     sizes = []
     while units:
-        sizes.append(max(1, min(most, units // (2 * actors))))
+        sizes.append(min(units, max(least, min(most, units // (2 * actors)))))
         units -= sizes[-1]
     return sizes
 
@@ -62,6 +64,7 @@ def run_units(
     resources: Actors,
     *,
     batch_units: int,
+    least_units: int = 1,
     label: str,
     rows: int,
     rows_before: int = 0,
@@ -69,7 +72,7 @@ def run_units(
     wait_s: float = 600,
     env: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """Does all `units` (column `unit_id`, unique) in tasks of at most `batch_units`; returns the summed stats.
+    """Does all `units` (column `unit_id`, unique) in tasks of `batch_units`, at the end fewer; returns summed stats.
 
     `worker(**kwargs)` is called once in each actor (see `parts.Worker`); what it is given at once is of one artefact:
     `artefact`, or the one that the units name in a column `artefact` (one pool of actors then serves several). `rows`
@@ -94,7 +97,7 @@ def run_units(
         "attempts": f"{attempts}/{uuid.uuid4().hex}",
         "part_units": -(-units.num_rows // PARTS),
     }
-    sizes = task_sizes(units.num_rows, resources.actors, batch_units)
+    sizes = task_sizes(units.num_rows, resources.actors, batch_units, least_units)
     outcome = Outcome(label, units.num_rows, started_before=rows_before > 0, can_fail=hasattr(worker, "failed"))
     try:
         with Progress(label, rows, unit, rows_before) as progress:
