@@ -127,8 +127,6 @@ def timed(pipeline: Callable[[int], int], problems: int) -> float:
 def whole_pipelines(problems: int, rounds: int, names: list[str]) -> None:
     """Medians of the time that the load adds, over alternating rounds."""
     connect()
-    for name in names:
-        timed(PIPELINES[name], 1)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:

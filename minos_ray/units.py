@@ -6,7 +6,7 @@ and what is stored is whole. A rerun plans only the units whose rows are missing
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -109,12 +109,20 @@ def run_units(
         raise WorkStopped(f"{died}; what is finished is kept, a rerun does the rest") from error
     finally:
         run.delete(attempts)
-    failed = units.filter(pc.is_in(units["unit_id"], pa.array(outcome.failed, units["unit_id"].type)))
-    for name, some in by_artefact(failed, artefact) if outcome.failed else ():
-        rows_of_failed, stats = worker.failed(some, **kwargs)  # type: ignore[attr-defined]
-        run.artefact(name).write_part(part_name(some), rows_of_failed, stats)
-        outcome.stats = added([outcome.stats, stats])
+    if outcome.failed:
+        failed = units.filter(pc.is_in(units["unit_id"], pa.array(outcome.failed, units["unit_id"].type)))
+        outcome.stats = added([outcome.stats, *write_failed(run, artefact, failed, worker, kwargs)])
     return outcome.stats
+
+
+def write_failed(
+    run: Run, artefact: str, units: pa.Table, worker: Any, kwargs: dict[str, Any]
+) -> Iterator[dict[str, float]]:
+    """Stores the rows that the worker has for units that killed every engine; their stats."""
+    for name, some in by_artefact(units, artefact):
+        rows, stats = worker.failed(some, **kwargs)
+        run.artefact(name).write_part(part_name(some), rows, stats)
+        yield stats
 
 
 def tasks(sizes: list[int], constructor: dict[str, Any], resources: Actors, env: dict[str, str] | None) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from minos_ray.sections import Engine, Model
 
 PROMPT_TOO_LONG = "prompt_too_long"
+ENGINE_DIED = "engine_died"
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -23,7 +24,7 @@ class Request(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One generated text, without EOS; `reason` is stop, length or prompt_too_long."""
+    """One generated text, without EOS; `reason` is stop, length, prompt_too_long or engine_died."""
 
     text: str
     reason: str

@@ -8,14 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from minos_ray import schema
-from minos_ray.candidates.engine import Generator, Request, Text
+from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
 from minos_ray.config import resolve
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.parts import Finished, added
 from minos_ray.sections import Engine, Model, Sample
 from minos_ray.store import Run
-
-ENGINE_DIED = "engine_died"
 
 
 class Sampler:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray import cluster, stages
-from minos_ray.candidates.engine import PROMPT_TOO_LONG
+from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
 from minos_ray.candidates.plan import Units, nothing, plan, task_units
-from minos_ray.candidates.sampler import ENGINE_DIED, Sampler
+from minos_ray.candidates.sampler import Sampler
 from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
@@ -153,6 +153,7 @@ def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seco
     """Makes sure that every (problem, index) is there once, then writes the manifest."""
     if lacks := wanted.rows - int(stored(artefact, wanted).sum()):
         raise RuntimeError(f"{lacks} candidates are missing; run again")
+    artefact.run.delete(f"{artefact.name}/attempts")
     rows = artefact.read(columns=["finish_reason", "num_tokens"], partial=True)
     reasons: dict[str, int] = {row["values"]: row["counts"] for row in rows["finish_reason"].value_counts().to_pylist()}
     counts = {
