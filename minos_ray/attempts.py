@@ -48,7 +48,7 @@ class Attempts:
         self.write()
 
     def finish(self, units: Iterable[str]) -> None:
-        """The units are stored, or need no further try."""
+        """The units are through: what comes now is not their fault. Written with the next start."""
         self.running.difference_update(units)
 
     def guilty(self, unit: str) -> bool:

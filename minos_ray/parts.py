@@ -101,7 +101,6 @@ class PartWriter:
             for part in self.parts(some, attempts) if some.num_rows else ():
                 whole = len(part.units) == units.num_rows
                 target.write_part(name if whole else f"{name}-{hashed(part.units)}", part.rows, part.stats, part.units)
-                attempts.finish(part.units)
                 yield Stored(part.units, part.rows.num_rows, part.stats)
 
     def parts(self, units: pa.Table, attempts: Attempts) -> Iterator[Finished]:
@@ -109,6 +108,7 @@ class PartWriter:
         ready: list[Finished] = []
         since = time.monotonic()
         for finished in self.stream(units, attempts):
+            attempts.finish(finished.units)
             ready.append(finished)
             if sum(len(f.units) for f in ready) >= self.part_units or time.monotonic() - since > PART_S:
                 yield together(ready)
