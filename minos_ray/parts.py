@@ -15,6 +15,15 @@ from minos_ray.store import Artefact, Run
 # Finished units wait at most so long for others to share a part with.
 PART_S = 60.0
 Stats = dict[str, float]
+OUTCOME = pa.schema(
+    [
+        ("units", pa.int64()),
+        ("rows", pa.int64()),
+        ("stats", pa.string()),
+        ("failed", pa.list_(pa.string())),
+        ("barren", pa.bool_()),
+    ]
+)
 
 
 class Finished(NamedTuple):
@@ -70,7 +79,7 @@ class PartWriter:
     def __call__(self, task: pa.Table) -> pa.Table:
         """What became of the units from `first` on, `count` of them: one row for each artefact among them."""
         units = self.units.slice(task["first"][0].as_py(), task["count"][0].as_py())
-        return pa.Table.from_pylist([self.do(*some) for some in by_artefact(units, self.artefact)])
+        return pa.Table.from_pylist([self.do(*some) for some in by_artefact(units, self.artefact)], schema=OUTCOME)
 
     def do(self, artefact: str, units: pa.Table) -> dict[str, Any]:
         """Does units of one artefact, without those that an earlier attempt stored."""

@@ -239,7 +239,7 @@ class Engine(Actors):
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU engine only")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     max_num_seqs: int = Field(256, ge=1)
-    units_per_task: int = Field(128, ge=1, description="requests of one task at most; fewer in the last ones")
+    units_per_task: int = Field(8, ge=1, description="requests of one task that is stored as a whole")
     eager: bool = True
     extra: dict[str, Any] = {}
 

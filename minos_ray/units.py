@@ -24,6 +24,8 @@ __all__ = ["Worker", "part_name", "run_units", "stored_ids"]
 
 # So many parts at most, if units finish evenly: beyond, a part waits for several units (`parts.PART_S` at most).
 PARTS = 20_000
+# Tasks whose units are stored one by one are so many times longer: nothing is lost by it, and engines empty less often.
+LONGER = 16
 # Units that may kill their engines before the engine itself is taken to be broken: so many, or this share of all.
 FAILED, FAILED_SHARE = 3, 0.01
 
@@ -78,6 +80,7 @@ def run_units(
     `artefact`, or the one that the units name in a column `artefact` (one pool of actors then serves several). `rows`
     is the number of rows expected in all (for progress), `rows_before` how many of them are stored already.
 
+    With a worker that has `stream`, tasks are `LONGER` times as long, but at least `least_units`, what it does at once.
     A unit that kills `DEATHS` engines gets the rows of `worker.failed`. WorkStopped where the worker has no such
     method, and when so many units fail that the engine must be the cause.
     """
@@ -97,7 +100,8 @@ def run_units(
         "attempts": f"{attempts}/{uuid.uuid4().hex}",
         "part_units": -(-units.num_rows // PARTS),
     }
-    sizes = task_sizes(units.num_rows, resources.actors, batch_units, least_units)
+    most = batch_units * (LONGER if hasattr(worker, "stream") else 1)
+    sizes = task_sizes(units.num_rows, resources.actors, most, least_units)
     outcome = Outcome(label, units.num_rows, started_before=rows_before > 0, can_fail=hasattr(worker, "failed"))
     try:
         with Progress(label, rows, unit, rows_before) as progress:
