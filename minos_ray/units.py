@@ -66,7 +66,7 @@ def run_units(
     resources: Actors,
     *,
     batch_units: int,
-    least_units: int = 1,
+    least_units: int | None = None,
     label: str,
     rows: int,
     rows_before: int = 0,
@@ -80,7 +80,9 @@ def run_units(
     `artefact`, or the one that the units name in a column `artefact` (one pool of actors then serves several). `rows`
     is the number of rows expected in all (for progress), `rows_before` how many of them are stored already.
 
-    With a worker that has `stream`, tasks are `LONGER` times as long, but at least `least_units`, what it does at once.
+    The last tasks are shorter, down to `least_units`, what a worker does at once (an eighth of `batch_units`); with a
+    worker that has `stream` the first ones are `LONGER` times as long.
+
     A unit that kills `DEATHS` engines gets the rows of `worker.failed`. WorkStopped where the worker has no such
     method, and when so many units fail that the engine must be the cause.
     """
@@ -101,7 +103,7 @@ def run_units(
         "part_units": -(-units.num_rows // PARTS),
     }
     most = batch_units * (LONGER if hasattr(worker, "stream") else 1)
-    sizes = task_sizes(units.num_rows, resources.actors, most, least_units)
+    sizes = task_sizes(units.num_rows, resources.actors, most, least_units or -(-batch_units // 8))
     outcome = Outcome(label, units.num_rows, started_before=rows_before > 0, can_fail=hasattr(worker, "failed"))
     try:
         with Progress(label, rows, unit, rows_before) as progress:
