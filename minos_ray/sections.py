@@ -48,7 +48,7 @@ class Sample(Section):
 
     n_train: int = Field(15, ge=0)
     n_test: int = Field(256, ge=1)
-    unit: int = Field(64, ge=1, description="candidates of one request: the unit of work and of loss")
+    unit: int = Field(64, ge=1, description="candidates of one request: the unit of work, storage and loss")
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = 0
@@ -241,7 +241,7 @@ class Engine(Actors):
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU engine only")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     max_num_seqs: int = Field(256, ge=1)
-    units_per_task: int = Field(8, ge=1, description="requests of one task: finished together, written together")
+    units_per_task: int = Field(8, ge=1, description="requests of one task that is stored as a whole")
     eager: bool = True
     extra: dict[str, Any] = {}
 

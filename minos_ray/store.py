@@ -6,6 +6,7 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). Every file is writ
 import json
 import os
 import time
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -19,6 +20,7 @@ from minos_ray.errors import UserError
 from minos_ray.schema import SCHEMAS
 
 STATS = b"minos_stats"
+UNITS = b"minos_units"
 
 
 class Manifest(BaseModel):
@@ -131,13 +133,25 @@ class Artefact:
         except (ValueError, KeyError, TypeError):
             return None
 
+    def begun_inputs(self) -> dict[str, Any] | None:
+        """What the present parts were made from."""
+        return json.loads(self.run.read_bytes(self.begun_name))["inputs"] if self.begun() else None
+
+    def adopt(self, inputs: dict[str, Any]) -> None:
+        """Keeps the present parts for other inputs; the artefact is not complete any more."""
+        self.run.delete(self.manifest_name)
+        self._write_begun(inputs)
+
+    def _write_begun(self, inputs: dict[str, Any]) -> None:
+        content = {"fingerprint": fingerprint(inputs), "inputs": inputs}
+        self.run.write_bytes(self.begun_name, json.dumps(content).encode())
+
     def begin(self, inputs: dict[str, Any]) -> None:
         """Makes the artefact writable: parts of the same inputs stay, anything else is removed first."""
-        print_ = fingerprint(inputs)
-        if self.begun() != print_:
+        if self.begun() != fingerprint(inputs):
             self.run.delete(self.name)
             self.run.delete(self.manifest_name)
-            self.run.write_bytes(self.begun_name, json.dumps({"fingerprint": print_, "inputs": inputs}).encode())
+            self._write_begun(inputs)
         elif self.manifest() is not None:
             self.run.delete(self.manifest_name)
 
@@ -159,22 +173,28 @@ class Artefact:
         self.run.write_bytes(self.manifest_name, manifest.model_dump_json(indent=1).encode())
         return manifest
 
-    def write_part(self, name: str, rows: pa.Table, stats: dict[str, float] | None = None) -> None:
-        """Writes `part-NAME.parquet`; the same name overwrites. `stats` travel inside the part and are summed later."""
-        metadata = {**(rows.schema.metadata or {}), STATS: json.dumps(stats or {}).encode()}
+    def write_part(
+        self, name: str, rows: pa.Table, stats: dict[str, float] | None = None, units: Sequence[str] = ()
+    ) -> None:
+        """Writes `part-NAME.parquet`; the same name overwrites. `stats` travel inside the part and are summed later.
+
+        So do the ids of the `units` of work that the rows came from.
+        """
+        notes = {STATS: json.dumps(stats or {}).encode(), UNITS: json.dumps(list(units)).encode()}
+        metadata = {**(rows.schema.metadata or {}), **notes}
         sink = pa.BufferOutputStream()
         pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
         self.run.write_bytes(f"{self.name}/part-{name}.parquet", sink.getvalue().to_pybytes())
 
-    def part_names(self) -> list[str]:
-        """Names of the parts that can be read whole; torn ones are renamed to `.torn` and so asked for again."""
-        return [name.removeprefix("part-").removesuffix(".parquet") for name in self._whole_files()]
+    def part_names(self, start: str = "") -> list[str]:
+        """Names (that begin with `start`) of whole parts; torn ones are renamed to `.torn` and so asked for again."""
+        return [name.removeprefix("part-").removesuffix(".parquet") for name in self._whole_files(start)]
 
-    def _part_files(self) -> list[str]:
-        return [f for f in self.run.files(self.name) if f.startswith("part-") and f.endswith(".parquet")]
+    def _part_files(self, start: str = "") -> list[str]:
+        return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
 
-    def _whole_files(self) -> list[str]:
-        return [f for f in self._part_files() if self._whole(f)]
+    def _whole_files(self, start: str = "") -> list[str]:
+        return [f for f in self._part_files(start) if self._whole(f)]
 
     def _whole(self, file: str) -> bool:
         path = f"{self.run.root}/{self.name}/{file}"
@@ -205,6 +225,13 @@ class Artefact:
         """How many rows one part has, without reading them."""
         with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/part-{name}.parquet") as source:
             return pq.ParquetFile(source).metadata.num_rows
+
+    def part_notes(self, name: str) -> tuple[list[str], int, dict[str, float]]:
+        """The units of one part, the number of its rows and its stats, without reading them."""
+        with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/part-{name}.parquet") as source:
+            file = pq.ParquetFile(source)
+            notes = file.schema_arrow.metadata or {}
+            return json.loads(notes.get(UNITS, b"[]")), file.metadata.num_rows, json.loads(notes.get(STATS, b"{}"))
 
     def _read_part(self, file: str, columns: list[str] | None) -> pa.Table:
         path = f"{self.run.root}/{self.name}/{file}"

@@ -1,59 +1,33 @@
-"""Work in units, on Ray Data: an actor pool takes batches of units and writes each finished batch as one part.
+"""Work in units, on Ray Data: an actor pool takes tasks of several units and stores every unit when it is finished.
 
 A part is named after the units in it and written in one move, so a unit that was done twice is stored once,
 and what is stored is whole. A rerun plans only the units whose rows are missing.
 """
 
 import json
-from collections.abc import Callable
-from hashlib import blake2b
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.attempts import BARREN, DEATHS
 from minos_ray.cluster import require
 from minos_ray.errors import WorkStopped
+from minos_ray.parts import PartWriter, Worker, added, by_artefact, part_name
 from minos_ray.progress import Progress
 from minos_ray.sections import Actors
 from minos_ray.store import Artefact, Run
 
-# A batch whose actor dies is given to a new one; after so many deaths the batch itself must be the cause.
-RETRIES = 3
-# A worker turns a batch of units into rows of the artefact and numbers to be summed (tokens, refusals by reason).
-Worker = Callable[[pa.Table], tuple[pa.Table, dict[str, float]]]
+__all__ = ["Worker", "part_name", "run_units", "stored_ids"]
 
-
-class PartWriter:
-    """The actor: makes its worker once, then writes one part per batch of units."""
-
-    def __init__(self, worker: Callable[..., Worker], kwargs: dict[str, Any], run: str, artefact: str) -> None:
-        self.worker = worker(**kwargs)
-        self.run, self.artefact = Run(run), artefact
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Returns a row per part: how many units were done, how many rows they gave, and the stats as JSON."""
-        done = [self.write(name, units) for name, units in by_artefact(batch, self.artefact)]
-        return pa.Table.from_pylist(done)
-
-    def write(self, artefact: str, units: pa.Table) -> dict[str, Any]:
-        """Does units of one artefact and writes their part."""
-        rows, stats = self.worker(units)
-        self.run.artefact(artefact).write_part(part_name(units), rows, stats)
-        return {"units": units.num_rows, "rows": rows.num_rows, "stats": json.dumps(stats)}
-
-
-def by_artefact(batch: pa.Table, default: str) -> list[tuple[str, pa.Table]]:
-    """The units of each artefact: those that have a column `artefact` name their own."""
-    if "artefact" not in batch.column_names:
-        return [(default, batch)]
-    names = batch["artefact"].unique().to_pylist()
-    return [(name, batch.filter(pc.equal(batch["artefact"], name))) for name in names]
-
-
-def part_name(batch: pa.Table) -> str:
-    """A name that is the same for the same units (column `unit_id`)."""
-    return blake2b("\n".join(sorted(batch["unit_id"].to_pylist())).encode(), digest_size=12).hexdigest()
+# So many parts at most, if units finish evenly: beyond, a part waits for several units (`parts.PART_S` at most).
+PARTS = 20_000
+# Tasks whose units are stored one by one are so many times longer: nothing is lost by it, and engines empty less often.
+LONGER = 16
+# Units that may kill their engines before the engine itself is taken to be broken: so many, or this share of all.
+FAILED, FAILED_SHARE = 3, 0.01
 
 
 def stored_ids(artefact: Artefact, key: str) -> set[str]:
@@ -68,6 +42,21 @@ def stored_ids(artefact: Artefact, key: str) -> set[str]:
     return stored
 
 
+def task_sizes(units: int, actors: int, most: int, least: int = 1) -> list[int]:
+    """How many units the tasks have, in order: at first `most`, then ever fewer, so that all actors end together.
+
+    Guided self-scheduling (Polychronopoulos and Kuck, 1987): a task takes its share of what is left. Half the share,
+    since every actor has one task in work and one waiting. `least` is what an actor works on at once: less is no
+    faster. With less than that for each actor, all get the same.
+    """
+    least = min(least, most, -(-units // actors))
+    sizes = []
+    while units:
+        sizes.append(min(units, max(least, min(most, units // (2 * actors)))))
+        units -= sizes[-1]
+    return sizes
+
+
 def run_units(
     run: Run,
     artefact: str,
@@ -77,6 +66,7 @@ def run_units(
     resources: Actors,
     *,
     batch_units: int,
+    least_units: int | None = None,
     label: str,
     rows: int,
     rows_before: int = 0,
@@ -84,41 +74,107 @@ def run_units(
     wait_s: float = 600,
     env: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """Does all `units` (column `unit_id`, unique) in batches of `batch_units`; returns the summed stats.
+    """Does all `units` (column `unit_id`, unique) in tasks of `batch_units`, at the end fewer; returns summed stats.
 
-    `worker(**kwargs)` is called once in each actor; its batches are of one artefact: `artefact`, or the one that the
-    units name in a column `artefact` (one pool of actors then serves several). `rows` is the number of rows expected
-    in all (for progress), `rows_before` how many of them are stored already.
+    `worker(**kwargs)` is called once in each actor (see `parts.Worker`); what it is given at once is of one artefact:
+    `artefact`, or the one that the units name in a column `artefact` (one pool of actors then serves several). `rows`
+    is the number of rows expected in all (for progress), `rows_before` how many of them are stored already.
+
+    The last tasks are shorter, down to `least_units`, what a worker does at once (an eighth of `batch_units`); with a
+    worker that has `stream` the first ones are `LONGER` times as long.
+
+    A unit that kills `DEATHS` engines gets the rows of `worker.failed`. WorkStopped where the worker has no such
+    method, and when so many units fail that the engine must be the cause.
     """
     import ray
-    from ray.data import ActorPoolStrategy
 
     if units.num_rows == 0:
         return {}
     require(label, resources, wait_s)
-    batch_units = max(1, min(batch_units, -(-units.num_rows // resources.actors)))
-    # One block per batch, made here: a repartition would need CPUs that the actors may hold.
-    blocks = [units.slice(i, batch_units) for i in range(0, units.num_rows, batch_units)]
-    done = ray.data.from_arrow(blocks).map_batches(
+    attempts = f"{artefact}/attempts"
+    run.delete(attempts)
+    constructor = {
+        "worker": worker,
+        "kwargs": kwargs,
+        "run": run.path,
+        "artefact": artefact,
+        "units": ray.put(units),
+        "attempts": f"{attempts}/{uuid.uuid4().hex}",
+        "part_units": -(-units.num_rows // PARTS),
+    }
+    most = batch_units * (LONGER if hasattr(worker, "stream") else 1)
+    sizes = task_sizes(units.num_rows, resources.actors, most, least_units or -(-batch_units // 8))
+    outcome = Outcome(label, units.num_rows, started_before=rows_before > 0, can_fail=hasattr(worker, "failed"))
+    try:
+        with Progress(label, rows, unit, rows_before) as progress:
+            for done in tasks(sizes, constructor, resources, env).iter_rows():
+                outcome.add(done)
+                progress.advance(done["rows"])
+    except ray.exceptions.RayActorError as error:
+        died = f"{label}: an actor died and could not be started again (memory? see the log above)"
+        raise WorkStopped(f"{died}; what is finished is kept, a rerun does the rest") from error
+    finally:
+        run.delete(attempts)
+    if outcome.failed:
+        failed = units.filter(pc.is_in(units["unit_id"], pa.array(outcome.failed, units["unit_id"].type)))
+        outcome.stats = added([outcome.stats, *write_failed(run, artefact, failed, worker, kwargs)])
+    return outcome.stats
+
+
+def write_failed(
+    run: Run, artefact: str, units: pa.Table, worker: Any, kwargs: dict[str, Any]
+) -> Iterator[dict[str, float]]:
+    """Stores the rows that the worker has for units that killed every engine; their stats."""
+    for name, some in by_artefact(units, artefact):
+        rows, stats = worker.failed(some, **kwargs)
+        run.artefact(name).write_part(part_name(some), rows, stats)
+        yield stats
+
+
+def tasks(sizes: list[int], constructor: dict[str, Any], resources: Actors, env: dict[str, str] | None) -> Any:
+    """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor."""
+    from ray.data import ActorPoolStrategy, from_arrow
+
+    blocks, first = [], 0
+    for size in sizes:
+        blocks.append(pa.table({"first": [first], "count": [size]}))
+        first += size
+    return from_arrow(blocks).map_batches(
         PartWriter,
-        fn_constructor_kwargs={"worker": worker, "kwargs": kwargs, "run": run.path, "artefact": artefact},
-        batch_size=batch_units,
+        fn_constructor_kwargs=constructor,
+        batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=resources.actors, max_tasks_in_flight_per_actor=2),
         num_cpus=resources.cpus if not resources.gpus else None,
         num_gpus=resources.gpus or None,
         runtime_env={"env_vars": env} if env else None,
         max_restarts=-1,
-        max_task_retries=RETRIES,
+        max_task_retries=-1,
     )
-    total: dict[str, float] = {}
-    try:
-        with Progress(label, rows, unit, rows_before) as progress:
-            for row in done.iter_rows():
-                for key, value in json.loads(row["stats"]).items():
-                    total[key] = total.get(key, 0) + value
-                progress.advance(row["rows"])
-    except ray.exceptions.RayActorError as error:
-        died = f"{label}: a batch killed {RETRIES + 1} actors in a row (memory? see the log above)"
-        raise WorkStopped(f"{died}; what is finished is kept, a rerun does the rest") from error
-    return total
+
+
+class Outcome:
+    """What came of the tasks so far, and whether the work is worth going on with."""
+
+    def __init__(self, label: str, units: int, started_before: bool, can_fail: bool) -> None:
+        self.label, self.units, self.started_before, self.can_fail = label, units, started_before, can_fail
+        self.stats: dict[str, float] = {}
+        self.done, self.failed = 0, []
+
+    def add(self, task: dict[str, Any]) -> None:
+        """Takes in the result of a task; WorkStopped when there is no sense in going on."""
+        self.stats = added([self.stats, json.loads(task["stats"])])
+        self.done += task["units"]
+        self.failed += list(task["failed"])
+        if task["barren"]:
+            self.stop(f"{BARREN} actors in a row died before a unit was finished")
+        if self.failed and not self.can_fail:
+            self.stop(f"unit {self.failed[0]} killed {DEATHS} actors")
+        nothing = self.done + len(self.failed) == self.units and not self.done and not self.started_before
+        if len(self.failed) > max(FAILED, FAILED_SHARE * self.units) or (self.failed and nothing):
+            self.stop(f"{len(self.failed)} of {self.done + len(self.failed)} units killed {DEATHS} actors each")
+
+    def stop(self, why: str) -> None:
+        """Ends the work."""
+        hint = "memory, or a setting of the engine? see the log above"
+        raise WorkStopped(f"{self.label}: {why} ({hint}); what is finished is kept, a rerun does the rest")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from minos_ray.attempts import BARREN, DEATHS
 from minos_ray.cluster import disconnect
 from minos_ray.errors import UserError, WorkStopped
+from minos_ray.parts import Finished
 from minos_ray.sections import Actors
 from minos_ray.store import Artefact, Run
 from minos_ray.units import run_units
@@ -45,6 +47,37 @@ class Squares:
         return pa.table({"unit": n, "square": [i * i for i in n]}), {"tokens": len(n), "biggest": max(n)}
 
 
+class Stream(Squares):
+    """Finishes units one by one, two in work at a time; every actor dies at the units `poison`, one at `dies_at`."""
+
+    def __init__(
+        self, folder: str, dies_at: str = "", poison: tuple[str, ...] = (), dies_at_start: bool = False
+    ) -> None:
+        super().__init__(folder, dies_at)
+        self.poisons = poison
+        if dies_at_start:
+            (self.folder / f"{os.getpid()}.pid").touch()
+            os._exit(1)
+
+    def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+        """Rows of each unit."""
+        units = batch["unit_id"].to_pylist()
+        for first in range(0, len(units), 2):
+            pair = units[first : first + 2]
+            starting(pair)
+            if "all" in self.poisons or not set(pair).isdisjoint(self.poisons):
+                (self.folder / f"{os.getpid()}.pid").touch()
+                os._exit(1)
+            for unit in pair:
+                yield Finished([unit], *self(batch.filter(pa.compute.equal(batch["unit_id"], unit))))
+
+    @staticmethod
+    def failed(units: pa.Table, **kwargs: object) -> tuple[pa.Table, dict[str, float]]:
+        """Rows whose square is -1."""
+        n = [int(unit) for unit in units["unit_id"].to_pylist() for _ in range(ROWS_PER_UNIT)]
+        return pa.table({"unit": n, "square": [-1] * len(n)}), {"engine_died": len(n)}
+
+
 @pytest.fixture
 def artefact(tmp_path: Path) -> Artefact:
     (tmp_path / "seen").mkdir()
@@ -57,7 +90,7 @@ def artefact(tmp_path: Path) -> Artefact:
 def do(tmp_path: Path, artefact: Artefact) -> Callable[..., dict[str, float]]:
     """`do(units, **kwargs)` runs Squares over the units with two actors, two units a batch."""
 
-    def run(units: list[int], worker: type = Squares, **kwargs: object) -> dict[str, float]:
+    def run(units: list[int], worker: type = Squares, batch_units: int = 2, **kwargs: object) -> dict[str, float]:
         return run_units(
             artefact.run,
             "squares",
@@ -65,7 +98,7 @@ def do(tmp_path: Path, artefact: Artefact) -> Callable[..., dict[str, float]]:
             worker,
             {"folder": str(tmp_path / "seen"), **kwargs},
             Actors(actors=2, cpus=0.5),
-            batch_units=2,
+            batch_units=batch_units,
             label="squares",
             rows=len(units) * ROWS_PER_UNIT,
         )
@@ -84,9 +117,8 @@ def test_every_unit_once_on_two_actors(artefact: Artefact, do: Callable[..., dic
     assert whole(artefact, range(13))
     assert total["tokens"] == 39
     assert artefact.stats() == total
-    seen = [path.read_text().split() for path in (tmp_path / "seen").glob("*.pid")]
-    assert len(seen) == 2
-    assert sorted(int(unit) for each in seen for unit in each) == list(range(13))
+    assert len(seen(tmp_path)) == 2
+    assert sorted(unit for each in seen(tmp_path) for unit in each) == list(range(13))
 
 
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_doubled(
@@ -102,7 +134,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_doubled(
 def test_a_unit_that_always_kills_ends_the_work_and_a_rerun_does_only_what_is_missing(
     artefact: Artefact, do: Callable[..., dict], tmp_path: Path
 ) -> None:
-    with pytest.raises(WorkStopped, match="killed 4 actors"):
+    with pytest.raises(WorkStopped, match="unit 5 killed 3 actors"):
         do(list(range(12)), dies_at="5", poison=True)
     stored = set(artefact.read(partial=True)["unit"].to_pylist())
     assert 5 not in stored
@@ -112,8 +144,72 @@ def test_a_unit_that_always_kills_ends_the_work_and_a_rerun_does_only_what_is_mi
     missing = [i for i in range(12) if i not in stored]
     do(missing)
     assert whole(artefact, range(12))
-    seen = [int(unit) for path in (tmp_path / "seen").glob("*.pid") for unit in path.read_text().split()]
-    assert sorted(seen) == missing
+    assert sorted(unit for each in seen(tmp_path) for unit in each) == missing
+
+
+def seen(folder: Path) -> list[list[int]]:
+    """The units that each process took, in order."""
+    return [[int(unit) for unit in path.read_text().split()] for path in (folder / "seen").glob("*.pid")]
+
+
+def squares(artefact: Artefact) -> dict[int, set[int]]:
+    """Unit -> its squares; a unit that is not stored exactly once is an error."""
+    rows = artefact.read(partial=True).to_pylist()
+    found: dict[int, set[int]] = {}
+    for row in rows:
+        found.setdefault(row["unit"], set()).add(row["square"])
+    assert len(rows) == ROWS_PER_UNIT * len(found)
+    return found
+
+
+@pytest.mark.slow
+def test_a_death_loses_only_the_units_in_work(artefact: Artefact, do: Callable[..., dict], tmp_path: Path) -> None:
+    total = do(list(range(24)), worker=Stream, batch_units=12, dies_at="5")
+    assert whole(artefact, range(24))
+    assert total == artefact.stats()
+    taken = sorted(unit for each in seen(tmp_path) for unit in each)
+    assert sorted(set(taken)) == list(range(24))
+    assert len(taken) == 25, "only the unit that was interrupted is done again"
+    assert not artefact.run.exists("squares/attempts")
+
+
+@pytest.mark.slow
+def test_two_poison_units_of_one_task_are_told_apart_and_counted(
+    artefact: Artefact, do: Callable[..., dict], tmp_path: Path
+) -> None:
+    total = do(list(range(24)), worker=Stream, batch_units=24, poison=("2", "3"))
+    expected = {unit: {unit * unit} for unit in range(24)} | {2: {-1}, 3: {-1}}
+    assert squares(artefact) == expected
+    assert total["engine_died"] == artefact.stats()["engine_died"] == 2 * ROWS_PER_UNIT
+    assert len(seen(tmp_path)) <= 2 + DEATHS + (DEATHS - 1), "one death together, two alone for each"
+
+
+@pytest.mark.slow
+def test_an_engine_that_always_dies_stops_the_work_and_fails_no_unit(
+    artefact: Artefact, do: Callable[..., dict], tmp_path: Path
+) -> None:
+    with pytest.raises(WorkStopped, match=f"{BARREN} actors in a row died"):
+        do(list(range(24)), worker=Stream, batch_units=12, poison=("all",))
+    assert artefact.part_names() == []
+    assert len(seen(tmp_path)) <= 2 * 2 * BARREN, "each of two actors has two tasks"
+    do(list(range(24)), worker=Stream, batch_units=12)
+    assert whole(artefact, range(24))
+
+
+@pytest.mark.slow
+def test_units_that_all_fail_alone_stop_the_work_too(artefact: Artefact, do: Callable[..., dict]) -> None:
+    with pytest.raises(WorkStopped, match=r"of \d units killed 3 actors each"):
+        do(list(range(2)), worker=Stream, batch_units=1, poison=("all",))
+    assert artefact.part_names() == []
+
+
+@pytest.mark.slow
+def test_an_actor_that_dies_while_it_starts_stops_the_work(
+    artefact: Artefact, do: Callable[..., dict], tmp_path: Path
+) -> None:
+    with pytest.raises(WorkStopped, match="could not be started"):
+        do(list(range(4)), worker=Stream, dies_at_start=True)
+    assert len(seen(tmp_path)) <= 2 * 4 * DEATHS
 
 
 class Fails(Squares):

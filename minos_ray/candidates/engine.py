@@ -1,10 +1,10 @@
-"""vLLM inside an actor: how the engine is built on CPU and GPU, and one call that turns requests into texts."""
+"""vLLM inside an actor: how the engine is built on CPU and GPU, and how it is kept full while requests become texts."""
 
 import json
 import os
-import tempfile
-import time
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from minos_ray.sections import Engine, Model
 
 PROMPT_TOO_LONG = "prompt_too_long"
-DEATHS_ALLOWED = 3
+ENGINE_DIED = "engine_died"
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One generated text, without EOS; `reason` is stop, length or prompt_too_long."""
+    """One generated text, without EOS; `reason` is stop, length, prompt_too_long or engine_died."""
 
     text: str
     reason: str
@@ -50,38 +50,85 @@ class Generator:
 
         self.llm = LLM(path, **arguments(path, model, resources))
         self.max_model_len = self.llm.model_config.max_model_len
+        self.width: int = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def generate(self, requests: Sequence[Request], sampling: dict[str, Any], seed: str) -> list[list[Text]]:
-        """`count` texts for every request, in order. `sampling` goes to vLLM's SamplingParams; temperature 0 is greedy.
+        """`count` texts for every request, in order; see `stream`."""
+        made = dict(self.stream(requests, sampling, seed))
+        return [made[place] for place in range(len(requests))]
 
-        Greedy texts of one prompt are all the same, so one is made and repeated. A prompt that leaves no room for
-        `max_tokens` gives empty texts with the reason prompt_too_long.
+    def stream(
+        self,
+        requests: Sequence[Request],
+        sampling: dict[str, Any],
+        seed: str,
+        starting: Callable[[list[int]], None] = lambda places: None,
+    ) -> Iterator[tuple[int, list[Text]]]:
+        """The place of each request and its `count` texts, as soon as all of them are there.
+
+        `starting` is told the places of requests before the engine gets them. `sampling` goes to vLLM's
+        SamplingParams; temperature 0 is greedy: texts of one prompt are all the same, so one is made and repeated. A
+        prompt that leaves no room for `max_tokens` gives empty texts with the reason prompt_too_long.
         """
-        fits = [len(r.prompt) + sampling["max_tokens"] <= self.max_model_len for r in requests]
-        fitting = [r for r, fit in zip(requests, fits, strict=True) if fit]
+        long = [len(r.prompt) + sampling["max_tokens"] > self.max_model_len for r in requests]
+        yield from ((place, [Text("", PROMPT_TOO_LONG, 0)] * requests[place].count) for place in where(long, True))
         try:
-            made = iter(self._generate(fitting, sampling, seed))
+            for place, output in self._outputs(requests, where(long, False), sampling, seed, starting):
+                texts = [Text(o.text, str(o.finish_reason), len(o.token_ids)) for o in output.outputs]
+                yield place, texts * (requests[place].count // len(texts))
         except dead_engine() as error:
             die(error)
-        return [
-            next(made) if fit else [Text("", PROMPT_TOO_LONG, 0)] * r.count
-            for r, fit in zip(requests, fits, strict=True)
-        ]
 
-    def _generate(self, requests: list[Request], sampling: dict[str, Any], seed: str) -> list[list[Text]]:
+    def _outputs(
+        self,
+        requests: Sequence[Request],
+        places: list[int],
+        sampling: dict[str, Any],
+        seed: str,
+        starting: Callable[[list[int]], None],
+    ) -> Iterator[tuple[int, Any]]:
+        """Steps the engine and keeps it full: requests are added whenever fewer are in it than it works on at once."""
+        engine, waiting, inside = self.llm.llm_engine, places[::-1], {}
+        self.llm.collective_rpc("minos_reseed", args=(stable_seed(seed),))
+        try:
+            while waiting or inside:
+                if waiting and engine.get_num_unfinished_requests() < self.width:
+                    some = taken(waiting, requests, self.width)
+                    starting(some)
+                    inside |= self._enqueue([requests[place] for place in some], some, sampling)
+                for output in engine.step():
+                    if output.finished:
+                        yield inside.pop(output.request_id), output
+        finally:
+            if inside:
+                engine.abort_request(list(inside))
+
+    def _enqueue(self, requests: list[Request], places: list[int], sampling: dict[str, Any]) -> dict[str, int]:
+        """Gives requests to the engine; the ids of its outputs, each with its place."""
         from vllm import SamplingParams
 
-        if not requests:
-            return []
         greedy = sampling["temperature"] == 0
-        self.llm.collective_rpc("minos_reseed", args=(stable_seed(seed),))
-        outputs = self.llm.generate(
+        added = self.llm.enqueue(
             [{"prompt_token_ids": r.prompt} for r in requests],
             [SamplingParams(n=1 if greedy else r.count, **sampling) for r in requests],
             use_tqdm=False,
         )
-        texts = [[Text(o.text, str(o.finish_reason), len(o.token_ids)) for o in out.outputs] for out in outputs]
-        return [made * r.count if greedy else made for made, r in zip(texts, requests, strict=True)]
+        # Inside, vLLM adds random characters to its number of a request; an output has the number alone.
+        return {name.partition("-")[0]: place for name, place in zip(added, places, strict=True)}
+
+
+def where(flags: Sequence[bool], value: bool) -> list[int]:
+    """Places of a value."""
+    return [place for place, flag in enumerate(flags) if flag is value]
+
+
+def taken(waiting: list[int], requests: Sequence[Request], texts: int) -> list[int]:
+    """Takes requests from the end of `waiting` until they ask for so many texts."""
+    some: list[int] = []
+    while waiting and texts > 0:
+        some.append(waiting.pop())
+        texts -= requests[some[-1]].count
+    return some
 
 
 def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
@@ -158,18 +205,11 @@ def dead_engine() -> tuple[type[BaseException], ...]:
 
 
 def die(error: BaseException) -> NoReturn:
-    """Ends the process, so that Ray restarts the actor with a new engine and repeats the batch.
-
-    An actor that keeps losing its engine fails the job instead: Ray would restart it for ever.
-    """
+    """Ends the process, so that Ray restarts the actor with a new engine; `run_units` counts whom it was trying."""
     import ray
 
-    actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
-    if actor is None:
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         raise error
-    ledger = Path(tempfile.gettempdir()) / f"minos-engine-deaths-{actor}"
-    with ledger.open("a") as deaths:
-        deaths.write(f"{time.time()}\n")
-    if len(ledger.read_text().splitlines()) >= DEATHS_ALLOWED:
-        raise RuntimeError(f"the engine died {DEATHS_ALLOWED} times in one actor") from error
+    traceback.print_exception(error)
+    sys.stderr.flush()
     os._exit(1)

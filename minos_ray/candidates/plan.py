@@ -1,61 +1,60 @@
 """What is still to be sampled: every (problem, index) that is not there, as units of work. Pure.
 
-A unit is one request: `count` candidates of one problem with indices `first`, `first + 1`, ...
+A unit is one request: `count` candidates of one problem with indices `first`, `first + 1`, ... Everything is done in
+whole columns, since a million problems are four million units.
 """
 
-import random
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
-
-class Unit(NamedTuple):
-    """`count` candidates of a problem from index `first` on."""
-
-    problem_id: str
-    first: int
-    count: int
-
-    @property
-    def unit_id(self) -> str:
-        """Unique among units that do not overlap."""
-        return f"{self.problem_id}#{self.first}"
+import numpy as np
 
 
-def plan(wanted: Mapping[str, int], existing: Mapping[str, Collection[int]], size: int) -> list[Unit]:
-    """Units of at most `size` candidates for all that is missing of `wanted` (problem -> number of candidates)."""
-    return [
-        unit
-        for problem_id, n in wanted.items()
-        for first, stop in gaps(n, existing.get(problem_id, ()))
-        for unit in chunks(problem_id, first, stop, size)
-    ]
+class Units(NamedTuple):
+    """Columns of units: the number of the problem, the first index, and how many candidates."""
+
+    problem: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.problem)
+
+    def shuffled(self, seed: int) -> "Units":
+        """Large and small units mixed, so that every task is about equally much work."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return Units(*(column[order] for column in self))
 
 
-def gaps(n: int, existing: Collection[int]) -> Iterator[tuple[int, int]]:
-    """Half-open ranges of the indices 0..n-1 that are not in `existing`."""
-    first = 0
-    for index in sorted(i for i in set(existing) if 0 <= i < n):
-        if first < index:
-            yield first, index
-        first = index + 1
-    if first < n:
-        yield first, n
+def nothing(wanted: Sequence[int]) -> np.ndarray:
+    """The table of what is stored, [problems, candidates], while nothing is."""
+    return np.zeros((len(wanted), max(wanted, default=0)), dtype=bool)
 
 
-def chunks(problem_id: str, first: int, stop: int, size: int) -> Iterator[Unit]:
-    """The range in pieces of `size`, the last one smaller."""
-    for start in range(first, stop, size):
-        yield Unit(problem_id, start, min(size, stop - start))
+def plan(wanted: Sequence[int], stored: np.ndarray, size: int) -> Units:
+    """Units of at most `size` candidates for all that is missing of the first `wanted[p]` candidates of problem p.
+
+    `stored` is a table [problems, candidates]; a gap in it is cut into units from its beginning on.
+    """
+    width = stored.shape[1]
+    missing = ~stored & (np.arange(width) < np.asarray(wanted, dtype=np.int64).reshape(-1, 1))
+    framed = np.zeros((len(wanted), width + 2), dtype=np.int8)
+    framed[:, 1:-1] = missing
+    edges = np.diff(framed, axis=1)
+    problem, start = np.nonzero(edges == 1)
+    stop = np.nonzero(edges == -1)[1]
+    return chunks(problem, start, stop, size)
 
 
-def shuffled(units: Iterable[Unit], seed: int) -> list[Unit]:
-    """Large and small units mixed, so that every batch of units is about equally much work."""
-    mixed = list(units)
-    random.Random(seed).shuffle(mixed)
-    return mixed
+def chunks(problem: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int) -> Units:
+    """Each range in pieces of `size`, its last one smaller."""
+    pieces = -(-(stop - start) // size)
+    of = np.repeat(np.arange(len(problem)), pieces)
+    number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    first = start[of] + number * size
+    return Units(problem[of], first, np.minimum(stop[of] - first, size))
 
 
-def batch_units(units: Collection[Unit], rows: int) -> int:
+def task_units(units: Units, rows: int) -> int:
     """How many units hold about `rows` candidates."""
-    total = sum(unit.count for unit in units)
-    return max(1, round(rows * len(units) / total)) if total else 1
+    return max(1, round(rows * len(units) / units.count.sum())) if len(units) else 1

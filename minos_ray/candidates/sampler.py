@@ -1,33 +1,31 @@
-"""The worker of the sampling actors: a batch of units in, candidate rows out."""
+"""The worker of the sampling actors: units in, candidate rows out as they are finished."""
 
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from minos_ray import schema
-from minos_ray.candidates.engine import Generator, Request, Text
-from minos_ray.models import locate
+from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
+from minos_ray.config import resolve
+from minos_ray.models import load_tokenizer, locate
+from minos_ray.parts import Finished, added
 from minos_ray.sections import Engine, Model, Sample
 from minos_ray.store import Run
 
-# A unit as the actors get it: which candidates, and the prompt.
-UNITS = pa.schema(
-    [
-        ("unit_id", pa.string()),
-        ("problem_id", pa.string()),
-        ("first", pa.int32()),
-        ("count", pa.int32()),
-        ("prompt", pa.list_(pa.int32())),
-    ]
-)
-
 
 class Sampler:
-    """Samples the candidates of units (schema `UNITS`) with its own engine."""
+    """Samples the candidates of units with its own engine.
+
+    A unit is `count` candidates of the problem `problem_id` with indices from `first` on; it brings the `question`.
+    """
 
     def __init__(self, run: str, model: Model, resources: Engine, sample: Sample, seed: int) -> None:
-        self.generator = Generator(locate(model, Run(run)), model, resources)
+        path = locate(model, Run(run))
+        self.generator = Generator(path, model, resources)
+        self.tokenizer, self.prompt = load_tokenizer(path, model.trust_remote_code), resolve(sample.prompt)
         self.model, self.seed = model.model, seed
         self.sampling: dict[str, Any] = {
             "temperature": sample.temperature,
@@ -37,36 +35,53 @@ class Sampler:
             "stop": list(sample.stop) or None,
         }
 
-    def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
-        """Candidate rows of the batch and its numbers: tokens, seconds, candidates by finish reason."""
-        units = batch.to_pylist()
-        start = time.monotonic()
-        requests = [Request(unit["prompt"], unit["count"]) for unit in units]
-        texts = self.generator.generate(requests, self.sampling, seed=f"{self.seed} {units[0]['unit_id']}")
-        rows = [
-            self.row(unit["problem_id"], unit["first"] + i, text)
-            for unit, made in zip(units, texts, strict=True)
-            for i, text in enumerate(made)
-        ]
-        return schema.table("candidates", rows), numbers(texts, time.monotonic() - start)
+    def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Candidates of all units at once, and their numbers."""
+        made = list(self.stream(units, lambda names: None))
+        return pa.concat_tables([finished.rows for finished in made]), added(finished.stats for finished in made)
 
-    def row(self, problem_id: str, index: int, text: Text) -> dict[str, Any]:
-        """One candidate."""
-        return {
+    def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+        """The candidates of each unit as soon as they are there, and their numbers: tokens, seconds, finish reasons."""
+        units = batch.to_pylist()
+        requests = [Request(self.prompt(unit["question"], self.tokenizer), unit["count"]) for unit in units]
+        since = time.monotonic()
+        for place, texts in self.generator.stream(
+            requests,
+            self.sampling,
+            f"{self.seed} {units[0]['unit_id']}",
+            lambda places: starting([units[place]["unit_id"] for place in places]),
+        ):
+            now = time.monotonic()
+            stats, since = numbers(texts, now - since), now
+            yield Finished([units[place]["unit_id"]], candidates(units[place], texts, self.model), stats)
+
+    @staticmethod
+    def failed(units: pa.Table, model: Model, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """Empty candidates for units that killed their engines, so that every (problem, index) is there."""
+        empty = Text("", ENGINE_DIED, 0)
+        made = [(unit, [empty] * unit["count"]) for unit in units.to_pylist()]
+        rows = pa.concat_tables([candidates(unit, texts, model.model) for unit, texts in made])
+        return rows, {ENGINE_DIED: rows.num_rows}
+
+
+def candidates(unit: dict[str, Any], texts: list[Text], model: str) -> pa.Table:
+    """The rows of a unit."""
+    problem_id, first = unit["problem_id"], unit["first"]
+    rows = [
+        {
             "candidate_id": f"{problem_id}/{index}",
             "problem_id": problem_id,
             "index": index,
             "text": text.text,
             "finish_reason": text.reason,
             "num_tokens": text.tokens,
-            "model": self.model,
+            "model": model,
         }
+        for index, text in enumerate(texts, first)
+    ]
+    return schema.table("candidates", rows)
 
 
-def numbers(texts: list[list[Text]], seconds: float) -> dict[str, float]:
-    """What is summed over all batches: seconds of all actors, tokens, texts by finish reason."""
-    total: dict[str, float] = {"seconds": seconds, "tokens": 0}
-    for text in (text for made in texts for text in made):
-        total["tokens"] += text.tokens
-        total[text.reason] = total.get(text.reason, 0) + 1
-    return total
+def numbers(texts: list[Text], seconds: float) -> dict[str, float]:
+    """What is summed over all units: seconds of all actors, tokens, texts by finish reason."""
+    return {"seconds": seconds, "tokens": sum(t.tokens for t in texts), **Counter(t.reason for t in texts)}

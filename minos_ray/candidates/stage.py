@@ -1,22 +1,39 @@
 """The sampling stage: n candidates of every problem, exactly once each, whatever happened before."""
 
+import json
 import time
-from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray import cluster, stages
-from minos_ray.candidates.engine import PROMPT_TOO_LONG
-from minos_ray.candidates.plan import Unit, batch_units, plan, shuffled
-from minos_ray.candidates.sampler import UNITS, Sampler
+from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
+from minos_ray.candidates.plan import Units, nothing, plan, task_units
+from minos_ray.candidates.sampler import Sampler
 from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.sections import Model
-from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import run_units, stored_ids
+from minos_ray.store import Artefact, Manifest, Run, fingerprint
+from minos_ray.units import run_units
+
+AMOUNTS = ("n_train", "n_test")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The problems (table with `problem_id`, `question`) and how many candidates each of them gets."""
+
+    problems: pa.Table
+    amounts: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        """Candidates of all problems."""
+        return int(self.amounts.sum())
 
 
 def sample(config: Config, run: Run) -> Manifest:
@@ -24,16 +41,15 @@ def sample(config: Config, run: Run) -> Manifest:
     done = stages.fresh(config, run, "candidates")
     if done is not None:
         return done
-    model = generator(config)
-    problems = run.artefact("problems").read(columns=["problem_id", "split", "question"]).to_pylist()
-    prompts = encode(config, run, model, problems)
-    wanted = {p["problem_id"]: amount(config, p["split"]) for p in problems}
+    wanted = read_wanted(config, run)
+    check_prompt(config, run, wanted)
+    extend(config, run)
     artefact = stages.begin(config, run, "candidates")
     assert isinstance(artefact, Artefact)
     start = time.monotonic()
-    before = sum(len(indices) for indices in existing(artefact).values())
-    sample_missing(config, run, artefact, wanted, prompts)
-    return finish(config, artefact, wanted, before, time.monotonic() - start)
+    before = stored(artefact, wanted)
+    sample_missing(config, run, artefact, wanted, before)
+    return finish(config, artefact, wanted, int(before.sum()), time.monotonic() - start)
 
 
 def generator(config: Config) -> Model:
@@ -43,41 +59,68 @@ def generator(config: Config) -> Model:
     return config.generator
 
 
-def amount(config: Config, split: str) -> int:
-    """How many candidates a problem of that split gets."""
-    return config.sample.n_test if split == "test" else config.sample.n_train
+def read_wanted(config: Config, run: Run) -> Wanted:
+    """All problems and how many candidates they get."""
+    problems = run.artefact("problems").read(columns=["problem_id", "split", "question"])
+    test = pc.equal(problems["split"], "test").to_numpy(zero_copy_only=False)
+    return Wanted(problems.combine_chunks(), np.where(test, config.sample.n_test, config.sample.n_train))
 
 
-def encode(config: Config, run: Run, model: Model, problems: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """The prompt of every problem as token ids."""
-    prompt = resolve(config.sample.prompt)
+def check_prompt(config: Config, run: Run, wanted: Wanted) -> None:
+    """Asks for the first prompt; UserError about the generator, its tokenizer or the prompt comes before any work."""
+    model = generator(config)
     tokenizer = load_tokenizer(locate(model, run), model.trust_remote_code)
-    return {p["problem_id"]: prompt(p["question"], tokenizer) for p in problems}
+    prompt = resolve(config.sample.prompt)
+    for question in wanted.problems["question"][:1].to_pylist():
+        prompt(question, tokenizer)
 
 
-def existing(artefact: Artefact) -> dict[str, set[int]]:
-    """Problem -> indices of its candidates that are stored."""
-    found: dict[str, set[int]] = {}
-    for candidate_id in stored_ids(artefact, "candidate_id"):
-        problem_id, _, index = candidate_id.rpartition("/")
-        found.setdefault(problem_id, set()).add(int(index))
+def extend(config: Config, run: Run) -> None:
+    """Keeps what is there when only `n_train` or `n_test` has grown: the artefact then lacks the new candidates.
+
+    Its fingerprint changes, so that what was made from the smaller set is stale.
+    """
+    artefact = run.artefact("candidates")
+    inputs = stages.inputs(config, run, stages.spec(config, "candidates"))
+    old = artefact.begun_inputs()
+    if old is None or fingerprint(old) == fingerprint(inputs):
+        return
+    grown = json.loads(json.dumps(old))
+    section = grown.get("config", {}).get("sample", {})
+    larger = all(section.get(key, np.inf) <= getattr(config.sample, key) for key in AMOUNTS)
+    section.update({key: getattr(config.sample, key) for key in AMOUNTS})
+    if larger and fingerprint(grown) == fingerprint(inputs):
+        artefact.adopt(inputs)
+
+
+def stored(artefact: Artefact, wanted: Wanted) -> np.ndarray:
+    """Which candidates are stored, [problems, candidates]. A part that repeats one (two runs at once) goes."""
+    found = nothing(wanted.amounts)
+    flat, width = found.reshape(-1), found.shape[1]
+    numbers = {name: number for number, name in enumerate(wanted.problems["problem_id"].to_pylist())}
+    for name in artefact.part_names():
+        part = artefact.read_part(name, ["problem_id", "index"])
+        named = part["problem_id"].combine_chunks().dictionary_encode()
+        problem = np.array([numbers[problem_id] for problem_id in named.dictionary.to_pylist()], dtype=np.int64)
+        places = problem[named.indices.to_numpy()] * width + part["index"].to_numpy()
+        if flat[places].any() or len(np.unique(places)) < len(places):
+            artefact.run.delete(f"{artefact.name}/part-{name}.parquet")
+        else:
+            flat[places] = True
     return found
 
 
-def sample_missing(
-    config: Config, run: Run, artefact: Artefact, wanted: dict[str, int], prompts: dict[str, list[int]]
-) -> None:
+def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: Wanted, before: np.ndarray) -> None:
     """Plans what is not stored and has it sampled."""
-    stored = existing(artefact)
-    units = shuffled(plan(wanted, stored, config.sample.unit), config.seed)
-    if not units:
+    units = plan(wanted.amounts, before, config.sample.unit).shuffled(config.seed)
+    if not len(units):
         return
     resources = config.resources.sample
     cluster.connect(config)
     run_units(
         run,
         artefact.name,
-        unit_table(units, prompts),
+        unit_table(units, wanted.problems),
         Sampler,
         {
             "run": run.path,
@@ -87,30 +130,40 @@ def sample_missing(
             "seed": config.seed,
         },
         resources,
-        batch_units=batch_units(units, resources.units_per_task * config.sample.unit),
+        batch_units=task_units(units, resources.units_per_task * config.sample.unit),
+        least_units=task_units(units, resources.max_num_seqs),
         label="sample",
-        rows=sum(wanted.values()),
-        rows_before=sum(len(indices) for indices in stored.values()),
+        rows=wanted.rows,
+        rows_before=int(before.sum()),
         unit="candidates",
         wait_s=config.resources.wait_s,
     )
 
 
-def unit_table(units: list[Unit], prompts: dict[str, list[int]]) -> pa.Table:
-    """The units with their prompts, as the actors get them."""
-    rows = [{**unit._asdict(), "unit_id": unit.unit_id, "prompt": prompts[unit.problem_id]} for unit in units]
-    return pa.Table.from_pylist(rows, schema=UNITS)
+def unit_table(units: Units, problems: pa.Table) -> pa.Table:
+    """The units as the actors get them; the text of a problem is there once, however many units name it."""
+    number, first = pa.array(units.problem, pa.int32()), pa.array(units.first, pa.int32())
+    columns = {name: problems[name].combine_chunks() for name in ("problem_id", "question")}
+    named = {name: pa.DictionaryArray.from_arrays(number, column) for name, column in columns.items()}
+    unit_id = pc.binary_join_element_wise(columns["problem_id"].take(number), first.cast(pa.string()), "#")
+    return pa.table({"unit_id": unit_id, **named, "first": first, "count": pa.array(units.count, pa.int32())})
 
 
-def finish(config: Config, artefact: Artefact, wanted: dict[str, int], before: int, seconds: float) -> Manifest:
+def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seconds: float) -> Manifest:
     """Makes sure that every (problem, index) is there once, then writes the manifest."""
-    if missing := plan(wanted, existing(artefact), config.sample.unit):
-        raise RuntimeError(f"{len(missing)} units of candidates are missing, first {missing[0].unit_id}; run again")
+    if lacks := wanted.rows - int(stored(artefact, wanted).sum()):
+        raise RuntimeError(f"{lacks} candidates are missing; run again")
+    artefact.run.delete(f"{artefact.name}/attempts")
     rows = artefact.read(columns=["finish_reason", "num_tokens"], partial=True)
-    reasons = Counter(rows["finish_reason"].to_pylist())
-    counts = {"candidates": rows.num_rows, "problems": len(wanted), "tokens": pc.sum(rows["num_tokens"]).as_py() or 0}
-    dropped = {"truncated_at_max_tokens": reasons["length"], PROMPT_TOO_LONG: reasons[PROMPT_TOO_LONG]}
-    details = {
+    reasons: dict[str, int] = {row["values"]: row["counts"] for row in rows["finish_reason"].value_counts().to_pylist()}
+    counts = {
+        "candidates": rows.num_rows,
+        "problems": len(wanted.amounts),
+        "tokens": pc.sum(rows["num_tokens"]).as_py() or 0,
+    }
+    dropped = {"truncated_at_max_tokens": reasons.get("length", 0)}
+    dropped |= {reason: reasons.get(reason, 0) for reason in (PROMPT_TOO_LONG, ENGINE_DIED)}
+    details: dict[str, Any] = {
         "seconds": round(seconds, 2),
         "candidates_before": before,
         "candidates_per_second": round((rows.num_rows - before) / max(seconds, 1e-9), 1),

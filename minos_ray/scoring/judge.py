@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from minos_ray import cluster, schema, stages
-from minos_ray.candidates.engine import Generator, Request, Text
+from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
 from minos_ray.config import Config
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.models import load_tokenizer, locate
@@ -51,6 +51,14 @@ class CriticJudge:
         total: dict[str, float] = {}
         rows = [row for unit, made in zip(units, texts, strict=True) for row in rate(unit, made, total)]
         total["seconds"] = time.monotonic() - start
+        return schema.table("scores", rows), total
+
+    @staticmethod
+    def failed(units: pa.Table, judge: Judge, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """Rows of units that killed every engine: critiques without a verdict, so score 0, counted by their reason."""
+        total: dict[str, float] = {}
+        texts = [Text("", ENGINE_DIED, 0)] * judge.samples
+        rows = [row for unit in units.to_pylist() for row in rate(unit, texts, total)]
         return schema.table("scores", rows), total
 
     def critiques(self, units: list[dict[str, Any]]) -> list[list[Text]]:

@@ -28,16 +28,40 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
+Event = tuple[str, tuple[int, ...]]
+
+
+class Logged(Generator):
+    """Tells in which order requests go in and come out."""
+
+    def events(self, requests: list[Request], sampling: dict[str, Any], seed: str) -> tuple[list[Event], list[Any]]:
+        """("in", places) and ("out", (place,)) in order, and the texts by place."""
+        events: list[Event] = []
+        made = {}
+        for place, texts in self.stream(requests, sampling, seed, lambda places: events.append(("in", tuple(places)))):
+            events.append(("out", (place,)))
+            made[place] = texts
+        return events, [made[place] for place in range(len(requests))]
+
+
 @pytest.fixture(scope="module")
-def engine(path: str, end_of_ray: None) -> Iterator[Any]:
+def actor(path: str, end_of_ray: None) -> Iterator[Any]:
     """The generator in an actor of a real Ray."""
     import ray
 
     if not ray.is_initialized():
         ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 << 20)
-    actor = ray.remote(Generator).options(num_cpus=1).remote(path, Model(model=path), RESOURCES)
-    yield lambda *args: ray.get(actor.generate.remote(*args), timeout=120)
+    actor = ray.remote(Logged).options(num_cpus=1).remote(path, Model(model=path), RESOURCES)
+    yield actor
     ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def engine(actor: Any) -> Any:
+    """`engine(requests, sampling, seed)` generates."""
+    import ray
+
+    return lambda *args: ray.get(actor.generate.remote(*args), timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +114,24 @@ def test_samples_depend_on_the_seed_and_only_on_it(engine: Any, prompts: list[li
     assert not {t.text for t in one[0]} & {t.text for t in other[0]}
     assert len({t.text for t in one[0]}) == 16
     assert max(t.tokens for t in one[0]) == 12
+
+
+@pytest.mark.slow
+def test_the_engine_is_kept_full_and_texts_come_out_when_they_are_finished(
+    actor: Any, engine: Any, prompts: list[list[int]]
+) -> None:
+    import ray
+
+    requests = [Request([5] * 200, 7), *[Request(prompts[i % 3], 100) for i in range(8)]]
+    events, texts = ray.get(actor.events.remote(requests, SAMPLED, "a"), timeout=120)
+    assert events[:2] == [("out", (0,)), ("in", (1, 2, 3))], "256 at once; what is refused is out at once"
+    entered = [places for kind, places in events if kind == "in"]
+    assert [place for places in entered for place in places] == list(range(1, 9))
+    assert len(entered) >= 3
+    last_in = max(at for at, (kind, _) in enumerate(events) if kind == "in")
+    assert any(kind == "out" for kind, _ in events[1:last_in]), "some are finished before the last ones begin"
+    assert [len(made) for made in texts] == [7] + [100] * 8
+    assert texts == engine(requests, SAMPLED, "a")
 
 
 @pytest.mark.slow

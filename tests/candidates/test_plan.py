@@ -2,49 +2,67 @@
 
 from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.candidates.plan import batch_units, plan, shuffled
+from minos_ray.candidates.plan import Units, nothing, plan, task_units
 
-IDS = st.text("abc#/0 ", min_size=1, max_size=4)
-WANTED = st.dictionaries(IDS, st.integers(0, 40), max_size=6)
+WANTED = st.lists(st.integers(0, 40), max_size=6)
 
 
 @st.composite
-def interrupted(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, set[int]]]:
+def interrupted(draw: st.DrawFn) -> tuple[list[int], np.ndarray]:
     """What is wanted and some of it that is stored already."""
     wanted = draw(WANTED)
-    stored = {p: draw(st.sets(st.integers(0, n - 1))) for p, n in wanted.items() if n and draw(st.booleans())}
-    return wanted, stored
+    table = nothing(wanted)
+    for problem, n in enumerate(wanted):
+        for index in draw(st.sets(st.integers(0, n - 1))) if n and draw(st.booleans()) else ():
+            table[problem, index] = True
+    return wanted, table
+
+
+def rows(units: Units) -> list[tuple[int, int, int]]:
+    """(problem, first, count) of every unit."""
+    return list(zip(*(column.tolist() for column in units), strict=True))
 
 
 @given(interrupted(), st.integers(1, 17))
-def test_plan_and_stored_are_every_index_once(state: tuple[dict[str, int], dict[str, set[int]]], size: int) -> None:
-    wanted, stored = state
-    units = plan(wanted, stored, size)
-    seen = Counter((u.problem_id, u.first + i) for u in units for i in range(u.count))
-    seen.update((p, i) for p, indices in stored.items() for i in indices)
-    assert seen == Counter((p, i) for p, n in wanted.items() for i in range(n))
-    assert all(1 <= u.count <= size for u in units)
-    assert len({u.unit_id for u in units}) == len(units)
+def test_plan_and_stored_are_every_index_once(state: tuple[list[int], np.ndarray], size: int) -> None:
+    wanted, table = state
+    units = rows(plan(wanted, table, size))
+    seen = Counter((problem, first + i) for problem, first, count in units for i in range(count))
+    seen.update((int(problem), int(index)) for problem, index in zip(*np.nonzero(table), strict=True))
+    assert seen == Counter((problem, index) for problem, n in enumerate(wanted) for index in range(n))
+    assert all(1 <= count <= size for _, _, count in units)
 
 
 @given(WANTED, st.integers(1, 17), st.integers(0, 3))
-def test_shuffling_keeps_every_unit(wanted: dict[str, int], size: int, seed: int) -> None:
-    units = plan(wanted, {}, size)
-    assert sorted(shuffled(units, seed)) == sorted(units)
-    assert shuffled(units, seed) == shuffled(units, seed)
+def test_shuffling_keeps_every_unit(wanted: list[int], size: int, seed: int) -> None:
+    units = plan(wanted, nothing(wanted), size)
+    assert sorted(rows(units.shuffled(seed))) == sorted(rows(units))
+    assert rows(units.shuffled(seed)) == rows(units.shuffled(seed))
 
 
 def test_the_last_chunk_is_smaller_and_gaps_are_filled_apart() -> None:
-    assert [(u.first, u.count) for u in plan({"p": 70}, {}, 32)] == [(0, 32), (32, 32), (64, 6)]
-    assert [(u.first, u.count) for u in plan({"p": 10}, {"p": {0, 4, 5}}, 3)] == [(1, 3), (6, 3), (9, 1)]
-    assert plan({"p": 3}, {"p": {0, 1, 2}, "other": {7}}, 2) == []
+    assert rows(plan([70], nothing([70]), 32)) == [(0, 0, 32), (0, 32, 32), (0, 64, 6)]
+    table = nothing([10])
+    table[0, [0, 4, 5]] = True
+    assert rows(plan([10], table, 3)) == [(0, 1, 3), (0, 6, 3), (0, 9, 1)]
+    assert rows(plan([3], ~nothing([3]), 2)) == []
 
 
-def test_a_batch_holds_about_the_wanted_rows() -> None:
-    units = plan({"p": 256, **{f"t{i}": 8 for i in range(32)}}, {}, 64)
-    assert batch_units(units, rows=512) == len(units)
-    assert batch_units(units, rows=1) == 1
-    assert batch_units([], rows=8) == 1
+def test_a_million_problems_of_four_units_are_four_million_units() -> None:
+    wanted = np.full(1_000_000, 8)
+    units = plan(wanted, nothing(wanted), 2).shuffled(0)
+    assert len(units) == 4_000_000
+    assert units.count.sum() == 8_000_000
+    assert len(np.unique(units.problem * 8 + units.first)) == 4_000_000
+
+
+def test_a_task_holds_about_the_wanted_rows() -> None:
+    wanted = [256, *[8] * 32]
+    units = plan(wanted, nothing(wanted), 64)
+    assert task_units(units, rows=512) == len(units)
+    assert task_units(units, rows=1) == 1
+    assert task_units(plan([], nothing([]), 8), rows=8) == 1

@@ -1,22 +1,30 @@
 """The sampling stage on a real Ray with real engines: 70 means 70, after a rerun and after a killed actor too."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from minos_ray import schema
-from minos_ray.candidates.stage import sample
+from minos_ray import schema, stages
+from minos_ray.candidates.engine import Text
+from minos_ray.candidates.plan import plan
+from minos_ray.candidates.sampler import Sampler, candidates
+from minos_ray.candidates.stage import extend, read_wanted, sample, stored
 from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.sections import Engine, Model, Resources, Sample
-from minos_ray.store import Run
+from minos_ray.store import Artefact, Run
 from tests.tiny import tiny_model
 
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
+DEADLY = "How many engines does this question kill?"
 PROBLEMS = {"one": ("test", 70), "two": ("test", 70), "three": ("train", 5)}
 
 
@@ -26,9 +34,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def make_config(tmp_path: Path, path: str, actors: int, **sampling: object) -> Config:
-    """Actors of one CPU each; every unit is a task of its own."""
-    engine = Engine(actors=actors, cpus=1, kv_cache_gb=0.05, units_per_task=1)
+def make_config(
+    tmp_path: Path, path: str, actors: int, units_per_task: int = 1, max_num_seqs: int = 64, **sampling: object
+) -> Config:
+    """Actors of one CPU each; every unit is a task of its own unless told otherwise."""
+    tasks = {"units_per_task": units_per_task, "max_num_seqs": max_num_seqs}
+    engine = Engine(actors=actors, cpus=1, kv_cache_gb=0.05, **tasks)
     settings = {"n_train": 5, "n_test": 70, "unit": 32, "max_tokens": 16, "temperature": 1.0, **sampling}
     return Config(
         run=str(tmp_path / "run"),
@@ -39,13 +50,16 @@ def make_config(tmp_path: Path, path: str, actors: int, **sampling: object) -> C
     )
 
 
-def make_run(config: Config) -> Run:
-    """A run whose problems all ask the same, so that equal streams would give equal texts."""
+def make_run(config: Config, deadly: tuple[str, ...] = ()) -> Run:
+    """A run whose problems all ask the same, so that equal streams would give equal texts, but for `deadly` ones."""
     run = Run(config.run)
     artefact = run.artefact("problems")
     artefact.begin({"import": "test"})
-    common = {"dataset": "test", "question": QUESTION, "answer": "7", "solution": None}
-    rows = [{"problem_id": name, "split": split, **common} for name, (split, _) in PROBLEMS.items()]
+    common = {"dataset": "test", "answer": "7", "solution": None}
+    asked = {name: DEADLY if name in deadly else QUESTION for name in PROBLEMS}
+    rows = [
+        {"problem_id": name, "split": split, "question": asked[name], **common} for name, (split, _) in PROBLEMS.items()
+    ]
     artefact.write_part("0", schema.table("problems", rows))
     artefact.complete({"problems": len(rows)})
     return run
@@ -106,29 +120,122 @@ def remove_a_part(run: Run) -> dict[str, list[str]]:
     return texts
 
 
+def test_a_larger_n_keeps_what_is_there_and_a_smaller_one_or_another_key_does_not(tmp_path: Path, path: str) -> None:
+    few = make_config(tmp_path, path, actors=1, n_train=2, n_test=40)
+    run = make_run(few)
+    artefact = stages.begin(few, run, "candidates")
+    assert isinstance(artefact, Artefact)
+    unit = {"problem_id": "one", "first": 0, "count": 40}
+    artefact.write_part("kept", candidates(unit, [Text("text", "stop", 1)] * 40, "model"))
+    done = artefact.complete({"candidates": 40})
+    larger = make_config(tmp_path, path, actors=1, n_train=2, n_test=50)
+    other = make_config(tmp_path, path, actors=1, n_train=2, n_test=50, temperature=0.5)
+    for neither in (make_config(tmp_path, path, actors=1, n_train=1, n_test=50), other, few):
+        extend(neither, run)
+        assert artefact.manifest() == done
+    extend(larger, run)
+    assert artefact.manifest() is None
+    begun = stages.begin(larger, run, "candidates")
+    assert isinstance(begun, Artefact)
+    wanted = read_wanted(larger, run)
+    assert stored(begun, wanted).sum() == 40
+    assert plan(wanted.amounts, stored(begun, wanted), 64).count.sum() == 50 + 50 + 2 - 40
+    again = begun.complete({})
+    assert again.fingerprint != done.fingerprint, "what was made from fewer candidates is stale"
+
+
 @pytest.mark.slow
-def test_a_killed_actor_loses_and_repeats_nothing(tmp_path: Path, path: str, local_ray: None) -> None:
-    config = make_config(tmp_path, path, actors=1, unit=4, max_tokens=40)
+def test_neither_a_killed_driver_nor_a_killed_actor_loses_or_repeats_a_candidate(
+    tmp_path: Path, path: str, local_ray: None
+) -> None:
+    config = make_config(tmp_path, path, actors=1, unit=4, max_tokens=100, units_per_task=64, max_num_seqs=4)
     run = make_run(config)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "config.json")])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(parts(run)) < 3 and driver.poll() is None:
+        time.sleep(0.02)
+    theirs = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(theirs, timeout=60)
+    assert not alive, "Ray ends with its driver"
+
+    kept = {name: stored_texts(run, name) for name in parts(run)}
+    assert kept
     killed: list[int] = []
-    killer = threading.Thread(target=kill_an_actor, args=(run, killed))
+    killer = threading.Thread(target=kill_an_actor, args=(run, killed, kept))
     killer.start()
-    sample(config, run)
+    resumed = sample(config, run)
     killer.join(timeout=60)
     assert killed, "no actor was killed"
     assert_every_index_once(run)
+    assert 0 < resumed.details["candidates_before"] < 145
+    assert {name: stored_texts(run, name) for name in kept} == kept
 
 
-def kill_an_actor(run: Run, killed: list[int]) -> None:
-    """Waits for the first part, then kills an actor that is sampling."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any(f.startswith("part-") for f in run.files("candidates")):
+def kill_an_actor(run: Run, killed: list[int], kept: dict[str, list[str]]) -> None:
+    """Waits for three parts more than are `kept`, then kills the actor that is at it; these are to be kept too."""
+    deadline, before = time.monotonic() + 120, len(kept)
+    while time.monotonic() < deadline and len(files := parts(run)) < before + 3:
         time.sleep(0.02)
     for process in psutil.Process().children(recursive=True):
         if "PartWriter" in process.name() or "PartWriter" in " ".join(process.cmdline()):
-            killed.append(process.pid)
             process.kill()
-            return
+            killed.append(process.pid)
+    kept.update({name: stored_texts(run, name) for name in files})
+
+
+def parts(run: Run) -> list[str]:
+    """Names of the parts at this moment."""
+    files = run.files("candidates")
+    return [f.removeprefix("part-").removesuffix(".parquet") for f in files if f.endswith(".parquet")]
+
+
+@pytest.mark.slow
+def test_a_prompt_that_kills_every_engine_is_counted_and_harms_no_other(
+    tmp_path: Path, path: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minos_ray.candidates.stage.Sampler", Fragile)
+    config = make_config(tmp_path, path, actors=1, unit=35, units_per_task=64)
+    run = make_run(config, deadly=("three",))
+    manifest = sample(config, run)
+    assert_every_index_once(run)
+    rows = run.artefact("candidates").read().to_pylist()
+    dead = [row for row in rows if row["finish_reason"] == "engine_died"]
+    assert {row["problem_id"] for row in dead} == {"three"}
+    assert {row["text"] for row in dead} == {""}
+    assert manifest.dropped["engine_died"] == len(dead) == 5
+    assert len((tmp_path / "run" / "starts").read_text()) == 4, "one engine more than it kills"
+    assert not run.exists("candidates/attempts")
+
+
+class Fragile(Sampler):
+    """Its engine kills the process when it is given the prompt of a deadly question."""
+
+    def __init__(self, run: str, **kwargs: Any) -> None:
+        super().__init__(run, **kwargs)
+        with open(f"{run}/starts", "a") as starts:
+            starts.write("x")
+        engine, deadly = self.generator.llm.llm_engine, self.prompt(DEADLY, self.tokenizer)
+        add = engine.add_request
+
+        def add_request(request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> str:
+            if list(prompt["prompt_token_ids"]) == deadly:
+                os._exit(1)
+            return add(request_id, prompt, *args, **kwargs)
+
+        engine.add_request = add_request
+
+
+DRIVER = """
+import sys
+from minos_ray.candidates.stage import sample
+from minos_ray.config import Config
+from minos_ray.store import Artefact, Run
+config = Config.model_validate_json(open(sys.argv[1]).read())
+sample(config, Run(config.run))
+"""
 
 
 def test_no_generator_is_one_line_and_clears_nothing(tmp_path: Path) -> None:

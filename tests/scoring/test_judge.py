@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from minos_ray import schema
 from minos_ray.config import Config
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.models import load_tokenizer
-from minos_ray.scoring.judge import judge, verdicts
+from minos_ray.scoring.judge import UNITS, CriticJudge, judge, verdicts
 from minos_ray.sections import Engine, Judge, Model, Resources, Score
 from minos_ray.store import Run
 from minos_ray.training import encoding
@@ -130,3 +131,11 @@ def test_the_score_is_the_share_of_verdicts() -> None:
     assert verdicts([right, wrong, right, unread], 2) == (0.5, [0.5, 0.5])
     assert verdicts([unread], 2) == (0.0, [0.0, 0.0])
     assert verdicts([], 0) == (0.0, [])
+
+
+def test_units_whose_engine_died_score_nothing_and_are_counted() -> None:
+    unit = {"unit_id": "p/0", "candidate_ids": ["p/0", "p/2"], "problem_id": "p", "question": QUESTION, "steps": RIGHT}
+    rows, stats = CriticJudge.failed(pa.Table.from_pylist([unit], schema=UNITS), Judge(samples=3), run="run")
+    assert [(row["candidate_id"], row["score"]) for row in rows.to_pylist()] == [("p/0", 0.0), ("p/2", 0.0)]
+    assert stats["engine_died"] == 3
+    assert stats["candidates"] == 2

@@ -1,0 +1,70 @@
+"""A node that is lost under an actor, on a cluster of three real raylets on this machine."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from minos_ray.cluster import disconnect, quiet_data
+from minos_ray.sections import Actors
+from minos_ray.store import Run
+from minos_ray.units import run_units
+
+
+class Slow:
+    """Says which units it was given; the first call lasts until its node is gone."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        with open(self.folder / "calls", "a") as calls:
+            calls.write(" ".join(units["unit_id"].to_pylist()) + "\n")
+        if len((self.folder / "calls").read_text().splitlines()) == 1:
+            time.sleep(300)
+        return pa.table({"unit": units["unit_id"]}), {}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs that notices a lost node within two seconds."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    disconnect()
+    monkeypatch.setitem(os.environ, "RAY_health_check_period_ms", "300")
+    monkeypatch.setitem(os.environ, "RAY_health_check_failure_threshold", "3")
+    store = {"object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_lost_node_is_not_the_fault_of_the_units_that_were_in_work(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    first = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    ray.init(address=cluster.address, log_to_driver=False)
+    quiet_data()
+    run = Run(str(tmp_path / "run"))
+    units = pa.table({"unit_id": ["0", "1", "2", "3"]})
+    options: dict[str, Any] = {"batch_units": 4, "least_units": 4, "label": "slow", "rows": 4}
+    arguments = (run, "slow", units, Slow, {"folder": str(tmp_path)}, Actors(actors=1, cpus=1))
+    work = threading.Thread(target=run_units, args=arguments, kwargs=options, daemon=True)
+    work.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "calls").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    cluster.remove_node(first, allow_graceful=False)
+    work.join(timeout=90)
+    assert not work.is_alive()
+    assert (tmp_path / "calls").read_text().splitlines() == ["0 1 2 3", "0 1 2 3"], "nobody is suspected"
+    assert sorted(run.artefact("slow").read(partial=True)["unit"].to_pylist()) == ["0", "1", "2", "3"]
