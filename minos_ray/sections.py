@@ -171,6 +171,11 @@ class Reward(Train):
     rows: int | None = Field(None, ge=1, description="labelled candidates used; all when empty")
     wrong_share: float | None = Field(None, gt=0, lt=1, description="balance to this share of wrong candidates")
     eval_rows: int = Field(1000, ge=1, description="held out by problem for the convergence curve")
+    orm_positions: Literal["last", "every_token"] = Field(
+        "last", description="every_token: Cobbe et al., Lightman et al."
+    )
+    soft_labels: bool = Field(False, description="PRM targets are the shares of rollouts that succeed, where known")
+    lm_weight: float = Field(0.0, ge=0, description="weight of the language loss on right solutions (Cobbe et al.)")
     consensus: bool = Field(False, description="only rows whose critique (not label-aware) finds the same first error")
     batch_rows: int = Field(512, ge=1)
     max_length: int = Field(512, ge=8)

@@ -1,5 +1,6 @@
 """Models: made from nothing, loaded for an objective, saved so that transformers and vLLM load them unaided."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,33 @@ def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, An
     model = auto.from_pretrained(path, num_labels=1, id2label={0: LABEL}, label2id={LABEL: 0}, **options)
     reset_head(model.score, seed)
     return model
+
+
+def vocabulary_head(model: Any, path: str, revision: str | None = None) -> torch.nn.Linear:
+    """The vocabulary head that the model at `path` has as a language model, for a verifier's language loss.
+
+    It is the embedding itself where both are tied; it is trained along, but no part of the saved verifier.
+    """
+    embedding = model.get_input_embeddings().weight
+    head = torch.nn.Linear(embedding.shape[1], embedding.shape[0], bias=False, dtype=embedding.dtype)
+    if model.config.tie_word_embeddings:
+        head.weight = embedding
+    else:
+        head.load_state_dict({"weight": stored(path, "lm_head.weight", revision)})
+    return head
+
+
+def stored(path: str, name: str, revision: str | None) -> torch.Tensor:
+    """One tensor of a checkpoint, without loading the rest."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    index = cached_file(
+        path, "model.safetensors.index.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    shard = json.loads(Path(index).read_text())["weight_map"][name] if index else "model.safetensors"
+    with safe_open(cached_file(path, shard, revision=revision), framework="pt") as tensors:
+        return tensors.get_tensor(name)
 
 
 def reset_head(head: torch.nn.Linear, seed: int) -> None:
