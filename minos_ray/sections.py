@@ -267,10 +267,21 @@ class Workers(Section):
     cpus: float = Field(1, gt=0)
     gpu: bool = False
     zero: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "all"] = Field("none", description="to host memory; all: weights too, ZeRO 3")
+    gpu_memory_gb: float | None = Field(None, gt=0, description="what a GPU has; `minos check` refuses what cannot fit")
     micro_tokens: int = Field(8192, ge=64)
     gradient_checkpointing: bool = False
     save_every: int = Field(200, ge=1)
     max_failures: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def offload_needs_zero(self) -> "Workers":
+        """What is not partitioned cannot be moved away."""
+        if self.offload == "all" and self.zero != 3:
+            raise ValueError("offload: all needs zero: 3")
+        if self.offload == "optimizer" and self.zero == 0:
+            raise ValueError("offload: optimizer needs zero: 1, 2 or 3")
+        return self
 
 
 class Resources(Section):

@@ -6,6 +6,7 @@ its rows are a function of (seed, step) and its loss is divided by the number of
 
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from minos_ray import models
 from minos_ray.store import Run
 from minos_ray.training import architecture, batches, checkpoint, engine, metrics
+from minos_ray.training.card import card
 from minos_ray.training.job import Job
 from minos_ray.training.log import Log, Record, curve, losses
 from minos_ray.training.losses import Losses, Objective
@@ -31,13 +33,21 @@ class Training:
         path = models.locate(job.start, run)
         options = {"revision": job.start.revision, "trust_remote_code": job.start.trust_remote_code}
         self.tokenizer = models.load_tokenizer(path, job.start.trust_remote_code)
-        self.model = architecture.load(path, job.kind, job.section.precision, job.section.seed, options)
-        vocabulary = architecture.vocabulary_head(self.model, path, job.start.revision) if job.lm_weight else None
+        self.model = self.load(path, options)
+        vocabulary = architecture.vocabulary_head(self.model, path) if job.lm_weight else None
         self.engine = engine.start(Objective(self.model, job.kind, vocabulary), job.section, job.workers)
         self.train, self.held_out = (Rows.read(run, f"{job.table.name}-{part}") for part in ("train", "held-out"))
         self.steps = batches.total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
         self.first, self.history = checkpoint.resume(self.engine, job)
         self.log = Log(run, job.name, self.history, job.wandb) if self.rank == 0 else None
+
+    def load(self, path: str, options: dict[str, Any]) -> Any:
+        """The model to start from; with ZeRO 3 each rank has its share only."""
+        job = self.job
+        how = (path, job.kind, job.section.precision, job.section.seed, options)
+        if job.workers.zero < 3:
+            return architecture.load(*how)
+        return architecture.load_partitioned(*how, engine.settings(job.section, job.workers))
 
     def fit(self) -> None:
         """Every step that is still to be done, with evaluations and checkpoints on the way, then the model."""
@@ -130,6 +140,7 @@ class Training:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder)
+                (Path(folder) / "README.md").write_text(card(self.job, self.details()))
                 pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)
             self.log.close()
             table = self.job.table
