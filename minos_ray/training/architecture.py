@@ -53,10 +53,12 @@ def load_partitioned(
     """The same for ZeRO 3: weights go from the files into every rank's share, and no rank ever holds all of them."""
     import deepspeed
     from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
 
     config = AutoConfig.from_pretrained(path, **heads(kind), **options)
     trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
-    with deepspeed.zero.Init(config_dict_or_path=settings, dtype=DTYPES[precision]):
+    # Without `dtype`: where fp16 is unknown, DeepSpeed 0.19 turns a given one into bf16; the settings name it as well.
+    with deepspeed.zero.Init(config_dict_or_path=settings), no_init_weights():
         model = auto_class(kind).from_config(config, dtype=DTYPES[precision], **trusted)
     with Stored(path) as weights:
         for name, parameter in model.named_parameters():
