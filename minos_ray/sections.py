@@ -173,6 +173,11 @@ class Reward(Train):
     rows: int | None = Field(None, ge=1, description="labelled candidates used; all when empty")
     wrong_share: float | None = Field(None, gt=0, lt=1, description="balance to this share of wrong candidates")
     eval_rows: int = Field(1000, ge=1, description="held out by problem for the convergence curve")
+    orm_positions: Literal["last", "every_token"] = Field(
+        "last", description="every_token: Cobbe et al., Lightman et al."
+    )
+    soft_labels: bool = Field(False, description="PRM targets are the shares of rollouts that succeed, where known")
+    lm_weight: float = Field(0.0, ge=0, description="weight of the language loss on right solutions (Cobbe et al.)")
     consensus: bool = Field(False, description="only rows whose critique (not label-aware) finds the same first error")
     batch_rows: int = Field(512, ge=1)
     max_length: int = Field(512, ge=8)
@@ -264,10 +269,21 @@ class Workers(Section):
     cpus: float = Field(1, gt=0)
     gpu: bool = False
     zero: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "all"] = Field("none", description="to host memory; all: weights too, ZeRO 3")
+    gpu_memory_gb: float | None = Field(None, gt=0, description="what a GPU has; `minos check` refuses what cannot fit")
     micro_tokens: int = Field(8192, ge=64)
     gradient_checkpointing: bool = False
     save_every: int = Field(200, ge=1)
     max_failures: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def offload_needs_zero(self) -> "Workers":
+        """What is not partitioned cannot be moved away."""
+        if self.offload == "all" and self.zero != 3:
+            raise ValueError("offload: all needs zero: 3")
+        if self.offload == "optimizer" and self.zero == 0:
+            raise ValueError("offload: optimizer needs zero: 1, 2 or 3")
+        return self
 
 
 class Resources(Section):

@@ -47,6 +47,7 @@ def tiny_model(
     seed: int = 0,
     spread: float = 0.2,
     chat: bool = False,
+    tied: bool = False,
 ) -> str:
     """Saves a random Mistral (`layers` x `hidden`, head size 32) with its tokenizer; returns the path.
 
@@ -74,6 +75,7 @@ def tiny_model(
         max_position_embeddings=1024,
         sliding_window=None,
         initializer_range=spread,
+        tie_word_embeddings=tied,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,

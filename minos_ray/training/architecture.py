@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 
+from minos_ray.errors import UserError
 from minos_ray.sections import Pretrain
 from minos_ray.training import encoding
 from minos_ray.training.job import Kind
+from minos_ray.training.stored import Stored
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LABEL = "correct"
+HEAD = "score."
 
 
 def new_mistral(section: Pretrain, tokenizer: Any) -> Any:
@@ -38,15 +41,67 @@ def new_mistral(section: Pretrain, tokenizer: Any) -> Any:
 
 def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, Any]) -> Any:
     """The model at `path` for an objective; the scalar head of a verifier is new, small and depends on `seed` only."""
+    model = auto_class(kind).from_pretrained(path, **heads(kind), **options, dtype=DTYPES[precision])
+    if kind != "lm":
+        reset_head(model.score, seed)
+    return model
+
+
+def load_partitioned(
+    path: str, kind: Kind, precision: str, seed: int, options: dict[str, Any], settings: dict[str, Any]
+) -> Any:
+    """The same for ZeRO 3: weights go from the files into every rank's share, and no rank ever holds all of them."""
+    import deepspeed
+    from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
+
+    config = AutoConfig.from_pretrained(path, **heads(kind), **options)
+    trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
+    # Without `dtype`: where fp16 is unknown, DeepSpeed 0.19 turns a given one into bf16; the settings name it as well.
+    with deepspeed.zero.Init(config_dict_or_path=settings), no_init_weights():
+        model = auto_class(kind).from_config(config, dtype=DTYPES[precision], **trusted)
+    with Stored(path) as weights:
+        for name, parameter in model.named_parameters():
+            if name.startswith(HEAD):
+                continue
+            if name not in weights:
+                raise UserError(f"base.model: {path} has no weights for '{name}'; resources.train.zero below 3 may do")
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if torch.distributed.get_rank() == 0:
+                    parameter.data.copy_(weights[name])
+    if kind != "lm":
+        with deepspeed.zero.GatheredParameters(list(model.score.parameters()), modifier_rank=0):
+            if torch.distributed.get_rank() == 0:
+                reset_head(model.score, seed)
+    return model
+
+
+def auto_class(kind: Kind) -> Any:
+    """The class of transformers that a kind is saved as."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-    options = {**options, "dtype": DTYPES[precision]}
-    if kind == "lm":
-        return AutoModelForCausalLM.from_pretrained(path, **options)
-    auto = AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
-    model = auto.from_pretrained(path, num_labels=1, id2label={0: LABEL}, label2id={LABEL: 0}, **options)
-    reset_head(model.score, seed)
-    return model
+    verifier = AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
+    return AutoModelForCausalLM if kind == "lm" else verifier
+
+
+def heads(kind: Kind) -> dict[str, Any]:
+    """What a verifier's config says about its one label."""
+    return {} if kind == "lm" else {"num_labels": 1, "id2label": {0: LABEL}, "label2id": {LABEL: 0}}
+
+
+def vocabulary_head(model: Any, path: str) -> torch.nn.Linear:
+    """The vocabulary head that the model at `path` has as a language model, for a verifier's language loss.
+
+    It is the embedding itself where both are tied; it is trained along, but no part of the saved verifier.
+    """
+    embedding, config = model.get_input_embeddings().weight, model.config
+    head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=embedding.dtype)
+    if config.tie_word_embeddings:
+        head.weight = embedding
+    else:
+        with Stored(path) as weights:
+            head.load_state_dict({"weight": weights["lm_head.weight"]})
+    return head
 
 
 def reset_head(head: torch.nn.Linear, seed: int) -> None:

@@ -33,7 +33,7 @@ def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
 def layout(chosen: np.ndarray, lengths: np.ndarray, ranks: int, micro_tokens: int) -> list[list[np.ndarray]]:
     """For each rank its micro-batches, equally many on every rank (some may be empty).
 
-    Rows are sorted by length and dealt in turn, so that ranks get the same work and micro-batches little padding.
+    Rows are sorted by length and dealt in turn, so that ranks get the same work and a micro-batch has rows of a length.
     """
     order = chosen[np.argsort(lengths[chosen], kind="stable")]
     dealt = [cut(order[rank::ranks], lengths, micro_tokens) for rank in range(ranks)]
@@ -42,13 +42,14 @@ def layout(chosen: np.ndarray, lengths: np.ndarray, ranks: int, micro_tokens: in
 
 
 def cut(order: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[np.ndarray]:
-    """Cuts rows sorted by length into micro-batches of at most `micro_tokens` padded tokens (one row at least)."""
-    micros, first = [], 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or (end - first + 1) * lengths[order[end]] > micro_tokens:
-            micros.append(order[first:end])
-            first = end
-    return micros
+    """Cuts rows in order into packs of at most `micro_tokens` tokens (one row at least)."""
+    packs, first, tokens = [], 0, 0
+    for at, row in enumerate(order):
+        if at > first and tokens + lengths[row] > micro_tokens:
+            packs.append(order[first:at])
+            first, tokens = at, 0
+        tokens += lengths[row]
+    return [*packs, order[first:]] if len(order) else []
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -114,7 +114,10 @@ def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str) -> Data:
     train, held_out = split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed)
     train = balanced(train, section.wrong_share, section.rows, section.seed, dropped)
     held_out = balanced(held_out, section.wrong_share, section.eval_rows, section.seed, dropped)
-    made = [list(verifier_rows(tokenizer, part, kind, section.max_length, dropped)) for part in (train, held_out)]
+    # Held-out rows are judged by hard labels at the places that are scored, whatever is trained on.
+    plain = section.model_copy(update={"soft_labels": False, "orm_positions": "last"})
+    sections = ((train, section), (held_out, plain))
+    made = [list(verifier_rows(tokenizer, part, kind, its, dropped)) for part, its in sections]
     return Data(made[0], made[1], dropped)
 
 
@@ -124,7 +127,9 @@ def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
     asked = train_questions(run)
     seen: set[tuple[str, ...]] = set()
     rows = []
-    for row in read(run, "labels", ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]):
+    for row in read(
+        run, "labels", ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels", "step_scores"]
+    ):
         if row["problem_id"] not in asked:
             continue
         text = (row["problem_id"], *row["steps"])
@@ -183,17 +188,21 @@ def sampled(rows: list[Row], limit: int | None, seed: object, reason: str, dropp
     return random.Random(f"sample {seed}").sample(rows, len(rows))[:limit]
 
 
-def verifier_rows(tokenizer: Any, rows: list[Row], kind: str, max_length: int, dropped: Counter[str]) -> Iterator[Row]:
-    """An ORM has the outcome at the last step's end, a PRM each labelled step's label at that step's end."""
+def verifier_rows(tokenizer: Any, rows: list[Row], kind: str, section: Reward, dropped: Counter[str]) -> Iterator[Row]:
+    """An ORM has the outcome at the last step's end (or every token), a PRM each labelled step's label at its end."""
     for chunk in chunks(rows):
         encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk])
         for row, solution in zip(chunk, encoded, strict=True):
             labels = row["step_labels"] if kind == "prm" else outcome_labels(row, solution)
-            reason = encoding.refusal(solution, max_length) or refused_labels(labels, solution)
+            reason = encoding.refusal(solution, section.max_length) or refused_labels(labels, solution)
             if reason:
                 dropped[reason] += 1
+            elif kind == "orm" and section.orm_positions == "every_token":
+                yield every_token_row(row, solution)
             else:
-                yield verifier_row(row, solution, labels)
+                yield verifier_row(
+                    row, solution, soft(row, labels) if kind == "prm" and section.soft_labels else labels
+                )
 
 
 def outcome_labels(row: Row, solution: encoding.Encoded) -> list[int]:
@@ -208,14 +217,32 @@ def refused_labels(labels: list[int], solution: encoding.Encoded) -> str | None:
     return "no_step_labels" if all(label < 0 for label in labels) else None
 
 
-def verifier_row(row: Row, solution: encoding.Encoded, labels: list[int]) -> Row:
+def soft(row: Row, labels: Sequence[float]) -> Sequence[float]:
+    """The share of rollouts that succeed in place of each label that there is, where the shares are known."""
+    shares = row["step_scores"]
+    return [s if label >= 0 else -1 for s, label in zip(shares, labels, strict=True)] if shares else labels
+
+
+def verifier_row(row: Row, solution: encoding.Encoded, labels: Sequence[float]) -> Row:
     """The labelled positions of a solution; -1 is unlabelled."""
     known = [(position, label) for position, label in zip(solution.positions, labels, strict=True) if label >= 0]
+    return target_row(row, solution, [position for position, _ in known], [float(label) for _, label in known])
+
+
+def every_token_row(row: Row, solution: encoding.Encoded) -> Row:
+    """The outcome at every token of the solution (Cobbe et al. 2021, section 4.2); the score is still the last one."""
+    positions = list(range(solution.first, len(solution.ids)))
+    return target_row(row, solution, positions, [float(row["correct"])] * len(positions))
+
+
+def target_row(row: Row, solution: encoding.Encoded, positions: list[int], targets: list[float]) -> Row:
+    """A row of `minos_ray.training.rows`."""
     return {
         "problem_id": row["problem_id"],
         "ids": solution.ids,
-        "positions": [position for position, _ in known],
-        "targets": [float(label) for _, label in known],
+        "positions": positions,
+        "targets": targets,
+        "first": solution.first,
         "correct": row["correct"],
     }
 

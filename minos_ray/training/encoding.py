@@ -19,10 +19,11 @@ NO_TOKEN = -1
 
 
 class Encoded(NamedTuple):
-    """Token ids of a solution and the index of each step's last token."""
+    """Token ids of a solution, the index of each step's last token, and that of the first step's first token."""
 
     ids: list[int]
     positions: list[int]
+    first: int
 
 
 def question_text(question: str) -> str:
@@ -68,8 +69,8 @@ def encode_critiques(tokenizer: Any, rows: Sequence[tuple[str, Sequence[str], st
     """`encode_critique` of many (question, steps, critique) at once."""
     known = pieces(tokenizer, [CRITIQUE, *(critique for _, _, critique in rows)])
     made = []
-    for (ids, _), (_, _, critique) in zip(encode_solutions(tokenizer, [r[:2] for r in rows]), rows, strict=True):
-        prompt = ids + known[CRITIQUE]
+    for solution, (_, _, critique) in zip(encode_solutions(tokenizer, [r[:2] for r in rows]), rows, strict=True):
+        prompt = solution.ids + known[CRITIQUE]
         made.append(([*prompt, *known[critique], tokenizer.eos_token_id], len(prompt)))
     return made
 
@@ -91,7 +92,7 @@ def join(prompt: list[int], steps: Iterable[list[int]]) -> Encoded:
     for step in steps:
         ids.extend(step)
         positions.append(len(ids) - 1 if step else NO_TOKEN)
-    return Encoded(ids, positions)
+    return Encoded(ids, positions, len(prompt))
 
 
 def refusal(encoded: Encoded, max_length: int) -> str | None:

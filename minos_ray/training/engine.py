@@ -50,9 +50,18 @@ def settings(section: Train, workers: Workers) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         "gradient_clipping": section.clip,
         "bf16": {"enabled": section.precision == "bf16"},
-        "zero_optimization": {"stage": workers.zero},
+        "zero_optimization": {"stage": workers.zero, **offload(workers)},
+        # torch's fused AdamW runs on host memory as well; DeepSpeed's own would have to be compiled on every node.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def offload(workers: Workers) -> dict[str, Any]:
+    """Where the optimizer's state, and with ZeRO 3 the weights, live between their uses."""
+    host = {"device": "cpu", "pin_memory": workers.gpu}
+    places = {"offload_optimizer": host} if workers.offload != "none" else {}
+    return places | ({"offload_param": host} if workers.offload == "all" else {})
 
 
 def whole_weights(engine: Any, zero: int) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from minos_ray.models import absolute
-from minos_ray.sections import Model, Resources, Train, Workers
+from minos_ray.sections import Model, Resources, Reward, Train, Workers
 from minos_ray.store import Run, fingerprint
 from minos_ray.training import rows
 from minos_ray.training.data import Data
@@ -42,6 +42,7 @@ class Job(BaseModel):
     section: Train
     workers: Workers
     key: str
+    lm_weight: float = 0.0
     wandb: bool = False
 
     @property
@@ -77,6 +78,7 @@ def make_job(
         table=table,
         section=Train.model_validate({key: getattr(section, key) for key in Train.model_fields}),
         workers=resources.train,
+        lm_weight=section.lm_weight if isinstance(section, Reward) else 0.0,
         key=fingerprint(inputs),
         wandb=resources.wandb,
     )

@@ -6,6 +6,7 @@ its rows are a function of (seed, step) and its loss is divided by the number of
 
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch.distributed as dist
 from minos_ray import models
 from minos_ray.store import Run
 from minos_ray.training import architecture, batches, checkpoint, engine, metrics
+from minos_ray.training.card import card
 from minos_ray.training.job import Job
 from minos_ray.training.log import Log, Record, curve, losses
-from minos_ray.training.losses import Objective
-from minos_ray.training.rows import Rows, padded
+from minos_ray.training.losses import Losses, Objective
+from minos_ray.training.rows import Rows, pack
 
 
 class Training:
@@ -31,12 +33,21 @@ class Training:
         path = models.locate(job.start, run)
         options = {"revision": job.start.revision, "trust_remote_code": job.start.trust_remote_code}
         self.tokenizer = models.load_tokenizer(path, job.start.trust_remote_code)
-        self.model = architecture.load(path, job.kind, job.section.precision, job.section.seed, options)
-        self.engine = engine.start(Objective(self.model, job.kind), job.section, job.workers)
+        self.model = self.load(path, options)
+        vocabulary = architecture.vocabulary_head(self.model, path) if job.lm_weight else None
+        self.engine = engine.start(Objective(self.model, job.kind, vocabulary), job.section, job.workers)
         self.train, self.held_out = (Rows.read(run, f"{job.table.name}-{part}") for part in ("train", "held-out"))
         self.steps = batches.total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
         self.first, self.history = checkpoint.resume(self.engine, job)
         self.log = Log(run, job.name, self.history, job.wandb) if self.rank == 0 else None
+
+    def load(self, path: str, options: dict[str, Any]) -> Any:
+        """The model to start from; with ZeRO 3 each rank has its share only."""
+        job = self.job
+        how = (path, job.kind, job.section.precision, job.section.seed, options)
+        if job.workers.zero < 3:
+            return architecture.load(*how)
+        return architecture.load_partitioned(*how, engine.settings(job.section, job.workers))
 
     def fit(self) -> None:
         """Every step that is still to be done, with evaluations and checkpoints on the way, then the model."""
@@ -55,28 +66,31 @@ class Training:
         section = self.section
         chosen = batches.step_rows(self.job.table.rows, section.epochs, section.batch_rows, section.seed, step)
         targets = int(self.train.position_counts[chosen].sum())
+        words = max(int(self.train.language_counts[chosen].sum()), 1)
         torch.manual_seed(section.seed * 1_000_003 + step * self.world + self.rank)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = batches.learning_rate(step, self.steps, section.lr, section.warmup_ratio)
-        total = torch.zeros((), device=self.engine.device)
+        total = torch.zeros(2, device=self.engine.device)
         for micro in self.micro_batches(self.train, chosen):
-            loss, _ = self.forward(self.train, micro)
+            found = self.forward(self.train, micro)
             # DeepSpeed averages gradients over ranks; the loss of a step is the mean over all its targets.
-            self.engine.backward(loss * (self.world / targets))
-            total += loss.detach()
+            loss = found.main / targets + found.language * (self.job.lm_weight / words)
+            self.engine.backward(loss * self.world)
+            total += torch.stack([found.main.detach(), found.language.detach()])
         self.engine.step()
         dist.all_reduce(total)
+        main, language = total.tolist()
+        numbers = {"loss": main / targets} | ({"lm_loss": language / words} if self.job.lm_weight else {})
         tokens = int(self.train.lengths[chosen].sum())
-        self.record("train", step + 1, start, loss=total.item() / targets, lr=group["lr"], tokens=tokens)
+        self.record("train", step + 1, start, **numbers, lr=group["lr"], tokens=tokens)
 
     def micro_batches(self, rows: Rows, chosen: np.ndarray) -> list[np.ndarray]:
         """The share of this rank in the chosen rows."""
         return batches.layout(chosen, rows.lengths, self.world, self.job.workers.micro_tokens)[self.rank]
 
-    def forward(self, rows: Rows, micro: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss and logits of a micro-batch."""
-        arrays = padded(rows, micro, self.model.config.pad_token_id or 0)
-        return self.engine(*(torch.from_numpy(array).to(self.engine.device) for array in arrays))
+    def forward(self, rows: Rows, micro: np.ndarray) -> Losses:
+        """Summed losses and logits of a micro-batch."""
+        return self.engine(*(torch.from_numpy(array).to(self.engine.device) for array in pack(rows, micro)))
 
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
@@ -88,9 +102,9 @@ class Training:
         micros = self.micro_batches(self.held_out, np.arange(len(self.held_out)))
         total, logits = torch.zeros((), device=self.engine.device), []
         for micro in micros:
-            loss, out = self.forward(self.held_out, micro)
-            total += loss
-            logits.append(out.cpu().numpy() if self.job.kind != "lm" else np.zeros(0))
+            found = self.forward(self.held_out, micro)
+            total += found.main
+            logits.append(found.logits.cpu().numpy() if self.job.kind != "lm" else np.zeros(0))
         self.engine.train()
         dist.all_reduce(total)
         parts: list[Any] = [None] * self.world
@@ -126,6 +140,7 @@ class Training:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder)
+                (Path(folder) / "README.md").write_text(card(self.job, self.details()))
                 pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)
             self.log.close()
             table = self.job.table

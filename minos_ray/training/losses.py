@@ -1,35 +1,58 @@
-"""The trained module: a backbone, the head at the trained positions only, and the summed loss there."""
+"""The trained module: a backbone, the head at the trained positions only, and the summed losses there."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from minos_ray.training import packing
 from minos_ray.training.job import Kind
 
 
-class Objective(nn.Module):
-    """Wraps a transformers model; `forward` gives the loss summed over the trained positions, and their logits.
+class Losses(NamedTuple):
+    """Sums over the places of a micro-batch, and the logits at the trained places."""
 
-    `lm`: cross-entropy of the next token. `orm`, `prm`: binary cross-entropy of a scalar head against the targets.
-    Rows are padded on the right, so causal attention needs no mask.
+    main: torch.Tensor
+    language: torch.Tensor
+    logits: torch.Tensor
+
+
+class Objective(nn.Module):
+    """Wraps a transformers model; `forward` gives the losses summed over their places.
+
+    `lm`: cross-entropy of the next token. `orm`, `prm`: binary cross-entropy of a scalar head against the targets; with
+    a `vocabulary` head also the language loss on right solutions (Cobbe et al. 2021, section 4.2: a joint objective).
     """
 
-    def __init__(self, model: Any, kind: Kind) -> None:
+    def __init__(self, model: Any, kind: Kind, vocabulary: nn.Linear | None = None) -> None:
         super().__init__()
-        self.model, self.kind = model, kind
+        self.model, self.kind, self.vocabulary = model, kind, vocabulary
+        packing.use(model)
 
     def forward(
-        self, ids: torch.Tensor, places: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`places` are indices into the flattened `ids`; sums over no places are zero and give zero gradients."""
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = self.head()(hidden.flatten(0, 1)[places]).float()
+        self,
+        ids: torch.Tensor,
+        lengths: torch.Tensor,
+        places: torch.Tensor,
+        targets: torch.Tensor,
+        language: torch.Tensor,
+    ) -> Losses:
+        """Packed rows (`rows.Micro`); sums over no places are zero and give zero gradients."""
+        packed = packing.Packed(lengths)
+        hidden = self.model.base_model(
+            input_ids=ids[None], position_ids=packed.position_ids, packed=packed, use_cache=False
+        ).last_hidden_state
+        logits = self.head()(hidden[0, places]).float()
+        nothing = logits.new_zeros(())
         if self.kind == "lm":
-            return functional.cross_entropy(logits, ids.flatten()[places + 1], reduction="sum"), logits
+            return Losses(functional.cross_entropy(logits, ids[places + 1], reduction="sum"), nothing, logits)
         logits = logits.squeeze(-1)
-        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), logits
+        main = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        if self.vocabulary is None:
+            return Losses(main, nothing, logits)
+        words = self.vocabulary(hidden[0, language]).float()
+        return Losses(main, functional.cross_entropy(words, ids[language + 1], reduction="sum"), logits)
 
     def head(self) -> nn.Module:
         """The vocabulary head of a language model, the scalar head of a verifier."""

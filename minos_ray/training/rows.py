@@ -1,13 +1,14 @@
 """Tokenised rows: the table that training reads, and where it lies.
 
 A row is `ids` (tokens), `positions` (indices in `ids` where the model's output is trained) and `targets` (one per
-position for verifiers, 1 for correct; empty for language models, whose target is the next token).
+position for verifiers, 1 for correct; empty for language models, whose target is the next token). `first` is the index
+of the solution's first token: a verifier's language loss is on the tokens from there.
 `problem_id` keeps held-out rows apart; `correct` is the outcome, null for language models.
 """
 
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ SCHEMA = pa.schema(
         ("ids", pa.list_(pa.int32())),
         ("positions", pa.list_(pa.int32())),
         ("targets", pa.list_(pa.float32())),
+        ("first", pa.int32()),
         ("correct", pa.bool_()),
     ]
 )
@@ -33,7 +35,8 @@ def as_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 def language_row(problem_id: str, ids: list[int], first: int) -> dict[str, Any]:
     """A row of a language model that is trained to write `ids[first:]`."""
-    return {"problem_id": problem_id, "ids": ids, "positions": list(range(first - 1, len(ids) - 1)), "targets": []}
+    positions = list(range(first - 1, len(ids) - 1))
+    return {"problem_id": problem_id, "ids": ids, "positions": positions, "targets": [], "first": first}
 
 
 def write(run: Run, name: str, rows: pa.Table) -> str:
@@ -53,9 +56,12 @@ class Rows:
         self.ids, self.starts = flat(table["ids"])
         self.positions, self.position_starts = flat(table["positions"])
         self.targets, self.target_starts = flat(table["targets"])
+        self.first = table["first"].to_numpy()
         self.correct = np.array(table["correct"].to_pylist(), dtype=object)
         self.lengths = np.diff(self.starts)
         self.position_counts = np.diff(self.position_starts)
+        # Only right solutions are worth imitating.
+        self.language_counts = np.where(self.correct.astype(bool), self.lengths - self.first, 0)
 
     @classmethod
     def read(cls, run: Run, name: str) -> "Rows":
@@ -65,6 +71,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def row_positions(self, row: int) -> np.ndarray:
+        """Trained indices of one row."""
+        return self.positions[self.position_starts[row] : self.position_starts[row + 1]].astype(np.int64)
+
+    def language_positions(self, row: int) -> np.ndarray:
+        """Indices from which the tokens of a right solution are predicted; none for a wrong one."""
+        return self.first[row] - 1 + np.arange(self.language_counts[row], dtype=np.int64)
+
 
 def flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """All values of a list column, and where each row starts (one more entry than rows)."""
@@ -72,17 +86,26 @@ def flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return lists.values.to_numpy(), lists.offsets.to_numpy()
 
 
-def padded(rows: Rows, chosen: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A micro-batch padded on the right: ids [rows, longest], indices into the flattened ids, targets there.
+class Micro(NamedTuple):
+    """A packed micro-batch: token ids [tokens], lengths [rows], trained indices into the ids with their targets, and
+    the indices of a verifier's language loss."""
 
-    With causal attention no token sees the padding after it, so no mask is needed. No rows give one padded token.
-    """
-    width = int(rows.lengths[chosen].max(initial=1))
-    ids = np.full((max(len(chosen), 1), width), pad_id, dtype=np.int64)
-    places, targets = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-    for line, row in enumerate(chosen):
-        ids[line, : rows.lengths[row]] = rows.ids[rows.starts[row] : rows.starts[row + 1]]
-        positions = rows.positions[rows.position_starts[row] : rows.position_starts[row + 1]]
-        places.append(positions.astype(np.int64) + line * width)
-        targets.append(rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]])
-    return ids, np.concatenate(places), np.concatenate(targets)
+    ids: np.ndarray
+    lengths: np.ndarray
+    places: np.ndarray
+    targets: np.ndarray
+    language: np.ndarray
+
+
+def pack(rows: Rows, chosen: np.ndarray) -> Micro:
+    """The chosen rows one after the other. No rows give one token that nothing is trained on."""
+    if not len(chosen):
+        nowhere = np.zeros(0, np.int64)
+        return Micro(np.zeros(1, np.int64), np.ones(1, np.int64), nowhere, np.zeros(0, np.float32), nowhere)
+    lengths = rows.lengths[chosen].astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    ids = [rows.ids[rows.starts[row] : rows.starts[row + 1]] for row in chosen]
+    places = [rows.row_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
+    targets = [rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]] for row in chosen]
+    language = [rows.language_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
+    return Micro(np.concatenate(ids).astype(np.int64), lengths, *map(np.concatenate, (places, targets, language)))

@@ -60,6 +60,35 @@ def test_labels_sit_at_the_ends_of_their_steps(small: tuple[Config, Run, Any]) -
         assert (row["positions"], row["targets"]) == (positions, targets)
 
 
+def test_the_outcome_at_every_token_of_the_solution(small: tuple[Config, Run, Any]) -> None:
+    _, run, tokenizer = small
+    last, every = (
+        reward_data(run, tokenizer, section(orm_positions=where), "orm") for where in ("last", "every_token")
+    )
+    assert every.held_out == last.held_out
+    for row, one in zip(every.train, last.train, strict=True):
+        assert row["ids"] == one["ids"] and row["positions"] == list(range(row["first"], len(row["ids"])))
+        assert row["targets"] == one["targets"] * len(row["positions"])
+        assert tokenizer.decode(row["ids"][: row["first"]]).endswith("Answer:\n")
+
+
+def test_soft_labels_are_the_shares_where_there_are_any(small: tuple[Config, Run, Any], tmp_path: Path) -> None:
+    _, run, tokenizer = small
+    labels = run.artefact("labels").read().to_pylist()
+    for row in labels[::2]:
+        row["step_scores"] = [0.25, 0.5, 0.75]
+    other = Run(str(tmp_path))
+    for name, rows in (("problems", run.artefact("problems").read()), ("labels", table("labels", labels))):
+        artefact = other.artefact(name)
+        artefact.begin({"import": "test"})
+        artefact.write_part("all", rows)
+        artefact.complete({})
+    data = reward_data(other, tokenizer, section(soft_labels=True), "prm")
+    targets = {tuple(row["targets"]) for row in data.train}
+    assert (0.25, 0.5, 0.75) in targets and targets & {(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)}
+    assert {target for row in data.held_out for target in row["targets"]} <= {0.0, 1.0}
+
+
 def test_balance_and_nested_sizes(small: tuple[Config, Run, Any]) -> None:
     _, run, tokenizer = small
     few = reward_data(run, tokenizer, section(wrong_share=0.5, rows=40), "orm")

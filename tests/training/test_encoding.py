@@ -26,7 +26,7 @@ def tokenizer(name: str) -> Any:
 
 def example(name: str) -> dict[str, Any]:
     """What is frozen of one tokenizer."""
-    ids, positions = encoding.encode_solution(tokenizer(name), QUESTION, STEPS)
+    ids, positions, _ = encoding.encode_solution(tokenizer(name), QUESTION, STEPS)
     critique, first = encoding.encode_critique(tokenizer(name), QUESTION, STEPS, CRITIQUE)
     return {"ids": ids, "positions": positions, "critique": critique, "first": first}
 
@@ -41,7 +41,8 @@ def test_encoding_is_frozen(name: str) -> None:
 def test_positions_cut_the_ids_into_the_steps(name: str, question: str, steps: list[str]) -> None:
     made = encoding.encode_solution(tokenizer(name), question, steps)
     start = encoding.prompt_ids(tokenizer(name), question)
-    assert made.ids[: len(start)] == start
+    assert made.first == len(start)
+    assert made.ids[: made.first] == start
     for step, first, last in zip(steps, [len(start) - 1, *made.positions], made.positions, strict=False):
         assert made.ids[first + 1 : last + 1] == tokenizer(name).encode(f"{step}\n", add_special_tokens=False)
     assert made.positions[-1] == len(made.ids) - 1

@@ -10,7 +10,7 @@ import torch
 from minos_ray.training import architecture
 from minos_ray.training.batches import layout
 from minos_ray.training.losses import Objective
-from minos_ray.training.rows import Rows, as_table, language_row, padded
+from minos_ray.training.rows import Rows, as_table, language_row, pack
 from tests.tiny import tiny_model
 
 
@@ -26,7 +26,12 @@ def rows(kind: str, count: int = 12) -> Rows:
     for number in range(count):
         ids = rng.integers(3, 300, rng.integers(8, 40)).tolist()
         positions = [len(ids) - 1] if kind == "orm" else [3, 5, len(ids) - 1]
-        verdicts = {"positions": positions, "targets": rng.integers(0, 2, len(positions)).tolist(), "correct": True}
+        verdicts = {
+            "positions": positions,
+            "targets": rng.integers(0, 2, len(positions)).tolist(),
+            "first": 4,
+            "correct": True,
+        }
         row = {"problem_id": str(number), "ids": ids, **verdicts}
         made.append(language_row(str(number), ids, 4) if kind == "lm" else row)
     return Rows(as_table(made))
@@ -40,7 +45,7 @@ def run(trained: Objective, data: Rows, micro_tokens: int) -> tuple[float, torch
     """Summed loss and gradient of all rows, in micro-batches of that size."""
     total = 0.0
     for micro in layout(np.arange(len(data)), data.lengths, 1, micro_tokens)[0]:
-        loss, _ = trained(*map(torch.from_numpy, padded(data, micro, 0)))
+        loss = trained(*map(torch.from_numpy, pack(data, micro))).main
         loss.backward()
         total += loss.item()
     return total, torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
@@ -58,12 +63,13 @@ def test_layout_changes_neither_loss_nor_gradient(base: str, kind: str) -> None:
 def test_loss_is_that_of_transformers(base: str, kind: str) -> None:
     """Each row alone through the model's own forward, scored with the textbook formula."""
     trained, data = objective(base, kind).eval(), rows(kind)
+    model = architecture.load(base, kind, "fp32", 0, {}).eval()
     expected = 0.0
     for row in range(len(data)):
         ids = torch.tensor(data.ids[data.starts[row] : data.starts[row + 1]].tolist())[None]
         places = data.positions[data.position_starts[row] : data.position_starts[row + 1]]
         with torch.no_grad():
-            logits = trained.model(input_ids=ids).logits
+            logits = model(input_ids=ids).logits
         if kind == "lm":
             log = torch.log_softmax(logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
             expected -= log[places.tolist()].sum().item()
@@ -77,7 +83,7 @@ def test_loss_is_that_of_transformers(base: str, kind: str) -> None:
 def test_no_rows_give_no_loss_and_no_gradient(base: str) -> None:
     for kind in ("lm", "orm", "prm"):
         trained = objective(base, kind)
-        loss, _ = trained(*map(torch.from_numpy, padded(rows(kind), np.zeros(0, np.int64), 0)))
+        loss = trained(*map(torch.from_numpy, pack(rows(kind), np.zeros(0, np.int64)))).main
         loss.backward()
         assert loss.item() == 0
         assert all(not p.grad.any() for p in trained.parameters() if p.grad is not None)
@@ -93,3 +99,22 @@ def test_head_depends_on_the_seed_only(base: str, tmp_path: Path, kind: str) -> 
     )
     assert not torch.equal(same[0].score.weight, objective(base, kind, seed=1).model.score.weight)
     assert same[0].score.weight.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_language_loss_is_that_of_the_language_model(tmp_path: Path, tied: bool) -> None:
+    """On the tokens of right solutions from the first one on; the head is the one that the start has."""
+    path = tiny_model(tmp_path, tied=tied)
+    data = rows("prm")
+    data.language_counts[1::2] = 0
+    verifier = architecture.load(path, "prm", "fp32", 0, {})
+    trained = Objective(verifier, "prm", architecture.vocabulary_head(verifier, path)).eval()
+    words = architecture.load(path, "lm", "fp32", 0, {}).eval()
+    expected = 0.0
+    for row in range(0, len(data), 2):
+        ids = torch.tensor(data.ids[data.starts[row] : data.starts[row + 1]].tolist())
+        with torch.no_grad():
+            log = torch.log_softmax(words(input_ids=ids[None]).logits[0], -1)
+        expected -= sum(log[place - 1, ids[place]].item() for place in range(4, len(ids)))
+    found = trained(*map(torch.from_numpy, pack(data, np.arange(len(data))))).language
+    assert found.item() == pytest.approx(expected, rel=1e-4)

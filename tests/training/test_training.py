@@ -120,11 +120,25 @@ def test_two_workers_and_every_zero_stage_learn_the_same(trained: Trained, tmp_p
         workers = Workers(workers=2, zero=zero, micro_tokens=512)
         changes = {"artefact": f"models/{name}", "workers": workers, "section": section, "key": name}
         jobs.append(job.model_copy(update=changes))
+    for name, micro_tokens in (("language", 512), ("language-accumulated", 128)):
+        run.artefact(f"models/{name}").begin({"for": name})
+        workers = Workers(workers=2, zero=3, micro_tokens=micro_tokens)
+        changes = {"artefact": f"models/{name}", "workers": workers, "lm_weight": 0.5, "key": name}
+        jobs.append(job.model_copy(update=changes))
+    for name, zero, offload in (("offloaded", 2, "optimizer"), ("all-offloaded", 3, "all")):
+        run.artefact(f"models/{name}").begin({"for": name})
+        workers = Workers(workers=2, zero=zero, offload=offload, micro_tokens=512)
+        jobs.append(job.model_copy(update={"artefact": f"models/{name}", "workers": workers, "key": name}))
     fit(trained.config, run, "reward", jobs)
     straight = losses(manifest(trained.run, "orm-base"))
     for zero in range(4):
         assert losses(manifest(run, f"zero{zero}")) == pytest.approx(straight, abs=2e-5), zero
     assert losses(manifest(run, "bf16")) == pytest.approx(straight, abs=0.05)
+    for name in ("offloaded", "all-offloaded"):
+        assert losses(manifest(run, name)) == pytest.approx(straight, abs=2e-5), name
+    language = losses(manifest(run, "language"))
+    assert losses(manifest(run, "language-accumulated")) == pytest.approx(language, abs=2e-5)
+    assert language[0] == pytest.approx(straight[0], abs=2e-5) and language[-1] != pytest.approx(straight[-1], abs=2e-4)
 
 
 def test_killed_and_resumed_is_as_never_killed(trained: Trained, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""The model card (README.md) beside a trained model: what it is, from what, on what, and how good it was."""
+
+from typing import Any
+
+import yaml
+
+from minos_ray import __version__
+from minos_ray.training import encoding
+from minos_ray.training.job import Job, Kind
+
+PIPELINES: dict[Kind, str] = {"lm": "text-generation", "orm": "text-classification", "prm": "token-classification"}
+WHAT: dict[Kind, str] = {
+    "lm": "It writes a critique, step by step, of a solution of a mathematics problem.",
+    "orm": "Its one logit at the last token scores a whole solution: the sigmoid is the chance that it is right.",
+    "prm": "Its one logit, read at the last token of each step, scores that step.",
+}
+
+
+def card(job: Job, details: dict[str, Any]) -> str:
+    """Markdown with the YAML head that model hubs read; numbers as the manifest has them."""
+    head = {"library_name": "transformers", "pipeline_tag": PIPELINES[job.kind], "tags": ["minos_ray", "math-minos"]}
+    curve = details.get("curve") or []
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+            f"# {job.name}\n",
+            f"{WHAT[job.kind]} Trained with minos_ray {__version__} from `{job.start.model}`.\n",
+            f"Input: step encoding `{encoding.NAME}` version {encoding.VERSION}: `Question: ...`, `Answer:`, then a "
+            "line for each step, every line tokenised on its own.\n",
+            "## Data\n",
+            table({"rows": job.table.rows, "held out": job.table.held_out_rows, **job.table.dropped}),
+            "## Settings\n",
+            table(job.section.model_dump() | {"lm_weight": job.lm_weight}),
+            "## On the held-out rows\n",
+            measures(curve),
+        ]
+    )
+
+
+def table(values: dict[str, Any]) -> str:
+    """Two columns."""
+    return "| | |\n|---|---|\n" + "".join(f"| {key.replace('_', ' ')} | {value} |\n" for key, value in values.items())
+
+
+def measures(curve: list[dict[str, Any]]) -> str:
+    """The first and the last point of the convergence curve."""
+    if not curve:
+        return "No rows were held out.\n"
+    names = [name for name in curve[-1] if name != "step"]
+    rows = [f"| {name} | {shown(curve[0].get(name))} | {shown(curve[-1][name])} |" for name in names]
+    return "\n".join([f"| | step 0 | step {curve[-1]['step']} |", "|---|---|---|", *rows, ""])
+
+
+def shown(value: float | None) -> str:
+    """Four places; nothing when there is no value."""
+    return "" if value is None else f"{value:.4f}"

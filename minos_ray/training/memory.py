@@ -1,0 +1,117 @@
+"""What a training needs on each GPU, before anything is loaded: parameters, gradients, optimizer, activations.
+
+Bytes per parameter after ZeRO (Rajbhandari et al. 2020, section 3); activations counted from what autograd keeps of a
+decoder layer with flash attention and a gated MLP.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from minos_ray.sections import Train, Workers
+
+ADAM = 8  # two moments in fp32
+MASTER = 4  # the fp32 copy of weights trained in bf16
+# CUDA context, buffers of NCCL and of DeepSpeed's buckets, fragmentation.
+OVERHEAD_GB = 3.0
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """GB on one GPU, and in the memory of its node for each GPU when something is offloaded."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    host: float = 0.0
+
+    @property
+    def gpu(self) -> float:
+        """All that must fit on the GPU."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + OVERHEAD_GB
+
+
+def shape(config: Any) -> Shape:
+    """The sizes that a transformers config names; parameters are counted on a model without memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        kv=config.num_key_value_heads * head,
+        vocabulary=config.vocab_size,
+    )
+
+
+def estimate(of: Shape, section: Train, workers: Workers, kind: str) -> Estimate:
+    """The peak of one training step of one worker."""
+    size = 2 if section.precision == "bf16" else 4
+    ranks = workers.workers
+    optimizer = of.parameters * (ADAM + (MASTER if size == 2 else 0)) / (ranks if workers.zero >= 1 else 1)
+    gradients = of.parameters * size / (ranks if workers.zero >= 2 else 1)
+    parameters = of.parameters * size / (ranks if workers.zero == 3 else 1)
+    away = (optimizer if workers.offload != "none" else 0) + (parameters if workers.offload == "all" else 0)
+    # One layer is gathered at a time when its weights are partitioned or elsewhere.
+    gathered = 2 * of.parameters * size / of.layers if workers.zero == 3 else 0
+    return Estimate(
+        parameters=(gathered + (0 if workers.offload == "all" else parameters)) / GB,
+        gradients=gradients / GB,
+        optimizer=(0 if workers.offload != "none" else optimizer) / GB,
+        activations=activations(of, workers, kind, size) / GB,
+        host=away / GB,
+    )
+
+
+def activations(of: Shape, workers: Workers, kind: str, size: int) -> float:
+    """Bytes that autograd keeps for one packed micro-batch, and the logits."""
+    # Residuals, norms, queries and attention output: 9 hidden; keys and values, rotated too: 3; the MLP: 4.
+    layer = size * (9 * of.hidden + 3 * of.kv + 4 * of.intermediate)
+    kept = of.layers * size * of.hidden + layer if workers.gradient_checkpointing else of.layers * layer
+    logits = 3 * 4 * of.vocabulary if kind == "lm" else 0
+    return workers.micro_tokens * (kept + logits)
+
+
+def plans(workers: Workers) -> Iterator[Workers]:
+    """The plan itself, then ones that need less and less of the GPU, the cheapest change first."""
+    yield workers
+    current = changed(workers, gradient_checkpointing=True)
+    yield current
+    for zero in range(max(workers.zero, 1) + 1, 4):
+        current = changed(current, zero=zero)
+        yield current
+    for offload in ("optimizer", "all"):
+        current = changed(current, zero=3, offload=offload)
+        yield current
+    while current.micro_tokens > 1024:
+        current = changed(current, micro_tokens=current.micro_tokens // 2)
+        yield current
+
+
+def changed(workers: Workers, **changes: Any) -> Workers:
+    """A changed copy."""
+    return workers.model_copy(update=changes)
+
+
+def fitting(of: Shape, section: Train, workers: Workers, kind: str, gpu_gb: float) -> Workers | None:
+    """The first plan that fits, None when none does."""
+    return next((plan for plan in plans(workers) if estimate(of, section, plan, kind).gpu <= gpu_gb), None)

@@ -1,0 +1,37 @@
+"""The tensors of a checkpoint on disk, one at a time."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import safe_open
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+class Stored:
+    """Tensors by name, read from one or several safetensors files when they are asked for."""
+
+    def __init__(self, path: str) -> None:
+        self.folder = Path(path)
+        index = self.folder / INDEX
+        self.files: dict[str, str] = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
+
+    def __enter__(self) -> "Stored":
+        self.stack = ExitStack()
+        names = set(self.files.values()) or {SINGLE}
+        self.opened = {name: self.stack.enter_context(safe_open(self.folder / name, "pt")) for name in names}
+        if not self.files:
+            self.files = dict.fromkeys(self.opened[SINGLE].keys(), SINGLE)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.opened[self.files[name]].get_tensor(name)

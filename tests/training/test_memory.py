@@ -1,0 +1,70 @@
+"""The estimate of a training's memory, against what autograd really keeps and against arithmetic."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minos_ray.sections import Train, Workers
+from minos_ray.training import architecture, memory
+from minos_ray.training.losses import Objective
+from minos_ray.training.rows import Rows, as_table, pack
+from tests.tiny import tiny_model
+
+# Mistral-7B.
+SEVEN = memory.Shape(7_241_732_096, layers=32, hidden=4096, intermediate=14336, kv=1024, vocabulary=32000)
+BF16 = Train(precision="bf16")
+
+
+def rows(count: int, length: int) -> Rows:
+    made: list[dict[str, Any]] = []
+    for number in range(count):
+        ids = np.random.default_rng(number).integers(3, 300, length).tolist()
+        made.append({"problem_id": "p", "ids": ids, "positions": [length - 1], "targets": [1.0], "first": 1})
+    return Rows(as_table([{**row, "correct": True} for row in made]))
+
+
+def test_activations_are_about_what_autograd_keeps(tmp_path: Path) -> None:
+    objective = Objective(architecture.load(tiny_model(tmp_path, hidden=128, layers=4), "prm", "fp32", 0, {}), "prm")
+    data, kept = rows(8, 64), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point():
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    parameters = {p.untyped_storage().data_ptr() for p in objective.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = objective(*map(torch.from_numpy, pack(data, np.arange(8))))
+    measured = sum(size for place, size in kept.items() if place not in parameters)
+    shape = memory.shape(objective.model.config)
+    expected = memory.activations(shape, Workers(micro_tokens=8 * 64), "prm", 4)
+    assert losses.main.requires_grad
+    assert 0.7 < measured / expected < 1.4
+
+
+def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:
+    model = architecture.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
+    assert memory.shape(model.config).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_seven_billion_by_hand() -> None:
+    """bf16 and Adam: 2 + 2 + 12 bytes a parameter, each divided by the ranks from its ZeRO stage on."""
+    whole = 7.241732096
+    alone = memory.estimate(SEVEN, BF16, Workers(), "orm")
+    assert (alone.parameters, alone.gradients, alone.optimizer) == pytest.approx((2 * whole, 2 * whole, 12 * whole))
+    shared = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3), "orm")
+    assert shared.optimizer == pytest.approx(12 * whole / 8) and shared.gradients == pytest.approx(2 * whole / 8)
+    away = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3, offload="all"), "orm")
+    assert away.optimizer == 0 and away.host == pytest.approx((12 + 2) * whole / 8)
+
+
+def test_the_plan_proposed_fits_and_the_given_one_is_kept_when_it_does() -> None:
+    given = Workers(workers=8, zero=1, micro_tokens=16384, gpu=True)
+    assert memory.estimate(SEVEN, BF16, given, "lm").gpu > 80
+    found = memory.fitting(SEVEN, BF16, given, "lm", 80)
+    assert found is not None and memory.estimate(SEVEN, BF16, found, "lm").gpu <= 80
+    assert memory.fitting(SEVEN, BF16, found, "lm", 80) == found
+    assert memory.fitting(SEVEN, BF16, given, "lm", 4) is None
