@@ -5,19 +5,18 @@ blames nobody. A unit that is in work when an engine dies is a suspect and is tr
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from minos_ray.store import Run
 
 # Engines that one unit may kill: the first perhaps in company, the others alone.
 DEATHS = 3
-# Deaths of one task in a row with nothing stored in between: two bad units side by side take five.
-BARREN = 6
+# Deaths of one actor in a row with nothing stored in between: two bad units one after the other take six.
+BARREN = 8
 
 
 class Attempts:
-    """The deaths of one task: how often each unit was in work, and how many came without a unit stored before."""
+    """The deaths of one task: how often each unit was in work."""
 
     def __init__(self, run: Run, name: str, node: str) -> None:
         self.run, self.name, self.node = run, f"{name}.json", node
@@ -25,20 +24,16 @@ class Attempts:
         state = json.loads(run.read_bytes(self.name)) if self.again else {}
         self.running: set[str] = set(state.get("running", ()))
         self.deaths: dict[str, int] = state.get("deaths", {})
-        self.barren: int = state.get("barren", 0)
-        self.stored: int = state.get("stored", 0)
         self.last_node: str = state.get("node", "")
 
-    def blame(self, left: Iterable[str], stored: int) -> None:
-        """The last attempt died: its units that are `left` are suspects; `stored` units of the task are done."""
+    def blame(self, left: Iterable[str]) -> None:
+        """The last attempt died: its units that are `left` are suspects."""
         for unit in self.running & set(left):
             self.deaths[unit] = self.deaths.get(unit, 0) + 1
-        self.barren = self.barren + 1 if stored == self.stored else 1
-        self.stored = stored
         self.forgive()
 
     def forgive(self) -> None:
-        """The last attempt ended without anybody's fault: its node was lost."""
+        """Nobody is in work any more; without `blame`, the attempt ended by nobody's fault: its node was lost."""
         self.running = set()
         self.write()
 
@@ -57,27 +52,28 @@ class Attempts:
 
     def write(self) -> None:
         """Stores the state."""
-        state = {
-            "node": self.node,
-            "running": sorted(self.running),
-            "deaths": self.deaths,
-            "barren": self.barren,
-            "stored": self.stored,
-        }
+        state = {"node": self.node, "running": sorted(self.running), "deaths": self.deaths}
         self.run.write_bytes(self.name, json.dumps(state).encode())
 
 
-@contextmanager
-def starting(run: Run, name: str) -> Iterator[None]:
-    """Around the start of an actor; RuntimeError when its process died while it was starting, time after time."""
-    attempts = Attempts(run, name, "")
-    if attempts.again:
-        attempts.blame(["start"], 0)
-    if attempts.guilty("start"):
-        raise RuntimeError(f"the process died {DEATHS} times while it was starting (memory? see the log above)")
-    attempts.start(["start"])
-    yield
-    run.delete(attempts.name)
+class Lives:
+    """How often one actor has been started since it last stored something."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, f"{name}.json"
+        self.used = 1 + (json.loads(run.read_bytes(self.name)) if run.exists(self.name) else 0)
+        self.run.write_bytes(self.name, json.dumps(self.used).encode())
+
+    @property
+    def left(self) -> bool:
+        """Whether it may try again."""
+        return self.used <= BARREN
+
+    def renew(self) -> None:
+        """Something was stored."""
+        if self.used:
+            self.used = 0
+            self.run.write_bytes(self.name, b"0")
 
 
 def lost(node: str) -> bool:

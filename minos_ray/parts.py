@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.attempts import BARREN, Attempts, lost, starting
+from minos_ray.attempts import Attempts, Lives, lost
 from minos_ray.store import Artefact, Run
 
 # Finished units wait at most so long for others to share a part with.
@@ -73,7 +73,8 @@ class PartWriter:
         self.run, self.artefact, self.attempts = Run(run), artefact, attempts
         self.node, self.part_units = context.get_node_id(), part_units
         self.units: pa.Table = ray.get(units)
-        with starting(self.run, f"{attempts}/start-{context.get_actor_id()}"):
+        self.lives = Lives(self.run, f"{attempts}/{context.get_actor_id()}")
+        if self.lives.left:
             self.worker = worker(**kwargs)
 
     def __call__(self, task: pa.Table) -> pa.Table:
@@ -88,8 +89,8 @@ class PartWriter:
         done = stored(target, name) if attempts.again else []
         left = without(units, [unit for part in done for unit in part.units])
         if attempts.again:
-            look_back(attempts, left, units.num_rows - left.num_rows)
-        if attempts.barren < BARREN:
+            look_back(attempts, left)
+        if self.lives.left:
             done += self.go_on(target, name, units, left, attempts)
         failed = [unit for unit in ids(left) if attempts.guilty(unit)]
         return {
@@ -97,7 +98,7 @@ class PartWriter:
             "rows": sum(part.rows for part in done),
             "stats": json.dumps(added(part.stats for part in done)),
             "failed": failed,
-            "barren": attempts.barren >= BARREN,
+            "barren": not self.lives.left,
         }
 
     def go_on(
@@ -110,6 +111,7 @@ class PartWriter:
             for part in self.parts(some, attempts) if some.num_rows else ():
                 whole = len(part.units) == units.num_rows
                 target.write_part(name if whole else f"{name}-{hashed(part.units)}", part.rows, part.stats, part.units)
+                self.lives.renew()
                 yield Stored(part.units, part.rows.num_rows, part.stats)
 
     def parts(self, units: pa.Table, attempts: Attempts) -> Iterator[Finished]:
@@ -134,12 +136,12 @@ class PartWriter:
             yield Finished(ids(units), *self.worker(units))
 
 
-def look_back(attempts: Attempts, left: pa.Table, stored: int) -> None:
+def look_back(attempts: Attempts, left: pa.Table) -> None:
     """The attempt before this one died; a lost node is not the units' fault."""
     if lost(attempts.last_node):
         attempts.forgive()
     else:
-        attempts.blame(ids(left), stored)
+        attempts.blame(ids(left))
 
 
 def by_artefact(units: pa.Table, default: str) -> list[tuple[str, pa.Table]]:

@@ -111,7 +111,7 @@ def run_units(
                 outcome.add(done)
                 progress.advance(done["rows"])
     except ray.exceptions.RayActorError as error:
-        died = f"{label}: an actor died and could not be started again (memory? see the log above)"
+        died = f"{label}: an actor died and was not started again (see the log above)"
         raise WorkStopped(f"{died}; what is finished is kept, a rerun does the rest") from error
     finally:
         run.delete(attempts)
@@ -167,7 +167,7 @@ class Outcome:
         self.done += task["units"]
         self.failed += list(task["failed"])
         if task["barren"]:
-            self.stop(f"{BARREN} actors in a row died before a unit was finished")
+            self.stop(f"an actor died {BARREN} times in a row before it finished a unit")
         if self.failed and not self.can_fail:
             self.stop(f"unit {self.failed[0]} killed {DEATHS} actors")
         nothing = self.done + len(self.failed) == self.units and not self.done and not self.started_before

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.attempts import BARREN, DEATHS, Attempts, starting
+from minos_ray.attempts import BARREN, DEATHS, Attempts, Lives
 from minos_ray.store import Run
 
 
@@ -26,7 +26,7 @@ def test_units_in_work_at_a_death_are_suspects_and_finished_ones_are_not(run: Ru
     first.finish(["a"])
     first.start(["c"])
     second = restarted(run)
-    second.blame(["a", "b", "c", "d"], stored=0)
+    second.blame(["a", "b", "c", "d"])
     assert second.deaths == {"b": 1, "c": 1}
     assert restarted(run).deaths == {"b": 1, "c": 1}
 
@@ -34,40 +34,32 @@ def test_units_in_work_at_a_death_are_suspects_and_finished_ones_are_not(run: Ru
 def test_a_unit_whose_part_was_stored_last_is_not_blamed(run: Run) -> None:
     restarted(run).start(["a", "b"])
     again = restarted(run)
-    again.blame(["b"], stored=1)
+    again.blame(["b"])
     assert again.deaths == {"b": 1}
 
 
-def test_three_deaths_are_enough_and_deaths_without_progress_are_counted(run: Run) -> None:
-    for death in range(DEATHS):
+def test_three_deaths_are_enough(run: Run) -> None:
+    for _ in range(DEATHS):
         attempts = restarted(run)
         assert not attempts.guilty("a")
         attempts.start(["a"])
         again = restarted(run)
-        again.blame(["a"], stored=0)
-        assert again.barren == death + 1
+        again.blame(["a"])
     assert again.guilty("a")
-    assert again.barren < BARREN
-    again.start(["b"])
-    progress = restarted(run)
-    progress.blame(["a", "b"], stored=3)
-    assert progress.barren == 1
+    assert not again.guilty("b")
 
 
 def test_a_lost_node_is_nobodys_fault(run: Run) -> None:
     restarted(run).start(["a"])
     restarted(run).forgive()
     again = restarted(run)
-    again.blame(["a"], stored=0)
+    again.blame(["a"])
     assert again.deaths == {}
 
 
-def test_a_start_that_dies_three_times_is_an_error(run: Run) -> None:
-    for _ in range(DEATHS):
-        with pytest.raises(KeyboardInterrupt), starting(run, "start"):
-            raise KeyboardInterrupt
-    with pytest.raises(RuntimeError, match="died 3 times while it was starting"), starting(run, "start"):
-        pass
-    with starting(run, "other"):
-        pass
-    assert not run.exists("other.json")
+def test_an_actor_has_so_many_lives_and_gets_them_back_when_it_stores_something(run: Run) -> None:
+    lives = [Lives(run, "actor") for _ in range(BARREN + 1)]
+    assert [life.left for life in lives] == [True] * BARREN + [False]
+    lives[0].renew()
+    assert [Lives(run, "actor").left for _ in range(BARREN + 1)] == [True] * BARREN + [False]
+    assert Lives(run, "other").left
