@@ -9,6 +9,8 @@ from minos_ray.problems.miniature.language import Problem, read
 _CALCULATION = re.compile(r"(?:(\w+):\s*)?(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(-?\d+)\b")
 _ANSWER = re.compile(r"The answer is:\s*(-?\d+)\b")
 _OTHER_WORD, _OTHER_CALCULATION, _UNPAIRED = 0.8, 0.5, 0.9
+# Decides between two steps of the same word and operation: the one that has no number of the gold step is the stranger.
+_NO_NUMBER = 0.01
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def _cost(step: Calculation, gold: Gold) -> float:
         if origin is None
     ]
     fits = step.op == calculation.op and all(value in numbers for value in plain)
-    return _OTHER_WORD * (step.word != calculation.word) + _OTHER_CALCULATION * (not fits)
+    stranger = numbers.isdisjoint({calculation.left, calculation.right})
+    return _OTHER_WORD * (step.word != calculation.word) + _OTHER_CALCULATION * (not fits) + _NO_NUMBER * stranger
 
 
 def align(steps: list[Calculation | None], chain: list[Gold]) -> list[int | None]:
