@@ -32,7 +32,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	set -e; for script in benchmarks/sampling.py benchmarks/scoring.py; do echo "== $$script"; $(BIN)/python $$script; done
+	set -e; for script in sampling scoring grading rollouts critic; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

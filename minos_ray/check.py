@@ -33,17 +33,36 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
     for name, want in sorted(pools(config, states).items()):
         amounts = ", ".join(f"{amount:g} {kind}" for kind, amount in want.items() if amount)
         log(f"resources.{name}: {amounts}")
-    if rollouts_wanted(config, states):
-        from minos_ray.labels.rollouts import cost
+    with suppress(UserError):  # said below, with everything else that is wrong
+        for line in estimates(config, run, states):
+            log(line)
+    refuse(config, run)
+    log("config, files, models, credentials: fine")
 
-        with suppress(UserError):  # said below, with everything else that is wrong
-            log(cost(config, run))
+
+def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
+    """What the work will cost: money, completions, memory of GPUs."""
     if any(state.artefact == "critiques" and state.state != "done" for state in states):
         from minos_ray.critiques.estimate import expected_cost
 
-        log(expected_cost(config, run))
-    refuse(config, run)
-    log("config, files, models, credentials: fine")
+        yield expected_cost(config, run)
+    if memory_matters(config, states):
+        from minos_ray.training.memory import stated
+
+        yield from stated(config, run)
+    if rollouts_wanted(config, states):
+        from minos_ray.labels.rollouts import cost
+
+        yield cost(config, run)
+
+
+def memory_matters(config: Config, states: list[State]) -> bool:
+    """Whether GPUs will train a model whose sizes are known here and now."""
+    from minos_ray.models import is_hub_id
+
+    todo = {s.stage for s in states if s.state != "done"}
+    here = not is_hub_id(config.base.model) and not config.base.model.startswith("run:")
+    return config.resources.train.gpu and bool(todo & {"sft", "reward"}) and here
 
 
 def refuse(config: Config, run: Run) -> None:
@@ -70,6 +89,10 @@ def findings(config: Config, run: Run) -> Iterator[str]:
         from minos_ray.labels.rollouts import completer, settings
 
         tests += [lambda: settings(config), lambda: completer(config)]
+    if memory_matters(config, states):
+        from minos_ray.training.memory import refuse as refuse_memory
+
+        tests.append(lambda: refuse_memory(config, run))
     imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
     if config.reward.consensus and "reward" in todo and not imported:
         from minos_ray.training.consensus import refuse_told

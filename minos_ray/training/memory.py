@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from minos_ray.sections import Train, Workers
+from minos_ray.errors import UserError
+from minos_ray.models import locate
+from minos_ray.sections import Config, Train, Workers
+from minos_ray.store import Run
 
 ADAM = 8  # two moments in fp32
 MASTER = 4  # the fp32 copy of weights trained in bf16
@@ -115,3 +118,51 @@ def changed(workers: Workers, **changes: Any) -> Workers:
 def fitting(of: Shape, section: Train, workers: Workers, kind: str, gpu_gb: float) -> Workers | None:
     """The first plan that fits, None when none does."""
     return next((plan for plan in plans(workers) if estimate(of, section, plan, kind).gpu <= gpu_gb), None)
+
+
+def trainings(config: Config) -> list[tuple[str, Train, str]]:
+    """Name, section and kind of the two stages."""
+    return [("sft", config.sft, "lm"), ("reward", config.reward, "prm")]
+
+
+def stated(config: Config, run: Run) -> list[str]:
+    """A line for each stage of training; UserError when the base model is not there."""
+    of, workers = base_shape(config, run), config.resources.train
+    found = [(name, estimate(of, section, workers, kind)) for name, section, kind in trainings(config)]
+    return [
+        f"resources.train: {name} needs about {e.gpu:.1f} GB on each GPU (weights {e.parameters:.1f}, gradients "
+        f"{e.gradients:.1f}, optimizer {e.optimizer:.1f}, activations {e.activations:.1f}, the rest {OVERHEAD_GB:.1f})"
+        + (f" and {e.host:.1f} GB of host memory for each" if e.host else "")
+        for name, e in found
+    ]
+
+
+def refuse(config: Config, run: Run) -> None:
+    """UserError when a GPU of `resources.train.gpu_memory_gb` cannot hold it, with the first plan that fits."""
+    workers = config.resources.train
+    if workers.gpu_memory_gb is None:
+        return
+    of = base_shape(config, run)
+    for name, section, kind in trainings(config):
+        wanted = estimate(of, section, workers, kind).gpu
+        if wanted > workers.gpu_memory_gb:
+            plan = fitting(of, section, workers, kind, workers.gpu_memory_gb)
+            raise UserError(
+                f"resources.train: {name} needs about {wanted:.0f} GB on each GPU, "
+                f"resources.train.gpu_memory_gb = {workers.gpu_memory_gb:g}; {advice(workers, plan)}"
+            )
+
+
+def advice(workers: Workers, plan: Workers | None) -> str:
+    """What to change."""
+    if plan is None:
+        return "no setting fits: take more workers"
+    changes = {key: value for key, value in plan.model_dump().items() if value != getattr(workers, key)}
+    return "this fits: " + " ".join(f"resources.train.{key}={value}" for key, value in changes.items())
+
+
+def base_shape(config: Config, run: Run) -> Shape:
+    """The sizes of the base model."""
+    from transformers import AutoConfig
+
+    return shape(AutoConfig.from_pretrained(locate(config.base, run), trust_remote_code=config.base.trust_remote_code))

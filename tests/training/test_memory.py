@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from minos_ray.config import build
+from minos_ray.errors import UserError
 from minos_ray.sections import Train, Workers
+from minos_ray.store import Run
 from minos_ray.training import architecture, memory
 from minos_ray.training.losses import Objective
 from minos_ray.training.rows import Rows, as_table, pack
@@ -68,3 +71,23 @@ def test_the_plan_proposed_fits_and_the_given_one_is_kept_when_it_does() -> None
     assert found is not None and memory.estimate(SEVEN, BF16, found, "lm").gpu <= 80
     assert memory.fitting(SEVEN, BF16, found, "lm", 80) == found
     assert memory.fitting(SEVEN, BF16, given, "lm", 4) is None
+
+
+def test_check_says_what_is_needed_and_proposes_what_fits(tmp_path: Path) -> None:
+    """A tiny model: only the fixed overhead counts, so a GPU below it fits nothing and one above it everything."""
+    base = {"model": tiny_model(tmp_path)}
+    config = build({"run": str(tmp_path / "run"), "base": base, "resources": {"train": {"gpu": True}}})
+    lines = memory.stated(config, Run(config.run))
+    assert [line.split(":")[1].split()[0] for line in lines] == ["sft", "reward"] and "GB on each GPU" in lines[0]
+    memory.refuse(config, Run(config.run))
+    workers = config.resources.train.model_copy(update={"gpu_memory_gb": 2.0})
+    small = config.model_copy(update={"resources": config.resources.model_copy(update={"train": workers})})
+    with pytest.raises(UserError, match="take more workers"):
+        memory.refuse(small, Run(config.run))
+
+
+def test_advice_names_the_keys_to_change() -> None:
+    given = Workers(workers=8, zero=1, micro_tokens=16384, gpu=True)
+    text = memory.advice(given, memory.fitting(SEVEN, BF16, given, "lm", 40))
+    assert "resources.train.gradient_checkpointing=True" in text and "resources.train.zero=" in text
+    assert "resources.train.workers" not in text
