@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from minos_ray import schema
-from minos_ray.candidates.engine import PROMPT_TOO_LONG, Generator, Request, Text
+from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG, Generator, Request, Text
 from minos_ray.config import resolve
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.prefixes import ids_after, prefix_id
@@ -45,12 +45,30 @@ class Completer:
     def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """A row for each prefix of the batch, and its numbers: seconds, prefixes that went wrong by reason."""
         start = time.monotonic()
-        trees = [Tree(row["unit_id"], row["parents"], row["pieces"], row["proven"]) for row in batch.to_pylist()]
+        trees = [tree_of(row) for row in batch.to_pylist()]
         draws = Draws(self, trees)
         decided = decide(*forest(trees), self.rollouts.completions, self.rollouts.soft, draws)
         rows = [draws.row(prefix, decided.label(prefix), statuses) for prefix, statuses in enumerate(decided.outcomes)]
         stats = {INEXACT: draws.inexact, PROMPT_TOO_LONG: sum(row["label"] < 0 for row in rows)}
         return schema.table("rollouts", rows), {"seconds": time.monotonic() - start, **stats}
+
+    @staticmethod
+    def failed(units: pa.Table, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """The prefixes of problems that killed every engine: no completions, no label."""
+        trees = [tree_of(row) for row in units.to_pylist()]
+        rows = [unlabelled(tree.problem_id, text) for tree in trees for text in tree.texts()]
+        return schema.table("rollouts", rows), {ENGINE_DIED: len(rows)}
+
+
+def tree_of(row: dict[str, Any]) -> Tree:
+    """A row of `UNITS` as a tree."""
+    return Tree(row["unit_id"], row["parents"], row["pieces"], row["proven"])
+
+
+def unlabelled(problem_id: str, text: str) -> dict[str, Any]:
+    """The row of a prefix of which nothing is known."""
+    nothing = dict.fromkeys(("completions", "correct", "no_answer", "timeout", "tokens"), 0)
+    return {"prefix_id": prefix_id(problem_id, text), "problem_id": problem_id, "label": -1, **nothing}
 
 
 class Draws:
@@ -98,5 +116,5 @@ class Draws:
         """One row of the artefact."""
         problem_id, text = self.prefixes[prefix]
         counts = {status: statuses.count(status) for status in ("correct", "no_answer", "timeout")}
-        row = {"prefix_id": prefix_id(problem_id, text), "problem_id": problem_id, "label": label}
+        row = {**unlabelled(problem_id, text), "label": label}
         return {**row, "completions": len(statuses), **counts, "tokens": self.tokens[prefix]}

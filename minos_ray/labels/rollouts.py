@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray import cluster, stages
-from minos_ray.candidates.engine import PROMPT_TOO_LONG
+from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
 from minos_ray.candidates.stage import generator
 from minos_ray.config import Config, resolve
 from minos_ray.critiques.select import by_turns
@@ -216,4 +216,5 @@ def finish(target: Artefact, made: Plan, section: Rollouts, before: int, details
         "engine_seconds": round(stats.get("seconds", 0.0), 2),
         "seconds": round(details["seconds"], 2),
     }
-    return target.complete(counts, {**dropped, PROMPT_TOO_LONG: int(stats.get(PROMPT_TOO_LONG, 0))}, details)
+    unlabelled = {reason: int(stats.get(reason, 0)) for reason in (PROMPT_TOO_LONG, ENGINE_DIED)}
+    return target.complete(counts, dropped | unlabelled, details)

@@ -219,8 +219,8 @@ def refused_labels(labels: list[int], solution: encoding.Encoded) -> str | None:
 
 def soft(row: Row, labels: Sequence[float]) -> Sequence[float]:
     """The share of rollouts that succeed in place of each label that there is, where the shares are known."""
-    shares = row["step_scores"]
-    return [s if label >= 0 else -1 for s, label in zip(shares, labels, strict=True)] if shares else labels
+    shares = row["step_scores"] or [None] * len(labels)
+    return [label if label < 0 or share is None else share for share, label in zip(shares, labels, strict=True)]
 
 
 def verifier_row(row: Row, solution: encoding.Encoded, labels: Sequence[float]) -> Row:

@@ -14,9 +14,10 @@ from minos_ray import cli
 from minos_ray.check import check, findings
 from minos_ray.config import Config, build
 from minos_ray.errors import UserError
+from minos_ray.labels.completer import Completer
 from minos_ray.labels.numbers import extract_number, same_number
 from minos_ray.labels.prefixes import prefix_id
-from minos_ray.labels.rollouts import chosen, cost, plan, rollouts, train_answers
+from minos_ray.labels.rollouts import chosen, cost, plan, rollouts, train_answers, unit_table
 from minos_ray.labels.stage import label
 from minos_ray.problems.miniature import load
 from minos_ray.stages import inputs, spec
@@ -262,3 +263,12 @@ def test_no_completer_and_no_answers_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sample\.n_train"):
         rollouts(config, run)
     assert not run.exists("rollouts")
+
+
+def test_problems_that_killed_every_engine_have_unlabelled_prefixes(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    made = plan(config, make_run(config), graded=True)
+    rows, stats = Completer.failed(unit_table(made.trees), seed=0)
+    assert stats == {"engine_died": rows.num_rows} and rows.num_rows == made.prefixes
+    assert set(rows["label"].to_pylist()) == {-1} and set(rows["completions"].to_pylist()) == {0}
+    assert len(set(rows["prefix_id"].to_pylist())) == made.prefixes

@@ -76,7 +76,7 @@ def test_soft_labels_are_the_shares_where_there_are_any(small: tuple[Config, Run
     _, run, tokenizer = small
     labels = run.artefact("labels").read().to_pylist()
     for row in labels[::2]:
-        row["step_scores"] = [0.25, 0.5, 0.75]
+        row["step_scores"] = [0.25, None, 0.75]
     other = Run(str(tmp_path))
     for name, rows in (("problems", run.artefact("problems").read()), ("labels", table("labels", labels))):
         artefact = other.artefact(name)
@@ -85,7 +85,7 @@ def test_soft_labels_are_the_shares_where_there_are_any(small: tuple[Config, Run
         artefact.complete({})
     data = reward_data(other, tokenizer, section(soft_labels=True), "prm")
     targets = {tuple(row["targets"]) for row in data.train}
-    assert (0.25, 0.5, 0.75) in targets and targets & {(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)}
+    assert targets & {(0.25, 0.0, 0.75), (0.25, 1.0, 0.75)} and targets & {(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)}
     assert {target for row in data.held_out for target in row["targets"]} <= {0.0, 1.0}
 
 
