@@ -3,8 +3,8 @@
 python benchmarks/sampling.py engine [--problems 8] [--rounds 3]   one engine in this process, four ways to ask it
 python benchmarks/sampling.py stage [--problems 64] [--rounds 3] [--only OURS]   whole pipelines on Ray, one actor
 
-A pipeline is run with a small and with a large load; the rate is that of the difference, so starting up is apart. Starts
-vary by seconds: the large load must take far longer.
+A pipeline is run with a small and with a large load; the rate is that of the difference, so starting up is apart.
+Starts vary by seconds: the large load must take far longer.
 """
 
 import argparse
