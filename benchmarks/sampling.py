@@ -1,9 +1,10 @@
 """Sampling n = 256 a problem: our worker and our stage against vLLM's own ways and against ray.data.llm.
 
 python benchmarks/sampling.py engine [--problems 8] [--rounds 3]   one engine in this process, four ways to ask it
-python benchmarks/sampling.py stage [--problems 24] [--rounds 3] [--only OURS]   whole pipelines on Ray, one actor
+python benchmarks/sampling.py stage [--problems 64] [--rounds 3] [--only OURS]   whole pipelines on Ray, one actor
 
 A pipeline is run with a small and with a large load; the rate is that of the difference, so starting up is apart.
+Starts vary by seconds: the large load must take far longer.
 """
 
 import argparse
@@ -162,7 +163,7 @@ def main() -> None:
     if options.what == "engine":
         in_process(options.problems or 8, options.rounds)
     else:
-        whole_pipelines(options.problems or 24, options.rounds, [options.only] if options.only else list(PIPELINES))
+        whole_pipelines(options.problems or 64, options.rounds, [options.only] if options.only else list(PIPELINES))
 
 
 if __name__ == "__main__":

@@ -55,8 +55,10 @@ def _line(number: int, step: Any) -> str:
     if not isinstance(step, dict) or not isinstance(step.get("explanation"), str):
         raise NotJson(f"step {number} has no explanation")
     verdict = "correct" if _verdict(step, "correct") else "incorrect"
-    explanation = _CLOSING.sub("", _OPENING.sub("", " ".join(step["explanation"].split())))
-    return " ".join(filter(None, [f"Step {number}:", explanation, f"This step is {verdict}."]))
+    explanation = _CLOSING.sub("", _OPENING.sub("", " ".join(step["explanation"].split()))).rstrip(" ,;:")
+    # The parser takes a verdict that a sentence runs into for a part of it.
+    full_stop = "." if explanation[-1:].isalnum() else ""
+    return " ".join(filter(None, [f"Step {number}:", explanation + full_stop, f"This step is {verdict}."]))
 
 
 def _verdict(value: dict[str, Any], name: str) -> bool:

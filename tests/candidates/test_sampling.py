@@ -148,7 +148,7 @@ def test_a_larger_n_keeps_what_is_there_and_a_smaller_one_or_another_key_does_no
 def test_neither_a_killed_driver_nor_a_killed_actor_loses_or_repeats_a_candidate(
     tmp_path: Path, path: str, local_ray: None
 ) -> None:
-    config = make_config(tmp_path, path, actors=1, unit=4, max_tokens=100, units_per_task=64, max_num_seqs=4)
+    config = make_config(tmp_path, path, actors=1, unit=4, max_tokens=60, units_per_task=64, max_num_seqs=4)
     run = make_run(config)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "config.json")])
@@ -159,7 +159,7 @@ def test_neither_a_killed_driver_nor_a_killed_actor_loses_or_repeats_a_candidate
     driver.kill()
     driver.wait()
     # Its actors end with it; Ray's agents may stay.
-    _, alive = psutil.wait_procs(theirs, timeout=10)
+    _, alive = psutil.wait_procs(theirs, timeout=3)
     for process in alive:
         process.kill()
 
