@@ -79,7 +79,14 @@ def in_peace(command: list[str], arguments: argparse.Namespace) -> dict[str, Any
         used, steady = (share(moments, arguments.per_minute) for moments in (let_in, middle))
         found = {"exit code": code, "seconds": round(seconds, 1), "seconds of requests": round(span, 1)}
         found |= {"share of the rate": used, "without the tail": steady, "server": did["did"]}
+        found["let in per second"] = " ".join(str(n) for n in per_second(let_in))
         return found | ended(folder, arguments, seconds)
+
+
+def per_second(moments: list[float]) -> list[int]:
+    """How many came in each second."""
+    counts = Counter(int(moment - moments[0]) for moment in moments)
+    return [counts[second] for second in range(max(counts) + 1)]
 
 
 def share(moments: list[float], per_minute: float) -> float:

@@ -15,7 +15,7 @@ from minos_ray.critiques.pace import Pace
 from minos_ray.critiques.usage import Usage
 from minos_ray.sections import Client, Critique
 
-AHEAD_S = 0.1
+AHEAD_S = 0.2
 """Starts are granted so far ahead; a call that gets none comes back after this time."""
 SILENT_S = 30.0
 """A client that has not called for so long is dead; what it held comes back."""

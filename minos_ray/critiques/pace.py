@@ -2,7 +2,7 @@
 
 USED = 0.97
 """Share of an allowed rate that is asked for: endpoints count at their own door, some milliseconds off ours."""
-SLACK_S = 0.25
+SLACK_S = 0.5
 """So much unused time may be caught up with."""
 
 

