@@ -85,7 +85,11 @@ def test_soft_labels_are_the_shares_where_there_are_any(small: tuple[Config, Run
         artefact.complete({})
     data = reward_data(other, tokenizer, section(soft_labels=True), "prm")
     targets = {tuple(row["targets"]) for row in data.train}
-    assert targets & {(0.25, 0.0, 0.75), (0.25, 1.0, 0.75)} and targets & {(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)}
+    assert targets & {(0.25, 0.0, 0.75), (0.25, 1.0, 0.75)} and targets & {
+        (0.0, 0.0, 0.0),
+        (1.0, 1.0, 1.0),
+        (1.0, 0.0, 0.0),
+    }
     assert {target for row in data.held_out for target in row["targets"]} <= {0.0, 1.0}
 
 
