@@ -40,9 +40,15 @@ def make_run(path: str, problems: int = 60, n: int = 256, train: int = 40) -> Ru
             candidates.append(candidate)
             labels.append(label)
     put(run, "candidates", candidates, {"no answer line": 12}, {"seconds": 93.4, "tokens": 812345})
-    put(run, "labels", labels, {"timeout": 3, "no answer": 41}, {"seconds": 2.2})
+    put(run, "labels", labels, {"timeout": 3, "no answer": 41}, {"seconds": 2.2, "strict_correct": 1234})
     train_labels = [label for label in labels if label["problem_id"].startswith("train")]
-    put(run, "critiques", [critique(label) for label in train_labels[:300]], {"disagrees with the labels": 14}, COST)
+    put(
+        run,
+        "critiques",
+        [critique(label) for label in train_labels[:300]],
+        {"disagrees with the labels": 14},
+        COST | AGREEMENT,
+    )
     put_models(run)
     test_labels = [label for label in labels if label["problem_id"].startswith("test")]
     for name in (*VERIFIERS, "critic"):
@@ -53,6 +59,7 @@ def make_run(path: str, problems: int = 60, n: int = 256, train: int = 40) -> Ru
 
 
 COST = {"seconds": 12.0, "prompt_tokens": 90210, "completion_tokens": 41999, "cost_usd": 1.25}
+AGREEMENT = {"agreement": {"prompt": "blind", "kept": 0.613, "published": 0.78}}
 
 
 def problem(i: int, split: str) -> dict[str, Any]:

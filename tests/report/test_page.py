@@ -103,6 +103,10 @@ def test_all_parts_are_there(html: str) -> None:
     assert "first has it at step" in text
 
 
+def test_what_stricter_grading_says_and_how_many_critiques_were_kept(html: str) -> None:
+    assert "says 1,234." in html and "61.3 % (prompt <code>blind</code>)" in html and "about 78.0 %" in html
+
+
 def test_figures_follow_the_pages_colours(html: str) -> None:
     assert "#010203" not in html and "#fdfcfb" not in html
     assert html.count("currentColor") > 20
