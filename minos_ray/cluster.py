@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+from typing import Any
 
 from minos_ray.errors import UserError
 from minos_ray.sections import Actors, Config, Resources, Workers
@@ -59,6 +60,14 @@ def disconnect() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+
+
+def on_this_node() -> Any:
+    """Where the driver is: an actor there lives as long as it does, and reaches what listens on its loopback."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def wanted(resources: Actors | Workers) -> dict[str, float]:

@@ -66,12 +66,13 @@ class PartWriter:
         units: Any,
         attempts: str,
         part_units: int,
+        tally: Any,
     ) -> None:
         import ray
 
         context = ray.get_runtime_context()
         self.run, self.artefact, self.attempts = Run(run), artefact, attempts
-        self.node, self.part_units = context.get_node_id(), part_units
+        self.node, self.part_units, self.tally = context.get_node_id(), part_units, tally
         self.units: pa.Table = ray.get(units)
         self.lives = Lives(self.run, f"{attempts}/{context.get_actor_id()}")
         if self.lives.left:
@@ -112,6 +113,7 @@ class PartWriter:
                 whole = len(part.units) == units.num_rows
                 target.write_part(name if whole else f"{name}-{hashed(part.units)}", part.rows, part.stats, part.units)
                 self.lives.renew()
+                self.tally.add.remote(part.rows.num_rows)
                 yield Stored(part.units, part.rows.num_rows, part.stats)
 
     def parts(self, units: pa.Table, attempts: Attempts) -> Iterator[Finished]:

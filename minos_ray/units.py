@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from minos_ray.attempts import BARREN, DEATHS
 from minos_ray.cluster import require
 from minos_ray.errors import WorkStopped
+from minos_ray.live import followed
 from minos_ray.parts import PartWriter, Worker, added, by_artefact, part_name
 from minos_ray.progress import Progress
 from minos_ray.sections import Actors
@@ -107,9 +108,10 @@ def run_units(
     outcome = Outcome(label, units.num_rows, started_before=rows_before > 0, can_fail=hasattr(worker, "failed"))
     try:
         with Progress(label, rows, unit, rows_before) as progress:
-            for done in tasks(sizes, constructor, resources, env).iter_rows():
-                outcome.add(done)
-                progress.advance(done["rows"])
+            with followed(progress) as tally:
+                for done in tasks(sizes, {**constructor, "tally": tally}, resources, env).iter_rows():
+                    outcome.add(done)
+            progress.advance(rows_before + outcome.rows - progress.done)
     except ray.exceptions.RayActorError as error:
         died = f"{label}: an actor died and was not started again (see the log above)"
         raise WorkStopped(f"{died}; what is finished is kept, a rerun does the rest") from error
@@ -159,12 +161,13 @@ class Outcome:
     def __init__(self, label: str, units: int, started_before: bool, can_fail: bool) -> None:
         self.label, self.units, self.started_before, self.can_fail = label, units, started_before, can_fail
         self.stats: dict[str, float] = {}
-        self.done, self.failed = 0, []
+        self.done, self.rows, self.failed = 0, 0, []
 
     def add(self, task: dict[str, Any]) -> None:
         """Takes in the result of a task; WorkStopped when there is no sense in going on."""
         self.stats = added([self.stats, json.loads(task["stats"])])
         self.done += task["units"]
+        self.rows += task["rows"]
         self.failed += list(task["failed"])
         if task["barren"]:
             self.stop(f"an actor died {BARREN} times in a row before it finished a unit")

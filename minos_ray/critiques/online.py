@@ -69,7 +69,7 @@ def limiter(section: Critique, limits: Client, spent_usd: float, total: int, kno
     """The limiter as an actor on this node. When this process is interrupted, what is in flight may still arrive."""
     import ray
 
-    here = {"scheduling_strategy": on_this_node(), "num_cpus": 0, "max_restarts": 0}
+    here = {"scheduling_strategy": cluster.on_this_node(), "num_cpus": 0, "max_restarts": 0}
     shared = ray.remote(Limiter).options(**here).remote(section, limits, spent_usd, total, known)
     try:
         yield shared
@@ -79,14 +79,6 @@ def limiter(section: Critique, limits: Client, spent_usd: float, total: int, kno
         raise
     finally:
         ray.kill(shared)
-
-
-def on_this_node() -> Any:
-    """Where the driver is: an actor there lives as long as it does, and reaches what listens on its loopback."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def state(shared: Any) -> tuple[Stop | None, float]:
@@ -111,7 +103,11 @@ def replies(endpoint: Endpoint, shared: Any, run: str, requests: list[Request], 
     threads = -(-IN_HAND * limits.concurrency // size)
     kwargs = {"section": endpoint.section, "limits": limits, "base_url": endpoint.base_url, "run": run, "seed": seed}
     # What listens on the driver's loopback is reached from its node alone, which may offer no CPUs.
-    place = {"scheduling_strategy": on_this_node(), "num_cpus": 0} if endpoint.loopback else {"num_cpus": limits.cpus}
+    place = (
+        {"scheduling_strategy": cluster.on_this_node(), "num_cpus": 0}
+        if endpoint.loopback
+        else {"num_cpus": limits.cpus}
+    )
     done = ray.data.from_arrow(blocks(requests, size)).map_batches(
         Asker,
         fn_constructor_kwargs={"limiter": shared, "key": SecretStr(endpoint.key), **kwargs},
