@@ -39,6 +39,14 @@ def test_with_enough_to_do_the_whole_rate_is_used(per_minute: float, count: int)
     assert start == pytest.approx((count - 1) / (per_minute * USED / 60))
 
 
+def test_nothing_is_caught_up_with_at_the_start() -> None:
+    pace, starts = Pace(600, 0.0), []
+    for _ in range(20):
+        starts.append(pace.start(100.0))
+        pace.take(1, starts[-1])
+    assert starts[-1] == pytest.approx(100 + 19 / (10 * USED))
+
+
 def test_a_pause_holds_without_a_rate_and_is_not_caught_up_with() -> None:
     free, paced = Pace(None, 0.0), Pace(600, 0.0)
     for pace in (free, paced):
