@@ -25,7 +25,8 @@ from minos_ray.candidates.stage import sample
 from minos_ray.config import Config
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.problems.miniature.maker import draw
-from minos_ray.sections import Engine, Model, Resources, Sample
+from minos_ray.resources import Engine, Resources
+from minos_ray.sections import Model, Sample
 from minos_ray.store import Run
 
 N, UNIT, SMALL = 256, 64, 4

@@ -19,7 +19,8 @@ import torch
 from common import show
 
 from minos_ray.labels.steps import lines
-from minos_ray.sections import Train, Workers
+from minos_ray.resources import Workers
+from minos_ray.sections import Train
 from minos_ray.training import batches, encoding, engine
 from minos_ray.training.losses import Objective
 from minos_ray.training.rows import Rows, as_table, pack

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.sections import Actors, Config, Resources, Workers
+from minos_ray.resources import Actors, Resources, Workers
+from minos_ray.sections import Config
 
 
 def connect(config: Config) -> None:

@@ -18,7 +18,7 @@ from minos_ray.errors import WorkStopped
 from minos_ray.live import followed
 from minos_ray.parts import PartWriter, Worker, added, by_artefact, part_name
 from minos_ray.progress import Progress
-from minos_ray.sections import Actors
+from minos_ray.resources import Actors
 from minos_ray.store import Artefact, Run
 
 __all__ = ["Worker", "part_name", "run_units", "stored_ids"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.cluster import disconnect, quiet_data
-from minos_ray.sections import Actors
+from minos_ray.resources import Actors
 from minos_ray.store import Run
 from minos_ray.units import run_units
 

@@ -8,7 +8,7 @@ from minos_ray import stages
 from minos_ray.config import Config, load_config
 from minos_ray.errors import UserError
 from minos_ray.pipeline import open_run, run_stage, saved_config, status
-from minos_ray.sections import Resources
+from minos_ray.resources import Resources
 from minos_ray.stages import FUNCTIONS, begin, specs
 from minos_ray.store import Manifest, Run
 

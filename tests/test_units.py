@@ -12,7 +12,7 @@ from minos_ray.attempts import BARREN, DEATHS
 from minos_ray.cluster import disconnect
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.parts import Finished
-from minos_ray.sections import Actors
+from minos_ray.resources import Actors
 from minos_ray.store import Artefact, Run
 from minos_ray.units import run_units
 

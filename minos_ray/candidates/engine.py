@@ -9,7 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from minos_ray.sections import Engine, Model
+from minos_ray.resources import Engine
+from minos_ray.sections import Model
 
 PROMPT_TOO_LONG = "prompt_too_long"
 ENGINE_DIED = "engine_died"

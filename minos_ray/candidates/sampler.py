@@ -12,7 +12,8 @@ from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
 from minos_ray.config import resolve
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.parts import Finished, added
-from minos_ray.sections import Engine, Model, Sample
+from minos_ray.resources import Engine
+from minos_ray.sections import Model, Sample
 from minos_ray.store import Run
 
 

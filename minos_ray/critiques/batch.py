@@ -25,7 +25,8 @@ from minos_ray.critiques.client import Request
 from minos_ray.critiques.reply import body
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress, duration
-from minos_ray.sections import Client, Critique
+from minos_ray.resources import Client
+from minos_ray.sections import Critique
 
 FOLDER = "cache/batches"
 ENDED = {"completed", "failed", "expired", "cancelled"}

@@ -21,7 +21,8 @@ from minos_ray.critiques.cache import Answer
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.reply import BadReply, most, read
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.sections import Client, Critique
+from minos_ray.resources import Client
+from minos_ray.sections import Critique
 
 PRICE = 0.5
 """The Batch API costs half of the same requests sent one by one (OpenAI's Batch guide and price list)."""

@@ -14,7 +14,8 @@ from minos_ray.critiques.limiter import Done, Stop
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.reply import body, most, most_tokens, read
 from minos_ray.errors import UserError
-from minos_ray.sections import Client, Critique
+from minos_ray.resources import Client
+from minos_ray.sections import Critique
 
 PREFLIGHT_S = 30.0
 

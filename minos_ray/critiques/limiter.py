@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 from minos_ray.critiques.budget import Budget
 from minos_ray.critiques.pace import Pace
 from minos_ray.critiques.usage import Usage
-from minos_ray.sections import Client, Critique
+from minos_ray.resources import Client
+from minos_ray.sections import Critique
 
 AHEAD_S = 0.2
 """Starts are granted so far ahead; a call that gets none comes back after this time."""

@@ -18,7 +18,8 @@ from minos_ray.critiques.gate import GONE
 from minos_ray.critiques.limiter import Limiter, Stop
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress
-from minos_ray.sections import Client, Critique
+from minos_ray.resources import Client
+from minos_ray.sections import Critique
 
 RETRIES = 3
 """A batch whose actor dies is given to the new one; after so many deaths the batch itself must be the cause."""

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.client import Critic, Endpoint, Reply, Request
 from minos_ray.critiques.gate import Gate
-from minos_ray.sections import Client, Critique
+from minos_ray.resources import Client
+from minos_ray.sections import Critique
 from minos_ray.store import Run
 
 REQUESTS = pa.schema(

@@ -12,7 +12,8 @@ from minos_ray.labels.grading import Grading
 from minos_ray.labels.prefixes import ids_after, prefix_id
 from minos_ray.labels.rollout_plan import Tree, decide, forest
 from minos_ray.models import load_tokenizer, locate
-from minos_ray.sections import Engine, Label, Model, Sample
+from minos_ray.resources import Engine
+from minos_ray.sections import Label, Model, Sample
 from minos_ray.store import Run
 
 # A tree as the actors get it: `rollout_plan.Tree`, named by its problem.

@@ -16,13 +16,14 @@ from minos_ray.labels.answers import STYLES
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.slices import Reader, Rows, Slice, beside, units
 from minos_ray.progress import Progress
-from minos_ray.units import RETRIES
 
 STATUSES = ("correct", "wrong", "no_answer", "timeout")
 RESULT = pa.schema(
     [("answer", pa.string()), ("correct", pa.bool_()), ("status", pa.string()), ("correct_strict", pa.bool_())]
 )
 ADDED = tuple(RESULT.names)
+# A slice whose actor dies is given to a new one; after so many deaths the slice itself must be the cause.
+RETRIES = 3
 # Below, starting Ray costs more than its actors save (docs/grading.md has the measurement).
 RAY_ROWS = 1_000_000
 
@@ -131,7 +132,7 @@ def on_ray(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
     from ray.data import ActorPoolStrategy
 
     from minos_ray.cluster import join
-    from minos_ray.sections import Resources
+    from minos_ray.resources import Resources
 
     join(Resources())
     actors = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(slices)))

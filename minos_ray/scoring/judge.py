@@ -14,7 +14,8 @@ from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
 from minos_ray.config import Config
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.models import load_tokenizer, locate
-from minos_ray.sections import Engine, Judge, Model
+from minos_ray.resources import Engine
+from minos_ray.sections import Judge, Model
 from minos_ray.store import Artefact, Manifest, Run
 from minos_ray.training import encoding
 from minos_ray.units import run_units, stored_ids

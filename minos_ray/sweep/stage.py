@@ -14,7 +14,7 @@ from minos_ray.cluster import connect, quiet_data, require, wanted
 from minos_ray.config import Config
 from minos_ray.errors import WorkStopped
 from minos_ray.progress import Progress
-from minos_ray.sections import Resources
+from minos_ray.resources import Resources
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
 from minos_ray.sweep.inputs import Inputs

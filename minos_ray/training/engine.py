@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from minos_ray.sections import Train, Workers
+from minos_ray.resources import Workers
+from minos_ray.sections import Train
 from minos_ray.training.losses import Objective
 
 

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from minos_ray.models import absolute
-from minos_ray.sections import Model, Resources, Reward, Train, Workers
+from minos_ray.resources import Resources, Workers
+from minos_ray.sections import Model, Reward, Train
 from minos_ray.store import Run, fingerprint
 from minos_ray.training import rows
 from minos_ray.training.data import Data

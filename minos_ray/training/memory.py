@@ -10,7 +10,8 @@ from typing import Any
 
 from minos_ray.errors import UserError
 from minos_ray.models import locate
-from minos_ray.sections import Config, Train, Workers
+from minos_ray.resources import Workers
+from minos_ray.sections import Config, Train
 from minos_ray.store import Run
 
 ADAM = 8  # two moments in fp32

@@ -10,7 +10,8 @@ import pytest
 from minos_ray.candidates.engine import Generator, Request, arguments, cpu_dtype, longest, stable_seed
 from minos_ray.candidates.prompts import plain
 from minos_ray.models import load_tokenizer
-from minos_ray.sections import Engine, Model
+from minos_ray.resources import Engine
+from minos_ray.sections import Model
 from tests.tiny import tiny_model
 
 RESOURCES = Engine(kv_cache_gb=0.05, max_model_len=128, dtype="float32")

@@ -19,7 +19,8 @@ from minos_ray.candidates.sampler import Sampler, candidates
 from minos_ray.candidates.stage import extend, read_wanted, sample, stored
 from minos_ray.config import Config
 from minos_ray.errors import UserError
-from minos_ray.sections import Engine, Model, Resources, Sample
+from minos_ray.resources import Engine, Resources
+from minos_ray.sections import Model, Sample
 from minos_ray.store import Artefact, Run
 from tests.tiny import tiny_model
 

@@ -11,7 +11,8 @@ from minos_ray.critiques.budget import Budget
 from minos_ray.critiques.limiter import Done, Limiter, Stop, Want
 from minos_ray.critiques.pace import SLACK_S, USED, Pace
 from minos_ray.critiques.usage import Usage
-from minos_ray.sections import Client, Critique
+from minos_ray.resources import Client
+from minos_ray.sections import Critique
 
 PRICES = {"usd_per_million_input": 10, "usd_per_million_output": 10}
 

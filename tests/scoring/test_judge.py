@@ -9,8 +9,9 @@ from minos_ray import schema
 from minos_ray.config import Config
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.models import load_tokenizer
+from minos_ray.resources import Engine, Resources
 from minos_ray.scoring.judge import UNITS, CriticJudge, judge, verdicts
-from minos_ray.sections import Engine, Judge, Model, Resources, Score
+from minos_ray.sections import Judge, Model, Score
 from minos_ray.store import Run
 from minos_ray.training import encoding
 from tests.tiny import tiny_model

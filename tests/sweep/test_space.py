@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.config import build
-from minos_ray.sections import Config, Resources
+from minos_ray.resources import Resources
+from minos_ray.sections import Config
 from minos_ray.store import Run
 from minos_ray.sweep.space import Trial, trial_config, trial_run, trials, verifiers
 from minos_ray.sweep.stage import concurrent

@@ -9,7 +9,8 @@ import torch
 
 from minos_ray.config import build
 from minos_ray.errors import UserError
-from minos_ray.sections import Train, Workers
+from minos_ray.resources import Workers
+from minos_ray.sections import Train
 from minos_ray.store import Run
 from minos_ray.training import architecture, memory
 from minos_ray.training.losses import Objective

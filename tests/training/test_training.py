@@ -12,7 +12,8 @@ import pytest
 
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer
-from minos_ray.sections import Config, Engine, Workers
+from minos_ray.resources import Engine, Workers
+from minos_ray.sections import Config
 from minos_ray.store import Manifest, Run
 from minos_ray.training import encoding
 from minos_ray.training.encoding import Encoded, encode_solution
