@@ -87,6 +87,8 @@ class PartWriter:
         """Does units of one artefact, without those that an earlier attempt stored."""
         name, target = part_name(units), self.run.artefact(artefact)
         attempts = Attempts(self.run, f"{self.attempts}/{artefact}/{name}", self.node)
+        if attempts.again:
+            clear_joined(target, name)
         done = stored(target, name) if attempts.again else []
         left = without(units, [unit for part in done for unit in part.units])
         if attempts.again:
@@ -94,6 +96,8 @@ class PartWriter:
         if self.lives.left:
             done += self.go_on(target, name, units, left, attempts)
         failed = [unit for unit in ids(left) if attempts.guilty(unit)]
+        if self.lives.left:
+            join(target, name)
         return {
             "units": sum(len(part.units) for part in done),
             "rows": sum(part.rows for part in done),
@@ -157,6 +161,26 @@ def by_artefact(units: pa.Table, default: str) -> list[tuple[str, pa.Table]]:
 def stored(target: Artefact, task: str) -> list[Stored]:
     """The parts that earlier attempts at a task stored."""
     return [Stored(*target.part_notes(name)) for name in target.part_names(task)]
+
+
+def join(target: Artefact, task: str) -> None:
+    """Makes one part of those that a finished task stored, since every later stage opens each file."""
+    names = target.part_names(task)
+    if len(names) < 2:
+        return
+    parts = stored(target, task)
+    rows = pa.concat_tables([target.read_part(name) for name in names])
+    units = [unit for part in parts for unit in part.units]
+    target.write_part(task, rows, added(part.stats for part in parts), units)
+    clear_joined(target, task)
+
+
+def clear_joined(target: Artefact, task: str) -> None:
+    """Removes the parts that are in the task's one part, if it is there."""
+    names = target.part_names(task)
+    for name in names if task in names else ():
+        if name != task:
+            target.run.delete(f"{target.name}/part-{name}.parquet")
 
 
 def together(ready: list[Finished]) -> Finished:

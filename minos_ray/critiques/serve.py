@@ -6,7 +6,6 @@ Prints the address to set as `critique.base_url`. The key is what $MINOS_CRITIC_
 """
 
 import argparse
-import ctypes
 import os
 import shlex
 import signal
@@ -29,7 +28,8 @@ KEY_ENV = "MINOS_CRITIC_KEY"
 PLAIN = "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The chat template of `--plain`: the text of the messages and nothing else, as a stage-1 critic of ours wants it."""
 LOOK_EVERY_S, END_S = 5.0, 30.0
-PR_SET_PDEATHSIG = 1
+# Ends the server with all its engine processes when it ends, or when standard input does: when the actor is gone.
+GUARD = '("$@"; kill -KILL 0) & cat >/dev/null; kill -KILL 0'
 
 
 class CriticServer:
@@ -61,12 +61,12 @@ class CriticServer:
         asked = command(self.options, self.host, self.port)
         log, self.log = tempfile.mkstemp(prefix="minos-critic-server-", suffix=".log")
         self.process = subprocess.Popen(
-            asked,
+            ["sh", "-c", GUARD, "sh", *asked],
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=end_with_parent,
+            start_new_session=True,
         )
         os.close(log)
 
@@ -90,14 +90,23 @@ class CriticServer:
             return "".join(log.readlines()[-15:])
 
     def end(self) -> None:
-        """Ends the server in order."""
-        self.process.terminate()
-        try:
-            self.process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        """Ends the server in order, and whatever is left of it after END_S."""
+        until = time.monotonic() + END_S
+        self.signal(signal.SIGTERM)
+        while self.signal(0) and time.monotonic() < until:
+            self.process.poll()
+            time.sleep(0.1)
+        self.signal(signal.SIGKILL)
+        self.process.wait()
         os.unlink(self.log)
+
+    def signal(self, number: int) -> bool:
+        """Sends a signal to all processes of the server; whether there are any."""
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 def command(options: argparse.Namespace, host: str, port: int) -> list[str]:
@@ -110,12 +119,6 @@ def command(options: argparse.Namespace, host: str, port: int) -> list[str]:
     # The CPU build shares prompts block by block, and 32 is its smallest block.
     asked += [] if options.gpus else ["--block-size", "32"]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *asked, *options.vllm]
-
-
-def end_with_parent() -> None:
-    """Linux ends the server when the actor's process dies, also when that is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port(host: str) -> int:

@@ -142,7 +142,9 @@ class Handler(BaseHTTPRequestHandler):
             request = json.loads(body)
             content = request["messages"][-1]["content"]
             if self.server.teacher.busy(content):
-                return self._reply_if_allowed(429, _error("too many requests"), {"Retry-After": "1"})
+                return self._reply_if_allowed(
+                    429, _error("too many requests"), {"Retry-After": "1", "retry-after-ms": "50"}
+                )
             reply = completion(request, self.server.teacher.critique(content))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             return self._reply_if_allowed(400, _error(f"request not understood: {error}"))
