@@ -29,7 +29,8 @@ PLAIN = "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages 
 """The chat template of `--plain`: the text of the messages and nothing else, as a stage-1 critic of ours wants it."""
 LOOK_EVERY_S, END_S = 5.0, 30.0
 # Ends the server with all its engine processes when it ends, or when standard input does: when the actor is gone.
-GUARD = '("$@"; kill -KILL 0) & cat >/dev/null; kill -KILL 0'
+# Ray kills the children of a dead actor, but not theirs: so it is a grandchild that watches.
+GUARD = 'exec 3<&0; (cat <&3 >/dev/null; kill -KILL 0) & "$@" 3<&- </dev/null; kill -KILL 0'
 
 
 class CriticServer:
@@ -49,7 +50,7 @@ class CriticServer:
         while not self.answers():
             code = self.process.poll()
             if code is not None or time.monotonic() > until:
-                raise WorkStopped(f"vLLM does not serve (exit code {code}); end of its log:\n{self.tail()}")
+                raise WorkStopped(f"vLLM does not serve; end of its log:\n{self.tail()}")
             time.sleep(0.2)
         return f"http://{self.host}:{self.port}/v1"
 
@@ -82,7 +83,7 @@ class CriticServer:
     def check(self) -> None:
         """Raises with the end of the log when the server has ended."""
         if self.process.poll() is not None:
-            raise WorkStopped(f"vLLM ended (exit code {self.process.poll()}); end of its log:\n{self.tail()}")
+            raise WorkStopped(f"vLLM ended; end of its log:\n{self.tail()}")
 
     def tail(self) -> str:
         """The last lines of the log."""
