@@ -22,7 +22,7 @@ from minos_ray.problems.miniature.maker import draw
 from minos_ray.problems.miniature.noise import attempt
 
 Pairs = list[tuple[str, str]]
-SHARED = Path(os.environ.get("MINOS_SHARED", "/work/shared/data"))
+SHARED = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def gsm8k_pairs(rows: int) -> Pairs:

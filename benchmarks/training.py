@@ -8,6 +8,7 @@ one contender in a process of its own.
 import argparse
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,7 @@ class Trl:
         while BATCH_ROWS % rows:
             rows -= 1
         arguments = PRMConfig(
-            output_dir="/tmp/trl-benchmark",
+            output_dir=tempfile.mkdtemp(),
             use_cpu=True,
             per_device_train_batch_size=rows,
             gradient_accumulation_steps=BATCH_ROWS // rows,

@@ -1,8 +1,7 @@
 """Asking the critic through OpenAI's Batch API: half the price, answers within a day, nothing bought twice.
 
-Every batch has a record in RUN/cache/batches. It is written before the batch is created, under a name that the batch
-carries in its metadata, and gets the id of the batch before that is waited for. A rerun takes up what is on record: a
-batch without an id is looked for by its name, one with an id is waited for, a finished one is read again.
+Every batch has a record in RUN/cache/batches, written before the batch is created, under a name that the batch carries
+in its metadata. A rerun takes up what is on record: a batch without an id is looked for by its name.
 """
 
 import asyncio
