@@ -50,7 +50,8 @@ class Workers(Section):
     gpu_memory_gb: float | None = Field(None, gt=0, description="what a GPU has; `minos check` refuses what cannot fit")
     micro_tokens: int = Field(8192, ge=64)
     gradient_checkpointing: bool = False
-    save_every: int = Field(200, ge=1)
+    save_every: int = Field(200, ge=1, description="steps between checkpoints")
+    keep: int = Field(1, ge=1, description="checkpoints kept while training, besides the best one")
     max_failures: int = Field(2, ge=0)
 
     @model_validator(mode="after")

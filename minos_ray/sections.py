@@ -130,6 +130,7 @@ class Train(Section):
     max_length: int = Field(1024, ge=8)
     precision: Literal["fp32", "bf16"] = "bf16"
     eval_every: int = Field(60, ge=1, description="steps between evaluations (the convergence curve)")
+    pick: Literal["last", "best"] = Field("last", description="best: the weights with the lowest loss on held-out rows")
     seed: int = 0
 
 
@@ -174,6 +175,9 @@ class Reward(Train):
         "last", description="every_token: Cobbe et al., Lightman et al."
     )
     soft_labels: bool = Field(False, description="PRM targets are the shares of rollouts that succeed, where known")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="on what a PRM's head reads (the paper's); an ORM has none"
+    )
     lm_weight: float = Field(0.0, ge=0, description="weight of the language loss on right solutions (Cobbe et al.)")
     consensus: bool = Field(False, description="only rows whose critique (not label-aware) finds the same first error")
     batch_rows: int = Field(512, ge=1)

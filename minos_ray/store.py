@@ -101,6 +101,17 @@ class Run:
         selector = pafs.FileSelector(f"{self.root}/{name}", allow_not_found=True)
         return sorted(i.base_name for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File)
 
+    def folders(self, name: str) -> list[str]:
+        """Sorted base names of the folders directly in a folder."""
+        selector = pafs.FileSelector(f"{self.root}/{name}", allow_not_found=True)
+        return sorted(i.base_name for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.Directory)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Bytes of every file below a folder, by its path from there."""
+        selector = pafs.FileSelector(f"{self.root}/{name}", recursive=True)
+        files = [i for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
+        return {i.path.removeprefix(f"{self.root}/{name}/"): i.size for i in files}
+
 
 class Artefact:
     """One artefact: a folder of parts (or a model), or a single file with its manifest beside it."""

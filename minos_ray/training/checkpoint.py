@@ -1,31 +1,191 @@
-"""Checkpoints of a training in progress, kept by Ray Train: DeepSpeed's state, the step and the history."""
+"""Checkpoints of a training in progress, in the run directory: written aside, whole when every rank has said so.
 
+A checkpoint is a folder `step-STEP-ATTEMPT` with DeepSpeed's state of all ranks and one `rank-R.json` of each rank, its
+last file. Ray Train's own list of checkpoints is written in place, so a kill at the wrong moment leaves one that stops
+every later start; here nothing is ever overwritten, and what is not whole is passed over.
+"""
+
+import os
 import tempfile
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, NamedTuple
 
-import ray.train
+import pyarrow.fs as pafs
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from minos_ray.store import Run
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record
 
 TAG = "state"
 
 
-def save(engine: Any, job: Job, step: int, history: list[Record]) -> None:
-    """All ranks save their part and wait for each other; Ray Train moves it to the storage, then commits it."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag=TAG, client_state={"step": step, "history": history})
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        if ray.train.get_context().get_world_rank() == 0:
-            checkpoint.set_metadata({"key": job.key})
-        ray.train.report({"step": step}, checkpoint=checkpoint)
+class Part(BaseModel):
+    """What one rank says of a checkpoint when all its files are there: of which training, and their sizes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str
+    step: int
+    world: int
+    zero: int
+    held_out_loss: float | None
+    files: dict[str, int]
 
 
-def resume(engine: Any, job: Job) -> tuple[int, list[Record]]:
-    """The step to go on with and the history so far; (0, []) when the newest checkpoint is of another training."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None or checkpoint.get_metadata().get("key") != job.key:
-        return 0, []
-    with checkpoint.as_directory() as folder:
-        _, state = engine.load_checkpoint(folder, tag=TAG)
-    return state["step"], state["history"]
+class Whole(NamedTuple):
+    """A checkpoint whose ranks have all said that they are done."""
+
+    folder: str
+    step: int
+    world: int
+    zero: int
+    held_out_loss: float | None
+
+
+def whole(run: Run, place: str, key: str) -> list[Whole]:
+    """The whole checkpoints of a training in a folder of the run, the newest last."""
+    found = [made for name in run.folders(place) if (made := inspect(run, f"{place}/{name}", key))]
+    return sorted(found, key=lambda made: made.step)
+
+
+def inspect(run: Run, folder: str, key: str) -> Whole | None:
+    """The checkpoint in a folder, None when it is of another training or some rank's files are not all there."""
+    parts = [read_part(run, f"{folder}/{name}") for name in run.files(folder) if name.startswith("rank-")]
+    if not parts or any(part is None or part.key != key or part.world != len(parts) for part in parts):
+        return None
+    sizes = run.sizes(folder)
+    if any(sizes.get(name) != size for part in parts for name, size in part.files.items()):
+        return None
+    return Whole(folder, parts[0].step, parts[0].world, parts[0].zero, parts[0].held_out_loss)
+
+
+def read_part(run: Run, name: str) -> Part | None:
+    """One rank's word, None when it is torn."""
+    try:
+        return Part.model_validate_json(run.read_bytes(name))
+    except ValidationError:
+        return None
+
+
+def best(found: list[Whole]) -> Whole | None:
+    """The one with the lowest loss on held-out rows among those saved right after an evaluation."""
+    judged = [made for made in found if made.held_out_loss is not None]
+    return min(judged, key=lambda made: made.held_out_loss, default=None)
+
+
+class Checkpoints:
+    """The checkpoints of one training, as one rank sees them. Saving returns when the state is on the local disk."""
+
+    def __init__(self, run: Run, place: str, job: Job) -> None:
+        self.run, self.place, self.job = run, f"{place}/{job.name}", job
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        # Ranks of an attempt that was given up may still be writing: they have folders of their own.
+        self.attempt = agreed(token_hex(4))
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.upload: Future[None] | None = None
+
+    def resume(self, engine: Any) -> tuple[int, list[Record]]:
+        """Loads the newest: the step to go on with and the history so far; (0, []) when there is none."""
+        found = whole(self.run, self.place, self.job.key)
+        folder = agreed(found[-1].folder if found else None)
+        return self.load(engine, folder) if folder else (0, [])
+
+    def load_best(self, engine: Any) -> int:
+        """Loads the one with the lowest held-out loss; its step."""
+        self.wait()
+        dist.barrier()
+        found = best(whole(self.run, self.place, self.job.key))
+        return self.load(engine, agreed(found.folder if found else None))[0]
+
+    def load(self, engine: Any, folder: str) -> tuple[int, list[Record]]:
+        """DeepSpeed's state of this rank; the step and the history."""
+        with self.local(folder) as path:
+            _, state = engine.load_checkpoint(path, tag=TAG)
+            dist.barrier()
+        return state["step"], state["history"]
+
+    @contextmanager
+    def local(self, folder: str) -> Iterator[str]:
+        """The folder on a disk of this node; from an object store one rank of each node fetches it."""
+        if self.run.local:
+            yield f"{self.run.root}/{folder}"
+            return
+        with tempfile.TemporaryDirectory() as mine:
+            first = int(os.environ["LOCAL_RANK"]) == 0
+            if first:
+                pafs.copy_files(f"{self.run.root}/{folder}", mine, self.run.fs, pafs.LocalFileSystem())
+            folders: list[Any] = [None] * self.world
+            dist.all_gather_object(folders, mine if first else None)
+            yield next(path for path in folders[self.rank :: -1] if path)
+
+    def save(self, engine: Any, step: int, history: list[Record], held_out_loss: float | None) -> None:
+        """All ranks write their state to their disks; a thread brings it to the run directory meanwhile.
+
+        Raises what went wrong with the checkpoint before.
+        """
+        self.wait()
+        aside = tempfile.mkdtemp(prefix="minos-checkpoint-")
+        engine.save_checkpoint(aside, tag=TAG, client_state={"step": step, "history": history}, save_latest=False)
+        self.upload = self.thread.submit(self.bring, aside, step, held_out_loss)
+
+    def bring(self, aside: str, step: int, held_out_loss: float | None) -> None:
+        """Moves this rank's files into the run directory, says so last, and lets rank 0 clear away old ones."""
+        folder = f"{self.place}/step-{step:07}-{self.attempt}"
+        with removed(aside):
+            files = {str(f.relative_to(aside)): f.stat().st_size for f in Path(aside).rglob("*") if f.is_file()}
+            self.run.fs.create_dir(f"{self.run.root}/{folder}", recursive=True)
+            pafs.copy_files(aside, f"{self.run.root}/{folder}", pafs.LocalFileSystem(), self.run.fs)
+        zero = self.job.workers.zero
+        part = Part(key=self.job.key, step=step, world=self.world, zero=zero, held_out_loss=held_out_loss, files=files)
+        self.run.write_bytes(f"{folder}/rank-{self.rank}.json", part.model_dump_json().encode())
+        if self.rank == 0:
+            clear(self.run, self.place, self.job)
+
+    def wait(self) -> None:
+        """Until the checkpoint on its way is in the run directory; raises what went wrong with it."""
+        if self.upload is not None:
+            self.upload.result()
+
+    def close(self) -> None:
+        """Ends the thread; rank 0 removes every checkpoint, to be called when the model is complete."""
+        self.wait()
+        self.thread.shutdown()
+        dist.barrier()
+        if self.rank == 0:
+            self.run.delete(self.place)
+
+
+def clear(run: Run, place: str, job: Job) -> None:
+    """Deletes what is older than the newest whole checkpoint, except the last `keep` and the best."""
+    found = whole(run, place, job.key)
+    if not found:
+        return
+    kept = {made.folder for made in (*found[-job.workers.keep :], best(found)) if made}
+    newest = found[-1].folder.rpartition("/")[2]
+    for name in run.folders(place):
+        if name < newest and f"{place}/{name}" not in kept:
+            run.delete(f"{place}/{name}")
+
+
+@contextmanager
+def removed(folder: str) -> Iterator[None]:
+    """Removes a folder afterwards."""
+    import shutil
+
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+
+
+def agreed(value: Any) -> Any:
+    """What rank 0 thinks, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

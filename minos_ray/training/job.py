@@ -44,6 +44,7 @@ class Job(BaseModel):
     workers: Workers
     key: str
     lm_weight: float = 0.0
+    dropout: float = 0.0
     wandb: bool = False
 
     @property
@@ -80,6 +81,7 @@ def make_job(
         section=Train.model_validate({key: getattr(section, key) for key in Train.model_fields}),
         workers=resources.train,
         lm_weight=section.lm_weight if isinstance(section, Reward) else 0.0,
+        dropout=section.dropout if isinstance(section, Reward) and kind == "prm" else 0.0,
         key=fingerprint(inputs),
         wandb=resources.wandb,
     )

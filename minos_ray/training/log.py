@@ -89,6 +89,11 @@ def curve(history: list[Record]) -> list[Record]:
     ]
 
 
+def held_out_losses(history: list[Record]) -> dict[int, float]:
+    """Loss on the held-out rows by step."""
+    return {record["step"]: record["loss"] for record in history if record["event"] == "eval"}
+
+
 def losses(history: list[Record], points: int = 200) -> list[Record]:
     """The training loss by step, thinned to about `points`."""
     train = [{"step": record["step"], "loss": record["loss"]} for record in history if record["event"] == "train"]

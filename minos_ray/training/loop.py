@@ -16,10 +16,11 @@ import torch.distributed as dist
 
 from minos_ray import models
 from minos_ray.store import Run
-from minos_ray.training import architecture, batches, checkpoint, engine, metrics
+from minos_ray.training import architecture, batches, engine, metrics
 from minos_ray.training.card import card
+from minos_ray.training.checkpoint import Checkpoints
 from minos_ray.training.job import Job
-from minos_ray.training.log import Log, Record, curve, losses
+from minos_ray.training.log import Log, Record, curve, held_out_losses, losses
 from minos_ray.training.losses import Losses, Objective
 from minos_ray.training.rows import Rows, pack
 
@@ -27,7 +28,7 @@ from minos_ray.training.rows import Rows, pack
 class Training:
     """One model in training on this rank."""
 
-    def __init__(self, run: Run, job: Job) -> None:
+    def __init__(self, run: Run, place: str, job: Job) -> None:
         self.run, self.job, self.section = run, job, job.section
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         path = models.locate(job.start, run)
@@ -35,10 +36,11 @@ class Training:
         self.tokenizer = models.load_tokenizer(path, job.start.trust_remote_code)
         self.model = self.load(path, options)
         vocabulary = architecture.vocabulary_head(self.model, path) if job.lm_weight else None
-        self.engine = engine.start(Objective(self.model, job.kind, vocabulary), job.section, job.workers)
+        self.engine = engine.start(Objective(self.model, job.kind, vocabulary, job.dropout), job.section, job.workers)
         self.train, self.held_out = (Rows.read(run, f"{job.table.name}-{part}") for part in ("train", "held-out"))
         self.steps = batches.total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
-        self.first, self.history = checkpoint.resume(self.engine, job)
+        self.checkpoints = Checkpoints(run, place, job)
+        self.first, self.history = self.checkpoints.resume(self.engine)
         self.log = Log(run, job.name, self.history, job.wandb) if self.rank == 0 else None
 
     def load(self, path: str, options: dict[str, Any]) -> Any:
@@ -54,11 +56,19 @@ class Training:
         for step in range(self.first, self.steps):
             if step % self.section.eval_every == 0:
                 self.evaluate(step)
+            if step > self.first:
+                self.save(step)
             self.step(step)
-            if (step + 1) % self.job.workers.save_every == 0 and step + 1 < self.steps:
-                checkpoint.save(self.engine, self.job, step + 1, self.history)
         self.evaluate(self.steps)
         self.finish()
+
+    def save(self, step: int) -> None:
+        """A checkpoint when one is due, or when the weights are the best so far and these are asked for."""
+        judged = {at: loss for at, loss in held_out_losses(self.history).items() if at}
+        here = judged.get(step)
+        is_best = self.section.pick == "best" and here is not None and here <= min(judged.values())
+        if step % self.job.workers.save_every == 0 or is_best:
+            self.checkpoints.save(self.engine, step, self.history, here)
 
     def step(self, step: int) -> None:
         """One optimizer step: all micro-batches of this rank, then the update."""
@@ -67,12 +77,13 @@ class Training:
         chosen = batches.step_rows(self.job.table.rows, section.epochs, section.batch_rows, section.seed, step)
         targets = int(self.train.position_counts[chosen].sum())
         words = max(int(self.train.language_counts[chosen].sum()), 1)
-        torch.manual_seed(section.seed * 1_000_003 + step * self.world + self.rank)
+        salt = section.seed * 1_000_003 + step
+        torch.manual_seed(salt * self.world + self.rank)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = batches.learning_rate(step, self.steps, section.lr, section.warmup_ratio)
         total = torch.zeros(2, device=self.engine.device)
         for micro in self.micro_batches(self.train, chosen):
-            found = self.forward(self.train, micro)
+            found = self.forward(self.train, micro, salt)
             # DeepSpeed averages gradients over ranks; the loss of a step is the mean over all its targets.
             loss = found.main / targets + found.language * (self.job.lm_weight / words)
             self.engine.backward(loss * self.world)
@@ -88,14 +99,14 @@ class Training:
         """The share of this rank in the chosen rows."""
         return batches.layout(chosen, rows.lengths, self.world, self.job.workers.micro_tokens)[self.rank]
 
-    def forward(self, rows: Rows, micro: np.ndarray) -> Losses:
+    def forward(self, rows: Rows, micro: np.ndarray, salt: int = 0) -> Losses:
         """Summed losses and logits of a micro-batch."""
-        return self.engine(*(torch.from_numpy(array).to(self.engine.device) for array in pack(rows, micro)))
+        return self.engine(*(torch.from_numpy(array).to(self.engine.device) for array in pack(rows, micro, salt)))
 
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
         """Loss on the held-out rows, and for verifiers accuracy, F1 and AUC."""
-        if not len(self.held_out):
+        if not len(self.held_out) or step in held_out_losses(self.history):
             return
         start = time.monotonic()
         self.engine.eval()
@@ -128,28 +139,38 @@ class Training:
         return found
 
     def record(self, event: str, step: int, start: float, **numbers: float | int | None) -> None:
-        """Adds to the history, on every rank the same keys, on rank 0 also to the log."""
+        """Adds to the history of every rank, on rank 0 also to the log."""
         entry: Record = {"event": event, "step": step, **numbers, "seconds": round(time.monotonic() - start, 4)}
-        if self.log is not None:
+        if self.log is None:
+            self.history.append(entry)
+        else:
             self.log.add(entry)
 
     def finish(self) -> None:
         """Saves the model as its artefact, the manifest last."""
+        weights_of = self.pick()
         weights = engine.whole_weights(self.engine, self.job.workers.zero)
         if self.log is not None:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder)
-                (Path(folder) / "README.md").write_text(card(self.job, self.details()))
+                (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of)))
                 pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)
             self.log.close()
             table = self.job.table
             counts = {"rows": table.rows, "held_out": table.held_out_rows, **table.sources}
-            artefact.complete(counts, table.dropped, self.details())
-        dist.barrier()
+            artefact.complete(counts, table.dropped, self.details(weights_of))
+        self.checkpoints.close()
         self.engine.destroy()
 
-    def details(self) -> dict[str, Any]:
+    def pick(self) -> int:
+        """Leaves the weights to be saved in the engine, those of the last step or the best ones; their step."""
+        judged = {step: loss for step, loss in held_out_losses(self.history).items() if step}
+        if self.section.pick == "last" or not judged or judged[self.steps] <= min(judged.values()):
+            return self.steps
+        return self.checkpoints.load_best(self.engine)
+
+    def details(self, weights_of: int) -> dict[str, Any]:
         """What the manifest tells about the training."""
         train = [record for record in self.history if record["event"] == "train"]
         tokens, seconds = sum(r["tokens"] for r in train), sum(r["seconds"] for r in train)
@@ -158,6 +179,7 @@ class Training:
             "start": self.job.start.model,
             "data": self.job.table.train,
             "steps": self.steps,
+            "weights_of_step": weights_of,
             "workers": self.world,
             "zero": self.job.workers.zero,
             "tokens": tokens,
@@ -172,8 +194,9 @@ class Training:
 def train_all(config: dict[str, Any]) -> None:
     """The function of a Ray Train worker: one model after the other, those that are complete left out."""
     run = Run(config["run"])
+    place = config["checkpoints"]
     for values in config["jobs"]:
         job = Job.model_validate(values)
         engine.prepare(job.workers.gpu)
         if run.artefact(job.artefact).manifest() is None:
-            Training(run, job).fit()
+            Training(run, place, job).fit()

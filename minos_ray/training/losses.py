@@ -23,11 +23,12 @@ class Objective(nn.Module):
 
     `lm`: cross-entropy of the next token. `orm`, `prm`: binary cross-entropy of a scalar head against the targets; with
     a `vocabulary` head also the language loss on right solutions (Cobbe et al. 2021, section 4.2: a joint objective).
+    In training `dropout` zeroes that share of what the scalar head reads.
     """
 
-    def __init__(self, model: Any, kind: Kind, vocabulary: nn.Linear | None = None) -> None:
+    def __init__(self, model: Any, kind: Kind, vocabulary: nn.Linear | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        self.model, self.kind, self.vocabulary = model, kind, vocabulary
+        self.model, self.kind, self.vocabulary, self.dropout = model, kind, vocabulary, dropout
         packing.use(model)
 
     def forward(
@@ -37,13 +38,17 @@ class Objective(nn.Module):
         places: torch.Tensor,
         targets: torch.Tensor,
         language: torch.Tensor,
+        own: torch.Tensor,
     ) -> Losses:
         """Packed rows (`rows.Micro`); sums over no places are zero and give zero gradients."""
         packed = packing.Packed(lengths)
         hidden = self.model.base_model(
             input_ids=ids[None], position_ids=packed.position_ids, packed=packed, use_cache=False
         ).last_hidden_state
-        logits = self.head()(hidden[0, places]).float()
+        read = hidden[0, places]
+        if self.training and self.dropout:
+            read = read * kept(own, read.shape[1], self.dropout) / (1 - self.dropout)
+        logits = self.head()(read).float()
         nothing = logits.new_zeros(())
         if self.kind == "lm":
             return Losses(functional.cross_entropy(logits, ids[places + 1], reduction="sum"), nothing, logits)
@@ -57,3 +62,15 @@ class Objective(nn.Module):
     def head(self) -> nn.Module:
         """The vocabulary head of a language model, the scalar head of a verifier."""
         return self.model.get_output_embeddings() if self.kind == "lm" else self.model.score
+
+
+def kept(own: torch.Tensor, width: int, dropout: float) -> torch.Tensor:
+    """[places, width]: what dropout leaves, drawn by hashing the number of the place: ranks and packs change nothing.
+
+    The hash is splitmix64's, on signed numbers that wrap around.
+    """
+    x = own[:, None] * width + torch.arange(width, device=own.device)
+    x = (x + 1) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    return (x & 0xFFFFFF) >= dropout * (1 << 24)

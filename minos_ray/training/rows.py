@@ -87,25 +87,30 @@ def flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Micro(NamedTuple):
-    """A packed micro-batch: token ids [tokens], lengths [rows], trained indices into the ids with their targets, and
-    the indices of a verifier's language loss."""
+    """A packed micro-batch: token ids [tokens], lengths [rows], trained indices into the ids with their targets, the
+    indices of a verifier's language loss, and for each trained index a number that is its own in this table and salt.
+    """
 
     ids: np.ndarray
     lengths: np.ndarray
     places: np.ndarray
     targets: np.ndarray
     language: np.ndarray
+    own: np.ndarray
 
 
-def pack(rows: Rows, chosen: np.ndarray) -> Micro:
+def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
     """The chosen rows one after the other. No rows give one token that nothing is trained on."""
     if not len(chosen):
         nowhere = np.zeros(0, np.int64)
-        return Micro(np.zeros(1, np.int64), np.ones(1, np.int64), nowhere, np.zeros(0, np.float32), nowhere)
+        return Micro(np.zeros(1, np.int64), np.ones(1, np.int64), nowhere, np.zeros(0, np.float32), nowhere, nowhere)
     lengths = rows.lengths[chosen].astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     ids = [rows.ids[rows.starts[row] : rows.starts[row + 1]] for row in chosen]
     places = [rows.row_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
     targets = [rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]] for row in chosen]
     language = [rows.language_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
-    return Micro(np.concatenate(ids).astype(np.int64), lengths, *map(np.concatenate, (places, targets, language)))
+    own = [np.arange(rows.position_starts[row], rows.position_starts[row + 1], dtype=np.int64) for row in chosen]
+    joined = map(np.concatenate, (places, targets, language, own))
+    made = Micro(np.concatenate(ids).astype(np.int64), lengths, *joined)
+    return made._replace(own=made.own + (salt << 32))

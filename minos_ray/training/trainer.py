@@ -1,6 +1,5 @@
 """The driver's side of training: one Ray Train run per stage, its models one after the other in one worker group."""
 
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -51,8 +50,8 @@ def finished(run: Run, artefact: str) -> Manifest:
 
 
 def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
-    """Ray Train with storage inside the run directory: the same storage and name mean resume."""
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    """Ray Train, which starts the group again when a worker or a node is lost; checkpoints are ours."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from minos_ray.training.loop import train_all
@@ -62,7 +61,7 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     return TorchTrainer(
         train_all,
-        train_loop_config={"run": run.path, "jobs": [job.model_dump() for job in jobs]},
+        train_loop_config={"run": run.path, "checkpoints": folder, "jobs": [job.model_dump() for job in jobs]},
         scaling_config=ScalingConfig(
             num_workers=workers.workers,
             use_gpu=workers.gpu,
@@ -73,7 +72,6 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
             storage_path=root,
             storage_filesystem=run.fs,
             logging_config=LoggingConfig(log_level="WARNING"),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
         ),
     )
@@ -81,18 +79,17 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
 
 def refuse_other_layout(run: Run, folder: str, jobs: Sequence[Job]) -> None:
     """ZeRO's shards belong to a number of workers: going on with another one is refused before anything starts."""
-    file = f"{folder}/layout.json"
-    workers = jobs[0].workers
-    now = {"workers": workers.workers, "zero": workers.zero}
-    if run.exists(file):
-        before = json.loads(run.read_bytes(file))
-        same_training = set(before.pop("keys")) & {job.key for job in jobs}
-        if same_training and before != now and (before["zero"] or now["zero"]):
-            raise UserError(
-                f"resources.train: the training stopped in {run.path}/{folder} ran with workers={before['workers']} "
-                f"zero={before['zero']}, now {now}; go on with those, or delete that folder to start it again"
-            )
-    run.write_bytes(file, json.dumps({**now, "keys": [job.key for job in jobs]}).encode())
+    from minos_ray.training.checkpoint import whole
+
+    now = {"workers": jobs[0].workers.workers, "zero": jobs[0].workers.zero}
+    for job in jobs:
+        for made in whole(run, f"{folder}/{job.name}", job.key)[-1:]:
+            before = {"workers": made.world, "zero": made.zero}
+            if before != now and (before["zero"] or now["zero"]):
+                raise UserError(
+                    f"resources.train: the training stopped in {run.path}/{folder} ran with workers={made.world} "
+                    f"zero={made.zero}, now {now}; go on with those, or delete that folder to start it again"
+                )
 
 
 def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:

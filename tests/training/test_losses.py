@@ -9,9 +9,11 @@ import torch
 
 from minos_ray.training import architecture
 from minos_ray.training.batches import layout
-from minos_ray.training.losses import Objective
+from minos_ray.training.losses import Objective, kept
+from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.rows import Rows, as_table, language_row, pack
 from tests.tiny import tiny_model
+from tests.training.world import world
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,38 @@ def test_language_loss_is_that_of_the_language_model(tmp_path: Path, tied: bool)
         expected -= sum(log[place - 1, ids[place]].item() for place in range(4, len(ids)))
     found = trained(*map(torch.from_numpy, pack(data, np.arange(len(data))))).language
     assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_dropout_leaves_its_share_and_is_independent_between_places() -> None:
+    left = kept(torch.arange(500, dtype=torch.int64) + (7 << 32), 512, 0.1).float()
+    assert left.mean().item() == pytest.approx(0.9, abs=0.002)
+    assert left.mean(0).std().item() == pytest.approx((0.09 / 500) ** 0.5, rel=0.15), "features are independent"
+    assert left.mean(1).std().item() == pytest.approx((0.09 / 512) ** 0.5, rel=0.15), "places are independent"
+    neighbours = torch.corrcoef(left)[0, 1:].abs().max()
+    assert neighbours < 0.25
+    other = kept(torch.arange(500, dtype=torch.int64) + (8 << 32), 512, 0.1).float()
+    assert (left == other).float().mean().item() == pytest.approx(0.82, abs=0.005), "another step, another draw"
+
+
+def test_dropout_acts_in_training_only_and_no_layout_changes_it(base: str) -> None:
+    data, losses = rows("prm"), {}
+    model = architecture.load(base, "prm", "fp32", 0, {})
+    for dropout in (0.0, 0.5):
+        trained = Objective(model, "prm", dropout=dropout)
+        for name, micro_tokens in (("one", 1), ("all", 10_000)):
+            micros = layout(np.arange(len(data)), data.lengths, 1, micro_tokens)[0]
+            packs = [tuple(map(torch.from_numpy, pack(data, micro, salt=3))) for micro in micros]
+            losses[dropout, name] = sum(trained.train()(*arrays).main.item() for arrays in packs)
+            losses[dropout, name, "eval"] = sum(trained.eval()(*arrays).main.item() for arrays in packs)
+    assert losses[0.5, "one"] == pytest.approx(losses[0.5, "all"], rel=1e-5)
+    assert losses[0.5, "one"] != pytest.approx(losses[0.0, "one"], rel=1e-3)
+    assert losses[0.5, "all", "eval"] == pytest.approx(losses[0.0, "all"], rel=1e-6)
+
+
+def test_only_prms_have_the_dropout_of_the_paper(tmp_path: Path) -> None:
+    config, run = world(tmp_path, reward={"verifiers": ["orm-base", "prm-base"]})
+    jobs = []
+    for name in ("orm-base", "prm-base"):
+        run.artefact(f"models/{name}").begin({"for": "test"})
+        jobs += verifier_jobs(config, run, [name])
+    assert [job.dropout for job in jobs] == [0.0, 0.1]

@@ -1,16 +1,11 @@
 """Whole trainings under Ray Train and DeepSpeed: what must be equal is equal, and the models load elsewhere."""
 
 import math
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer
 from minos_ray.resources import Engine, Workers
 from minos_ray.sections import Config
@@ -19,7 +14,7 @@ from minos_ray.training import encoding
 from minos_ray.training.encoding import Encoded, encode_solution
 from minos_ray.training.job import Job
 from minos_ray.training.log import read_log
-from minos_ray.training.trainer import fit, refuse_other_layout
+from minos_ray.training.trainer import fit
 from tests.training.world import candidate, world
 
 pytestmark = pytest.mark.slow
@@ -140,53 +135,6 @@ def test_two_workers_and_every_zero_stage_learn_the_same(trained: Trained, tmp_p
     language = losses(manifest(run, "language"))
     assert losses(manifest(run, "language-accumulated")) == pytest.approx(language, abs=2e-5)
     assert language[0] == pytest.approx(straight[0], abs=2e-5) and language[-1] != pytest.approx(straight[-1], abs=2e-4)
-
-
-def test_killed_and_resumed_is_as_never_killed(trained: Trained, tmp_path: Path) -> None:
-    """The worker is killed in the middle; the stage fails; run again it goes on and ends with the same numbers."""
-    import ray
-
-    from minos_ray.training.sft import sft
-
-    values = {"save_every": 10, "max_failures": 0, "micro_tokens": 512}
-    resources = trained.config.resources.model_copy(update={"train": Workers(**values)})
-    run = trained_copy(trained, tmp_path)
-    config = trained.config.model_copy(update={"run": run.path, "resources": resources})
-    killer = threading.Thread(target=kill_at_step, args=(run, 35))
-    killer.start()
-    with pytest.raises(ray.train.TrainingFailedError):
-        sft(config, run)
-    killer.join()
-    assert run.artefact("models/critic").manifest() is None
-    again = sft(config, run)
-    starts = [record["step"] for record in read_log(run, "critic") if record["event"] == "start"]
-    assert starts[0] == 0 and starts[1] in (10, 20, 30)
-    assert losses(again) == losses(trained.critic)
-    assert [point["loss"] for point in again.details["curve"]] == [p["loss"] for p in trained.critic.details["curve"]]
-    weights = "models/critic/model.safetensors"
-    assert run.read_bytes(weights) == trained.run.read_bytes(weights)
-
-
-def kill_at_step(run: Run, step: int) -> None:
-    """Kills the training worker as soon as its log has that step."""
-    for _ in range(6000):
-        records = read_log(run, "critic")
-        if records and records[-1]["step"] >= step:
-            os.kill(next(r["pid"] for r in records if r["event"] == "start"), signal.SIGKILL)
-            return
-        time.sleep(0.01)
-
-
-def test_zero_shards_on_another_number_of_workers_are_refused(tmp_path: Path, trained: Trained) -> None:
-    run = trained_copy(trained, tmp_path)
-    job = job_of(run, "orm-base", trained.config)
-    before = job.model_copy(update={"workers": Workers(workers=2, zero=2)})
-    refuse_other_layout(run, "checkpoints/reward", [before])
-    refuse_other_layout(run, "checkpoints/reward", [before])
-    now = job.model_copy(update={"workers": Workers(workers=4, zero=2)})
-    with pytest.raises(UserError, match="workers=2"):
-        refuse_other_layout(run, "checkpoints/reward", [now])
-    refuse_other_layout(run, "checkpoints/reward", [now.model_copy(update={"key": "another training"})])
 
 
 @pytest.mark.parametrize("name", ["orm-base", "prm-base"])

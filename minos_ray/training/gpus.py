@@ -1,0 +1,14 @@
+"""What the GPUs of a machine can hold, asked of nvidia-smi: it answers without a CUDA context."""
+
+import shutil
+import subprocess
+
+
+def memory_gb() -> float | None:
+    """GB of the smallest GPU of this machine, None where there is none to ask for."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    said = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    sizes = [int(line) for line in said.stdout.split() if line.isdigit()]
+    return min(sizes) * 2**20 / 1e9 if sizes and not said.returncode else None

@@ -1,0 +1,109 @@
+"""What counts as a whole checkpoint, which ones are kept, and what an object store gives back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minos_ray.errors import UserError
+from minos_ray.resources import Workers
+from minos_ray.store import Run
+from minos_ray.training.checkpoint import best, clear, whole
+from minos_ray.training.job import Job
+from minos_ray.training.trainer import refuse_other_layout
+
+PLACE = "checkpoints/reward/orm-base"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(str(tmp_path / "run"))
+
+
+def put(run: Run, step: int, world: int = 2, said: int = 2, **changes: Any) -> str:
+    """A checkpoint of `world` ranks of which the first `said` have finished; its folder's name."""
+    name = f"step-{step:07}-{changes.pop('attempt', 'aaaa')}"
+    for rank in range(world):
+        run.write_bytes(f"{PLACE}/{name}/state/rank_{rank}.pt", b"0123")
+    for rank in range(said):
+        part = {"key": "k", "step": step, "world": world, "zero": 2, "held_out_loss": None, **changes}
+        files = {f"state/rank_{rank}.pt": 4}
+        run.write_bytes(f"{PLACE}/{name}/rank-{rank}.json", json.dumps({**part, "files": files}).encode())
+    return name
+
+
+def steps(run: Run, key: str = "k") -> list[int]:
+    return [made.step for made in whole(run, PLACE, key)]
+
+
+def job(key: str = "k", **workers: Any) -> Job:
+    table = {"name": "orm", "rows": 8, "held_out_rows": 0, "train": "", "held_out": "", "dropped": {}}
+    values = {"artefact": "models/orm-base", "kind": "orm", "start": {"model": "m"}, "table": table}
+    return Job.model_validate({**values, "section": {}, "workers": workers, "key": key})
+
+
+def test_only_what_every_rank_has_finished_is_whole(run: Run) -> None:
+    assert steps(run) == []
+    for step in (10, 20):
+        put(run, step)
+    put(run, 30, said=1)
+    put(run, 40, said=0)
+    put(run, 50, key="another training")
+    assert steps(run) == [10, 20]
+    assert steps(run, "another training") == [50]
+
+
+@pytest.mark.parametrize("harm", ["file gone", "file cut", "word torn"])
+def test_a_harmed_checkpoint_is_passed_over(run: Run, harm: str) -> None:
+    put(run, 10)
+    folder = Path(run.root) / PLACE / put(run, 20)
+    if harm == "file gone":
+        (folder / "state/rank_1.pt").unlink()
+    elif harm == "file cut":
+        (folder / "state/rank_1.pt").write_bytes(b"01")
+    else:
+        (folder / "rank-1.json").write_text('{"key": "k", "st')
+    assert steps(run) == [10]
+
+
+def test_the_last_ones_and_the_best_are_kept(run: Run) -> None:
+    losses = {10: 0.5, 20: 0.3, 30: None, 40: 0.4, 50: 0.6}
+    for step, loss in losses.items():
+        put(run, step, held_out_loss=loss)
+    put(run, 15, said=1)
+    put(run, 60, said=1)
+    found = best(whole(run, PLACE, "k"))
+    assert found is not None and found.step == 20
+    clear(run, PLACE, job(keep=2))
+    assert [int(name.split("-")[1]) for name in run.folders(PLACE)] == [20, 40, 50, 60], "60 is on its way"
+    clear(run, PLACE, job(keep=1))
+    assert steps(run) == [20, 50]
+
+
+def test_a_second_attempt_at_a_step_stands_beside_the_first(run: Run) -> None:
+    put(run, 10, attempt="aaaa", said=1)
+    put(run, 10, attempt="bbbb")
+    assert [made.folder.rpartition("-")[2] for made in whole(run, PLACE, "k")] == ["bbbb"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        ((2, 2), (2, 2), False),
+        ((2, 2), (4, 2), True),
+        ((2, 2), (2, 3), True),
+        ((2, 0), (4, 0), False),
+        ((2, 0), (2, 1), True),
+    ],
+)
+def test_another_layout(run: Run, before: tuple[int, int], now: tuple[int, int], refused: bool) -> None:
+    """Without ZeRO every rank has everything, so that any number of workers can go on."""
+    put(run, 10, world=before[0], said=before[0], zero=before[1])
+    workers = Workers(workers=now[0], zero=now[1]).model_dump()
+    refuse_other_layout(run, "checkpoints/reward", [job("another training", **workers)])
+    if not refused:
+        refuse_other_layout(run, "checkpoints/reward", [job(**workers)])
+        return
+    with pytest.raises(UserError, match=f"workers={before[0]} zero={before[1]}"):
+        refuse_other_layout(run, "checkpoints/reward", [job(**workers)])
