@@ -175,9 +175,7 @@ class Reward(Train):
         "last", description="every_token: Cobbe et al., Lightman et al."
     )
     soft_labels: bool = Field(False, description="PRM targets are the shares of rollouts that succeed, where known")
-    dropout: float = Field(
-        0.1, ge=0, lt=1, description="on what a PRM's head reads (the paper's); an ORM has none"
-    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="on what a PRM's head reads (the paper's); an ORM has none")
     lm_weight: float = Field(0.0, ge=0, description="weight of the language loss on right solutions (Cobbe et al.)")
     consensus: bool = Field(False, description="only rows whose critique (not label-aware) finds the same first error")
     batch_rows: int = Field(512, ge=1)

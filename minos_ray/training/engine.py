@@ -31,9 +31,18 @@ def start(objective: Objective, section: Train, workers: Workers) -> Any:
 
     if workers.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(parameter_groups(objective, section.weight_decay), lr=section.lr, fused=True)
+    # The loop sets the rate of each step; a rate of 0 until then: DeepSpeed's own first step must not decay weights.
+    optimizer = torch.optim.AdamW(parameter_groups(objective, section.weight_decay), lr=0.0, fused=True)
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings(section, workers))
+    forget_first_step(optimizer)
     return engine
+
+
+def forget_first_step(optimizer: torch.optim.Optimizer) -> None:
+    """In bf16 without ZeRO, DeepSpeed 0.19 makes the state by a step without gradients, and Adam's bias correction
+    would count it: the first update was a quarter too small."""
+    for state in optimizer.state.values():
+        state["step"].zero_()
 
 
 def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -106,30 +106,23 @@ def test_convergence_curve_is_on_held_out_rows(trained: Trained) -> None:
     assert any((Path(trained.run.path) / "logs/tb/prm-base").iterdir())
 
 
-def test_two_workers_and_every_zero_stage_learn_the_same(trained: Trained, tmp_path: Path) -> None:
-    """Losses of one worker without ZeRO against two workers with ZeRO 0, 1, 2, 3, and with bf16."""
+def test_offloading_and_a_language_loss_on_two_workers(trained: Trained, tmp_path: Path) -> None:
+    """Offloaded states change nothing; the language loss is the same for every layout and does something."""
     run = trained_copy(trained, tmp_path)
     job, jobs = job_of(run, "orm-base", trained.config), []
-    for name, zero, precision in [(f"zero{z}", z, "fp32") for z in range(4)] + [("bf16", 2, "bf16")]:
+    variants: dict[str, dict[str, Any]] = {
+        "offloaded": {"zero": 2, "offload": "optimizer"},
+        "all-offloaded": {"zero": 3, "offload": "all"},
+        "language": {"zero": 3},
+        "language-accumulated": {"zero": 3, "micro_tokens": 128},
+    }
+    for name, settings in variants.items():
         run.artefact(f"models/{name}").begin({"for": name})
-        section = job.section.model_copy(update={"precision": precision})
-        workers = Workers(workers=2, zero=zero, micro_tokens=512)
-        changes = {"artefact": f"models/{name}", "workers": workers, "section": section, "key": name}
-        jobs.append(job.model_copy(update=changes))
-    for name, micro_tokens in (("language", 512), ("language-accumulated", 128)):
-        run.artefact(f"models/{name}").begin({"for": name})
-        workers = Workers(workers=2, zero=3, micro_tokens=micro_tokens)
-        changes = {"artefact": f"models/{name}", "workers": workers, "lm_weight": 0.5, "key": name}
-        jobs.append(job.model_copy(update=changes))
-    for name, zero, offload in (("offloaded", 2, "optimizer"), ("all-offloaded", 3, "all")):
-        run.artefact(f"models/{name}").begin({"for": name})
-        workers = Workers(workers=2, zero=zero, offload=offload, micro_tokens=512)
-        jobs.append(job.model_copy(update={"artefact": f"models/{name}", "workers": workers, "key": name}))
+        workers = Workers(**{"workers": 2, "micro_tokens": 512, **settings})
+        changes = {"artefact": f"models/{name}", "workers": workers, "key": name}
+        jobs.append(job.model_copy(update=changes | ({"lm_weight": 0.5} if "language" in name else {})))
     fit(trained.config, run, "reward", jobs)
     straight = losses(manifest(trained.run, "orm-base"))
-    for zero in range(4):
-        assert losses(manifest(run, f"zero{zero}")) == pytest.approx(straight, abs=2e-5), zero
-    assert losses(manifest(run, "bf16")) == pytest.approx(straight, abs=0.05)
     for name in ("offloaded", "all-offloaded"):
         assert losses(manifest(run, name)) == pytest.approx(straight, abs=2e-5), name
     language = losses(manifest(run, "language"))
