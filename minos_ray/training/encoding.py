@@ -81,9 +81,10 @@ def bos(tokenizer: Any) -> list[int]:
 
 
 def pieces(tokenizer: Any, texts: Iterable[str]) -> dict[str, list[int]]:
-    """Token ids of each distinct text on its own, without the tokenizer's special tokens."""
+    """Token ids of each distinct text on its own, without special tokens: one that a text spells out is plain text."""
     distinct = list(dict.fromkeys(texts))
-    return dict(zip(distinct, tokenizer(distinct, add_special_tokens=False)["input_ids"], strict=True))
+    ids = tokenizer(distinct, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return dict(zip(distinct, ids, strict=True))
 
 
 def join(prompt: list[int], steps: Iterable[list[int]]) -> Encoded:

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.training import encoding
-from tests.training.tokenizers_at_hand import TOKENIZERS
+from tests.training.tokenizers_at_hand import COMPLETE, TOKENIZERS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "step_encoding.json"
 QUESTION = "Tom has 3 apples  and buys 14 more. How many?"
 STEPS = ["Step 1: 3 + 14 = 17", "  Step 2: it's 17 ", "The answer is: 17"]
 CRITIQUE = "Step 1: This step is correct.\nThe final answer is True."
-LINES = st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=30)
+# Any text, new lines and control characters too, also one that spells out special tokens.
+TEXTS = st.lists(st.text(max_size=12) | st.sampled_from(["</s>", "<s>", "<pad>", "<unk>", "\n"]), max_size=4).map(
+    "".join
+)
 
 
 @cache
@@ -37,22 +41,59 @@ def test_encoding_is_frozen(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(question=LINES, steps=st.lists(LINES, min_size=1, max_size=5))
+@given(question=TEXTS, steps=st.lists(TEXTS, min_size=1, max_size=5))
 def test_positions_cut_the_ids_into_the_steps(name: str, question: str, steps: list[str]) -> None:
     made = encoding.encode_solution(tokenizer(name), question, steps)
     start = encoding.prompt_ids(tokenizer(name), question)
     assert made.first == len(start)
     assert made.ids[: made.first] == start
     for step, first, last in zip(steps, [len(start) - 1, *made.positions], made.positions, strict=False):
-        assert made.ids[first + 1 : last + 1] == tokenizer(name).encode(f"{step}\n", add_special_tokens=False)
+        assert made.ids[first + 1 : last + 1] == encoding.pieces(tokenizer(name), [f"{step}\n"])[f"{step}\n"]
     assert made.positions[-1] == len(made.ids) - 1
 
 
-@given(steps=st.lists(LINES, min_size=1, max_size=4), question=LINES)
-def test_byte_level_reads_back_as_the_text(question: str, steps: list[str]) -> None:
-    ids = encoding.encode_solution(tokenizer("byte-level"), question, steps).ids
-    text = f"Question: {question}\nAnswer:\n" + "".join(f"{step}\n" for step in steps)
-    assert tokenizer("byte-level").decode(ids, clean_up_tokenization_spaces=False) == text
+@pytest.mark.parametrize("name", COMPLETE)
+@given(steps=st.lists(TEXTS, min_size=1, max_size=4), question=TEXTS)
+def test_ids_read_back_as_the_text(name: str, question: str, steps: list[str]) -> None:
+    made = encoding.encode_solution(tokenizer(name), question, steps)
+    start = 0 if tokenizer(name).bos_token_id is None else 1
+    bounds = [start, made.first, *(position + 1 for position in made.positions)]
+    read = [tokenizer(name).decode(made.ids[a:b], clean_up_tokenization_spaces=False) for a, b in pairwise(bounds)]
+    assert read == [f"Question: {question}\nAnswer:\n", *(f"{step}\n" for step in steps)]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(question=TEXTS, steps=st.lists(TEXTS, min_size=1, max_size=3))
+def test_no_text_makes_a_special_token(name: str, question: str, steps: list[str]) -> None:
+    """A solution that says `</s>` does not end, and there is one BOS, at the start, where there is a BOS at all."""
+    ids = encoding.encode_solution(tokenizer(name), question, steps).ids
+    special = {tokenizer(name).eos_token_id, tokenizer(name).bos_token_id, tokenizer(name).pad_token_id}
+    assert ids[:1] == encoding.bos(tokenizer(name)) or tokenizer(name).bos_token_id is None
+    assert not special & set(ids[len(encoding.bos(tokenizer(name))) :])
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(steps=st.lists(TEXTS, max_size=4), room=st.integers(0, 120))
+def test_refused_or_whole(name: str, steps: list[str], room: int) -> None:
+    """Whatever the room, a row is refused or has every step's last token in it."""
+    made = encoding.encode_solution(tokenizer(name), QUESTION, steps)
+    fits = bool(steps) and len(made.ids) <= room
+    assert (encoding.refusal(made, room) is None) == fits
+    if fits:
+        assert len(made.positions) == len(steps) and max(made.positions) < room
+
+
+def test_the_tokenizers_behave_differently() -> None:
+    """What the golden file is for: these would encode wrongly in six ways if positions were searched for."""
+    at_hand = {name: tokenizer(name) for name in TOKENIZERS}
+    assert at_hand["byte-level-says-bos"]("x")["input_ids"][0] == at_hand["byte-level-says-bos"].bos_token_id
+    assert at_hand["byte-level-pad-is-eos"].pad_token_id == at_hand["byte-level-pad-is-eos"].eos_token_id
+    spaced, plain = (at_hand[f"sentencepiece-{kind}"].tokenize("x") for kind in ("prefix", "plain"))
+    assert spaced[0].startswith("\u2581") and not plain[0].startswith("\u2581")
+    single, level = (at_hand[kind].tokenize("Step 1: 3 + 14 = 17") for kind in ("single-digits", "byte-level"))
+    assert not any(len(token) > 1 and any(map(str.isdigit, token)) for token in single)
+    assert any(len(token) > 1 and any(map(str.isdigit, token)) for token in level)
+    assert "<0xC3>" in at_hand["byte-fallback"].tokenize("\u00e9")
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -1,5 +1,6 @@
 """Small tokenizers that behave differently, made on the spot from the same texts."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,49 @@ def metaspace(prefix: str, **special: str) -> Any:
     return trained(split, decoders.Metaspace(prepend_scheme=prefix), "", special)
 
 
+def adds_bos() -> Any:
+    """Says BOS by itself before each text, as Llama's and Mistral's do: in the middle of a solution it must not."""
+    from tokenizers import processors
+
+    made = byte_level(bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    template = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", made.bos_token_id)])
+    made.backend_tokenizer.post_processor = template
+    return made
+
+
+def single_digits() -> Any:
+    """Every digit is a token of its own, as in Qwen's and Llama's."""
+    from tokenizers import decoders, pre_tokenizers
+
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    split = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return trained(split, decoders.ByteLevel(), BYTES, {"eos_token": "</s>", "pad_token": "<pad>"})
+
+
+def byte_fallback() -> Any:
+    """SentencePiece with bytes for what it has no piece for: Llama 2's and Mistral's way."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    like = metaspace("first", bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    words, merges = bpe(like)
+    first = len(words)
+    words |= {f"<0x{byte:02X}>": first + byte for byte in range(256)}
+    core = Tokenizer(models.BPE(words, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    pieces = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(pieces)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def bpe(tokenizer: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Words and merges of a trained tokenizer."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return dict(model["vocab"]), [tuple(pair) for pair in model["merges"]]
+
+
 def trained(split: Any, decoder: Any, alphabet: str, special: dict[str, str]) -> Any:
     """A BPE of 330 tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -46,4 +90,17 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "byte-level-pad-is-eos": lambda: byte_level(eos_token="</s>", pad_token="</s>"),
     "sentencepiece-prefix": lambda: metaspace("always", bos_token="<s>", eos_token="</s>", pad_token="<pad>"),
     "sentencepiece-plain": lambda: metaspace("never", bos_token="<s>", eos_token="</s>", pad_token="<pad>"),
+    "byte-level-says-bos": adds_bos,
+    "single-digits": single_digits,
+    "byte-fallback": byte_fallback,
 }
+
+# Every text can be written with these and read back.
+COMPLETE = (
+    "byte-level",
+    "byte-level-bos",
+    "byte-level-pad-is-eos",
+    "byte-level-says-bos",
+    "single-digits",
+    "byte-fallback",
+)
