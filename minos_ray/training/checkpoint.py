@@ -14,7 +14,9 @@ TAG = "state"
 def save(engine: Any, job: Job, step: int, history: list[Record]) -> None:
     """All ranks save their part and wait for each other; Ray Train moves it to the storage, then commits it."""
     with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag=TAG, client_state={"step": step, "history": history})
+        engine.save_checkpoint(
+            folder, tag=TAG, client_state={"step": step, "history": history}, exclude_frozen_parameters=True
+        )
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         if ray.train.get_context().get_world_rank() == 0:
             checkpoint.set_metadata({"key": job.key})
@@ -27,5 +29,5 @@ def resume(engine: Any, job: Job) -> tuple[int, list[Record]]:
     if checkpoint is None or checkpoint.get_metadata().get("key") != job.key:
         return 0, []
     with checkpoint.as_directory() as folder:
-        _, state = engine.load_checkpoint(folder, tag=TAG)
+        _, state = engine.load_checkpoint(folder, tag=TAG, load_module_strict=job.section.lora is None)
     return state["step"], state["history"]

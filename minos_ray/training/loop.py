@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from minos_ray import models
 from minos_ray.store import Run
-from minos_ray.training import architecture, batches, checkpoint, engine, metrics
+from minos_ray.training import architecture, batches, checkpoint, engine, lora, metrics
 from minos_ray.training.card import card
 from minos_ray.training.job import Job
 from minos_ray.training.log import Log, Record, curve, losses
@@ -139,6 +139,9 @@ class Training:
         if self.log is not None:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
+                if self.section.lora is not None:
+                    lora.save(weights, self.job, models.public_name(self.job.start, self.run), folder)
+                    weights = lora.merged(weights, self.section.lora)
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder)
                 (Path(folder) / "README.md").write_text(card(self.job, self.details()))
                 pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)
