@@ -32,9 +32,9 @@ from tests.training.test_losses import rows
 from tests.training.world import world
 
 ADAPTER = {"rank": 4, "alpha": 8}
-KINDS = {"lm": "critic", "orm": "orm-zero3", "prm": "prm"}
+KINDS = {"lm": "critic-zero3", "orm": "orm-zero3", "prm": "prm"}
 HEADS = {"lm": set(), "orm": {"score.weight"}, "prm": {"score.weight", "score.bias"}}
-KILLED = (0, 2, 3)
+KILLED = (0, 3)
 
 
 def objective(path: str, kind: Any, seed: int = 0, **changes: Any) -> Objective:
@@ -130,14 +130,14 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Trained:
-    """A critic and verifiers in one worker group of two, one more by a worker alone; three trainings are killed."""
-    adapted = {"lora": ADAPTER, "weight_decay": 0.1}
+    """Critics and verifiers in one worker group of two, one of each by a worker alone; two trainings are killed."""
+    adapted = {"lora": ADAPTER, "weight_decay": 0.1, "lr": 5e-3}
     config, run = world(tmp_path_factory.mktemp("lora"), sft=adapted, reward=adapted, resources={"num_cpus": 2})
     orm, prm, critic = jobs_of(config, run)
     dropout = {"section": orm.section.model_copy(update={"batch_rows": 8, "lora": Lora(**ADAPTER, dropout=0.2)})}
-    jobs = [changed(run, orm, f"orm-zero{zero}", zero=zero) for zero in range(4)]
-    jobs += [changed(run, prm, "prm", zero=2), changed(run, critic, "critic", zero=3)]
-    jobs += [changed(run, orm, "recomputed", zero=3, gradient_checkpointing=True)]
+    jobs = [changed(run, critic, f"critic-zero{zero}", zero=zero) for zero in range(4)]
+    jobs += [changed(run, critic, "critic-recomputed", zero=3, gradient_checkpointing=True)]
+    jobs += [changed(run, orm, "orm-zero3", zero=3), changed(run, prm, "prm", zero=2)]
     for zero in KILLED:
         jobs += [changed(run, orm, f"whole{zero}", **dropout, zero=zero)]
         jobs += [changed(run, orm, f"killed{zero}", **dropout, zero=zero, save_every=4)]
@@ -146,7 +146,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Train
     killer = threading.Thread(target=kill_each, args=(run, names, 10, checkpointed), daemon=True)
     killer.start()
     fit(config, run, "reward", jobs)
-    fit(config, run, "alone", [changed(run, orm, "alone", workers=1)])
+    alone = {"critic-alone": critic, "orm-alone": orm}
+    fit(config, run, "alone", [changed(run, job, name, workers=1) for name, job in alone.items()])
     killer.join(1)
     return Trained(config, run, checkpointed)
 
@@ -196,10 +197,11 @@ def with_peft(trained: Trained, kind: Any) -> Any:
 
 @pytest.mark.slow
 def test_every_layout_learns_the_same(trained: Trained) -> None:
-    straight = losses(trained.run, "alone")
-    assert len(straight) > 5 and straight[-1] < straight[0] - 0.01
-    for name in (*(f"orm-zero{zero}" for zero in range(4)), "recomputed"):
-        assert losses(trained.run, name) == pytest.approx(straight, abs=2e-5), name
+    critic = losses(trained.run, "critic-alone")
+    assert len(critic) > 5 and critic[-1] < critic[0] - 0.5
+    for name in (*(f"critic-zero{zero}" for zero in range(4)), "critic-recomputed"):
+        assert losses(trained.run, name) == pytest.approx(critic, abs=2e-5), name
+    assert losses(trained.run, "orm-zero3") == pytest.approx(losses(trained.run, "orm-alone"), abs=2e-5)
 
 
 @pytest.mark.slow
