@@ -13,10 +13,10 @@ import torch
 
 from minos_ray.errors import UserError
 from minos_ray.sections import Lora
+from minos_ray.training.architecture import HEAD
 from minos_ray.training.job import Job, Kind
 
 TASKS: dict[Kind, str] = {"lm": "CAUSAL_LM", "orm": "SEQ_CLS", "prm": "TOKEN_CLS"}
-HEAD = "score."
 FOLDER = "adapter"
 
 

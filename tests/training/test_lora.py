@@ -233,7 +233,7 @@ def test_frozen_weights_stay(trained: Trained, kind: str) -> None:
         change = 2 * adapter[f"{place}_B.weight"] @ adapter[f"{place}_A.weight"]
         torch.testing.assert_close(merged[name], base[name] + change, rtol=0, atol=1e-6)
     new = merged.keys() - base.keys()
-    assert new == HEADS[kind]
+    assert new == HEADS[kind] and base.keys() - merged.keys() == (set() if kind == "lm" else {"lm_head.weight"})
     assert all(torch.equal(merged[name], adapter[f"base_model.model.{name}"]) for name in new)
 
 
