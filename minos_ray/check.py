@@ -58,11 +58,15 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
 
 def memory_matters(config: Config, states: list[State]) -> bool:
     """Whether GPUs will train a model whose sizes are known here and now."""
+    todo = {s.stage for s in states if s.state != "done"}
+    return config.resources.train.gpu and bool(todo & {"sft", "reward"}) and base_is_here(config)
+
+
+def base_is_here(config: Config) -> bool:
+    """Whether the base model is neither on a hub nor still to be made."""
     from minos_ray.models import is_hub_id
 
-    todo = {s.stage for s in states if s.state != "done"}
-    here = not is_hub_id(config.base.model) and not config.base.model.startswith("run:")
-    return config.resources.train.gpu and bool(todo & {"sft", "reward"}) and here
+    return not is_hub_id(config.base.model) and not config.base.model.startswith("run:")
 
 
 def refuse(config: Config, run: Run) -> None:
@@ -93,6 +97,7 @@ def findings(config: Config, run: Run) -> Iterator[str]:
         from minos_ray.training.memory import refuse as refuse_memory
 
         tests.append(lambda: refuse_memory(config, run))
+    tests += lora_tests(config, run, todo)
     imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
     if config.reward.consensus and "reward" in todo and not imported:
         from minos_ray.training.consensus import refuse_told
@@ -106,6 +111,20 @@ def findings(config: Config, run: Run) -> Iterator[str]:
             test()
         except UserError as error:
             yield str(error)
+
+
+def lora_tests(config: Config, run: Run, todo: set[str]) -> Iterator[Callable[[], object]]:
+    """Stages that train an adapter need peft, and a base that has the layers named."""
+    for name, section in (("sft", config.sft), ("reward", config.reward)):
+        if name in todo and section.lora is not None:
+            from minos_ray.training import lora, memory
+
+            key, wanted = f"{name}.lora", section.lora
+            yield lambda key=key: lora.refuse(key)
+            if base_is_here(config):
+                yield lambda key=key, wanted=wanted: lora.refuse_targets(
+                    key, wanted, memory.shape_of(config.base, run).linears
+                )
 
 
 def rollouts_wanted(config: Config, states: list[State]) -> bool:

@@ -37,6 +37,11 @@ def absolute(model: Model) -> Model:
     return model.model_copy(update={"model": str(directory.absolute())}) if directory.is_dir() else model
 
 
+def public_name(model: Model, run: Run) -> str:
+    """How other libraries find a model: a hub id as it is, else the directory."""
+    return model.model if is_hub_id(model.model) else locate(model, run)
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name is looked up on the model hub: it has the form of an id and is no directory here."""
     return not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name) is not None

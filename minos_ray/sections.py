@@ -5,7 +5,7 @@ Sections say what is made and go into fingerprints; `resources` says with what, 
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from minos_ray.resources import Resources
 from minos_ray.section import Section
@@ -118,6 +118,19 @@ class ErrorAnalysis(Section):
     prompt: str = "minos_ray.critiques.error_types:classify"
 
 
+class Lora(Section):
+    """Low-rank adapters are trained instead of all weights, with a verifier's scalar head; needs peft."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1, description="the adapter is added times alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="linear layers of the backbone: attention and MLP as Llama, Mistral and Qwen name them",
+    )
+
+
 class Train(Section):
     """Optimisation of one training run; a step is `batch_rows` rows over all workers."""
 
@@ -132,6 +145,7 @@ class Train(Section):
     eval_every: int = Field(60, ge=1, description="steps between evaluations (the convergence curve)")
     pick: Literal["last", "best"] = Field("last", description="best: the weights with the lowest loss on held-out rows")
     seed: int = 0
+    lora: Lora | None = Field(None, description="empty: all weights are trained")
 
 
 class Pretrain(Train):
@@ -151,6 +165,14 @@ class Pretrain(Train):
     heads: int = 8
     kv_heads: int = 4
     max_positions: int = 1024
+
+    @field_validator("lora")
+    @classmethod
+    def all_weights_are_new(cls, lora: Lora | None) -> Lora | None:
+        """An adapter needs weights worth keeping."""
+        if lora is not None:
+            raise ValueError("a model from nothing has no weights to freeze; lora is for sft and reward")
+        return lora
 
 
 class Sft(Train):

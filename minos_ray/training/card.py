@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from minos_ray import __version__
+from minos_ray.sections import Lora
 from minos_ray.training import encoding
 from minos_ray.training.job import Job, Kind
 
@@ -15,26 +16,38 @@ WHAT: dict[Kind, str] = {
     "prm": "Its one logit, read at the last token of each step, scores that step.",
 }
 
+ADAPTER = (
+    "Only a LoRA adapter was trained, with a verifier's head: it is merged into these weights, and lies alone in "
+    "`adapter/` (format of peft).\n"
+)
+
 
 def card(job: Job, details: dict[str, Any]) -> str:
     """Markdown with the YAML head that model hubs read; numbers as the manifest has them."""
     head = {"library_name": "transformers", "pipeline_tag": PIPELINES[job.kind], "tags": ["minos_ray", "math-minos"]}
-    curve = details.get("curve") or []
+    curve, lora = details.get("curve") or [], job.section.lora
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
             f"# {job.name}\n",
             f"{WHAT[job.kind]} Trained with minos_ray {__version__} from `{job.start.model}`.\n",
+            *([ADAPTER] if lora else []),
             f"Input: step encoding `{encoding.NAME}` version {encoding.VERSION}: `Question: ...`, `Answer:`, then a "
             "line for each step, every line tokenised on its own.\n",
             "## Data\n",
             table({"rows": job.table.rows, "held out": job.table.held_out_rows, **job.table.dropped}),
             "## Settings\n",
-            table(job.section.model_dump() | {"lm_weight": job.lm_weight}),
+            table(job.section.model_dump(exclude={"lora"}) | {"lm_weight": job.lm_weight} | adapter(lora)),
             "## On the held-out rows\n",
             measures(curve),
         ]
     )
+
+
+def adapter(lora: Lora | None) -> dict[str, Any]:
+    """Settings of LoRA, one a row; nothing without it."""
+    values = lora.model_dump() | {"targets": ", ".join(lora.targets)} if lora else {}
+    return {f"lora {key}": value for key, value in values.items()}
 
 
 def table(values: dict[str, Any]) -> str:

@@ -106,7 +106,8 @@ class Checkpoints:
     def load(self, engine: Any, folder: str) -> tuple[int, list[Record]]:
         """DeepSpeed's state of this rank; the step and the history."""
         with self.local(folder) as path:
-            _, state = engine.load_checkpoint(path, tag=TAG)
+            # Frozen weights are in no checkpoint, so that one of LoRA is small.
+            _, state = engine.load_checkpoint(path, tag=TAG, load_module_strict=self.job.section.lora is None)
             dist.barrier()
         return state["step"], state["history"]
 
@@ -131,7 +132,8 @@ class Checkpoints:
         """
         self.wait()
         aside = tempfile.mkdtemp(prefix="minos-checkpoint-")
-        engine.save_checkpoint(aside, tag=TAG, client_state={"step": step, "history": history}, save_latest=False)
+        state = {"step": step, "history": history}
+        engine.save_checkpoint(aside, tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True)
         self.upload = self.thread.submit(self.bring, aside, step, held_out_loss)
 
     def bring(self, aside: str, step: int, held_out_loss: float | None) -> None:

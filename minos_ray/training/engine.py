@@ -6,6 +6,7 @@ import torch
 
 from minos_ray.resources import Workers
 from minos_ray.sections import Train
+from minos_ray.training import lora
 from minos_ray.training.losses import Objective
 
 
@@ -29,6 +30,8 @@ def start(objective: Objective, section: Train, workers: Workers) -> Any:
     """An engine whose `step()` ends an accumulation of any number of `backward()`."""
     import deepspeed
 
+    if section.lora is not None:
+        lora.attach(objective, section.lora, section.seed)
     if workers.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable({"use_reentrant": False})
     # The loop sets the rate of each step; a rate of 0 until then: DeepSpeed's own first step must not decay weights.
@@ -46,10 +49,13 @@ def forget_first_step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, norms and biases do not."""
-    matrices = [p for p in objective.parameters() if p.ndim > 1]
-    vectors = [p for p in objective.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    """What is trained: matrices decay, norms and biases do not. No group is empty, DeepSpeed could not flatten it."""
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    # A parameter that ZeRO 3 has partitioned is empty; its true shape is beside it.
+    matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) > 1]
+    vectors = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def settings(section: Train, workers: Workers) -> dict[str, Any]:

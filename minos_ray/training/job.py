@@ -72,6 +72,12 @@ def make_job(
     run: Run, artefact: str, kind: Kind, start: Model, table: Table, section: Train, resources: Resources
 ) -> Job:
     """What to do with a table of rows; the artefact must have been begun."""
+    if section.lora is not None:
+        from minos_ray.training import lora, memory
+
+        key = "sft.lora" if kind == "lm" else "reward.lora"
+        lora.refuse(key)
+        lora.refuse_targets(key, section.lora, memory.shape_of(start, run).linears)
     inputs = {"artefact": run.artefact(artefact).begun(), "train": table.train, "held_out": table.held_out}
     return Job(
         artefact=artefact,

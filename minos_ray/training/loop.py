@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from minos_ray import models
 from minos_ray.store import Run
-from minos_ray.training import architecture, batches, engine, metrics
+from minos_ray.training import architecture, batches, engine, lora, metrics
 from minos_ray.training.card import card
 from minos_ray.training.checkpoint import Checkpoints
 from minos_ray.training.job import Job
@@ -153,6 +153,9 @@ class Training:
         if self.log is not None:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
+                if self.section.lora is not None:
+                    lora.save(weights, self.job, models.public_name(self.job.start, self.run), folder)
+                    weights = lora.merged(weights, self.section.lora)
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder)
                 (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of)))
                 pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)

@@ -4,15 +4,16 @@ Bytes per parameter after ZeRO (Rajbhandari et al. 2020, section 3); activations
 decoder layer with flash attention and a gated MLP.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from minos_ray.errors import UserError
 from minos_ray.models import locate
 from minos_ray.resources import Workers
-from minos_ray.sections import Config, Train
+from minos_ray.sections import Config, Model, Train
 from minos_ray.store import Run
+from minos_ray.training import lora
 
 ADAM = 8  # two moments in fp32
 MASTER = 4  # the fp32 copy of weights trained in bf16
@@ -23,7 +24,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder."""
+    """The sizes of a decoder; `linears` as `lora.linears` gives them."""
 
     parameters: int
     layers: int
@@ -31,6 +32,7 @@ class Shape:
     intermediate: int
     kv: int
     vocabulary: int
+    linears: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def shape(config: Any) -> Shape:
         intermediate=config.intermediate_size,
         kv=config.num_key_value_heads * head,
         vocabulary=config.vocab_size,
+        linears=lora.linears(model),
     )
 
 
@@ -71,9 +74,10 @@ def estimate(of: Shape, section: Train, workers: Workers, kind: str) -> Estimate
     """The peak of one training step of one worker."""
     size = 2 if section.precision == "bf16" else 4
     ranks = workers.workers
-    optimizer = of.parameters * (ADAM + (MASTER if size == 2 else 0)) / (ranks if workers.zero >= 1 else 1)
-    gradients = of.parameters * size / (ranks if workers.zero >= 2 else 1)
-    parameters = of.parameters * size / (ranks if workers.zero == 3 else 1)
+    added, trained = adapter(of, section, kind)
+    optimizer = trained * (ADAM + (MASTER if size == 2 else 0)) / (ranks if workers.zero >= 1 else 1)
+    gradients = trained * size / (ranks if workers.zero >= 2 else 1)
+    parameters = (of.parameters + added) * size / (ranks if workers.zero == 3 else 1)
     away = (optimizer if workers.offload != "none" else 0) + (parameters if workers.offload == "all" else 0)
     # One layer is gathered at a time when its weights are partitioned or elsewhere.
     gathered = 2 * of.parameters * size / of.layers if workers.zero == 3 else 0
@@ -84,6 +88,14 @@ def estimate(of: Shape, section: Train, workers: Workers, kind: str) -> Estimate
         activations=activations(of, workers, kind, size) / GB,
         host=away / GB,
     )
+
+
+def adapter(of: Shape, section: Train, kind: str) -> tuple[int, int]:
+    """Parameters that LoRA adds, and those that are trained: without it all, with it only they and the scalar head."""
+    if section.lora is None:
+        return 0, of.parameters
+    added = lora.size(section.lora, of.linears)
+    return added, added + (of.hidden if kind != "lm" else 0)
 
 
 def activations(of: Shape, workers: Workers, kind: str, size: int) -> float:
@@ -128,7 +140,7 @@ def trainings(config: Config) -> list[tuple[str, Train, str]]:
 
 def stated(config: Config, run: Run) -> list[str]:
     """A line for each stage of training; UserError when the base model is not there."""
-    of, workers = base_shape(config, run), config.resources.train
+    of, workers = shape_of(config.base, run), config.resources.train
     found = [(name, estimate(of, section, workers, kind)) for name, section, kind in trainings(config)]
     return [
         f"resources.train: {name} needs about {e.gpu:.1f} GB on each GPU (weights {e.parameters:.1f}, gradients "
@@ -143,7 +155,7 @@ def refuse(config: Config, run: Run) -> None:
     workers = config.resources.train
     if workers.gpu_memory_gb is None:
         return
-    of = base_shape(config, run)
+    of = shape_of(config.base, run)
     for name, section, kind in trainings(config):
         wanted = estimate(of, section, workers, kind).gpu
         if wanted > workers.gpu_memory_gb:
@@ -162,8 +174,8 @@ def advice(workers: Workers, plan: Workers | None) -> str:
     return "this fits: " + " ".join(f"resources.train.{key}={value}" for key, value in changes.items())
 
 
-def base_shape(config: Config, run: Run) -> Shape:
-    """The sizes of the base model."""
+def shape_of(model: Model, run: Run) -> Shape:
+    """The sizes of a model, from its config alone."""
     from transformers import AutoConfig
 
-    return shape(AutoConfig.from_pretrained(locate(config.base, run), trust_remote_code=config.base.trust_remote_code))
+    return shape(AutoConfig.from_pretrained(locate(model, run), trust_remote_code=model.trust_remote_code))

@@ -1,5 +1,6 @@
 """The estimate of a training's memory, against what autograd really keeps and against arithmetic."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from minos_ray.config import build
 from minos_ray.errors import UserError
 from minos_ray.resources import Workers
-from minos_ray.sections import Train
+from minos_ray.sections import Lora, Train
 from minos_ray.store import Run
-from minos_ray.training import architecture, memory
+from minos_ray.training import architecture, lora, memory
 from minos_ray.training.losses import Objective
 from minos_ray.training.rows import Rows, as_table, pack
 from tests.tiny import tiny_model
@@ -63,6 +64,28 @@ def test_seven_billion_by_hand() -> None:
     assert shared.optimizer == pytest.approx(12 * whole / 8) and shared.gradients == pytest.approx(2 * whole / 8)
     away = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3, offload="all"), "orm")
     assert away.optimizer == 0 and away.host == pytest.approx((12 + 2) * whole / 8)
+
+
+def test_lora_has_gradients_and_optimizer_for_its_matrices_only() -> None:
+    """Rank 16 on all projections of Mistral-7B: 16 (in + out) parameters each, 41.9 million; a verifier's head 4096."""
+    pairs = {"q": (4096, 4096), "k": (4096, 1024), "v": (4096, 1024), "o": (4096, 4096)}
+    pairs |= {"gate": (4096, 14336), "up": (4096, 14336), "down": (14336, 4096)}
+    linears = {f"layers.{n}.{name}_proj": sum(both) for n in range(32) for name, both in pairs.items()}
+    seven, added, whole = replace(SEVEN, linears=linears), 41_943_040 / 1e9, 7.241732096
+    section = BF16.model_copy(update={"lora": Lora(rank=16)})
+    critic = memory.estimate(seven, section, Workers(), "lm")
+    found = (critic.parameters, critic.gradients, critic.optimizer)
+    assert found == pytest.approx((2 * (whole + added), 2 * added, 12 * added))
+    orm = memory.estimate(seven, section, Workers(workers=8, zero=3, offload="optimizer"), "orm")
+    assert orm.gradients == pytest.approx(2 * (added + 4096e-9) / 8)
+    assert orm.optimizer == 0 and orm.host == pytest.approx(12 * (added + 4096e-9) / 8)
+
+
+def test_linear_layers_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
+    model = architecture.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
+    section, shape = Lora(rank=4, targets=("q_proj", "mlp.down_proj")), memory.shape(model.config)
+    lora.attach(Objective(model, "lm"), section, 0)
+    assert lora.size(section, shape.linears) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_plan_proposed_fits_and_the_given_one_is_kept_when_it_does() -> None:

@@ -1,0 +1,122 @@
+"""LoRA (Hu et al. 2021): frozen weights, and beside chosen linear layers two thin matrices that are trained.
+
+peft puts them into the transformers model in place, without a wrapper, so names and the backbone stay what they are.
+"""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minos_ray.errors import UserError
+from minos_ray.sections import Lora
+from minos_ray.training.architecture import HEAD
+from minos_ray.training.job import Job, Kind
+
+TASKS: dict[Kind, str] = {"lm": "CAUSAL_LM", "orm": "SEQ_CLS", "prm": "TOKEN_CLS"}
+FOLDER = "adapter"
+
+
+def refuse(key: str) -> None:
+    """UserError when peft is missing."""
+    if find_spec("peft") is None:
+        raise UserError(f"{key} needs the package peft, which is not installed: pip install 'minos_ray[lora]'")
+
+
+def refuse_targets(key: str, lora: Lora, linears: Mapping[str, int]) -> None:
+    """UserError when a target is none of the model's linear layers."""
+    for target in lora.targets:
+        if not any(is_target(name, (target,)) for name in linears):
+            there = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+            raise UserError(f"{key}.targets: the model has no linear layer '{target}'; it has {there}")
+
+
+def linears(model: Any) -> dict[str, int]:
+    """The linear layers of a language model by name, each with the sum of its two sizes; its head is left out."""
+    head = model.get_output_embeddings()
+    found = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    return {name: module.in_features + module.out_features for name, module in found.items()}
+
+
+def is_target(name: str, targets: tuple[str, ...]) -> bool:
+    """Whether peft counts a module among the targets: by its whole name or the end of it."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def size(lora: Lora, linears: Mapping[str, int]) -> int:
+    """How many parameters the adapter has."""
+    return lora.rank * sum(both for name, both in linears.items() if is_target(name, lora.targets))
+
+
+def attach(objective: Any, lora: Lora, seed: int) -> None:
+    """Puts the adapter into the model and freezes all but it and a verifier's scalar head.
+
+    B begins at zero: step 0 is the base. A depends on the seed and its name only, never on the rank or the backbone.
+    """
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(peft_config(lora, objective.kind), objective.model)
+    for name, parameter in objective.model.named_parameters():
+        if ".lora_A." in name:
+            reset(name, parameter, seed)
+    for name, parameter in objective.named_parameters():
+        parameter.requires_grad_(is_trained(name.removeprefix("model.")))
+
+
+def peft_config(lora: Lora, kind: Kind, **more: Any) -> Any:
+    """What peft calls it."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type=TASKS[kind],
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        **more,
+    )
+
+
+def is_trained(name: str) -> bool:
+    """Whether a parameter of the transformers model belongs to the adapter or is the scalar head."""
+    return ".lora_" in name or name.startswith(HEAD)
+
+
+@torch.no_grad()
+def reset(name: str, matrix: torch.Tensor, seed: int) -> None:
+    """Uniform as peft's own, +-1 / sqrt(inputs), drawn from the seed and the name."""
+    digest = blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest))
+    bound = matrix.shape[1] ** -0.5
+    matrix.copy_(torch.empty(matrix.shape).uniform_(-bound, bound, generator=generator))
+
+
+def merged(state: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.Tensor]:
+    """The weights of a plain model, `W + alpha / rank * B A`, summed in fp32."""
+    plain = {}
+    for name, weight in state.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            a, b = (state[name.replace("base_layer", f"lora_{side}.default")].float() for side in "AB")
+            weight = (weight.float() + lora.alpha / lora.rank * (b @ a)).to(weight.dtype)
+        plain[name.replace(".base_layer.", ".")] = weight
+    return plain
+
+
+def save(state: Mapping[str, torch.Tensor], job: Job, start: str, folder: str) -> None:
+    """The adapter alone (and a verifier's head) in peft's format, into `FOLDER` below the model's folder."""
+    from safetensors.torch import save_file
+
+    lora, target = job.section.lora, Path(folder) / FOLDER
+    assert lora is not None
+    head = {} if job.kind == "lm" else {"modules_to_save": [HEAD.rstrip(".")]}
+    revision = job.start.revision
+    config = peft_config(lora, job.kind, base_model_name_or_path=start, revision=revision, inference_mode=True, **head)
+    config.save_pretrained(target)
+    trained = {name: weight for name, weight in state.items() if is_trained(name)}
+    named = {f"base_model.model.{n.replace('.default.', '.')}": weight for n, weight in trained.items()}
+    save_file(named, target / "adapter_model.safetensors", metadata={"format": "pt"})
