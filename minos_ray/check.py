@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from minos_ray.cluster import wanted
+from minos_ray.cluster import joins, wanted
 from minos_ray.config import Config, resolve, secret
 from minos_ray.errors import UserError
 from minos_ray.pipeline import State, status
@@ -190,7 +190,7 @@ def pools(config: Config, states: list[State]) -> dict[str, dict[str, float]]:
 
 def check_pool(config: Config, name: str, want: dict[str, float]) -> None:
     """On this machine alone, what is wanted must be there; a joined cluster is asked by the stage itself."""
-    if config.resources.address or os.environ.get("RAY_ADDRESS"):
+    if joins(config.resources):
         return
     cpus = config.resources.num_cpus or os.cpu_count() or 1
     if want["CPU"] > cpus:

@@ -36,6 +36,11 @@ def join(resources: Resources) -> None:
     quiet_data()
 
 
+def joins(resources: Resources) -> bool:
+    """Whether the work is done on a cluster that is there already, not on a Ray of this machine."""
+    return bool(resources.address or os.environ.get("RAY_ADDRESS"))
+
+
 def quiet_data() -> None:
     """Ray Data's own bars and info logs make way for ours."""
     import logging

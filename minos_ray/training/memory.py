@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from minos_ray.cluster import joins
 from minos_ray.errors import UserError
 from minos_ray.models import locate
 from minos_ray.resources import Workers
 from minos_ray.sections import Config, Model, Train
 from minos_ray.store import Run
-from minos_ray.training import lora
+from minos_ray.training import gpus, lora
 
 ADAM = 8  # two moments in fp32
 MASTER = 4  # the fp32 copy of weights trained in bf16
@@ -151,19 +152,23 @@ def stated(config: Config, run: Run) -> list[str]:
 
 
 def refuse(config: Config, run: Run) -> None:
-    """UserError when a GPU of `resources.train.gpu_memory_gb` cannot hold it, with the first plan that fits."""
+    """UserError when a GPU of `resources.train.gpu_memory_gb`, or of this machine if it is to train, cannot hold it."""
     workers = config.resources.train
-    if workers.gpu_memory_gb is None:
-        return
+    has = workers.gpu_memory_gb or (None if joins(config.resources) else gpus.memory_gb())
     of = shape_of(config.base, run)
     for name, section, kind in trainings(config):
-        wanted = estimate(of, section, workers, kind).gpu
-        if wanted > workers.gpu_memory_gb:
-            plan = fitting(of, section, workers, kind, workers.gpu_memory_gb)
-            raise UserError(
-                f"resources.train: {name} needs about {wanted:.0f} GB on each GPU, "
-                f"resources.train.gpu_memory_gb = {workers.gpu_memory_gb:g}; {advice(workers, plan)}"
-            )
+        refuse_one(name, of, section, workers, kind, has)
+
+
+def refuse_one(name: str, of: Shape, section: Train, workers: Workers, kind: str, has: float | None) -> None:
+    """UserError when GPUs of so many GB cannot hold one training, with the first plan that fits."""
+    wanted = estimate(of, section, workers, kind).gpu
+    if has is not None and wanted > has:
+        plan = fitting(of, section, workers, kind, has)
+        raise UserError(
+            f"resources.train: {name} needs about {wanted:.0f} GB on each GPU, which has {has:.0f} "
+            f"(resources.train.gpu_memory_gb, else what nvidia-smi says); {advice(workers, plan)}"
+        )
 
 
 def advice(workers: Workers, plan: Workers | None) -> str:

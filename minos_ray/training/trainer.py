@@ -26,6 +26,7 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
         return
     cluster.connect(config)
     cluster.require("train", config.resources.train, config.resources.wait_s)
+    refuse_what_cannot_fit(run, jobs, config.resources.wait_s)
     folder = f"checkpoints/{stage}"
     refuse_other_layout(run, folder, jobs)
     for job in jobs:
@@ -75,6 +76,22 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
         ),
     )
+
+
+def refuse_what_cannot_fit(run: Run, jobs: Sequence[Job], wait_s: float) -> None:
+    """UserError when the GPUs of the cluster cannot hold a training; one of them is asked unless the config says."""
+    import ray
+
+    from minos_ray.training import gpus, memory
+
+    workers = jobs[0].workers
+    if not workers.gpu:
+        return
+    has = workers.gpu_memory_gb
+    if has is None:
+        has = ray.get(ray.remote(gpus.memory_gb).options(num_gpus=1).remote(), timeout=wait_s)
+    for job in jobs:
+        memory.refuse_one(job.name, memory.shape_of(job.start, run), job.section, workers, job.kind, has)
 
 
 def refuse_other_layout(run: Run, folder: str, jobs: Sequence[Job]) -> None:

@@ -11,11 +11,13 @@ import torch
 from minos_ray.config import build
 from minos_ray.errors import UserError
 from minos_ray.resources import Workers
-from minos_ray.sections import Lora, Train
+from minos_ray.sections import Config, Lora, Train
 from minos_ray.store import Run
-from minos_ray.training import architecture, lora, memory
+from minos_ray.training import architecture, gpus, lora, memory
+from minos_ray.training.job import Job
 from minos_ray.training.losses import Objective
 from minos_ray.training.rows import Rows, as_table, pack
+from minos_ray.training.trainer import refuse_what_cannot_fit
 from tests.tiny import tiny_model
 
 # Mistral-7B.
@@ -108,6 +110,53 @@ def test_check_says_what_is_needed_and_proposes_what_fits(tmp_path: Path) -> Non
     small = config.model_copy(update={"resources": config.resources.model_copy(update={"train": workers})})
     with pytest.raises(UserError, match="take more workers"):
         memory.refuse(small, Run(config.run))
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose nvidia-smi speaks of two GPUs, the smaller of 24 GiB."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 81920\necho 24576\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+
+def seven_billion(folder: Path) -> Config:
+    """The config of a run whose base is Mistral-7B as far as can be told without its weights."""
+    from transformers import AutoConfig
+
+    base = Path(tiny_model(folder / "base"))
+    mistral = AutoConfig.for_model("mistral")
+    mistral.save_pretrained(base)
+    return build({"run": str(folder / "run"), "base": {"model": str(base)}, "resources": {"train": {"gpu": True}}})
+
+
+def test_what_the_gpu_has_is_asked_of_it(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpus.memory_gb() == pytest.approx(25.8, abs=0.05)
+    config = seven_billion(tmp_path)
+    with pytest.raises(UserError, match=r"sft needs about \d+ GB on each GPU, which has 26 .*this fits: .*offload=all"):
+        memory.refuse(config, Run(config.run))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    memory.refuse(config, Run(config.run))
+
+
+def test_the_gpu_of_a_cluster_is_asked_before_any_worker_is_started(two_gpus: None, tmp_path: Path) -> None:
+    import ray
+
+    from minos_ray.cluster import disconnect
+
+    config = seven_billion(tmp_path)
+    table = {"name": "orm", "rows": 8, "held_out_rows": 0, "train": "", "held_out": "", "dropped": {}}
+    values = {"artefact": "models/orm-base", "kind": "orm", "start": config.base, "table": table, "key": "k"}
+    job = Job(**values, section=BF16, workers=config.resources.train)
+    disconnect()
+    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(UserError, match=r"orm-base needs about .* which has 26"):
+            refuse_what_cannot_fit(Run(config.run), [job], 60)
+    finally:
+        disconnect()
 
 
 def test_advice_names_the_keys_to_change() -> None:
