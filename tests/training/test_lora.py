@@ -21,6 +21,7 @@ from minos_ray.resources import Workers
 from minos_ray.sections import Config, Lora, Train
 from minos_ray.store import Run
 from minos_ray.training import architecture, engine, lora
+from minos_ray.training.checkpoint import whole
 from minos_ray.training.job import Job
 from minos_ray.training.log import read_log
 from minos_ray.training.losses import Objective
@@ -176,7 +177,8 @@ def kill_each(run: Run, names: Iterable[str], step: int, checkpointed: dict[str,
         while not (records := read_log(run, name)) or records[-1]["step"] < step:
             time.sleep(0.01)
         os.kill(next(r["pid"] for r in records if r["event"] == "start"), signal.SIGKILL)
-        file = max(Path(run.path).glob("checkpoints/**/*model_states.pt"), key=lambda path: path.stat().st_mtime)
+        made = whole(run, f"checkpoints/reward/{name}", name)[-1]
+        file = next((Path(run.path) / made.folder).rglob("*model_states.pt"))
         checkpointed[name] = list(torch.load(file, weights_only=False)["module"])
 
 
