@@ -19,7 +19,7 @@ def plain(question: str, tokenizer: Any) -> list[int]:
 def alpaca(question: str, tokenizer: Any) -> list[int]:
     """Instruction and response headings, as generators fine-tuned on MetaMath-like data expect them."""
     text = INSTRUCTION.format(question=question)
-    return [*encoding.bos(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    return [*encoding.bos(tokenizer), *encoding.token_ids(tokenizer, [text])[0]]
 
 
 def chat(question: str, tokenizer: Any) -> list[int]:

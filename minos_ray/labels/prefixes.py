@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+from minos_ray.training.encoding import token_ids
+
 # So many of the prompt's last tokens are decoded to see how the first word of the solution reads behind them.
 CONTEXT = 8
 
@@ -62,7 +64,7 @@ def ids_after(tokenizer: Any, prompt: Sequence[int], texts: Sequence[str]) -> li
     SentencePiece puts a space before a text that stands alone; behind a line break it does not, so the text is also
     tokenised behind one.
     """
-    plain = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    plain = token_ids(tokenizer, texts)
     made = []
     for text, ids in zip(texts, plain, strict=True):
         ways = (ids, behind_line_break(tokenizer, text)) if not reads(tokenizer, prompt, ids, text) else (ids,)
@@ -73,7 +75,7 @@ def ids_after(tokenizer: Any, prompt: Sequence[int], texts: Sequence[str]) -> li
 
 def behind_line_break(tokenizer: Any, text: str) -> list[int]:
     """The ids of the text in a text where a line break stands before it."""
-    line_break, both = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("\n", f"\n{text}"))
+    line_break, both = token_ids(tokenizer, ["\n", f"\n{text}"])
     return both[len(line_break) :]
 
 

@@ -4,6 +4,7 @@ Every piece is tokenised on its own and the token lists are concatenated, so pos
 A verifier's input is a prefix of the critic's input. Used by training, scoring and evaluation alike.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -81,10 +82,30 @@ def bos(tokenizer: Any) -> list[int]:
 
 
 def pieces(tokenizer: Any, texts: Iterable[str]) -> dict[str, list[int]]:
-    """Token ids of each distinct text on its own, without special tokens: one that a text spells out is plain text."""
+    """Token ids of each distinct text on its own."""
     distinct = list(dict.fromkeys(texts))
-    ids = tokenizer(distinct, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return dict(zip(distinct, ids, strict=True))
+    return dict(zip(distinct, token_ids(tokenizer, distinct), strict=True))
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, never a special token: one that a text spells out is plain text."""
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    found = plain_ids(tokenizer, texts)
+    return [ids if special.isdisjoint(ids) else apart(tokenizer, text) for text, ids in zip(texts, found, strict=True)]
+
+
+def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text; a special token is not looked for."""
+    # Mistral's own tokenizer never does, and refuses to be told so.
+    told = {} if type(tokenizer).__name__ == "MistralCommonBackend" else {"split_special_tokens": True}
+    return tokenizer(list(texts), add_special_tokens=False, **told)["input_ids"]
+
+
+def apart(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text in which special tokens are found as words, as Unigram has them: their names cut in two."""
+    names = {*tokenizer.all_special_tokens} - {tokenizer.unk_token}
+    cuts = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in sorted(names))
+    return list(chain.from_iterable(plain_ids(tokenizer, re.split(cuts, text))))
 
 
 def join(prompt: list[int], steps: Iterable[list[int]]) -> Encoded:

@@ -11,16 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.training import encoding
-from tests.training.tokenizers_at_hand import COMPLETE, TOKENIZERS
+from tests.training.tokenizers_at_hand import COMPLETE, SPACED, TOKENIZERS, mistral_common
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "step_encoding.json"
 QUESTION = "Tom has 3 apples  and buys 14 more. How many?"
 STEPS = ["Step 1: 3 + 14 = 17", "  Step 2: it's 17 ", "The answer is: 17"]
 CRITIQUE = "Step 1: This step is correct.\nThe final answer is True."
-# Any text, new lines and control characters too, also one that spells out special tokens.
-TEXTS = st.lists(st.text(max_size=12) | st.sampled_from(["</s>", "<s>", "<pad>", "<unk>", "\n"]), max_size=4).map(
-    "".join
-)
+# Any text, new lines and control characters too, and names of special tokens; U+2581 is SentencePiece's space.
+ANY = st.text(st.characters(codec="utf-8", exclude_characters="\u2581"), max_size=12)
+TEXTS = st.lists(ANY | st.sampled_from(["</s>", "<s>", "<pad>", "<unk>", "\n", " "]), max_size=4).map("".join)
 
 
 @cache
@@ -47,9 +46,12 @@ def test_positions_cut_the_ids_into_the_steps(name: str, question: str, steps: l
     start = encoding.prompt_ids(tokenizer(name), question)
     assert made.first == len(start)
     assert made.ids[: made.first] == start
-    for step, first, last in zip(steps, [len(start) - 1, *made.positions], made.positions, strict=False):
-        assert made.ids[first + 1 : last + 1] == encoding.pieces(tokenizer(name), [f"{step}\n"])[f"{step}\n"]
-    assert made.positions[-1] == len(made.ids) - 1
+    whole, last = [*start], []
+    for step in steps:
+        ids = encoding.token_ids(tokenizer(name), [f"{step}\n"])[0]
+        whole += ids
+        last.append(len(whole) - 1 if ids else encoding.NO_TOKEN)
+    assert (made.ids, made.positions) == (whole, last)
 
 
 @pytest.mark.parametrize("name", COMPLETE)
@@ -59,7 +61,8 @@ def test_ids_read_back_as_the_text(name: str, question: str, steps: list[str]) -
     start = 0 if tokenizer(name).bos_token_id is None else 1
     bounds = [start, made.first, *(position + 1 for position in made.positions)]
     read = [tokenizer(name).decode(made.ids[a:b], clean_up_tokenization_spaces=False) for a, b in pairwise(bounds)]
-    assert read == [f"Question: {question}\nAnswer:\n", *(f"{step}\n" for step in steps)]
+    texts = [f"Question: {question}\nAnswer:\n", *(f"{step}\n" for step in steps)]
+    assert read == [text.removeprefix(" ") if name in SPACED else text for text in texts]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -77,14 +80,14 @@ def test_no_text_makes_a_special_token(name: str, question: str, steps: list[str
 def test_refused_or_whole(name: str, steps: list[str], room: int) -> None:
     """Whatever the room, a row is refused or has every step's last token in it."""
     made = encoding.encode_solution(tokenizer(name), QUESTION, steps)
-    fits = bool(steps) and len(made.ids) <= room
+    fits = bool(steps) and encoding.NO_TOKEN not in made.positions and len(made.ids) <= room
     assert (encoding.refusal(made, room) is None) == fits
     if fits:
         assert len(made.positions) == len(steps) and max(made.positions) < room
 
 
 def test_the_tokenizers_behave_differently() -> None:
-    """What the golden file is for: these would encode wrongly in six ways if positions were searched for."""
+    """What the golden file is for: these would encode wrongly in several ways if positions were searched for."""
     at_hand = {name: tokenizer(name) for name in TOKENIZERS}
     assert at_hand["byte-level-says-bos"]("x")["input_ids"][0] == at_hand["byte-level-says-bos"].bos_token_id
     assert at_hand["byte-level-pad-is-eos"].pad_token_id == at_hand["byte-level-pad-is-eos"].eos_token_id
@@ -93,6 +96,8 @@ def test_the_tokenizers_behave_differently() -> None:
     single, level = (at_hand[kind].tokenize("Step 1: 3 + 14 = 17") for kind in ("single-digits", "byte-level"))
     assert not any(len(token) > 1 and any(map(str.isdigit, token)) for token in single)
     assert any(len(token) > 1 and any(map(str.isdigit, token)) for token in level)
+    assert encoding.encode_solution(at_hand["word-level"], QUESTION, [""]).positions == [encoding.NO_TOKEN]
+    assert at_hand["mistral-7b"].pad_token_id is None
     assert "<0xC3>" in at_hand["byte-fallback"].tokenize("\u00e9")
 
 
@@ -105,6 +110,13 @@ def test_the_input_of_a_verifier_begins_the_input_of_the_critic(name: str) -> No
     assert ids[:first] == prompt
     assert ids[-1] == tokenizer(name).eos_token_id
     assert ids.count(tokenizer(name).eos_token_id) == 1
+
+
+def test_the_library_of_mistral_says_the_same() -> None:
+    """What transformers makes of the file of Mistral-7B, and a tokenizer that takes no `split_special_tokens`."""
+    rows = [("How many?", ["Step 1: 3 + 14 = 17", "it ends </s>", "<s>", "The answer is: 17"])]
+    ours, theirs = (encoding.encode_solutions(made, rows) for made in (tokenizer("mistral-7b"), mistral_common()))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -1,13 +1,17 @@
-"""Small tokenizers that behave differently, made on the spot from the same texts."""
+"""Tokenizers that behave differently: small ones made on the spot from the same texts, and Mistral's own."""
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 TEXTS = [
     "Question: Tom has 3 apples and buys 14 more. How many apples?\nAnswer:\n",
     "Step 1: Tom has 3 + 14 = 17 apples.\nThe answer is: 17\nCritique:\nThis step is correct.\n",
 ] * 8
+WORDS = sorted(set(" ".join(TEXTS).split()))
 BYTES = "byte-level"
 
 
@@ -84,6 +88,54 @@ def trained(split: Any, decoder: Any, alphabet: str, special: dict[str, str]) ->
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **special)
 
 
+def unigram() -> Any:
+    """SentencePiece's other model: the likeliest pieces, bytes for the rest; its special tokens are pieces, too."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [(name, 0.0) for name in ("<unk>", "<s>", "</s>", "<pad>")] + [(f"\u2581{word}", -5.0) for word in WORDS]
+    pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)] + [(letter, -9.0) for letter in "\u2581aeinorst"]
+    core = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+
+
+def word_level() -> Any:
+    """A word is a token and a line break is none, so that an empty step has no token at all."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "<s>", "</s>", "<pad>", *WORDS]
+    core = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+
+
+def mistral() -> Any:
+    """That of Mistral-7B, the paper's base: a space in front, bytes for the rest, no pad. It comes along with vLLM."""
+    from transformers import LlamaTokenizer
+
+    return shipped("tokenizer.model.v1", "tokenizer.model", LlamaTokenizer)
+
+
+def mistral_common() -> Any:
+    """The same file read by Mistral's own library, which is not of transformers' own kind."""
+    from transformers.tokenization_mistral_common import MistralCommonBackend
+
+    return shipped("tokenizer.model.v1", "tokenizer.model.v1", MistralCommonBackend)
+
+
+def shipped(file: str, name: str, kind: Any) -> Any:
+    """A tokenizer out of the files of `mistral_common`."""
+    import mistral_common
+
+    with TemporaryDirectory() as folder:
+        shutil.copy(Path(mistral_common.__file__).parent / "data" / file, Path(folder) / name)
+        return kind.from_pretrained(folder)
+
+
 TOKENIZERS: dict[str, Callable[[], Any]] = {
     "byte-level": lambda: byte_level(eos_token="</s>", pad_token="<pad>"),
     "byte-level-bos": lambda: byte_level(bos_token="<s>", eos_token="</s>", pad_token="<pad>"),
@@ -93,6 +145,9 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "byte-level-says-bos": adds_bos,
     "single-digits": single_digits,
     "byte-fallback": byte_fallback,
+    "unigram": unigram,
+    "word-level": word_level,
+    "mistral-7b": mistral,
 }
 
 # Every text can be written with these and read back.
@@ -103,4 +158,8 @@ COMPLETE = (
     "byte-level-says-bos",
     "single-digits",
     "byte-fallback",
+    "mistral-7b",
 )
+
+# These put a space in front of a text, unless it begins with one: both read back without it.
+SPACED = ("byte-fallback", "mistral-7b")
