@@ -41,7 +41,7 @@ LAYOUTS: dict[str, tuple[int, int, int, str]] = {
 # average. fp32 differs by the order of sums, bf16 by its 8 bits: 2**-7 is one step of a weight near 1.
 LOSS = {"fp32": 5e-6, "bf16": 3e-3}
 LARGEST = {"fp32": 2e-5, "bf16": 2**-7}
-MEAN = {"fp32": 1e-7, "bf16": 5e-5}
+MEAN = {"fp32": 1e-8, "bf16": 5e-5}
 
 
 class Seen(NamedTuple):
