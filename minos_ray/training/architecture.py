@@ -66,6 +66,10 @@ def load_partitioned(
                 continue
             if name not in weights:
                 raise UserError(f"base.model: {path} has no weights for '{name}'; resources.train.zero below 3 may do")
+            # Said on every rank: the one that copies would fail alone.
+            if (shape := weights.shape(name)) != tuple(parameter.ds_shape):
+                wanted = tuple(parameter.ds_shape)
+                raise UserError(f"base.model: in {path} '{name}' is {shape}, and its config.json wants {wanted}")
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if torch.distributed.get_rank() == 0:
                     parameter.data.copy_(weights[name])

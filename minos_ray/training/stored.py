@@ -8,6 +8,8 @@ from types import TracebackType
 import torch
 from safetensors import safe_open
 
+from minos_ray.errors import UserError
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -22,6 +24,9 @@ class Stored:
     def __enter__(self) -> "Stored":
         self.stack = ExitStack()
         names = set(self.files.values()) or {SINGLE}
+        for name in sorted(names):
+            if not (self.folder / name).is_file():
+                raise UserError(f"{self.folder} has no {name}; its weights must be whole and in safetensors files")
         self.opened = {name: self.stack.enter_context(safe_open(self.folder / name, "pt")) for name in names}
         if not self.files:
             self.files = dict.fromkeys(self.opened[SINGLE].keys(), SINGLE)
@@ -35,3 +40,7 @@ class Stored:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.opened[self.files[name]].get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, without reading it."""
+        return tuple(self.opened[self.files[name]].get_slice(name).get_shape())

@@ -6,7 +6,8 @@
 from typing import Any, NamedTuple
 
 import pytest
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 from minos_ray.resources import Workers
 from minos_ray.sections import Config
@@ -36,9 +37,11 @@ LAYOUTS: dict[str, tuple[int, int, int, str]] = {
     "two ranks, ZeRO 2, bf16": (2, 2, 8192, "bf16"),
     "two ranks, ZeRO 3, bf16": (2, 3, 8192, "bf16"),
 }
-# Largest differences of the loss of a step and of a weight: fp32 differs by the order of sums, bf16 by its 8 bits.
+# Largest difference of the loss of a step; largest and mean difference of a weight, where training moves it by 2e-3 on
+# average. fp32 differs by the order of sums, bf16 by its 8 bits: 2**-7 is one step of a weight near 1.
 LOSS = {"fp32": 5e-6, "bf16": 3e-3}
-WEIGHT = 2e-5
+LARGEST = {"fp32": 2e-5, "bf16": 2**-7}
+MEAN = {"fp32": 1e-8, "bf16": 5e-5}
 
 
 class Seen(NamedTuple):
@@ -85,7 +88,7 @@ def read(run: Run, name: str) -> Seen:
     """What came out."""
     records = read_log(run, name.removeprefix("models/"))
     losses = [record["loss"] for event in ("train", "eval") for record in records if record["event"] == event]
-    return Seen(losses, load_file(f"{run.root}/{name}/model.safetensors") if "bf16" not in name else {})
+    return Seen(losses, load_file(f"{run.root}/{name}/model.safetensors"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,28 +97,25 @@ def test_no_layout_changes_the_training(seen: dict[tuple[str, str], Seen], kind:
     for name, (_, _, _, precision) in LAYOUTS.items():
         straight = seen[kind, "one rank, one pass, bf16" if precision == "bf16" else "one rank, one pass"]
         other = seen[kind, name]
-        loss, weight = differences(straight, other)
-        print(f"| {kind} | {name} | {loss:.1e} | {weight:.1e} |")
+        loss, largest, mean = differences(straight, other)
+        print(f"| {kind} | {name} | {loss:.1e} | {largest:.1e} | {mean:.1e} |")
         assert len(other.losses) == len(straight.losses) > 10
         assert loss <= LOSS[precision], name
-        assert weight <= WEIGHT, name
+        assert largest <= LARGEST[precision] and mean <= MEAN[precision], name
 
 
-def differences(a: Seen, b: Seen) -> tuple[float, float]:
-    """The largest difference of two losses, and of two weights."""
+def differences(a: Seen, b: Seen) -> tuple[float, float, float]:
+    """The largest difference of two losses, the largest and the mean of two weights."""
     assert a.weights.keys() == b.weights.keys()
-    weights = (abs(a.weights[name] - b.weights[name]).max() for name in a.weights)
-    return max(abs(x - y) for x, y in zip(a.losses, b.losses, strict=True)), max(weights, default=0.0)
+    apart = torch.cat([(a.weights[name].float() - b.weights[name].float()).abs().flatten() for name in a.weights])
+    return max(abs(x - y) for x, y in zip(a.losses, b.losses, strict=True)), apart.max().item(), apart.mean().item()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_learns_what_fp32_learns(seen: dict[tuple[str, str], Seen], kind: str) -> None:
-    loss, _ = differences(
-        seen[kind, "one rank, one pass"]._replace(weights={}),
-        seen[kind, "one rank, one pass, bf16"]._replace(weights={}),
-    )
-    print(f"| {kind} | fp32 against bf16 | {loss:.1e} | |")
-    assert 0 < loss < 0.015
+    loss, largest, mean = differences(seen[kind, "one rank, one pass"], seen[kind, "one rank, one pass, bf16"])
+    print(f"| {kind} | fp32 against bf16 | {loss:.1e} | {largest:.1e} | {mean:.1e} |")
+    assert 0 < loss < 0.015 and 0 < mean < 2e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)

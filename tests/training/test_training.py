@@ -1,21 +1,17 @@
-"""Whole trainings under Ray Train and DeepSpeed: what must be equal is equal, and the models load elsewhere."""
+"""Whole trainings under Ray Train and DeepSpeed: the stages as a user runs them, and what must be equal is equal."""
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from minos_ray.models import load_tokenizer
-from minos_ray.resources import Engine, Workers
+from minos_ray.resources import Workers
 from minos_ray.sections import Config
 from minos_ray.store import Manifest, Run
-from minos_ray.training import encoding
-from minos_ray.training.encoding import Encoded, encode_solution
 from minos_ray.training.job import Job
 from minos_ray.training.log import read_log
 from minos_ray.training.trainer import fit
-from tests.training.world import candidate, world
+from tests.training.world import world
 
 pytestmark = pytest.mark.slow
 
@@ -128,52 +124,3 @@ def test_offloading_and_a_language_loss_on_two_workers(trained: Trained, tmp_pat
     language = losses(manifest(run, "language"))
     assert losses(manifest(run, "language-accumulated")) == pytest.approx(language, abs=2e-5)
     assert language[0] == pytest.approx(straight[0], abs=2e-5) and language[-1] != pytest.approx(straight[-1], abs=2e-4)
-
-
-@pytest.mark.parametrize("name", ["orm-base", "prm-base"])
-def test_transformers_vllm_and_our_scorer_agree(trained: Trained, name: str) -> None:
-    import ray
-
-    from minos_ray.scoring.scorer import Scorer
-
-    path, kind = f"{trained.run.path}/models/{name}", name[:3]
-    solutions = [(f"What is the sum of set {p}?", candidate(p, 1)["steps"]) for p in range(6)]
-    tokenizer = load_tokenizer(path)
-    encoded = [encode_solution(tokenizer, *solution) for solution in solutions]
-    expected = [transformers_logits(path, kind, made) for made in encoded]
-    found = ray.get(ray.remote(vllm_logits).options(num_cpus=1).remote(path, kind, encoded))
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-4)
-    scores, _ = Scorer(path).score(solutions)
-    for mine, theirs in zip(scores, expected, strict=True):
-        assert mine == pytest.approx([1 / (1 + math.exp(-logit)) for logit in theirs], abs=1e-4)
-
-
-def transformers_logits(path: str, kind: str, made: Encoded) -> list[float]:
-    """The logits at the step ends, from the model's own forward."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-
-    auto = AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
-    model = auto.from_pretrained(path).eval()
-    assert model.config.step_encoding == {"name": encoding.NAME, "version": encoding.VERSION}
-    assert model.config.id2label == {0: "correct"}
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([made.ids])).logits[0]
-    return logits.tolist() if kind == "orm" else logits[made.positions, 0].tolist()
-
-
-def vllm_logits(path: str, kind: str, encoded: list[Encoded]) -> list[list[float]]:
-    """The same from vLLM, in a process of its own."""
-    from minos_ray.candidates.engine import set_environment
-
-    set_environment(Engine())
-    from vllm import LLM, PoolingParams
-
-    options = {"distributed_executor_backend": "uni", "block_size": 32, "kv_cache_memory_bytes": 1 << 26}
-    llm = LLM(path, dtype="float32", max_model_len=512, enforce_eager=True, **options)
-    prompts, raw = [{"prompt_token_ids": made.ids} for made in encoded], PoolingParams(use_activation=False)
-    if kind == "orm":
-        return [out.outputs.probs for out in llm.classify(prompts, pooling_params=raw, use_tqdm=False)]
-    outputs = llm.encode(prompts, pooling_task="token_classify", pooling_params=raw, use_tqdm=False)
-    return [out.outputs.data[made.positions, 0].tolist() for out, made in zip(outputs, encoded, strict=True)]

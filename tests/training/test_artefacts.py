@@ -1,0 +1,224 @@
+"""What training saves: whole, and the same in transformers, vLLM and our scorer, also out of ZeRO 3 and of bf16."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minos_ray.models import load_tokenizer
+from minos_ray.resources import Engine, Workers
+from minos_ray.scoring.scorer import Scorer
+from minos_ray.sections import Config, Model
+from minos_ray.store import Run
+from minos_ray.training import architecture, encoding
+from minos_ray.training.job import Job
+from minos_ray.training.reward import verifier_jobs
+from minos_ray.training.sft import critic_job
+from minos_ray.training.trainer import fit
+from tests.training.world import candidate, world
+
+pytestmark = pytest.mark.slow
+
+KINDS = ("lm", "orm", "prm")
+# Name: ZeRO stage, precision, base.
+WAYS = {
+    "plain": (0, "fp32", "base"),
+    "zero3": (3, "fp32", "base"),
+    "bf16": (3, "bf16", "base"),
+    "padded": (3, "fp32", "pad-is-eos"),
+    "sharded": (3, "fp32", "sharded"),
+}
+SOLUTIONS = [(f"What is the sum of set {p}?", candidate(p, 1)["steps"] * (1 + p % 3)) for p in range(6)]
+# Text that spells out EOS, also at the very end, where a model that pools before the last pad would look elsewhere.
+SOLUTIONS += [("Is it </s>?", ["Step 1: </s>", "it is </s>"])]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Path:
+    """The folder of the models `KIND-WAY`, trained by one group of two workers."""
+    folder = tmp_path_factory.mktemp("made")
+    config, run = world(folder, resources={"num_cpus": 2})
+    bases(folder)
+    fit(config, run, "reward", [job(folder, start(config, run, k), f"{k}-{way}") for k in KINDS for way in WAYS])
+    return folder / "run" / "models"
+
+
+def bases(folder: Path) -> None:
+    """The base model with a tokenizer that pads with EOS, and in many files."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(f"{folder}/base")
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model.save_pretrained(folder / "sharded", max_shard_size="100KB")
+    tokenizer.save_pretrained(folder / "sharded")
+    assert len(list((folder / "sharded").glob("*.safetensors"))) > 3
+    tokenizer.pad_token = tokenizer.eos_token
+    model.save_pretrained(folder / "pad-is-eos")
+    tokenizer.save_pretrained(folder / "pad-is-eos")
+
+
+def start(config: Config, run: Run, kind: str) -> Job:
+    """The training of that kind."""
+    name = "critic" if kind == "lm" else f"{kind}-base"
+    run.artefact(f"models/{name}").begin({"for": "test"})
+    return critic_job(config, run) if kind == "lm" else verifier_jobs(config, run, [name])[0]
+
+
+def job(folder: Path, like: Job, name: str) -> Job:
+    """The same training in that way."""
+    zero, precision, base = WAYS[name.partition("-")[2]]
+    Run(f"{folder}/run").artefact(f"models/{name}").begin({"for": "test"})
+    changes = {
+        "artefact": f"models/{name}",
+        "key": name,
+        "start": Model(model=f"{folder}/{base}"),
+        "section": like.section.model_copy(update={"precision": precision}),
+        "workers": Workers(workers=2, zero=zero, micro_tokens=512),
+    }
+    return like.model_copy(update=changes)
+
+
+def encoded(path: Path | str) -> list[encoding.Encoded]:
+    return encoding.encode_solutions(load_tokenizer(str(path)), SOLUTIONS)
+
+
+def loaded(path: Path, kind: Any) -> Any:
+    """As transformers loads it."""
+    return architecture.auto_class(kind).from_pretrained(path).eval()
+
+
+@pytest.mark.parametrize("way", ["zero3", "bf16", "padded", "sharded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tensor_is_whole(made: Path, kind: Any, way: str) -> None:
+    """Named and shaped as the config says, and those that were trained without ZeRO."""
+    from transformers import AutoConfig
+
+    path = made / f"{kind}-{way}"
+    with torch.device("meta"):
+        empty = architecture.auto_class(kind).from_config(AutoConfig.from_pretrained(path))
+    found, plain = load_file(path / "model.safetensors"), load_file(made / f"{kind}-plain" / "model.safetensors")
+    assert {name: weight.shape for name, weight in found.items()} == {n: p.shape for n, p in empty.named_parameters()}
+    assert {weight.dtype for weight in found.values()} == {torch.bfloat16 if way == "bf16" else torch.float32}
+    if way != "bf16":
+        for name, weight in found.items():
+            torch.testing.assert_close(weight, plain[name], rtol=0, atol=1e-5)
+
+
+def moved(made: Path, name: str) -> torch.Tensor:
+    """How training moved the matrices of the base."""
+    base, found = (load_file(folder / "model.safetensors") for folder in (made.parents[1] / "base", made / name))
+    return torch.cat([(found[n].float() - base[n]).flatten() for n in sorted(base) if base[n].ndim > 1 and n in found])
+
+
+@pytest.fixture(scope="module")
+def from_vllm(made: Path) -> dict[str, Any]:
+    """What vLLM says of each model: logits at the step ends, or the tokens of a critic."""
+    import ray
+
+    asked = ["lm-zero3", "orm-zero3", "prm-zero3", "orm-padded", "prm-padded", "orm-bf16"]
+    return ray.get(ray.remote(vllm_answers).options(num_cpus=1).remote(made, asked))
+
+
+def vllm_answers(made: Path, names: list[str]) -> dict[str, Any]:
+    """In a process of its own, one model after the other."""
+    from minos_ray.candidates.engine import set_environment
+
+    set_environment(Engine())
+    return {name: vllm_answer(str(made / name), name.partition("-")[0]) for name in names}
+
+
+def vllm_answer(path: str, kind: str) -> Any:
+    """Of one model."""
+    from vllm import LLM, PoolingParams, SamplingParams
+
+    options = {"distributed_executor_backend": "uni", "block_size": 32, "kv_cache_memory_bytes": 1 << 26}
+    llm = LLM(path, dtype="float32", max_model_len=512, enforce_eager=True, **options)
+    if kind == "lm":
+        greedy = SamplingParams(temperature=0, max_tokens=24)
+        asked = [{"prompt_token_ids": prompt} for prompt in critic_prompts(path)]
+        return [list(out.outputs[0].token_ids) for out in llm.generate(asked, greedy, use_tqdm=False)]
+    prompts, raw = (
+        [{"prompt_token_ids": solution.ids} for solution in encoded(path)],
+        PoolingParams(use_activation=False),
+    )
+    if kind == "orm":
+        return [out.outputs.probs for out in llm.classify(prompts, pooling_params=raw, use_tqdm=False)]
+    outputs = llm.encode(prompts, pooling_task="token_classify", pooling_params=raw, use_tqdm=False)
+    return [out.outputs.data[one.positions, 0].tolist() for out, one in zip(outputs, encoded(path), strict=True)]
+
+
+def critic_prompts(path: Path | str) -> list[list[int]]:
+    return [encoding.critic_prompt_ids(load_tokenizer(str(path)), *solution) for solution in SOLUTIONS]
+
+
+def one_by_one(path: Path, kind: str) -> list[list[float]]:
+    """The logits at the step ends of each solution alone, from the model's own forward in fp32."""
+    model = loaded(path, kind).float()
+    assert model.config.step_encoding == {"name": encoding.NAME, "version": encoding.VERSION}
+    assert model.config.id2label == {0: "correct"}
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([solution.ids])).logits[0] for solution in encoded(path)]
+    return [read(found, solution, kind) for found, solution in zip(logits, encoded(path), strict=True)]
+
+
+def read(logits: torch.Tensor, solution: encoding.Encoded, kind: str) -> list[float]:
+    """An ORM has one logit, a PRM one at each token."""
+    return logits.tolist() if kind == "orm" else logits[solution.positions, 0].tolist()
+
+
+def assert_near(found: list[list[float]], expected: list[list[float]], tolerance: float) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=tolerance)
+
+
+@pytest.mark.parametrize("name", ["orm-zero3", "prm-zero3", "orm-padded", "prm-padded", "orm-bf16"])
+def test_transformers_vllm_and_our_scorer_agree(made: Path, from_vllm: dict[str, Any], name: str) -> None:
+    expected = one_by_one(made / name, name[:3])
+    assert len({round(logit, 4) for logits in expected for logit in logits}) >= len(SOLUTIONS)
+    assert_near(from_vllm[name], expected, 1e-4)
+    scores, _ = Scorer(str(made / name)).score(SOLUTIONS)
+    chances = [[1 / (1 + math.exp(-logit)) for logit in logits] for logits in expected]
+    assert_near(scores, chances, 1e-2 if "bf16" in name else 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+@pytest.mark.parametrize("way", ["zero3", "padded"])
+def test_rows_padded_to_one_length_are_as_alone(made: Path, kind: str, way: str) -> None:
+    """A model that takes the first pad for the end, or EOS for a pad, would read an ORM elsewhere."""
+    path = made / f"{kind}-{way}"
+    tokenizer, solutions, model = load_tokenizer(str(path)), encoded(path), loaded(path, kind)
+    assert (tokenizer.pad_token_id == tokenizer.eos_token_id) == (way == "padded")
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    batch = tokenizer.pad({"input_ids": [s.ids for s in solutions]}, padding_side="right", return_tensors="pt")
+    assert (batch["attention_mask"] == 0).any()
+    with torch.no_grad():
+        logits = model(**batch).logits
+    found = [read(row, solution, kind) for row, solution in zip(logits, solutions, strict=True)]
+    assert_near(found, one_by_one(path, kind), 1e-4)
+
+
+def test_the_critic_writes_the_same_in_transformers_and_vllm(made: Path, from_vllm: dict[str, Any]) -> None:
+    model, eos = loaded(made / "lm-zero3", "lm"), load_tokenizer(str(made / "lm-zero3")).eos_token_id
+    for prompt, theirs in zip(critic_prompts(made / "lm-zero3"), from_vllm["lm-zero3"], strict=True):
+        ids = torch.tensor([prompt])
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)[0]
+        mine = written[len(prompt) :].tolist()
+        assert len(mine) == 24 or mine[-1] == eos
+        assert mine == theirs
+
+
+def test_bf16_is_near_fp32(made: Path) -> None:
+    for kind in KINDS:
+        same, whole = (moved(made, f"{kind}-{way}") for way in ("bf16", "plain"))
+        assert whole.abs().mean() > 1e-4 and torch.cosine_similarity(same, whole, 0) > 0.95
+    for kind in ("orm", "prm"):
+        assert_near(one_by_one(made / f"{kind}-bf16", kind), one_by_one(made / f"{kind}-plain", kind), 0.05)
+    assert json.loads((made / "lm-bf16" / "config.json").read_text())["dtype"] == "bfloat16"
+    ids = torch.tensor(critic_prompts(made / "lm-bf16")[:1])
+    with torch.no_grad():
+        logits = [loaded(made / f"lm-{way}", "lm").float()(input_ids=ids).logits for way in ("bf16", "plain")]
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0.05)

@@ -1,0 +1,94 @@
+"""Training over two nodes, real raylets with addresses of their own on the loopback, against one node."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minos_ray.cluster import disconnect, quiet_data
+from minos_ray.resources import Workers
+from minos_ray.store import Run
+from minos_ray.training.log import read_log
+from minos_ray.training.reward import verifier_jobs
+from minos_ray.training.trainer import fit
+from tests.training.world import world
+
+pytestmark = pytest.mark.slow
+
+ZEROS = (0, 2, 3)
+STORE = {"object_store_memory": 100 << 20}
+
+
+@pytest.fixture
+def cluster(end_of_ray: None) -> Iterator[Any]:
+    """A head without CPUs, which trains nothing."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    disconnect()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **STORE})
+    ray.init(address=cluster.address, log_to_driver=False)
+    quiet_data()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def train_and_tell(config: dict[str, Any]) -> None:
+    """The function of a worker, which also says where it runs."""
+    import ray
+    import ray.train
+
+    from minos_ray.training.loop import train_all
+
+    context = ray.train.get_context()
+    ranks = {
+        "node": context.get_node_rank(),
+        "local": context.get_local_rank(),
+        "local_world": os.environ["LOCAL_WORLD_SIZE"],
+    }
+    seen = {**ranks, "address": ray.util.get_node_ip_address(), "id": ray.get_runtime_context().get_node_id()}
+    (Path(config["run"]) / f"worker-{context.get_world_rank()}.json").write_text(json.dumps(seen))
+    train_all(config)
+
+
+def trained(cluster: Any, folder: Path, addresses: dict[str, int]) -> tuple[Run, list[dict[str, Any]]]:
+    """An ORM with every ZeRO stage, two workers on nodes of these addresses and CPUs; what the workers saw."""
+    nodes = [cluster.add_node(node_ip_address=at, num_cpus=cpus, **STORE) for at, cpus in addresses.items()]
+    config, run = world(folder)
+    run.artefact("models/orm-base").begin({"for": "test"})
+    like, jobs = verifier_jobs(config, run, ["orm-base"])[0], []
+    for zero in ZEROS:
+        run.artefact(f"models/zero{zero}").begin({"for": "test"})
+        workers = Workers(workers=2, zero=zero, micro_tokens=512, max_failures=0)
+        jobs.append(like.model_copy(update={"artefact": f"models/zero{zero}", "workers": workers, "key": f"{zero}"}))
+    fit(config, run, "reward", jobs)
+    for node in nodes:
+        cluster.remove_node(node)
+    return run, [json.loads((folder / f"run/worker-{rank}.json").read_text()) for rank in range(2)]
+
+
+def losses(run: Run, zero: int) -> list[float]:
+    """Of all steps, then those on held-out rows."""
+    records = read_log(run, f"zero{zero}")
+    return [record["loss"] for event in ("train", "eval") for record in records if record["event"] == event]
+
+
+def test_two_nodes_train_as_one(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same losses and the same bytes of weights, whether two workers share a node or not."""
+    monkeypatch.setattr("minos_ray.training.loop.train_all", train_and_tell)
+    one, together = trained(cluster, tmp_path / "one", {"127.0.0.2": 2})
+    two, apart = trained(cluster, tmp_path / "two", {"127.0.0.3": 1, "127.0.0.4": 1})
+    assert {seen["address"] for seen in together} == {"127.0.0.2"}
+    assert [(seen["node"], seen["local"]) for seen in together] == [(0, 0), (0, 1)]
+    assert {seen["address"] for seen in apart} == {"127.0.0.3", "127.0.0.4"}
+    assert len({seen["id"] for seen in apart}) == 2
+    assert [(seen["node"], seen["local"], seen["local_world"]) for seen in apart] == [(0, 0, "1"), (1, 0, "1")]
+    for zero in ZEROS:
+        assert len(losses(one, zero)) > 8
+        assert losses(one, zero) == losses(two, zero), zero
+        weights = f"models/zero{zero}/model.safetensors"
+        assert one.read_bytes(weights) == two.read_bytes(weights), zero
