@@ -188,10 +188,10 @@ def alternate(names: Sequence[str], rounds: int, *more: str) -> dict[str, list[d
     return found
 
 
-def show(title: str, tokens: int, found: dict[str, list[dict[str, float]]], out: Path | None) -> None:
+def show(title: str, tokens: int, unit: str, found: dict[str, list[dict[str, float]]], out: Path | None) -> None:
     """Rates, ratios and memory, all medians."""
     seconds = {name: [run["seconds"] for run in runs] for name, runs in found.items()}
-    common.show(title, tokens, "real tokens", seconds)
+    common.show(title, tokens, unit, seconds)
     for name, runs in found.items():
         cpu, mib = (statistics.median(run[key] for run in runs) for key in ("cpu", "mib"))
         print(f"  {name:34} {cpu:8.2f} s of CPU, {mib:6.0f} MiB more than before training")

@@ -118,7 +118,7 @@ def compare(kind: str, arguments: argparse.Namespace) -> None:
     equality(kind, makers, made)
     found = trainers.alternate(list(makers), arguments.rounds, "--kind", kind)
     out = arguments.out and arguments.out.with_stem(f"{arguments.out.stem}-{kind}")
-    trainers.show(f"stage 2 ({kind})", tokens, found, out)
+    trainers.show(f"stage 2 ({kind})", tokens, "real tokens", found, out)
 
 
 def main() -> None:
