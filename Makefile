@@ -1,4 +1,5 @@
 # make demo | test | lint | bench: each installs what it needs into .venv first (about 4 GB, three minutes).
+# make bench-trl: the benchmarks of training against TRL, which it adds to .venv (the extra `bench`).
 # make install | install-gpu: only that. Override with PYTHON=..., VENV=..., ARGS=... (passed to pytest or the demo).
 
 VENV ?= .venv
@@ -11,7 +12,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install install-gpu demo test lint format bench clean
+.PHONY: install install-gpu demo test lint format bench bench-trl clean
 
 install: $(VENV)/installed-cpu
 
@@ -32,7 +33,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	set -e; for script in sampling scoring grading rollouts critic; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
+	set -e; for script in sampling scoring grading rollouts critic overhead; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
+
+bench-trl: $(READY)
+	$(PIP) install -c constraints.txt -e '.[bench]'
+	set -e; for script in training sft; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,197 +1,138 @@
-"""Stage 2 (PRM) on packed rows against TRL's PRMTrainer and a bare PyTorch loop: same model, rows, tokens a pass.
+"""Stage 2 on packed rows against TRL's PRMTrainer and RewardTrainer: same backbone, rows and tokens of a pass.
 
-python benchmarks/training.py [--rows 512] [--rounds 3] [--memory ours|trl]
-Needs TRL with PRMTrainer (1.12) beside minos_ray, and real solutions in MINOS_SHARED. `--memory` prints the peak of
-one contender in a process of its own.
+python benchmarks/training.py [--rows 512] [--rounds 3] [--precision fp32|bf16] [--out FILE]
+Needs TRL (the extra `bench`) and real solutions in MINOS_SHARED. RewardTrainer compares a right with a wrong solution
+of the same question, the ORM judges each, so the same tokens go through the same backbone. Each run has a process.
 """
 
 import argparse
-import os
-import resource
-import tempfile
-import time
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-from common import show
+import trainers
+from trainers import Ours, Row
 
-from minos_ray.labels.steps import lines
-from minos_ray.resources import Workers
-from minos_ray.sections import Train
-from minos_ray.training import batches, encoding, engine
-from minos_ray.training.losses import Objective
-from minos_ray.training.rows import Rows, as_table, pack
-from minos_ray.training.tokenizer import byte_level_bpe
-
-SIZE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
-HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048}
-BATCH_ROWS, MICRO_TOKENS, LR, VOCABULARY = 64, 4096, 1e-3, 4096
+PACKED, BARE = "minos_ray, packed", "  the same without DeepSpeed"
+PADDED, GROUPED, PAIRS = "TRL PRMTrainer, padded", "TRL PRMTrainer, grouped by length", "TRL RewardTrainer, padded"
 
 
-def solutions(count: int) -> tuple[Any, list[dict[str, Any]]]:
-    """A tokenizer, and rows of real solutions whose steps all carry the outcome."""
-    folder = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[2] / "shared" / "data") / "gsm8k_gemini"
-    table = pq.read_table(sorted(folder.glob("*.parquet"))[0], columns=["question", "solution", "correct"])
-    chosen = table.take(np.random.default_rng(0).permutation(table.num_rows)[:count]).to_pylist()
-    tokenizer = byte_level_bpe((row["question"] + "\n" + row["solution"] for row in chosen), VOCABULARY)
-    encoded = encoding.encode_solutions(tokenizer, [(row["question"], lines(row["solution"])) for row in chosen])
-    return tokenizer, [
-        {"problem_id": str(i), "ids": made.ids, "positions": made.positions, "first": made.first}
-        | {"targets": [float(row["correct"])] * len(made.positions), "correct": row["correct"]}
-        for i, (row, made) in enumerate(zip(chosen, encoded, strict=True))
-    ]
+class Prm:
+    """TRL's PRMTrainer: a class at each step's end, padded batches in random order or of similar lengths."""
 
-
-def model(labels: int) -> Any:
-    """The same backbone each time; the head of the two-label model gives the same probability as the one-label one."""
-    from transformers import MistralConfig, MistralForTokenClassification
-
-    torch.manual_seed(0)
-    config = MistralConfig(vocab_size=VOCABULARY, sliding_window=None, num_labels=labels, **SIZE, **HEADS)
-    made = MistralForTokenClassification(config)
-    made.dropout.p = 0.0
-    weights = torch.randn(256, generator=torch.Generator().manual_seed(1)) * 0.05
-    with torch.no_grad():
-        made.score.bias.zero_()
-        made.score.weight.copy_(torch.stack([weights * 0, weights] if labels == 2 else [weights]))
-    return made
-
-
-class Ours:
-    """The loop of `minos_ray.training.loop` on one worker, DeepSpeed or plain PyTorch around the same module."""
-
-    def __init__(self, rows: Rows, deepspeed: bool) -> None:
-        self.rows, self.objective = rows, Objective(model(1), "prm")
-        section, workers = Train(lr=LR, precision="fp32"), Workers(micro_tokens=MICRO_TOKENS)
-        self.engine = engine.start(self.objective, section, workers) if deepspeed else None
-        groups = engine.parameter_groups(self.objective, 0.0)
-        self.optimizer = None if deepspeed else torch.optim.AdamW(groups, lr=LR, fused=True)
-
-    def run(self) -> float:
-        """One pass over all rows; the mean loss of the first step."""
-        losses = [self.step(at) for at in range(batches.total_steps(len(self.rows), 1, BATCH_ROWS))]
-        return losses[0]
-
-    def step(self, at: int) -> float:
-        """One optimizer step."""
-        chosen = batches.step_rows(len(self.rows), 1, BATCH_ROWS, 0, at)
-        targets, total = int(self.rows.position_counts[chosen].sum()), 0.0
-        for micro in batches.layout(chosen, self.rows.lengths, 1, MICRO_TOKENS)[0]:
-            arrays = map(torch.from_numpy, pack(self.rows, micro))
-            loss = (self.engine or self.objective)(*arrays).main / targets
-            self.engine.backward(loss) if self.engine else loss.backward()
-            total += loss.item()
-        self.update()
-        return total
-
-    def update(self) -> None:
-        """Clip and step."""
-        if self.engine:
-            self.engine.step()
-            return
-        torch.nn.utils.clip_grad_norm_(self.objective.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-class Trl:
-    """TRL's own trainer on the same token ids and labels: padded batches of as many tokens, in random order."""
-
-    def __init__(self, tokenizer: Any, made: list[dict[str, Any]], longest: int) -> None:
+    def __init__(self, tokenizer: Any, made: list[Row], precision: str, grouped: bool = False) -> None:
         import datasets
         from trl.experimental.prm import PRMConfig, PRMTrainer
 
-        rows = max(1, MICRO_TOKENS // longest)
-        while BATCH_ROWS % rows:
-            rows -= 1
-        arguments = PRMConfig(
-            output_dir=tempfile.mkdtemp(),
-            use_cpu=True,
-            per_device_train_batch_size=rows,
-            gradient_accumulation_steps=BATCH_ROWS // rows,
-            num_train_epochs=1,
-            learning_rate=LR,
-            max_length=None,
-            gradient_checkpointing=False,
-            bf16=False,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1,
-            disable_tqdm=True,
-            seed=0,
-        )
-        data = datasets.Dataset.from_list([{"input_ids": row["ids"], "labels": labels(row)} for row in made])
-        self.trainer = PRMTrainer(model(2), arguments, train_dataset=data, processing_class=tokenizer)
+        rows = trainers.MICRO_TOKENS // longest(made)
+        order = {"train_sampling_strategy": "group_by_length"} if grouped else {}
+        arguments = trainers.trl_arguments(PRMConfig, rows, precision, max_length=None, **order)
+        data = [{"input_ids": row["ids"], "labels": trainers.labels(row)} for row in made]
+        options = {"train_dataset": datasets.Dataset.from_list(data), "processing_class": tokenizer}
+        self.data, self.trainer = data, PRMTrainer(trainers.model("prm", "fp32", labels=2), arguments, **options)
 
     def run(self) -> None:
         """One pass over all rows."""
         self.trainer.train()
 
     @torch.no_grad()
-    def loss(self, chosen: list[dict[str, Any]]) -> float:
-        """TRL's loss of these rows as one batch, before any training."""
-        batch = self.trainer.data_collator([{"input_ids": row["ids"], "labels": labels(row)} for row in chosen])
-        return self.trainer.compute_loss(self.trainer.model, batch).item()
+    def loss(self, rows: int) -> float:
+        """TRL's loss of the first rows as one batch."""
+        return self.trainer.compute_loss(self.trainer.model, self.trainer.data_collator(self.data[:rows])).item()
 
 
-def labels(row: dict[str, Any]) -> list[int]:
-    """TRL's form: a class at each step's end, -100 elsewhere."""
-    found = [-100] * len(row["ids"])
-    for position, target in zip(row["positions"], row["targets"], strict=True):
-        found[position] = int(target)
-    return found
+class Pairs:
+    """TRL's RewardTrainer: the loss of a right solution against a wrong one."""
+
+    def __init__(self, tokenizer: Any, made: list[Row], precision: str) -> None:
+        import datasets
+        from trl import RewardConfig, RewardTrainer
+
+        pairs = trainers.MICRO_TOKENS // longest(made) // 2
+        steps = {"gradient_accumulation_steps": round(trainers.BATCH_ROWS / 2 / pairs)}
+        arguments = trainers.trl_arguments(RewardConfig, pairs, precision, max_length=None, **steps)
+        ids = [row["ids"] for row in made]
+        data = [{"chosen_ids": a, "rejected_ids": b} for a, b in zip(ids[::2], ids[1::2], strict=True)]
+        options = {"train_dataset": datasets.Dataset.from_list(data), "processing_class": tokenizer}
+        self.data, self.trainer = data, RewardTrainer(trainers.model("orm", "fp32"), arguments, **options)
+
+    def run(self) -> None:
+        """One pass over all pairs."""
+        self.trainer.train()
+
+    @torch.no_grad()
+    def losses(self, made: list[Row]) -> tuple[float, float]:
+        """TRL's loss of these rows as one batch of pairs, and transformers' own BCE of the same model on them."""
+        model, count = self.trainer.model, len(made) // 2
+        batch = self.trainer.data_collator(self.data[:count])
+        pairwise = self.trainer.compute_loss(model, dict(batch)).item()
+        model.config.problem_type = "multi_label_classification"
+        targets = [made[i]["targets"] for i in [*range(0, 2 * count, 2), *range(1, 2 * count, 2)]]
+        return pairwise, model(**batch, labels=torch.tensor(targets)).loss.item()
 
 
-def single_process() -> None:
-    """DeepSpeed wants a process group, also of one."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    engine.prepare(gpu=False)
-    torch.distributed.init_process_group("gloo")
+def longest(made: list[Row]) -> int:
+    """Tokens of the longest row: what a padded batch must leave room for."""
+    return max(len(row["ids"]) for row in made)
 
 
-def timed(contender: Callable[[], object]) -> float:
-    """Seconds of a call."""
-    start = time.perf_counter()
-    contender()
-    return time.perf_counter() - start
+def contenders(kind: str, tokenizer: Any, made: list[Row], precision: str) -> dict[str, Callable[[], Any]]:
+    """Makers of everyone who trains this kind of verifier; ours is the first."""
+    ours = {PACKED: partial(Ours, made, kind, precision), BARE: partial(Ours, made, kind, precision, False)}
+    if kind == "orm":
+        return ours | {PAIRS: partial(Pairs, tokenizer, made, precision)}
+    theirs = partial(Prm, tokenizer, made, precision)
+    return ours | {PADDED: theirs, GROUPED: partial(theirs, grouped=True)}
+
+
+def equality(kind: str, makers: dict[str, Callable[[], Any]], made: list[Row], rows: int = 8) -> None:
+    """Prints the losses of the same rows before training."""
+    ours = makers[PACKED]()
+    if kind == "prm":
+        print(f"  first loss: {ours.loss(rows):.6f}, PRMTrainer {makers[PADDED]().loss(rows):.6f}")
+        return
+    with torch.no_grad():
+        logits = ours.forward(np.arange(rows)).logits
+    pairwise = -torch.nn.functional.logsigmoid(logits[::2] - logits[1::2]).mean().item()
+    theirs, bce = makers[PAIRS]().losses(made[:rows])
+    print(f"  first loss: {ours.loss(rows):.6f}, transformers' BCE {bce:.6f}")
+    print(f"  pairwise loss of our logits: {pairwise:.6f}, RewardTrainer {theirs:.6f}")
+
+
+def compare(kind: str, arguments: argparse.Namespace) -> None:
+    """One kind of verifier: losses, speed, memory."""
+    tokenizer, made = trainers.verifier_rows(arguments.rows, kind)
+    makers = contenders(kind, tokenizer, made, arguments.precision)
+    if arguments.only:
+        if arguments.only == PACKED:
+            trainers.single_process()
+        print(json.dumps(trainers.measured(makers[arguments.only]().run)))
+        return
+    trainers.single_process()
+    tokens = sum(len(row["ids"]) for row in made)
+    print(f"\n{kind}, {arguments.precision}: {len(made)} rows, mean {tokens / len(made):.0f}, longest {longest(made)}")
+    equality(kind, makers, made)
+    found = trainers.alternate(list(makers), arguments.rounds, "--kind", kind)
+    out = arguments.out and arguments.out.with_stem(f"{arguments.out.stem}-{kind}")
+    trainers.show(f"stage 2 ({kind})", tokens, "real tokens", found, out)
 
 
 def main() -> None:
-    """Prints the equality of the first loss, then the table."""
+    """Prints the tables of both kinds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", choices=("ours", "trl"))
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--kind", default="prm,orm")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    single_process()
-    tokenizer, made = solutions(arguments.rows)
-    rows = Rows(as_table(made))
-    longest, tokens = int(rows.lengths.max()), int(rows.lengths.sum())
-    makers: dict[str, Callable[[], Any]] = {
-        "minos_ray, packed, DeepSpeed": lambda: Ours(rows, deepspeed=True),
-        "the same, bare PyTorch": lambda: Ours(rows, deepspeed=False),
-        "TRL PRMTrainer, padded": lambda: Trl(tokenizer, made, longest),
-    }
-    if arguments.memory:
-        chosen = list(makers.values())[0 if arguments.memory == "ours" else 2]()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        chosen.run()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{arguments.memory}: peak {peak / 2**20:.2f} GiB, before training {before / 2**20:.2f} GiB")
-        return
-    first = [made[i] for i in batches.step_rows(len(made), 1, BATCH_ROWS, 0, 0)]
-    print(f"rows {len(made)}, tokens {tokens:,}, mean {tokens / len(made):.0f}, longest {longest}")
-    print(f"first loss: ours {Ours(rows, True).run():.6f}, TRL {Trl(tokenizer, made, longest).loss(first):.6f}")
-    seconds: dict[str, list[float]] = {name: [] for name in makers}
-    for _ in range(arguments.rounds):
-        for name, make in makers.items():
-            seconds[name].append(timed(make().run))
-    show("stage 2 (PRM)", tokens, "real tokens", seconds)
+    for kind in arguments.kind.split(","):
+        compare(kind, arguments)
 
 
 if __name__ == "__main__":

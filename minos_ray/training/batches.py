@@ -34,9 +34,11 @@ def layout(chosen: np.ndarray, lengths: np.ndarray, ranks: int, micro_tokens: in
     """For each rank its micro-batches, equally many on every rank (some may be empty).
 
     Rows are sorted by length and dealt in turn, so that ranks get the same work and a micro-batch has rows of a length.
+    The largest micro-batch comes first: what it leaves free in memory has room for all others.
     """
     order = chosen[np.argsort(lengths[chosen], kind="stable")]
-    dealt = [cut(order[rank::ranks], lengths, micro_tokens) for rank in range(ranks)]
+    packs = [cut(order[rank::ranks], lengths, micro_tokens) for rank in range(ranks)]
+    dealt = [sorted(of_rank, key=lambda pack: lengths[pack].sum(), reverse=True) for of_rank in packs]
     most = max(len(micros) for micros in dealt)
     return [micros + [order[:0]] * (most - len(micros)) for micros in dealt]
 
