@@ -44,14 +44,20 @@ def layout(chosen: np.ndarray, lengths: np.ndarray, ranks: int, micro_tokens: in
 
 
 def cut(order: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[np.ndarray]:
-    """Cuts rows in order into packs of at most `micro_tokens` tokens (one row at least)."""
-    packs, first, tokens = [], 0, 0
-    for at, row in enumerate(order):
-        if at > first and tokens + lengths[row] > micro_tokens:
-            packs.append(order[first:at])
-            first, tokens = at, 0
-        tokens += lengths[row]
-    return [*packs, order[first:]] if len(order) else []
+    """Cuts rows in order into the fewest packs of about equal size that have `micro_tokens` tokens at most or one row.
+
+    Equal ones need less memory than full ones and a rest.
+    """
+    if not len(order):
+        return []
+    ends = np.cumsum(lengths[order])
+    packs = math.ceil(ends[-1] / micro_tokens)
+    while True:
+        bounds = np.searchsorted(ends, ends[-1] * np.arange(1, packs) / packs, side="right")
+        parts = [part for part in np.split(order, bounds) if len(part)]
+        if all(len(part) == 1 or lengths[part].sum() <= micro_tokens for part in parts):
+            return parts
+        packs += 1
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
