@@ -49,7 +49,7 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
     if memory_matters(config, states):
         from minos_ray.training.memory import stated
 
-        yield from stated(config, run)
+        yield from stated(config, run, unfinished(states))
     if rollouts_wanted(config, states):
         from minos_ray.labels.rollouts import cost
 
@@ -58,8 +58,13 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
 
 def memory_matters(config: Config, states: list[State]) -> bool:
     """Whether GPUs will train a model whose sizes are known here and now."""
-    todo = {s.stage for s in states if s.state != "done"}
+    todo = unfinished(states)
     return config.resources.train.gpu and bool(todo & {"sft", "reward"}) and base_is_here(config)
+
+
+def unfinished(states: list[State]) -> set[str]:
+    """The stages that have something to do."""
+    return {s.stage for s in states if s.state != "done"}
 
 
 def base_is_here(config: Config) -> bool:
@@ -80,7 +85,7 @@ def refuse(config: Config, run: Run) -> None:
 def findings(config: Config, run: Run) -> Iterator[str]:
     """One line for each thing wrong."""
     states = status(config, run)
-    todo = {s.stage for s in states if s.state != "done"} - {"sweep"}
+    todo = unfinished(states) - {"sweep"}
     tests: list[Callable[[], object]] = [lambda name=name: resolve(name) for name in functions(config, todo)]
     tests += [lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo)]
     if "problems" in todo:
@@ -96,7 +101,7 @@ def findings(config: Config, run: Run) -> Iterator[str]:
     if memory_matters(config, states):
         from minos_ray.training.memory import refuse as refuse_memory
 
-        tests.append(lambda: refuse_memory(config, run))
+        tests.append(lambda: refuse_memory(config, run, todo))
     tests += lora_tests(config, run, todo)
     imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
     if config.reward.consensus and "reward" in todo and not imported:

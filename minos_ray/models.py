@@ -38,7 +38,10 @@ def absolute(model: Model) -> Model:
 
 
 def public_name(model: Model, run: Run) -> str:
-    """How other libraries find a model: a hub id as it is, else the directory."""
+    """How others find a model: a hub id or a model of a remote run by its name, else the directory."""
+    kind, _, name = model.model.partition(":")
+    if kind == "run" and not run.local:
+        return f"{run.path}/{name}"
     return model.model if is_hub_id(model.model) else locate(model, run)
 
 

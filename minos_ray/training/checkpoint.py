@@ -5,7 +5,9 @@ last file. Ray Train's own list of checkpoints is written in place, so a kill at
 every later start; here nothing is ever overwritten, and what is not whole is passed over.
 """
 
+import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,7 +58,8 @@ def whole(run: Run, place: str, key: str) -> list[Whole]:
 
 def inspect(run: Run, folder: str, key: str) -> Whole | None:
     """The checkpoint in a folder, None when it is of another training or some rank's files are not all there."""
-    parts = [read_part(run, f"{folder}/{name}") for name in run.files(folder) if name.startswith("rank-")]
+    words = [name for name in run.files(folder) if name.startswith("rank-") and name.endswith(".json")]
+    parts = [read_part(run, f"{folder}/{name}") for name in words]
     if not parts or any(part is None or part.key != key or part.world != len(parts) for part in parts):
         return None
     sizes = run.sizes(folder)
@@ -66,10 +69,10 @@ def inspect(run: Run, folder: str, key: str) -> Whole | None:
 
 
 def read_part(run: Run, name: str) -> Part | None:
-    """One rank's word, None when it is torn."""
+    """One rank's word, None when it is torn or taken away meanwhile."""
     try:
         return Part.model_validate_json(run.read_bytes(name))
-    except ValidationError:
+    except (ValidationError, FileNotFoundError):
         return None
 
 
@@ -89,6 +92,9 @@ class Checkpoints:
         self.attempt = agreed(token_hex(4))
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.upload: Future[None] | None = None
+        self.aside = f"minos-checkpoint-{job.key}-{self.rank}-"
+        for left in Path(tempfile.gettempdir()).glob(f"{self.aside}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def resume(self, engine: Any) -> tuple[int, list[Record]]:
         """Loads the newest: the step to go on with and the history so far; (0, []) when there is none."""
@@ -101,7 +107,10 @@ class Checkpoints:
         self.wait()
         dist.barrier()
         found = best(whole(self.run, self.place, self.job.key))
-        return self.load(engine, agreed(found.folder if found else None))[0]
+        folder = agreed(found.folder if found else None)
+        if folder is None:
+            raise RuntimeError(f"no checkpoint of an evaluated step is left in {self.run.path}/{self.place}")
+        return self.load(engine, folder)[0]
 
     def load(self, engine: Any, folder: str) -> tuple[int, list[Record]]:
         """DeepSpeed's state of this rank; the step and the history."""
@@ -131,7 +140,7 @@ class Checkpoints:
         Raises what went wrong with the checkpoint before.
         """
         self.wait()
-        aside = tempfile.mkdtemp(prefix="minos-checkpoint-")
+        aside = tempfile.mkdtemp(prefix=self.aside)
         state = {"step": step, "history": history}
         engine.save_checkpoint(aside, tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True)
         self.upload = self.thread.submit(self.bring, aside, step, held_out_loss)
@@ -139,10 +148,12 @@ class Checkpoints:
     def bring(self, aside: str, step: int, held_out_loss: float | None) -> None:
         """Moves this rank's files into the run directory, says so last, and lets rank 0 clear away old ones."""
         folder = f"{self.place}/step-{step:07}-{self.attempt}"
-        with removed(aside):
-            files = {str(f.relative_to(aside)): f.stat().st_size for f in Path(aside).rglob("*") if f.is_file()}
+        files = {str(f.relative_to(aside)): f.stat().st_size for f in Path(aside).rglob("*") if f.is_file()}
+        try:
             self.run.fs.create_dir(f"{self.run.root}/{folder}", recursive=True)
             pafs.copy_files(aside, f"{self.run.root}/{folder}", pafs.LocalFileSystem(), self.run.fs)
+        finally:
+            shutil.rmtree(aside)
         zero = self.job.workers.zero
         part = Part(key=self.job.key, step=step, world=self.world, zero=zero, held_out_loss=held_out_loss, files=files)
         self.run.write_bytes(f"{folder}/rank-{self.rank}.json", part.model_dump_json().encode())
@@ -155,9 +166,11 @@ class Checkpoints:
             self.upload.result()
 
     def close(self) -> None:
-        """Ends the thread; rank 0 removes every checkpoint, to be called when the model is complete."""
-        self.wait()
-        self.thread.shutdown()
+        """Ends the thread; rank 0 removes every checkpoint, to be called when the model is complete.
+
+        What went wrong with the last one does not matter any more.
+        """
+        self.thread.shutdown(wait=True)
         dist.barrier()
         if self.rank == 0:
             self.run.delete(self.place)
@@ -172,18 +185,10 @@ def clear(run: Run, place: str, job: Job) -> None:
     newest = found[-1].folder.rpartition("/")[2]
     for name in run.folders(place):
         if name < newest and f"{place}/{name}" not in kept:
-            run.delete(f"{place}/{name}")
-
-
-@contextmanager
-def removed(folder: str) -> Iterator[None]:
-    """Removes a folder afterwards."""
-    import shutil
-
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder)
+            try:
+                run.delete(f"{place}/{name}")
+            except OSError as error:  # a rank that was given up still writes there; the next call tries again
+                logging.getLogger(__name__).warning("%s/%s/%s is not deleted: %s", run.path, place, name, error)
 
 
 def agreed(value: Any) -> Any:

@@ -4,6 +4,7 @@ Runs in every Ray Train worker. What a step computes does not depend on the numb
 its rows are a function of (seed, step) and its loss is divided by the number of targets in the whole step.
 """
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -64,7 +65,7 @@ class Training:
 
     def save(self, step: int) -> None:
         """A checkpoint when one is due, or when the weights are the best so far and these are asked for."""
-        judged = {at: loss for at, loss in held_out_losses(self.history).items() if at}
+        judged = self.judged()
         here = judged.get(step)
         is_best = self.section.pick == "best" and here is not None and here <= min(judged.values())
         if step % self.job.workers.save_every == 0 or is_best:
@@ -168,10 +169,15 @@ class Training:
 
     def pick(self) -> int:
         """Leaves the weights to be saved in the engine, those of the last step or the best ones; their step."""
-        judged = {step: loss for step, loss in held_out_losses(self.history).items() if step}
-        if self.section.pick == "last" or not judged or judged[self.steps] <= min(judged.values()):
+        judged = self.judged()
+        if self.section.pick == "last" or min(judged, key=judged.__getitem__, default=self.steps) == self.steps:
             return self.steps
         return self.checkpoints.load_best(self.engine)
+
+    def judged(self) -> dict[int, float]:
+        """The loss on held-out rows after each evaluated step, where it is a number."""
+        losses = held_out_losses(self.history)
+        return {step: loss for step, loss in losses.items() if step and math.isfinite(loss)}
 
     def details(self, weights_of: int) -> dict[str, Any]:
         """What the manifest tells about the training."""

@@ -4,7 +4,7 @@ Bytes per parameter after ZeRO (Rajbhandari et al. 2020, section 3); activations
 decoder layer with flash attention and a gated MLP.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ MASTER = 4  # the fp32 copy of weights trained in bf16
 # CUDA context, buffers of NCCL and of DeepSpeed's buckets, fragmentation.
 OVERHEAD_GB = 3.0
 GB = 1e9
+STAGES = frozenset({"sft", "reward"})
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Shape:
     intermediate: int
     kv: int
     vocabulary: int
+    head: int = 0  # parameters of a vocabulary head of its own
     linears: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -52,33 +54,40 @@ class Estimate:
         return self.parameters + self.gradients + self.optimizer + self.activations + OVERHEAD_GB
 
 
-def shape(config: Any) -> Shape:
+def shape(config: Any, trust_remote_code: bool = False) -> Shape:
     """The sizes that a transformers config names; parameters are counted on a model without memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    config = config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        kv=config.num_key_value_heads * head,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        kv=groups * head,
         vocabulary=config.vocab_size,
+        head=0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size,
         linears=lora.linears(model),
     )
 
 
 def estimate(of: Shape, section: Train, workers: Workers, kind: str) -> Estimate:
-    """The peak of one training step of one worker."""
+    """The peak of one training step of one worker; `kind` is lm also for a verifier that has a language loss."""
     size = 2 if section.precision == "bf16" else 4
     ranks = workers.workers
+    backbone = of.parameters - (of.head if kind != "lm" else 0)
     added, trained = adapter(of, section, kind)
-    optimizer = trained * (ADAM + (MASTER if size == 2 else 0)) / (ranks if workers.zero >= 1 else 1)
-    gradients = trained * size / (ranks if workers.zero >= 2 else 1)
-    parameters = (of.parameters + added) * size / (ranks if workers.zero == 3 else 1)
+    # DeepSpeed keeps a copy of the weights in fp32 under bf16, and under ZeRO 1 and 2 always.
+    copied = size == 2 or workers.zero in (1, 2)
+    optimizer = trained * (ADAM + (MASTER if copied else 0)) / (ranks if workers.zero >= 1 else 1)
+    # Without ZeRO, bf16 gradients are copied to fp32 all at once.
+    gradients = trained * (size + (4 if size == 2 and not workers.zero else 0)) / (ranks if workers.zero >= 2 else 1)
+    parameters = (backbone + added) * size / (ranks if workers.zero == 3 else 1)
     away = (optimizer if workers.offload != "none" else 0) + (parameters if workers.offload == "all" else 0)
     # One layer is gathered at a time when its weights are partitioned or elsewhere.
     gathered = 2 * of.parameters * size / of.layers if workers.zero == 3 else 0
@@ -94,7 +103,7 @@ def estimate(of: Shape, section: Train, workers: Workers, kind: str) -> Estimate
 def adapter(of: Shape, section: Train, kind: str) -> tuple[int, int]:
     """Parameters that LoRA adds, and those that are trained: without it all, with it only they and the scalar head."""
     if section.lora is None:
-        return 0, of.parameters
+        return 0, of.parameters - (of.head if kind != "lm" else 0)
     added = lora.size(section.lora, of.linears)
     return added, added + (of.hidden if kind != "lm" else 0)
 
@@ -134,15 +143,16 @@ def fitting(of: Shape, section: Train, workers: Workers, kind: str, gpu_gb: floa
     return next((plan for plan in plans(workers) if estimate(of, section, plan, kind).gpu <= gpu_gb), None)
 
 
-def trainings(config: Config) -> list[tuple[str, Train, str]]:
-    """Name, section and kind of the two stages."""
-    return [("sft", config.sft, "lm"), ("reward", config.reward, "prm")]
+def trainings(config: Config, todo: Set[str]) -> list[tuple[str, Train, str]]:
+    """Name, section and kind of the stages to be done."""
+    found = [("sft", config.sft, "lm"), ("reward", config.reward, "lm" if config.reward.lm_weight else "prm")]
+    return [training for training in found if training[0] in todo]
 
 
-def stated(config: Config, run: Run) -> list[str]:
-    """A line for each stage of training; UserError when the base model is not there."""
+def stated(config: Config, run: Run, todo: Set[str] = STAGES) -> list[str]:
+    """A line for each stage to be done; UserError when the base model is not there."""
     of, workers = shape_of(config.base, run), config.resources.train
-    found = [(name, estimate(of, section, workers, kind)) for name, section, kind in trainings(config)]
+    found = [(name, estimate(of, section, workers, kind)) for name, section, kind in trainings(config, todo)]
     return [
         f"resources.train: {name} needs about {e.gpu:.1f} GB on each GPU (weights {e.parameters:.1f}, gradients "
         f"{e.gradients:.1f}, optimizer {e.optimizer:.1f}, activations {e.activations:.1f}, the rest {OVERHEAD_GB:.1f})"
@@ -151,12 +161,12 @@ def stated(config: Config, run: Run) -> list[str]:
     ]
 
 
-def refuse(config: Config, run: Run) -> None:
+def refuse(config: Config, run: Run, todo: Set[str] = STAGES) -> None:
     """UserError when a GPU of `resources.train.gpu_memory_gb`, or of this machine if it is to train, cannot hold it."""
     workers = config.resources.train
     has = workers.gpu_memory_gb or (None if joins(config.resources) else gpus.memory_gb())
     of = shape_of(config.base, run)
-    for name, section, kind in trainings(config):
+    for name, section, kind in trainings(config, todo):
         refuse_one(name, of, section, workers, kind, has)
 
 
@@ -183,4 +193,5 @@ def shape_of(model: Model, run: Run) -> Shape:
     """The sizes of a model, from its config alone."""
     from transformers import AutoConfig
 
-    return shape(AutoConfig.from_pretrained(locate(model, run), trust_remote_code=model.trust_remote_code))
+    trusted = model.trust_remote_code
+    return shape(AutoConfig.from_pretrained(locate(model, run), trust_remote_code=trusted), trusted)

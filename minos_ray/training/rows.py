@@ -113,4 +113,4 @@ def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
     own = [np.arange(rows.position_starts[row], rows.position_starts[row + 1], dtype=np.int64) for row in chosen]
     joined = map(np.concatenate, (places, targets, language, own))
     made = Micro(np.concatenate(ids).astype(np.int64), lengths, *joined)
-    return made._replace(own=made.own + (salt << 32))
+    return made._replace(own=made.own + (salt % (1 << 31) << 32))

@@ -9,6 +9,7 @@ from minos_ray import cluster
 from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.progress import Progress
+from minos_ray.sections import Model
 from minos_ray.store import Manifest, Run
 from minos_ray.training.batches import total_steps
 from minos_ray.training.job import Job
@@ -26,7 +27,8 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
         return
     cluster.connect(config)
     cluster.require("train", config.resources.train, config.resources.wait_s)
-    refuse_what_cannot_fit(run, jobs, config.resources.wait_s)
+    start = config.base if stage == "reward" else jobs[0].start
+    refuse_what_cannot_fit(run, jobs, start, config.resources.wait_s)
     folder = f"checkpoints/{stage}"
     refuse_other_layout(run, folder, jobs)
     for job in jobs:
@@ -35,11 +37,23 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     watcher = threading.Thread(target=watch, args=(run, jobs, done), daemon=True)
     watcher.start()
     try:
-        trainer(run, folder, jobs).fit()
+        train(trainer(run, folder, jobs))
     finally:
         done.set()
         watcher.join()
     run.delete(folder)
+
+
+def train(made: "TorchTrainer") -> None:
+    """Runs it; what a worker says to the user is said as such, not as a failure of Ray Train."""
+    from ray.train import TrainingFailedError
+
+    try:
+        made.fit()
+    except TrainingFailedError as error:
+        failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()]
+        said = next((failure for failure in failures if isinstance(failure, UserError)), None)
+        raise (UserError(str(said)) if said else error) from error
 
 
 def finished(run: Run, artefact: str) -> Manifest:
@@ -78,20 +92,34 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
     )
 
 
-def refuse_what_cannot_fit(run: Run, jobs: Sequence[Job], wait_s: float) -> None:
-    """UserError when the GPUs of the cluster cannot hold a training; one of them is asked unless the config says."""
-    import ray
+def refuse_what_cannot_fit(run: Run, jobs: Sequence[Job], start: Model, wait_s: float) -> None:
+    """UserError when the GPUs of the cluster cannot hold a training; one node is asked unless the config says.
 
-    from minos_ray.training import gpus, memory
+    `start` has the sizes of the models they start from.
+    """
+    from minos_ray.training import memory
 
     workers = jobs[0].workers
     if not workers.gpu:
         return
-    has = workers.gpu_memory_gb
-    if has is None:
-        has = ray.get(ray.remote(gpus.memory_gb).options(num_gpus=1).remote(), timeout=wait_s)
+    has, of = workers.gpu_memory_gb or asked_gpu(wait_s), memory.shape_of(start, run)
     for job in jobs:
-        memory.refuse_one(job.name, memory.shape_of(job.start, run), job.section, workers, job.kind, has)
+        kind = "lm" if job.lm_weight else job.kind
+        memory.refuse_one(job.name, of, job.section, workers, kind, has)
+
+
+def asked_gpu(wait_s: float) -> float | None:
+    """GB of a GPU of the cluster, None when no node tells in time: Ray Train then waits for GPUs itself."""
+    import ray
+
+    from minos_ray.training import gpus
+
+    answer = ray.remote(gpus.memory_gb).options(num_cpus=0, num_gpus=1).remote()
+    try:
+        return ray.get(answer, timeout=wait_s)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(answer)
+        return None
 
 
 def refuse_other_layout(run: Run, folder: str, jobs: Sequence[Job]) -> None:

@@ -50,6 +50,7 @@ def test_only_what_every_rank_has_finished_is_whole(run: Run) -> None:
     put(run, 30, said=1)
     put(run, 40, said=0)
     put(run, 50, key="another training")
+    run.write_bytes(f"{PLACE}/{put(run, 20)}/rank-1.json.123.tmp", b"still being written")
     assert steps(run) == [10, 20]
     assert steps(run, "another training") == [50]
 

@@ -122,6 +122,13 @@ def test_language_loss_is_that_of_the_language_model(tmp_path: Path, tied: bool)
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_any_seed_gives_numbers_of_places() -> None:
+    """Also one whose product with the step is beyond 64 bits; other salts, other numbers."""
+    data, chosen = rows("prm"), np.arange(3)
+    numbers = [pack(data, chosen, salt=seed * 1_000_003).own.tolist() for seed in (1, 2, 12345, 2**63)]
+    assert len({tuple(some) for some in numbers}) == 4 and all(len(set(some)) == 9 for some in numbers)
+
+
 def test_dropout_leaves_its_share_and_is_independent_between_places() -> None:
     left = kept(torch.arange(500, dtype=torch.int64) + (7 << 32), 512, 0.1).float()
     assert left.mean().item() == pytest.approx(0.9, abs=0.002)

@@ -58,10 +58,18 @@ def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:
 
 
 def test_seven_billion_by_hand() -> None:
-    """bf16 and Adam: 2 + 2 + 12 bytes a parameter, each divided by the ranks from its ZeRO stage on."""
+    """bf16 and Adam: 2 + 2 + 12 bytes a parameter, each divided by the ranks from its ZeRO stage on.
+
+    Without ZeRO DeepSpeed makes fp32 gradients, too; in fp32 ZeRO 1 and 2 keep a second copy of the weights.
+    """
     whole = 7.241732096
     alone = memory.estimate(SEVEN, BF16, Workers(), "orm")
-    assert (alone.parameters, alone.gradients, alone.optimizer) == pytest.approx((2 * whole, 2 * whole, 12 * whole))
+    assert (alone.parameters, alone.gradients, alone.optimizer) == pytest.approx((2 * whole, 6 * whole, 12 * whole))
+    sizes = {zero: memory.estimate(SEVEN, Train(precision="fp32"), Workers(zero=zero), "orm") for zero in (0, 1, 2, 3)}
+    assert [size.optimizer for size in sizes.values()] == pytest.approx([8 * whole, 12 * whole, 12 * whole, 8 * whole])
+    headless = replace(SEVEN, head=32000 * 4096)
+    assert memory.estimate(headless, BF16, Workers(zero=1), "orm").gradients == pytest.approx(2 * (whole - 0.131072))
+    assert memory.estimate(headless, BF16, Workers(zero=1), "lm").gradients == pytest.approx(2 * whole)
     shared = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3), "orm")
     assert shared.optimizer == pytest.approx(12 * whole / 8) and shared.gradients == pytest.approx(2 * whole / 8)
     away = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3, offload="all"), "orm")
@@ -77,7 +85,7 @@ def test_lora_has_gradients_and_optimizer_for_its_matrices_only() -> None:
     section = BF16.model_copy(update={"lora": Lora(rank=16)})
     critic = memory.estimate(seven, section, Workers(), "lm")
     found = (critic.parameters, critic.gradients, critic.optimizer)
-    assert found == pytest.approx((2 * (whole + added), 2 * added, 12 * added))
+    assert found == pytest.approx((2 * (whole + added), 6 * added, 12 * added))
     orm = memory.estimate(seven, section, Workers(workers=8, zero=3, offload="optimizer"), "orm")
     assert orm.gradients == pytest.approx(2 * (added + 4096e-9) / 8)
     assert orm.optimizer == 0 and orm.host == pytest.approx(12 * (added + 4096e-9) / 8)
@@ -154,7 +162,7 @@ def test_the_gpu_of_a_cluster_is_asked_before_any_worker_is_started(two_gpus: No
     ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(UserError, match=r"orm-base needs about .* which has 26"):
-            refuse_what_cannot_fit(Run(config.run), [job], 60)
+            refuse_what_cannot_fit(Run(config.run), [job], config.base, 60)
     finally:
         disconnect()
 

@@ -14,13 +14,14 @@ import pytest
 from minos_ray.cluster import disconnect, quiet_data
 from minos_ray.errors import UserError
 from minos_ray.resources import Workers
-from minos_ray.sections import Config
+from minos_ray.sections import Config, Model
 from minos_ray.store import Run
 from minos_ray.training.checkpoint import whole
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record, read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
+from tests.tiny import tiny_model
 from tests.training.world import world
 
 pytestmark = pytest.mark.slow
@@ -145,7 +146,7 @@ def test_without_zero_another_number_of_workers_goes_on(straight: Made, tmp_path
 def test_the_best_weights_are_those_of_the_best_evaluation(straight: Made, tmp_path: Path) -> None:
     """So high a learning rate that the loss on held-out rows rises again: the model is as it was at its lowest."""
     run, longer = copy(straight, tmp_path), {"lr": 3e-2, "eval_every": 5, "pick": "best"}
-    first = job(straight, run, save_every=1000)
+    first = job(straight, run, save_every=1000, workers=2, zero=3)
     section = first.section.model_copy(update=longer)
     fit(straight.config, run, "reward", [first.model_copy(update={"section": section})])
     manifest = run.artefact("models/orm-base").manifest()
@@ -170,6 +171,18 @@ def held_out_loss(made: Made, run: Run) -> float:
     with torch.no_grad():
         found = Objective(model, "orm").eval()(*map(torch.from_numpy, pack(rows, np.arange(len(rows)))))
     return found.main.item() / len(rows)
+
+
+def test_what_a_worker_says_to_the_user_is_said(straight: Made, tmp_path: Path) -> None:
+    """A base whose weights do not fit its config is found by the workers: one line, no traceback of Ray Train."""
+    import json
+
+    run, folder = copy(straight, tmp_path), Path(tiny_model(tmp_path / "other"))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"intermediate_size": 96}))
+    first = job(straight, run, workers=2, zero=3)
+    with pytest.raises(UserError, match=r"base\.model: .* and its config.json wants"):
+        fit(straight.config, run, "reward", [first.model_copy(update={"start": Model(model=str(folder))})])
 
 
 @pytest.fixture
