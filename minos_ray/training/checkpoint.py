@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from minos_ray.store import Run
+from minos_ray.store import Run, fingerprint
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record
 
@@ -92,7 +92,8 @@ class Checkpoints:
         self.attempt = agreed(token_hex(4))
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.upload: Future[None] | None = None
-        self.aside = f"minos-checkpoint-{job.key}-{self.rank}-"
+        # What an attempt that was killed left on this disk; another run of the same training has another name.
+        self.aside = f"minos-checkpoint-{fingerprint({'run': run.path, 'key': job.key})}-{self.rank}-"
         for left in Path(tempfile.gettempdir()).glob(f"{self.aside}*"):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -1,6 +1,8 @@
 """What counts as a whole checkpoint, which ones are kept, and what an object store gives back."""
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from minos_ray.errors import UserError
 from minos_ray.resources import Workers
-from minos_ray.store import Run
+from minos_ray.store import Run, fingerprint
 from minos_ray.training.checkpoint import best, clear, whole
 from minos_ray.training.job import Job
 from minos_ray.training.trainer import refuse_other_layout
@@ -86,6 +88,63 @@ def test_a_second_attempt_at_a_step_stands_beside_the_first(run: Run) -> None:
     put(run, 10, attempt="aaaa", said=1)
     put(run, 10, attempt="bbbb")
     assert [made.folder.rpartition("-")[2] for made in whole(run, PLACE, "k")] == ["bbbb"]
+
+
+class Remote(Run):
+    """A run that cannot be read where it lies, as one in an object store."""
+
+    local = False
+
+
+def saved_and_resumed(base: str, path: str) -> tuple[list[float], int, list[dict[str, Any]], list[str]]:
+    """Trains a step, saves, trains another; a second attempt goes on from the first. In a process of its own."""
+    import numpy as np
+    import torch
+
+    from minos_ray.training import architecture, engine
+    from minos_ray.training.checkpoint import Checkpoints
+    from minos_ray.training.losses import Objective
+    from minos_ray.training.rows import pack
+    from tests.training.test_losses import rows
+
+    engine.prepare(gpu=False)
+    os.environ["LOCAL_RANK"] = "0"
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    training, data, losses = job(zero=1), rows("orm"), []
+    arrays = [torch.from_numpy(array) for array in pack(data, np.arange(len(data)))]
+    resumed: tuple[int, list[dict[str, Any]]] = (0, [])
+    for attempt in range(2):
+        model = architecture.load(base, "orm", "fp32", 0, {})
+        made = engine.start(Objective(model, "orm"), training.section, training.workers)
+        checkpoints = Checkpoints(Remote(path), "checkpoints/reward", training)
+        resumed = checkpoints.resume(made)
+        for step in range(resumed[0], 2):
+            if step == 1 and not attempt:
+                checkpoints.save(made, 1, [{"event": "train", "step": 1}], 0.5)
+                checkpoints.wait()
+            made.optimizer.param_groups[0]["lr"] = 1e-2
+            loss = made(*arrays).main
+            made.backward(loss)
+            made.step()
+            losses.append(loss.item())
+    left = [made.folder for made in whole(Remote(path), PLACE, "k")]
+    checkpoints.close()
+    return losses, *resumed, left
+
+
+def test_from_an_object_store_it_is_fetched_first(local_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    from tests.tiny import tiny_model
+
+    work = ray.remote(saved_and_resumed).options(num_cpus=1)
+    arguments = tiny_model(tmp_path / "base"), str(tmp_path / "run")
+    losses, step, history, left = ray.get(work.remote(*arguments), timeout=120)
+    assert step == 1 and history == [{"event": "train", "step": 1}] and len(left) == 1
+    assert len(losses) == 3 and losses[1] == losses[2] != losses[0], "the second step twice, from the same state"
+    assert not (tmp_path / "run" / PLACE).exists(), "removed at the end"
+    mine = fingerprint({"run": arguments[1], "key": "k"})
+    assert not list(Path(tempfile.gettempdir()).glob(f"minos-checkpoint-{mine}-*"))
 
 
 @pytest.mark.parametrize(
