@@ -53,7 +53,9 @@ def train(made: "TorchTrainer") -> None:
     except TrainingFailedError as error:
         failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()]
         said = next((failure for failure in failures if isinstance(failure, UserError)), None)
-        raise (UserError(str(said)) if said else error) from error
+        if said is None:
+            raise
+        raise UserError(str(said)) from error
 
 
 def finished(run: Run, artefact: str) -> Manifest:
