@@ -37,11 +37,16 @@ def card(job: Job, details: dict[str, Any]) -> str:
             "## Data\n",
             table({"rows": job.table.rows, "held out": job.table.held_out_rows, **job.table.dropped}),
             "## Settings\n",
-            table(job.section.model_dump(exclude={"lora"}) | {"lm_weight": job.lm_weight} | adapter(lora)),
+            table(job.section.model_dump(exclude={"lora"}) | settings(job, details) | adapter(lora)),
             "## On the held-out rows\n",
             measures(curve),
         ]
     )
+
+
+def settings(job: Job, details: dict[str, Any]) -> dict[str, Any]:
+    """What is told beside the section of the config."""
+    return {"lm_weight": job.lm_weight, "dropout": job.dropout, "weights of step": details["weights_of_step"]}
 
 
 def adapter(lora: Lora | None) -> dict[str, Any]:
