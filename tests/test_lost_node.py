@@ -1,6 +1,5 @@
 """A node that is lost under an actor, on a cluster of three real raylets on this machine."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from minos_ray.cluster import disconnect, quiet_data
+from minos_ray.cluster import quiet_data
 from minos_ray.resources import Actors
 from minos_ray.store import Run
 from minos_ray.units import run_units
+from tests.raylets import STORE, cluster_of_raylets
 
 
 class Slow:
@@ -32,25 +32,16 @@ class Slow:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without CPUs that notices a lost node within two seconds."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    disconnect()
-    monkeypatch.setitem(os.environ, "RAY_health_check_period_ms", "300")
-    monkeypatch.setitem(os.environ, "RAY_health_check_failure_threshold", "3")
-    store = {"object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    """Nodes are added by the test."""
+    with cluster_of_raylets(monkeypatch) as made:
+        yield made
 
 
 @pytest.mark.slow
 def test_a_lost_node_is_not_the_fault_of_the_units_that_were_in_work(cluster: Any, tmp_path: Path) -> None:
     import ray
 
-    first = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    first = cluster.add_node(num_cpus=1, **STORE)
     ray.init(address=cluster.address, log_to_driver=False)
     quiet_data()
     run = Run(str(tmp_path / "run"))
@@ -62,7 +53,7 @@ def test_a_lost_node_is_not_the_fault_of_the_units_that_were_in_work(cluster: An
     deadline = time.monotonic() + 60
     while not (tmp_path / "calls").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    cluster.add_node(num_cpus=1, **STORE)
     cluster.remove_node(first, allow_graceful=False)
     work.join(timeout=90)
     assert not work.is_alive()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from minos_ray.cluster import disconnect, quiet_data
+from minos_ray.cluster import quiet_data
 from minos_ray.errors import UserError
 from minos_ray.resources import Workers
 from minos_ray.sections import Config, Model
@@ -21,6 +21,7 @@ from minos_ray.training.job import Job
 from minos_ray.training.log import Record, read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
+from tests.raylets import STORE, cluster_of_raylets
 from tests.tiny import tiny_model
 from tests.training.world import world
 
@@ -187,21 +188,14 @@ def test_what_a_worker_says_to_the_user_is_said(straight: Made, tmp_path: Path) 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without CPUs and three nodes with one each; a lost one is noticed within two seconds."""
+    """Three nodes with one CPU each."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    disconnect()
-    monkeypatch.setitem(os.environ, "RAY_health_check_period_ms", "300")
-    monkeypatch.setitem(os.environ, "RAY_health_check_failure_threshold", "3")
-    store = {"object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
-    nodes = [cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{n}", **store) for n in (3, 4, 5)]
-    ray.init(address=cluster.address, log_to_driver=False)
-    quiet_data()
-    yield cluster, nodes
-    ray.shutdown()
-    cluster.shutdown()
+    with cluster_of_raylets(monkeypatch) as made:
+        nodes = [made.add_node(num_cpus=1, node_ip_address=f"127.0.0.{n}", **STORE) for n in (3, 4, 5)]
+        ray.init(address=made.address, log_to_driver=False)
+        quiet_data()
+        yield made, nodes
 
 
 def test_a_node_lost_in_the_middle_of_stage_2(straight: Made, cluster: Any, tmp_path: Path) -> None:

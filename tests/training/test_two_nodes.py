@@ -8,33 +8,29 @@ from typing import Any
 
 import pytest
 
-from minos_ray.cluster import disconnect, quiet_data
+from minos_ray.cluster import quiet_data
 from minos_ray.resources import Workers
 from minos_ray.store import Run
 from minos_ray.training.log import read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
+from tests.raylets import STORE, cluster_of_raylets
 from tests.training.world import world
 
 pytestmark = pytest.mark.slow
 
 ZEROS = (0, 2, 3)
-STORE = {"object_store_memory": 100 << 20}
 
 
 @pytest.fixture
-def cluster(end_of_ray: None) -> Iterator[Any]:
-    """A head without CPUs, which trains nothing."""
+def cluster(end_of_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Joined; nodes are added by the test."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    disconnect()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **STORE})
-    ray.init(address=cluster.address, log_to_driver=False)
-    quiet_data()
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with cluster_of_raylets(monkeypatch) as made:
+        ray.init(address=made.address, log_to_driver=False)
+        quiet_data()
+        yield made
 
 
 def train_and_tell(config: dict[str, Any]) -> None:
