@@ -137,7 +137,7 @@ def test_from_an_object_store_it_is_fetched_first(local_ray: None, tmp_path: Pat
 
     from tests.tiny import tiny_model
 
-    work = ray.remote(saved_and_resumed).options(num_cpus=1)
+    work = ray.remote(num_cpus=1, max_calls=1)(saved_and_resumed)
     arguments = tiny_model(tmp_path / "base"), str(tmp_path / "run")
     losses, step, history, left = ray.get(work.remote(*arguments), timeout=120)
     assert step == 1 and history == [{"event": "train", "step": 1}] and len(left) == 1
