@@ -223,6 +223,7 @@ class Evaluate(Section):
     """Selection for every n in `ns` (powers of two up to n_test when empty) and its intervals."""
 
     ns: tuple[int, ...] = ()
+    groups: int = Field(1, ge=1, description="candidates are dealt into so many groups; results are their mean")
     trials: int = Field(50, ge=1, description="random n-subsets for votes")
     bootstrap: int = Field(2000, ge=100)
     seed: int = 0

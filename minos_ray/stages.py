@@ -8,7 +8,7 @@ from minos_ray.config import Config
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
 
 # Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
-VERSIONS = {"step_encoding": 2, "critique_prompt": 2, "error_prompt": 1, "inserted": 1, "judge": 1}
+VERSIONS = {"step_encoding": 2, "critique_prompt": 2, "error_prompt": 1, "inserted": 1, "judge": 1, "evaluation": 2}
 # Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
 PRICES = {"usd_per_million_input", "usd_per_million_output"}
 NEUTRAL = {"critique": {"max_usd", "api_key_env", "mode", *PRICES}, "reward": {"verifiers"}}
@@ -67,7 +67,7 @@ def specs(config: Config) -> list[Spec]:
     found += [reward_spec(config, name, base) for name in models]
     found += [score_spec(name) for name in scores]
     needs, sorted_ = ("problems", "labels", *scores), ("error_types",) if config.error_analysis.count else ()
-    found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, optional=sorted_))
+    found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_))
     found.append(
         Spec("sweep/results.parquet", "sweep", ("sweep", "sft", "reward", "base", "score"), (*data, "critiques", *base))
     )

@@ -6,7 +6,7 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). Every file is writ
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -222,9 +222,15 @@ class Artefact:
         if not partial and self.manifest() is None:
             raise UserError(f"{self.path} is not complete; run the stage that makes it first")
         tables = [self._read_part(f, columns) for f in (self._whole_files() if partial else self._part_files())]
-        return pa.concat_tables(tables) if tables else self._nothing(columns)
+        return pa.concat_tables(tables) if tables else self.nothing(columns)
 
-    def _nothing(self, columns: list[str] | None) -> pa.Table:
+    def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The parts of a complete artefact, one at a time."""
+        for file in self._part_files():
+            yield self._read_part(file, columns)
+
+    def nothing(self, columns: list[str] | None) -> pa.Table:
+        """A table without rows."""
         schema = SCHEMAS.get(self.name.partition("/")[0])
         return schema.empty_table().select(columns or schema.names) if schema else pa.table({})
 

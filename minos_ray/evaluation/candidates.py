@@ -30,9 +30,9 @@ class Candidates:
         return len(self.starts) - 1
 
     @property
-    def largest(self) -> int:
-        """The most candidates that a problem has."""
-        return int(np.diff(self.starts).max(initial=0))
+    def names(self) -> list[str]:
+        """The id of each problem."""
+        return self.rows["problem_id"].take(self.starts[:-1]).to_pylist()
 
     def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Problems with equally many candidates: their numbers, and their rows as [problems, candidates]."""

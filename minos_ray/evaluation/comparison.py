@@ -1,18 +1,19 @@
 """Every method for every n on the same candidates, with intervals, and paired differences."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
-from minos_ray.evaluation.candidates import Candidates
-from minos_ray.evaluation.metrics import THRESHOLD
+from minos_ray.evaluation.blocks import Block
+from minos_ray.evaluation.candidates import Scores
+from minos_ray.evaluation.methods import AGGREGATIONS, Choice, aggregated, rankings, voters
 from minos_ray.evaluation.selection import best_of, pass_at, votes
 from minos_ray.evaluation.statistics import intervals, sign_test
 from minos_ray.sections import Evaluate
-
-CRITIC = "critic"
-SELECTING = ("best-of-n", "weighted-vote")
 
 
 class Method(NamedTuple):
@@ -21,6 +22,7 @@ class Method(NamedTuple):
     name: str
     verifier: str
     n: int
+    aggregation: str = ""
 
     @property
     def key(self) -> str:
@@ -30,25 +32,164 @@ class Method(NamedTuple):
 
 # Method -> accuracy of each problem; NaN where a problem has fewer than n candidates.
 Outcomes = dict[Method, np.ndarray]
+# Scores by verifier, or by verifier and aggregation.
+Named = Mapping[Any, np.ndarray]
 
 
-def compare(candidates: Candidates, scores: Mapping[str, np.ndarray], section: Evaluate) -> dict[str, Any]:
-    """`methods` and `paired` of evaluation.json; `scores` by verifier, the critic's verdicts under `critic`."""
-    found = outcomes(candidates, scores, ns_of(candidates, section), section)
+def ns_of(sizes: np.ndarray, section: Evaluate) -> list[int]:
+    """The ns asked for that some problem has candidates for; by default powers of two and, if all agree, N itself."""
+    sizes = sizes // section.groups
+    largest = int(sizes.max(initial=0))
+    powers = [2**k for k in range(largest.bit_length())]
+    whole = [largest] if len(np.unique(sizes)) == 1 else []
+    return sorted({n for n in section.ns or (*powers, *whole) if n <= largest})
+
+
+@dataclass
+class Selected:
+    """The expected accuracy of every choice on every problem, gathered block by block.
+
+    `variance` is the summed Monte Carlo variance [choices, ns] of the votes, `by_group` the summed accuracy
+    [choices, groups] at the largest n.
+    """
+
+    section: Evaluate
+    ns: list[int]
+    choices: list[Choice] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)
+    single: list[np.ndarray] = field(default_factory=list)
+    variance: np.ndarray | float = 0.0
+    by_group: np.ndarray | float = 0.0
+
+    def add(self, block: Block) -> None:
+        """Takes in the problems of a block; every block has the same verifiers."""
+        candidates, groups = block.candidates, self.section.groups
+        scores, steps = {n: s.score for n, s in block.scores.items()}, step_aggregations(block.scores)
+        self.choices = self.choices or choices(scores, steps)
+        values = np.full((len(self.choices), candidates.problems, len(self.ns)), np.nan)
+        single, names = np.zeros(candidates.problems), np.array(candidates.names)
+        for problems, rows in candidates.groups():
+            single[problems] = candidates.correct[rows].mean(axis=1)
+            size = rows.shape[1] // groups
+            if size:
+                dealt = rows[:, : size * groups].reshape(-1, size)
+                fits = [n for n in self.ns if n <= size]
+                arrays = candidates.clusters[dealt], at(scores, dealt), at(steps, dealt)
+                found = chosen(*arrays, fits, self.section, names[problems])
+                values[:, problems, : len(fits)] = self.mean_of_groups(found)
+        self.problems += names.tolist()
+        self.values.append(values)
+        self.single.append(single)
+
+    def mean_of_groups(self, found: "Chosen") -> np.ndarray:
+        """[choices, problems, ns], with the sums over problems added to what was gathered."""
+        grouped = found.values.reshape(len(self.choices), -1, self.section.groups, found.values.shape[2])
+        self.variance = self.variance + padded(found.variance / self.section.groups**2, len(self.ns))
+        if grouped.shape[3] == len(self.ns):
+            self.by_group = self.by_group + grouped[..., -1].sum(axis=1)
+        return grouped.mean(axis=2)
+
+    def outcomes(self) -> Outcomes:
+        """Accuracy of each problem by method."""
+        values = np.concatenate(self.values, axis=1)
+        found = {
+            Method(c.method, c.verifier, n, c.aggregation): values[i, :, j]
+            for i, c in enumerate(self.choices)
+            for j, n in enumerate(self.ns)
+        }
+        return {Method("pass@1", "", 1): np.concatenate(self.single), **found}
+
+    def errors(self) -> dict[Method, float]:
+        """Monte Carlo standard error of each sampled method's accuracy: random subsets, not random problems."""
+        entering = (~np.isnan(np.concatenate(self.values, axis=1))).sum(axis=1)
+        error = np.sqrt(self.variance) / np.maximum(entering, 1)
+        found = {}
+        for i, c in enumerate(self.choices):
+            of_choice = {Method(c.method, c.verifier, n, c.aggregation): error[i, j] for j, n in enumerate(self.ns)}
+            found |= {method: float(value) for method, value in of_choice.items() if value > 0}
+        return found
+
+
+class Chosen(NamedTuple):
+    """Expected accuracies [choices, rows, ns] and the summed variance [choices, ns] of those that were sampled."""
+
+    values: np.ndarray
+    variance: np.ndarray
+
+
+def choices(scores: Named, steps: Named) -> list[Choice]:
+    """All choices, in the order of `chosen`."""
+    return [Choice("pass@n"), *rankings(scores, steps), *voters((0,), scores, steps)]
+
+
+def chosen(
+    clusters: np.ndarray, scores: Named, steps: Named, ns: list[int], section: Evaluate, names: np.ndarray
+) -> Chosen:
+    """Every choice on problems (or groups of their candidates, one below the other): arrays [rows, candidates]."""
+    exact = [pass_at(clusters, ns), *(best_of(s, clusters, ns) for s in rankings(scores, steps).values())]
+    asked = voters(clusters.shape, scores, steps).values()
+    weights, means = np.stack([v.weights for v in asked]), [v.mean for v in asked]
+    voted, variance = np.zeros((2, len(asked), len(clusters), len(ns)))
+    for row, answers in enumerate(clusters):
+        rng = np.random.default_rng([section.seed, stable(names[row // section.groups]), row % section.groups])
+        voted[:, row], variance[:, row] = votes(answers, weights[:, row], means, ns, section.trials, rng)
+    sampled = np.concatenate([np.zeros((len(exact), len(ns))), variance.sum(axis=1)])
+    return Chosen(np.concatenate([np.stack(exact), voted]), sampled)
+
+
+def at(arrays: Named, rows: np.ndarray) -> Named:
+    """The entries of each array."""
+    return {name: values[rows] for name, values in arrays.items()}
+
+
+def padded(values: np.ndarray, width: int) -> np.ndarray:
+    """[choices, width]: zeros for the ns that were not reached."""
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
+
+
+def stable(name: str) -> int:
+    """64 bits of a problem's id: its subsets do not depend on which problems are beside it."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def step_aggregations(scores: Mapping[str, Scores]) -> dict[tuple[str, str], np.ndarray]:
+    """By PRM and aggregation: [candidates] of step scores put together."""
+    found = {}
+    for name, made in scores.items():
+        if name.startswith("prm"):
+            flat = pc.list_flatten(made.step_scores).to_numpy()
+            lengths = pc.list_value_length(made.step_scores).fill_null(0).to_numpy()
+            found |= {(name, how): aggregated(flat, lengths, how) for how in AGGREGATIONS}
+    return found
+
+
+def compare(selected: Selected) -> dict[str, Any]:
+    """`methods`, `paired`, `aggregations` and `groups` of evaluation.json."""
+    section, found, errors = selected.section, selected.outcomes(), selected.errors()
     pairs = paired_methods(found)
-    columns = [*found.values(), *(found[a] - found[b] for a, b in pairs)]
-    centre, low, high = intervals(np.stack(columns, axis=1), section.bootstrap, section.seed)
-    entries = [measured(*values) for values in zip(columns, centre, low, high, strict=True)]
+    columns = np.stack([*found.values(), *(found[a] - found[b] for a, b in pairs)], axis=1)
+    centre, low, high = intervals(columns, section.bootstrap, section.seed)
+    entries = [measured(*values) for values in zip(columns.T, centre, low, high, strict=True)]
+    of_method = dict(zip(found, entries[: len(found)], strict=True))
     largest = max(method.n for method in found)
     return {
         "methods": [
-            {"method": m.name, "verifier": m.verifier, "n": m.n, "accuracy": centre, **rest}
-            for m, (centre, rest) in zip(found, entries[: len(found)], strict=True)
+            {"method": m.name, "verifier": m.verifier, "n": m.n, "accuracy": mean, **rest, **sampling(m, errors)}
+            for m, (mean, rest) in of_method.items()
+            if not m.aggregation
         ],
         "paired": [
-            {"a": a.key, "b": b.key, "n": a.n, "difference": centre, **rest, "p_value": p_value(found, a, b, largest)}
-            for (a, b), (centre, rest) in zip(pairs, entries[len(found) :], strict=True)
+            {"a": a.key, "b": b.key, "n": a.n, "difference": mean, **rest, "p_value": p_value(found, a, b, largest)}
+            for (a, b), (mean, rest) in zip(pairs, entries[len(found) :], strict=True)
         ],
+        "aggregations": [
+            {"verifier": m.verifier, "aggregation": m.aggregation, "method": m.name, "n": m.n, "accuracy": mean}
+            | {**rest, **sampling(m, errors)}
+            for m, (mean, rest) in of_method.items()
+            if m.aggregation
+        ],
+        "groups": by_group(selected),
     }
 
 
@@ -57,68 +198,37 @@ def measured(column: np.ndarray, centre: float, low: float, high: float) -> tupl
     return float(centre), {"ci_low": float(low), "ci_high": float(high), "problems": int((~np.isnan(column)).sum())}
 
 
-def ns_of(candidates: Candidates, section: Evaluate) -> list[int]:
-    """The ns asked for that some problem has candidates for; by default powers of two and, if all agree, N itself."""
-    sizes = np.diff(candidates.starts)
-    powers = [2**k for k in range(candidates.largest.bit_length())]
-    whole = [candidates.largest] if len(np.unique(sizes)) == 1 else []
-    return sorted({n for n in section.ns or (*powers, *whole) if n <= candidates.largest})
+def sampling(method: Method, errors: Mapping[Method, float]) -> dict[str, float]:
+    """The Monte Carlo standard error `se` of a method that was sampled."""
+    return {"se": errors[method]} if method in errors else {}
 
 
-def outcomes(candidates: Candidates, scores: Mapping[str, np.ndarray], ns: list[int], section: Evaluate) -> Outcomes:
-    """The expected accuracy of every method on every problem."""
-    verifiers = [name for name in scores if name != CRITIC]
-    names = [("pass@n", ""), ("self-consistency", "")]
-    names += [(method, verifier) for method in SELECTING for verifier in verifiers]
-    names += [("critic-filtered-vote", CRITIC)] if CRITIC in scores else []
-    values = np.full((len(names), candidates.problems, len(ns)), np.nan)
-    single = np.full(candidates.problems, np.nan)
-    for problems, rows in candidates.groups():
-        fits = [n for n in ns if n <= rows.shape[1]]
-        clusters = candidates.clusters[rows]
-        chosen = {name: score[rows] for name, score in scores.items()}
-        rng = np.random.default_rng([section.seed, rows.shape[1]])
-        values[:, problems, : len(fits)] = group_outcomes(names, clusters, chosen, fits, section.trials, rng)
-        single[problems] = (clusters == 0).mean(axis=1)
-    found = {Method(*name, n): values[i, :, j] for i, name in enumerate(names) for j, n in enumerate(ns)}
-    return {Method("pass@1", "", 1): single, **found}
-
-
-def group_outcomes(
-    names: list[tuple[str, str]],
-    clusters: np.ndarray,
-    scores: Mapping[str, np.ndarray],
-    ns: list[int],
-    trials: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """[names, problems, ns] for problems with equally many candidates."""
-    weights = {("self-consistency", ""): np.ones(clusters.shape)}
-    for name, score in scores.items():
-        if name == CRITIC:
-            weights["critic-filtered-vote", name] = (score >= THRESHOLD).astype(np.float64)
-        else:
-            weights["weighted-vote", name] = score
-    voted = votes(clusters, np.stack(list(weights.values())), ns, trials, rng)
-    found = dict(zip(weights, voted, strict=True))
-    found["pass@n", ""] = pass_at(clusters, ns)
-    for name in scores.keys() - {CRITIC}:
-        found["best-of-n", name] = best_of(scores[name], clusters, ns)
-    return np.stack([found[name] for name in names])
+def by_group(selected: Selected) -> dict[str, Any]:
+    """Accuracies of each group at the largest n, and their standard deviation; empty with one group."""
+    if selected.section.groups == 1:
+        return {}
+    entering = (~np.isnan(np.concatenate(selected.values, axis=1)[0, :, -1])).sum()
+    shares = np.asarray(selected.by_group) / max(1, entering)
+    methods = [
+        {**choice._asdict(), "accuracy": row.tolist(), "sd": float(row.std(ddof=1))}
+        for choice, row in zip(selected.choices, shares, strict=True)
+    ]
+    return {"count": selected.section.groups, "n": selected.ns[-1], "methods": methods}
 
 
 def paired_methods(found: Outcomes) -> list[tuple[Method, Method]]:
     """Minos minus base for each n, and every use of a verifier minus the plain vote at the largest n."""
+    plain = [method for method in found if method.verifier and not method.aggregation]
     gains = [
         (method, method._replace(verifier=method.verifier.replace("-minos", "-base")))
-        for method in found
-        if method.name in SELECTING and method.verifier.endswith("-minos")
+        for method in plain
+        if method.verifier.endswith("-minos")
     ]
     largest = max(method.n for method in found)
-    leads = [(m, Method("self-consistency", "", m.n)) for m in found if m.verifier and m.n == largest]
+    leads = [(m, Method("self-consistency", "", m.n)) for m in plain if m.n == largest]
     return [pair for pair in gains if pair[1] in found] + leads
 
 
 def p_value(found: Outcomes, a: Method, b: Method, largest: int) -> float | None:
-    """Sign test over problems at the largest n, where each problem has (nearly) one outcome."""
+    """McNemar's exact test over problems, at the largest n, where each problem has (nearly) one outcome."""
     return sign_test(found[a] - found[b]) if a.n == largest else None

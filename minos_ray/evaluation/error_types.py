@@ -16,6 +16,10 @@ TYPES = ("unrelated", "accumulation", "calculation", "logical", "other")
 UNTYPED = "untyped"
 
 
+# Verifier -> type -> wrong candidates, and how many of them it rejects.
+Rejected = dict[str, dict[str, tuple[int, int]]]
+
+
 class Errors(NamedTuple):
     """Wrong steps in order: the candidate (row) of each and its type."""
 
@@ -52,18 +56,13 @@ def named(found: Iterable[str]) -> list[str]:
     return [*TYPES, *sorted(set(found) - set(TYPES))]
 
 
-def rejected(
-    scores: Mapping[str, np.ndarray], correct: np.ndarray, found: Errors
-) -> dict[str, dict[str, dict[str, float]]]:
-    """By verifier and type of the first error: wrong candidates, and the share of them scored below the threshold."""
+def rejected(scores: Mapping[str, np.ndarray], correct: np.ndarray, found: Errors) -> Rejected:
+    """By verifier and type of the first error: wrong candidates, and those of them scored below the threshold."""
     first = found.first()
     of_type = {kind: ~correct & (first == kind) for kind in named(first)}
     rows = {kind: chosen for kind, chosen in of_type.items() if chosen.any()}
     return {
-        name: {
-            kind: {"wrong": int(chosen.sum()), "share": float((score[chosen] < THRESHOLD).mean())}
-            for kind, chosen in rows.items()
-        }
+        name: {kind: (int(chosen.sum()), int((score[chosen] < THRESHOLD).sum())) for kind, chosen in rows.items()}
         for name, score in scores.items()
     }
 

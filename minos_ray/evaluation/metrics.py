@@ -38,6 +38,14 @@ def calibration_error(scores: np.ndarray, truth: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(scores))
 
 
+def bins(scores: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
+    """Of ten equally wide bins those that hold an example: mean score, share of right ones, and how many."""
+    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+    sizes = np.bincount(place, minlength=BINS)
+    sums, right = np.bincount(place, scores, BINS), np.bincount(place, truth, BINS)
+    return [{"score": sums[k] / n, "correct": right[k] / n, "rows": int(n)} for k, n in enumerate(sizes) if n]
+
+
 def harmonic(a: float, b: float) -> float:
     """Harmonic mean, 0 when both are."""
     return 2 * a * b / (a + b) if a + b else 0.0

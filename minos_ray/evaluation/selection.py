@@ -1,11 +1,10 @@
 """Selection among the candidates of a problem: the expected accuracy over its random n-subsets, for every n.
 
-Everything works on matrices [problems, candidates] of problems that have equally many candidates. `clusters` holds the
-answer of each candidate (see `answers`): 0 is the right one, -1 is none. Results are [problems, ns], in 0..1.
+`clusters` holds the answer of each candidate (see `answers`): 0 is the right one, -1 is none. Results lie in 0..1.
 
 Rules: a candidate without an answer is chosen only when the subset has no other, and is then wrong. Ties, of scores
 and of votes, are broken at random, and what counts is the expectation over that. When all weights of a subset are
-zero (a critic accepts nothing), the plain vote decides.
+zero, the plain vote decides.
 """
 
 from collections.abc import Sequence
@@ -18,14 +17,20 @@ TIE = 1e-9
 
 
 def pass_at(clusters: np.ndarray, ns: Sequence[int]) -> np.ndarray:
-    """Exact chance that a random n-subset holds a right candidate: 1 - C(N - c, n) / C(N, n)."""
+    """[problems, ns]: exact chance that a random n-subset holds a right candidate, 1 - C(N - c, n) / C(N, n).
+
+    `clusters` is [problems, candidates]. Chen et al. (2107.03374), equation 1.
+    """
     size = clusters.shape[1]
     by_count = np.array([[1 - comb(size - c, n) / comb(size, n) for n in ns] for c in range(size + 1)])
     return by_count[(clusters == 0).sum(axis=1)]
 
 
 def best_of(scores: np.ndarray, clusters: np.ndarray, ns: Sequence[int]) -> np.ndarray:
-    """Exact expectation that the best scored candidate of a random n-subset is right."""
+    """[problems, ns]: exact expectation that the best scored candidate of a random n-subset is right.
+
+    `scores` and `clusters` are [problems, candidates]. The sum over ranks of V-STaR (2402.06457).
+    """
     ranked = np.where(clusters < 0, -np.inf, scores)
     order = np.argsort(-ranked, axis=1, kind="stable")
     right = np.take_along_axis(clusters == 0, order, axis=1)
@@ -46,53 +51,75 @@ def tie_means(ranked: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def votes(
-    clusters: np.ndarray, weights: np.ndarray, ns: Sequence[int], trials: int, rng: np.random.Generator
-) -> np.ndarray:
-    """[voters, problems, ns]: accuracy of votes with `weights` [voters, problems, candidates], all at least 0.
+    clusters: np.ndarray,
+    weights: np.ndarray,
+    means: Sequence[bool],
+    ns: Sequence[int],
+    trials: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy of votes on one problem and its Monte Carlo variance, both [voters, ns].
 
-    The mean over `trials` random subsets, the same ones for every voter; exact for n = 1 and n = N. `ns` ascend.
+    `clusters` is [candidates], `weights` [voters, candidates]. The answer with the largest sum of weights wins, or the
+    largest mean where `means` says so. The mean over `trials` random subsets, nested and the same for every voter;
+    exact, with variance 0, for n = 1 and n = N.
     """
-    size = clusters.shape[1]
-    found = np.zeros((*weights.shape[:2], len(ns)))
-    sampled = [n for n in ns if 1 < n < size]
-    for _ in range(trials if sampled else 0):
-        order = np.argsort(rng.random(clusters.shape), axis=1)
-        found[:, :, [n in sampled for n in ns]] += nested_votes(clusters, weights, order, sampled)
-    found /= trials
-    whole = np.broadcast_to(np.arange(size), clusters.shape)
+    size = len(clusters)
+    found, variance = np.zeros((len(weights), len(ns))), np.zeros((len(weights), len(ns)))
+    sampled = [n for n in ns if 1 < n < size] if decided(clusters) is None else []
+    if sampled:
+        results = elected(clusters, weights, means, subsets(size, sampled, trials, rng))
+        results = results.reshape(len(weights), trials, -1)
+        at = [n in sampled for n in ns]
+        found[:, at], variance[:, at] = results.mean(axis=1), results.var(axis=1) / max(1, trials - 1)
+    whole = elected(clusters, weights, means, np.ones((1, size)))[:, 0] if size in ns else None
     for place, n in enumerate(ns):
         if n == 1:
-            found[:, :, place] = (clusters == 0).mean(axis=1)
+            found[:, place] = (clusters == 0).mean()
         elif n == size:
-            found[:, :, place] = nested_votes(clusters, weights, whole, [n])[:, :, 0]
-    return found
+            found[:, place] = whole
+        elif not sampled:
+            found[:, place] = decided(clusters)
+    return found, variance
 
 
-def nested_votes(clusters: np.ndarray, weights: np.ndarray, order: np.ndarray, ns: Sequence[int]) -> np.ndarray:
-    """[voters, problems, ns]: votes among the first n candidates of `order`, for each n."""
-    problems, bins = len(clusters), int(clusters.max(initial=0)) + 2
-    # The last bin takes candidates without an answer and is never counted.
-    places = np.where(clusters < 0, bins - 1, clusters) + np.arange(problems)[:, None] * bins
-    counts = np.zeros((problems, bins))
-    totals = np.zeros((len(weights), problems, bins))
-    found = np.zeros((*weights.shape[:2], len(ns)))
-    done = 0
-    for place, n in enumerate(ns):
-        new = order[:, done:n]
-        at = np.take_along_axis(places, new, axis=1).ravel()
-        counts += np.bincount(at, minlength=counts.size).reshape(counts.shape)
-        for voter, weight in enumerate(weights):
-            added = np.bincount(at, np.take_along_axis(weight, new, axis=1).ravel(), counts.size)
-            totals[voter] += added.reshape(counts.shape)
-            found[voter, :, place] = winner_right(totals[voter, :, :-1], counts[:, :-1])
-        done = n
-    return found
+def decided(clusters: np.ndarray) -> float | None:
+    """What every vote of every subset gives: 0 without a right candidate, 1 when all are right; None otherwise."""
+    right = clusters == 0
+    return 0.0 if not right.any() else 1.0 if right.all() else None
 
 
-def winner_right(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Chance that the cluster with the largest total is cluster 0; where all totals are zero, counts decide."""
-    silent = totals.max(axis=1, keepdims=True) <= 0
-    totals = np.where(silent, counts, totals) if silent.any() else totals
-    best = totals.max(axis=1, keepdims=True)
-    tied = totals >= best * (1 - TIE)
-    return np.where(best[:, 0] > 0, tied[:, 0] / tied.sum(axis=1), 0.0)
+def subsets(size: int, ns: Sequence[int], trials: int, rng: np.random.Generator) -> np.ndarray:
+    """[trials x ns, candidates] of 0 and 1: in each trial a random order, and of it the first n for each n."""
+    ranks = rng.random((trials, size)).argsort(axis=1).argsort(axis=1)
+    return (ranks[:, None] < np.array(ns)[:, None]).reshape(-1, size).astype(np.float64)
+
+
+def elected(clusters: np.ndarray, weights: np.ndarray, means: Sequence[bool], chosen: np.ndarray) -> np.ndarray:
+    """[voters, subsets]: the chance that the winner is cluster 0; `chosen` is [subsets, candidates] of 0 and 1."""
+    order = np.argsort(clusters, kind="stable")
+    clusters, weights, chosen = clusters[order], weights[:, order].T, chosen[:, order]
+    answers, starts = np.unique(clusters, return_index=True)
+    ends = [*starts[1:], len(clusters)]
+    totals, counts = np.empty((len(answers), len(chosen), len(means))), np.empty((len(answers), len(chosen), 1))
+    for place, (first, end) in enumerate(zip(starts, ends, strict=True)):
+        np.matmul(chosen[:, first:end], weights[first:end], out=totals[place])
+        chosen[:, first:end].sum(axis=1, keepdims=True, out=counts[place])
+    totals[:, :, means] /= np.maximum(counts, 1)
+    np.copyto(totals, -np.inf, where=(counts == 0) | (answers < 0)[:, None, None])
+    return winner_right(totals, counts, answers).T
+
+
+def winner_right(totals: np.ndarray, counts: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """[subsets, voters]: the share of cluster 0 among those with the largest total; counts decide where all are 0.
+
+    `totals` is [answers, subsets, voters], -inf for an answer that is not in the subset.
+    """
+    best = totals.max(axis=0)
+    if (best == 0).any():
+        silent = ~np.where(totals == -np.inf, 0, totals).any(axis=0)
+        totals = np.where(silent & (totals == 0), counts, totals)
+        best = totals.max(axis=0)
+    tied = totals >= best - TIE * np.abs(best)
+    right = tied[answers == 0].any(axis=0) & (best > -np.inf)
+    return right / tied.sum(axis=0)

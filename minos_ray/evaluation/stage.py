@@ -2,17 +2,18 @@
 
 import json
 import time
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-import pyarrow.compute as pc
 
 from minos_ray.config import Config
 from minos_ray.errors import UserError
-from minos_ray.evaluation import error_types, meta
-from minos_ray.evaluation.candidates import Candidates, Scores, read_candidates, read_scores
-from minos_ray.evaluation.comparison import CRITIC, compare
+from minos_ray.evaluation import error_types
+from minos_ray.evaluation.blocks import Block, blocks, planned
+from minos_ray.evaluation.candidates import Candidates, Scores
+from minos_ray.evaluation.comparison import Selected, compare, ns_of
+from minos_ray.evaluation.judged import Judged
+from minos_ray.evaluation.methods import CRITIC
+from minos_ray.evaluation.tally import CandidateTally, ErrorTally, cut_off
+from minos_ray.progress import Progress
 from minos_ray.stages import begin, specs
 from minos_ray.store import Manifest, Run
 
@@ -20,56 +21,60 @@ NAME = "evaluation.json"
 
 
 def evaluate(config: Config, run: Run) -> Manifest:
-    """Selection, intervals, meta-evaluation and error types of the test candidates."""
+    """Selection, intervals, meta-evaluation and error types of the test candidates, in blocks of problems."""
     artefact = begin(config, run, NAME)
     if isinstance(artefact, Manifest):
         return artefact
     start = time.monotonic()
-    candidates = read_candidates(run)
-    if not candidates.problems:
+    plan = planned(run, "test")
+    if not plan.groups:
         raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
-    scores, missing = all_scores(config, run, candidates)
+    there, missing = scored(config, run)
+    selected, judged = Selected(config.evaluate, ns_of(plan.sizes, config.evaluate)), Judged()
+    tally, errors = CandidateTally(cut_off(run)), ErrorTally()
+    with Progress("evaluate", len(plan.sizes), "problems") as progress:
+        for block in blocks(run, plan, there):
+            for part in (selected, judged, tally, errors):
+                part.add(block)
+            progress.advance(block.candidates.problems)
     content = {
-        **compare(candidates, {name: found.score for name, found in scores.items()}, config.evaluate),
-        "meta": judged(candidates, scores),
-        "errors": errors(run, candidates, scores),
-        "counts": {**counts(run, candidates, scores), "missing": missing, "dropped": dropped(config, run)},
+        **compare(selected),
+        "meta": judged.rows(),
+        "calibration": judged.calibration(),
+        "errors": by_split(run, errors),
+        "counts": {**tally.counts(), "missing": missing, "dropped": dropped(config, run)},
     }
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
-    totals = {
-        "problems": candidates.problems,
-        "candidates": len(candidates.correct),
-        "methods": len(content["methods"]),
-    }
-    return artefact.complete(totals, unscored(scores), {"seconds": round(time.monotonic() - start, 2)})
+    totals = {name: tally.sums[name] for name in ("problems", "candidates")}
+    totals["methods"] = len(content["methods"])
+    return artefact.complete(totals, dict(tally.unscored), {"seconds": round(time.monotonic() - start, 2)})
 
 
-def all_scores(config: Config, run: Run, candidates: Candidates) -> tuple[dict[str, Scores], list[str]]:
-    """Scores by verifier (the critic last), and the names of those that are not there."""
+def scored(config: Config, run: Run) -> tuple[list[str], list[str]]:
+    """Verifiers with complete scores (the critic last), and the names of those that are not there."""
     names = [*config.reward.verifiers, CRITIC]
-    found = {name: read_scores(run, f"scores/{name}", candidates) for name in names}
+    there = [name for name in names if run.artefact(f"scores/{name}").manifest()]
     expected = names if config.score.judge else names[:-1]
-    return {name: s for name, s in found.items() if s}, [name for name in expected if found[name] is None]
+    return there, [name for name in expected if name not in there]
 
 
-def judged(candidates: Candidates, scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """Meta-evaluation of every verifier; candidates whose grading ended in a timeout have no known outcome."""
-    sure = pc.not_equal(candidates.rows["status"], "timeout").to_numpy()
-    labels = candidates.rows["step_labels"]
-    found = [meta.outcome(name, s.score[sure], candidates.correct[sure]) for name, s in scores.items()]
-    by_step = [meta.steps(name, s.step_scores, labels) for name, s in scores.items()]
-    return found + [row for row in by_step if row]
+def judged(candidates: Candidates, scores: dict[str, Scores]) -> list[dict[str, Any]]:
+    """Meta-evaluation of every verifier on these candidates."""
+    found = Judged()
+    found.add(Block(candidates, scores))
+    return found.rows()
 
 
-def errors(run: Run, candidates: Candidates, scores: dict[str, Scores]) -> dict[str, Any]:
+def by_split(run: Run, test: ErrorTally) -> dict[str, Any]:
     """Error types by split, and which of them each verifier rejects."""
-    splits = {"train": read_candidates(run, "train"), "test": candidates}
-    found = {name: error_types.errors(part.rows["error_types"]) for name, part in splits.items()}
-    values = {name: s.score for name, s in scores.items()}
+    train = ErrorTally()
+    for block in blocks(run, planned(run, "train"), ()):
+        train.add(block)
+    splits = {"train": train, "test": test}
     return {
-        "by_split": {name: error_types.counts(part) for name, part in found.items()},
-        "wrong": {name: int((~part.correct).sum()) for name, part in splits.items()},
-        "rejected": error_types.rejected(values, candidates.correct, found["test"]),
+        "by_split": {name: part.by_type() for name, part in splits.items()},
+        "wrong": {name: part.wrong for name, part in splits.items()},
+        "rejected": test.shares(),
         **sorted_by_critic(run),
     }
 
@@ -80,38 +85,6 @@ def sorted_by_critic(run: Run) -> dict[str, Any]:
         return {}
     rows = run.artefact("error_types").read(["source", "known", "type", "status"]).to_pylist()
     return {"critic": error_types.by_critic(rows)}
-
-
-def counts(run: Run, candidates: Candidates, scores: dict[str, Scores]) -> dict[str, Any]:
-    """What was evaluated, and what was odd about it."""
-    statuses = pc.value_counts(candidates.rows["status"]).to_pylist()
-    sizes, problems = np.unique(np.diff(candidates.starts), return_counts=True)
-    return {
-        "problems": candidates.problems,
-        "candidates": len(candidates.correct),
-        "status": {entry["values"]: entry["counts"] for entry in statuses},
-        "no_answer": int((candidates.clusters < 0).sum()),
-        "truncated": truncated(run, candidates),
-        "problems_by_candidates": {str(size): int(n) for size, n in zip(sizes, problems, strict=True)},
-        "without_right_candidate": int(
-            (np.add.reduceat(candidates.correct.astype(int), candidates.starts[:-1]) == 0).sum()
-        ),
-        "unscored": unscored(scores),
-    }
-
-
-def truncated(run: Run, candidates: Candidates) -> int | None:
-    """Candidates that were cut off at the token limit; None when the texts are not here."""
-    if run.artefact("candidates").manifest() is None:
-        return None
-    table = run.artefact("candidates").read(["candidate_id", "finish_reason"])
-    cut = table.filter(pc.equal(table["finish_reason"], "length"))["candidate_id"]
-    return int(pc.sum(pc.is_in(candidates.rows["candidate_id"], value_set=cut.combine_chunks())).as_py() or 0)
-
-
-def unscored(scores: dict[str, Scores]) -> dict[str, int]:
-    """Candidates without a score, which count as scored 0."""
-    return {f"unscored by {name}": s.unscored for name, s in scores.items() if s.unscored}
 
 
 def dropped(config: Config, run: Run) -> dict[str, dict[str, int]]:

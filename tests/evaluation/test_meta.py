@@ -75,7 +75,7 @@ def test_error_types_are_counted_by_their_first_and_by_what_is_rejected() -> Non
     assert found["unrelated"] == {"steps": 0, "candidates": 0, "first": 0}
     correct = np.array([False, False, False, True, True, False])
     rejected = error_types.rejected({"v": np.array([0.1, 0.9, 0.2, 0.9, 0.9, 0.5])}, correct, errors)["v"]
-    assert rejected["logical"] == {"wrong": 2, "share": 0.5}
-    assert rejected["calculation"] == {"wrong": 1, "share": 0.0}
-    assert rejected["untyped"] == {"wrong": 1, "share": 1.0}
+    assert rejected["logical"] == (2, 1)
+    assert rejected["calculation"] == (1, 0)
+    assert rejected["untyped"] == (1, 1)
     assert "unrelated" not in rejected

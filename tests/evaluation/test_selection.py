@@ -37,15 +37,17 @@ def brute_best(clusters: list[int], scores: list[float], subset: tuple[int, ...]
     return Fraction(sum(clusters[i] == 0 for i in top), len(top))
 
 
-def brute_vote(clusters: list[int], weights: list[float], subset: tuple[int, ...]) -> Fraction:
-    """Whether the right answer has the largest sum; plain votes where all weights are zero; ties shared."""
+def brute_vote(clusters: list[int], weights: list[float], subset: tuple[int, ...], mean: bool = False) -> Fraction:
+    """Whether the right answer has the largest sum (mean); plain votes where all totals are zero; ties shared."""
     there = [i for i in subset if clusters[i] >= 0]
     if not there:
         return Fraction(0)
-    totals: dict[int, float] = {}
-    for i in there:
-        totals[clusters[i]] = totals.get(clusters[i], 0) + (weights[i] if any(weights[j] for j in there) else 1)
-    top = [c for c, total in totals.items() if total == max(totals.values())]
+    answers = {clusters[i] for i in there}
+    of = {c: [weights[i] for i in there if clusters[i] == c] for c in answers}
+    totals = {c: sum(w) / (len(w) if mean else 1) for c, w in of.items()}
+    if not any(totals.values()):
+        totals = {c: len(w) for c, w in of.items()}
+    top = [c for c, total in totals.items() if total == pytest.approx(max(totals.values()))]
     return Fraction(int(0 in top), len(top))
 
 
@@ -65,49 +67,62 @@ def test_best_of_and_pass_at_are_the_mean_over_all_subsets(problem: tuple[np.nda
 def test_the_vote_of_all_is_exact(problem: tuple[np.ndarray, np.ndarray]) -> None:
     clusters, scores = problem
     size = clusters.shape[1]
-    voted = votes(clusters, scores[None], [size], trials=1, rng=np.random.default_rng(0))[0, 0, 0]
+    voted = votes(clusters[0], scores, [False], [size], trials=1, rng=np.random.default_rng(0))[0][0, 0]
     expected = brute_vote(clusters[0].tolist(), scores[0].tolist(), tuple(range(size)))
     assert voted == pytest.approx(float(expected)) or size == 1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(problems())
 def test_sampled_votes_estimate_the_mean_over_all_subsets(problem: tuple[np.ndarray, np.ndarray]) -> None:
     clusters, scores = problem
     size, trials = clusters.shape[1], 4000
     ns = range(1, size + 1)
-    weights = np.stack([np.ones(scores.shape), scores])
-    found = votes(clusters, weights, ns, trials, np.random.default_rng(0))[:, 0]
+    weights = np.stack([np.ones(size), scores[0], scores[0], scores[0] - 0.5])
+    means = [False, False, True, False]
+    found, variance = votes(clusters[0], weights, means, ns, trials, np.random.default_rng(0))
     row = clusters[0].tolist()
-    for voter in (0, 1):
-        for place, n in enumerate(ns[1:], start=1):
-            expected = mean_over_subsets(size, n, lambda s, v=voter: brute_vote(row, weights[v, 0].tolist(), s))
-            assert found[voter, place] == pytest.approx(expected, abs=5 * 0.5 / trials**0.5)
+    for voter, mean in enumerate(means):
+        for place, n in enumerate(ns):
+            brute = [float(brute_vote(row, weights[voter].tolist(), s, mean)) for s in combinations(range(size), n)]
+            error = np.std(brute) / trials**0.5
+            assert found[voter, place] == pytest.approx(np.mean(brute), abs=5 * error + 1e-9)
+            sampled = 1 < n < size
+            assert variance[voter, place] == pytest.approx(error**2 if sampled else 0.0, rel=0.25, abs=2e-6)
 
 
-def test_votes_of_one_are_a_single_sample_and_repeat_exactly() -> None:
+def test_the_same_seed_gives_the_same_subsets_and_one_sample_is_exact() -> None:
     rng = np.random.default_rng(0)
-    clusters, weights = rng.integers(-1, 5, (20, 32)), rng.random((3, 20, 32))
-    first, second = (votes(clusters, weights, [1, 4, 32], 10, np.random.default_rng(7)) for _ in range(2))
-    assert np.array_equal(first, second)
-    assert np.allclose(first[:, :, 0], (clusters == 0).mean(axis=1))
-    assert not np.array_equal(first, votes(clusters, weights, [1, 4, 32], 10, np.random.default_rng(8)))
+    clusters, weights = rng.integers(-1, 5, 32), rng.random((3, 32))
+    first, again, other = (
+        votes(clusters, weights, [False] * 3, [1, 4, 32], 10, np.random.default_rng(s)) for s in (7, 7, 8)
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.allclose(first[0][:, 0], (clusters == 0).mean())
 
 
-def test_a_critic_that_accepts_nothing_leaves_the_plain_vote() -> None:
-    clusters = np.array([[0, 0, 1], [1, 1, 0]])
-    accepted = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    assert votes(clusters, accepted[None], [3], 1, np.random.default_rng(0))[0, :, 0].tolist() == [1.0, 1.0]
+def whole_vote(clusters: list[int], weights: list[float], mean: bool = False) -> float:
+    """The vote of all candidates."""
+    size = len(clusters)
+    return float(votes(np.array(clusters), np.array([weights]), [mean], [size], 1, np.random.default_rng(0))[0][0, 0])
+
+
+def test_weights_that_are_all_zero_leave_the_plain_vote() -> None:
+    assert whole_vote([0, 0, 1], [0.0, 0.0, 0.0]) == 1.0
+    assert whole_vote([1, 1, 0], [0.0, 0.0, 1.0]) == 1.0
 
 
 def test_an_accepted_candidate_without_answer_does_not_win() -> None:
-    clusters, accepted = np.array([[-1, 0, 1, 0]]), np.array([[1.0, 0.0, 0.0, 0.0]])
-    assert votes(clusters, accepted[None], [4], 1, np.random.default_rng(0))[0, 0, 0] == 1.0
+    assert whole_vote([-1, 0, 1, 0], [1.0, 0.0, 0.0, 0.0]) == 1.0
 
 
 def test_equal_sums_in_another_order_tie() -> None:
-    clusters, weights = np.array([[0, 0, 0, 1, 1, 1]]), np.array([[0.1, 0.2, 0.3, 0.3, 0.2, 0.1]])
-    assert votes(clusters, weights[None], [6], 1, np.random.default_rng(0))[0, 0, 0] == 0.5
+    assert whole_vote([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.3, 0.3, 0.2, 0.1]) == 0.5
+
+
+def test_a_mean_is_not_a_sum_and_negative_weights_count_against() -> None:
+    assert [whole_vote([0, 1, 1, 1], [0.9, 0.5, 0.5, 0.5], mean) for mean in (False, True)] == [0.0, 1.0]
+    assert whole_vote([0, 1, 1], [-0.1, 0.5, -0.7]) == 1.0
 
 
 def test_perfect_scores_reach_pass_at_and_inverted_ones_need_all_wrong_gone() -> None:

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minos_ray.errors import UserError
+from minos_ray.evaluation import blocks
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import Run
 from tests.runs import config, make_run, put, scores
@@ -41,7 +43,7 @@ def test_ragged_candidates_with_every_verifier(tmp_path: Path) -> None:
     assert [entry(content, "pass@n", "", n)["problems"] for n in (4, 8, 16)] == [24, 14, 4]
     assert entry(content, "pass@1", "", 1)["accuracy"] == entry(content, "self-consistency", "", 1)["accuracy"]
     for m in content["methods"]:
-        assert set(m) == {"method", "verifier", "n", "accuracy", "ci_low", "ci_high", "problems"}
+        assert set(m) - {"se"} == {"method", "verifier", "n", "accuracy", "ci_low", "ci_high", "problems"}
         assert 0 <= m["ci_low"] <= m["accuracy"] <= m["ci_high"] <= 1
         assert m["accuracy"] <= entry(content, "pass@n", "", m["n"])["accuracy"] + 1e-9
     gain = next(p for p in content["paired"] if p["a"] == "best-of-n:orm-minos" and p["n"] == 4)
@@ -50,7 +52,7 @@ def test_ragged_candidates_with_every_verifier(tmp_path: Path) -> None:
     assert gain["difference"] == pytest.approx(sides[0] - sides[1])
     assert gain["difference"] > 0 and gain["p_value"] is None
     leads = [p for p in content["paired"] if p["b"] == "self-consistency"]
-    assert {p["n"] for p in leads} == {16} and len(leads) == 9
+    assert {p["n"] for p in leads} == {16} and len(leads) == 25
     assert all(0 <= p["p_value"] <= 1 for p in leads)
 
 
@@ -130,3 +132,81 @@ def test_scores_outside_0_to_1_are_refused_by_name(tmp_path: Path) -> None:
 def test_no_test_problem_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split 'test'"):
         evaluated(make_run(tmp_path, []))
+
+
+def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = scored(make_run(tmp_path, SIZES), *VERIFIERS, "critic")
+    shuffle_parts(run, 5)
+    whole = evaluated(run)
+    run.delete("evaluation.json.manifest.json")
+    monkeypatch.setattr(blocks, "ROWS", 40)
+    assert len(blocks.planned(run, "test").groups) == 5
+    parts = evaluated(run)
+    assert parts.keys() == whole.keys()
+    for name, value in whole.items():
+        assert close(parts[name], value), name
+
+
+def close(a: Any, b: Any) -> bool:
+    """Equal, numbers up to rounding."""
+    if isinstance(b, dict):
+        return a.keys() == b.keys() and all(close(a[k], b[k]) for k in b)
+    if isinstance(b, list):
+        return len(a) == len(b) and all(map(close, a, b))
+    return a == pytest.approx(b) if isinstance(b, float) else a == b
+
+
+def shuffle_parts(run: Run, parts: int) -> None:
+    """Rewrites labels and scores as parts in which problems are mixed."""
+    rng = np.random.default_rng(0)
+    for name in ("labels", *(f"scores/{v}" for v in (*VERIFIERS, "critic"))):
+        artefact = run.artefact(name)
+        rows = artefact.read()
+        rows = rows.take(rng.permutation(rows.num_rows))
+        for part in range(parts):
+            artefact.write_part(str(part), rows.take(np.arange(part, rows.num_rows, parts)))
+
+
+def test_groups_are_evaluated_one_by_one_and_averaged(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path / "run", [12] * 20), "orm-base", "prm-base")
+    content = evaluated(run, evaluate={"groups": 3})
+    assert {m["n"] for m in content["methods"]} == {1, 2, 4}
+    assert content["groups"]["count"] == 3 and content["groups"]["n"] == 4
+    labels = run.artefact("labels").read().sort_by("candidate_id").to_pylist()
+    score = {r["candidate_id"]: r["score"] for r in run.artefact("scores/orm-base").read().to_pylist()}
+    by_hand = np.zeros((20, 3))
+    for problem in range(20):
+        rows = [row for row in labels if row["problem_id"] == f"p{problem}"]
+        for group in range(3):
+            best = max(
+                (r for r in rows[4 * group : 4 * group + 4] if r["answer"]), key=lambda r: score[r["candidate_id"]],
+                default={"correct": False},
+            )  # fmt: skip
+            by_hand[problem, group] = best["correct"]
+    assert entry(content, "best-of-n", "orm-base", 4)["accuracy"] == pytest.approx(by_hand.mean())
+    found = next(m for m in content["groups"]["methods"] if m["method"] == "best-of-n" and m["verifier"] == "orm-base")
+    assert found["accuracy"] == pytest.approx(by_hand.mean(axis=0).tolist())
+
+
+def test_a_prm_is_read_in_four_ways(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, [8] * 10), "prm-base")
+    content = evaluated(run)
+    rows = {(r["method"], r["aggregation"], r["n"]): r for r in content["aggregations"]}
+    assert {key[1] for key in rows} == {"min", "product", "last", "mean"} and len(rows) == 2 * 4 * 4
+    for method in ("best-of-n", "weighted-vote"):
+        for n in (1, 2, 8):
+            # All steps but the last score 1 in these runs, and `scores` holds the last one's.
+            main = entry(content, method, "prm-base", n)["accuracy"]
+            assert rows[method, "min", n]["accuracy"] == pytest.approx(main)
+            assert rows[method, "last", n]["accuracy"] == pytest.approx(main)
+
+
+def test_sampled_votes_say_how_far_their_subsets_may_be_off(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, [16] * 12), "orm-base")
+    few, many = (evaluated(run, evaluate={"trials": trials}) for trials in (20, 2000))
+    for method in ("self-consistency", "weighted-vote", "weighted-vote-mean", "weighted-vote-log-odds"):
+        verifier = "" if method == "self-consistency" else "orm-base"
+        one, other = (entry(content, method, verifier, 4) for content in (few, many))
+        assert one["se"] > 5 * other["se"] > 0
+        assert abs(one["accuracy"] - other["accuracy"]) < 4 * one["se"] + 4 * other["se"]
+    assert all("se" not in m for m in few["methods"] if m["method"] in ("best-of-n", "pass@n") or m["n"] in (1, 16))

@@ -1,0 +1,130 @@
+"""`minos evaluate` on a simulated run: seconds and peak memory.
+
+python benchmarks/evaluation.py [--problems 1319] [--candidates 256] [--bootstrap 10000] [--folder DIR]
+
+Four verifiers, the PRMs with step scores, and the critic's verdicts; all methods for n = 1, 2, 4, ..., N. A problem's
+candidates lie in four parts, as sampling leaves them. `--problems 100000` needs about 5 GB of disk.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from simulated import population, scores
+
+from minos_ray import schema
+from minos_ray.store import Run
+
+SHARPNESS = {"orm-base": 0.8, "orm-minos": 1.0, "prm-base": 0.9, "prm-minos": 1.1, "critic": 0.6}
+CHUNK, QUARTERS, STEPS = 2000, 4, 4
+EVALUATE = """
+import sys
+from minos_ray.config import Config
+from minos_ray.evaluation.stage import evaluate
+from minos_ray.store import Run
+run = Run(sys.argv[1])
+config = Config(run=run.path, base={"model": "none/none"}, evaluate={"bootstrap": int(sys.argv[2])})
+manifest = evaluate(config, run)
+print(manifest.counts)
+"""
+
+
+def make(run: Run, problems: int, candidates: int) -> None:
+    """Writes problems, labels and scores."""
+    names = ["problems", "labels", *(f"scores/{name}" for name in SHARPNESS)]
+    for name in names:
+        run.artefact(name).begin({"import": "simulated"})
+    for first in range(0, problems, CHUNK):
+        make_chunk(run, first, min(CHUNK, problems - first), candidates)
+    for name in names:
+        run.artefact(name).complete({"rows": problems * candidates})
+
+
+def make_chunk(run: Run, first: int, problems: int, candidates: int) -> None:
+    """Some problems, all their candidates and scores."""
+    rng = np.random.default_rng([0, first])
+    made = population(problems, candidates, rng)
+    ids = np.array([f"gsm8k-test-{first + p:06d}" for p in range(problems)])
+    rows = [{"problem_id": i, "dataset": "d", "split": "test", "question": "q", "answer": "0"} for i in ids]
+    run.artefact("problems").write_part(f"{first:06d}", schema.table("problems", rows))
+    tables = {"labels": labels(ids, made.clusters)}
+    for name, sharpness in SHARPNESS.items():
+        tables[f"scores/{name}"] = score_table(tables["labels"], name, scores(made, sharpness, rng))
+    quarter = np.arange(problems * candidates) % candidates * QUARTERS // candidates
+    for name, table in tables.items():
+        for number in range(QUARTERS):
+            run.artefact(name).write_part(f"{first:06d}-{number}", table.filter(pa.array(quarter == number)))
+
+
+def labels(ids: np.ndarray, clusters: np.ndarray) -> pa.Table:
+    """Label rows; without texts, which evaluation does not read."""
+    problems, candidates = clusters.shape
+    flat = clusters.ravel()
+    index = np.tile(np.arange(candidates), problems)
+    of = np.repeat(ids, candidates)
+    empty = pa.ListArray.from_arrays(np.zeros(len(flat) + 1, np.int32), pa.array([], pa.string()))
+    columns = {
+        "candidate_id": pa.array([f"{p}/{i}" for p, i in zip(of, index, strict=True)]),
+        "problem_id": pa.array(of),
+        "answer": pa.array(np.where(flat < 0, None, flat.astype(str)), pa.string()),
+        "correct": pa.array(flat == 0),
+        "status": pa.array(np.where(flat == 0, "correct", np.where(flat < 0, "no_answer", "wrong"))),
+        "steps": empty,
+        "step_labels": pa.ListArray.from_arrays(np.zeros(len(flat) + 1, np.int32), pa.array([], pa.int8())),
+        "step_scores": pa.nulls(len(flat), schema.SCHEMAS["labels"].field("step_scores").type),
+        "step_source": pa.array([""] * len(flat)),
+        "error_types": empty,
+    }
+    return pa.table(columns).cast(schema.SCHEMAS["labels"])
+
+
+def score_table(rows: pa.Table, name: str, score: np.ndarray) -> pa.Table:
+    """Rows of scores: a PRM's lowest step has the score."""
+    flat = score.ravel().astype(np.float32)
+    width = STEPS if name.startswith("prm") else 0
+    rng = np.random.default_rng(1)
+    steps = np.minimum(1, flat[:, None] + rng.random((len(flat), width), dtype=np.float32) * (np.arange(width) > 0))
+    offsets = np.arange(len(flat) + 1, dtype=np.int32) * width
+    columns = {
+        "candidate_id": rows["candidate_id"],
+        "problem_id": rows["problem_id"],
+        "score": pa.array((flat > 0.5).astype(np.float32) if name == "critic" else flat),
+        "step_scores": pa.ListArray.from_arrays(offsets, pa.array(steps.ravel(), pa.float32())),
+    }
+    return pa.table(columns).cast(schema.SCHEMAS["scores"])
+
+
+def main() -> None:
+    """Makes the run, evaluates it in a process of its own, prints what that took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=1319)
+    parser.add_argument("--candidates", type=int, default=256)
+    parser.add_argument("--bootstrap", type=int, default=10_000)
+    parser.add_argument("--folder", default=None)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        run = Run(f"{folder}/run")
+        make(run, arguments.problems, arguments.candidates)
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet"))
+        start = time.perf_counter()
+        command = [sys.executable, "-c", EVALUATE, run.path, str(arguments.bootstrap)]
+        subprocess.run(command, check=True, env={**os.environ, "TMPDIR": folder})
+        seconds = time.perf_counter() - start
+        content = json.loads(run.read_bytes("evaluation.json"))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    ns = sorted({m["n"] for m in content["methods"]})
+    print(f"{arguments.problems:,} problems x {arguments.candidates}, {size / 1e6:,.0f} MB of Parquet")
+    print(f"  {len(content['methods'])} methods and {len(content['aggregations'])} aggregations, n = {ns}")
+    print(f"  bootstrap {arguments.bootstrap:,}: {seconds:.1f} s with the start of Python, peak {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

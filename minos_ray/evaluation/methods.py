@@ -1,0 +1,96 @@
+"""The ways to choose an answer, each as a ranking of candidates (best-of-n) or as the weights of a vote.
+
+| method | chooses |
+|---|---|
+| best-of-n | the candidate with the highest score |
+| self-consistency | the answer of most candidates |
+| weighted-vote | the answer with the largest sum of scores (Math-Shepherd, equation 5) |
+| weighted-vote-mean | the answer with the largest mean score |
+| weighted-vote-log-odds | the answer with the largest sum of raw logits, of which negative ones count against it |
+| critic-filtered-vote | the answer of most candidates that the critic accepts |
+| critic-filtered-weighted-vote, critic-filtered-best-of-n | weighted vote, best-of-n among those accepted |
+
+Where the critic accepts none of a subset, it is as if it accepted all.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from minos_ray.evaluation.metrics import THRESHOLD
+
+CRITIC = "critic"
+SELECTING = ("best-of-n", "weighted-vote")
+AGGREGATIONS = ("min", "product", "last", "mean")
+# Scores are sigmoids in single precision: one that reads 1 is no infinite logit.
+CERTAIN = 1e-6
+# Weight of a candidate that the critic rejects: it counts among rejected ones, and not beside one that is accepted.
+SLIGHT = 1e-12
+
+
+class Choice(NamedTuple):
+    """A way to choose; `aggregation` is set where a PRM's step scores are put together otherwise than in `scores`."""
+
+    method: str
+    verifier: str = ""
+    aggregation: str = ""
+
+
+class Voter(NamedTuple):
+    """Weights of the candidates; `mean` when the largest mean wins, not the largest sum."""
+
+    weights: np.ndarray
+    mean: bool = False
+
+
+def rankings(scores: Mapping[str, np.ndarray], steps: Mapping[tuple[str, str], np.ndarray]) -> dict[Choice, np.ndarray]:
+    """Scores of candidates by each choice of best-of-n; `steps` are aggregated scores by verifier and aggregation."""
+    verifiers = [name for name in scores if name != CRITIC]
+    found = {Choice("best-of-n", name): scores[name] for name in verifiers}
+    if CRITIC in scores:
+        accepted = scores[CRITIC] >= THRESHOLD
+        # Scores lie in 0..1, so every accepted candidate comes before every rejected one.
+        found |= {Choice("critic-filtered-best-of-n", name): scores[name] + 2 * accepted for name in verifiers}
+    return found | {Choice("best-of-n", *name): score for name, score in steps.items()}
+
+
+def voters(
+    shape: tuple[int, ...], scores: Mapping[str, np.ndarray], steps: Mapping[tuple[str, str], np.ndarray]
+) -> dict[Choice, Voter]:
+    """The voters, with weights of that shape; the plain vote first."""
+    found = {Choice("self-consistency"): Voter(np.ones(shape))}
+    verifiers = {name: score for name, score in scores.items() if name != CRITIC}
+    for name, score in verifiers.items():
+        found[Choice("weighted-vote", name)] = Voter(score)
+        found[Choice("weighted-vote-mean", name)] = Voter(score, mean=True)
+        found[Choice("weighted-vote-log-odds", name)] = Voter(log_odds(score))
+    if CRITIC in scores:
+        accepted = np.where(scores[CRITIC] >= THRESHOLD, 1.0, SLIGHT)
+        found[Choice("critic-filtered-vote", CRITIC)] = Voter(accepted)
+        for name, score in verifiers.items():
+            found[Choice("critic-filtered-weighted-vote", name)] = Voter(score * accepted)
+    return found | {Choice("weighted-vote", *name): Voter(score) for name, score in steps.items()}
+
+
+def log_odds(score: np.ndarray) -> np.ndarray:
+    """The raw logit of a score."""
+    inside = np.clip(score, CERTAIN, 1 - CERTAIN)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def aggregated(step_scores: np.ndarray, lengths: np.ndarray, aggregation: str) -> np.ndarray:
+    """[candidates]: step scores, one behind the other and so many of each candidate, as one score; 0 without any."""
+    found = np.zeros(len(lengths))
+    starts = (np.cumsum(lengths) - lengths)[lengths > 0]
+    if len(starts):
+        found[lengths > 0] = REDUCE[aggregation](step_scores.astype(np.float64), starts, lengths[lengths > 0])
+    return found
+
+
+REDUCE: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "min": lambda values, starts, lengths: np.minimum.reduceat(values, starts),
+    "product": lambda values, starts, lengths: np.multiply.reduceat(values, starts),
+    "last": lambda values, starts, lengths: values[starts + lengths - 1],
+    "mean": lambda values, starts, lengths: np.add.reduceat(values, starts) / lengths,
+}

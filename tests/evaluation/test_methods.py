@@ -1,0 +1,52 @@
+"""Rankings and voters: what each rule chooses, and aggregations against those of the scorer."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minos_ray.evaluation.methods import Choice, aggregated, log_odds, rankings, voters
+from minos_ray.evaluation.selection import best_of, votes
+from minos_ray.scoring.scorer import AGGREGATIONS
+
+
+@given(st.lists(st.lists(st.floats(0, 1, width=32), max_size=5), max_size=8))
+def test_aggregations_are_those_of_the_scorer(rows: list[list[float]]) -> None:
+    flat, lengths = np.array([s for row in rows for s in row], np.float32), np.array([len(row) for row in rows], int)
+    for name, one in AGGREGATIONS.items():
+        expected = [one(row) if row else 0.0 for row in rows]
+        assert aggregated(flat, lengths, name) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_log_odds_undo_the_sigmoid_and_stay_finite() -> None:
+    logits = np.array([-9.0, -0.5, 0.0, 3.0])
+    assert log_odds(1 / (1 + np.exp(-logits))) == pytest.approx(logits)
+    assert np.isfinite(log_odds(np.array([0.0, 1.0]))).all()
+
+
+def vote(choice: Choice, clusters: list[int], scores: dict[str, list[float]]) -> float:
+    """The vote of all candidates."""
+    arrays = {name: np.array(values) for name, values in scores.items()}
+    voter = voters((len(clusters),), arrays, {})[choice]
+    rng, size = np.random.default_rng(0), len(clusters)
+    return float(votes(np.array(clusters), voter.weights[None], [voter.mean], [size], 1, rng)[0][0, 0])
+
+
+def test_the_critic_filters_and_is_ignored_where_it_accepts_nothing() -> None:
+    clusters, verifier = [0, 1, 1, 0], [0.9, 0.4, 0.4, 0.2]
+    one = {"orm": verifier, "critic": [0.0, 1.0, 0.5, 0.2]}
+    none = {"orm": verifier, "critic": [0.0, 0.0, 0.0, 0.2]}
+    filtered, weighted = Choice("critic-filtered-vote", "critic"), Choice("critic-filtered-weighted-vote", "orm")
+    assert vote(filtered, clusters, one) == vote(weighted, clusters, one) == 0.0
+    assert vote(filtered, clusters, none) == 0.5 and vote(weighted, clusters, none) == 1.0
+    choice = Choice("critic-filtered-best-of-n", "orm")
+    for critic, best in ((one, 0.0), (none, 1.0)):
+        ranked = rankings({name: np.array([values]) for name, values in critic.items()}, {})[choice]
+        assert best_of(ranked, np.array([clusters]), [4])[0, 0] == best
+
+
+def test_the_rules_differ_where_they_should() -> None:
+    clusters, scores = [0, 1, 1, 2, 2, 2], {"orm": [0.9, 0.7, 0.6, 0.45, 0.45, 0.45]}
+    rules = ("weighted-vote", "weighted-vote-mean", "weighted-vote-log-odds")
+    assert [vote(Choice(rule, "orm"), clusters, scores) for rule in rules] == [0.0, 1.0, 1.0]
+    assert vote(Choice("self-consistency"), clusters, scores) == 0.0
