@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from minos_ray.evaluation.candidates import COLUMNS, Candidates, Scores, grouped, joined
 from minos_ray.store import Artefact, Run
 
-ROWS = 1_000_000
+ROWS = 500_000
 SCORES = ["candidate_id", "problem_id", "score", "step_scores"]
 
 
