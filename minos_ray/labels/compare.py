@@ -1,5 +1,6 @@
-"""The child process of a `Comparer`: reads [gold, answer] lines, writes true or false, and is killed by the kernel
-when one comparison exceeds its limit: no exception handler and no C code can outlast that.
+"""The child process of a `Comparer`: reads [gold, answer] lines, writes true or false (or the list that a function of
+another kind returns), and is killed by the kernel when one call exceeds its limit: no exception handler and no C code
+can outlast that.
 
 Run as `python -m minos_ray.labels.compare PACKAGE.MODULE:FUNCTION SECONDS`.
 """
@@ -25,11 +26,12 @@ def main(function: str, seconds: float) -> None:
     same("1", "\\frac{1}{1}")  # imports and parser tables belong to the start, not to the first comparison
     print("ready", flush=True)
     for line in sys.stdin:
-        gold, answer = json.loads(line)
+        texts = json.loads(line)
         limit(seconds)
-        verdict = bool(same(gold, answer))
+        said = same(*texts)
+        reply = said if isinstance(said, list) else bool(said)
         limit(0)
-        print(json.dumps(verdict), flush=True)
+        print(json.dumps(reply), flush=True)
 
 
 def limit(seconds: float) -> None:

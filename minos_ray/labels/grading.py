@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any
 
 from minos_ray.labels.answers import Graded, Grader, graded
 
@@ -16,16 +17,17 @@ REMEMBERED = 100_000  # verdicts; answers are short, so some 30 MB
 
 
 class Comparer:
-    """One child process that compares pairs; a pair that exceeds its limits ends it, and the next starts a new one."""
+    """One child process that calls a function of texts, as a rule to compare a pair; a call that exceeds its limits
+    ends it, and the next starts a new one."""
 
     def __init__(self, function: str, timeout_s: float) -> None:
         self.command = [sys.executable, "-m", "minos_ray.labels.compare", function, str(timeout_s)]
         self.child: subprocess.Popen[str] | None = None
 
-    def __call__(self, gold: str, answer: str) -> bool | None:
-        """Whether they are the same; None when that was not decided within the limits of time and memory."""
+    def __call__(self, *texts: str) -> Any:
+        """What the function says of the texts; None when that was not decided within the limits of time and memory."""
         child = self.child if self.child is not None and self.child.poll() is None else self._start()
-        child.stdin.write(json.dumps([gold, answer]) + "\n")
+        child.stdin.write(json.dumps(texts) + "\n")
         child.stdin.flush()
         reply = child.stdout.readline()
         if reply:
@@ -47,6 +49,23 @@ class Comparer:
             self.child.kill()
             self.child.communicate()
             self.child = None
+
+
+def side_by_side(comparers: Sequence[Comparer], calls: Iterable[tuple[str, ...]]) -> list[Any]:
+    """The answers to all calls, in order, each from whichever comparer is idle."""
+    idle: SimpleQueue[Comparer] = SimpleQueue()
+    for comparer in comparers:
+        idle.put(comparer)
+
+    def call(texts: tuple[str, ...]) -> Any:
+        comparer = idle.get()
+        try:
+            return comparer(*texts)
+        finally:
+            idle.put(comparer)
+
+    with ThreadPoolExecutor(len(comparers)) as pool:
+        return list(pool.map(call, calls))
 
 
 class Verdicts:
@@ -99,25 +118,9 @@ class Grading:
         new = {pair: self.grader.same(*pair) for pair in pairs if pair not in known}
         hard = [pair for pair in new if not new[pair]]
         if self.comparers and hard:
-            new.update(zip(hard, self._compare(hard), strict=True))
+            new.update(zip(hard, side_by_side(self.comparers, hard), strict=True))
         self.verdicts.learn(new)
         return known | new
-
-    def _compare(self, pairs: list[Pair]) -> list[bool | None]:
-        """Slow verdicts, in order, from whichever comparer is idle."""
-        idle: SimpleQueue[Comparer] = SimpleQueue()
-        for comparer in self.comparers:
-            idle.put(comparer)
-
-        def compare(pair: Pair) -> bool | None:
-            comparer = idle.get()
-            try:
-                return comparer(*pair)
-            finally:
-                idle.put(comparer)
-
-        with ThreadPoolExecutor(len(self.comparers)) as pool:
-            return list(pool.map(compare, pairs))
 
     def __enter__(self) -> "Grading":
         return self
