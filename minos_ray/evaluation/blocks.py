@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.candidates import COLUMNS, Candidates, Scores, grouped, joined
 from minos_ray.store import Artefact, Run
 
@@ -54,25 +55,25 @@ def planned(run: Run, split: str | None) -> Plan:
     )
 
 
-def blocks(run: Run, plan: Plan, verifiers: Sequence[str]) -> Iterator[Block]:
-    """All labelled candidates of the plan, with the complete scores of the verifiers."""
+def blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None) -> Iterator[Block]:
+    """All labelled candidates of the plan, with the complete scores of the verifiers; `keys` as in `grouped`."""
     tables = {"labels": COLUMNS, **{f"scores/{name}": SCORES for name in verifiers}}
     sources = [(run.artefact(name), columns) for name, columns in tables.items()]
     if len(plan.groups) < 2:
         for group in plan.groups:
-            yield joined_block({artefact.name: whole(artefact, columns, group) for artefact, columns in sources})
+            yield joined_block({artefact.name: whole(artefact, columns, group) for artefact, columns in sources}, keys)
         return
     with TemporaryDirectory(prefix="minos-blocks-") as folder:
         for artefact, columns in sources:
             spill(artefact, columns, plan.groups, Path(folder))
         for number in range(len(plan.groups)):
             found = {artefact.name: spilled(artefact, columns, number, Path(folder)) for artefact, columns in sources}
-            yield joined_block(found)
+            yield joined_block(found, keys)
 
 
-def joined_block(tables: dict[str, pa.Table]) -> Block:
+def joined_block(tables: dict[str, pa.Table], keys: Keys | None) -> Block:
     """The tables of one block, the scores in the order of its candidates."""
-    candidates = grouped(tables["labels"])
+    candidates = grouped(tables["labels"], keys)
     scores = {name: table for name, table in tables.items() if name != "labels"}
     return Block(candidates, {n.partition("/")[2]: joined(n, table, candidates) for n, table in scores.items()})
 

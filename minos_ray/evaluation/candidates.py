@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
-from minos_ray.evaluation.answers import clusters
+from minos_ray.evaluation.answers import Keys, clusters
 from minos_ray.store import Run
 
 COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
@@ -51,13 +51,17 @@ def read_candidates(run: Run, split: str | None = "test") -> Candidates:
     return grouped(labels.filter(pc.is_in(labels["problem_id"], value_set=problems["problem_id"].combine_chunks())))
 
 
-def grouped(labels: pa.Table) -> Candidates:
-    """Rows of `labels` sorted by problem."""
+def grouped(labels: pa.Table, keys: Keys | None = None) -> Candidates:
+    """Rows of `labels` sorted by problem; `keys` finds which wrong answers are equal, else their text does."""
     rows = labels.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).combine_chunks()
     runs = pc.run_end_encode(rows["problem_id"].combine_chunks()) if rows.num_rows else None
     starts = np.array([0, *(runs.run_ends.to_pylist() if runs is not None else [])], dtype=np.int64)
     answers, correct = rows["answer"].to_pylist(), rows["correct"].to_pylist()
-    found = [number for first, end in pairwise(starts) for number in clusters(answers[first:end], correct[first:end])]
+    wrong = (answer for answer, right in zip(answers, correct, strict=True) if answer is not None and not right)
+    key_of = keys(wrong) if keys else None
+    found = []
+    for first, end in pairwise(starts):
+        found += clusters(answers[first:end], correct[first:end], key_of)
     return Candidates(rows, starts, np.array(found, dtype=np.int64), np.array(correct, dtype=bool))
 
 

@@ -1,12 +1,14 @@
 """The stage `evaluate`: scores and labels in, evaluation.json out."""
 
 import json
+import os
 import time
 from typing import Any
 
 from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.evaluation import error_types
+from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.blocks import Block, blocks, planned
 from minos_ray.evaluation.candidates import Candidates, Scores
 from minos_ray.evaluation.comparison import Selected, compare, ns_of
@@ -32,8 +34,9 @@ def evaluate(config: Config, run: Run) -> Manifest:
     there, missing = scored(config, run)
     selected, judged = Selected(config.evaluate, ns_of(plan.sizes, config.evaluate)), Judged()
     tally, errors = CandidateTally(cut_off(run)), ErrorTally()
-    with Progress("evaluate", len(plan.sizes), "problems") as progress:
-        for block in blocks(run, plan, there):
+    limit, workers = config.label.timeout_s, os.cpu_count() or 1
+    with Keys(limit, workers) as keys, Progress("evaluate", len(plan.sizes), "problems") as progress:
+        for block in blocks(run, plan, there, keys):
             for part in (selected, judged, tally, errors):
                 part.add(block)
             progress.advance(block.candidates.problems)
@@ -42,7 +45,12 @@ def evaluate(config: Config, run: Run) -> Manifest:
         "meta": judged.rows(),
         "calibration": judged.calibration(),
         "errors": by_split(run, errors),
-        "counts": {**tally.counts(), "missing": missing, "dropped": dropped(config, run)},
+        "counts": {
+            **tally.counts(),
+            "wrong_answers": dict(keys.counts),
+            "missing": missing,
+            "dropped": dropped(config, run),
+        },
     }
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
     totals = {name: tally.sums[name] for name in ("problems", "candidates")}

@@ -210,3 +210,15 @@ def test_sampled_votes_say_how_far_their_subsets_may_be_off(tmp_path: Path) -> N
         assert one["se"] > 5 * other["se"] > 0
         assert abs(one["accuracy"] - other["accuracy"]) < 4 * one["se"] + 4 * other["se"]
     assert all("se" not in m for m in few["methods"] if m["method"] in ("best-of-n", "pass@n") or m["n"] in (1, 16))
+
+
+def test_wrong_answers_of_equal_value_vote_together(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [5])
+    answers = ["2\\sqrt{3}", "\\sqrt{12}", "\\frac{6}{\\sqrt{3}}", "40", "40"]
+    rows = run.artefact("labels").read().to_pylist()
+    for row, answer in zip(rows, answers, strict=True):
+        row |= {"answer": answer, "correct": answer == "40", "status": "correct" if answer == "40" else "wrong"}
+    put(run, "labels", rows)
+    content = evaluated(run)
+    assert entry(content, "self-consistency", "", 5)["accuracy"] == 0.0
+    assert content["counts"]["wrong_answers"] == {"fast": 0, "parsed": 3, "unreadable": 0, "timeout": 0}
