@@ -143,6 +143,8 @@ def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatc
     assert len(blocks.planned(run, "test").groups) == 5
     parts = evaluated(run)
     assert parts.keys() == whole.keys()
+    for content in (parts, whole):
+        del content["counts"]["wrong_answers"]  # different answers of each block
     for name, value in whole.items():
         assert close(parts[name], value), name
 
