@@ -170,7 +170,8 @@ def compare(selected: Selected) -> dict[str, Any]:
     pairs = paired_methods(found)
     columns = np.stack([*found.values(), *(found[a] - found[b] for a, b in pairs)], axis=1)
     centre, low, high = intervals(columns, section.bootstrap, section.seed)
-    entries = [measured(*values) for values in zip(columns.T, centre, low, high, strict=True)]
+    low = np.maximum(low, [0.0] * len(found) + [-1.0] * len(pairs))
+    entries = [measured(*values) for values in zip(columns.T, centre, low, np.minimum(high, 1.0), strict=True)]
     of_method = dict(zip(found, entries[: len(found)], strict=True))
     largest = max(method.n for method in found)
     return {
