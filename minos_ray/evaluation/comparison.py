@@ -32,9 +32,8 @@ class Method(NamedTuple):
 Outcomes = dict[Method, np.ndarray]
 
 
-def compare(candidates: Candidates, scores: Mapping[str, np.ndarray], section: Evaluate) -> dict[str, Any]:
-    """`methods` and `paired` of evaluation.json; `scores` by verifier, the critic's verdicts under `critic`."""
-    found = outcomes(candidates, scores, ns_of(candidates, section), section)
+def compare(found: Outcomes, section: Evaluate) -> dict[str, Any]:
+    """`methods` and `paired` of evaluation.json."""
     pairs = paired_methods(found)
     columns = [*found.values(), *(found[a] - found[b] for a, b in pairs)]
     centre, low, high = intervals(np.stack(columns, axis=1), section.bootstrap, section.seed)
@@ -65,8 +64,9 @@ def ns_of(candidates: Candidates, section: Evaluate) -> list[int]:
     return sorted({n for n in section.ns or (*powers, *whole) if n <= candidates.largest})
 
 
-def outcomes(candidates: Candidates, scores: Mapping[str, np.ndarray], ns: list[int], section: Evaluate) -> Outcomes:
-    """The expected accuracy of every method on every problem."""
+def outcomes(candidates: Candidates, scores: Mapping[str, np.ndarray], section: Evaluate) -> Outcomes:
+    """The expected accuracy of every method on every problem; the critic's verdicts are the scores of `critic`."""
+    ns = ns_of(candidates, section)
     verifiers = [name for name in scores if name != CRITIC]
     names = [("pass@n", ""), ("self-consistency", "")]
     names += [(method, verifier) for method in SELECTING for verifier in verifiers]

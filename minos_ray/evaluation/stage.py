@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.evaluation import error_types, meta
+from minos_ray.evaluation import outcomes as by_problem
 from minos_ray.evaluation.candidates import Candidates, Scores, read_candidates, read_scores
-from minos_ray.evaluation.comparison import CRITIC, compare
+from minos_ray.evaluation.comparison import CRITIC, compare, outcomes
 from minos_ray.stages import begin, specs
 from minos_ray.store import Manifest, Run
 
@@ -29,8 +30,10 @@ def evaluate(config: Config, run: Run) -> Manifest:
     if not candidates.problems:
         raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
     scores, missing = all_scores(config, run, candidates)
+    found = outcomes(candidates, {name: each.score for name, each in scores.items()}, config.evaluate)
+    by_problem.write(run, found, candidates.rows["problem_id"].take(candidates.starts[:-1]).combine_chunks())
     content = {
-        **compare(candidates, {name: found.score for name, found in scores.items()}, config.evaluate),
+        **compare(found, config.evaluate),
         "meta": judged(candidates, scores),
         "errors": errors(run, candidates, scores),
         "counts": {**counts(run, candidates, scores), "missing": missing, "dropped": dropped(config, run)},
