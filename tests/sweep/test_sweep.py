@@ -1,7 +1,6 @@
 """A whole sweep on tiny models: real Ray Tune, Ray Train, DeepSpeed and scorers; a failed trial; a rerun."""
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +58,9 @@ def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(tmp_path: Path) -
     assert starts == {"run:models/critic"}
 
     check_trend(run, rows)
-    begun = time.monotonic()
     assert sweep(config, run) == manifest
     run.artefact("sweep/results.parquet").run.delete("sweep/results.parquet.manifest.json")
     assert sweep(config, run).details["trials_run_now"] == 0
-    assert time.monotonic() - begun < 10
 
 
 def check_trend(run: Run, rows: list[dict]) -> None:
