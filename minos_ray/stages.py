@@ -68,9 +68,8 @@ def specs(config: Config) -> list[Spec]:
     found += [score_spec(name) for name in scores]
     needs, sorted_ = ("problems", "labels", *scores), ("error_types",) if config.error_analysis.count else ()
     found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_))
-    found.append(
-        Spec("sweep/results.parquet", "sweep", ("sweep", "sft", "reward", "base", "score"), (*data, "critiques", *base))
-    )
+    sections = ("sweep", "sft", "reward", "base", "score", "evaluate")
+    found.append(Spec("sweep/results.parquet", "sweep", sections, (*data, "critiques", *base)))
     found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=("sweep/results.parquet",)))
     return found
 

@@ -57,7 +57,7 @@ STALE = {
     "base.revision=x": CRITIC | PLAIN | MINOS | SCORES | JUDGED | END | SWEEP,
     "score.aggregation=mean": SCORES | END | SWEEP,
     "score.judge.max_tokens=9": JUDGED | END | SWEEP,
-    "evaluate.trials=9": END,
+    "evaluate.trials=9": END | SWEEP,
     "sweep.seeds=[0, 1]": SWEEP_END,
     "report.title=x": {"report.html"},
 }

@@ -3,11 +3,13 @@
 import json
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from minos_ray.config import Config
 from minos_ray.errors import UserError
-from minos_ray.evaluation import error_types
+from minos_ray.evaluation import error_types, outcomes
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.blocks import Block, blocks, planned
 from minos_ray.evaluation.candidates import Candidates, Scores
@@ -28,34 +30,45 @@ def evaluate(config: Config, run: Run) -> Manifest:
     if isinstance(artefact, Manifest):
         return artefact
     start = time.monotonic()
+    there, missing = scored(config, run)
+    found = gather(config, run, there)
+    content = {
+        **compare(found.selected),
+        "meta": found.judged.rows(),
+        "calibration": found.judged.calibration(),
+        "errors": by_split(run, found.errors),
+        "counts": {**found.tally.counts(), "missing": missing, "dropped": dropped(config, run)},
+    }
+    outcomes.write(run, found.selected.outcomes(), pa.array(found.selected.problems, pa.string()))
+    run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
+    totals = {name: found.tally.sums[name] for name in ("problems", "candidates")}
+    totals["methods"] = len(content["methods"])
+    return artefact.complete(totals, dict(found.tally.unscored), {"seconds": round(time.monotonic() - start, 2)})
+
+
+class Gathered(NamedTuple):
+    """What the blocks of test candidates added up to."""
+
+    selected: Selected
+    judged: Judged
+    errors: ErrorTally
+    tally: CandidateTally
+
+
+def gather(config: Config, run: Run, verifiers: list[str]) -> Gathered:
+    """Goes over the test candidates, block by block."""
     plan = planned(run, "test")
     if not plan.groups:
         raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
-    there, missing = scored(config, run)
-    selected, judged = Selected(config.evaluate, ns_of(plan.sizes, config.evaluate)), Judged()
-    tally, errors = CandidateTally(cut_off(run)), ErrorTally()
+    selected = Selected(config.evaluate, ns_of(plan.sizes, config.evaluate))
     limit, workers = config.label.timeout_s, os.cpu_count() or 1
     with Keys(limit, workers) as keys, Progress("evaluate", len(plan.sizes), "problems") as progress:
-        for block in blocks(run, plan, there, keys):
-            for part in (selected, judged, tally, errors):
+        found = Gathered(selected, Judged(), ErrorTally(), CandidateTally(cut_off(run), keys.counts))
+        for block in blocks(run, plan, verifiers, keys):
+            for part in found:
                 part.add(block)
             progress.advance(block.candidates.problems)
-    content = {
-        **compare(selected),
-        "meta": judged.rows(),
-        "calibration": judged.calibration(),
-        "errors": by_split(run, errors),
-        "counts": {
-            **tally.counts(),
-            "wrong_answers": dict(keys.counts),
-            "missing": missing,
-            "dropped": dropped(config, run),
-        },
-    }
-    run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
-    totals = {name: tally.sums[name] for name in ("problems", "candidates")}
-    totals["methods"] = len(content["methods"])
-    return artefact.complete(totals, dict(tally.unscored), {"seconds": round(time.monotonic() - start, 2)})
+    return found
 
 
 def scored(config: Config, run: Run) -> tuple[list[str], list[str]]:

@@ -57,6 +57,7 @@ class CandidateTally:
     """What was evaluated, and what was odd about it."""
 
     cut: pa.Array | None
+    keys: Counter[str]
     status: Counter[str] = field(default_factory=Counter)
     sizes: Counter[int] = field(default_factory=Counter)
     sums: Counter[str] = field(default_factory=Counter)
@@ -82,7 +83,11 @@ class CandidateTally:
         """`counts` of evaluation.json; `truncated` is None when the texts are not here."""
         found = {**self.sums, "truncated": self.sums["truncated"] if self.cut is not None else None}
         sizes = {str(size): problems for size, problems in sorted(self.sizes.items())}
-        return {**found, "status": dict(self.status), "problems_by_candidates": sizes, "unscored": dict(self.unscored)}
+        return {**found, "status": dict(self.status), "problems_by_candidates": sizes, **self.odd()}
+
+    def odd(self) -> dict[str, dict[str, int]]:
+        """How the values of different wrong answers were found, and candidates without a score, which count as 0."""
+        return {"wrong_answers": dict(self.keys), "unscored": dict(self.unscored)}
 
 
 def cut_off(run: Run) -> pa.Array | None:

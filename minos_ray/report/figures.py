@@ -182,36 +182,6 @@ def shares(figure: "Figure", place: "Axes", reached: Sequence[Reach]) -> None:
 
 
 @drawn
-def scale(trials: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> "tuple[Figure, str] | None":
-    """Each metric over the number of critiques: every trial a point, the mean a line; the paper's curve at the end."""
-    if not trials:
-        return None
-    figure, axes = grid(1, len(metrics) + 1, height=2.6)
-    for axis, metric in zip(axes, metrics, strict=False):
-        for kind, colour in zip(sorted({t["kind"] for t in trials}), (GROUPS["minos"], GROUPS["other"]), strict=False):
-            values = [(t["critiques"], t[metric]) for t in trials if t["kind"] == kind and t.get(metric) is not None]
-            xs = sorted({x for x, _ in values})
-            means = [mean([y for at, y in values if at == x]) for x in xs]
-            axis.plot([x for x, _ in values], [y for _, y in values], "o", color=colour, alpha=0.45, markeredgewidth=0)
-            axis.plot(xs, means, color=colour, label=f"{kind.upper()}, mean over seeds")
-        axis.set_title(first_upper(metric.replace("_", " ")))
-        axis.margins(y=0.18)
-        axis.legend(fontsize=7.5, loc="upper left")
-    axes[-1].plot(*zip(*paper.SCALE, strict=True), color=GROUPS["minos"], marker="o", linewidth=1.2)
-    axes[-1].set_title("Paper: GSM8K % (own scale)", fontweight="normal")
-    for axis in axes:
-        axis.set_xlabel("critiques in stage 1", fontsize=8)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
-    figure.tight_layout()
-    return figure, "Metrics over the number of critiques used in stage 1"
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value."""
-    return sum(values) / len(values)
-
-
-@drawn
 def calibration(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> "tuple[Figure, str] | None":
     """Share of right solutions over the score, per kind of verifier; the diagonal is perfect."""
     kinds = sorted({split(name)[0] for name, rows in bins.items() if rows})

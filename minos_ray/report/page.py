@@ -13,6 +13,7 @@ from minos_ray.report.confusion import confusion, type_rows
 from minos_ray.report.error_table import error_rows, steps_by_split
 from minos_ray.report.gather import Facts, costs, leading, reaches, trial_metrics
 from minos_ray.report.results import Row, differences, gains, gap_name, group, largest_n, rows
+from minos_ray.report.scale import scale, trend_rows
 from minos_ray.report.statement import interval, percent, signed, state
 
 MINUS = "\u2212"
@@ -60,6 +61,7 @@ def context(facts: Facts) -> dict[str, Any]:
         "type_rows": type_rows(evaluation["errors"].get("critic"), paper.error_shares(dataset)),
         "costs": costs(facts.manifests),
         "metrics": metrics,
+        "trends": trend_rows(facts.trend),
         "figures": {
             "accuracy": figures.accuracy_over_n(evaluation),
             "forest": figures.forest(gains(evaluation)),
@@ -67,7 +69,7 @@ def context(facts: Facts) -> dict[str, Any]:
             "calibration": figures.calibration(facts.calibration),
             "errors": figures.errors(steps_by_split(evaluation["errors"]), dataset),
             "confusion": confusion((evaluation["errors"].get("critic") or {}).get("confusion", {})),
-            "scale": figures.scale(facts.trials, leading(metrics)),
+            "scale": scale(facts.trials, leading(metrics), facts.trend),
         },
     }
 

@@ -1,5 +1,6 @@
 """The stage `sweep`: how much a verifier gains from 0, 5k, ... 30k critiques, as a grid of trials on Ray Tune."""
 
+import json
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
 from minos_ray.sweep.inputs import Inputs
 from minos_ray.sweep.space import Trial, trials
+from minos_ray.sweep.study import NAME, study
 from minos_ray.sweep.trial import is_done, result_rows, run_trial
 
 RESULTS = "sweep/results.parquet"
@@ -28,7 +30,7 @@ DRIVER = {"node:__internal_head__": 0.001}
 
 
 def sweep(config: Config, run: Run) -> Manifest:
-    """Runs every trial that is missing or stale, then writes one row per trial and kind.
+    """Runs every trial that is missing or stale, then writes one row per trial and kind, and the trend.
 
     WorkStopped when trials failed; the finished ones are kept and skipped by the next call, in any process.
     """
@@ -42,6 +44,7 @@ def sweep(config: Config, run: Run) -> Manifest:
     if todo:
         run_trials(config, run, todo, len(planned))
     rows = [row for trial in sorted(planned) for row in result_rows(config, run, trial)]
+    run.write_bytes(NAME, json.dumps(study(config, run, rows), indent=1, allow_nan=False).encode())
     write(run, rows)
     details = {"seconds": round(time.monotonic() - start, 1), "trials_run_now": len(todo)}
     return target.complete({"trials": len(planned), "rows": len(rows)}, {}, details)

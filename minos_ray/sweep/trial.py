@@ -57,16 +57,14 @@ def row(
         "trained_critiques": critic.counts["rows"] if critic else 0,
         "n": n,
         "problems": evaluation["counts"]["problems"],
-        **{column: accuracy(evaluation["methods"], method, verifier, n) for column, method in METHODS.items()},
+        **{k: v for name in METHODS for k, v in selection(evaluation["methods"], name, verifier, n).items()},
         **{measure: judged[measure] for measure in MEASURES},
         "seconds": round(sum(manifest.details["seconds"] for manifest in took if manifest)),
     }
 
 
-def accuracy(methods: Sequence[Mapping[str, Any]], method: str, verifier: str, n: int) -> float:
-    """Accuracy of a method with this verifier, or of one that needs none, at n."""
-    return next(
-        float(m["accuracy"])
-        for m in methods
-        if (m["method"], m["n"]) == (method, n) and m["verifier"] in (verifier, "")
-    )
+def selection(methods: Sequence[Mapping[str, Any]], column: str, verifier: str, n: int) -> dict[str, float]:
+    """Accuracy at n, with its interval, of a method with this verifier, or of one that needs none."""
+    wanted = (METHODS[column], n)
+    found = next(m for m in methods if (m["method"], m["n"]) == wanted and m["verifier"] in (verifier, ""))
+    return {column: found["accuracy"], f"{column}_low": found["ci_low"], f"{column}_high": found["ci_high"]}

@@ -56,6 +56,17 @@ def test_no_critique_of_a_test_problem_is_chosen(run: Run) -> None:
     assert not tests & {name.partition("/")[0] for name in ids(run, Trial(100, 0), "critiques", "candidate_id")}
 
 
+def test_critiques_of_test_problems_never_fill_a_gap(run: Run) -> None:
+    with pytest.raises(UserError, match=r"the run has critiques of \d+ different") as refused:
+        Inputs(config(run), run).give(Trial(155, 0))
+    there = {label["problem_id"]: label for label in run.artefact("problems").read().to_pylist()}
+    usable = int(str(refused.value).partition("critiques of ")[2].partition(" ")[0])
+    Inputs(config(run), run).give(Trial(usable, 0))
+    chosen = ids(run, Trial(usable, 0), "critiques", "candidate_id")
+    assert len(chosen) == usable <= 144
+    assert {there[name.partition("/")[0]]["split"] for name in chosen} == {"train"}
+
+
 def test_without_critiques_there_is_no_artefact_of_them(run: Run) -> None:
     Inputs(config(run), run).give(Trial(0, 0))
     assert trial_run(run, Trial(0, 0)).artefact("critiques").manifest() is None
@@ -93,6 +104,20 @@ def test_inputs_are_written_once_and_again_when_their_source_changed(run: Run) -
     Inputs(config(run), run).give(trial)
     after = {name: own.artefact(name).manifest() for name in before}
     assert [name for name in before if before[name].fingerprint != after[name].fingerprint] == ["critiques"]
+
+
+def test_every_trial_has_the_same_problems_and_labels_from_one_reading(run: Run) -> None:
+    inputs = Inputs(config(run, problems=3), run)
+    for name in ("problems", "labels", "critiques"):
+        run.delete(name)
+    for trial in (Trial(0, 0), Trial(10, 0), Trial(10, 1)):
+        inputs.put(trial_run(run, trial), "problems", inputs.problems, {})
+        inputs.put(trial_run(run, trial), "labels", inputs.labels, {})
+    first, *others = [
+        [trial_run(run, trial).artefact(name).read() for name in ("problems", "labels")]
+        for trial in (Trial(0, 0), Trial(10, 0), Trial(10, 1))
+    ]
+    assert all(other == first for other in others)
 
 
 def test_the_base_that_a_run_made_goes_with_the_trial(run: Run) -> None:
