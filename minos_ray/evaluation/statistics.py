@@ -23,7 +23,7 @@ def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
     """Mean, lower and upper end of the 95 % bootstrap interval of each column of `values` [problems, columns].
 
     A NaN means that the problem does not enter that column (some must); the same resamples serve every column. The
-    bootstrap is smoothed by as much as one problem more would do, won or lost: when hardly any problem differs between
+    bootstrap is smoothed by as much as one problem more would change, up or down: when hardly any problem differs between
     two methods, or all are solved, the plain percentile interval is far too short (see docs/evaluation.md).
     """
     there = ~np.isnan(values)
@@ -31,10 +31,16 @@ def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
     # Mostly nothing is missing; then one product is enough.
     entering = None if there.all() else there.astype(np.float64)
     means = np.concatenate([resampled_means(w, filled, entering) for w in resamples(len(values), count, seed)])
-    means += np.random.default_rng([seed, 1]).standard_normal((count, 1)) / there.sum(axis=0)
+    means += np.random.default_rng([seed, 1]).standard_normal((count, 1)) * one_more(filled) / there.sum(axis=0)
     tail = 50 * (1 - LEVEL)
     low, high = (np.percentile if entering is None else np.nanpercentile)(means, [tail, 100 - tail], axis=0)
     return filled.sum(axis=0) / there.sum(axis=0), low, high
+
+
+def one_more(values: np.ndarray) -> np.ndarray:
+    """[columns]: the root mean square of the entries that are not 0, and 1 where all are."""
+    counted = np.count_nonzero(values, axis=0)
+    return np.where(counted, np.sqrt((values**2).sum(axis=0) / np.maximum(counted, 1)), 1.0)
 
 
 def resampled_means(weights: np.ndarray, filled: np.ndarray, there: np.ndarray | None) -> np.ndarray:

@@ -27,11 +27,11 @@ def test_gaps_leave_a_problem_out_of_its_column_only() -> None:
 
 
 def test_a_constant_column_is_as_wide_as_one_problem_and_the_seed_decides() -> None:
-    values = np.stack([np.full(30, 0.25), np.arange(30) % 2], axis=1)
+    values = np.stack([np.full(30, 0.25), np.zeros(30), np.arange(30) % 2], axis=1)
     first, again, other = (np.stack(intervals(values, 3000, seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert first[0, 0] == 0.25
-    assert (first[2, 0] - first[1, 0]) / 2 == pytest.approx(1.96 / 30, rel=0.1)
+    assert first[0, :2].tolist() == [0.25, 0.0]
+    assert (first[2, :2] - first[1, :2]) / 2 == pytest.approx(np.array([0.25, 1.0]) * 1.96 / 30, rel=0.1)
 
 
 def test_blocks_of_resamples_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,12 +43,14 @@ def test_blocks_of_resamples_give_what_one_block_gives(monkeypatch: pytest.Monke
     assert np.allclose(whole, np.stack(intervals(values, 200, seed=0)))
 
 
+@pytest.mark.parametrize("size", [1.0, 0.1])
 @pytest.mark.parametrize(("gained", "lost"), [(0.7, 0.0), (0.06, 0.05), (0.02, 0.01), (0.006, 0.004)])
-def test_intervals_hold_the_truth_95_times_in_100(gained: float, lost: float) -> None:
+def test_intervals_hold_the_truth_95_times_in_100(gained: float, lost: float, size: float) -> None:
     drawn = np.random.default_rng(0).random((500, 2000))
-    columns = np.where(drawn < gained, 1.0, np.where(drawn < gained + lost, -1.0, 0.0))
+    columns = size * np.where(drawn < gained, 1.0, np.where(drawn < gained + lost, -1.0, 0.0))
     _, low, high = intervals(columns, 1000, seed=1)
-    assert ((low <= gained - lost) & (high >= gained - lost)).mean() == pytest.approx(0.95, abs=0.015)
+    truth = size * (gained - lost)
+    assert ((low <= truth) & (high >= truth)).mean() == pytest.approx(0.95, abs=0.015)
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
