@@ -6,11 +6,12 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). Every file is writ
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -223,6 +224,16 @@ class Artefact:
             raise UserError(f"{self.path} is not complete; run the stage that makes it first")
         tables = [self._read_part(f, columns) for f in (self._whole_files() if partial else self._part_files())]
         return pa.concat_tables(tables) if tables else self._nothing(columns)
+
+    def read_where(self, column: str, values: Iterable[str], columns: list[str] | None = None) -> pa.Table:
+        """The rows whose `column` is one of `values`; of parts without such a row only that column is read."""
+        wanted = pa.array(list(values), pa.string())
+        found = []
+        for file in self._part_files():
+            chosen = pc.is_in(self._read_part(file, [column])[column], value_set=wanted)
+            if pc.any(chosen).as_py():
+                found.append(self._read_part(file, columns).filter(chosen))
+        return pa.concat_tables(found) if found else self._nothing(columns)
 
     def _nothing(self, columns: list[str] | None) -> pa.Table:
         schema = SCHEMAS.get(self.name.partition("/")[0])

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from minos_ray.config import Config
 from minos_ray.errors import UserError
+from minos_ray.report.browse import Browser, browser
 from minos_ray.report.calibration import Bin, calibration
+from minos_ray.report.min_step import last_shares
 from minos_ray.report.samples import Gallery, gallery
 from minos_ray.stages import specs
 from minos_ray.store import Manifest, Run
@@ -33,6 +35,8 @@ class Facts:
     trials: list[dict[str, Any]]
     calibration: dict[str, list[Bin]]
     gallery: Gallery
+    browser: Browser | None
+    last_shares: dict[str, float]
     versions: dict[str, str]
 
 
@@ -71,6 +75,8 @@ def gather(config: Config, run: Run) -> Facts:
         trials=trials(run),
         calibration=calibration(run, config.reward.verifiers),
         gallery=gallery(run, config.report.candidates, config.seed),
+        browser=browser(run, config.report.problems, config.seed, config.reward.verifiers),
+        last_shares=last_shares(run, config.reward.verifiers),
         versions=versions(),
     )
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.store import Run
@@ -128,12 +127,7 @@ def take(identities: Sequence[str], count: int, rng: random.Random) -> list[str]
 
 def only(run: Run, name: str, column: str, wanted: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of an artefact whose `column` is wanted."""
-    if not complete(run, name):
-        return []
-    rows = run.artefact(name).read()
-    if not rows.num_rows:
-        return []
-    return rows.filter(pc.is_in(rows[column], value_set=pa.array(list(wanted), pa.string()))).to_pylist()
+    return run.artefact(name).read_where(column, wanted).to_pylist() if complete(run, name) else []
 
 
 def fill(run: Run, samples: dict[str, Sample], scored: Sequence[str], steps_by: str) -> None:
