@@ -225,8 +225,10 @@ class Artefact:
         tables = [self._read_part(f, columns) for f in (self._whole_files() if partial else self._part_files())]
         return pa.concat_tables(tables) if tables else self._nothing(columns)
 
-    def read_where(self, column: str, values: Iterable[str], columns: list[str] | None = None) -> pa.Table:
-        """The rows whose `column` is one of `values`; of parts without such a row only that column is read."""
+    def read_where(self, column: str, values: Iterable[str] | None, columns: list[str] | None = None) -> pa.Table:
+        """The rows whose `column` is one of `values` (None: all); of parts without one only that column is read."""
+        if values is None:
+            return self.read(columns)
         wanted = pa.array(list(values), pa.string())
         found = []
         for file in self._part_files():

@@ -1,6 +1,6 @@
 """How often solutions with about the same score are right: the points of the calibration picture."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,19 +12,24 @@ from minos_ray.store import Run
 Bin = dict[str, float]
 
 
-def calibration(run: Run, verifiers: Iterable[str]) -> dict[str, list[Bin]]:
-    """Per verifier with scores: the bins that hold a candidate, each with mean score, share of right ones and count."""
+def calibration(run: Run, verifiers: Iterable[str], problems: Sequence[str] | None = None) -> dict[str, list[Bin]]:
+    """Per verifier with scores: the bins that hold a candidate, each with mean score, share of right ones and count.
+
+    `problems` are those whose candidates count; None: all.
+    """
     if run.artefact("labels").manifest() is None:
         return {}
-    labels = run.artefact("labels").read(["candidate_id", "correct", "status"])
+    labels = run.artefact("labels").read_where("problem_id", problems, ["candidate_id", "correct", "status"])
     labels = labels.filter(pc.not_equal(labels["status"], "timeout"))
     there = [name for name in verifiers if run.artefact(f"scores/{name}").manifest() is not None]
-    return {name: bins(*joined(run, name, labels)) for name in there}
+    scores = {
+        n: run.artefact(f"scores/{n}").read_where("problem_id", problems, ["candidate_id", "score"]) for n in there
+    }
+    return {name: bins(*joined(rows, labels)) for name, rows in scores.items()}
 
 
-def joined(run: Run, name: str, labels: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def joined(rows: pa.Table, labels: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Scores and outcomes of the candidates that have both."""
-    rows = run.artefact(f"scores/{name}").read(["candidate_id", "score"])
     at = pc.index_in(rows["candidate_id"], value_set=labels["candidate_id"].combine_chunks())
     known = rows.filter(at.is_valid())
     return known["score"].to_numpy(), labels["correct"].take(at.drop_null()).to_numpy()

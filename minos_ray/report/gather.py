@@ -15,6 +15,7 @@ from minos_ray.report.browse import Browser, browser
 from minos_ray.report.calibration import Bin, calibration
 from minos_ray.report.min_step import last_shares
 from minos_ray.report.samples import Gallery, gallery
+from minos_ray.report.scope import looked_at
 from minos_ray.stages import specs
 from minos_ray.store import Manifest, Run
 
@@ -33,6 +34,7 @@ class Facts:
     missing: list[str]
     curves: dict[str, list[dict[str, float]]]
     trials: list[dict[str, Any]]
+    looked_at: list[str] | None
     calibration: dict[str, list[Bin]]
     gallery: Gallery
     browser: Browser | None
@@ -66,6 +68,7 @@ def gather(config: Config, run: Run) -> Facts:
     names = [s.artefact for s in specs(config) if s.stage != "report"]
     found = {name: run.artefact(name).manifest() for name in names}
     manifests = {name: manifest for name, manifest in found.items() if manifest}
+    problems = looked_at(run, config.seed)
     return Facts(
         config=config,
         evaluation=read_evaluation(run),
@@ -73,8 +76,9 @@ def gather(config: Config, run: Run) -> Facts:
         missing=[name for name in names if name not in manifests],
         curves=curves(manifests),
         trials=trials(run),
-        calibration=calibration(run, config.reward.verifiers),
-        gallery=gallery(run, config.report.candidates, config.seed),
+        looked_at=problems,
+        calibration=calibration(run, config.reward.verifiers, problems),
+        gallery=gallery(run, config.report.candidates, config.seed, problems),
         browser=browser(run, config.report.problems, config.seed, config.reward.verifiers),
         last_shares=last_shares(run, config.reward.verifiers),
         versions=versions(),

@@ -22,7 +22,7 @@ def make_browsing_run(path: str, problems: int = 100, n: int = 256, sentences: i
     put(run, "critiques", [critique(label) for label in labels if label["candidate_id"].endswith("/7")])
     for name in (*VERIFIERS, "critic"):
         put(run, f"scores/{name}", scored(name, labels, rng))
-    put_evaluation(run, evaluation(n, problems))
+    put_evaluation(run, evaluation(256, problems))
     return run
 
 

@@ -293,3 +293,20 @@ def test_a_smaller_choice_is_seeded_and_said_on_the_page(run: Run, file: Path) -
 
     assert chosen(1) == chosen(1) != chosen(2)
     assert len(chosen(1)) == 5
+
+
+def test_more_candidates_than_fit_are_shown_in_parts(chromium: Browser, tmp_path: Path) -> None:
+    run = make_browsing_run(str(tmp_path / "run"), problems=2, n=700)
+    (tmp_path / "report.html").write_text(render(gather(config(run.path), run)), encoding="utf-8")
+    page = chromium.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    for shown, rows in (("1\u2013300", 300), ("301\u2013600", 300), ("601\u2013700", 100)):
+        expect(page.locator("#browser-range")).to_have_text(f"{shown} of 700")
+        expect(page.locator("#browser-rows tr")).to_have_count(rows)
+        if rows == 300:
+            page.click("#browser-forth")
+    expect(page.locator("#browser-forth")).to_be_disabled()
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#browser-range")).to_have_text("301\u2013600 of 700")
+    expect(page.locator("#browser-rows tr").last.locator("button")).to_be_focused()
+    page.close()
