@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minos_ray import schema
 from minos_ray.report.browse import browser
 from minos_ray.report.chunks import Content, Critique, columns, pack
 from minos_ray.store import Run
@@ -105,3 +106,22 @@ def test_problems_are_left_out_on_request_and_unlabelled_ones_always(copy: Run) 
     assert [p["id"] for p in json.loads(found.index)["problems"]] == ["test-2", "test-5"]
     copy.delete("problems")
     assert browser(copy, 100, 0, ()) is None
+
+
+def test_steps_may_also_be_coloured_by_soft_labels_and_by_an_orm_that_scores_steps(copy: Run) -> None:
+    rows = copy.artefact("labels").read_where("problem_id", ["test-0", "test-1"]).to_pylist()
+    copy.artefact("labels").write_part(
+        "0", schema.table("labels", [row | {"step_scores": [0.125] * 4} for row in rows])
+    )
+    scored = [
+        {"candidate_id": r["candidate_id"], "problem_id": r["problem_id"], "score": 0.5, "step_scores": [0.5, 0.25]}
+        for r in rows[:-1]
+    ]
+    copy.artefact("scores/orm-base").write_part("0", schema.table("scores", scored))
+    found = browser(copy, 2, 0, ("orm-base",))
+    assert found is not None and json.loads(found.index)["steps_by"] == ["orm-base", "rollouts"]
+    contents = [content for chunk in found.chunks for _, content in unpacked(chunk)]
+    assert {content.step_scores[1] for content in contents} == {(125, 125, 125, 125)}
+    unscored = [content for content in contents if content.scores[0] is None]
+    assert len(unscored) == 1 and unscored[0].step_scores[0] == ()
+    assert {content.step_scores[0] for content in contents} == {(500, 250), ()}
