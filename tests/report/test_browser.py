@@ -1,6 +1,5 @@
 """The candidate browser in a real Chromium, with 100 problems of 256 candidates."""
 
-import json
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -87,7 +86,6 @@ def cells(page: Page, selector: str) -> list[list[str]]:
 
 
 def numbers(text: str) -> list[int]:
-    """All whole numbers in a text."""
     return [int(digits) for digits in re.findall(r"\d+", text)]
 
 
@@ -283,16 +281,6 @@ def test_without_scripts_and_on_paper_only_the_sample_is_there(chromium: Browser
     expect(plain.locator("nav [href='#browser']")).to_be_hidden()
     expect(plain.locator("#candidates details").first).to_be_visible()
     plain.context.close()
-
-
-def test_a_smaller_choice_is_seeded_and_said_on_the_page(run: Run, file: Path) -> None:
-    def chosen(seed: int) -> list[str]:
-        facts = gather(config(run.path, seed=seed, report={"problems": 5, "candidates": 0}), run)
-        assert facts.browser is not None and facts.browser.total == 100
-        return [p["id"] for p in json.loads(facts.browser.index)["problems"]]
-
-    assert chosen(1) == chosen(1) != chosen(2)
-    assert len(chosen(1)) == 5
 
 
 def test_more_candidates_than_fit_are_shown_in_parts(chromium: Browser, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from minos_ray import schema
 from minos_ray.report.browse import browser
 from minos_ray.report.chunks import Content, Critique, columns, pack
 from minos_ray.store import Run
+from tests.report.test_page import Page, page
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
 scores = st.one_of(st.none(), st.floats(0, 1, width=32))
@@ -125,3 +126,16 @@ def test_steps_may_also_be_coloured_by_soft_labels_and_by_an_orm_that_scores_ste
     unscored = [content for content in contents if content.scores[0] is None]
     assert len(unscored) == 1 and unscored[0].step_scores[0] == ()
     assert {content.step_scores[0] for content in contents} == {(500, 250), ()}
+
+
+def test_a_smaller_choice_is_seeded(full: Run) -> None:
+    def chosen(seed: int) -> list[str]:
+        found = browser(full, 3, seed, ())
+        assert found is not None and (len(found.chunks), found.total) == (3, 8)
+        return [p["id"] for p in json.loads(found.index)["problems"]]
+
+    assert chosen(1) == chosen(1) != chosen(2)
+
+
+def test_what_is_left_out_is_said_on_the_page(full: Run) -> None:
+    assert "3 of 8 test problems, drawn at random (report.problems)" in Page(page(full, report={"problems": 3})).text
