@@ -250,6 +250,7 @@ class Report(Section):
     title: str = "Math-Minos"
     paper: Literal["gsm8k", "math"] = "gsm8k"
     candidates: int = Field(40, ge=0)
+    problems: int = Field(100, ge=0, description="test problems in the candidate browser, drawn at random; 0: none")
 
 
 class Config(Section):

@@ -6,11 +6,12 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). Every file is writ
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -228,6 +229,18 @@ class Artefact:
         """The parts of a complete artefact, one at a time."""
         for file in self._part_files():
             yield self._read_part(file, columns)
+
+    def read_where(self, column: str, values: Iterable[str] | None, columns: list[str] | None = None) -> pa.Table:
+        """The rows whose `column` is one of `values` (None: all); of parts without one only that column is read."""
+        if values is None:
+            return self.read(columns)
+        wanted = pa.array(list(values), pa.string())
+        found = []
+        for file in self._part_files():
+            chosen = pc.is_in(self._read_part(file, [column])[column], value_set=wanted)
+            if pc.any(chosen).as_py():
+                found.append(self._read_part(file, columns).filter(chosen))
+        return pa.concat_tables(found) if found else self.nothing(columns)
 
     def nothing(self, columns: list[str] | None) -> pa.Table:
         """A table without rows."""

@@ -274,3 +274,14 @@ def test_rows_of_a_foreign_table_are_cast_and_checked() -> None:
         validate("problems", pa.Table.from_pylist([{**PROBLEM, "question": None}, PROBLEM]))
     with pytest.raises(UserError, match="wrong type"):
         validate("scores", pa.table({n: ["x"] for n in SCHEMAS["scores"].names}))
+
+
+def test_rows_of_some_problems_are_read_from_every_part(tmp_path: Path) -> None:
+    artefact = Run(str(tmp_path)).artefact("scores/orm-base")
+    assert artefact.read_where("problem_id", ["a"]).schema.names == SCHEMAS["scores"].names
+    for part, names in (("0", "ab"), ("1", "c"), ("2", "ca")):
+        rows = [{"candidate_id": f"{n}/{part}", "problem_id": n, "score": 0.5, "step_scores": []} for n in names]
+        artefact.write_part(part, table("scores", rows))
+    found = artefact.read_where("problem_id", (name for name in "ax"), ["candidate_id"])
+    assert found.to_pydict() == {"candidate_id": ["a/0", "a/2"]}
+    assert artefact.read_where("problem_id", []).num_rows == 0

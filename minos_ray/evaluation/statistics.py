@@ -23,8 +23,8 @@ def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
     """Mean, lower and upper end of the 95 % bootstrap interval of each column of `values` [problems, columns].
 
     A NaN means that the problem does not enter that column (some must); the same resamples serve every column. The
-    bootstrap is smoothed by as much as one problem more would change, up or down: when hardly any problem differs between
-    two methods, or all are solved, the plain percentile interval is far too short (see docs/evaluation.md).
+    bootstrap is smoothed by as much as one problem more would change, up or down: when hardly any problem differs
+    between two methods, or all are solved, the plain percentile interval is far too short (docs/evaluation.md).
     """
     there = ~np.isnan(values)
     filled = np.where(there, values, 0.0)

@@ -21,6 +21,8 @@ THEME = {INK: "currentColor", PAPER: "var(--card)"}
 # Colours that stay apart for colour-blind eyes and on white as on near-black.
 MINOS, BASE, VOTE, BOUND, OTHER = "#2a7fc9", "#d9822b", "#7d838b", "#b4577f", "#2f9e77"
 GROUPS = {"minos": MINOS, "base": BASE, "vote": VOTE, "bound": BOUND, "other": OTHER}
+# From 0 over 0.5 to 1: orange, grey, blue.
+HEAT = ((217, 122, 30), (150, 152, 158), (36, 118, 200))
 MARKERS = {"minos": "o", "base": "s", "vote": "", "bound": "", "other": "D"}
 
 STYLE: dict[str, Any] = {

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 
 from minos_ray.config import Config
 from minos_ray.errors import UserError
-from minos_ray.report.calibration import Bin, calibration
+from minos_ray.report.browse import Browser, browser
+from minos_ray.report.min_step import last_shares
 from minos_ray.report.samples import Gallery, gallery
 from minos_ray.report.scale import read_trend
+from minos_ray.report.scope import looked_at
 from minos_ray.stages import specs
 from minos_ray.store import Manifest, Run
 
@@ -34,8 +36,11 @@ class Facts:
     curves: dict[str, list[dict[str, float]]]
     trials: list[dict[str, Any]]
     trend: dict[str, Any] | None
-    calibration: dict[str, list[Bin]]
+    looked_at: list[str] | None
+    calibration: dict[str, list[dict[str, float]]]
     gallery: Gallery
+    browser: Browser | None
+    last_shares: dict[str, float]
     versions: dict[str, str]
 
 
@@ -65,16 +70,20 @@ def gather(config: Config, run: Run) -> Facts:
     names = [s.artefact for s in specs(config) if s.stage != "report"]
     found = {name: run.artefact(name).manifest() for name in names}
     manifests = {name: manifest for name, manifest in found.items() if manifest}
+    problems, evaluation = looked_at(run, config.seed), read_evaluation(run)
     return Facts(
         config=config,
-        evaluation=read_evaluation(run),
+        evaluation=evaluation,
         manifests=manifests,
         missing=[name for name in names if name not in manifests],
         curves=curves(manifests),
         trials=trials(run),
         trend=read_trend(run),
-        calibration=calibration(run, config.reward.verifiers),
-        gallery=gallery(run, config.report.candidates, config.seed),
+        looked_at=problems,
+        calibration={v: evaluation.get("calibration", {}).get(v, []) for v in config.reward.verifiers},
+        gallery=gallery(run, config.report.candidates, config.seed, problems),
+        browser=browser(run, config.report.problems, config.seed, config.reward.verifiers),
+        last_shares=last_shares(run, config.reward.verifiers),
         versions=versions(),
     )
 

@@ -1,21 +1,29 @@
 """From facts to the HTML page."""
 
 import re
+from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.resources import files
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from minos_ray.report import figures, paper
+from minos_ray.report.canvas import HEAT
 from minos_ray.report.confusion import confusion, type_rows
 from minos_ray.report.error_table import error_rows, steps_by_split
+from minos_ray.report.further import aggregation_rows, further_rows, largest_error
 from minos_ray.report.gather import Facts, costs, leading, reaches, trial_metrics
+from minos_ray.report.min_step import min_rows, where_min_falls
 from minos_ray.report.results import Row, differences, gains, gap_name, group, largest_n, rows
 from minos_ray.report.scale import scale, trend_rows
 from minos_ray.report.statement import interval, percent, signed, state
 
+SCRIPTS = ("browser_data.js", "browser.js")
 MINUS = "\u2212"
 
 
@@ -39,6 +47,8 @@ def context(facts: Facts) -> dict[str, Any]:
     evaluation, dataset = facts.evaluation, facts.config.report.paper
     found = rows(evaluation, dataset)
     metrics = trial_metrics(facts.trials)
+    minima = min_rows(evaluation["meta"], facts.last_shares)
+    script = browser_script() if facts.browser else None
     return {
         "facts": facts,
         "config": facts.config,
@@ -60,6 +70,12 @@ def context(facts: Facts) -> dict[str, Any]:
         "sorted": evaluation["errors"].get("critic"),
         "type_rows": type_rows(evaluation["errors"].get("critic"), paper.error_shares(dataset)),
         "costs": costs(facts.manifests),
+        "further": further_rows(evaluation),
+        "aggregations": aggregation_rows(evaluation),
+        "largest_error": largest_error(evaluation),
+        "minima": minima,
+        "script": script,
+        "policy": policy(script),
         "metrics": metrics,
         "trends": trend_rows(facts.trend),
         "figures": {
@@ -70,8 +86,21 @@ def context(facts: Facts) -> dict[str, Any]:
             "errors": figures.errors(steps_by_split(evaluation["errors"]), dataset),
             "confusion": confusion((evaluation["errors"].get("critic") or {}).get("confusion", {})),
             "scale": scale(facts.trials, leading(metrics), facts.trend),
+            "min_step": where_min_falls(minima),
         },
     }
+
+
+def browser_script() -> Markup:
+    """Our scripts as one, to stand inside the page."""
+    ours = files("minos_ray.report")
+    return Markup("".join(ours.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS))
+
+
+def policy(script: str | None) -> str:
+    """Content-Security-Policy: nothing is loaded, no script but ours runs; pictures and tables have inline styles."""
+    ours = f" script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" if script else ""
+    return f"default-src 'none';{ours} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def critic(facts: Facts) -> str:
@@ -136,6 +165,6 @@ def pvalue(value: float | None) -> str:
 
 def heat(share: float) -> str:
     """A colour from orange (0) over grey (0.5) to blue (1), apart for colour-blind eyes."""
-    low, middle, high = (217, 122, 30), (150, 152, 158), (36, 118, 200)
+    low, middle, high = HEAT
     start, end, way = (low, middle, share * 2) if share < 0.5 else (middle, high, share * 2 - 1)
     return ",".join(str(round(a + (b - a) * way)) for a, b in zip(start, end, strict=True))

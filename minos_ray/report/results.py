@@ -13,7 +13,13 @@ METHOD_NAMES = {
     "best-of-n": "best-of-n",
     "weighted-vote": "weighted vote",
     "critic-filtered-vote": "critic-filtered vote",
+    "weighted-vote-mean": "highest mean score",
+    "weighted-vote-log-odds": "vote weighted by log-odds",
+    "critic-filtered-weighted-vote": "critic-filtered weighted vote",
+    "critic-filtered-best-of-n": "critic-filtered best-of-n",
 }
+# The paper's ways to choose (and the bounds); all others stand in a table of their own.
+MAIN = ("pass@1", "pass@n", "self-consistency", "best-of-n", "weighted-vote", "critic-filtered-vote")
 VERIFIER_NAMES = {"orm-base": "ORM", "prm-base": "PRM", "orm-minos": "Minos ORM", "prm-minos": "Minos PRM"}
 VOTE = ("self-consistency", "")
 ORDER = [
@@ -53,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One method at the largest n: accuracies are shares, `paper` is in per cent."""
+    """One method at the largest n: accuracies are shares, `paper` is in per cent, `error` the Monte Carlo one."""
 
     method: str
     verifier: str
@@ -64,6 +70,7 @@ class Row:
     problems: int
     lead: Difference | None
     paper: float | None
+    error: float | None = None
 
     @property
     def name(self) -> str:
@@ -148,9 +155,9 @@ def largest_n(evaluation: Mapping[str, Any]) -> int:
 
 
 def rows(evaluation: Mapping[str, Any], dataset: str = "gsm8k") -> list[Row]:
-    """One row per method at the largest n, in the paper's order; bounds first and last."""
+    """One row per method of the paper at the largest n, in its order; bounds first and last."""
     n = largest_n(evaluation)
-    found = [m for m in evaluation["methods"] if m["n"] == n and m["method"] != "pass@1"]
+    found = [m for m in evaluation["methods"] if m["n"] == n and m["method"] in MAIN and m["method"] != "pass@1"]
     found += [m for m in evaluation["methods"] if m["method"] == "pass@1"][-1:]
     made = [row(evaluation, entry, n, dataset) for entry in found]
     return sorted(made, key=lambda r: (place(r), r.method, r.verifier))
@@ -169,6 +176,7 @@ def row(evaluation: Mapping[str, Any], m: Mapping[str, Any], n: int, dataset: st
         problems=m["problems"],
         lead=difference(evaluation, key(method, verifier), key(*VOTE), n),
         paper=paper.accuracy(dataset, method, verifier),
+        error=m.get("se"),
     )
 
 
@@ -181,14 +189,16 @@ def place(r: Row) -> int:
 
 
 def gains(evaluation: Mapping[str, Any]) -> list[Difference]:
-    """Minos minus base at the largest n, per method and kind."""
+    """Minos minus base at the largest n, per method of the paper and kind."""
     n = largest_n(evaluation)
     found = [d if d.a.endswith("-minos") else -d for d in differences(evaluation) if d.n == n and is_gain(d)]
     return sorted(found, key=lambda d: d.a)
 
 
 def is_gain(d: Difference) -> bool:
-    """Whether both sides are the same method and kind, one with Minos and one without."""
+    """Whether both sides are the same method of the paper and kind, one with Minos and one without."""
+    if d.a.partition(":")[0] not in MAIN:
+        return False
     return d.a.replace("-minos", "-base") == d.b or d.b.replace("-minos", "-base") == d.a
 
 

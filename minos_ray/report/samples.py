@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.store import Run
@@ -62,15 +61,15 @@ class Gallery:
         return [(title, samples) for title, samples in found if samples]
 
 
-def gallery(run: Run, count: int, seed: int) -> Gallery:
-    """About `count` candidates, a quarter of them with critiques where there are any."""
+def gallery(run: Run, count: int, seed: int, problems: Sequence[str] | None = None) -> Gallery:
+    """About `count` candidates (of `problems`; None: of any), a quarter of them with critiques where there are any."""
     scored = [name for name in (*PREFERRED, "critic") if complete(run, f"scores/{name}")]
     judge = next((name for name in scored if name in PREFERRED), "")
     if not count or not complete(run, "labels"):
         return Gallery([], judge, "")
     rng = random.Random(seed)
     criticised = pick_criticised(run, count // 4, rng)
-    chosen = {**pick_test(run, judge, count - len(criticised), rng), **dict.fromkeys(criticised, "critique")}
+    chosen = {**pick_test(run, judge, count - len(criticised), rng, problems), **dict.fromkeys(criticised, "critique")}
     samples = [Sample(identity, group) for identity, group in chosen.items()]
     steps_by = next((name for name in scored if name.startswith("prm")), "")
     fill(run, {s.candidate_id: s for s in samples}, scored, steps_by)
@@ -95,13 +94,14 @@ def pick_criticised(run: Run, count: int, rng: random.Random) -> list[str]:
     return take(agreed, count - len(few), rng) + few
 
 
-def pick_test(run: Run, judge: str, count: int, rng: random.Random) -> dict[str, str]:
+def pick_test(run: Run, judge: str, count: int, rng: random.Random, problems: Sequence[str] | None) -> dict[str, str]:
     """Candidates and their groups: equally many right and wrong, scored high and low by `judge`."""
-    labels = run.artefact("labels").read(["candidate_id", "correct"])
+    labels = run.artefact("labels").read_where("problem_id", problems, ["candidate_id", "correct"])
     correct = dict(zip(*(labels[c].to_pylist() for c in ("candidate_id", "correct")), strict=True))
     if not judge:
         return dict.fromkeys(take(sorted(correct), count, rng), "any")
-    rows = run.artefact(f"scores/{judge}").read(["candidate_id", "score"]).sort_by("score")
+    rows = run.artefact(f"scores/{judge}").read_where("problem_id", problems, ["candidate_id", "score"])
+    rows = rows.sort_by("score")
     ordered = [identity for identity in rows["candidate_id"].to_pylist() if identity in correct]
     chosen: dict[str, str] = {}
     for at, (right, end) in enumerate((r, e) for r in (True, False) for e in ("high", "low")):
@@ -128,12 +128,7 @@ def take(identities: Sequence[str], count: int, rng: random.Random) -> list[str]
 
 def only(run: Run, name: str, column: str, wanted: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of an artefact whose `column` is wanted."""
-    if not complete(run, name):
-        return []
-    rows = run.artefact(name).read()
-    if not rows.num_rows:
-        return []
-    return rows.filter(pc.is_in(rows[column], value_set=pa.array(list(wanted), pa.string()))).to_pylist()
+    return run.artefact(name).read_where(column, wanted).to_pylist() if complete(run, name) else []
 
 
 def fill(run: Run, samples: dict[str, Sample], scored: Sequence[str], steps_by: str) -> None:

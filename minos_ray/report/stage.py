@@ -20,5 +20,10 @@ def report(config: Config, run: Run) -> Manifest:
     facts = gather(config, run)
     page = render(facts).encode()
     run.write_bytes(NAME, page)
-    counts = {"bytes": len(page), "candidates": len(facts.gallery.samples), "trials": len(facts.trials)}
+    counts = {
+        "bytes": len(page),
+        "candidates": len(facts.gallery.samples),
+        "browser_problems": len(facts.browser.chunks) if facts.browser else 0,
+        "trials": len(facts.trials),
+    }
     return target.complete(counts, {}, {"seconds": round(time.monotonic() - start, 2)})

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.report.samples import gallery, steps, take
+from minos_ray.report.scope import looked_at
 from minos_ray.store import Run
 
 
@@ -55,3 +56,12 @@ def test_steps_carry_label_type_and_prm_score(full: Run) -> None:
 def test_short_label_lists_leave_steps_unlabelled() -> None:
     made = steps({"steps": ["a", "b"], "step_labels": [1], "error_types": None}, [0.5])
     assert [(s.label, s.error, s.score) for s in made] == [(1, "", 0.5), (-1, "", None)]
+
+
+def test_of_many_problems_some_are_looked_at(full: Run) -> None:
+    assert looked_at(full, 0) is None and looked_at(full, 0, most=8) is None
+    few = looked_at(full, 0, most=3)
+    assert few is not None and few == looked_at(full, 0, most=3) and len(set(few)) == 3
+    assert all(name.startswith("test-") for name in few)
+    drawn = [s.candidate_id for s in gallery(full, 40, 0, few).samples if s.group != "critique"]
+    assert {name.rpartition("/")[0] for name in drawn} == set(few)

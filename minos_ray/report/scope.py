@@ -1,0 +1,20 @@
+"""The test problems that the report looks at candidate by candidate: all, or a seeded choice where they are many."""
+
+import random
+
+import pyarrow.compute as pc
+
+from minos_ray.store import Run
+
+MOST = 2_000
+
+
+def looked_at(run: Run, seed: int, most: int = MOST) -> list[str] | None:
+    """Ids of `most` test problems; None for all of them, when there are no more (or no artefact `problems`)."""
+    if run.artefact("problems").manifest() is None:
+        return None
+    rows = run.artefact("problems").read(["problem_id", "split"])
+    names = rows.filter(pc.equal(rows["split"], "test"))["problem_id"]
+    if len(names) <= most:
+        return None
+    return [names[place].as_py() for place in random.Random(seed).sample(range(len(names)), most)]
