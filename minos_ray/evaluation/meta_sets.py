@@ -1,6 +1,8 @@
 """The labelled sets of `minos meta`: run directories with problems and labels, as `minos import` makes them."""
 
+import json
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +11,10 @@ import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Candidates, grouped, read_candidates
-from minos_ray.stages import fingerprint_of
-from minos_ray.store import Run, fingerprint
+from minos_ray.store import Run
+
+# What a verifier or a critic may see.
+SEEN = {"problems": ["problem_id", "question", "answer", "solution"], "labels": ["candidate_id", "answer", "steps"]}
 
 
 class LabelledSet(NamedTuple):
@@ -22,7 +26,7 @@ class LabelledSet(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A folder name that is the same for the same problems and labels."""
+        """Names the folder of the set's scores."""
         return set_key(self.run)
 
     def parts(self) -> Iterator[tuple[str, Candidates]]:
@@ -38,8 +42,12 @@ class LabelledSet(NamedTuple):
 
 
 def set_key(labelled: Run) -> str:
-    """A folder name that is the same for the same problems and labels."""
-    return fingerprint({name: fingerprint_of(labelled, name) for name in ("problems", "labels")})
+    """A folder name made of all that can be seen of the set: the same for the same data, wherever it comes from."""
+    digest = blake2b(digest_size=8)
+    for name, columns in SEEN.items():
+        rows = labelled.artefact(name).read(columns).sort_by(columns[0])
+        digest.update(json.dumps(rows.to_pylist()).encode())
+    return digest.hexdigest()
 
 
 def read_set(path: str, key: str) -> LabelledSet:

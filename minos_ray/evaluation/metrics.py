@@ -1,4 +1,4 @@
-"""How well scores in 0..1 tell right from wrong. The positive class is `right`: said from a threshold on, 0.5 at first."""
+"""How well scores in 0..1 tell right from wrong. The positive class is `right`, said from a threshold on."""
 
 import numpy as np
 

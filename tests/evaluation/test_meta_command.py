@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,14 @@ def test_processbench_f1_of_a_verifier(shared_data: Path, tmp_path: Path, capsys
     verifier(run, "orm-base")
     verifier(run, "prm-base")
     pool = {"score": {"actors": 1, "cpus": 1}}
-    settings = config(run, reward={"verifiers": ["orm-base", "prm-base"]}, meta={"sets": [bench.path]}, resources=pool)
+    elsewhere = {"same": {"model": run.artefact("models/prm-base").path, "kind": "minos"}}
+    asked = {"sets": [bench.path], "models": elsewhere}
+    settings = config(run, reward={"verifiers": ["orm-base", "prm-base"]}, meta=asked, resources=pool)
     content = meta(settings, run)
     found = {(row["verifier"], row["level"]): row for row in content["rows"]}
-    assert set(found) == {("orm-base", "outcome"), ("prm-base", "outcome"), ("prm-base", "step")}
+    by_step = {(name, level) for name in ("prm-base", "same") for level in ("outcome", "step")}
+    assert set(found) == {("orm-base", "outcome"), *by_step}
+    assert [found[key]["kind"] for key in sorted(found)] == ["orm", "prm", "prm", "minos", "minos"]
     assert {row["set"] for row in content["rows"]} == {"processbench-gsm8k"}
     steps = found["prm-base", "step"]
     assert steps["wrong_solutions"] == sum(row["label"] >= 0 for row in rows)
@@ -56,7 +61,7 @@ def test_processbench_f1_of_a_verifier(shared_data: Path, tmp_path: Path, capsys
     sides = [sum(hits[side]) / len(hits[side]) for side in (False, True)]
     expected = 2 * sides[0] * sides[1] / sum(sides) if sum(sides) else 0.0
     assert steps["first_error_f1"] == pytest.approx(expected)
-    assert content["mean_first_error_f1"] == {"prm-base": pytest.approx(expected)}
+    assert content["mean_first_error_f1"] == {name: pytest.approx(expected) for name in ("prm-base", "same")}
     assert json.loads(run.read_bytes("meta.json")) == content
     assert "threshold 0.5" in capsys.readouterr().out
 
@@ -110,7 +115,7 @@ def chosen_by_hand(run: Run, other: Run, name: str) -> float:
     labels = {row["candidate_id"]: row["step_labels"] for row in other.artefact("labels").read().to_pylist()}
     rows = run.artefact(f"meta/{set_key(other)}/{name}").read().to_pylist()
     values = sorted({score for row in rows for score in row["step_scores"]})
-    tried = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+    tried = [(a + b) / 2 for a, b in pairwise(values)]
 
     def f1(threshold: float) -> float:
         hits: dict[bool, list[bool]] = {True: [], False: []}
@@ -125,6 +130,11 @@ def chosen_by_hand(run: Run, other: Run, name: str) -> float:
     reached = {threshold: f1(threshold) for threshold in tried}
     best = max(reached.values())
     return min((t for t in tried if reached[t] == best), key=lambda t: abs(t - 0.5))
+
+
+def test_the_key_of_a_set_is_its_content(tmp_path: Path) -> None:
+    one, same, other = (make_run(tmp_path / n, [2, 1], seed=s) for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert set_key(one) == set_key(same) != set_key(other)
 
 
 def test_a_threshold_set_with_a_judged_question_is_a_user_error(tmp_path: Path) -> None:

@@ -50,5 +50,5 @@ def test_half_way_between_scores_by_hand() -> None:
 def test_of_several_the_nearest_to_a_half() -> None:
     scores, correct = np.array([0.1, 0.3, 0.7, 0.9]), np.array([False, True, False, True])
     assert best_outcome(scores, correct) == pytest.approx(0.2)
-    assert best_outcome(scores[:1], correct[1:2]) == 0.55
+    assert best_outcome(scores[:1], correct[:1]) == 0.55
     assert best_outcome(np.array([0.0, 1.0]), np.array([False, True])) == 0.5
