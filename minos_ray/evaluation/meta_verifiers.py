@@ -8,7 +8,7 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation import meta_critics
 from minos_ray.evaluation.candidates import Candidates, Scores, read_scores
 from minos_ray.evaluation.meta_sets import LabelledSet
-from minos_ray.models import absolute, is_hub_id, locate
+from minos_ray.models import absolute, locate
 from minos_ray.scoring import stage as scoring
 from minos_ray.scoring.formats import VERSION
 from minos_ray.sections import ForeignModel, MetaCritic, Model
@@ -60,15 +60,14 @@ def ours(config: Config) -> dict[str, Any]:
 
 
 def foreign(config: Config, run: Run) -> list[Verifier]:
-    """Published models; a directory is looked at at once, a hub model by the actor that fetches it."""
+    """Published models, looked at before any work."""
     made = []
     for name, section in config.meta.models.items():
-        if not is_hub_id(section.model):
-            path = locate(section, run)
-            if section.kind != "minos":
-                from minos_ray.scoring.foreign import refuse_kind
+        path = locate(section, run)
+        if section.kind != "minos":
+            from minos_ray.scoring.foreign import refuse
 
-                refuse_kind(section, path)
+            refuse(section, path)
         version = ours(config) if section.kind == "minos" else {"aggregation": config.score.aggregation}
         inputs = {"model": section.model_dump(mode="json"), "format": VERSION, **version}
         made.append(Verifier(name, section.kind, absolute(section), inputs))

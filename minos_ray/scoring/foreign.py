@@ -179,6 +179,12 @@ def load(model: ForeignModel, path: str) -> Any:
     return made
 
 
+def refuse(model: ForeignModel, path: str) -> None:
+    """UserError for what can be known to be wrong without loading weights: another kind, an unfit tokenizer."""
+    refuse_kind(model, path)
+    format_of(model, load_tokenizer(path, model.trust_remote_code))
+
+
 def refuse_kind(model: ForeignModel, path: str) -> None:
     """UserError when the config beside the weights names another kind of model."""
     from transformers import AutoConfig

@@ -153,6 +153,8 @@ def test_what_cannot_be_judged_is_a_user_error_before_any_work(tmp_path: Path) -
         meta(config(run, meta={"models": {"a": {"model": model, "kind": "qwen"}}}), run)
     with pytest.raises(UserError, match="there is no directory"):
         meta(config(run, meta={"models": {"a": {"model": f"{tmp_path}/nothing", "kind": "qwen"}}}), run)
+    with pytest.raises(UserError, match="'no/such-model' is neither a directory nor to be had"):
+        meta(config(run, meta={"models": {"a": {"model": "no/such-model", "kind": "qwen"}}}), run)
     told = {"critics": {"c": {"prompt": "minos_ray.critiques.prompts:label_aware"}}}
     with pytest.raises(UserError, match=r"meta\.critics\.c\.prompt"):
         meta(config(run, meta=told), run)
