@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     with_config(commands.add_parser("check", help="validate the config and what it needs; does no work"))
     status = commands.add_parser("status", help="state of each artefact of a run")
     status.add_argument("run", metavar="RUN")
-    with_config(commands.add_parser("meta", help="judge verifiers on a step-labelled set"))
+    with_config(
+        commands.add_parser("meta", help="judge verifiers, published reward models and critics on labelled sets")
+    )
     add_grade(commands.add_parser("grade", help="grade a file of answers"))
     add_import(commands.add_parser("import", help="bring foreign data in as artefacts"))
     add_export(commands.add_parser("export", help="write artefacts in others' formats"))

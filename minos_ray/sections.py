@@ -3,9 +3,9 @@
 Sections say what is made and go into fingerprints; `resources` says with what, and does not.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from minos_ray.resources import Resources
 from minos_ray.section import Section
@@ -229,10 +229,60 @@ class Evaluate(Section):
     seed: int = 0
 
 
+class ForeignModel(Model):
+    """A reward model by its kind; docs/meta.md says what each kind reads. `minos`: a verifier that minos_ray saved."""
+
+    kind: Literal["minos", "sequence", "tokens", "shepherd", "qwen"]
+    separator: str = Field("\n", min_length=1, description="kind tokens: what its training put behind each step")
+
+
+class MetaCritic(Critique):
+    """A critic that is judged, asked as section `critique` says, about every solution and never with its labels."""
+
+    prompt: str = "minos_ray.critiques.prompts:blind"
+    samples: int = Field(1, ge=1, description="critiques of each solution; its score is the share that accept it")
+
+    @model_validator(mode="after")
+    def every_solution_is_asked_about(self) -> "MetaCritic":
+        """Keys that choose candidates mean nothing here, and several critiques must be able to differ."""
+        for name in ("count", "wrong_share"):
+            if getattr(self, name) != Critique.model_fields[name].default:
+                raise ValueError(f"'{name}' is for section critique; here every solution is asked about")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples > 1 needs a temperature above 0")
+        return self
+
+
+VerifierName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
 class Meta(Section):
-    """`minos meta`: run directories of step-labelled sets (see `minos import`); the run's own test split when empty."""
+    """`minos meta`: verifiers, published reward models and critics judged on labelled sets.
+
+    Sets are run directories (see `minos import`); the run's own test split when empty. A threshold is given, or chosen
+    for each verifier on the set of another run directory.
+    """
 
     sets: tuple[str, ...] = ()
+    models: dict[VerifierName, ForeignModel] = Field(default_factory=dict)
+    critics: dict[VerifierName, MetaCritic] = Field(default_factory=dict)
+    threshold: float = Field(0.5, ge=0, le=1)
+    threshold_from: str | None = Field(None, description="a run directory none of whose problems is in the sets")
+
+    @model_validator(mode="after")
+    def names_are_different(self) -> "Meta":
+        """Scores are stored by name."""
+        names = [*VERIFIERS, *self.models, *self.critics]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the name '{repeated[0]}' is taken twice")
+        return self
+
+    @model_validator(mode="after")
+    def one_threshold(self) -> "Meta":
+        """Given or chosen."""
+        if self.threshold_from is not None and self.threshold != 0.5:
+            raise ValueError("set threshold or threshold_from, not both")
+        return self
 
 
 class Sweep(Section):

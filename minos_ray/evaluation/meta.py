@@ -1,6 +1,6 @@
 """The verifier judged itself, without a generator: its scores against outcome labels and step labels.
 
-Every verdict uses the threshold 0.5, fixed in advance.
+The threshold of the verdicts is never chosen here: it is 0.5 or comes from other data.
 """
 
 from typing import Any, NamedTuple
@@ -34,30 +34,73 @@ def padded(column: pa.ChunkedArray | pa.Array, fill: float) -> Steps:
     return Steps(values, lengths)
 
 
-def outcome(verifier: str, scores: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+def outcome(
+    verifier: str,
+    scores: np.ndarray,
+    correct: np.ndarray,
+    threshold: float = THRESHOLD,
+    unread: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Outcome level: one row for the verifier (or the critic, whose score is its verdict)."""
     right = float(correct.mean()) if len(correct) else None
-    facts = {"examples": len(scores), "right_share": right, "threshold": THRESHOLD}
-    return {"verifier": verifier, "level": "outcome", **facts, **binary(scores, correct)}
+    facts = {"examples": len(scores), "right_share": right, "threshold": threshold}
+    return {"verifier": verifier, "level": "outcome", **facts, **binary(scores, correct, threshold, unread)}
 
 
-def steps(verifier: str, step_scores: pa.ChunkedArray, step_labels: pa.ChunkedArray) -> dict[str, Any] | None:
+class Aligned(NamedTuple):
+    """Step scores beside step labels; `whole` says which solutions have both, the first two hold only those."""
+
+    scored: Steps
+    labelled: Steps
+    whole: np.ndarray
+    labels: Steps
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which steps are labelled, [whole solutions, steps]."""
+        return self.labelled.values >= 0
+
+    def said(self, threshold: float) -> np.ndarray:
+        """First wrong step that is claimed of every solution, UNSCORED where there are no scores."""
+        said = np.full(len(self.whole), UNSCORED)
+        said[self.whole] = said_first_errors(self.scored, threshold)
+        return said
+
+
+def aligned(step_scores: pa.ChunkedArray, step_labels: pa.ChunkedArray) -> Aligned:
+    """Scores and labels of the steps of solutions; a solution is whole when it has as many of one as of the other."""
+    scores, labels = padded(step_scores, np.inf), padded(step_labels, -1)
+    whole = (scores.lengths == labels.lengths) & (labels.lengths > 0)
+    width = min(scores.values.shape[1], labels.values.shape[1])
+    return Aligned(scores.some(whole, width), labels.some(whole, width), whole, labels)
+
+
+def steps(
+    verifier: str, step_scores: pa.ChunkedArray, step_labels: pa.ChunkedArray, threshold: float = THRESHOLD
+) -> dict[str, Any] | None:
     """Step level over labelled steps (label 0 or 1), with first errors; None without any labelled and scored step.
 
     A solution that could not be scored leaves the metrics of steps, and is a miss where first errors are counted.
     """
-    scores, labels = padded(step_scores, np.inf), padded(step_labels, -1)
-    whole = (scores.lengths == labels.lengths) & (labels.lengths > 0)
-    width = min(scores.values.shape[1], labels.values.shape[1])
-    scored, labelled = scores.some(whole, width), labels.some(whole, width)
-    known = labelled.values >= 0
+    both = aligned(step_scores, step_labels)
+    known = both.known
     if not known.any():
         return None
-    row = outcome(verifier, scored.values[known], labelled.values[known] == 1)
-    truth = first_errors(labels)
-    said = np.full(len(truth), UNSCORED)
-    said[whole] = said_first_errors(scored)
-    return {**row, "level": "step", **first_error_f1(said, truth), "min": where_min_falls(scored, truth[whole])}
+    scores, right = both.scored.values[known], both.labelled.values[known] == 1
+    truth = first_errors(both.labels)
+    return {
+        **outcome(verifier, scores, right, threshold),
+        "level": "step",
+        "confusion": confusion(scores >= threshold, right),
+        **first_error_f1(both.said(threshold), truth),
+        "min": where_min_falls(both.scored, truth[both.whole]),
+    }
+
+
+def confusion(said: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """True and false positives and negatives; positive is right."""
+    pairs = {"tp": said & truth, "fp": said & ~truth, "tn": ~said & ~truth, "fn": ~said & truth}
+    return {name: int(pair.sum()) for name, pair in pairs.items()}
 
 
 def first_errors(labels: Steps) -> np.ndarray:
@@ -72,9 +115,9 @@ def first_errors(labels: Steps) -> np.ndarray:
     return np.where(labels.lengths > 0, found, UNKNOWN)
 
 
-def said_first_errors(scores: Steps) -> np.ndarray:
+def said_first_errors(scores: Steps, threshold: float) -> np.ndarray:
     """Number of the first step scored below the threshold, ALL_RIGHT without one."""
-    below = scores.values < THRESHOLD
+    below = scores.values < threshold
     return np.where(below.any(axis=1), below.argmax(axis=1), ALL_RIGHT)
 
 

@@ -1,83 +1,119 @@
-"""`minos meta`: the run's verifiers judged on step-labelled sets, without a generator. Writes meta.json."""
+"""`minos meta`: verifiers, published reward models and critics judged on labelled sets, without a generator.
+
+Writes meta.json.
+"""
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from minos_ray.config import Config
 from minos_ray.errors import UserError
-from minos_ray.evaluation.candidates import grouped, read_candidates, read_scores
-from minos_ray.evaluation.metrics import THRESHOLD
-from minos_ray.evaluation.stage import judged
-from minos_ray.scoring.stage import read_problems, score_artefacts
-from minos_ray.sections import Model
-from minos_ray.stages import VERSIONS, fingerprint_of
-from minos_ray.store import Run, fingerprint
+from minos_ray.evaluation import meta as measures
+from minos_ray.evaluation import meta_prmbench
+from minos_ray.evaluation.candidates import Candidates, Scores
+from minos_ray.evaluation.meta_intervals import outcome_intervals, step_intervals
+from minos_ray.evaluation.meta_sets import LabelledSet, read_set, refuse_overlap
+from minos_ray.evaluation.meta_threshold import Threshold, best_first_error, best_outcome
+from minos_ray.evaluation.meta_verifiers import Verifier, score_set, scores_of, verifiers
+from minos_ray.store import Run
 
 NAME = "meta.json"
+GIVEN = "given"
 COLUMNS = ("accuracy", "f1", "auc", "first_error_f1")
 
 
 def meta(config: Config, run: Run) -> dict[str, Any]:
-    """Scores every set of `meta.sets` (run directories of `minos import`) with the verifiers; prints and writes.
+    """Scores every set of `meta.sets` with everything that is to be judged; prints and writes what it is worth.
 
-    Every verdict uses the threshold 0.5; first errors are counted as in ProcessBench.
+    First errors are counted as in ProcessBench. Thresholds are given, or come from the set `meta.threshold_from`.
     """
-    rows = [row for path in config.meta.sets or (run.path,) for row in judge_set(config, run, path)]
-    content = {"threshold": THRESHOLD, "rows": rows, "mean_first_error_f1": means(rows)}
+    sets = [read_set(path, "meta.sets") for path in config.meta.sets or (run.path,)]
+    other = None
+    if config.meta.threshold_from is not None:
+        other = read_set(config.meta.threshold_from, "meta.threshold_from")
+        refuse_overlap(other, sets)
+    judged = verifiers(config, run)
+    thresholds = choose(config, run, other, judged)
+    rows = [row for one in sets for row in judge_set(config, run, one, judged, thresholds)]
+    content = {
+        "threshold": None if other else config.meta.threshold,
+        "threshold_from": other.run.path if other else None,
+        "rows": rows,
+        "mean_first_error_f1": means(rows),
+        "prmbench": meta_prmbench.prmbench(rows),
+    }
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
-    print("\n".join([*lines(rows), f"threshold {THRESHOLD}; written to {run.path}/{NAME}"]))
+    print("\n".join([*report(content), f"written to {run.path}/{NAME}"]))
     return content
 
 
-def judge_set(config: Config, run: Run, path: str) -> list[dict[str, Any]]:
-    """One row per data set of the run directory `path`, verifier and level."""
-    labelled = Run(path)
-    missing = [name for name in ("problems", "labels") if labelled.artefact(name).manifest() is None]
-    if missing:
-        raise UserError(f"meta.sets: '{path}' has no complete {missing[0]}; make one with `minos import`")
-    artefacts = score_set(config, run, labelled)
-    candidates = read_candidates(labelled)
-    problems = labelled.artefact("problems").read(["problem_id", "dataset"]).to_pylist()
-    datasets = {row["problem_id"]: row["dataset"] for row in problems}
-    of_row = np.array([datasets[name] for name in candidates.rows["problem_id"].to_pylist()])
-    rows = []
-    for dataset in np.unique(of_row).tolist():
-        part = grouped(candidates.rows.filter(pa.array(of_row == dataset)))
-        found = {name: read_scores(run, artefact, part) for name, artefact in artefacts.items()}
-        rows += [{"set": dataset, **row} for row in judged(part, {n: s for n, s in found.items() if s})]
-    return rows
+def choose(config: Config, run: Run, other: LabelledSet | None, judged: Sequence[Verifier]) -> dict[str, Threshold]:
+    """The thresholds of each verifier: as given, or the best on the other set."""
+    given = Threshold(config.meta.threshold, config.meta.threshold, GIVEN)
+    if other is None:
+        return {verifier.name: given for verifier in judged}
+    scores = scores_of(run, score_set(config, run, other, judged), other.candidates)
+    return {name: chosen(name, found, other) for name, found in scores.items()}
 
 
-def score_set(config: Config, run: Run, labelled: Run) -> dict[str, str]:
-    """The artefact with the scores of each verifier that this run has; what is missing is scored."""
-    trained = [name for name in config.reward.verifiers if fingerprint_of(run, f"models/{name}")]
-    if not trained:
-        raise UserError(f"meta: {run.path} has none of the verifiers {', '.join(config.reward.verifiers)}")
-    names = {name: f"meta/{set_key(labelled)}/{name}" for name in trained}
-    begun, models = [], {}
-    for name, path in names.items():
-        artefact = run.artefact(path)
-        inputs = {
-            "model": fingerprint_of(run, f"models/{name}"),
-            "aggregation": config.score.aggregation,
-            "step_encoding": VERSIONS["step_encoding"],
-        }
-        manifest = artefact.manifest()
-        if manifest is None or manifest.fingerprint != fingerprint(inputs):
-            artefact.begin(inputs)
-            begun.append(artefact)
-            models[path] = Model(model=f"run:models/{name}", trust_remote_code=config.base.trust_remote_code)
-    if begun:
-        score_artefacts(config, run, begun, models, read_problems(labelled, "test"))
-    return names
+def chosen(name: str, scores: Scores, other: LabelledSet) -> Threshold:
+    """The best thresholds of one verifier on a set; UserError when its labels do not tell."""
+    sure, missed = known_outcomes(other.candidates), unread(scores)
+    fine = sure & ~missed
+    outcome = best_outcome(scores.score[fine], other.candidates.correct[fine])
+    both = measures.aligned(scores.step_scores, other.candidates.rows["step_labels"])
+    step = best_first_error(both)
+    if step is None and both.scored.lengths.any():
+        raise UserError(
+            f"meta.threshold_from: '{other.run.path}' has no right or no wrong solution with step labels to choose "
+            f"the threshold of {name} by"
+        )
+    return Threshold(outcome if step is None else step, outcome, other.run.path)
 
 
-def set_key(labelled: Run) -> str:
-    """A folder name that is the same for the same problems and labels."""
-    return fingerprint({name: fingerprint_of(labelled, name) for name in ("problems", "labels")})
+def judge_set(
+    config: Config, run: Run, labelled: LabelledSet, judged: Sequence[Verifier], thresholds: Mapping[str, Threshold]
+) -> Iterator[dict[str, Any]]:
+    """One row per data set of a labelled set, verifier and level."""
+    artefacts = score_set(config, run, labelled, judged)
+    kinds = {verifier.name: verifier.kind for verifier in judged}
+    for dataset, part in labelled.parts():
+        for name, scores in scores_of(run, artefacts, part).items():
+            first = {"set": dataset, "verifier": name, "kind": kinds[name]}
+            for row in judge(config, name, scores, part, thresholds[name]):
+                yield first | row | {"threshold_from": thresholds[name].source}
+
+
+def judge(
+    config: Config, name: str, scores: Scores, part: Candidates, threshold: Threshold
+) -> Iterator[dict[str, Any]]:
+    """The rows of both levels, with intervals. Solutions whose grading ended in a timeout have no known outcome."""
+    sure = known_outcomes(part)
+    score, correct, missed = scores.score[sure], part.correct[sure], unread(scores)[sure]
+    row = measures.outcome(name, score, correct, threshold.outcome, missed)
+    intervals = outcome_intervals(score, correct, threshold.outcome, missed, config.evaluate)
+    yield {**row, **intervals, "unscored": int(missed.sum())}
+    labels = part.rows["step_labels"]
+    steps = measures.steps(name, scores.step_scores, labels, threshold.step)
+    if steps:
+        both = measures.aligned(scores.step_scores, labels)
+        lost = int(((both.labels.lengths > 0) & ~both.whole).sum())
+        yield {**steps, **step_intervals(both, threshold.step, config.evaluate), "unscored": lost}
+
+
+def known_outcomes(part: Candidates) -> np.ndarray:
+    """Which solutions have a known outcome."""
+    return pc.not_equal(part.rows["status"], "timeout").to_numpy()
+
+
+def unread(scores: Scores) -> np.ndarray:
+    """Solutions that were refused, or of which no critique could be read: score 0 and no step scores."""
+    steps = pc.list_value_length(scores.step_scores).fill_null(0).to_numpy()
+    return (scores.score == 0) & (steps == 0)
 
 
 def means(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -89,14 +125,32 @@ def means(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
+def report(content: Mapping[str, Any]) -> list[str]:
+    """Everything in text: the rows, the mean over sets, PRMBench, where thresholds come from."""
+    source = content["threshold_from"]
+    where = f"thresholds chosen on {source}" if source else f"threshold {content['threshold']:g}, given"
+    average = [f"{name:24} {value:.3f}" for name, value in content["mean_first_error_f1"].items()]
+    mean = ["", "first-error F1, mean over sets", *average] if average else []
+    table = meta_prmbench.lines(content["prmbench"])
+    return [*lines(content["rows"]), *mean, *([""] if table else []), *table, "", where]
+
+
 def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The results as a table in text."""
-    head = f"{'set':24} {'verifier':10} {'level':8} {'examples':>8} " + " ".join(f"{name:>14}" for name in COLUMNS)
-    return [head, *map(line, rows)]
+    """The rows as a table."""
+    head = f"{'set':28} {'verifier':20} {'kind':8} {'level':7} {'examples':>8} {'unscored':>8} {'threshold':>9} "
+    return [head + " ".join(f"{name:>20}" for name in COLUMNS), *map(line, rows)]
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row; a dash where a metric is not defined."""
-    values = [row.get(name) for name in COLUMNS]
-    shown = " ".join(f"{'-' if value is None else format(value, '.3f'):>14}" for value in values)
-    return f"{row['set']:24} {row['verifier']:10} {row['level']:8} {row['examples']:8} {shown}"
+    """One row; a dash where a measure is not defined."""
+    facts = f"{row['set']:28} {row['verifier']:20} {row['kind']:8} {row['level']:7} {row['examples']:8} "
+    facts += f"{row['unscored']:8} {row['threshold']:9.4g} "
+    return facts + " ".join(f"{shown(row, name):>20}" for name in COLUMNS)
+
+
+def shown(row: dict[str, Any], name: str) -> str:
+    """A measure with its interval."""
+    value, around = row.get(name), row.get(f"{name}_ci")
+    if value is None:
+        return "-"
+    return f"{value:.3f} [{around[0]:.3f}, {around[1]:.3f}]" if around else f"{value:.3f}"

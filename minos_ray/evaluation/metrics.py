@@ -1,4 +1,4 @@
-"""How well scores in 0..1 tell right from wrong. The positive class is `right`; the verdict is right from 0.5 on."""
+"""How well scores in 0..1 tell right from wrong. The positive class is `right`, said from a threshold on."""
 
 import numpy as np
 
@@ -8,21 +8,34 @@ THRESHOLD = 0.5
 BINS = 10
 
 
-def binary(scores: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
-    """Accuracy, F1, macro F1, AUC, expected calibration error and Brier score; all None without any example."""
+def binary(
+    scores: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD, unread: np.ndarray | None = None
+) -> dict[str, float | None]:
+    """Accuracy, F1, macro F1, AUC, expected calibration error and Brier score; all None without any example.
+
+    What is `unread` has no score: a wrong verdict, whatever is true, and left out of the measures of scores.
+    """
     if not len(scores):
         return dict.fromkeys(("accuracy", "f1", "macro_f1", "auc", "ece", "brier"))
     truth = truth.astype(bool)
-    said = scores >= THRESHOLD
+    said = verdicts(scores, truth, threshold, unread)
     right = f1(said, truth)
-    return {
-        "accuracy": float((said == truth).mean()),
-        "f1": right,
-        "macro_f1": (right + f1(~said, ~truth)) / 2,
+    verdict = {"accuracy": float((said == truth).mean()), "macro_f1": (right + f1(~said, ~truth)) / 2, "f1": right}
+    if unread is not None:
+        scores, truth = scores[~unread], truth[~unread]
+    if not len(scores):
+        return verdict | dict.fromkeys(("auc", "ece", "brier"))
+    return verdict | {
         "auc": auc(scores, truth),
         "ece": calibration_error(scores, truth),
         "brier": float(((scores - truth) ** 2).mean()),
     }
+
+
+def verdicts(scores: np.ndarray, truth: np.ndarray, threshold: float, unread: np.ndarray | None) -> np.ndarray:
+    """Whether each is said to be right; of what is unread, what is not so."""
+    said = scores >= threshold
+    return said if unread is None else np.where(unread, ~truth, said)
 
 
 def f1(said: np.ndarray, truth: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from minos_ray.store import Artefact, Manifest, Run
 from minos_ray.units import run_units, stored_ids
 
 BATCH_PROBLEMS = 8
+WORKER = "minos_ray.scoring.scorer:Scorers"
 # One verifier on one problem.
 UNITS = pa.schema(
     [
@@ -72,19 +73,32 @@ def read_problems(run: Run, split: str | None) -> list[Problem]:
 
 
 def score_artefacts(
-    config: Config, run: Run, begun: Iterable[Artefact], models: Mapping[str, Model], problems: list[Problem]
+    config: Config,
+    run: Run,
+    begun: Iterable[Artefact],
+    models: Mapping[str, Model],
+    problems: list[Problem],
+    worker: str = WORKER,
 ) -> dict[str, Manifest]:
-    """Fills artefacts of scores, each with the model of its name, in one pool of actors; manifests by name."""
+    """Fills artefacts of scores, each with the model of its name, in one pool of actors; manifests by name.
+
+    `worker` is made with run, models and aggregation, as `Scorers` is.
+    """
     start = time.monotonic()
     stored = {artefact.name: stored_ids(artefact, "candidate_id") for artefact in begun}
-    score_missing(config, run, models, problems, stored)
+    score_missing(config, run, models, problems, stored, worker)
     seconds = round((time.monotonic() - start) / max(1, len(stored)), 2)
     aggregation = config.score.aggregation
     return {name: finish(run.artefact(name), problems, aggregation, seconds) for name in stored}
 
 
 def score_missing(
-    config: Config, run: Run, models: Mapping[str, Model], problems: list[Problem], stored: Mapping[str, set[str]]
+    config: Config,
+    run: Run,
+    models: Mapping[str, Model],
+    problems: list[Problem],
+    stored: Mapping[str, set[str]],
+    worker: str,
 ) -> None:
     """Has every problem scored of which an artefact lacks a candidate."""
     units = [
@@ -100,7 +114,7 @@ def score_missing(
         run,
         "scores",
         pa.Table.from_pylist(units, schema=UNITS),
-        resolve("minos_ray.scoring.scorer:Scorers"),
+        resolve(worker),
         {"run": run.path, "models": dict(models), "aggregation": config.score.aggregation},
         config.resources.score,
         batch_units=BATCH_PROBLEMS,

@@ -44,6 +44,22 @@ def test_steps_use_labelled_steps_only() -> None:
     assert found["min"] == {"by_step": [3, 1, 1], "first_error": {"before": 0, "at": 2, "after": 0}}
 
 
+def test_steps_have_their_confusion_and_another_threshold_moves_it() -> None:
+    found = steps(SCORES, LABELS)
+    assert found["confusion"] == {"tp": 6, "fp": 2, "tn": 1, "fn": 2}
+    column = pa.array(SCORES, pa.list_(pa.float32())), pa.array(LABELS, pa.list_(pa.int8()))
+    strict = meta.steps("prm", *column, threshold=0.85)
+    assert (strict["threshold"], strict["accuracy_on_right"], strict["accuracy_on_wrong"]) == (0.85, 0.0, 1.0)
+
+
+def test_what_is_unread_is_a_miss_on_either_side_and_has_no_score() -> None:
+    scores, correct = np.array([0.0, 0.0, 0.9, 0.2]), np.array([False, True, True, False])
+    found = meta.outcome("critic", scores, correct, unread=np.array([True, True, False, False]))
+    assert (found["accuracy"], found["auc"], found["brier"]) == (0.5, 1.0, pytest.approx((0.01 + 0.04) / 2))
+    everything = meta.outcome("critic", scores, correct, unread=np.ones(4, dtype=bool))
+    assert (everything["accuracy"], everything["f1"], everything["auc"]) == (0.0, 0.0, None)
+
+
 def test_no_labelled_step_gives_no_step_level() -> None:
     assert steps([[0.2]], [[-1]]) is None
     assert steps([[], []], [[1], [0]]) is None

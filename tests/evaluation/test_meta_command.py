@@ -1,15 +1,23 @@
-"""`minos meta` on real ProcessBench rows, with tiny verifiers."""
+"""`minos meta` on real ProcessBench rows and on the miniature, with tiny verifiers, foreign models and critics."""
 
 import json
+import random
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from minos_ray.errors import UserError
-from minos_ray.evaluation.meta_command import meta, set_key
+from minos_ray.evaluation.meta_command import meta
+from minos_ray.evaluation.meta_sets import set_key
 from minos_ray.imports import bring
+from minos_ray.problems.miniature.maker import load
+from minos_ray.sections import Meta
 from minos_ray.store import Run
-from tests.runs import config, make_run
+from tests.critiques.conftest import labelled
+from tests.runs import config, make_run, put
 from tests.tiny import tiny_model
 
 
@@ -31,10 +39,14 @@ def test_processbench_f1_of_a_verifier(shared_data: Path, tmp_path: Path, capsys
     verifier(run, "orm-base")
     verifier(run, "prm-base")
     pool = {"score": {"actors": 1, "cpus": 1}}
-    settings = config(run, reward={"verifiers": ["orm-base", "prm-base"]}, meta={"sets": [bench.path]}, resources=pool)
+    elsewhere = {"same": {"model": run.artefact("models/prm-base").path, "kind": "minos"}}
+    asked = {"sets": [bench.path], "models": elsewhere}
+    settings = config(run, reward={"verifiers": ["orm-base", "prm-base"]}, meta=asked, resources=pool)
     content = meta(settings, run)
     found = {(row["verifier"], row["level"]): row for row in content["rows"]}
-    assert set(found) == {("orm-base", "outcome"), ("prm-base", "outcome"), ("prm-base", "step")}
+    by_step = {(name, level) for name in ("prm-base", "same") for level in ("outcome", "step")}
+    assert set(found) == {("orm-base", "outcome"), *by_step}
+    assert [found[key]["kind"] for key in sorted(found)] == ["orm", "prm", "prm", "minos", "minos"]
     assert {row["set"] for row in content["rows"]} == {"processbench-gsm8k"}
     steps = found["prm-base", "step"]
     assert steps["wrong_solutions"] == sum(row["label"] >= 0 for row in rows)
@@ -49,9 +61,126 @@ def test_processbench_f1_of_a_verifier(shared_data: Path, tmp_path: Path, capsys
     sides = [sum(hits[side]) / len(hits[side]) for side in (False, True)]
     expected = 2 * sides[0] * sides[1] / sum(sides) if sum(sides) else 0.0
     assert steps["first_error_f1"] == pytest.approx(expected)
-    assert content["mean_first_error_f1"] == {"prm-base": pytest.approx(expected)}
+    assert content["mean_first_error_f1"] == {name: pytest.approx(expected) for name in ("prm-base", "same")}
     assert json.loads(run.read_bytes("meta.json")) == content
     assert "threshold 0.5" in capsys.readouterr().out
+
+
+def miniature(path: Path, split: str, dataset: str, problems: int = 8) -> Run:
+    """A labelled set of the miniature: three attempts at each problem."""
+    run, rng = Run(str(path)), random.Random(1)
+    rows = [{**problem, "split": "test", "dataset": dataset} for problem in load(split, problems, 0)]
+    put(run, "problems", rows)
+    put(run, "labels", [labelled(problem, index, rng) for problem in rows for index in range(3)])
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_foreign_models_and_critics_with_thresholds_from_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = miniature(tmp_path / "judged", "test", "prmbench-circular")
+    other = miniature(tmp_path / "other", "train", "else", 12)
+    run = Run(str(tmp_path / "run"))
+    foreign = {"model": tiny_model(tmp_path / "prm", "prm"), "kind": "tokens"}
+    critic = {"base_url": "offline"}
+    asked = {"sets": [judged.path], "models": {"trl": foreign}, "critics": {"teacher": critic}}
+    pool = {"score": {"actors": 1, "cpus": 1}, "client": {"cpus": 0.5}}
+    settings = config(run, meta={**asked, "threshold_from": other.path}, resources=pool)
+    content = meta(settings, run)
+    found = {(row["verifier"], row["level"]): row for row in content["rows"]}
+    assert set(found) == {(name, level) for name in ("trl", "teacher") for level in ("outcome", "step")}
+    assert {row["kind"] for row in content["rows"]} == {"tokens", "critic"}
+    assert {row["threshold_from"] for row in content["rows"]} == {other.path} == {content["threshold_from"]}
+    assert found["teacher", "outcome"]["threshold"] == found["teacher", "step"]["threshold"] == 0.5
+    assert found["teacher", "step"]["accuracy"] > 0.9 and found["teacher", "step"]["unscored"] <= 2
+    assert found["trl", "step"]["threshold"] == chosen_by_hand(run, other, "trl")
+    low, high = found["trl", "step"]["accuracy_ci"]
+    assert low <= found["trl", "step"]["accuracy"] <= high
+    assert content["prmbench"]["teacher"]["classes"]["NCL"] == found["teacher", "step"]["macro_f1"]
+    manifest = run.artefact(f"meta/{set_key(judged)}/teacher").manifest()
+    assert manifest.counts["candidates"] == manifest.counts["critiques"] == 24
+    assert manifest.counts["ok"] + sum(manifest.dropped.values()) == 24
+    printed = capsys.readouterr().out
+    assert f"thresholds chosen on {other.path}" in printed and "PRMScore" in printed
+    bought = run.files("cache/critiques")
+    run.delete(f"meta/{set_key(judged)}/teacher/manifest.json")
+    assert meta(settings, run) == content
+    assert run.files("cache/critiques") == bought
+
+
+def chosen_by_hand(run: Run, other: Run, name: str) -> float:
+    """Half-way between two scores, by trying all of them on the other set."""
+    labels = {row["candidate_id"]: row["step_labels"] for row in other.artefact("labels").read().to_pylist()}
+    rows = run.artefact(f"meta/{set_key(other)}/{name}").read().to_pylist()
+    values = sorted({score for row in rows for score in row["step_scores"]})
+    tried = [(a + b) / 2 for a, b in pairwise(values)]
+
+    def f1(threshold: float) -> float:
+        hits: dict[bool, list[bool]] = {True: [], False: []}
+        for row in rows:
+            own = labels[row["candidate_id"]]
+            truth = own.index(0) if 0 in own else -1
+            said = next((place for place, score in enumerate(row["step_scores"]) if score < threshold), -1)
+            hits[truth < 0].append(said == truth)
+        a, b = (sum(hits[side]) / len(hits[side]) for side in (True, False))
+        return 2 * a * b / (a + b) if a + b else 0.0
+
+    reached = {threshold: f1(threshold) for threshold in tried}
+    best = max(reached.values())
+    return min((t for t in tried if reached[t] == best), key=lambda t: abs(t - 0.5))
+
+
+def test_the_key_of_a_set_is_its_content(tmp_path: Path) -> None:
+    one, same, other = (make_run(tmp_path / n, [2, 1], seed=s) for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert set_key(one) == set_key(same) != set_key(other)
+
+
+def test_a_threshold_set_with_a_judged_question_is_a_user_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [2])
+    copy, apart = make_run(tmp_path / "copy", [1, 1, 1]), make_run(tmp_path / "unlabelled", [0])
+    with pytest.raises(UserError, match=r"threshold_from: '.*copy' shares 1 questions with the judged set '.*run'"):
+        meta(config(run, meta={"threshold_from": copy.path}), run)
+    with pytest.raises(UserError, match=r"threshold_from: '.*unlabelled' has no labelled solution in split test"):
+        meta(config(run, meta={"threshold_from": apart.path}), run)
+
+
+def test_what_cannot_be_judged_is_a_user_error_before_any_work(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [2])
+    model = tiny_model(tmp_path / "model", "causal")
+    with pytest.raises(UserError, match="kind 'qwen' is"):
+        meta(config(run, meta={"models": {"a": {"model": model, "kind": "qwen"}}}), run)
+    with pytest.raises(UserError, match="there is no directory"):
+        meta(config(run, meta={"models": {"a": {"model": f"{tmp_path}/nothing", "kind": "qwen"}}}), run)
+    with pytest.raises(UserError, match="'no/such-model' is neither a directory nor to be had"):
+        meta(config(run, meta={"models": {"a": {"model": "no/such-model", "kind": "qwen"}}}), run)
+    told = {"critics": {"c": {"prompt": "minos_ray.critiques.prompts:label_aware"}}}
+    with pytest.raises(UserError, match=r"meta\.critics\.c\.prompt"):
+        meta(config(run, meta=told), run)
+    assert not run.exists("meta")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"models": {"prm-base": {"model": "a", "kind": "qwen"}}}, "'prm-base' is taken twice"),
+        ({"models": {"a": {"model": "a", "kind": "qwen"}}, "critics": {"a": {}}}, "'a' is taken twice"),
+        ({"models": {"a.b": {"model": "a", "kind": "qwen"}}}, "should match pattern"),
+        ({"models": {"a": {"model": "a", "kind": "llama"}}}, "'sequence', 'tokens', 'shepherd' or 'qwen'"),
+        ({"critics": {"a": {"count": 5}}}, "every solution is asked about"),
+        ({"critics": {"a": {"samples": 5}}}, "needs a temperature above 0"),
+        ({"threshold": 0.4, "threshold_from": "x"}, "not both"),
+    ],
+)
+def test_a_section_that_cannot_be_meant_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Meta(**values)
+
+
+def test_a_section_is_read_back_as_it_was_written() -> None:
+    section = Meta(critics={"a": {"samples": 3, "temperature": 1.0}}, threshold_from="x")
+    assert Meta(**section.model_dump(mode="json")) == section
 
 
 def test_a_set_that_is_no_run_is_a_user_error(tmp_path: Path) -> None:

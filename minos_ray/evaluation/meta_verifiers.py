@@ -1,0 +1,111 @@
+"""What `minos meta` judges: the run's own verifiers, published reward models, critics; and their scores of a set."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from minos_ray.config import Config
+from minos_ray.errors import UserError
+from minos_ray.evaluation import meta_critics
+from minos_ray.evaluation.candidates import Candidates, Scores, read_scores
+from minos_ray.evaluation.meta_sets import LabelledSet
+from minos_ray.models import absolute, locate
+from minos_ray.scoring import stage as scoring
+from minos_ray.scoring.formats import VERSION
+from minos_ray.sections import ForeignModel, MetaCritic, Model
+from minos_ray.stages import VERSIONS, fingerprint_of
+from minos_ray.store import Artefact, Run, fingerprint
+
+FOREIGN = "minos_ray.scoring.foreign"
+
+
+class Verifier(NamedTuple):
+    """Something that scores solutions: `section` says what and where it is, `inputs` what its scores depend on."""
+
+    name: str
+    kind: str
+    section: Model | MetaCritic
+    inputs: dict[str, Any]
+
+    @property
+    def worker(self) -> str | None:
+        """What scores with it in actors; None for a critic, which is asked."""
+        if isinstance(self.section, MetaCritic):
+            return None
+        ours = not isinstance(self.section, ForeignModel) or self.kind == "minos"
+        return scoring.WORKER if ours else f"{FOREIGN}:ForeignScorers"
+
+
+def verifiers(config: Config, run: Run) -> list[Verifier]:
+    """All that are to be judged; UserError when there is none, or when one cannot be used."""
+    found = [*trained(config, run), *foreign(config, run), *critics(config)]
+    if not found:
+        names = ", ".join(config.reward.verifiers)
+        raise UserError(f"meta: {run.path} has none of the verifiers {names}; meta.models and meta.critics are empty")
+    return found
+
+
+def trained(config: Config, run: Run) -> list[Verifier]:
+    """The verifiers that this run has."""
+    made = []
+    for name in config.reward.verifiers:
+        if model := fingerprint_of(run, f"models/{name}"):
+            section = Model(model=f"run:models/{name}", trust_remote_code=config.base.trust_remote_code)
+            made.append(Verifier(name, name[:3], section, {"model": model, **ours(config)}))
+    return made
+
+
+def ours(config: Config) -> dict[str, Any]:
+    """What scores of a model in our step encoding depend on, beside the model."""
+    return {"aggregation": config.score.aggregation, "step_encoding": VERSIONS["step_encoding"]}
+
+
+def foreign(config: Config, run: Run) -> list[Verifier]:
+    """Published models, looked at before any work."""
+    made = []
+    for name, section in config.meta.models.items():
+        path = locate(section, run)
+        if section.kind != "minos":
+            from minos_ray.scoring.foreign import refuse
+
+            refuse(section, path)
+        version = ours(config) if section.kind == "minos" else {"aggregation": config.score.aggregation}
+        inputs = {"model": section.model_dump(mode="json"), "format": VERSION, **version}
+        made.append(Verifier(name, section.kind, absolute(section), inputs))
+    return made
+
+
+def critics(config: Config) -> list[Verifier]:
+    """Critics, whose prompts must not give away what they are judged by."""
+    for name, section in config.meta.critics.items():
+        meta_critics.refuse_told(name, section.prompt)
+    return [Verifier(n, "critic", s, meta_critics.inputs(s)) for n, s in config.meta.critics.items()]
+
+
+def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[Verifier]) -> dict[str, str]:
+    """The artefact with each verifier's scores of the set; what is missing is scored, critics last."""
+    paths = {verifier.name: f"meta/{labelled.key}/{verifier.name}" for verifier in judged}
+    todo = [(v, artefact) for v in judged if (artefact := begun(run.artefact(paths[v.name]), v.inputs))]
+    problems = scoring.read_problems(labelled.run, "test") if todo else []
+    for worker in sorted({v.worker for v, _ in todo if v.worker}):
+        own = {artefact.name: (v.section, artefact) for v, artefact in todo if v.worker == worker}
+        models = {name: section for name, (section, _) in own.items()}
+        scoring.score_artefacts(config, run, [a for _, a in own.values()], models, problems, worker)
+    for verifier, artefact in todo:
+        if isinstance(verifier.section, MetaCritic):
+            meta_critics.judge(config, run, verifier.name, verifier.section, labelled.run, artefact)
+    return paths
+
+
+def begun(artefact: Artefact, inputs: dict[str, Any]) -> Artefact | None:
+    """The artefact ready to be filled; None when it is complete and made from the same."""
+    manifest = artefact.manifest()
+    if manifest is not None and manifest.fingerprint == fingerprint(inputs):
+        return None
+    artefact.begin(inputs)
+    return artefact
+
+
+def scores_of(run: Run, artefacts: dict[str, str], part: Candidates) -> dict[str, Scores]:
+    """The scores of some solutions by verifier."""
+    found = {name: read_scores(run, artefact, part) for name, artefact in artefacts.items()}
+    return {name: scores for name, scores in found.items() if scores}

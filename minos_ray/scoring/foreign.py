@@ -1,0 +1,226 @@
+"""Scores of published reward models, by kind: padded batches of transformers' own forward passes."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from minos_ray import schema
+from minos_ray.errors import UserError
+from minos_ray.models import load_tokenizer, locate
+from minos_ray.scoring.formats import Reading, format_of, refusal, signs
+from minos_ray.scoring.scorer import AGGREGATIONS
+from minos_ray.sections import ForeignModel
+from minos_ray.store import Run
+
+WORKER = "minos_ray.scoring.foreign:ForeignScorers"
+CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # of one batch, padding included
+
+
+class Kind(NamedTuple):
+    """How a kind's architecture ends, how many labels it may have (any when empty), and transformers' class for it."""
+
+    ending: str
+    labels: tuple[int, ...]
+    loader: str = ""
+
+
+KINDS = {
+    "sequence": Kind("ForSequenceClassification", (1,), "AutoModelForSequenceClassification"),
+    "tokens": Kind("ForTokenClassification", (1, 2), "AutoModelForTokenClassification"),
+    "shepherd": Kind("ForCausalLM", (), "AutoModelForCausalLM"),
+    "qwen": Kind("Qwen2ForProcessRewardModel", ()),
+}
+
+
+class ForeignScorers:
+    """The worker of `run_units` for these models; takes and gives what `scorer.Scorers` does."""
+
+    def __init__(self, run: str, models: dict[str, ForeignModel], aggregation: str) -> None:
+        self.run, self.models, self.aggregate = Run(run), models, AGGREGATIONS[aggregation]
+        self.name: str | None = None
+        self.scorer: ForeignScorer | None = None
+
+    def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """One row of scores per candidate, and the counts of `ForeignScorer.score` with seconds."""
+        scorer = self.scorer_of(units["artefact"][0].as_py())
+        start = time.monotonic()
+        asked, solutions = [], []
+        for unit in units.to_pylist():
+            asked += [{"candidate_id": c, "problem_id": unit["problem_id"]} for c in unit["candidate_ids"]]
+            solutions += [(unit["question"], steps) for steps in unit["steps"]]
+        scores, stats = scorer.score(solutions)
+        rows = [
+            {**names, "score": self.aggregate(found) if found else 0.0, "step_scores": found if scorer.by_step else []}
+            for names, found in zip(asked, scores, strict=True)
+        ]
+        return schema.table("scores", rows), {**stats, "seconds": time.monotonic() - start}
+
+    def scorer_of(self, artefact: str) -> "ForeignScorer":
+        """The model of an artefact; the one before is let go first."""
+        if self.scorer is None or self.name != artefact:
+            self.scorer = None
+            model = self.models[artefact]
+            self.scorer, self.name = ForeignScorer(model, locate(model, self.run)), artefact
+        return self.scorer
+
+
+class ForeignScorer:
+    """A loaded model; `by_step` says whether it gives a score per step."""
+
+    def __init__(self, model: ForeignModel, path: str) -> None:
+        import torch
+
+        refuse_kind(model, path)
+        self.by_step = model.kind != "sequence"
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
+        self.tokenizer = load_tokenizer(path, model.trust_remote_code)
+        self.encode = format_of(model, self.tokenizer)
+        self.whole = load(model, path).to(self.device).eval()
+        self.whole.config.use_cache = False
+        self.pad: int | None = self.whole.config.get_text_config().pad_token_id
+        self.longest = getattr(self.whole.config, "max_position_embeddings", None) or 10**9
+        self.logits = reader(model.kind, self.whole, self.tokenizer)
+
+    def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
+        """Scores in 0..1 of each (question, steps): one, or one per step; none of a refused solution.
+
+        Also counts: tokens that were computed, tokens of all solutions, refusals by reason.
+        """
+        readings = [self.reading(question, steps) for question, steps in solutions]
+        reasons = [refusal(reading, self.longest) for reading in readings]
+        fine = {row: reading for row, reading in enumerate(readings) if reasons[row] is None}
+        found: list[list[float]] = [[] for _ in readings]
+        stats = Counter({f"refused_{reason}": reasons.count(reason) for reason in {*reasons} - {None}})
+        for batch in batches(fine, lambda: self.budget):
+            stats["tokens"] += padded_size(batch, fine)
+            for row, scores in zip(batch, self.halving([fine[row] for row in batch]), strict=True):
+                found[row] = scores
+        stats["tokens_of_solutions"] += sum(len(reading.ids) for reading in fine.values())
+        return found, dict(stats)
+
+    def reading(self, question: str, steps: Sequence[str]) -> Reading:
+        """What is read, and where: transformers reads a sequence classifier at the last token that is no padding."""
+        reading = self.encode(question, steps)
+        if self.by_step or not reading.positions:
+            return reading
+        places = [place for place, token in enumerate(reading.ids) if token != self.pad]
+        return Reading(reading.ids, places[-1:] or [0])
+
+    def halving(self, batch: Sequence[Reading]) -> list[list[float]]:
+        """Scores of a batch; when memory runs out, of its two halves."""
+        import torch
+
+        try:
+            return self.forward(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        self.budget = max(1, self.budget // 2)
+        half = len(batch) // 2
+        return self.halving(batch[:half]) + self.halving(batch[half:])
+
+    def forward(self, batch: Sequence[Reading]) -> list[list[float]]:
+        """One pass over sequences that are padded on the right."""
+        import torch
+
+        sizes = [len(reading.positions) for reading in batch]
+        ids = np.full((len(batch), max(len(reading.ids) for reading in batch)), self.pad or 0)
+        mask = np.zeros_like(ids)
+        for row, reading in enumerate(batch):
+            ids[row, : len(reading.ids)], mask[row, : len(reading.ids)] = reading.ids, 1
+        places = np.concatenate([reading.positions for reading in batch])
+        arrays = (ids, mask, np.repeat(np.arange(len(batch)), sizes), places)
+        with torch.inference_mode():
+            inputs, seen, rows, columns = (torch.from_numpy(array).to(self.device) for array in arrays)
+            logits = self.logits({"input_ids": inputs, "attention_mask": seen}, (rows, columns))
+            scores = probabilities(logits.float()).cpu().numpy()
+        return [part.tolist() for part in np.split(scores, np.cumsum(sizes)[:-1])]
+
+
+def batches(readings: Mapping[int, Reading], budget: Callable[[], int]) -> Iterator[list[int]]:
+    """Rows by length, longest first, with at most `budget()` tokens in a batch, padding included (or one row)."""
+    batch: list[int] = []
+    for row in sorted(readings, key=lambda row: -len(readings[row].ids)):
+        if batch and padded_size([*batch, row], readings) > budget():
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def padded_size(batch: Sequence[int], readings: Mapping[int, Reading]) -> int:
+    """Tokens of a batch whose first row is the longest."""
+    return len(batch) * len(readings[batch[0]].ids)
+
+
+def load(model: ForeignModel, path: str) -> Any:
+    """The model in the precision that it is saved in; UserError when it lacks weights."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if model.kind == "qwen":
+        from minos_ray.scoring.qwen_prm import QwenRewardModel
+
+        made, info = QwenRewardModel.from_pretrained(path, dtype="auto", output_loading_info=True)
+    else:
+        options = {"dtype": "auto", "trust_remote_code": model.trust_remote_code, "output_loading_info": True}
+        made, info = getattr(transformers, KINDS[model.kind].loader).from_pretrained(path, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"model '{model.model}': {path} holds no weights {', '.join(missing[:3])}")
+    return made
+
+
+def refuse(model: ForeignModel, path: str) -> None:
+    """UserError for what can be known to be wrong without loading weights: another kind, an unfit tokenizer."""
+    refuse_kind(model, path)
+    format_of(model, load_tokenizer(path, model.trust_remote_code))
+
+
+def refuse_kind(model: ForeignModel, path: str) -> None:
+    """UserError when the config beside the weights names another kind of model."""
+    from transformers import AutoConfig
+
+    kind, config = KINDS[model.kind], AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    if model.kind in ("sequence", "tokens") and hasattr(config, "step_encoding"):
+        raise UserError(f"model '{model.model}' was trained by minos_ray: its kind is 'minos', not '{model.kind}'")
+    fits = any(name.endswith(kind.ending) for name in config.architectures or [])
+    if fits and (not kind.labels or config.num_labels in kind.labels):
+        return
+    labels = f" with {' or '.join(map(str, kind.labels))} labels" if kind.labels else ""
+    found = f"{config.architectures} with {config.num_labels} labels"
+    raise UserError(f"model '{model.model}' is {found}; kind '{model.kind}' is *{kind.ending}{labels}")
+
+
+def probabilities(logits: Any) -> Any:
+    """Of the class right: the sigmoid of one logit, or the second of two by softmax."""
+    return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=-1)[:, 1]
+
+
+Places = tuple[Any, Any]
+Logits = Callable[[dict[str, Any], Places], Any]
+
+
+def reader(kind: str, whole: Any, tokenizer: Any) -> Logits:
+    """What gives the logits, [places, 1 or 2] (wrong, right), at places (rows, columns) of a batch."""
+
+    def hidden(inputs: dict[str, Any], places: Places) -> Any:
+        return whole.base_model(**inputs).last_hidden_state[places]
+
+    if kind == "tokens":
+        return lambda inputs, places: whole(**inputs).logits[places]
+    if kind == "shepherd":
+        head, answers = whole.get_output_embeddings(), signs(tokenizer)
+        return lambda inputs, places: head(hidden(inputs, places))[:, answers]
+    if kind == "qwen" or hasattr(whole, "score"):
+        return lambda inputs, places: whole.score(hidden(inputs, places))
+    # An encoder (BERT) pools by itself, whatever place is asked for.
+    return lambda inputs, places: whole(**inputs).logits[places[0]]
