@@ -19,11 +19,11 @@ import torch
 
 from minos_ray.labels.steps import lines
 from minos_ray.resources import Workers
-from minos_ray.sections import Train
 from minos_ray.training import batches, encoding, engine
 from minos_ray.training.losses import Losses, Objective
 from minos_ray.training.rows import Rows, as_table, language_row, pack
 from minos_ray.training.tokenizer import byte_level_bpe
+from minos_ray.training_sections import Train
 
 SIZE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
 HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048}

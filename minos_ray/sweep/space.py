@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from minos_ray.config import Config
 from minos_ray.models import absolute
-from minos_ray.sections import ErrorAnalysis, Inserted, Verifier
+from minos_ray.sections import ErrorAnalysis, Inserted
 from minos_ray.store import Run
+from minos_ray.training_sections import Verifier
 
 FOLDER = "sweep/trials"
 

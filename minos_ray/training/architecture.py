@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from minos_ray.errors import UserError
-from minos_ray.sections import Pretrain
 from minos_ray.training import encoding
 from minos_ray.training.job import Kind
 from minos_ray.training.stored import Stored
+from minos_ray.training_sections import Pretrain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LABEL = "correct"

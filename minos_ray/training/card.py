@@ -5,9 +5,9 @@ from typing import Any
 import yaml
 
 from minos_ray import __version__
-from minos_ray.sections import Lora
 from minos_ray.training import encoding
 from minos_ray.training.job import Job, Kind
+from minos_ray.training_sections import Lora
 
 PIPELINES: dict[Kind, str] = {"lm": "text-generation", "orm": "text-classification", "prm": "token-classification"}
 WHAT: dict[Kind, str] = {

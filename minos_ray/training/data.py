@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
-from minos_ray.sections import Config, Reward, Sft
+from minos_ray.sections import Config
 from minos_ray.store import Run
 from minos_ray.training import encoding
 from minos_ray.training.consensus import agreed
 from minos_ray.training.rows import language_row
+from minos_ray.training_sections import Reward, Sft
 
 Row = dict[str, Any]
 CHUNK = 1000

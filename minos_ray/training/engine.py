@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from minos_ray.resources import Workers
-from minos_ray.sections import Train
 from minos_ray.training import lora
 from minos_ray.training.losses import Objective
+from minos_ray.training_sections import Train
 
 
 def prepare(gpu: bool) -> None:

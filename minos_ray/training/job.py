@@ -6,10 +6,11 @@ from pydantic import BaseModel, ConfigDict
 
 from minos_ray.models import absolute
 from minos_ray.resources import Resources, Workers
-from minos_ray.sections import Model, Reward, Train
+from minos_ray.sections import Model
 from minos_ray.store import Run, fingerprint
 from minos_ray.training import rows
 from minos_ray.training.data import Data
+from minos_ray.training_sections import Reward, Train
 
 Kind = Literal["lm", "orm", "prm"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from minos_ray.errors import UserError
-from minos_ray.sections import Lora
 from minos_ray.training.architecture import HEAD
 from minos_ray.training.job import Job, Kind
+from minos_ray.training_sections import Lora
 
 TASKS: dict[Kind, str] = {"lm": "CAUSAL_LM", "orm": "SEQ_CLS", "prm": "TOKEN_CLS"}
 FOLDER = "adapter"

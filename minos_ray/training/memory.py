@@ -12,9 +12,10 @@ from minos_ray.cluster import joins
 from minos_ray.errors import UserError
 from minos_ray.models import locate
 from minos_ray.resources import Workers
-from minos_ray.sections import Config, Model, Train
+from minos_ray.sections import Config, Model
 from minos_ray.store import Run
 from minos_ray.training import gpus, lora
+from minos_ray.training_sections import Train
 
 ADAM = 8  # two moments in fp32
 MASTER = 4  # the fp32 copy of weights trained in bf16

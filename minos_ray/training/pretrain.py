@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from minos_ray.config import Config, resolve
-from minos_ray.sections import Model, Pretrain
+from minos_ray.sections import Model
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
 from minos_ray.training import encoding
@@ -16,6 +16,7 @@ from minos_ray.training.data import Data, Row, chunks, require_rows, split_by_pr
 from minos_ray.training.job import make_job, write_table
 from minos_ray.training.rows import language_row
 from minos_ray.training.trainer import finished, fit
+from minos_ray.training_sections import Pretrain
 
 BASE = "models/base"
 START = "train/start"

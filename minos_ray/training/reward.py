@@ -3,12 +3,13 @@
 from typing import Any
 
 from minos_ray.config import Config
-from minos_ray.sections import Model, Verifier
+from minos_ray.sections import Model
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
 from minos_ray.training.data import base_tokenizer, require_rows, reward_data
 from minos_ray.training.job import Job, Table, make_job, write_table
 from minos_ray.training.trainer import finished, fit
+from minos_ray.training_sections import Verifier
 
 CRITIC = Model(model="run:models/critic")
 

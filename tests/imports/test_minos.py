@@ -9,8 +9,8 @@ import pytest
 from minos_ray.errors import UserError
 from minos_ray.imports import bring
 from minos_ray.imports.minos import numbered, sources, step_verdicts
-from minos_ray.sections import Sft
 from minos_ray.store import Run
+from minos_ray.training_sections import Sft
 from tests.imports.files import TAG, jsonl, shepherd_row, stored
 from tests.tiny import tiny_tokenizer
 

@@ -8,11 +8,12 @@ import pytest
 
 from minos_ray.errors import UserError
 from minos_ray.schema import table
-from minos_ray.sections import Config, Reward, Sft
+from minos_ray.sections import Config
 from minos_ray.store import Run
 from minos_ray.training import encoding
 from minos_ray.training.data import Data, base_tokenizer, critique_data, require_rows, reward_data
 from minos_ray.training.rows import as_table, write
+from minos_ray.training_sections import Reward, Sft
 from tests.training.world import candidate, world
 
 

@@ -11,13 +11,14 @@ import torch
 from minos_ray.config import build
 from minos_ray.errors import UserError
 from minos_ray.resources import Workers
-from minos_ray.sections import Config, Lora, Train
+from minos_ray.sections import Config
 from minos_ray.store import Run
 from minos_ray.training import architecture, gpus, lora, memory
 from minos_ray.training.job import Job
 from minos_ray.training.losses import Objective
 from minos_ray.training.rows import Rows, as_table, pack
 from minos_ray.training.trainer import refuse_what_cannot_fit
+from minos_ray.training_sections import Lora, Train
 from tests.tiny import tiny_model
 
 # Mistral-7B.

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from minos_ray.errors import UserError
 from minos_ray.resources import Workers
-from minos_ray.sections import Train
 from minos_ray.training import architecture, engine
 from minos_ray.training.stored import Stored
+from minos_ray.training_sections import Train
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
