@@ -1,6 +1,6 @@
 """Scoring against the paper's way, padded batches and vLLM: the same weights, one process, fp32.
 
-python benchmarks/scoring.py [--rounds 3] [--shapes small large] [--cases distinct miniature gemini] [--out FOLDER]
+python benchmarks/scoring.py [--rounds 3] [--shapes small] [--cases distinct] [--without vllm] [--out FOLDER]
 
 Everybody gets token ids. `distinct` is the worst case: random solutions of GSM8K's lengths that share their question
 only. Padded batches are sorted by length, with an attention mask, of the best of several sizes; vLLM has its cache of
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from common import alternate, show
+from transformers.utils import logging
 
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.problems.miniature.chain import solution_text
@@ -38,6 +39,7 @@ SHAPES = {"small": (4, 256, 688, 8, 4), "large": (8, 512, 1376, 16, 8)}
 SIZES = {"small": (1, 256), "large": (1, 64)}
 BATCHES = [("rows", 8), ("rows", 16), ("rows", 64), ("tokens", 2048), ("tokens", 8192)]
 VLLM = Scoring(engine="vllm", kv_cache_gb=0.5, extra={"max_num_batched_tokens": 8192})
+REAL = 5000  # real solutions that the tokenizer is trained on; 256 are scored
 GEMINI = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[2] / "shared" / "data") / "gsm8k_gemini"
 
 
@@ -63,10 +65,11 @@ def miniature(tokenizer: Any, problems: int = 2, candidates: int = 256) -> list[
 
 
 def gemini() -> list[tuple[str, list[str]]]:
-    """Real solutions of eight questions, 32 or so of each."""
-    rows = pq.read_table(next(iter(sorted(GEMINI.glob("*.parquet")))), columns=["question", "solution"]).to_pylist()
-    questions = list(dict.fromkeys(row["question"] for row in rows))[:8]
-    return [(r["question"], r["solution"].split("\n")) for r in rows if r["question"] in questions]
+    """Real solutions, those of one question after one another."""
+    rows = pq.read_table(next(iter(sorted(GEMINI.glob("*.parquet")))), columns=["question", "solution"])[
+        :REAL
+    ].to_pylist()
+    return sorted((row["question"], row["solution"].split("\n")) for row in rows)
 
 
 def save_tokenizer(folder: str, real: list[tuple[str, list[str]]]) -> Any:
@@ -135,6 +138,12 @@ def padded(model: Any, kind: str, encoded: list[Encoded], unit: str, size: int) 
     return found
 
 
+def pooled(vllm: Any, encoded: list[Encoded]) -> Scores:
+    """Scores of vLLM, whose cache forgets what the round before has left there."""
+    assert vllm.llm.reset_prefix_cache()
+    return vllm.score_encoded(encoded)[0]
+
+
 def best_batches(model: Any, kind: str, encoded: list[Encoded]) -> tuple[str, int]:
     """The fastest of `BATCHES` on a sixteenth of the solutions, of all lengths, each tried twice."""
     some = sorted(encoded, key=lambda e: len(e.ids))[:: max(1, len(encoded) // 64)]
@@ -166,6 +175,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", choices=["one", "vllm"], default=[])
     parser.add_argument("--out", help="folder for JSON files")
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
     real = gemini() if GEMINI.is_dir() else []
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = save_tokenizer(folder, real)
@@ -173,7 +183,7 @@ def main() -> None:
             cases = {"distinct": distinct(len(tokenizer), *SIZES[shape])}
             if shape == "small":
                 cases |= {"miniature": miniature(tokenizer)} | (
-                    {"gemini": encode_solutions(tokenizer, real)} if real else {}
+                    {"gemini": encode_solutions(tokenizer, real[:256])} if real else {}
                 )
             for kind in ("orm", "prm"):
                 run(arguments, save_model(folder, kind, shape, tokenizer), f"{shape} {kind}", cases)
@@ -190,7 +200,7 @@ def run(arguments: argparse.Namespace, path: str, name: str, cases: dict[str, li
         ways = {"minos_ray": lambda e=encoded: ours.score_encoded(e)[0]}
         ways[f"padded, best: {size} {unit}"] = lambda e=encoded, u=unit, s=size: padded(model, kind, e, u, s)
         if vllm is not None:
-            ways["vLLM pooling"] = lambda e=encoded: vllm.score_encoded(e)[0]
+            ways["vLLM pooling"] = lambda e=encoded: pooled(vllm, e)
         if "one" not in arguments.without:
             ways["one at a time"] = lambda e=encoded: padded(model, kind, e, "rows", 1)
         compare(f"{name} {case}", encoded, ways, arguments.rounds, arguments.out)

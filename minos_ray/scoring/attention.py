@@ -16,32 +16,35 @@ from minos_ray.errors import UserError
 from minos_ray.scoring.batches import NONE, Forest, keys, runs
 
 NAME = "minos_forest"
+GROUPS = 3  # of runs with paths of like lengths, filled up to the longest
 RUN = 64  # nodes of a run: longer ones look at more that they may not see, shorter ones copy more keys
 
 
 class Layout:
-    """Who asks and who is asked, as tensors: `asking` [runs, nodes], `keys` [runs, keys], `mask` to be added."""
+    """Some runs: the nodes that ask [runs * nodes], the nodes that are asked [runs, keys], and a mask to be added."""
 
-    def __init__(self, forest: Forest, asking: np.ndarray, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, forest: Forest, asking: np.ndarray, device: torch.device, dtype: torch.dtype) -> None:
         asked = torch.from_numpy(keys(forest, asking)).to(device)
         ends = torch.from_numpy(forest.ends).to(device)
-        self.asking = torch.from_numpy(asking).to(device)
-        self.keys = asked.clamp(min=0)
-        end = ends[self.keys].masked_fill(asked == NONE, NONE)[:, None]
-        who = self.asking[:, :, None]
-        # Behind the last node there is nothing; what is computed there is thrown away, and must not be NaN.
-        sees = ((asked[:, None] <= who) & (who < end)) | (who >= len(ends))
-        mask = torch.zeros(sees.shape, device=device, dtype=dtype).masked_fill_(~sees, -torch.inf)
-        self.mask = mask[:, None]
+        # Numbers behind the last node ask for it again: they get the same.
+        who = torch.from_numpy(asking).to(device).clamp(max=len(ends) - 1)
+        self.asking, self.keys = who.flatten(), asked.clamp(min=0)
+        end = ends[self.keys].masked_fill(asked == NONE, NONE)
+        sees = (asked[:, None] <= who[:, :, None]) & (who[:, :, None] < end[:, None])
+        self.mask = torch.zeros(sees.shape, device=device, dtype=dtype).masked_fill_(~sees, -torch.inf)[:, None]
 
 
 class View:
-    """A forest for one pass: all nodes ask in every layer; in the last one those of `places`, where it is read."""
+    """A forest for one pass: all nodes ask in every layer, in the last one those of `places`, where it is read."""
 
-    def __init__(self, forest: Forest, places: np.ndarray, device: str, dtype: torch.dtype) -> None:
-        dtype = attention_dtype(device, dtype)
-        self.everywhere = Layout(forest, runs(forest, RUN), device, dtype)
-        self.read = Layout(forest, places[:, None], device, dtype)
+    def __init__(self, forest: Forest, places: np.ndarray, device: torch.device, dtype: torch.dtype) -> None:
+        # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
+        self.dtype = torch.float32 if device.type == "cpu" else dtype
+        asking = runs(forest, RUN)
+        by_depth = asking[np.argsort(forest.depths[asking[:, 0]], kind="stable")]
+        parts = np.array_split(by_depth, min(GROUPS, len(asking)))
+        self.everywhere = [Layout(forest, part, device, self.dtype) for part in parts]
+        self.read = [Layout(forest, places[:, None], device, self.dtype)]
         self.places = torch.from_numpy(places).to(device)
 
 
@@ -54,10 +57,8 @@ class ReadOnly(nn.Module):
         self.places: torch.Tensor | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[1, tokens, width] in and out."""
-        out = torch.zeros_like(hidden)
-        out[:, self.places] = self.module(hidden[:, self.places])
-        return out
+        """[1, tokens, width] in and out, though the widths may differ."""
+        return spread(self.module(hidden[0, self.places]), self.places, hidden.shape[1])[None]
 
 
 class Backbone:
@@ -72,13 +73,14 @@ class Backbone:
         last = last_layer(self.module)
         model.set_attn_implementation(NAME)
         last.self_attn.minos_last = True
-        self.mlp = last.mlp = ReadOnly(last.mlp)
+        self.read_only = read_only(last)
 
     def __call__(self, forest: Forest, places: np.ndarray) -> torch.Tensor:
         """Hidden states at `places` (ascending nodes): [places, width]."""
         device, dtype = self.module.device, self.module.dtype
         view = View(forest, places, device, dtype)
-        self.mlp.places = view.places
+        for module in self.read_only:
+            module.places = view.places
         ids, depths = (torch.from_numpy(array).to(device)[None] for array in (forest.ids, forest.depths))
         hidden = self.module(input_ids=ids, position_ids=depths, view=view, use_cache=False).last_hidden_state
         return hidden[0, view.places]
@@ -93,9 +95,14 @@ def last_layer(module: Any) -> Any:
     return layer
 
 
-def attention_dtype(device: Any, dtype: torch.dtype) -> torch.dtype:
-    """On CPUs torch's attention takes more than twice as long in bfloat16 as in float32."""
-    return torch.float32 if torch.device(device).type == "cpu" else dtype
+def read_only(layer: Any) -> list[ReadOnly]:
+    """Wraps what the last layer does to each position alone and nobody else needs; keys and values stay."""
+    parts = [(layer, "mlp"), (layer.self_attn, "q_proj"), (layer.self_attn, "o_proj")]
+    # Some families fuse queries with keys.
+    there = [(parent, name) for parent, name in parts if hasattr(parent, name)]
+    for parent, name in there:
+        setattr(parent, name, ReadOnly(getattr(parent, name)))
+    return [getattr(parent, name) for parent, name in there]
 
 
 def forest_attention(
@@ -113,22 +120,15 @@ def forest_attention(
 
     No sequence is longer than a sliding window (`verifier.longest`), so windows change nothing.
     """
-    last = getattr(module, "minos_last", False)
-    layout = view.read if last else view.everywhere
-    states = [x[0].transpose(0, 1).to(layout.mask.dtype) for x in (query, key, value)]
-    nodes = len(states[0])
-    q = states[0][view.places] if last else filled(states[0], layout.asking.numel())
-    k, v = (x.index_select(0, layout.keys.flatten()) for x in states[1:])
-    grid = (x.unflatten(0, (len(layout.keys), -1)).transpose(1, 2) for x in (q, k, v))
-    out = functional.scaled_dot_product_attention(*grid, attn_mask=layout.mask, scale=scaling, enable_gqa=True)
-    out = out.transpose(1, 2).flatten(0, 1).to(query.dtype)
-    return (spread(out, view.places, nodes) if last else out[:nodes])[None], None
-
-
-def filled(states: torch.Tensor, nodes: int) -> torch.Tensor:
-    """[nodes there are, ...] with zeros up to `nodes`."""
-    missing = nodes - len(states)
-    return functional.pad(states, (0, 0, 0, 0, 0, missing)) if missing else states
+    q, k, v = (states[0].transpose(0, 1).to(view.dtype) for states in (query, key, value))
+    out = torch.zeros_like(q)
+    for layout in view.read if getattr(module, "minos_last", False) else view.everywhere:
+        shape = (len(layout.keys), -1)
+        taken = ((q, layout.asking), (k, layout.keys.flatten()), (v, layout.keys.flatten()))
+        grid = (x.index_select(0, at).unflatten(0, shape).transpose(1, 2) for x, at in taken)
+        found = functional.scaled_dot_product_attention(*grid, attn_mask=layout.mask, scale=scaling, enable_gqa=True)
+        out[layout.asking] = found.transpose(1, 2).flatten(0, 1)
+    return out[None].to(query.dtype), None
 
 
 def spread(states: torch.Tensor, places: torch.Tensor, nodes: int) -> torch.Tensor:
