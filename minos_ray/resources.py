@@ -28,6 +28,22 @@ class Engine(Actors):
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
+class Scoring(Engine):
+    """Actors that score, with transformers or with vLLM; transformers heeds `dtype` and the lengths only."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_model_len: int = Field(32_768, ge=8, description="longer solutions are refused; the model may allow fewer")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the model is saved")
+    units_per_task: int = Field(8, ge=1, description="problems of one task that is stored as a whole")
+
+    @model_validator(mode="after")
+    def transformers_use_one_gpu(self) -> "Scoring":
+        """A model in several GPUs is vLLM's work."""
+        if self.engine == "transformers" and self.gpus > 1:
+            raise ValueError("gpus above 1 needs engine: vllm; transformers scores with one GPU an actor")
+        return self
+
+
 class Client(Actors):
     """How hard the critic's endpoint is asked: each actor is one client process, the limits per minute are for all."""
 
@@ -73,7 +89,7 @@ class Resources(Section):
     sample: Engine = Engine()
     client: Client = Client()
     train: Workers = Workers()
-    score: Actors = Actors()
+    score: Scoring = Scoring()
     judge: Engine = Engine()
     grade: Actors = Actors()
     wandb: bool = False

@@ -11,6 +11,7 @@ import pyarrow as pa
 from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
+from minos_ray.resources import Scoring
 from minos_ray.scoring.formats import Reading, format_of, refusal, signs
 from minos_ray.scoring.scorer import AGGREGATIONS
 from minos_ray.sections import ForeignModel
@@ -39,7 +40,7 @@ KINDS = {
 class ForeignScorers:
     """The worker of `run_units` for these models; takes and gives what `scorer.Scorers` does."""
 
-    def __init__(self, run: str, models: dict[str, ForeignModel], aggregation: str) -> None:
+    def __init__(self, run: str, models: dict[str, ForeignModel], aggregation: str, resources: Scoring) -> None:
         self.run, self.models, self.aggregate = Run(run), models, AGGREGATIONS[aggregation]
         self.name: str | None = None
         self.scorer: ForeignScorer | None = None

@@ -1,12 +1,10 @@
-"""The actor that scores: one forward pass gives every score of many candidates, nothing is written.
+"""The actor that scores, and the engine of transformers: every shared beginning is computed once.
 
-An ORM is a `*ForSequenceClassification` read at the last step's end, a PRM a `*ForTokenClassification` read at every
-step's end; the score is the sigmoid of the raw logit. Scores are computed in the precision that the model is saved in.
+Scores are computed in the precision that the model is saved in.
 """
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,14 +13,14 @@ import pyarrow as pa
 
 from minos_ray import schema
 from minos_ray.errors import UserError
-from minos_ray.models import load_tokenizer, locate
+from minos_ray.models import locate
+from minos_ray.resources import Scoring
 from minos_ray.scoring.batches import Forest, forests
+from minos_ray.scoring.verifier import Verifier
 from minos_ray.sections import Model
 from minos_ray.store import Run
-from minos_ray.training import encoding
 
-KINDS = {"ForSequenceClassification": "orm", "ForTokenClassification": "prm"}
-CPU_TOKENS, GPU_TOKENS = 512, 4096  # nodes of one forest
+CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # nodes of one forest
 
 AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
@@ -39,14 +37,14 @@ class Scorers:
     all their candidates. One row per candidate.
     """
 
-    def __init__(self, run: str, models: dict[str, Model], aggregation: str) -> None:
-        self.run, self.models = Run(run), models
+    def __init__(self, run: str, models: dict[str, Model], aggregation: str, resources: Scoring) -> None:
+        self.run, self.models, self.resources = Run(run), models, resources
         self.aggregate = AGGREGATIONS[aggregation]
         self.name: str | None = None
-        self.scorer: Scorer | None = None
+        self.scorer: Verifier | None = None
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
-        """Rows of scores and the sums of `Scorer.score`, with seconds."""
+        """Rows of scores and the sums of `Verifier.score`, with seconds."""
         scorer = self.scorer_of(units["artefact"][0].as_py())
         start = time.monotonic()
         asked, solutions = [], []
@@ -54,68 +52,66 @@ class Scorers:
             asked += [(candidate, unit["problem_id"]) for candidate in unit["candidate_ids"]]
             solutions += [(unit["question"], steps) for steps in unit["steps"]]
         scores, stats = scorer.score(solutions)
+        # The score of an ORM is its last one, also where it has one for every step.
+        whole = AGGREGATIONS["last"] if scorer.kind == "orm" else self.aggregate
         rows = [
             {
                 "candidate_id": candidate,
                 "problem_id": problem,
-                "score": self.aggregate(found) if found else 0.0,
-                "step_scores": found if scorer.kind == "prm" else [],
+                "score": whole(found) if found else 0.0,
+                "step_scores": found if scorer.every_step else [],
             }
             for (candidate, problem), found in zip(asked, scores, strict=True)
         ]
         return schema.table("scores", rows), {**stats, "seconds": time.monotonic() - start}
 
-    def scorer_of(self, artefact: str) -> "Scorer":
+    def scorer_of(self, artefact: str) -> Verifier:
         """The loaded verifier of an artefact; the one before is let go first."""
         if self.scorer is None or self.name != artefact:
             self.scorer = None
             model = self.models[artefact]
-            self.scorer, self.name = Scorer(locate(model, self.run), model.trust_remote_code), artefact
+            path = locate(model, self.run)
+            self.scorer, self.name = load(path, model.trust_remote_code, self.resources), artefact
         return self.scorer
 
 
-class Scorer:
-    """A loaded verifier: `kind` is orm or prm."""
+def load(path: str, trust_remote_code: bool, resources: Scoring) -> Verifier:
+    """The verifier at `path` in the engine that the config names."""
+    if resources.engine == "vllm":
+        from minos_ray.scoring.pooling import Pooling
 
-    def __init__(self, model: str, trust_remote_code: bool = False) -> None:
+        return Pooling(path, trust_remote_code, resources)
+    return Scorer(path, trust_remote_code, resources)
+
+
+class Scorer(Verifier):
+    """A verifier in transformers. `budget` bounds the nodes of one pass; it shrinks when memory runs out."""
+
+    def __init__(self, model: str, trust_remote_code: bool = False, resources: Scoring | None = None) -> None:
         import torch
-        from transformers import AutoConfig
         from transformers.utils import logging
 
+        from minos_ray.scoring.attention import Backbone
+
+        resources = resources or Scoring()
+        super().__init__(model, trust_remote_code, resources.max_model_len)
         logging.disable_progress_bar()
-        trust = {"trust_remote_code": trust_remote_code}
-        self.config = AutoConfig.from_pretrained(model, **trust)
-        self.kind = kind_of(self.config, model)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
-        self.tokenizer = load_tokenizer(model, trust_remote_code)
-        options = {"dtype": "auto", "attn_implementation": "sdpa", **trust}
+        options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
         whole = auto_class(self.kind).from_pretrained(model, **options).to(self.device).eval()
-        self.backbone, self.head = whole.base_model, head_of(whole, model)
-        self.max_length = longest(self.config)
+        self.backbone, self.head = Backbone(whole), head_of(whole, model)
 
-    def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
-        """Scores of each (question, steps): one of an ORM, one per step of a PRM, none of a refused solution.
-
-        Also counts: tokens that were computed, tokens of all solutions, refusals by reason.
-        """
-        encoded = encoding.encode_solutions(self.tokenizer, solutions)
-        reasons = [encoding.refusal(solution, self.max_length) for solution in encoded]
-        fine = [row for row, reason in enumerate(reasons) if reason is None]
-        found: list[list[float]] = [[] for _ in encoded]
-        stats = Counter({f"refused_{reason}": reasons.count(reason) for reason in {*reasons} - {None}})
-        sequences = [solution.ids for solution in encoded]
-        for forest in forests(sequences, fine, self.budget):
-            read = [self.read_positions(encoded[member]) for member in forest.members]
-            for member, scores in zip(forest.members, self.halving(sequences, forest, read), strict=True):
+    def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
+        """Forest by forest."""
+        found: list[list[float]] = [[] for _ in sequences]
+        tokens = 0
+        for forest in forests(sequences, range(len(sequences)), self.budget):
+            at = [read[member] for member in forest.members]
+            for member, scores in zip(forest.members, self.halving(sequences, forest, at), strict=True):
                 found[member] = scores
-            stats["tokens"] += len(forest.ids)
-        stats["tokens_of_solutions"] += sum(len(sequences[row]) for row in fine)
-        return found, dict(stats)
-
-    def read_positions(self, solution: encoding.Encoded) -> list[int]:
-        """Where the model is read."""
-        return solution.positions if self.kind == "prm" else solution.positions[-1:]
+            tokens += len(forest.ids)
+        return found, tokens
 
     def halving(self, sequences: list[list[int]], forest: Forest, read: list[list[int]]) -> list[list[float]]:
         """Scores of a forest; when memory runs out, of its two halves."""
@@ -137,30 +133,15 @@ class Scorer:
         return [scores[member] for member in forest.members]
 
     def forward(self, forest: Forest, read: list[list[int]]) -> list[list[float]]:
-        """Sigmoid of the logit at the positions `read` of each sequence of the forest."""
+        """Sigmoid of the logit at the positions `read` of each sequence of the forest; each node is read once."""
         import torch
 
         places = np.concatenate([path[positions] for path, positions in zip(forest.paths, read, strict=True)])
+        nodes, back = np.unique(places, return_inverse=True)
         with torch.inference_mode():
-            ids, depths, sees, at = (
-                torch.from_numpy(array).to(self.device) for array in (forest.ids, forest.depths, forest.sees, places)
-            )
-            hidden = self.backbone(
-                input_ids=ids[None], position_ids=depths[None], attention_mask=sees[None, None], use_cache=False
-            ).last_hidden_state[0]
-            scores = torch.sigmoid(self.head(hidden[at])[:, 0].float()).cpu().numpy()
+            scores = torch.sigmoid(self.head(self.backbone(forest, nodes))[:, 0].float()).cpu().numpy()[back]
         ends = np.cumsum([len(positions) for positions in read])[:-1]
         return [part.tolist() for part in np.split(scores, ends)]
-
-
-def kind_of(config: Any, model: str) -> str:
-    """`orm` or `prm`, by the architecture that the model was saved with."""
-    for architecture in config.architectures or []:
-        for ending, kind in KINDS.items():
-            if architecture.endswith(ending) and config.num_labels == 1:
-                return kind
-    wanted = " or ".join(f"*{ending}" for ending in KINDS)
-    raise UserError(f"model '{model}' is {config.architectures}; a verifier is {wanted} with one label")
 
 
 def auto_class(kind: str) -> Any:
@@ -176,9 +157,3 @@ def head_of(whole: Any, model: str) -> Any:
     if head is None:
         raise UserError(f"model '{model}' ({type(whole).__name__}) has no head named 'score' or 'classifier'")
     return head
-
-
-def longest(config: Any) -> int:
-    """Tokens that every position can attend to: limited by the positions and by a sliding window."""
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-    return min(limit for limit in (*limits, 10**9) if limit)

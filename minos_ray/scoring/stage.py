@@ -15,7 +15,6 @@ from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
 from minos_ray.units import run_units, stored_ids
 
-BATCH_PROBLEMS = 8
 WORKER = "minos_ray.scoring.scorer:Scorers"
 # One verifier on one problem.
 UNITS = pa.schema(
@@ -88,8 +87,8 @@ def score_artefacts(
     stored = {artefact.name: stored_ids(artefact, "candidate_id") for artefact in begun}
     score_missing(config, run, models, problems, stored, worker)
     seconds = round((time.monotonic() - start) / max(1, len(stored)), 2)
-    aggregation = config.score.aggregation
-    return {name: finish(run.artefact(name), problems, aggregation, seconds) for name in stored}
+    facts = {"aggregation": config.score.aggregation, "engine": config.resources.score.engine, "seconds": seconds}
+    return {name: finish(run.artefact(name), problems, facts) for name in stored}
 
 
 def score_missing(
@@ -115,9 +114,14 @@ def score_missing(
         "scores",
         pa.Table.from_pylist(units, schema=UNITS),
         resolve(worker),
-        {"run": run.path, "models": dict(models), "aggregation": config.score.aggregation},
+        {
+            "run": run.path,
+            "models": dict(models),
+            "aggregation": config.score.aggregation,
+            "resources": config.resources.score,
+        },
         config.resources.score,
-        batch_units=BATCH_PROBLEMS,
+        batch_units=config.resources.score.units_per_task,
         label="score",
         rows=size(problems) * len(stored),
         rows_before=sum(len(there) for there in stored.values()),
@@ -131,7 +135,7 @@ def size(problems: list[Problem]) -> int:
     return sum(len(problem["candidate_ids"]) for problem in problems)
 
 
-def finish(artefact: Artefact, problems: list[Problem], aggregation: str, seconds: float) -> Manifest:
+def finish(artefact: Artefact, problems: list[Problem], facts: dict[str, Any]) -> Manifest:
     """Makes sure that every candidate has its score once, then writes the manifest."""
     rows = len(stored_ids(artefact, "candidate_id"))
     if rows != size(problems):
@@ -139,9 +143,8 @@ def finish(artefact: Artefact, problems: list[Problem], aggregation: str, second
     stats = artefact.stats()
     refused = {key.removeprefix("refused_"): int(rows) for key, rows in stats.items() if key.startswith("refused_")}
     details = {
-        "aggregation": aggregation,
+        **facts,
         "refused": "kept with score 0",
-        "seconds": seconds,
         "model_seconds": round(stats.get("seconds", 0.0), 2),
         "tokens": int(stats.get("tokens", 0)),
         "tokens_of_solutions": int(stats.get("tokens_of_solutions", 0)),

@@ -117,13 +117,19 @@ def reset_head(head: torch.nn.Linear, seed: int) -> None:
             head.bias.zero_()
 
 
-def save(model: Any, state: dict[str, torch.Tensor], tokenizer: Any, kind: Kind, folder: str) -> None:
-    """Config, safetensors and tokenizer. `state` holds the whole weights, also when ranks hold shards."""
+def save(
+    model: Any, state: dict[str, torch.Tensor], tokenizer: Any, kind: Kind, folder: str, every_token: bool = False
+) -> None:
+    """Config, safetensors and tokenizer. `state` holds the whole weights, also when ranks hold shards.
+
+    `every_token`: an ORM that was trained at every token, so that its score means something after each step.
+    """
     config = model.config
     config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config.step_encoding = {"name": encoding.NAME, "version": encoding.VERSION}
     if kind == "orm":
         config.problem_type = "multi_label_classification"
+        config.orm_positions = "every_token" if every_token else "last"
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)

@@ -16,6 +16,8 @@ WHAT: dict[Kind, str] = {
     "prm": "Its one logit, read at the last token of each step, scores that step.",
 }
 
+EVERY_TOKEN = "It was trained at every token, so it may be read after each step as well.\n"
+
 ADAPTER = (
     "Only a LoRA adapter was trained, with a verifier's head: it is merged into these weights, and lies alone in "
     "`adapter/` (format of peft).\n"
@@ -31,6 +33,7 @@ def card(job: Job, details: dict[str, Any]) -> str:
             f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
             f"# {job.name}\n",
             f"{WHAT[job.kind]} Trained with minos_ray {__version__} from `{job.start.model}`.\n",
+            *([EVERY_TOKEN] if job.every_token else []),
             *([ADAPTER] if lora else []),
             f"Input: step encoding `{encoding.NAME}` version {encoding.VERSION}: `Question: ...`, `Answer:`, then a "
             "line for each step, every line tokenised on its own.\n",

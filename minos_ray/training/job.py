@@ -46,6 +46,7 @@ class Job(BaseModel):
     key: str
     lm_weight: float = 0.0
     dropout: float = 0.0
+    every_token: bool = False
     wandb: bool = False
 
     @property
@@ -89,6 +90,7 @@ def make_job(
         workers=resources.train,
         lm_weight=section.lm_weight if isinstance(section, Reward) else 0.0,
         dropout=section.dropout if isinstance(section, Reward) and kind == "prm" else 0.0,
+        every_token=isinstance(section, Reward) and kind == "orm" and section.orm_positions == "every_token",
         key=fingerprint(inputs),
         wandb=resources.wandb,
     )

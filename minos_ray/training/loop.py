@@ -157,7 +157,7 @@ class Training:
                 if self.section.lora is not None:
                     lora.save(weights, self.job, models.public_name(self.job.start, self.run), folder)
                     weights = lora.merged(weights, self.section.lora)
-                architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder)
+                architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)
                 (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of)))
                 pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)
             self.log.close()

@@ -28,8 +28,8 @@ CRITIQUES = [
 SOLUTIONS = {"p/0": RIGHT, "p/1": WRONG, "p/2": RIGHT, "p/3": UNCLEAR, "p/4": []}
 
 
-def memorise(path: str, critiques: list[tuple[list[str], str]]) -> None:
-    """Trains the model in `path` until it writes exactly these critiques."""
+def memorise(path: str, critiques: list[tuple[list[str], str]], enough: float = 0.01) -> None:
+    """Trains the model in `path` until its loss is `enough` to write exactly these critiques."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -39,7 +39,7 @@ def memorise(path: str, critiques: list[tuple[list[str], str]]) -> None:
     for _ in range(300):
         losses = [model(torch.tensor([ids]), labels=masked(ids, start)).loss for ids, start in rows]
         loss = torch.stack(losses).mean()
-        if loss < 0.01:
+        if loss < enough:
             model.save_pretrained(path)
             return
         optimizer.zero_grad()
@@ -122,6 +122,23 @@ def test_verdicts_become_scores_and_the_same_solution_is_judged_once(tmp_path: P
     assert lost > 0
     assert again.counts == manifest.counts
     assert again.dropped == manifest.dropped
+
+
+def test_of_sampled_critiques_the_score_is_the_mean_verdict(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "critic", spread=0.05)
+    # Of one solution the critic has learnt two verdicts: it cannot know better than to toss a coin.
+    memorise(path, [(RIGHT, CRITIQUES[0][1]), (RIGHT, CRITIQUES[1][1])], enough=0.04)
+    unit = {"unit_id": "p/0", "candidate_ids": ["p/0", "p/2"], "problem_id": "p", "question": QUESTION, "steps": RIGHT}
+    units = pa.Table.from_pylist([unit], schema=UNITS)
+    sampled = Judge(samples=24, temperature=1.0, max_tokens=60)
+    worker = CriticJudge(str(tmp_path), Model(model=path), Engine(kv_cache_gb=0.05), sampled, seed=0)
+    rows, stats = worker(units)
+    first, second = rows.to_pylist()
+    assert stats["critiques"] == 24 and stats["distinct"] == 1 and stats["ok"] > 12
+    assert 0 < first["score"] < 1 and first["score"] * 24 == pytest.approx(round(first["score"] * 24))
+    assert all(0 < score < 1 for score in first["step_scores"])
+    assert {**second, "candidate_id": "p/0"} == first
+    assert worker(units)[0] == rows
 
 
 def test_the_score_is_the_share_of_verdicts() -> None:

@@ -107,7 +107,7 @@ def test_out_of_memory_halves_the_work(models: Callable[[str], str], solutions: 
         if sizes[-1] > 120:
             raise torch.OutOfMemoryError("no room for more than 120 tokens")
 
-    scorer.backbone.register_forward_pre_hook(small_memory, with_kwargs=True)
+    scorer.backbone.module.register_forward_pre_hook(small_memory, with_kwargs=True)
     scorer.budget = 5000
     found, _ = scorer.score(solutions)
     assert sizes[0] > 120 and sizes[-1] <= 120
@@ -122,7 +122,7 @@ def test_a_single_solution_without_room_fails(models: Callable[[str], str]) -> N
         raise torch.OutOfMemoryError("no room")
 
     scorer = Scorer(models("orm"))
-    scorer.backbone.register_forward_pre_hook(no_memory)
+    scorer.backbone.module.register_forward_pre_hook(no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         scorer.score([("How many?", ["1"])])
 

@@ -1,5 +1,6 @@
 """The stage `score` on a real Ray, with tiny verifiers."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,55 @@ def test_every_candidate_is_scored_once_and_a_rerun_fills_gaps_only(run: Run, se
     kept = before.keys() - {lost}
     assert all(after[name] == before[name] for name in kept)
     assert sorted(row["candidate_id"] for rows in after.values() for row in rows) == sorted(labels)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_both_engines_score_the_same_and_fill_each_others_gaps(run: Run) -> None:
+    labels = run.artefact("labels").read().to_pylist()
+    shutil.rmtree(run.artefact("labels").path)
+    put(
+        run,
+        "labels",
+        [{**row, "steps": [], "step_labels": []} if row["candidate_id"] == "p0/0" else row for row in labels],
+    )
+    every_token(run, "orm-base")
+    names = ["orm-base", "prm-minos"]
+
+    def scored(**resources: object) -> dict[str, list[dict[str, object]]]:
+        pool = {"score": {"units_per_task": 4, **resources}}
+        made = config(run, reward={"verifiers": names}, score={"judge": None}, resources=pool)
+        manifest = score(made, run)
+        assert manifest.dropped == {"no_steps": 1}
+        assert manifest.counts["candidates"] == sum(SIZES)
+        return {n: run.artefact(f"scores/{n}").read().sort_by("candidate_id").to_pylist() for n in names}
+
+    ours = scored()
+    shutil.rmtree(f"{run.path}/scores")
+    theirs = scored(engine="vllm", kv_cache_gb=0.05)
+    assert run.artefact("scores/prm-minos").manifest().details["engine"] == "vllm"
+    for name in names:
+        for mine, other in zip(ours[name], theirs[name], strict=True):
+            assert (mine["candidate_id"], mine["problem_id"]) == (other["candidate_id"], other["problem_id"])
+            assert mine["score"] == pytest.approx(other["score"], abs=1e-4)
+            assert mine["step_scores"] == pytest.approx(other["step_scores"], abs=1e-4)
+            if name == "orm-base" and mine["step_scores"]:
+                assert mine["score"] == mine["step_scores"][-1]
+    assert [row["score"] for row in ours["orm-base"] if not row["step_scores"]] == [0.0]
+
+    artefact = run.artefact("scores/orm-base")
+    lost, *kept = artefact.part_names()
+    before = {part: artefact.read_part(part).to_pylist() for part in kept}
+    run.delete(f"scores/orm-base/part-{lost}.parquet")
+    run.delete("scores/orm-base/manifest.json")
+    scored()
+    assert before == {part: artefact.read_part(part).to_pylist() for part in kept}
+
+
+def every_token(run: Run, name: str) -> None:
+    """Says of a saved ORM that it was trained at every token."""
+    path = Path(run.artefact(f"models/{name}").path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "orm_positions": "every_token"}))
 
 
 def test_a_model_without_tokenizer_is_a_user_error_before_any_work(run: Run, settings: Config) -> None:

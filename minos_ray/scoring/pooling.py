@@ -1,0 +1,66 @@
+"""vLLM as the engine that scores: its pooling runner gives raw logits, the same solution is asked once.
+
+An ORM is `classify` (prompts in order, so that the cache of prefixes holds the question), what is read at every step
+is `token_classify`, for which vLLM computes every token: it does not read its cache there.
+"""
+
+import gc
+from typing import Any
+
+import numpy as np
+
+from minos_ray.candidates.engine import arguments, dead_engine, die, set_environment
+from minos_ray.resources import Scoring
+from minos_ray.scoring.verifier import Verifier
+from minos_ray.sections import Model
+
+
+class Pooling(Verifier):
+    """A verifier in vLLM; with GPUs, `resources.gpus` is the tensor-parallel size."""
+
+    def __init__(self, model: str, trust_remote_code: bool, resources: Scoring) -> None:
+        super().__init__(model, trust_remote_code, resources.max_model_len)
+        gc.collect()  # an engine in this process that was let go still holds its memory
+        set_environment(resources)
+        from vllm import LLM, PoolingParams
+        from vllm.config import PoolerConfig
+
+        self.task = "token_classify" if self.every_step else "classify"
+        self.raw = PoolingParams(use_activation=False)
+        settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), self.fitted(resources))
+        self.llm = LLM(model, runner="pooling", pooler_config=PoolerConfig(task=self.task), **settings)
+
+    def fitted(self, resources: Scoring) -> Scoring:
+        """With the limit of the model and the precision that it is saved in (vLLM's `auto` halves float32)."""
+        saved = str(self.config.dtype or "float32").removeprefix("torch.")
+        dtype = saved if resources.dtype == "auto" else resources.dtype
+        return resources.model_copy(update={"max_model_len": self.max_length, "dtype": dtype})
+
+    def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
+        """Every distinct sequence once, those with a common beginning after one another."""
+        distinct = sorted({tuple(ids) for ids in sequences})
+        try:
+            outputs = self.outputs([{"prompt_token_ids": list(ids)} for ids in distinct])
+        except dead_engine() as error:
+            die(error)
+        scores = {ids: sigmoid(self.logits(output)) for ids, output in zip(distinct, outputs, strict=True)}
+        tokens = sum(len(ids) - (output.num_cached_tokens or 0) for ids, output in zip(distinct, outputs, strict=True))
+        at = read if self.every_step else [[0]] * len(read)
+        return [scores[tuple(ids)][places].tolist() for ids, places in zip(sequences, at, strict=True)], tokens
+
+    def outputs(self, prompts: list[Any]) -> list[Any]:
+        """vLLM's outputs, in order."""
+        if self.task == "classify":
+            return self.llm.classify(prompts, pooling_params=self.raw, use_tqdm=False)
+        return self.llm.encode(prompts, pooling_task=self.task, pooling_params=self.raw, use_tqdm=False)
+
+    def logits(self, output: Any) -> np.ndarray:
+        """[1] of `classify`, else [tokens]."""
+        if self.task == "classify":
+            return np.asarray(output.outputs.probs, np.float32)
+        return output.outputs.data[:, 0].float().cpu().numpy()
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Without overflow: of a large negative number it is 0."""
+    return 0.5 * (1 + np.tanh(0.5 * logits))

@@ -1,0 +1,73 @@
+"""What every scoring engine shares: which kind of model it is, where it is read, what is refused.
+
+An ORM is a `*ForSequenceClassification` read at the last step's end, a PRM a `*ForTokenClassification` read at every
+step's end; so is an ORM that was trained at every token (config key `orm_positions`). A score is the sigmoid of the
+raw logit.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from minos_ray.errors import UserError
+from minos_ray.models import load_tokenizer
+from minos_ray.training import encoding
+
+KINDS = {"ForSequenceClassification": "orm", "ForTokenClassification": "prm"}
+
+
+class Verifier:
+    """A model that scores: `kind` is orm or prm; `every_step` when there is a score for each step.
+
+    Engines add `compute`.
+    """
+
+    def __init__(self, model: str, trust_remote_code: bool, max_length: int) -> None:
+        from transformers import AutoConfig
+
+        self.config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        self.kind = kind_of(self.config, model)
+        self.every_step = self.kind == "prm" or getattr(self.config, "orm_positions", "last") == "every_token"
+        self.tokenizer = load_tokenizer(model, trust_remote_code)
+        self.max_length = min(longest(self.config), max_length)
+
+    def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
+        """Scores of each sequence at the positions `read`, and the number of tokens that were computed."""
+        raise NotImplementedError
+
+    def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
+        """Scores of each (question, steps): one for each step, or only the last one's; none of a refused solution.
+
+        Also counts: tokens that were computed, tokens of all solutions, refusals by reason.
+        """
+        return self.score_encoded(encoding.encode_solutions(self.tokenizer, solutions))
+
+    def score_encoded(self, encoded: Sequence[encoding.Encoded]) -> tuple[list[list[float]], dict[str, float]]:
+        """`score` of solutions that are tokenised already."""
+        reasons = [encoding.refusal(solution, self.max_length) for solution in encoded]
+        stats = Counter({f"refused_{reason}": reasons.count(reason) for reason in {*reasons} - {None}})
+        fine = [row for row, reason in enumerate(reasons) if reason is None]
+        sequences = [encoded[row].ids for row in fine]
+        read = [encoded[row].positions if self.every_step else encoded[row].positions[-1:] for row in fine]
+        scores, stats["tokens"] = self.compute(sequences, read) if fine else ([], 0)
+        stats["tokens_of_solutions"] = sum(map(len, sequences))
+        found: list[list[float]] = [[] for _ in encoded]
+        for row, values in zip(fine, scores, strict=True):
+            found[row] = values
+        return found, dict(stats)
+
+
+def kind_of(config: Any, model: str) -> str:
+    """`orm` or `prm`, by the architecture that the model was saved with."""
+    for architecture in config.architectures or []:
+        for ending, kind in KINDS.items():
+            if architecture.endswith(ending) and config.num_labels == 1:
+                return kind
+    wanted = " or ".join(f"*{ending}" for ending in KINDS)
+    raise UserError(f"model '{model}' is {config.architectures}; a verifier is {wanted} with one label")
+
+
+def longest(config: Any) -> int:
+    """Tokens that every position can attend to: limited by the positions and by a sliding window."""
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+    return min(limit for limit in (*limits, 10**9) if limit)

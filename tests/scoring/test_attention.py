@@ -1,0 +1,87 @@
+"""A forest through models of several families against each sequence alone, as transformers runs it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minos_ray.errors import UserError
+from minos_ray.scoring import attention
+from minos_ray.scoring.attention import Backbone
+from minos_ray.scoring.batches import forests
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "num_labels": 1,
+}
+
+
+def verifier(family: str, **more: Any) -> Any:
+    """A random token classifier of a family."""
+    from transformers import AutoConfig, AutoModelForTokenClassification
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES, **more)
+    return AutoModelForTokenClassification.from_config(config).eval()
+
+
+def tree(sequences: int) -> list[list[int]]:
+    """Sequences of up to 40 tokens that branch off one another."""
+    rng = np.random.default_rng(0)
+    found = [rng.integers(0, 50, 30).tolist()]
+    for _ in range(sequences - 1):
+        parent = found[rng.integers(len(found))]
+        found.append(parent[: rng.integers(1, len(parent) + 1)] + rng.integers(0, 50, rng.integers(1, 10)).tolist())
+    return [sequence[:40] for sequence in found]
+
+
+@pytest.mark.parametrize("run", [1, 7, 64])
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 40}),
+        ("llama", {}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 8}),
+    ],
+)
+@torch.inference_mode()
+def test_every_node_is_as_alone(family: str, more: dict[str, Any], run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "RUN", run)
+    model, sequences = verifier(family, **more), tree(20)
+    expected = [model.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in sequences]
+    backbone = Backbone(model)
+    (forest,) = forests(sequences, range(len(sequences)), 10_000)
+    everywhere = np.arange(len(forest.ids))
+    hidden = backbone(forest, everywhere)
+    some = np.unique([path[-1] for path in forest.paths])
+    assert torch.allclose(backbone(forest, some), hidden[some], atol=1e-5)
+    for member, path in zip(forest.members, forest.paths, strict=True):
+        assert torch.allclose(hidden[path], expected[member], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_half_precision_stays_close() -> None:
+    model, sequences = verifier("mistral", sliding_window=None), tree(10)
+    (forest,) = forests(sequences, range(len(sequences)), 10_000)
+    places = np.arange(len(forest.ids))
+    exact = Backbone(model)(forest, places)
+    half = Backbone(verifier("mistral", sliding_window=None).bfloat16())(forest, places)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).abs().mean() < 0.02
+
+
+def test_a_model_of_another_build_is_refused() -> None:
+    from transformers import AutoConfig, AutoModelForTokenClassification
+
+    model = AutoModelForTokenClassification.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=32, n_head=2))
+    with pytest.raises(UserError, match="GPT2Model has no decoder layers with self_attn and mlp"):
+        Backbone(model)
