@@ -135,11 +135,11 @@ class Score(Section):
 class Evaluate(Section):
     """Selection for every n in `ns` (powers of two up to n_test when empty) and its intervals."""
 
-    ns: tuple[int, ...] = ()
+    ns: tuple[Annotated[int, Field(ge=1)], ...] = ()
     groups: int = Field(1, ge=1, description="candidates are dealt into so many groups; results are their mean")
-    trials: int = Field(50, ge=1, description="random n-subsets for votes")
+    trials: int = Field(50, ge=2, description="random n-subsets for votes")
     bootstrap: int = Field(2000, ge=100)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class ForeignModel(Model):

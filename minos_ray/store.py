@@ -220,15 +220,20 @@ class Artefact:
 
     def read(self, columns: list[str] | None = None, partial: bool = False) -> pa.Table:
         """All rows, parts in order of their names. Raises UserError unless complete or `partial`."""
-        if not partial and self.manifest() is None:
-            raise UserError(f"{self.path} is not complete; run the stage that makes it first")
+        if not partial:
+            self._refuse_partial()
         tables = [self._read_part(f, columns) for f in (self._whole_files() if partial else self._part_files())]
         return pa.concat_tables(tables) if tables else self.nothing(columns)
 
     def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The parts of a complete artefact, one at a time."""
+        """The parts of an artefact, one at a time. Raises UserError unless it is complete."""
+        self._refuse_partial()
         for file in self._part_files():
             yield self._read_part(file, columns)
+
+    def _refuse_partial(self) -> None:
+        if self.manifest() is None:
+            raise UserError(f"{self.path} is not complete; run the stage that makes it first")
 
     def read_where(self, column: str, values: Iterable[str] | None, columns: list[str] | None = None) -> pa.Table:
         """The rows whose `column` is one of `values` (None: all); of parts without one only that column is read."""

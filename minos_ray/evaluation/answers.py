@@ -12,6 +12,7 @@ from minos_ray.labels.latex import normal
 from minos_ray.labels.numbers import MAX_DIGITS, canonical
 
 RIGHT, NO_ANSWER = 0, -1
+LIMIT_S = 5.0  # of CPU time for one answer
 VALUES = "minos_ray.evaluation.values:keys"
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,99}")
@@ -33,7 +34,7 @@ class Keys:
     that only their text stands for, `unreadable` (no expression, or one without a value) and `timeout`.
     """
 
-    def __init__(self, timeout_s: float, workers: int = 1) -> None:
+    def __init__(self, timeout_s: float = LIMIT_S, workers: int = 1) -> None:
         self.readers = [Comparer(VALUES, timeout_s) for _ in range(workers)]
         self.counts: Counter[str] = Counter(fast=0, parsed=0, unreadable=0, timeout=0)
 

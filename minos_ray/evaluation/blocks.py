@@ -80,8 +80,8 @@ def joined_block(tables: dict[str, pa.Table], keys: Keys | None) -> Block:
 
 def whole(artefact: Artefact, columns: list[str], problems: pa.Array) -> pa.Table:
     """The rows of the problems."""
-    table = artefact.read(columns)
-    return table.filter(pc.is_in(table["problem_id"], value_set=problems))
+    found = [part.filter(pc.is_in(part["problem_id"], value_set=problems)) for part in artefact.parts(columns)]
+    return pa.concat_tables(found) if found else artefact.nothing(columns)
 
 
 def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path) -> None:
@@ -103,6 +103,8 @@ def split_rows(part: pa.Table, problems: pa.Array, block_of: np.ndarray) -> Iter
     """The rows of a part by block."""
     at = pc.index_in(part["problem_id"], value_set=problems)
     rows, numbers = part.filter(at.is_valid()), block_of[at.drop_null().to_numpy()]
+    if not len(numbers):
+        return
     order = np.argsort(numbers, kind="stable")
     rows, numbers = rows.take(order), numbers[order]
     found, starts = np.unique(numbers, return_index=True)

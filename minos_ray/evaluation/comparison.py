@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
+from minos_ray.errors import UserError
 from minos_ray.evaluation.blocks import Block
 from minos_ray.evaluation.candidates import Scores
-from minos_ray.evaluation.methods import AGGREGATIONS, Choice, aggregated, rankings, voters
-from minos_ray.evaluation.selection import best_of, pass_at, votes
-from minos_ray.evaluation.statistics import intervals, sign_test
+from minos_ray.evaluation.methods import AGGREGATIONS, Choice, accepted, aggregated, rankings, voters
+from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
+from minos_ray.evaluation.statistics import flip_test, intervals, sign_test
 from minos_ray.sections import Evaluate
+
+TESTS = ("mcnemar", "sign-flip")
 
 
 class Method(NamedTuple):
@@ -42,7 +45,11 @@ def ns_of(sizes: np.ndarray, section: Evaluate) -> list[int]:
     largest = int(sizes.max(initial=0))
     powers = [2**k for k in range(largest.bit_length())]
     whole = [largest] if len(np.unique(sizes)) == 1 else []
-    return sorted({n for n in section.ns or (*powers, *whole) if n <= largest})
+    found = sorted({n for n in section.ns or (*powers, *whole) if 0 < n <= largest})
+    if not found:
+        of = f"evaluate.groups = {section.groups}, evaluate.ns = {list(section.ns)}"
+        raise UserError(f"{of}: no problem has so many candidates; the groups of the largest have {largest}")
+    return found
 
 
 @dataclass
@@ -50,7 +57,7 @@ class Selected:
     """The expected accuracy of every choice on every problem, gathered block by block.
 
     `variance` is the summed Monte Carlo variance [choices, ns] of the votes, `by_group` the summed accuracy
-    [choices, groups] at the largest n.
+    [choices, groups] at the largest n, `left_out` the candidates that no group has.
     """
 
     section: Evaluate
@@ -59,6 +66,7 @@ class Selected:
     problems: list[str] = field(default_factory=list)
     values: list[np.ndarray] = field(default_factory=list)
     single: list[np.ndarray] = field(default_factory=list)
+    left_out: int = 0
     variance: np.ndarray | float = 0.0
     by_group: np.ndarray | float = 0.0
 
@@ -72,6 +80,7 @@ class Selected:
         for problems, rows in candidates.groups():
             single[problems] = candidates.correct[rows].mean(axis=1)
             size = rows.shape[1] // groups
+            self.left_out += len(rows) * (rows.shape[1] - size * groups)
             if size:
                 dealt = rows[:, : size * groups].reshape(-1, size)
                 fits = [n for n in self.ns if n <= size]
@@ -128,12 +137,13 @@ def chosen(
 ) -> Chosen:
     """Every choice on problems (or groups of their candidates, one below the other): arrays [rows, candidates]."""
     exact = [pass_at(clusters, ns), *(best_of(s, clusters, ns) for s in rankings(scores, steps).values())]
-    asked = voters(clusters.shape, scores, steps).values()
-    weights, means = np.stack([v.weights for v in asked]), [v.mean for v in asked]
+    asked, fine = list(voters(clusters.shape, scores, steps).values()), accepted(clusters.shape, scores)
+    weights, *rules = (np.stack(column) for column in zip(*asked, strict=True))
     voted, variance = np.zeros((2, len(asked), len(clusters), len(ns)))
     for row, answers in enumerate(clusters):
         rng = np.random.default_rng([section.seed, stable(names[row // section.groups]), row % section.groups])
-        voted[:, row], variance[:, row] = votes(answers, weights[:, row], means, ns, section.trials, rng)
+        ballot = Ballot(weights[:, row], *rules, fine[row])
+        voted[:, row], variance[:, row] = votes(answers, ballot, ns, section.trials, rng)
     sampled = np.concatenate([np.zeros((len(exact), len(ns))), variance.sum(axis=1)])
     return Chosen(np.concatenate([np.stack(exact), voted]), sampled)
 
@@ -181,7 +191,7 @@ def compare(selected: Selected) -> dict[str, Any]:
             if not m.aggregation
         ],
         "paired": [
-            {"a": a.key, "b": b.key, "n": a.n, "difference": mean, **rest, "p_value": p_value(found, a, b, largest)}
+            {"a": a.key, "b": b.key, "n": a.n, "difference": mean, **rest, **p_value(found, a, b, largest, section)}
             for (a, b), (mean, rest) in zip(pairs, entries[len(found) :], strict=True)
         ],
         "aggregations": [
@@ -208,13 +218,15 @@ def by_group(selected: Selected) -> dict[str, Any]:
     """Accuracies of each group at the largest n, and their standard deviation; empty with one group."""
     if selected.section.groups == 1:
         return {}
-    entering = (~np.isnan(np.concatenate(selected.values, axis=1)[0, :, -1])).sum()
+    known = ~np.isnan(np.concatenate(selected.values, axis=1)[0])
+    entering, entering_any = known[:, -1].sum(), known.any(axis=1).sum()
     shares = np.asarray(selected.by_group) / max(1, entering)
     methods = [
         {**choice._asdict(), "accuracy": row.tolist(), "sd": float(row.std(ddof=1))}
         for choice, row in zip(selected.choices, shares, strict=True)
     ]
-    return {"count": selected.section.groups, "n": selected.ns[-1], "methods": methods}
+    left = {"left_out": selected.left_out, "too_few": int(len(selected.problems) - entering_any)}
+    return {"count": selected.section.groups, "n": selected.ns[-1], **left, "methods": methods}
 
 
 def paired_methods(found: Outcomes) -> list[tuple[Method, Method]]:
@@ -230,6 +242,10 @@ def paired_methods(found: Outcomes) -> list[tuple[Method, Method]]:
     return [pair for pair in gains if pair[1] in found] + leads
 
 
-def p_value(found: Outcomes, a: Method, b: Method, largest: int) -> float | None:
-    """McNemar's exact test over problems, at the largest n, where each problem has (nearly) one outcome."""
-    return sign_test(found[a] - found[b]) if a.n == largest else None
+def p_value(found: Outcomes, a: Method, b: Method, largest: int, section: Evaluate) -> dict[str, Any]:
+    """At the largest n: McNemar's exact test where each problem has one outcome (or a tie), else a sign-flip test."""
+    if a.n != largest:
+        return {"p_value": None}
+    whole = all((2 * values[~np.isnan(values)] % 1 == 0).all() for values in (found[a], found[b]))
+    gap = found[a] - found[b]
+    return {"p_value": sign_test(gap) if whole else flip_test(gap, section.seed), "test": TESTS[not whole]}

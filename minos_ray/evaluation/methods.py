@@ -25,8 +25,6 @@ SELECTING = ("best-of-n", "weighted-vote")
 AGGREGATIONS = ("min", "product", "last", "mean")
 # Scores are sigmoids in single precision: one that reads 1 is no infinite logit.
 CERTAIN = 1e-6
-# Weight of a candidate that the critic rejects: it counts among rejected ones, and not beside one that is accepted.
-SLIGHT = 1e-12
 
 
 class Choice(NamedTuple):
@@ -38,10 +36,11 @@ class Choice(NamedTuple):
 
 
 class Voter(NamedTuple):
-    """Weights of the candidates; `mean` when the largest mean wins, not the largest sum."""
+    """Weights of the candidates; with `mean` the largest mean wins, not the sum; `filtered`: among accepted ones."""
 
     weights: np.ndarray
     mean: bool = False
+    filtered: bool = False
 
 
 def rankings(scores: Mapping[str, np.ndarray], steps: Mapping[tuple[str, str], np.ndarray]) -> dict[Choice, np.ndarray]:
@@ -49,9 +48,7 @@ def rankings(scores: Mapping[str, np.ndarray], steps: Mapping[tuple[str, str], n
     verifiers = [name for name in scores if name != CRITIC]
     found = {Choice("best-of-n", name): scores[name] for name in verifiers}
     if CRITIC in scores:
-        accepted = scores[CRITIC] >= THRESHOLD
-        # Scores lie in 0..1, so every accepted candidate comes before every rejected one.
-        found |= {Choice("critic-filtered-best-of-n", name): scores[name] + 2 * accepted for name in verifiers}
+        found |= {Choice("critic-filtered-best-of-n", name): accepted_first(scores, name) for name in verifiers}
     return found | {Choice("best-of-n", *name): score for name, score in steps.items()}
 
 
@@ -66,11 +63,21 @@ def voters(
         found[Choice("weighted-vote-mean", name)] = Voter(score, mean=True)
         found[Choice("weighted-vote-log-odds", name)] = Voter(log_odds(score))
     if CRITIC in scores:
-        accepted = np.where(scores[CRITIC] >= THRESHOLD, 1.0, SLIGHT)
-        found[Choice("critic-filtered-vote", CRITIC)] = Voter(accepted)
+        found[Choice("critic-filtered-vote", CRITIC)] = Voter(np.ones(shape), filtered=True)
         for name, score in verifiers.items():
-            found[Choice("critic-filtered-weighted-vote", name)] = Voter(score * accepted)
+            found[Choice("critic-filtered-weighted-vote", name)] = Voter(score, filtered=True)
     return found | {Choice("weighted-vote", *name): Voter(score) for name, score in steps.items()}
+
+
+def accepted(shape: tuple[int, ...], scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which candidates the critic accepts; all without a critic."""
+    return scores[CRITIC] >= THRESHOLD if CRITIC in scores else np.ones(shape, dtype=bool)
+
+
+def accepted_first(scores: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Ranks: by score, and every accepted candidate above every rejected one."""
+    levels, ranks = np.unique(scores[name], return_inverse=True)
+    return ranks.reshape(scores[name].shape) + len(levels) * accepted(scores[name].shape, scores)
 
 
 def log_odds(score: np.ndarray) -> np.ndarray:

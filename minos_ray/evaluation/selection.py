@@ -9,11 +9,24 @@ zero, the plain vote decides.
 
 from collections.abc import Sequence
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 
 # Sums of the same weights in another order differ by less than this share.
 TIE = 1e-9
+
+
+class Ballot(NamedTuple):
+    """The voters on one problem: `weights` [voters, candidates]; the largest sum wins, where `means` the largest mean.
+
+    `filtered` voters choose among the candidates that are `accepted`; where none of a subset is, it is as if all were.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    filtered: np.ndarray
+    accepted: np.ndarray
 
 
 def pass_at(clusters: np.ndarray, ns: Sequence[int]) -> np.ndarray:
@@ -51,28 +64,22 @@ def tie_means(ranked: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def votes(
-    clusters: np.ndarray,
-    weights: np.ndarray,
-    means: Sequence[bool],
-    ns: Sequence[int],
-    trials: int,
-    rng: np.random.Generator,
+    clusters: np.ndarray, ballot: Ballot, ns: Sequence[int], trials: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy of votes on one problem and its Monte Carlo variance, both [voters, ns].
+    """Accuracy of votes on one problem and its Monte Carlo variance, both [voters, ns]; `clusters` is [candidates].
 
-    `clusters` is [candidates], `weights` [voters, candidates]. The answer with the largest sum of weights wins, or the
-    largest mean where `means` says so. The mean over `trials` random subsets, nested and the same for every voter;
-    exact, with variance 0, for n = 1 and n = N.
+    The mean over `trials` (at least 2) random subsets, nested and the same for every voter; exact, with variance 0,
+    for n = 1 and n = N.
     """
     size = len(clusters)
-    found, variance = np.zeros((len(weights), len(ns))), np.zeros((len(weights), len(ns)))
+    found, variance = np.zeros((2, len(ballot.weights), len(ns)))
     sampled = [n for n in ns if 1 < n < size] if decided(clusters) is None else []
     if sampled:
-        results = elected(clusters, weights, means, subsets(size, sampled, trials, rng))
-        results = results.reshape(len(weights), trials, -1)
+        results = filtered(clusters, ballot, subsets(size, sampled, trials, rng))
+        results = results.reshape(len(found), trials, -1)
         at = [n in sampled for n in ns]
         found[:, at], variance[:, at] = results.mean(axis=1), results.var(axis=1) / max(1, trials - 1)
-    whole = elected(clusters, weights, means, np.ones((1, size)))[:, 0] if size in ns else None
+    whole = filtered(clusters, ballot, np.ones((1, size)))[:, 0] if size in ns else None
     for place, n in enumerate(ns):
         if n == 1:
             found[:, place] = (clusters == 0).mean()
@@ -95,7 +102,18 @@ def subsets(size: int, ns: Sequence[int], trials: int, rng: np.random.Generator)
     return (ranks[:, None] < np.array(ns)[:, None]).reshape(-1, size).astype(np.float64)
 
 
-def elected(clusters: np.ndarray, weights: np.ndarray, means: Sequence[bool], chosen: np.ndarray) -> np.ndarray:
+def filtered(clusters: np.ndarray, ballot: Ballot, chosen: np.ndarray) -> np.ndarray:
+    """`elected`, where filtered voters see only what is accepted, unless that is no answer of a subset."""
+    found = elected(clusters, ballot.weights, ballot.means, chosen)
+    who = np.flatnonzero(ballot.filtered)
+    if len(who):
+        kept = np.where(ballot.accepted, clusters, -1)
+        some = chosen @ (kept >= 0) > 0
+        found[who] = np.where(some, elected(kept, ballot.weights[who], ballot.means[who], chosen), found[who])
+    return found
+
+
+def elected(clusters: np.ndarray, weights: np.ndarray, means: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """[voters, subsets]: the chance that the winner is cluster 0; `chosen` is [subsets, candidates] of 0 and 1."""
     order = np.argsort(clusters, kind="stable")
     clusters, weights, chosen = clusters[order], weights[:, order].T, chosen[:, order]

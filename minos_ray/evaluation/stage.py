@@ -11,8 +11,7 @@ from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.evaluation import error_types, outcomes
 from minos_ray.evaluation.answers import Keys
-from minos_ray.evaluation.blocks import Block, blocks, planned
-from minos_ray.evaluation.candidates import Candidates, Scores
+from minos_ray.evaluation.blocks import blocks, planned
 from minos_ray.evaluation.comparison import Selected, compare, ns_of
 from minos_ray.evaluation.judged import Judged
 from minos_ray.evaluation.methods import CRITIC
@@ -29,6 +28,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
     artefact = begin(config, run, NAME)
     if isinstance(artefact, Manifest):
         return artefact
+    run.delete(outcomes.NAME)
     start = time.monotonic()
     there, missing = scored(config, run)
     found = gather(config, run, there)
@@ -61,8 +61,7 @@ def gather(config: Config, run: Run, verifiers: list[str]) -> Gathered:
     if not plan.groups:
         raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
     selected = Selected(config.evaluate, ns_of(plan.sizes, config.evaluate))
-    limit, workers = config.label.timeout_s, os.cpu_count() or 1
-    with Keys(limit, workers) as keys, Progress("evaluate", len(plan.sizes), "problems") as progress:
+    with Keys(workers=os.cpu_count() or 1) as keys, Progress("evaluate", len(plan.sizes), "problems") as progress:
         found = Gathered(selected, Judged(), ErrorTally(), CandidateTally(cut_off(run), keys.counts))
         for block in blocks(run, plan, verifiers, keys):
             for part in found:
@@ -77,13 +76,6 @@ def scored(config: Config, run: Run) -> tuple[list[str], list[str]]:
     there = [name for name in names if run.artefact(f"scores/{name}").manifest()]
     expected = names if config.score.judge else names[:-1]
     return there, [name for name in expected if name not in there]
-
-
-def judged(candidates: Candidates, scores: dict[str, Scores]) -> list[dict[str, Any]]:
-    """Meta-evaluation of every verifier on these candidates."""
-    found = Judged()
-    found.add(Block(candidates, scores))
-    return found.rows()
 
 
 def by_split(run: Run, test: ErrorTally) -> dict[str, Any]:

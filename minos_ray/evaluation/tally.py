@@ -28,11 +28,13 @@ class ErrorTally:
         """Takes in a block."""
         candidates = block.candidates
         found = error_types.errors(candidates.rows["error_types"])
-        self.wrong += int((~candidates.correct).sum())
+        # A comparison that never ended says nothing of the candidate.
+        not_wrong = candidates.correct | pc.equal(candidates.rows["status"], "timeout").to_numpy()
+        self.wrong += int((~not_wrong).sum())
         for kind, counts in error_types.counts(found).items():
             self.kinds.setdefault(kind, Counter()).update(counts)
         scores = {name: made.score for name, made in block.scores.items()}
-        for name, of_type in error_types.rejected(scores, candidates.correct, found).items():
+        for name, of_type in error_types.rejected(scores, not_wrong, found).items():
             for kind, (wrong, rejected) in of_type.items():
                 counter = self.rejected.setdefault(name, {}).setdefault(kind, Counter())
                 counter.update(wrong=wrong, rejected=rejected)

@@ -4,8 +4,10 @@ Nothing is compared: constants are evaluated, expressions with symbols are evalu
 agree there with no practical probability, Schwartz 1980), and everything else is made of its parts.
 """
 
+import re
 from fractions import Fraction
 from functools import cache
+from hashlib import blake2b
 from random import Random
 from typing import Any
 
@@ -37,6 +39,8 @@ from sympy.sets.fancysets import Reals
 from minos_ray.labels.latex import PERCENT, parsed
 from minos_ray.labels.numbers import canonical
 
+# Two quantities with units, such as feet and inches, of which math-verify reads the first only.
+SEVERAL = re.compile(r"\d\s*(?:\\(?:text|mbox|mathrm)\s*\{[^{}]*[a-zA-Z]{2,}[^{}]*\}|[a-zA-Z]{3,}\b)[^0-9^]*\d")
 POINTS = 3
 WORKING, PRECISE, SHOWN = 60, 40, 15  # digits: at the points, of a value, in a key
 ZERO = Fraction(1, 10**35)
@@ -55,6 +59,8 @@ def key(answer: str) -> str | None:
 
     A percent sign changes nothing, as in the grader.
     """
+    if SEVERAL.search(answer):
+        return None
     read = parsed(PERCENT.sub("", answer))
     try:
         return form(read[0]) if read and not isinstance(read[0], str) else None
@@ -182,9 +188,12 @@ def number_form(value: Expr) -> str:
 
 
 def fraction_form(value: Fraction) -> str:
-    """As the fast path writes numbers; what is too long to write by its hash, which is a remainder."""
+    """As the fast path writes numbers; what is too long to write by its hash."""
     size = max(value.numerator.bit_length(), value.denominator.bit_length())
-    return canonical(value) if size < 3 * LONGEST_INTEGER else f"hash {hash(value)}"
+    if size < 3 * LONGEST_INTEGER:
+        return canonical(value)
+    digits = f"{value.numerator:x}/{value.denominator:x}"
+    return f"hash {blake2b(digits.encode(), digest_size=16).hexdigest()}"
 
 
 def part_form(value: Expr) -> str:

@@ -35,6 +35,7 @@ SHORT_ABOVE = re.compile(r"\\frac\s*([0-9a-z])")
 SHORT_BELOW = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9a-z])")
 SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-z])")
 THOUSANDS = re.compile(r"(?<![0-9])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
+MIXED = re.compile(r"(?<![0-9./])([0-9]+)\s+([0-9]+)/([0-9]+)")  # 3 1/2
 LEADING_DOT = re.compile(r"(?<![0-9])\.(?=[0-9])")
 DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
 CHOICE = re.compile(r"\(([A-Z])\)")
@@ -162,7 +163,7 @@ def unmarked(text: str) -> str | None:
 def normal(answer: str) -> str:
     """A string form in which the common ways of writing one answer are equal."""
     text = answer.strip().strip("$").rstrip(".").replace("\\$", "")
-    text = PERCENT.sub("", text)
+    text = MIXED.sub(r"\1\\frac{\2}{\3}", PERCENT.sub("", text))
     text = SPACING.sub("", DEGREES.sub("", UNIT.sub("", text)))
     text = WRAPPER.sub(r"\1", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = SHORT_BELOW.sub(r"\1{\2}", SHORT_ABOVE.sub(r"\\frac{\1}", text))

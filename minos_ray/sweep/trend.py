@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minos_ray.evaluation.statistics import BLOCK, LEVEL, resamples
+from minos_ray.evaluation.statistics import BLOCK, LEVEL, one_more, resamples
 
 EXACT = 1_000_000
 DRAWS = 9_999
@@ -86,7 +86,7 @@ def trend(
 def slope_weights(amounts: Sequence[int]) -> np.ndarray:
     """What the means are multiplied with to give the least-squares slope per 10,000 critiques; one amount has none."""
     centred = np.array(amounts, dtype=np.float64) - np.mean(amounts)
-    return PER * centred / max(centred @ centred, 1.0)
+    return PER * centred / (centred @ centred or 1.0)
 
 
 def ends(drawn: np.ndarray, known: bool = True) -> Ends:
@@ -109,6 +109,9 @@ def replicates(values: np.ndarray, contrasts: np.ndarray, count: int, seed: int)
     weights = seed_weights(len(values), count, np.random.default_rng([seed, len(values)]))
     problems = by_problem.shape[1]
     means = np.concatenate([drawn @ by_problem.T / problems for drawn in resamples(problems, count, seed)])
+    if problems > 1:  # as the intervals of the evaluation
+        noise = np.random.default_rng([seed, 1]).standard_normal((count, 1))
+        means += noise * one_more(by_problem.T) / problems
     return weights @ by_seed + shrink(cells, by_seed, by_problem) * (means - centre)
 
 

@@ -259,3 +259,12 @@ def rewritten(gold: str) -> list[str]:
         return []
     plain = [sympy.latex(value)]
     return [*plain, sympy.latex(sympy.expand(value))] if isinstance(value, sympy.Expr) and value.free_symbols else plain
+
+
+def test_what_is_read_in_part_only_stays_apart(keys: Keys) -> None:
+    answers = ["5\\text{ feet }3\\text{ inches}", "5\\text{ feet }9\\text{ inches}", "3 apples and 4 pears", "3 apples"]
+    huge = ["2^{20000}", "2^{20061}"]
+    key_of = keys([*answers, *huge, "3 1/2", "7/2", "31/2"])
+    assert len({key_of[answer] for answer in answers}) == 4
+    assert key_of[huge[0]] != key_of[huge[1]]
+    assert key_of["3 1/2"] == key_of["7/2"] != key_of["31/2"]

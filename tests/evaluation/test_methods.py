@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.evaluation.methods import Choice, aggregated, log_odds, rankings, voters
-from minos_ray.evaluation.selection import best_of, votes
+from minos_ray.evaluation.methods import Choice, accepted, aggregated, log_odds, rankings, voters
+from minos_ray.evaluation.selection import Ballot, best_of, votes
 from minos_ray.scoring.scorer import AGGREGATIONS
 
 
@@ -27,9 +27,10 @@ def test_log_odds_undo_the_sigmoid_and_stay_finite() -> None:
 def vote(choice: Choice, clusters: list[int], scores: dict[str, list[float]]) -> float:
     """The vote of all candidates."""
     arrays = {name: np.array(values) for name, values in scores.items()}
-    voter = voters((len(clusters),), arrays, {})[choice]
-    rng, size = np.random.default_rng(0), len(clusters)
-    return float(votes(np.array(clusters), voter.weights[None], [voter.mean], [size], 1, rng)[0][0, 0])
+    shape, rng = (len(clusters),), np.random.default_rng(0)
+    voter = voters(shape, arrays, {})[choice]
+    ballot = Ballot(*(np.array([part]) for part in voter), accepted(shape, arrays))
+    return float(votes(np.array(clusters), ballot, [len(clusters)], 2, rng)[0][0, 0])
 
 
 def test_the_critic_filters_and_is_ignored_where_it_accepts_nothing() -> None:
@@ -43,6 +44,18 @@ def test_the_critic_filters_and_is_ignored_where_it_accepts_nothing() -> None:
     for critic, best in ((one, 0.0), (none, 1.0)):
         ranked = rankings({name: np.array([values]) for name, values in critic.items()}, {})[choice]
         assert best_of(ranked, np.array([clusters]), [4])[0, 0] == best
+
+
+def test_an_accepted_candidate_wins_however_low_it_is_scored() -> None:
+    clusters, choice = [0, 1, 1], Choice("critic-filtered-weighted-vote", "orm")
+    for low in (0.0, 1e-13):
+        scores = {"orm": [low, 0.9, 0.9], "critic": [1.0, 0.0, 0.0]}
+        assert vote(choice, clusters, scores) == 1.0
+        arrays = {name: np.array([values]) for name, values in scores.items()}
+        ranked = rankings(arrays, {})[Choice("critic-filtered-best-of-n", "orm")]
+        assert best_of(ranked, np.array([clusters]), [3])[0, 0] == 1.0
+    close = {"orm": np.array([[9e-17, 1e-17]]), "critic": np.ones((1, 2))}
+    assert best_of(rankings(close, {})[Choice("critic-filtered-best-of-n", "orm")], np.array([[0, 1]]), [2])[0, 0] == 1
 
 
 def test_the_rules_differ_where_they_should() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.evaluation.selection import best_of, pass_at, votes
+from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
 
 CLUSTERS = st.lists(st.integers(-1, 3), min_size=1, max_size=7)
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -51,6 +51,12 @@ def brute_vote(clusters: list[int], weights: list[float], subset: tuple[int, ...
     return Fraction(int(0 in top), len(top))
 
 
+def ballot(weights: np.ndarray, means: list[bool] | None = None) -> Ballot:
+    """Voters that see everything."""
+    shape = weights.shape
+    return Ballot(weights, np.array(means or [False] * shape[0]), np.zeros(shape[0], bool), np.ones(shape[1], bool))
+
+
 @given(problems())
 def test_best_of_and_pass_at_are_the_mean_over_all_subsets(problem: tuple[np.ndarray, np.ndarray]) -> None:
     clusters, scores = problem
@@ -67,7 +73,7 @@ def test_best_of_and_pass_at_are_the_mean_over_all_subsets(problem: tuple[np.nda
 def test_the_vote_of_all_is_exact(problem: tuple[np.ndarray, np.ndarray]) -> None:
     clusters, scores = problem
     size = clusters.shape[1]
-    voted = votes(clusters[0], scores, [False], [size], trials=1, rng=np.random.default_rng(0))[0][0, 0]
+    voted = votes(clusters[0], ballot(scores), [size], trials=2, rng=np.random.default_rng(0))[0][0, 0]
     expected = brute_vote(clusters[0].tolist(), scores[0].tolist(), tuple(range(size)))
     assert voted == pytest.approx(float(expected)) or size == 1
 
@@ -80,7 +86,7 @@ def test_sampled_votes_estimate_the_mean_over_all_subsets(problem: tuple[np.ndar
     ns = range(1, size + 1)
     weights = np.stack([np.ones(size), scores[0], scores[0], scores[0] - 0.5])
     means = [False, False, True, False]
-    found, variance = votes(clusters[0], weights, means, ns, trials, np.random.default_rng(0))
+    found, variance = votes(clusters[0], ballot(weights, means), ns, trials, np.random.default_rng(0))
     row = clusters[0].tolist()
     for voter, mean in enumerate(means):
         for place, n in enumerate(ns):
@@ -95,7 +101,7 @@ def test_the_same_seed_gives_the_same_subsets_and_one_sample_is_exact() -> None:
     rng = np.random.default_rng(0)
     clusters, weights = rng.integers(-1, 5, 32), rng.random((3, 32))
     first, again, other = (
-        votes(clusters, weights, [False] * 3, [1, 4, 32], 10, np.random.default_rng(s)) for s in (7, 7, 8)
+        votes(clusters, ballot(weights), [1, 4, 32], 10, np.random.default_rng(s)) for s in (7, 7, 8)
     )
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert np.allclose(first[0][:, 0], (clusters == 0).mean())
@@ -104,7 +110,9 @@ def test_the_same_seed_gives_the_same_subsets_and_one_sample_is_exact() -> None:
 def whole_vote(clusters: list[int], weights: list[float], mean: bool = False) -> float:
     """The vote of all candidates."""
     size = len(clusters)
-    return float(votes(np.array(clusters), np.array([weights]), [mean], [size], 1, np.random.default_rng(0))[0][0, 0])
+    return float(
+        votes(np.array(clusters), ballot(np.array([weights]), [mean]), [size], 2, np.random.default_rng(0))[0][0, 0]
+    )
 
 
 def test_weights_that_are_all_zero_leave_the_plain_vote() -> None:
@@ -123,6 +131,26 @@ def test_equal_sums_in_another_order_tie() -> None:
 def test_a_mean_is_not_a_sum_and_negative_weights_count_against() -> None:
     assert [whole_vote([0, 1, 1, 1], [0.9, 0.5, 0.5, 0.5], mean) for mean in (False, True)] == [0.0, 1.0]
     assert whole_vote([0, 1, 1], [-0.1, 0.5, -0.7]) == 1.0
+
+
+@settings(max_examples=15, deadline=None)
+@given(problems(), st.data())
+def test_filtered_votes_are_those_among_accepted_answers(
+    problem: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    clusters, scores = problem
+    size, trials = clusters.shape[1], 2000
+    fine = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    asked = Ballot(scores, np.array([False]), np.array([True]), fine)
+    found, _ = votes(clusters[0], asked, range(1, size + 1), trials, np.random.default_rng(0))
+    row, weights = clusters[0].tolist(), scores[0].tolist()
+    for n in range(1, size + 1):
+        brute = [
+            float(brute_vote(row, weights, kept if any(row[i] >= 0 for i in kept) else s))
+            for s in combinations(range(size), n)
+            if (kept := tuple(i for i in s if fine[i])) or True
+        ]
+        assert found[0, n - 1] == pytest.approx(np.mean(brute), abs=5 * np.std(brute) / trials**0.5 + 1e-9)
 
 
 def test_perfect_scores_reach_pass_at_and_inverted_ones_need_all_wrong_gone() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.evaluation import blocks
 from minos_ray.evaluation.stage import evaluate
@@ -137,6 +138,7 @@ def test_no_test_problem_is_a_user_error(tmp_path: Path) -> None:
 def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = scored(make_run(tmp_path, SIZES), *VERIFIERS, "critic")
     shuffle_parts(run, 5)
+    beside_other_rows(run)
     whole = evaluated(run)
     run.delete("evaluation.json.manifest.json")
     monkeypatch.setattr(blocks, "ROWS", 40)
@@ -147,6 +149,28 @@ def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatc
         del content["counts"]["wrong_answers"]  # different answers of each block
     for name, value in whole.items():
         assert close(parts[name], value), name
+
+
+def beside_other_rows(run: Run) -> None:
+    """Adds a train problem whose labels are a part of their own, and a part without rows."""
+    rows, labels = run.artefact("problems").read().to_pylist(), run.artefact("labels").read()
+    run.artefact("problems").write_part(
+        "train", schema.table("problems", [{**rows[0], "problem_id": "z", "split": "train"}])
+    )
+    train = [
+        {**row, "problem_id": "z", "candidate_id": f"z/{i}"} for i, row in enumerate(labels.slice(0, 3).to_pylist())
+    ]
+    run.artefact("labels").write_part("train", schema.table("labels", train))
+    run.artefact("labels").write_part("none", labels.slice(0, 0))
+
+
+@pytest.mark.parametrize("rows", [40, 10_000])
+def test_labels_that_are_not_complete_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    run = scored(make_run(tmp_path, SIZES), "orm-base")
+    run.delete("labels/manifest.json")
+    monkeypatch.setattr(blocks, "ROWS", rows)
+    with pytest.raises(UserError, match="labels is not complete"):
+        evaluated(run)
 
 
 def close(a: Any, b: Any) -> bool:
@@ -186,8 +210,28 @@ def test_groups_are_evaluated_one_by_one_and_averaged(tmp_path: Path) -> None:
             )  # fmt: skip
             by_hand[problem, group] = best["correct"]
     assert entry(content, "best-of-n", "orm-base", 4)["accuracy"] == pytest.approx(by_hand.mean())
+    assert content["groups"]["left_out"] == content["groups"]["too_few"] == 0
     found = next(m for m in content["groups"]["methods"] if m["method"] == "best-of-n" and m["verifier"] == "orm-base")
     assert found["accuracy"] == pytest.approx(by_hand.mean(axis=0).tolist())
+
+
+def test_what_groups_leave_out_is_counted(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, [13] * 9 + [2]), "orm-base")
+    groups = evaluated(run, evaluate={"groups": 3})["groups"]
+    assert (groups["left_out"], groups["too_few"]) == (9 + 2, 1)
+
+
+@pytest.mark.parametrize("section", [{"groups": 3}, {"ns": [4]}, {"groups": 2, "ns": [2]}])
+def test_more_candidates_than_there_are_is_a_user_error(tmp_path: Path, section: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.groups = .*no problem has so many candidates"):
+        evaluated(scored(make_run(tmp_path, [2] * 3), "orm-base"), evaluate=section)
+
+
+def test_p_values_name_their_test(tmp_path: Path) -> None:
+    whole = evaluated(scored(make_run(tmp_path / "a", [8] * 10), "orm-base"))
+    parts = evaluated(scored(make_run(tmp_path / "b", [8] * 10 + [9]), "orm-base"))
+    for content, tests in ((whole, {"mcnemar"}), (parts, {"sign-flip"})):
+        assert {p["test"] for p in content["paired"] if p["p_value"] is not None} == tests
 
 
 def test_a_prm_is_read_in_four_ways(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
-from minos_ray.evaluation.statistics import intervals, sign_test
+from minos_ray.evaluation.statistics import flip_test, intervals, sign_test
 
 
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), max_size=60))
@@ -14,6 +14,18 @@ def test_sign_test_is_the_exact_binomial_test(differences: list[float]) -> None:
     found = sign_test(np.array(differences))
     ups, downs = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     assert found == pytest.approx(binomtest(ups, ups + downs).pvalue if ups + downs else 1.0)
+
+
+def test_the_sign_test_of_many_problems_ends() -> None:
+    gaps = np.concatenate([np.ones(10_200), -np.ones(9_800)])
+    assert sign_test(gaps) == pytest.approx(binomtest(10_200, 20_000).pvalue)
+
+
+def test_flips_of_signs_are_those_of_scipy() -> None:
+    gaps = np.random.default_rng(0).normal(0.25, 1, 40).round(1)
+    theirs = permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=20_000, random_state=1).pvalue
+    assert flip_test(np.append(gaps, [0.0, np.nan]), 0) == pytest.approx(theirs, abs=0.012)
+    assert flip_test(gaps, 3) == flip_test(gaps, 3) and flip_test(np.zeros(5), 0) == 1.0
 
 
 def test_gaps_leave_a_problem_out_of_its_column_only() -> None:
