@@ -109,10 +109,8 @@ def test_the_same_seed_gives_the_same_subsets_and_one_sample_is_exact() -> None:
 
 def whole_vote(clusters: list[int], weights: list[float], mean: bool = False) -> float:
     """The vote of all candidates."""
-    size = len(clusters)
-    return float(
-        votes(np.array(clusters), ballot(np.array([weights]), [mean]), [size], 2, np.random.default_rng(0))[0][0, 0]
-    )
+    asked, rng = ballot(np.array([weights]), [mean]), np.random.default_rng(0)
+    return float(votes(np.array(clusters), asked, [len(clusters)], 2, rng)[0][0, 0])
 
 
 def test_weights_that_are_all_zero_leave_the_plain_vote() -> None:

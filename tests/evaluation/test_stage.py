@@ -154,12 +154,10 @@ def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatc
 def beside_other_rows(run: Run) -> None:
     """Adds a train problem whose labels are a part of their own, and a part without rows."""
     rows, labels = run.artefact("problems").read().to_pylist(), run.artefact("labels").read()
-    run.artefact("problems").write_part(
-        "train", schema.table("problems", [{**rows[0], "problem_id": "z", "split": "train"}])
-    )
-    train = [
-        {**row, "problem_id": "z", "candidate_id": f"z/{i}"} for i, row in enumerate(labels.slice(0, 3).to_pylist())
-    ]
+    problem = {**rows[0], "problem_id": "z", "split": "train"}
+    run.artefact("problems").write_part("train", schema.table("problems", [problem]))
+    few = labels.slice(0, 3).to_pylist()
+    train = [{**row, "problem_id": "z", "candidate_id": f"z/{i}"} for i, row in enumerate(few)]
     run.artefact("labels").write_part("train", schema.table("labels", train))
     run.artefact("labels").write_part("none", labels.slice(0, 0))
 
@@ -229,7 +227,7 @@ def test_more_candidates_than_there_are_is_a_user_error(tmp_path: Path, section:
 
 def test_p_values_name_their_test(tmp_path: Path) -> None:
     whole = evaluated(scored(make_run(tmp_path / "a", [8] * 10), "orm-base"))
-    parts = evaluated(scored(make_run(tmp_path / "b", [8] * 10 + [9]), "orm-base"))
+    parts = evaluated(scored(make_run(tmp_path / "b", [8] * 10 + [9] * 10), "orm-base"))
     for content, tests in ((whole, {"mcnemar"}), (parts, {"sign-flip"})):
         assert {p["test"] for p in content["paired"] if p["p_value"] is not None} == tests
 
