@@ -40,7 +40,7 @@ from minos_ray.labels.latex import PERCENT, parsed
 from minos_ray.labels.numbers import canonical
 
 # Two quantities with units, such as feet and inches, of which math-verify reads the first only.
-UNIT = r"\\(?:text|mbox|mathrm)\s*\{\s*(?!and\b|or\b)[^{}]*[a-zA-Z]{2,}[^{}]*\}|(?!and\b)[a-zA-Z]{3,}\b"
+UNIT = r"\\(?:text|mbox|mathrm)\s*\{(?!\s*(?:and|or)\b)[^{}]*[a-zA-Z]{2,}[^{}]*\}|(?!and\b)[a-zA-Z]{3,}\b"
 SEVERAL = re.compile(rf"\d\s*(?:{UNIT})[^0-9^]*\d")
 POINTS = 3
 WORKING, PRECISE, SHOWN = 60, 40, 15  # digits: at the points, of a value, in a key
