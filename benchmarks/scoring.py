@@ -36,10 +36,10 @@ from minos_ray.training.tokenizer import byte_level_bpe
 Scores = list[list[float]]
 # Layers, width, MLP, heads, key and value heads; problems x candidates of the worst case.
 SHAPES = {"small": (4, 256, 688, 8, 4), "large": (8, 512, 1376, 16, 8)}
-SIZES = {"small": (1, 256), "large": (1, 64)}
+SIZES = {"small": (1, 256), "large": (1, 32)}
 BATCHES = [("rows", 8), ("rows", 16), ("rows", 64), ("tokens", 2048), ("tokens", 8192)]
 VLLM = Scoring(engine="vllm", kv_cache_gb=0.5, extra={"max_num_batched_tokens": 8192})
-REAL = 5000  # real solutions that the tokenizer is trained on; 256 are scored
+REAL = 5000  # real solutions that the tokenizer is trained on; 128 are scored
 GEMINI = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[2] / "shared" / "data") / "gsm8k_gemini"
 
 
@@ -55,7 +55,7 @@ def distinct(vocabulary: int, problems: int, candidates: int) -> list[Encoded]:
     return found
 
 
-def miniature(tokenizer: Any, problems: int = 2, candidates: int = 256) -> list[Encoded]:
+def miniature(tokenizer: Any, problems: int = 1, candidates: int = 256) -> list[Encoded]:
     """Candidates as the miniature's authors write them."""
     rng, found = random.Random(0), []
     for problem in (draw(rng) for _ in range(problems)):
@@ -157,8 +157,12 @@ def best_batches(model: Any, kind: str, encoded: list[Encoded]) -> tuple[str, in
 
 def compare(title: str, encoded: list[Encoded], ways: dict[str, Callable[[], Scores]], rounds: int, out: Any) -> None:
     """Prints one table; the first way is ours."""
-    scores = {name: [value for line in way() for value in line] for name, way in ways.items()}
-    seconds = alternate(ways, rounds)
+    scores: dict[str, list[float]] = {}
+
+    def kept(name: str) -> Callable[[], None]:
+        return lambda: scores.update({name: [value for line in ways[name]() for value in line]})
+
+    seconds = alternate({name: kept(name) for name in ways}, rounds)
     show(title, len(encoded), "candidates", seconds, out and Path(out) / f"{title.replace(' ', '-')}.json")
     ours = next(iter(scores.values()))
     print(
@@ -183,7 +187,7 @@ def main() -> None:
             cases = {"distinct": distinct(len(tokenizer), *SIZES[shape])}
             if shape == "small":
                 cases |= {"miniature": miniature(tokenizer)} | (
-                    {"gemini": encode_solutions(tokenizer, real[:256])} if real else {}
+                    {"gemini": encode_solutions(tokenizer, real[:128])} if real else {}
                 )
             for kind in ("orm", "prm"):
                 run(arguments, save_model(folder, kind, shape, tokenizer), f"{shape} {kind}", cases)

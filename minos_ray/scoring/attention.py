@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from minos_ray.errors import UserError
 from minos_ray.scoring.batches import NONE, Forest, keys, runs
+from minos_ray.scoring.linear import pack
 
 NAME = "minos_forest"
 GROUPS = 3  # of runs with paths of like lengths, filled up to the longest
@@ -72,6 +73,7 @@ class Backbone:
         self.module = model.base_model
         last = last_layer(self.module)
         model.set_attn_implementation(NAME)
+        pack(self.module)
         last.self_attn.minos_last = True
         self.read_only = read_only(last)
 
