@@ -70,7 +70,8 @@ def specs(config: Config) -> list[Spec]:
     found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_))
     sections = ("sweep", "sft", "reward", "base", "score", "evaluate")
     found.append(Spec("sweep/results.parquet", "sweep", sections, (*data, "critiques", *base)))
-    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=("sweep/results.parquet",)))
+    shown = ("sweep/results.parquet", "critiques", "scores/critic")
+    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
     return found
 
 
