@@ -69,10 +69,10 @@ def specs(config: Config) -> list[Spec]:
     needs, sorted_ = ("problems", "labels", *scores), ("error_types",) if config.error_analysis.count else ()
     found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_))
     sections = ("sweep", "sft", "reward", "base", "score", "evaluate")
-    found.append(
-        Spec("sweep/results.parquet", "sweep", sections, (*data, "critiques", *base), ("step_encoding", "evaluation"))
-    )
-    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=("sweep/results.parquet",)))
+    needs, versions = (*data, "critiques", *base), ("step_encoding", "evaluation")
+    found.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions))
+    shown = ("sweep/results.parquet", "critiques", "scores/critic")
+    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
     return found
 
 

@@ -1,6 +1,7 @@
 """What the candidate browser shows: some test problems with all their candidates, read without loading the rest."""
 
 import json
+import os
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,15 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.evaluation.answers import clusters
-from minos_ray.report.canvas import HEAT
-from minos_ray.report.chunks import Content, Critique, columns, pack
+from minos_ray.evaluation.answers import Keys, clusters
+from minos_ray.report.canvas import HEAT, TINT
+from minos_ray.report.chunks import Content, Critique, columns, finite, pack
 from minos_ray.report.samples import PREFERRED, complete
 from minos_ray.store import Run
 
 LABELS = ["candidate_id", "problem_id", "answer", "correct", "status"]
-STEPS = ["steps", "step_labels", "step_scores", "error_types"]
-ROLLOUTS = "rollouts"  # soft step labels: another way to colour steps
+STEPS = ["steps", "step_labels", "error_types"]
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -33,16 +33,23 @@ class Browser:
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of the chosen problems: labels and each verifier's scores by problem, critiques by candidate."""
+    """The rows of the chosen problems: labels and each verifier's scores by problem, critiques by candidate.
+
+    `keys` are those of wrong answers (see `Keys`); `steps_by` the verifiers that score steps.
+    """
 
     labels: dict[str, pa.Table]
     scores: dict[str, dict[str, pa.Table]]
     critiques: Rows
     steps_by: list[str]
+    keys: dict[str, str]
 
 
-def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browser | None:
-    """At most `count` labelled test problems, a seeded choice; None where there are none or none are wanted."""
+def browser(run: Run, count: int, seed: int, verifiers: Sequence[str], timeout_s: float) -> Browser | None:
+    """At most `count` labelled test problems, a seeded choice; None where there are none or none are wanted.
+
+    `timeout_s` limits the CPU time of reading one wrong answer, as in the evaluation.
+    """
     if not count or not complete(run, "problems") or not complete(run, "labels"):
         return None
     problems = labelled(run)
@@ -50,7 +57,7 @@ def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browse
         return None
     chosen = sorted(random.Random(seed).sample(range(len(problems)), min(count, len(problems))))
     shown = [problems[place] for place in chosen]
-    source = read(run, [p["problem_id"] for p in shown], verifiers)
+    source = read(run, [p["problem_id"] for p in shown], verifiers, timeout_s)
     chunks, entries = [], []
     for problem in shown:
         candidates = candidates_of(problem["problem_id"], source)
@@ -68,17 +75,23 @@ def labelled(run: Run) -> list[dict[str, Any]]:
     return [row for row, known in zip(rows.to_pylist(), rows["problem_id"], strict=True) if known in there]
 
 
-def read(run: Run, problems: Sequence[str], verifiers: Sequence[str]) -> Source:
+def read(run: Run, problems: Sequence[str], verifiers: Sequence[str], timeout_s: float) -> Source:
     """Labels, scores and critiques of these problems only."""
     labels = run.artefact("labels").read_where("problem_id", problems, LABELS + STEPS)
     names = [name for name in dict.fromkeys([*verifiers, "critic"]) if complete(run, f"scores/{name}")]
     wanted = ["candidate_id", "problem_id", "score", "step_scores"]
     scores = {name: run.artefact(f"scores/{name}").read_where("problem_id", problems, wanted) for name in names}
     steps_by = [name for name, table in scores.items() if has_values(table["step_scores"])]
-    rollouts = [ROLLOUTS] if has_values(labels["step_scores"]) else []
     grouped = {name: by_problem(table) for name, table in scores.items()}
     written = critiques(run, labels["candidate_id"].to_pylist())
-    return Source(by_problem(labels), grouped, written, steps_by + rollouts)
+    return Source(by_problem(labels), grouped, written, steps_by, keyed(labels, timeout_s))
+
+
+def keyed(labels: pa.Table, timeout_s: float) -> dict[str, str]:
+    """The keys of all wrong answers, in one call that keeps every process busy."""
+    wrong = labels.filter(pc.invert(labels["correct"]))["answer"].drop_null().unique()
+    with Keys(timeout_s, os.cpu_count() or 1) as keys:
+        return keys(wrong.to_pylist())
 
 
 def by_problem(rows: pa.Table) -> dict[str, pa.Table]:
@@ -114,7 +127,7 @@ def candidates_of(problem: str, source: Source) -> list[tuple[int | str, Content
     rows = source.labels[problem].to_pylist()
     there = {name: tables[problem].to_pylist() for name, tables in source.scores.items() if problem in tables}
     scores = {name: {row["candidate_id"]: row for row in there.get(name, [])} for name in source.scores}
-    numbers = clusters([row["answer"] for row in rows], [row["correct"] for row in rows])
+    numbers = clusters([row["answer"] for row in rows], [row["correct"] for row in rows], source.keys)
     made = []
     for row, cluster in zip(rows, numbers, strict=True):
         scored = {name: found.get(row["candidate_id"]) for name, found in scores.items()}
@@ -126,7 +139,6 @@ def candidates_of(problem: str, source: Source) -> list[tuple[int | str, Content
 def content(row: dict[str, Any], cluster: int, scored: dict[str, dict[str, Any] | None], source: Source) -> Content:
     """One candidate from its labels row and its scores rows."""
     by_step = {name: found["step_scores"] if found else None for name, found in scored.items()}
-    by_step[ROLLOUTS] = row["step_scores"]
     kinds = tuple(kind or "" for kind in row["error_types"] or [])
     return Content(
         answer=row["answer"],
@@ -137,12 +149,17 @@ def content(row: dict[str, Any], cluster: int, scored: dict[str, dict[str, Any] 
         labels=tuple(row["step_labels"] or []),
         errors=kinds if any(kinds) else (),
         scores=tuple(found["score"] if found else None for found in scored.values()),
-        step_scores=tuple(tuple(round(1000 * s) for s in by_step[name] or []) for name in source.steps_by),
+        step_scores=tuple(thousandths(by_step[name] or []) for name in source.steps_by),
         critiques=tuple(
             Critique(c["critic"], c["agrees"], c["status"], c["text"])
             for c in source.critiques.get(row["candidate_id"], [])
         ),
     )
+
+
+def thousandths(scores: Sequence[float]) -> tuple[int | None, ...]:
+    """Step scores as whole numbers, None for what is no number."""
+    return tuple(None if finite(score) is None else round(1000 * score) for score in scores)
 
 
 def entry(problem: dict[str, Any], candidates: Sequence[tuple[int | str, Content]]) -> dict[str, Any]:
@@ -160,6 +177,7 @@ def index(entries: Sequence[dict[str, Any]], source: Source) -> str:
         "steps_by": source.steps_by,
         "sort": next((name for name in PREFERRED if name in names), "index"),
         "heat": HEAT,
+        "tint": TINT,
         "problems": entries,
     }
     return json.dumps(found, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,38 +1,19 @@
-// The candidate browser: what is shown, and what the reader does. Data enter the page as text only.
+// The candidate browser: what is shown, and what the reader does.
 (() => {
-  const { INDEX, load, grouped, compare, weighed } = minosData;
+  const { INDEX, load, grouped, compare, weighed, ranges } = minosData;
+  const { el, mark, scoreCell, detail } = minosView;
   const PAGE = 300; // rows of the list in the page at once
-  const MARKS = { "+": ["✓", "yes", "right"], "-": ["✗", "no", "wrong"], ".": ["·", "unknown", "unlabelled"] };
-  const FIXED = [["index", "no."], ["right", "right"], ["agreement", "answer"]];
-  const ORDERS = { index: "number", right: "right first", agreement: "agreement of answers" };
+  const FIXED = [["index", "no."], ["right", "correct"], ["agreement", "answer"]];
+  const ORDERS = { index: "number", right: "correct first", agreement: "agreement of answers" };
   const state = {
-    problem: -1, matches: [], all: [], clusters: [], cluster: null, side: "all",
+    problem: -1, matches: [], all: [], ranges: [], clusters: [], cluster: null, side: "all",
     shown: [], open: null, page: 0, by: INDEX.sort, reversed: false, weight: 0, colour: "",
   };
 
+  const section = document.getElementById("browser");
   const part = (name) => document.getElementById(`browser-${name}`);
-  const fixed = (score) => (score === null ? "–" : score.toFixed(3));
   const held = (event) => event.altKey || event.ctrlKey || event.metaKey;
   const say = (text) => { part("status").textContent = text; };
-
-  function el(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) if (value !== null) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-
-  function mark(sign, what) {
-    const [symbol, style, word] = MARKS[sign];
-    const label = `${word} ${what}`.trim();
-    return el("span", { class: `mark ${style}`, role: "img", "aria-label": label, title: word }, symbol);
-  }
-
-  function heat(share, alpha) {
-    const [low, middle, high] = INDEX.heat;
-    const [start, end, way] = share < 0.5 ? [low, middle, share * 2] : [middle, high, share * 2 - 1];
-    return `rgba(${start.map((a, k) => Math.round(a + (end[k] - a) * way)).join(",")},${alpha})`;
-  }
 
   function arrange() {
     state.all.sort(compare(state.by, state.clusters));
@@ -51,18 +32,22 @@
     state.matches = INDEX.problems.map((p, place) => ({ ...p, place }))
       .filter((p) => [p.id, p.question, p.gold].some((text) => text.toLowerCase().includes(words)));
     part("problem").replaceChildren(...state.matches.map((p) => {
-      const label = `${p.id} · ${p.right} of ${p.candidates} right · ${p.question.slice(0, 140)}`;
+      const label = `${p.id} · ${p.right} of ${p.candidates} correct · ${p.question.slice(0, 140)}`;
       return el("option", { value: p.place }, label);
     }));
     showPlace();
-    if (words) say(`${state.matches.length} of ${INDEX.problems.length} problems match`);
+    part("matches").textContent = words ? `${state.matches.length} of ${INDEX.problems.length} match` : "";
   }
 
+  // A button that can do no more hands the focus to the other one.
   function showPlace() {
     const at = state.matches.findIndex((p) => p.place === state.problem);
     part("problem").value = String(state.problem);
-    part("previous").disabled = at <= 0;
-    part("next").disabled = at < 0 || at + 1 >= state.matches.length;
+    const [previous, next, focused] = [part("previous"), part("next"), document.activeElement];
+    previous.disabled = at <= 0;
+    next.disabled = at < 0 || at + 1 >= state.matches.length;
+    if (focused === previous && previous.disabled) next.focus();
+    if (focused === next && next.disabled) previous.focus();
   }
 
   function showClusters() {
@@ -80,7 +65,7 @@
       el("td", { class: "answer" }, el("button", act, group.answer)),
       el("td", { class: "r" }, String(group.count)),
       el("td", { class: "share" }, ...(group.share === null ? ["–"] : [bar, ` ${(100 * group.share).toFixed(1)} %`])),
-      el("td", { class: "r" }, group.weight.toFixed(2)),
+      ...(INDEX.verifiers.length ? [el("td", { class: "r" }, group.weight.toFixed(2))] : []),
       el("td", { class: "soft" }, group.wins));
   }
 
@@ -99,16 +84,12 @@
 
   function listRow(c) {
     const open = el("button", { type: "button", "aria-label": `candidate ${c.index}` }, `#${c.index}`);
-    const scores = c.scores.map((score) => {
-      const cell = el("td", { class: "r" }, fixed(score));
-      if (score !== null) cell.style.background = heat(score, 0.16);
-      return cell;
-    });
     const row = el("tr", {},
       el("td", { class: "r soft" }, String(c.rank)),
       el("td", {}, open),
       el("td", {}, mark(c.correct ? "+" : "-", "")),
-      el("td", { class: "answer", title: c.answer }, c.answer ?? "no answer"), ...scores);
+      el("td", { class: "answer", title: c.answer }, c.answer ?? "no answer"),
+      ...c.scores.map((score, k) => scoreCell(score, state.ranges[k])));
     return highlight(row, c === state.open);
   }
 
@@ -138,51 +119,10 @@
 
   // One candidate
 
-  function stepItem(c, k, score, lowest) {
-    const value = el("span", { class: lowest ? "score lowest" : "score" }, score === null ? "" : score.toFixed(2));
-    if (lowest) value.title = "the lowest";
-    const item = el("li", {}, mark(c.labels[k] || ".", "step"), el("span", { class: "text" }, c.steps[k]),
-      el("span", { class: "type" }, c.errors[k] || ""), value);
-    if (score !== null) {
-      item.style.borderColor = heat(score, 1);
-      item.style.background = heat(score, 0.14);
-    }
-    return item;
-  }
-
-  function steps(c) {
-    const given = c.byStep[INDEX.steps_by.indexOf(state.colour)] || [];
-    const fits = given.length === c.steps.length;
-    const lowest = fits ? given.indexOf(Math.min(...given)) : -1;
-    const items = c.steps.map((_, k) => stepItem(c, k, fits ? given[k] / 1000 : null, k === lowest));
-    const list = el("ol", { class: "steps" }, ...items);
-    if (fits || !state.colour) return [list];
-    const why = given.length ? `scored ${given.length} of ${c.steps.length} steps` : "has no step scores here";
-    return [list, el("p", { class: "soft" }, `Without colours: ${state.colour} ${why}.`)];
-  }
-
-  function critique(c) {
-    const verdicts = c.agrees ? "agree with the labels" : "disagree with the labels, so it was set aside";
-    const status = ["ok", ""].includes(c.status) ? "" : ` (status: ${c.status})`;
-    const title = `Critique by ${c.critic}; its verdicts ${verdicts}${status}`;
-    return el("div", { class: "critique" }, el("span", { class: "soft" }, title), `\n${c.text}`);
-  }
-
   function showDetail() {
-    const c = state.open;
-    if (!c) {
-      part("detail").replaceChildren(el("p", { class: "soft" }, "No candidate passes the filters."));
-      return;
-    }
-    const status = ["correct", "wrong"].includes(c.status) ? "" : ` (${c.status.replaceAll("_", " ")})`;
-    const twins = c.indices.filter((index) => index !== c.index).map((index) => `#${index}`).join(", ");
-    const values = INDEX.verifiers.map((name, k) => el("div", {}, el("dt", {}, name), el("dd", {}, fixed(c.scores[k]))));
-    part("detail").replaceChildren(
-      el("h3", {}, mark(c.correct ? "+" : "-", "answer"), ` Candidate #${c.index}`),
-      el("p", {}, "answer ", el("strong", {}, c.answer ?? "none"), ", gold ",
-        el("strong", {}, INDEX.problems[state.problem].gold), status),
-      ...(twins ? [el("p", { class: "soft" }, `the same as ${twins}`)] : []),
-      ...steps(c), el("dl", { class: "values" }, ...values), ...c.critiques.map(critique));
+    const nothing = () => [el("p", { class: "soft" }, "No candidate passes the filters.")];
+    const { gold } = INDEX.problems[state.problem];
+    part("detail").replaceChildren(...(state.open ? detail(state.open, gold, state.colour) : nothing()));
     part("detail").scrollTop = 0;
   }
 
@@ -199,8 +139,8 @@
     if (state.problem !== problem) return; // another one was opened meanwhile
     const { question, gold, right, candidates: count } = INDEX.problems[problem];
     part("question").textContent = question;
-    part("gold").replaceChildren("gold answer ", el("strong", {}, gold), `, ${right} of ${count} candidates right`);
-    change({ all, clusters: grouped(all), cluster: null, open: null });
+    part("gold").replaceChildren("gold answer ", el("strong", {}, gold), `, ${right} of ${count} candidates correct`);
+    change({ all, ranges: ranges(all), clusters: grouped(all), cluster: null, open: null });
   }
 
   function change(values) {
@@ -259,9 +199,21 @@
     openCandidate(goals[event.key]);
   }
 
+  function inView() {
+    const { top, bottom } = section.getBoundingClientRect();
+    return top < window.innerHeight && bottom > 0;
+  }
+
   function onKey(event) {
-    if (held(event) || ["INPUT", "SELECT"].includes(event.target.tagName)) return;
+    const { target } = event;
+    if (held(event) || ["INPUT", "SELECT"].includes(target.tagName) || !(section.contains(target) || inView())) return;
     if (event.key === "n" || event.key === "p") move(event.key === "n" ? 1 : -1);
+  }
+
+  function colourBy(name) {
+    state.colour = name;
+    part("scale").hidden = !name;
+    showDetail();
   }
 
   function listen() {
@@ -276,24 +228,36 @@
     picked("clusters", "cluster", (number) => pickCluster(Number(number)));
     on("clear", "click", () => change({ cluster: null }));
     on("weight", "change", ({ target }) => { state.weight = Number(target.value); showClusters(); });
-    on("colour", "change", ({ target }) => { state.colour = target.value; showDetail(); });
+    on("colour", "change", ({ target }) => colourBy(target.value));
     on("rows", "click", ({ target }) => openCandidate(state.page * PAGE + target.closest("tr").sectionRowIndex));
     on("list", "keydown", onListKey);
     on("back", "click", () => openCandidate((state.page - 1) * PAGE));
     on("forth", "click", () => openCandidate((state.page + 1) * PAGE));
-    document.getElementById("browser").addEventListener("keydown", onKey);
+    document.addEventListener("keydown", onKey);
   }
 
-  function start() {
+  function choices() {
     part("weight").replaceChildren(...INDEX.verifiers.map((name, k) => el("option", { value: k }, name)));
     const names = [...INDEX.steps_by, ""];
     part("colour").replaceChildren(...names.map((name) => el("option", { value: name }, name || "nothing")));
     part("weight").value = state.weight = Math.max(0, INDEX.verifiers.indexOf(state.by));
     part("colour").value = state.colour = INDEX.steps_by.includes(state.by) ? state.by : INDEX.steps_by[0] || "";
+    for (const node of section.querySelectorAll("[data-weights]")) node.hidden = !INDEX.verifiers.length;
+    for (const node of section.querySelectorAll("[data-steps]")) node.hidden = !INDEX.steps_by.length;
+  }
+
+  // First a problem that has both correct and wrong candidates: there is something to see.
+  function start() {
     for (const node of document.querySelectorAll("[data-needs-script]")) node.hidden = false;
+    if (!("DecompressionStream" in window)) {
+      section.replaceChildren(part("title"), el("p", {}, "This browser cannot unpack the candidates: "
+        + "it lacks DecompressionStream, which Chrome has from version 80, Firefox from 113 and Safari from 16.4 on."));
+      return;
+    }
+    choices();
     listen();
     showProblems();
-    go(0);
+    go(Math.max(0, INDEX.problems.findIndex((p) => p.right > 0 && p.right < p.candidates)));
   }
 
   start();

@@ -4,6 +4,7 @@ const minosData = (() => {
   const INDEX = JSON.parse(document.getElementById("browser-index").textContent);
   const CHUNKS = document.querySelectorAll("script[data-chunk]");
   const KEPT = 4; // unpacked problems in memory
+  const TIE = 1e-9; // as the evaluation has it: sums in another order differ by less than this share
   const natural = new Intl.Collator("en", { numeric: true });
   const unpacked = new Map();
 
@@ -33,8 +34,8 @@ const minosData = (() => {
         steps: chunk.steps[row].map(text),
         labels: chunk.labels[row],
         errors: chunk.errors[row].map(text),
-        scores: chunk.scores.map((column) => column[row]),
-        byStep: chunk.step_scores.map((column) => column[row]),
+        scores: chunk.scores.map((column) => (column[row] === null ? null : Math.fround(column[row]))),
+        byStep: chunk.step_scores.map((column) => column[row].map((s) => (s === null ? null : s / 1000))),
         critiques: (chunk.critiques[row] || []).map(([critic, agrees, status, words]) => (
           { critic: text(critic), agrees: agrees === 1, status: text(status), text: text(words) })),
       };
@@ -73,21 +74,35 @@ const minosData = (() => {
   }
 
   // Clusters with their summed scores by one verifier, their shares of the vote (null: does not vote), and what they win.
-  // Where all weights are zero the counts decide, as in the evaluation.
+  // Where all weights are zero the counts decide, as in the evaluation. Without a verifier only the vote is there.
   function weighed(clusters, all, verifier) {
     const sum = (number) => all.reduce((s, c) => s + (c.cluster === number ? c.scores[verifier] ?? 0 : 0), 0);
     const rows = clusters.map((group) => ({ ...group, weight: sum(group.number) }));
     const voters = rows.filter((group) => group.number >= 0);
     const votes = voters.reduce((s, group) => s + group.count, 0);
-    const most = Math.max(...voters.map((group) => group.count));
-    const heaviest = Math.max(...voters.map((group) => group.weight));
+    const won = { vote: best(voters, "count") };
+    const silent = voters.every((group) => group.weight === 0);
+    if (INDEX.verifiers.length) won["weighted vote"] = silent ? won.vote : best(voters, "weight");
     return rows.map((group) => {
-      const voted = group.count === most;
-      const won = { vote: voted, weighted: heaviest > 0 ? group.weight === heaviest : voted };
-      const wins = group.number < 0 ? [] : Object.keys(won).filter((name) => won[name]);
-      return { ...group, share: group.number < 0 ? null : group.count / votes, wins: wins.join(", ") };
+      const names = Object.keys(won).filter((name) => won[name].includes(group.number));
+      const wins = names.map((name) => (won[name].length > 1 ? `${name} (tie)` : name)).join(", ");
+      return { ...group, share: group.number < 0 ? null : group.count / votes, wins };
     });
   }
 
-  return { INDEX, load, grouped, compare, weighed };
+  // The numbers of the clusters with the largest value.
+  function best(clusters, key) {
+    const most = Math.max(...clusters.map((group) => group[key]));
+    return clusters.filter((group) => group[key] >= most - TIE * Math.abs(most)).map((group) => group.number);
+  }
+
+  // Each verifier's lowest and highest score among candidates, null without any.
+  function ranges(all) {
+    return INDEX.verifiers.map((_, k) => {
+      const scores = all.map((c) => c.scores[k]).filter((score) => score !== null);
+      return scores.length ? [Math.min(...scores), Math.max(...scores)] : null;
+    });
+  }
+
+  return { INDEX, load, grouped, compare, weighed, ranges };
 })();

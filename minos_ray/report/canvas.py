@@ -23,6 +23,7 @@ MINOS, BASE, VOTE, BOUND, OTHER = "#2a7fc9", "#d9822b", "#7d838b", "#b4577f", "#
 GROUPS = {"minos": MINOS, "base": BASE, "vote": VOTE, "bound": BOUND, "other": OTHER}
 # From 0 over 0.5 to 1: orange, grey, blue.
 HEAT = ((217, 122, 30), (150, 152, 158), (36, 118, 200))
+TINT = 0.42  # how much of it lies behind text; more would cost the text its contrast
 MARKERS = {"minos": "o", "base": "s", "vote": "", "bound": "", "other": "D"}
 
 STYLE: dict[str, Any] = {

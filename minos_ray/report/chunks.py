@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ class Critique:
 
 @dataclass(frozen=True)
 class Content:
-    """All of a candidate but its index. `scores` by verifier, `step_scores` (thousandths) by each that scores steps."""
+    """All of a candidate but its index. `scores` by verifier, `step_scores` (thousandths) by each that scores steps.
+
+    None stands for a score that is no number.
+    """
 
     answer: str | None
     cluster: int
@@ -35,7 +39,7 @@ class Content:
     labels: tuple[int, ...]
     errors: tuple[str, ...]
     scores: tuple[float | None, ...]
-    step_scores: tuple[tuple[int, ...], ...]
+    step_scores: tuple[tuple[int | None, ...], ...]
     critiques: tuple[Critique, ...] = ()
 
 
@@ -76,9 +80,14 @@ def columns(candidates: Iterable[tuple[int | str, Content]]) -> dict[str, Any]:
     return {"texts": list(texts.places), **made}
 
 
+def finite(score: float | None) -> float | None:
+    """The score, None where it is no number."""
+    return score if score is not None and math.isfinite(score) else None
+
+
 def shortest(score: float | None) -> float | None:
-    """The shortest number that is the same float32, so that sorting on the page is exact."""
-    return None if score is None else float(str(np.float32(score)))
+    """The shortest number that is the same float32, so that sorting on the page is exact; None for no number."""
+    return None if finite(score) is None else float(str(np.float32(score)))
 
 
 def pack(made: dict[str, Any]) -> str:

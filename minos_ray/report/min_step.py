@@ -61,11 +61,11 @@ def last_shares(run: Run, verifiers: Sequence[str]) -> dict[str, float]:
 
 
 def last_share(run: Run, name: str) -> float | None:
-    """Read part by part; None when no solution has step scores."""
+    """Read part by part; a solution with a score that is no number is left out; None when there is none."""
     artefact, last, scored = run.artefact(f"scores/{name}"), 0, 0
     for part in artefact.part_names():
         steps = padded(artefact.read_part(part, ["step_scores"])["step_scores"], np.inf)
-        some = steps.lengths > 0
+        some = (steps.lengths > 0) & ~np.isnan(steps.values).any(axis=1)
         if some.any():
             last += int((steps.values[some].argmin(axis=1) == steps.lengths[some] - 1).sum())
             scored += int(some.sum())

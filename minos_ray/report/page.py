@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from minos_ray.report import figures, paper
-from minos_ray.report.canvas import HEAT
+from minos_ray.report.canvas import HEAT, TINT
 from minos_ray.report.confusion import confusion, type_rows
 from minos_ray.report.error_table import error_rows, steps_by_split
 from minos_ray.report.further import aggregation_rows, further_rows, largest_error
@@ -23,7 +23,7 @@ from minos_ray.report.results import Row, differences, gains, gap_name, group, l
 from minos_ray.report.scale import scale, trend_rows
 from minos_ray.report.statement import interval, percent, signed, state
 
-SCRIPTS = ("browser_data.js", "browser.js")
+SCRIPTS = ("browser_data.js", "browser_view.js", "browser.js")
 MINUS = "\u2212"
 
 
@@ -74,6 +74,7 @@ def context(facts: Facts) -> dict[str, Any]:
         "aggregations": aggregation_rows(evaluation),
         "largest_error": largest_error(evaluation),
         "minima": minima,
+        "tint": TINT,
         "script": script,
         "policy": policy(script),
         "metrics": metrics,

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.report.chunks import finite
 from minos_ray.store import Run
 
 PREFERRED = ("prm-minos", "prm-base", "orm-minos", "orm-base")
@@ -96,10 +98,11 @@ def pick_criticised(run: Run, count: int, rng: random.Random) -> list[str]:
 
 def pick_test(run: Run, judge: str, count: int, rng: random.Random, problems: Sequence[str] | None) -> dict[str, str]:
     """Candidates and their groups: equally many right and wrong, scored high and low by `judge`."""
-    labels = run.artefact("labels").read_where("problem_id", problems, ["candidate_id", "correct"])
+    labels = run.artefact("labels").read_where("problem_id", problems, ["candidate_id", "problem_id", "correct"])
     correct = dict(zip(*(labels[c].to_pylist() for c in ("candidate_id", "correct")), strict=True))
     if not judge:
-        return dict.fromkeys(take(sorted(correct), count, rng), "any")
+        of_test = labels.filter(pc.is_in(labels["problem_id"], value_set=tests(run)))["candidate_id"]
+        return dict.fromkeys(take(sorted(of_test.to_pylist()), count, rng), "any")
     rows = run.artefact(f"scores/{judge}").read_where("problem_id", problems, ["candidate_id", "score"])
     rows = rows.sort_by("score")
     ordered = [identity for identity in rows["candidate_id"].to_pylist() if identity in correct]
@@ -112,6 +115,14 @@ def pick_test(run: Run, judge: str, count: int, rng: random.Random, problems: Se
         quota = count // 4 + (at < count % 4)
         chosen |= dict.fromkeys(take([i for i in pool if i not in chosen], quota, rng), name)
     return chosen
+
+
+def tests(run: Run) -> pa.Array:
+    """Ids of test problems; without the artefact `problems` nobody knows them."""
+    if not complete(run, "problems"):
+        return pa.array([], pa.string())
+    rows = run.artefact("problems").read(["problem_id", "split"])
+    return rows.filter(pc.equal(rows["split"], "test"))["problem_id"].combine_chunks()
 
 
 def take(identities: Sequence[str], count: int, rng: random.Random) -> list[str]:
@@ -133,12 +144,13 @@ def only(run: Run, name: str, column: str, wanted: Iterable[str]) -> list[dict[s
 
 def fill(run: Run, samples: dict[str, Sample], scored: Sequence[str], steps_by: str) -> None:
     """Reads question, labels, scores and critiques of the samples."""
-    step_scores: dict[str, list[float]] = {}
+    step_scores: dict[str, list[float | None]] = {}
     for name in scored:
         for row in only(run, f"scores/{name}", "candidate_id", samples):
-            samples[row["candidate_id"]].scores[name] = row["score"]
+            if finite(row["score"]) is not None:
+                samples[row["candidate_id"]].scores[name] = row["score"]
             if name == steps_by:
-                step_scores[row["candidate_id"]] = row["step_scores"] or []
+                step_scores[row["candidate_id"]] = [finite(score) for score in row["step_scores"] or []]
     problems: dict[str, list[Sample]] = {}
     for row in only(run, "labels", "candidate_id", samples):
         sample = samples[row["candidate_id"]]
@@ -152,7 +164,7 @@ def fill(run: Run, samples: dict[str, Sample], scored: Sequence[str], steps_by: 
         samples[row["candidate_id"]].critiques.append(row)
 
 
-def steps(row: dict[str, Any], scores: Sequence[float]) -> list[Step]:
+def steps(row: dict[str, Any], scores: Sequence[float | None]) -> list[Step]:
     """The steps of a labels row; lists shorter than the steps are filled up with nothing."""
     texts = row["steps"] or []
     labels = [*(row["step_labels"] or []), *[-1] * len(texts)]

@@ -12,7 +12,7 @@ NAME = "report.html"
 
 
 def report(config: Config, run: Run) -> Manifest:
-    """Writes the report; skipped while evaluation, sweep and the section `report` are the same."""
+    """Writes the report; skipped while what it shows (`optional`, too) and the section `report` are the same."""
     target = begin(config, run, NAME)
     if isinstance(target, Manifest):
         return target

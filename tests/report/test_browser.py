@@ -1,14 +1,13 @@
 """The candidate browser in a real Chromium, with 100 problems of 256 candidates."""
 
 import re
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from minos_ray.evaluation.answers import clusters
 from minos_ray.report.gather import gather
@@ -17,7 +16,6 @@ from minos_ray.store import Run
 from tests.report.browsing import HOSTILE_AT, NO_ANSWER, TWIN_OF, make_browsing_run
 from tests.report.synthetic import HOSTILE, VERIFIERS, config
 
-CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 EVERY = (*VERIFIERS, "critic")
 
 
@@ -31,25 +29,6 @@ def file(run: Run, chromium: Browser) -> Path:
     path = Path(run.root) / "report.html"
     path.write_text(render(gather(config(run.path, report={"candidates": 4}), run)), encoding="utf-8")
     return path
-
-
-def launched(playwright: Playwright) -> Browser:
-    """The system's Chromium, else Playwright's own."""
-    path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    try:
-        return playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-    except Error as error:
-        if path is None and "Executable doesn't exist" in str(error):
-            pytest.skip(f"no Chromium: none of {', '.join(CHROMIUMS)}, and `playwright install chromium` was not run")
-        raise
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = launched(playwright)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -108,7 +87,7 @@ def test_candidates_sorted_by_each_verifier(page: Page, labels: dict[str, Any], 
     assert [row[2] for row in shown] == ["✓" if r["correct"] else "✗" for r in wanted]
     assert [row[3] for row in shown] == ["no answer" if r["answer"] is None else r["answer"] for r in wanted]
     expected = [[r["scores"][name]["score"] for name in EVERY] for r in wanted]
-    assert all(row[4:] == [f"{s:.3f}" for s in scores] for row, scores in zip(shown, expected, strict=True))
+    assert all(row[4:] == [f"{s:.2f}" for s in scores] for row, scores in zip(shown, expected, strict=True))
     expect(page.locator(f"th:has([data-by={verifier}])")).to_have_attribute("aria-sort", "descending")
     page.click(f"#browser-head [data-by={verifier}]")
     assert [row[1] for row in cells(page, "#browser-rows")] == [row[1] for row in reversed(shown)]
@@ -170,7 +149,7 @@ def test_steps_have_the_colours_of_their_scores_and_the_marks_of_their_labels(
         expect(items.locator(".mark")).to_have_text(signs)
         expect(items.locator(".type")).to_have_text(row["error_types"])
         steps = [round(1000 * s) / 1000 for s in row["scores"][verifier]["step_scores"]]
-        colours = items.evaluate_all("nodes => nodes.map(n => getComputedStyle(n).borderLeftColor)")
+        colours = items.locator(".step").evaluate_all("nodes => nodes.map(n => getComputedStyle(n).borderLeftColor)")
         for colour, share in zip(colours, steps, strict=True):  # halves round otherwise in JavaScript
             pairs = zip(numbers(colour), numbers(heat(share)), strict=True)
             assert all(abs(shown - wanted) <= 1 for shown, wanted in pairs)
@@ -179,14 +158,20 @@ def test_steps_have_the_colours_of_their_scores_and_the_marks_of_their_labels(
         assert values == [f"{row['scores'][name]['score']:.3f}" for name in EVERY]
     page.select_option("#browser-colour", label="nothing")
     assert page.locator("#browser-detail li .score").all_inner_texts() == [""] * len(row["steps"])
+    expect(page.locator("#browser-scale")).to_be_hidden()
+
+
+def test_the_list_fits_its_pane(page: Page) -> None:
+    assert page.eval_on_selector("#browser-list", "pane => pane.scrollWidth - pane.clientWidth") <= 0
 
 
 def test_what_is_known_of_a_candidate(page: Page) -> None:
     detail = page.locator("#browser-detail")
     page.click("#browser-rows button:text-is('#7')")
-    expect(detail.locator(".critique")).to_contain_text(
-        "disagree with the labels, so it was set aside\nStep 1: Checking"
-    )
+    expect(detail.locator("h4")).to_have_text("Critique")
+    expect(detail.locator(".critique")).to_be_hidden()
+    detail.locator("summary", has_text="disagree with the labels, so it was set aside").click()
+    expect(detail.locator(".critique")).to_contain_text("Step 1: Checking")
     page.click(f"#browser-rows button:text-is('#{TWIN_OF}')")
     expect(detail).to_contain_text(f"the same as #{TWIN_OF + 1}")
     page.click(f"#browser-rows button:text-is('#{NO_ANSWER}')")
@@ -248,8 +233,11 @@ def test_search_narrows_the_problems_and_previous_and_next_stay_inside(page: Pag
     expect(page.locator("#browser-question")).to_contain_text("Question 40:")
     page.fill("#browser-search", "no such question")
     assert page.locator("#browser-problem option").count() == 0
+    expect(page.locator("#browser-matches")).to_have_text("0 of 100 match")
     expect(page.locator("#browser-next")).to_be_disabled()
     page.fill("#browser-search", "")
+    expect(page.locator("#browser-matches")).to_have_text("")
+    expect(page.locator("#browser-status")).to_have_text("256 of 256 candidates, by prm-minos")
     assert page.locator("#browser-problem option").count() == 100
 
 

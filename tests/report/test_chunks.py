@@ -3,18 +3,23 @@
 import base64
 import gzip
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minos_ray import schema
+from minos_ray.evaluation.answers import Keys
+from minos_ray.evaluation.blocks import blocks, planned
 from minos_ray.report.browse import browser
 from minos_ray.report.chunks import Content, Critique, columns, pack
 from minos_ray.store import Run
 from tests.report.test_page import Page, page
 
+TIMEOUT = 5.0  # seconds for an answer
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
 scores = st.one_of(st.none(), st.floats(0, 1, width=32))
 
@@ -32,7 +37,7 @@ def contents(draw: st.DrawFn) -> Content:
         labels=tuple(draw(st.lists(st.sampled_from([1, 0, -1]), min_size=count, max_size=count))),
         errors=draw(st.one_of(st.just(()), st.lists(texts, min_size=count, max_size=count).map(tuple))),
         scores=(draw(scores), draw(scores)),
-        step_scores=(tuple(draw(st.lists(st.integers(0, 1000), max_size=3))),),
+        step_scores=(tuple(draw(st.lists(st.one_of(st.none(), st.integers(0, 1000)), max_size=3))),),
         critiques=tuple(draw(st.lists(st.builds(Critique, texts, st.booleans(), texts, texts), max_size=2))),
     )
 
@@ -75,7 +80,7 @@ def test_packing_keeps_everything_and_stores_equal_candidates_once(pool: list[Co
 
 
 def test_a_run_is_read_as_it_is(full: Run) -> None:
-    found = browser(full, 8, 0, ("prm-base", "orm-minos", "prm-minos"))
+    found = browser(full, 8, 0, ("prm-base", "orm-minos", "prm-minos"), TIMEOUT)
     assert found is not None and found.total == len(found.chunks) == 8
     index = json.loads(found.index)
     assert index["verifiers"] == ["prm-base", "orm-minos", "prm-minos", "critic"]
@@ -98,39 +103,77 @@ def test_a_run_is_read_as_it_is(full: Run) -> None:
 
 
 def test_problems_are_left_out_on_request_and_unlabelled_ones_always(copy: Run) -> None:
-    assert browser(copy, 0, 0, ()) is None
+    assert browser(copy, 0, 0, (), TIMEOUT) is None
     kept = copy.artefact("labels").read_where("problem_id", ["test-2", "train-1", "test-5"])
     copy.delete("labels/part-0.parquet")
     copy.artefact("labels").write_part("1", kept)
-    found = browser(copy, 100, 0, ())
+    found = browser(copy, 100, 0, (), TIMEOUT)
     assert found is not None and found.total == 2
     assert [p["id"] for p in json.loads(found.index)["problems"]] == ["test-2", "test-5"]
     copy.delete("problems")
-    assert browser(copy, 100, 0, ()) is None
+    assert browser(copy, 100, 0, (), TIMEOUT) is None
 
 
-def test_steps_may_also_be_coloured_by_soft_labels_and_by_an_orm_that_scores_steps(copy: Run) -> None:
-    rows = copy.artefact("labels").read_where("problem_id", ["test-0", "test-1"]).to_pylist()
-    copy.artefact("labels").write_part(
-        "0", schema.table("labels", [row | {"step_scores": [0.125] * 4} for row in rows])
-    )
-    scored = [
-        {"candidate_id": r["candidate_id"], "problem_id": r["problem_id"], "score": 0.5, "step_scores": [0.5, 0.25]}
-        for r in rows[:-1]
-    ]
-    copy.artefact("scores/orm-base").write_part("0", schema.table("scores", scored))
-    found = browser(copy, 2, 0, ("orm-base",))
-    assert found is not None and json.loads(found.index)["steps_by"] == ["orm-base", "rollouts"]
+def rewritten(run: Run, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Replaces the rows of an artefact."""
+    rows = [change(row) for row in run.artefact(name).read().to_pylist()]
+    run.artefact(name).write_part("0", schema.table(name.partition("/")[0], rows))
+
+
+def test_steps_are_coloured_by_an_orm_that_scores_them_but_not_by_soft_labels(copy: Run) -> None:
+    rewritten(copy, "labels", lambda row: row | {"step_scores": [0.125] * 4})
+    rewritten(copy, "scores/orm-base", lambda row: row | {"step_scores": [0.5, 0.25]})
+    unscored = copy.artefact("scores/orm-base").read().filter(pc.field("candidate_id") != "test-1/2")
+    copy.artefact("scores/orm-base").write_part("0", unscored)
+    found = browser(copy, 8, 0, ("orm-base",), TIMEOUT)
+    assert found is not None and json.loads(found.index)["steps_by"] == ["orm-base"]
     contents = [content for chunk in found.chunks for _, content in unpacked(chunk)]
-    assert {content.step_scores[1] for content in contents} == {(125, 125, 125, 125)}
-    unscored = [content for content in contents if content.scores[0] is None]
-    assert len(unscored) == 1 and unscored[0].step_scores[0] == ()
+    missing = [content for content in contents if content.scores[0] is None]
+    assert len(missing) == 1 and missing[0].step_scores == ((),)
     assert {content.step_scores[0] for content in contents} == {(500, 250), ()}
+
+
+def test_answers_are_the_same_as_in_the_evaluation(copy: Run) -> None:
+    forms = {"test-1/0": "\\sqrt{16}+7", "test-1/1": "11", "test-1/2": "\\frac{22}{2}+1", "test-1/3": None}
+    wrong = {"correct": False, "status": "wrong"}
+    rewritten(
+        copy,
+        "labels",
+        lambda row: row | wrong | {"answer": forms[row["candidate_id"]]} if row["candidate_id"] in forms else row,
+    )
+    with Keys(TIMEOUT) as keys:
+        plan = planned(copy, "test")
+        (block,) = blocks(copy, plan, (), keys)
+    wanted = dict(zip(block.candidates.rows["candidate_id"].to_pylist(), block.candidates.clusters, strict=True))
+    found = browser(copy, 8, 0, (), TIMEOUT)
+    assert found is not None
+    for entry, chunk in zip(json.loads(found.index)["problems"], found.chunks, strict=True):
+        candidates = unpacked(chunk)
+        shown = [content.cluster for _, content in candidates]
+        assert pairs(shown) == pairs([wanted[f"{entry['id']}/{number}"] for number, _ in candidates])
+        if entry["id"] == "test-1":
+            assert shown[0] == shown[1] != shown[2] and shown[3] == -1
+
+
+def pairs(numbers: Sequence[int]) -> list[bool]:
+    """Who is with whom, whatever the numbers are called."""
+    return [a == b for a in numbers for b in numbers]
+
+
+def test_scores_that_are_no_numbers_are_none_and_the_report_is_written(copy: Run) -> None:
+    odd = [float("nan"), 0.5, float("inf"), -float("inf")]
+    rewritten(copy, "scores/prm-minos", lambda row: row | {"score": float("nan"), "step_scores": odd})
+    found = browser(copy, 8, 0, ("prm-minos",), TIMEOUT)
+    assert found is not None
+    contents = [content for chunk in found.chunks for _, content in unpacked(chunk)]
+    assert {(content.scores[0], content.step_scores[0]) for content in contents} == {(None, (None, 500, None, None))}
+    text = page(copy)
+    assert Page(text).open == [] and "nan" not in text.partition("<main>")[2].partition("<script")[0].split()
 
 
 def test_a_smaller_choice_is_seeded(full: Run) -> None:
     def chosen(seed: int) -> list[str]:
-        found = browser(full, 3, seed, ())
+        found = browser(full, 3, seed, (), TIMEOUT)
         assert found is not None and (len(found.chunks), found.total) == (3, 8)
         return [p["id"] for p in json.loads(found.index)["problems"]]
 

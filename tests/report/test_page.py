@@ -1,10 +1,13 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 
+from minos_ray.report.canvas import TINT
 from minos_ray.report.gather import gather
 from minos_ray.report.page import Strips, heat, number, render, typeset
 from minos_ray.report.results import MAIN, rows
@@ -149,6 +152,25 @@ def test_without_a_prm_steps_have_no_colour(copy: Run) -> None:
     text = page(copy, report={"problems": 0})
     assert "No PRM scored these candidates" in text
     assert "rgba(" not in text.partition("<main>")[2]
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of a colour in 0..255 (WCAG 2.2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_stays_readable_on_the_tints_in_light_in_dark_and_on_paper() -> None:
+    css = files("minos_ray.report").joinpath("style.css").read_text(encoding="utf-8")
+    themes = zip(*(re.findall(rf"--{name}: #([0-9a-f]+);", css) for name in ("ink", "card")), strict=True)
+    found = [tuple(bytes.fromhex(c if len(c) == 6 else "".join(2 * d for d in c)) for c in pair) for pair in themes]
+    assert len(found) == 3
+    for ink, card in found:
+        for share in range(101):
+            tint = [int(c) for c in heat(share / 100).split(",")]
+            ground = [TINT * t + (1 - TINT) * c for t, c in zip(tint, card, strict=True)]
+            dark, light = sorted((luminance(ink), luminance(ground)))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 def test_places_on_the_strip_stay_inside_it() -> None:

@@ -39,6 +39,17 @@ def test_problems_repeat_only_when_there_are_not_enough(problems: list[int], cou
     assert len({i.partition("/")[0] for i in taken}) == min(count, len(set(problems)))
 
 
+def test_without_a_verifier_the_test_candidates_are_of_test_problems(copy: Run) -> None:
+    copy.delete("scores")
+    for problems in (None, ["test-1", "test-2"]):
+        groups = dict(gallery(copy, 40, 0, problems).groups())
+        assert {title: len(samples) for title, samples in groups.items()} == {
+            "Test candidates": 30,
+            "Training candidates with their critiques": 10,
+        }
+        assert all(s.candidate_id.startswith("test") for s in groups["Test candidates"])
+
+
 def test_critiques_come_with_training_candidates_and_some_were_set_aside(full: Run) -> None:
     with_text = [s for s in gallery(full, 40, 0).samples if s.group == "critique"]
     assert all(s.candidate_id.startswith("train") and s.critiques for s in with_text)

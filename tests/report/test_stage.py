@@ -1,3 +1,5 @@
+import pytest
+
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.report.stage import report
 from minos_ray.stages import specs
@@ -23,3 +25,17 @@ def test_the_report_is_made_anew_only_when_what_it_shows_changes(copy: Run) -> N
     evaluate(other, copy)
     report(other, copy)
     assert b"Results at n = 8<" in copy.read_bytes("report.html")
+
+
+@pytest.mark.parametrize("name", ["critiques", "scores/critic"])
+def test_the_report_is_made_anew_when_what_it_only_shows_changes(copy: Run, name: str) -> None:
+    chosen = config(copy.path, reward={"verifiers": ["orm-base"]}, score={"judge": None}, report={"problems": 0})
+    report(chosen, copy)
+    rows = copy.artefact(name).read()
+    copy.write_bytes("report.html", b"old")
+    target = copy.artefact(name)
+    target.begin({"synthetic": "anew"})
+    target.write_part("0", rows.slice(0, 20))
+    target.complete({"rows": 20})
+    report(chosen, copy)
+    assert copy.read_bytes("report.html") != b"old"
