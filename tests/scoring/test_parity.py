@@ -1,7 +1,6 @@
 """One table: padded, packed, shared beginnings, vLLM; every kind of verifier in fp32, scores within 1e-4."""
 
 import gc
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from minos_ray.models import load_tokenizer
 from minos_ray.resources import Scoring
 from minos_ray.scoring.scorer import auto_class, load
-from minos_ray.training import packing
+from minos_ray.training import architecture, packing
 from minos_ray.training.encoding import Encoded, encode_solutions
 from tests.tiny import tiny_model
 
@@ -23,11 +23,11 @@ ENGINE = Scoring(engine="vllm", kv_cache_gb=0.05)
 
 def saved(folder: Path, name: str) -> str:
     """A tiny verifier as training saves it."""
-    path = tiny_model(folder, KINDS[name], layers=3)
-    if name == "orm at every token":
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "orm_positions": "every_token"}))
-    return path
+    kind, first = KINDS[name], tiny_model(folder / "first", KINDS[name], layers=3)
+    model, tokenizer = auto_class(kind).from_pretrained(first), load_tokenizer(first)
+    target = str(folder / "verifier")
+    architecture.save(model, model.state_dict(), tokenizer, kind, target, every_token=name == "orm at every token")
+    return target
 
 
 def solutions() -> list[tuple[str, list[str]]]:
@@ -64,7 +64,7 @@ def packed(model: Any, encoded: list[Encoded]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_all_ways_give_the_same_scores(name: str, tmp_path: Path) -> None:
-    path = saved(tmp_path / "model", name)
+    path = saved(tmp_path, name)
     forest = load(path, False, Scoring())
     every_step = name != "orm"
     assert (forest.kind, forest.every_step) == (KINDS[name], every_step)
