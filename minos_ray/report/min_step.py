@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from minos_ray.evaluation.meta import padded
+from minos_ray.evaluation.meta import flat
 from minos_ray.report.canvas import BOUND, GROUPS, INK, MINOS, OTHER, drawn, grid
 from minos_ray.report.results import group
 from minos_ray.store import Run
@@ -64,11 +62,10 @@ def last_share(run: Run, name: str) -> float | None:
     """Read part by part; None when no solution has step scores."""
     artefact, last, scored = run.artefact(f"scores/{name}"), 0, 0
     for part in artefact.part_names():
-        steps = padded(artefact.read_part(part, ["step_scores"])["step_scores"], np.inf)
-        some = steps.lengths > 0
-        if some.any():
-            last += int((steps.values[some].argmin(axis=1) == steps.lengths[some] - 1).sum())
-            scored += int(some.sum())
+        steps = flat(artefact.read_part(part, ["step_scores"])["step_scores"])
+        some = steps.some(steps.lengths > 0)
+        last += int((some.first_lowest() == some.lengths - 1).sum())
+        scored += len(some.lengths)
     return last / scored if scored else None
 
 
