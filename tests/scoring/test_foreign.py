@@ -232,18 +232,14 @@ def test_the_worker_scores_units_of_several_models(models: Callable[[str], str],
         assert (second["score"], second["step_scores"], stats["refused_no_steps"]) == (0.0, [], 1)
 
 
-def test_a_solution_is_no_longer_than_the_config_allows(models: Callable[[str], str]) -> None:
-    worker = ForeignScorers(
-        ".", {"a": ForeignModel(model=models("tokens"), kind="tokens")}, "min", Scoring(max_model_len=20)
-    )
-    assert worker.scorer_of("a").longest == 20
-
-
 def test_scores_that_are_no_numbers_are_refused_and_counted(models: Callable[[str], str]) -> None:
     import torch
 
-    worker = ForeignScorers(".", {"a": ForeignModel(model=models("tokens"), kind="tokens")}, "min", Scoring())
+    worker = ForeignScorers(
+        ".", {"a": ForeignModel(model=models("tokens"), kind="tokens")}, "min", Scoring(max_model_len=99)
+    )
     scorer = worker.scorer_of("a")
+    assert scorer.longest == 99
     mark = scorer.tokenizer.encode("~", add_special_tokens=False)[0]
     scorer.whole.get_input_embeddings().weight.data[mark] = torch.nan
     steps = [["It is 1.", "So ~1."], ["It is 1."]]
