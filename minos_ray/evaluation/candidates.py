@@ -83,13 +83,22 @@ def read_scores(run: Run, artefact: str, candidates: Candidates) -> Scores | Non
 
 
 def joined(artefact: str, table: pa.Table, candidates: Candidates) -> Scores:
-    """Scores put in the order of the candidates; UserError when one is not in 0..1."""
+    """Scores put in the order of the candidates; UserError when one, or one of a step, is not in 0..1."""
     at = pc.index_in(candidates.rows["candidate_id"], value_set=table["candidate_id"].combine_chunks())
     found = table.take(at.combine_chunks())
     score = found["score"].to_numpy().astype(np.float64)
     missing = at.is_null().to_numpy()
-    bad = ~((score >= 0) & (score <= 1)) & ~missing
-    if bad.any():
-        name = candidates.rows["candidate_id"][int(np.flatnonzero(bad)[0])].as_py()
-        raise UserError(f"{artefact}: the score of '{name}' is {score[bad][0]}; scores lie in 0..1")
+    there = np.flatnonzero(~missing)
+    refuse_outside(f"{artefact}: the score", score[there], there, candidates)
+    steps = found["step_scores"].combine_chunks()
+    owners = pc.list_parent_indices(steps).to_numpy()
+    refuse_outside(f"{artefact}: a step score", pc.list_flatten(found["step_scores"]).to_numpy(), owners, candidates)
     return Scores(np.where(missing, 0.0, score), found["step_scores"], int(missing.sum()))
+
+
+def refuse_outside(what: str, values: np.ndarray, owners: np.ndarray, candidates: Candidates) -> None:
+    """UserError when a value is not in 0..1; `owners` are the rows of the candidates that the values are of."""
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(bad):
+        name = candidates.rows["candidate_id"][int(owners[bad[0]])].as_py()
+        raise UserError(f"{what} of '{name}' is {values[bad[0]]}; scores lie in 0..1")

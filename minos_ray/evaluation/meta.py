@@ -11,27 +11,44 @@ import pyarrow.compute as pc
 
 from minos_ray.evaluation.metrics import THRESHOLD, binary, harmonic
 
-# Where a solution's first wrong step is not a step number.
+# Where a solution's first wrong step is not a step number; `Steps.first` gives the first of them.
 ALL_RIGHT, UNKNOWN, UNSCORED = -1, -2, -3
 
 
 class Steps(NamedTuple):
-    """Values of the steps of each solution, [solutions, most steps], and how many steps each has."""
+    """Values of the steps of all solutions one after the other, [steps], and how many each has, [solutions]."""
 
     values: np.ndarray
     lengths: np.ndarray
 
-    def some(self, chosen: np.ndarray, width: int) -> "Steps":
-        """Some solutions, cut to `width` steps."""
-        return Steps(self.values[chosen, :width], self.lengths[chosen])
+    @property
+    def starts(self) -> np.ndarray:
+        """Where the values of each solution begin."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def some(self, chosen: np.ndarray) -> "Steps":
+        """Some solutions, [solutions] of bool."""
+        return Steps(self.values[np.repeat(chosen, self.lengths)], self.lengths[chosen])
+
+    def first(self, found: np.ndarray) -> np.ndarray:
+        """Number of the first step of each solution that is `found`, [steps] of bool; -1 without one."""
+        starts, at = self.starts, np.append(np.flatnonzero(found), len(found))
+        following = at[np.searchsorted(at, starts)]
+        return np.where(following < starts + self.lengths, following - starts, -1)
+
+    def lowest(self) -> np.ndarray:
+        """The lowest value of each solution; all must have a step."""
+        return np.minimum.reduceat(self.values, self.starts)
+
+    def first_lowest(self) -> np.ndarray:
+        """Number of the first step that has it."""
+        return self.first(self.values == np.repeat(self.lowest(), self.lengths))
 
 
-def padded(column: pa.ChunkedArray | pa.Array, fill: float) -> Steps:
-    """A column of lists (null is an empty one) as a matrix, with `fill` behind the last step."""
+def flat(column: pa.ChunkedArray | pa.Array) -> Steps:
+    """A column of lists (null is an empty one)."""
     lengths = pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
-    values = np.full((len(lengths), int(lengths.max(initial=0))), fill)
-    values[np.arange(values.shape[1]) < lengths[:, None]] = pc.list_flatten(column).to_numpy()
-    return Steps(values, lengths)
+    return Steps(pc.list_flatten(column).to_numpy().astype(np.float64), lengths)
 
 
 def outcome(
@@ -57,7 +74,7 @@ class Aligned(NamedTuple):
 
     @property
     def known(self) -> np.ndarray:
-        """Which steps are labelled, [whole solutions, steps]."""
+        """Which steps of the whole solutions are labelled."""
         return self.labelled.values >= 0
 
     def said(self, threshold: float) -> np.ndarray:
@@ -69,10 +86,9 @@ class Aligned(NamedTuple):
 
 def aligned(step_scores: pa.ChunkedArray, step_labels: pa.ChunkedArray) -> Aligned:
     """Scores and labels of the steps of solutions; a solution is whole when it has as many of one as of the other."""
-    scores, labels = padded(step_scores, np.inf), padded(step_labels, -1)
+    scores, labels = flat(step_scores), flat(step_labels)
     whole = (scores.lengths == labels.lengths) & (labels.lengths > 0)
-    width = min(scores.values.shape[1], labels.values.shape[1])
-    return Aligned(scores.some(whole, width), labels.some(whole, width), whole, labels)
+    return Aligned(scores.some(whole), labels.some(whole), whole, labels)
 
 
 def steps(
@@ -105,20 +121,13 @@ def confusion(said: np.ndarray, truth: np.ndarray) -> dict[str, int]:
 
 def first_errors(labels: Steps) -> np.ndarray:
     """Number of the first wrong step of each solution; ALL_RIGHT, or UNKNOWN when an unlabelled step leaves it open."""
-    if not labels.values.shape[1]:
-        return np.full(len(labels.lengths), UNKNOWN)
-    inside = np.arange(labels.values.shape[1]) < labels.lengths[:, None]
-    doubtful = inside & (labels.values != 1)
-    place = doubtful.argmax(axis=1)
-    wrong = labels.values[np.arange(len(place)), place] == 0
-    found = np.where(doubtful.any(axis=1), np.where(wrong, place, UNKNOWN), ALL_RIGHT)
-    return np.where(labels.lengths > 0, found, UNKNOWN)
+    wrong, doubtful = labels.first(labels.values == 0), labels.first(labels.values != 1)
+    return np.where((wrong == doubtful) & (labels.lengths > 0), wrong, UNKNOWN)
 
 
 def said_first_errors(scores: Steps, threshold: float) -> np.ndarray:
     """Number of the first step scored below the threshold, ALL_RIGHT without one."""
-    below = scores.values < threshold
-    return np.where(below.any(axis=1), below.argmax(axis=1), ALL_RIGHT)
+    return scores.first(scores.values < threshold)
 
 
 def first_error_f1(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
@@ -136,7 +145,7 @@ def first_error_f1(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 def where_min_falls(scores: Steps, truth: np.ndarray) -> dict[str, Any]:
     """Where the lowest step score lies: by step, and for wrong solutions before, at or after the first error."""
-    lowest = scores.values.argmin(axis=1)
+    lowest = scores.first_lowest()
     gap = (lowest - truth)[truth >= 0]
     sides = {"before": int((gap < 0).sum()), "at": int((gap == 0).sum()), "after": int((gap > 0).sum())}
     return {"by_step": np.bincount(lowest).tolist(), "first_error": sides}

@@ -23,6 +23,7 @@ from minos_ray.store import Run
 
 NAME = "meta.json"
 GIVEN = "given"
+PROCESSBENCH, MEAN = "processbench", "mean_first_error_f1"
 COLUMNS = ("accuracy", "f1", "auc", "first_error_f1")
 
 
@@ -37,13 +38,13 @@ def meta(config: Config, run: Run) -> dict[str, Any]:
         other = read_set(config.meta.threshold_from, "meta.threshold_from")
         refuse_overlap(other, sets)
     judged = verifiers(config, run)
-    thresholds = choose(config, run, other, judged)
+    thresholds = choose(config, run, other, judged, any(one.by_step for one in sets))
     rows = [row for one in sets for row in judge_set(config, run, one, judged, thresholds)]
     content = {
         "threshold": None if other else config.meta.threshold,
         "threshold_from": other.run.path if other else None,
         "rows": rows,
-        "mean_first_error_f1": means(rows),
+        **means(rows),
         "prmbench": meta_prmbench.prmbench(rows),
     }
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
@@ -51,26 +52,27 @@ def meta(config: Config, run: Run) -> dict[str, Any]:
     return content
 
 
-def choose(config: Config, run: Run, other: LabelledSet | None, judged: Sequence[Verifier]) -> dict[str, Threshold]:
-    """The thresholds of each verifier: as given, or the best on the other set."""
+def choose(
+    config: Config, run: Run, other: LabelledSet | None, judged: Sequence[Verifier], by_step: bool
+) -> dict[str, Threshold]:
+    """The thresholds of each verifier: as given, or the best on the other set; `by_step`: steps will be judged too."""
     given = Threshold(config.meta.threshold, config.meta.threshold, GIVEN)
     if other is None:
         return {verifier.name: given for verifier in judged}
     scores = scores_of(run, score_set(config, run, other, judged), other.candidates)
-    return {name: chosen(name, found, other) for name, found in scores.items()}
+    return {name: chosen(name, found, other, by_step) for name, found in scores.items()}
 
 
-def chosen(name: str, scores: Scores, other: LabelledSet) -> Threshold:
-    """The best thresholds of one verifier on a set; UserError when its labels do not tell."""
+def chosen(name: str, scores: Scores, other: LabelledSet, by_step: bool) -> Threshold:
+    """The best thresholds of one verifier on a set; UserError when steps need one and its labels do not tell."""
     sure, missed = known_outcomes(other.candidates), unread(scores)
     fine = sure & ~missed
     outcome = best_outcome(scores.score[fine], other.candidates.correct[fine])
-    both = measures.aligned(scores.step_scores, other.candidates.rows["step_labels"])
-    step = best_first_error(both)
-    if step is None and both.scored.lengths.any():
+    step = best_first_error(measures.aligned(scores.step_scores, other.candidates.rows["step_labels"]))
+    if step is None and by_step and measures.flat(scores.step_scores).lengths.any():
         raise UserError(
             f"meta.threshold_from: '{other.run.path}' has no right or no wrong solution with step labels to choose "
-            f"the threshold of {name} by"
+            f"the threshold of {name} for steps by; take a set that has both"
         )
     return Threshold(outcome if step is None else step, outcome, other.run.path)
 
@@ -93,16 +95,17 @@ def judge(
 ) -> Iterator[dict[str, Any]]:
     """The rows of both levels, with intervals. Solutions whose grading ended in a timeout have no known outcome."""
     sure = known_outcomes(part)
+    problem = np.repeat(np.arange(part.problems), np.diff(part.starts))
     score, correct, missed = scores.score[sure], part.correct[sure], unread(scores)[sure]
     row = measures.outcome(name, score, correct, threshold.outcome, missed)
-    intervals = outcome_intervals(score, correct, threshold.outcome, missed, config.evaluate)
+    intervals = outcome_intervals(score, correct, threshold.outcome, missed, problem[sure], config.evaluate)
     yield {**row, **intervals, "unscored": int(missed.sum())}
     labels = part.rows["step_labels"]
     steps = measures.steps(name, scores.step_scores, labels, threshold.step)
     if steps:
         both = measures.aligned(scores.step_scores, labels)
         lost = int(((both.labels.lengths > 0) & ~both.whole).sum())
-        yield {**steps, **step_intervals(both, threshold.step, config.evaluate), "unscored": lost}
+        yield {**steps, **step_intervals(both, threshold.step, problem, config.evaluate), "unscored": lost}
 
 
 def known_outcomes(part: Candidates) -> np.ndarray:
@@ -116,7 +119,14 @@ def unread(scores: Scores) -> np.ndarray:
     return (scores.score == 0) & (steps == 0)
 
 
-def means(rows: list[dict[str, Any]]) -> dict[str, float]:
+def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """First-error F1 averaged over ProcessBench's sets, as published, and over the others; over all without any."""
+    bench = [row for row in rows if row["set"].startswith(PROCESSBENCH)]
+    rest = [row for row in rows if not row["set"].startswith(PROCESSBENCH)]
+    return {MEAN: mean_f1(bench or rest), f"{MEAN}_of_others": mean_f1(rest if bench else [])}
+
+
+def mean_f1(rows: list[dict[str, Any]]) -> dict[str, float]:
     """First-error F1 of each verifier, averaged over the sets where it is defined."""
     found: dict[str, list[float]] = {}
     for row in rows:
@@ -129,10 +139,16 @@ def report(content: Mapping[str, Any]) -> list[str]:
     """Everything in text: the rows, the mean over sets, PRMBench, where thresholds come from."""
     source = content["threshold_from"]
     where = f"thresholds chosen on {source}" if source else f"threshold {content['threshold']:g}, given"
-    average = [f"{name:24} {value:.3f}" for name, value in content["mean_first_error_f1"].items()]
-    mean = ["", "first-error F1, mean over sets", *average] if average else []
+    bench = any(row["set"].startswith(PROCESSBENCH) for row in content["rows"])
+    mean = average("first-error F1, mean over " + ("ProcessBench" if bench else "sets"), content[MEAN])
+    mean += average("first-error F1, mean over other sets", content[f"{MEAN}_of_others"])
     table = meta_prmbench.lines(content["prmbench"])
     return [*lines(content["rows"]), *mean, *([""] if table else []), *table, "", where]
+
+
+def average(title: str, found: Mapping[str, float]) -> list[str]:
+    """A mean by verifier, nothing without any."""
+    return ["", title, *(f"{name:24} {value:.3f}" for name, value in found.items())] if found else []
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from minos_ray import schema
 from minos_ray.config import Config, resolve
-from minos_ray.critiques.cache import Answer, Cache, content_key
+from minos_ray.critiques.cache import BOUGHT, Answer, Cache, Outcome, content_key
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.critiques.prices import has_prices
@@ -90,7 +90,15 @@ def judge(config: Config, run: Run, name: str, section: MetaCritic, labelled: Ru
     artefact.write_part("00000", schema.table("scores", made))
     paid = {question.request.key: answers[question.request.key] for question in questions}
     details |= {"seconds": round(time.monotonic() - start, 2), **sums(paid)}
-    return complete(artefact, made, outcomes, details)
+    manifest = complete(artefact, made, outcomes, details)
+    if lacking := unanswered(manifest):
+        print(f"meta.critics.{name}: {lacking} critiques got no answer and are not read; the same command asks again")
+    return manifest
+
+
+def unanswered(manifest: Manifest) -> int:
+    """Critiques that the endpoint did not give: they were not paid for, and are asked for by the next command."""
+    return sum(manifest.dropped.get(f"critique_{outcome}", 0) for outcome in get_args(Outcome) if outcome not in BOUGHT)
 
 
 def complete(

@@ -1,4 +1,7 @@
-"""95 % percentile bootstrap intervals over solutions of the measures of `minos meta`."""
+"""95 % bootstrap intervals of the measures of `minos meta`: problems are drawn, each with all its solutions.
+
+Solutions of one problem are alike, so that drawing them one by one gives intervals that are far too short.
+"""
 
 from collections.abc import Iterator
 
@@ -6,56 +9,85 @@ import numpy as np
 
 from minos_ray.evaluation.meta import ALL_RIGHT, Aligned, first_errors
 from minos_ray.evaluation.metrics import verdicts
-from minos_ray.evaluation.statistics import LEVEL, resamples
+from minos_ray.evaluation.statistics import BLOCK, LEVEL, one_more, resampled_means, resamples
 from minos_ray.sections import Evaluate
 
 Interval = list[float] | None
 
 
 def outcome_intervals(
-    scores: np.ndarray, correct: np.ndarray, threshold: float, unread: np.ndarray, settings: Evaluate
+    scores: np.ndarray,
+    correct: np.ndarray,
+    threshold: float,
+    unread: np.ndarray,
+    problem: np.ndarray,
+    settings: Evaluate,
 ) -> dict[str, Interval]:
-    """Of accuracy and AUC."""
+    """Of accuracy and AUC; `problem` numbers the problem of each solution. AUC is not smoothed."""
     hit = verdicts(scores, correct, threshold, unread) == correct
-    ones = np.ones(len(hit))
+    whole = by_problem(problem, np.ones((len(hit), 1)))
+    _, drawn = np.unique(problem[~unread], return_inverse=True)
+    draws = resamples(int(drawn.max()) + 1, settings.bootstrap, settings.seed) if len(drawn) else iter(())
     return {
-        "accuracy_ci": interval(ratios(weights(len(hit), settings), hit, ones)),
-        "auc_ci": interval(aucs(weights(int((~unread).sum()), settings), scores[~unread], correct[~unread])),
+        "accuracy_ci": interval(shares(by_problem(problem, hit[:, None]), whole, settings)),
+        "auc_ci": interval(aucs(of_solutions(draws, drawn), scores[~unread], correct[~unread])),
     }
 
 
-def step_intervals(both: Aligned, threshold: float, settings: Evaluate) -> dict[str, Interval]:
-    """Of the accuracy over steps and of first-error F1; the steps of a solution stay together."""
+def step_intervals(both: Aligned, threshold: float, problem: np.ndarray, settings: Evaluate) -> dict[str, Interval]:
+    """Of the accuracy over steps and of first-error F1; `problem` numbers the problem of each solution."""
     known = both.known
-    hit = ((both.scored.values >= threshold) == (both.labelled.values == 1)) & known
-    draws = weights(len(hit), settings)
-    truth, said = first_errors(both.labels), both.said(threshold)
+    hit = (both.scored.values[known] >= threshold) == (both.labelled.values[known] == 1)
+    of_step = np.repeat(problem[both.whole], both.labelled.lengths)[known]
+    whole = by_problem(of_step, np.ones((len(hit), 1)))
+    said, truth = both.said(threshold), first_errors(both.labels)
     return {
-        "accuracy_ci": interval(ratios(draws, hit.sum(axis=1), known.sum(axis=1))),
-        "first_error_f1_ci": interval(first_error_f1s(weights(len(truth), settings), said == truth, truth)),
+        "accuracy_ci": interval(shares(by_problem(of_step, hit[:, None]), whole, settings)),
+        "first_error_f1_ci": interval(first_error_f1s(said, truth, problem, settings)),
     }
 
 
-def weights(solutions: int, settings: Evaluate) -> Iterator[np.ndarray]:
-    """How often each solution is drawn, in blocks of resamples; the same for the same number of solutions."""
-    return resamples(solutions, settings.bootstrap, settings.seed) if solutions else iter(())
+def by_problem(problem: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sums of [rows, columns] over the rows of each problem that has one: [problems, columns]."""
+    names, at = np.unique(problem, return_inverse=True)
+    found = np.zeros((len(names), values.shape[1]))
+    np.add.at(found, at, values)
+    return found
 
 
-def ratios(draws: Iterator[np.ndarray], part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """One sum over another in each resample."""
-    return np.concatenate([np.zeros(0), *(divided(w @ part, w @ whole) for w in draws)])
+def shares(part: np.ndarray, whole: np.ndarray, settings: Evaluate) -> np.ndarray:
+    """Resampled sum(part) / sum(whole) of [problems, columns], in 0..1: [resamples, columns]; NaN where whole is 0.
+
+    Smoothed as `statistics.intervals` does: by one problem more of the mean size.
+    """
+    if not len(part):
+        return np.zeros((0, part.shape[1]))
+    draws = resamples(len(part), settings.bootstrap, settings.seed)
+    means = np.concatenate([resampled_means(draw, part, whole) for draw in draws])
+    size = np.where(whole.any(axis=0), whole.mean(axis=0), 1.0)
+    noise = np.random.default_rng([settings.seed, 1]).standard_normal(means.shape)
+    return np.clip(means + noise * one_more(part / size) / len(part), 0, 1)
 
 
-def first_error_f1s(draws: Iterator[np.ndarray], hit: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def first_error_f1s(said: np.ndarray, truth: np.ndarray, problem: np.ndarray, settings: Evaluate) -> np.ndarray:
     """First-error F1 of each resample; NaN where it has no wrong or no right solution."""
-    wrong, right = truth >= 0, truth == ALL_RIGHT
-    columns = np.stack([hit & wrong, wrong, hit & right, right], axis=1).astype(np.float64)
-    found = [np.zeros(0)]
+    sides = np.stack([truth >= 0, truth == ALL_RIGHT], axis=1)
+    told = sides.any(axis=1)
+    hit = by_problem(problem[told], (sides & (said == truth)[:, None])[told])
+    return harmonics(shares(hit, by_problem(problem[told], sides[told]), settings))
+
+
+def harmonics(pairs: np.ndarray) -> np.ndarray:
+    """Harmonic means of [resamples, 2]."""
+    total = pairs.sum(axis=1)
+    return np.where(total == 0, 0.0, divided(2 * pairs.prod(axis=1), total))
+
+
+def of_solutions(draws: Iterator[np.ndarray], problem: np.ndarray) -> Iterator[np.ndarray]:
+    """How often each solution is drawn, as often as its problem, in blocks that are no larger."""
     for draw in draws:
-        sums = draw @ columns
-        a, b = divided(sums[:, 0], sums[:, 1]), divided(sums[:, 2], sums[:, 3])
-        found.append(np.where(a + b == 0, 0.0, divided(2 * a * b, a + b)))
-    return np.concatenate(found)
+        for some in np.array_split(draw, -(-len(draw) * len(problem) // BLOCK)):
+            yield some[:, problem]
 
 
 def aucs(draws: Iterator[np.ndarray], scores: np.ndarray, truth: np.ndarray) -> np.ndarray:

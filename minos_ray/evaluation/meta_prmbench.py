@@ -5,6 +5,7 @@ is one score, a group the mean of its classes, the overall score that of all ste
 wrong step, its score is F1.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,11 +28,12 @@ Confusion = Mapping[str, int]
 
 def prmbench(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By verifier: overall, groups and classes; what needs a class that is not there is None."""
-    found: dict[str, dict[str, Confusion]] = {}
+    found: dict[str, dict[str, Counter[str]]] = {}
     for row in rows:
         name = CLASSES.get(row["set"].removeprefix(PREFIX)) if row["set"].startswith(PREFIX) else None
         if name and row["level"] == "step":
-            found.setdefault(row["verifier"], {})[name] = row["confusion"]
+            # A class may lie in several sets.
+            found.setdefault(row["verifier"], {}).setdefault(name, Counter()).update(row["confusion"])
     return {verifier: scores(classes) for verifier, classes in found.items()}
 
 

@@ -11,10 +11,14 @@ import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Candidates, grouped, read_candidates
+from minos_ray.evaluation.judged import with_label
 from minos_ray.store import Run
 
-# What a verifier or a critic may see.
-SEEN = {"problems": ["problem_id", "question", "answer", "solution"], "labels": ["candidate_id", "answer", "steps"]}
+# What a verifier or a critic may see, and which solutions are scored.
+SEEN = {
+    "problems": ["problem_id", "split", "question", "answer", "solution"],
+    "labels": ["candidate_id", "answer", "steps"],
+}
 
 
 class LabelledSet(NamedTuple):
@@ -28,6 +32,11 @@ class LabelledSet(NamedTuple):
     def key(self) -> str:
         """Names the folder of the set's scores."""
         return set_key(self.run)
+
+    @property
+    def by_step(self) -> bool:
+        """Whether any step is labelled."""
+        return bool(pc.any(with_label(self.candidates.rows["step_labels"])).as_py())
 
     def parts(self) -> Iterator[tuple[str, Candidates]]:
         """The solutions of each data set."""

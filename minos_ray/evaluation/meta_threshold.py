@@ -31,22 +31,23 @@ def best_first_error(both: Aligned) -> float | None:
     if not wrong or not right or not both.whole.any():
         return None
     values, truth = both.scored.values, truth[both.whole]
-    lowest = np.minimum.accumulate(values, axis=1)
-    at = between(values[np.isfinite(values)])
-    rows = np.flatnonzero(truth >= 0)
-    place = truth[rows]
-    before = np.where(place > 0, lowest[rows, np.maximum(place - 1, 0)], np.inf)
-    found = hits(values[rows, place], before, at) / wrong
-    never = np.full((truth == ALL_RIGHT).sum(), -np.inf)
-    kept = hits(never, lowest[truth == ALL_RIGHT, -1], at) / right
+    at = between(values)
+    place, start = truth[truth >= 0], both.scored.starts[truth >= 0]
+    ends = np.stack([start, start + place], axis=1).ravel()
+    before = np.where(place > 0, np.minimum.reduceat(values, ends)[::2], np.inf)
+    found = hits(values[start + place], before, at) / wrong
+    lowest = both.scored.lowest()[truth == ALL_RIGHT]
+    kept = hits(np.full(len(lowest), -np.inf), lowest, at) / right
     total = found + kept
     return best(at, np.divide(2 * found * kept, total, out=np.zeros_like(total), where=total > 0))
 
 
 def best_outcome(scores: np.ndarray, correct: np.ndarray) -> float:
-    """The threshold of the highest accuracy, for solutions that have a score."""
+    """The threshold of the highest accuracy, for solutions that have a score; 0.5 without any."""
+    if not len(scores):
+        return THRESHOLD
     right, wrong = scores[correct], scores[~correct]
-    ends = [0.0] if not len(scores) or scores.max() >= 1 else [0.0, (1 + scores.max()) / 2]
+    ends = [0.0] if scores.max() >= 1 else [0.0, (1 + scores.max()) / 2]
     at = np.concatenate([between(scores), ends])
     return best(at, hits(np.full(len(right), -np.inf), right, at) + hits(wrong, np.full(len(wrong), np.inf), at))
 

@@ -1,6 +1,7 @@
 """What `minos meta` judges: the run's own verifiers, published reward models, critics; and their scores of a set."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from minos_ray.config import Config
@@ -8,7 +9,7 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation import meta_critics
 from minos_ray.evaluation.candidates import Candidates, Scores, read_scores
 from minos_ray.evaluation.meta_sets import LabelledSet
-from minos_ray.models import absolute, locate
+from minos_ray.models import WEIGHTS, absolute, is_hub_id, locate
 from minos_ray.scoring import stage as scoring
 from minos_ray.scoring.formats import VERSION
 from minos_ray.sections import ForeignModel, MetaCritic, Model
@@ -69,9 +70,23 @@ def foreign(config: Config, run: Run) -> list[Verifier]:
 
             refuse(section, path)
         version = ours(config) if section.kind == "minos" else {"aggregation": config.score.aggregation}
-        inputs = {"model": section.model_dump(mode="json"), "format": VERSION, **version}
-        made.append(Verifier(name, section.kind, absolute(section), inputs))
+        there = absolute(section)
+        model = {"model": there.model_dump(mode="json"), "weights": state(section, path, run)}
+        made.append(Verifier(name, section.kind, there, {**model, "format": VERSION, **version}))
     return made
+
+
+def state(section: Model, path: str, run: Run) -> str | None:
+    """Tells a model from a later one of the same name: by its artefact, its commit on the hub, or its files."""
+    if section.model.startswith("run:"):
+        return fingerprint_of(run, section.model.removeprefix("run:"))
+    folder = Path(path)
+    if is_hub_id(section.model):
+        return folder.name
+    weights = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+    found = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights]
+    by_files = fingerprint({"config": (folder / "config.json").read_text(), "weights": found})
+    return fingerprint_of(Run(str(folder.parent)), folder.name) or by_files
 
 
 def critics(config: Config) -> list[Verifier]:
@@ -97,9 +112,9 @@ def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[
 
 
 def begun(artefact: Artefact, inputs: dict[str, Any]) -> Artefact | None:
-    """The artefact ready to be filled; None when it is complete and made from the same."""
+    """The artefact ready to be filled; None when it is complete, made from the same, and lacks no critique."""
     manifest = artefact.manifest()
-    if manifest is not None and manifest.fingerprint == fingerprint(inputs):
+    if manifest and manifest.fingerprint == fingerprint(inputs) and not meta_critics.unanswered(manifest):
         return None
     artefact.begin(inputs)
     return artefact

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minos_ray.evaluation.meta import padded
+from minos_ray.evaluation.meta import flat
 from minos_ray.report.canvas import BOUND, GROUPS, INK, MINOS, OTHER, drawn, grid
 from minos_ray.report.results import group
 from minos_ray.store import Run
@@ -64,11 +64,12 @@ def last_share(run: Run, name: str) -> float | None:
     """Read part by part; a solution with a score that is no number is left out; None when there is none."""
     artefact, last, scored = run.artefact(f"scores/{name}"), 0, 0
     for part in artefact.part_names():
-        steps = padded(artefact.read_part(part, ["step_scores"])["step_scores"], np.inf)
-        some = (steps.lengths > 0) & ~np.isnan(steps.values).any(axis=1)
-        if some.any():
-            last += int((steps.values[some].argmin(axis=1) == steps.lengths[some] - 1).sum())
-            scored += int(some.sum())
+        steps = flat(artefact.read_part(part, ["step_scores"])["step_scores"])
+        owners = np.repeat(np.arange(len(steps.lengths)), steps.lengths)
+        odd = np.bincount(owners[np.isnan(steps.values)], minlength=len(steps.lengths)) > 0
+        some = steps.some((steps.lengths > 0) & ~odd)
+        last += int((some.first_lowest() == some.lengths - 1).sum())
+        scored += len(some.lengths)
     return last / scored if scored else None
 
 

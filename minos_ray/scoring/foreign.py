@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ class ForeignScorers:
 
     def __init__(self, run: str, models: dict[str, ForeignModel], aggregation: str, resources: Scoring) -> None:
         self.run, self.models, self.aggregate = Run(run), models, AGGREGATIONS[aggregation]
+        self.longest = resources.max_model_len
         self.name: str | None = None
         self.scorer: ForeignScorer | None = None
 
@@ -65,14 +67,14 @@ class ForeignScorers:
         if self.scorer is None or self.name != artefact:
             self.scorer = None
             model = self.models[artefact]
-            self.scorer, self.name = ForeignScorer(model, locate(model, self.run)), artefact
+            self.scorer, self.name = ForeignScorer(model, locate(model, self.run), self.longest), artefact
         return self.scorer
 
 
 class ForeignScorer:
-    """A loaded model; `by_step` says whether it gives a score per step."""
+    """A loaded model; `by_step` says whether it gives a score per step. Solutions have at most `longest` tokens."""
 
-    def __init__(self, model: ForeignModel, path: str) -> None:
+    def __init__(self, model: ForeignModel, path: str, longest: int = 10**9) -> None:
         import torch
 
         refuse_kind(model, path)
@@ -83,8 +85,9 @@ class ForeignScorer:
         self.encode = format_of(model, self.tokenizer)
         self.whole = load(model, path).to(self.device).eval()
         self.whole.config.use_cache = False
-        self.pad: int | None = self.whole.config.get_text_config().pad_token_id
-        self.longest = getattr(self.whole.config, "max_position_embeddings", None) or 10**9
+        pad = self.whole.config.get_text_config().pad_token_id
+        self.pad: int | None = None if pad is None or pad < 0 else pad
+        self.longest = min(longest, positions(self.whole))
         self.logits = reader(model.kind, self.whole, self.tokenizer)
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
@@ -100,7 +103,10 @@ class ForeignScorer:
         for batch in batches(fine, lambda: self.budget):
             stats["tokens"] += padded_size(batch, fine)
             for row, scores in zip(batch, self.halving([fine[row] for row in batch]), strict=True):
-                found[row] = scores
+                if all(map(isfinite, scores)):
+                    found[row] = scores
+                else:
+                    stats["refused_not_finite"] += 1
         stats["tokens_of_solutions"] += sum(len(reading.ids) for reading in fine.values())
         return found, dict(stats)
 
@@ -178,6 +184,16 @@ def load(model: ForeignModel, path: str) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"model '{model.model}': {path} holds no weights {', '.join(missing[:3])}")
     return made
+
+
+def positions(whole: Any) -> int:
+    """Tokens that there are positions for. Where positions are counted from a padding index on, as in RoBERTa, the
+    table of `max_position_embeddings` begins with that many and one more that no token takes.
+    """
+    tables = [module for name, module in whole.named_modules() if name.endswith("position_embeddings")]
+    unused = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    most = getattr(whole.config.get_text_config(), "max_position_embeddings", None)
+    return most - max(unused, default=0) if most else 10**9
 
 
 def refuse(model: ForeignModel, path: str) -> None:

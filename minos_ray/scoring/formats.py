@@ -5,6 +5,7 @@ known and the tokenizer says which token covers them; a token id is never search
 position: these models read from left to right.
 """
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -14,8 +15,9 @@ from minos_ray.errors import UserError
 from minos_ray.sections import ForeignModel
 
 # Raise it when what a model reads changes: scores made with the old one are made anew.
-VERSION = 1
+VERSION = 2
 TAG, GOOD, BAD = "ки", "+", "-"
+NUMBERED = re.compile(r"step\s*\d+", re.IGNORECASE)
 QWEN_SEPARATOR = "<extra_0>"
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -58,7 +60,7 @@ def tokens(tokenizer: Any, question: str, steps: Sequence[str], separator: str) 
 
 def shepherd(tokenizer: Any, question: str, steps: Sequence[str]) -> Reading:
     """Math-Shepherd (card of peiyi9979/math-shepherd-mistral-7b-prm): `QUESTION Step 1: ... ки\\nStep 2: ... ки`."""
-    numbered = [s if s.lower().startswith("step") else f"Step {k}: {s}" for k, s in enumerate(map(str.strip, steps), 1)]
+    numbered = [s if NUMBERED.match(s) else f"Step {k}: {s}" for k, s in enumerate(map(str.strip, steps), 1)]
     return located(tokenizer, f"{question} ", [f"{step} {TAG}" for step in numbered], "\n", True)
 
 

@@ -7,6 +7,7 @@ raw logit.
 
 from collections import Counter
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 from minos_ray.errors import UserError
@@ -53,7 +54,10 @@ class Verifier:
         stats["tokens_of_solutions"] = sum(map(len, sequences))
         found: list[list[float]] = [[] for _ in encoded]
         for row, values in zip(fine, scores, strict=True):
-            found[row] = values
+            if all(map(isfinite, values)):
+                found[row] = values
+            else:
+                stats["refused_not_finite"] += 1
         return found, dict(stats)
 
 

@@ -79,7 +79,7 @@ def test_first_errors_are_those_found_one_by_one(labels: list[list[int]]) -> Non
         else:
             expected.append(place if row[place] == 0 else meta.UNKNOWN)
     column = pa.array(labels, pa.list_(pa.int8()))
-    assert meta.first_errors(meta.padded(column, -1)).tolist() == expected
+    assert meta.first_errors(meta.flat(column)).tolist() == expected
 
 
 def test_error_types_are_counted_by_their_first_and_by_what_is_rejected() -> None:
@@ -95,3 +95,53 @@ def test_error_types_are_counted_by_their_first_and_by_what_is_rejected() -> Non
     assert rejected["calculation"] == (1, 0)
     assert rejected["untyped"] == (1, 1)
     assert "unrelated" not in rejected
+
+
+ROWS = st.tuples(
+    st.none() | st.lists(st.integers(0, 4).map(lambda quarters: quarters / 4), max_size=4),
+    st.lists(st.integers(-1, 1), max_size=4),
+)
+
+
+@given(st.lists(ROWS, max_size=8))
+def test_all_measures_of_steps_are_those_found_row_by_row(rows: list) -> None:
+    whole = [(scores, labels) for scores, labels in rows if labels and scores and len(scores) == len(labels)]
+    known = [(s, label) for scores, labels in whole for s, label in zip(scores, labels, strict=True) if label >= 0]
+    found = steps([scores for scores, _ in rows], [labels for _, labels in rows])
+    if not known:
+        assert found is None
+        return
+    lowest, sides = [scores.index(min(scores)) for scores, _ in whole], {"before": 0, "at": 0, "after": 0}
+    for place, (_, labels) in zip(lowest, whole, strict=True):
+        if (truth := slow_first_error(labels)) >= 0:
+            sides["before" if place < truth else "at" if place == truth else "after"] += 1
+    counts = [lowest.count(k) for k in range(max(lowest) + 1)]
+    assert found["min"] == {"by_step": counts, "first_error": sides}
+    said = [slow_said(scores, labels) for scores, labels in rows]
+    truth = [slow_first_error(labels) for _, labels in rows]
+    wrong = [s == t for s, t in zip(said, truth, strict=True) if t >= 0]
+    right = [s == t for s, t in zip(said, truth, strict=True) if t == meta.ALL_RIGHT]
+    assert found["accuracy_on_wrong"] == (pytest.approx(sum(wrong) / len(wrong)) if wrong else None)
+    assert found["accuracy_on_right"] == (pytest.approx(sum(right) / len(right)) if right else None)
+    assert found["examples"] == len(known)
+    assert found["confusion"]["tp"] == sum(score >= 0.5 and label == 1 for score, label in known)
+
+
+def slow_first_error(labels: list[int]) -> int:
+    """By going from step to step."""
+    for at, label in enumerate(labels):
+        if label != 1:
+            return at if label == 0 else meta.UNKNOWN
+    return meta.ALL_RIGHT if labels else meta.UNKNOWN
+
+
+def slow_said(scores: list[float] | None, labels: list[int]) -> int:
+    """By going from step to step."""
+    if not labels or not scores or len(scores) != len(labels):
+        return meta.UNSCORED
+    return next((at for at, score in enumerate(scores) if score < 0.5), meta.ALL_RIGHT)
+
+
+def test_one_long_solution_does_not_widen_the_others() -> None:
+    column = pa.array([[1.0, 0.5]] * 1000 + [[0.5] * 5000], pa.list_(pa.float32()))
+    assert meta.flat(column).values.nbytes == 8 * 7000

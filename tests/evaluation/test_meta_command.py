@@ -1,22 +1,30 @@
 """`minos meta` on real ProcessBench rows and on the miniature, with tiny verifiers, foreign models and critics."""
 
 import json
+import os
 import random
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from minos_ray import schema
 from minos_ray.errors import UserError
-from minos_ray.evaluation.meta_command import meta
-from minos_ray.evaluation.meta_sets import set_key
+from minos_ray.evaluation.candidates import Scores, joined
+from minos_ray.evaluation.meta_command import chosen, means, meta
+from minos_ray.evaluation.meta_sets import read_set, set_key
+from minos_ray.evaluation.meta_verifiers import foreign
 from minos_ray.imports import bring
 from minos_ray.problems.miniature.maker import load
 from minos_ray.sections import Meta
 from minos_ray.store import Run
 from tests.critiques.conftest import labelled
+from tests.critiques.scripted import KEY, Reply, ScriptedServer
 from tests.runs import config, make_run, put
 from tests.tiny import tiny_model
 
@@ -193,3 +201,94 @@ def test_a_run_without_verifiers_is_a_user_error(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [2])
     with pytest.raises(UserError, match="has none of the verifiers orm-base"):
         meta(config(run), run)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_what_a_critic_did_not_answer_is_asked_for_again_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEST_CRITIC_KEY", KEY)
+    judged, run = miniature(tmp_path / "judged", "test", "else", 3), Run(str(tmp_path / "run"))
+    refused: list[str] = []
+
+    def script(content: str, before: int) -> Reply:
+        refused.extend([content] * (not refused))
+        return Reply(status=400) if content == refused[0] and not before else Reply(text="I like it.")
+
+    server = ScriptedServer(script)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    critic = {"base_url": server.url, "model": "m", "api_key_env": "TEST_CRITIC_KEY"}
+    client = {"cpus": 0.5, "concurrency": 1, "timeout_s": 10}
+    settings = config(run, meta={"sets": [judged.path], "critics": {"gpt": critic}}, resources={"client": client})
+    artefact = run.artefact(f"meta/{set_key(judged)}/gpt")
+    meta(settings, run)
+    assert artefact.manifest().dropped["critique_bad_request"] == 1
+    assert "meta.critics.gpt: 1 critiques got no answer" in capsys.readouterr().out
+    for _ in range(2):
+        meta(settings, run)
+        assert "critique_bad_request" not in artefact.manifest().dropped
+    server.shutdown()
+    server.server_close()
+    times = server.times()
+    assert times.pop(refused[0]) == 2 and set(times.values()) == {1}
+
+
+def test_a_model_that_changes_in_its_place_is_scored_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(str(tmp_path / "run"))
+    verifier(run, "prm-base")
+    for name in ("a", "b"):
+        tiny_model(tmp_path / name / "prm", "prm")
+
+    def inputs(model: str, kind: str = "tokens") -> dict[str, Any]:
+        return foreign(config(run, meta={"models": {"m": {"model": model, "kind": kind}}}), run)[0].inputs
+
+    first, own = inputs(f"{tmp_path}/a/prm"), inputs("run:models/prm-base", "minos")
+    assert inputs(f"{tmp_path}/a/prm") == first
+    weights = tmp_path / "a" / "prm" / "model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    assert inputs(f"{tmp_path}/a/prm") != first
+    artefact = run.artefact("models/prm-base")
+    artefact.adopt({"import": "another"})
+    artefact.complete({})
+    assert inputs("run:models/prm-base", "minos") != own
+    by_path = inputs(artefact.path, "minos")
+    assert by_path["weights"] == artefact.manifest().fingerprint
+    monkeypatch.chdir(tmp_path / "a")
+    relative = inputs("prm")
+    monkeypatch.chdir(tmp_path / "b")
+    assert inputs("prm") != relative
+
+
+def test_steps_never_take_the_threshold_of_outcomes(tmp_path: Path) -> None:
+    other = read_set(make_run(tmp_path / "run", [3, 2], labelled=False).path, "meta.threshold_from")
+    scores = Scores(np.linspace(0, 1, 5), pa.chunked_array([[[0.5]] * 5], pa.list_(pa.float32())), 0)
+    assert not other.by_step
+    with pytest.raises(UserError, match="no right or no wrong solution with step labels to choose the threshold of v"):
+        chosen("v", scores, other, by_step=True)
+    assert chosen("v", scores, other, by_step=False).source == other.run.path
+    without = Scores(scores.score, pa.chunked_array([[[]] * 5], pa.list_(pa.float32())), 0)
+    assert chosen("v", without, other, by_step=True).source == other.run.path
+
+
+def test_the_key_of_a_set_knows_its_splits(tmp_path: Path) -> None:
+    one, other = make_run(tmp_path / "a", [2, 1]), make_run(tmp_path / "b", [2, 1])
+    rows = other.artefact("problems").read().to_pylist()
+    put(other, "problems", [{**rows[0], "split": "train"}, *rows[1:]])
+    assert set_key(one) != set_key(other)
+
+
+def test_means_of_processbench_are_not_mixed_with_other_sets() -> None:
+    sets = {"processbench-gsm8k": 0.8, "processbench-math": 0.6, "prmbench-circular": 0.1}
+    rows = [{"set": name, "verifier": "v", "first_error_f1": value} for name, value in sets.items()]
+    mean, others = "mean_first_error_f1", "mean_first_error_f1_of_others"
+    assert means(rows) == {mean: {"v": pytest.approx(0.7)}, others: {"v": 0.1}}
+    assert means(rows[2:]) == {mean: {"v": 0.1}, others: {}}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_step_score_that_is_no_number_is_a_user_error(tmp_path: Path, value: float | None) -> None:
+    candidates = read_set(make_run(tmp_path / "run", [2]).path, "meta.sets").candidates
+    row = {"candidate_id": "p0/1", "problem_id": "p0", "score": 0.5, "step_scores": [0.5, value]}
+    with pytest.raises(UserError, match=r"scores/v: a step score of 'p0/1' is (nan|inf); scores lie in 0\.\.1"):
+        joined("scores/v", schema.table("scores", [row]), candidates)

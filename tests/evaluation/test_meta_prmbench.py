@@ -60,3 +60,8 @@ def test_nothing_of_prmbench_gives_nothing() -> None:
 def test_a_class_of_which_nothing_is_said_or_true_is_zero() -> None:
     assert meta_prmbench.f1(0, 0, 0) == 0.0
     assert prmbench([row("deception", 0, 0, 0, 0)])["prm"]["classes"] == {"DR": 0.0}
+
+
+def test_a_class_in_two_sets_is_counted_as_one() -> None:
+    both = prmbench([row("circular", 4, 2, 1, 0), row("circular", 0, 0, 3, 2)])
+    assert both == prmbench([row("circular", 4, 2, 4, 2)])

@@ -36,7 +36,9 @@ def test_no_threshold_judges_outcomes_better(rows: list[tuple[float, bool]]) -> 
     scores, correct = np.array([s for s, _ in rows]), np.array([c for _, c in rows], dtype=bool)
     chosen = best_outcome(scores, correct)
     assert 0 <= chosen <= 1
-    if rows:
+    if not rows:
+        assert chosen == 0.5
+    else:
         reached = [((scores >= t) == correct).mean() for t in (chosen, *TRIED)]
         assert reached[0] == pytest.approx(max(reached))
 

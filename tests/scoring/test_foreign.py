@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.resources import Engine
+from minos_ray.resources import Engine, Scoring
 from minos_ray.scoring.foreign import ForeignScorer, ForeignScorers
 from minos_ray.scoring.stage import UNITS
 from minos_ray.sections import ForeignModel
@@ -222,7 +222,7 @@ def test_the_worker_scores_units_of_several_models(models: Callable[[str], str],
     steps = [["It is 1.", "So 1."], []]
     unit = {"unit_id": "u", "problem_id": "p", "question": "How many?", "candidate_ids": ["p/0", "p/1"], "steps": steps}
     sections = {name: ForeignModel(model=models(name), kind=KINDS[name]) for name in ("sequence", "qwen")}
-    worker = ForeignScorers(".", sections, "product")
+    worker = ForeignScorers(".", sections, "product", Scoring())
     for name, scorer in ((name, scorers(name)) for name in sections):
         rows, stats = worker(pa.Table.from_pylist([{**unit, "artefact": name}], schema=UNITS))
         first, second = rows.to_pylist()
@@ -230,6 +230,49 @@ def test_the_worker_scores_units_of_several_models(models: Callable[[str], str],
         assert first["score"] == pytest.approx(found[0] * found[1] if scorer.by_step else found[0])
         assert first["step_scores"] == pytest.approx(found if scorer.by_step else [])
         assert (second["score"], second["step_scores"], stats["refused_no_steps"]) == (0.0, [], 1)
+
+
+def test_scores_that_are_no_numbers_are_refused_and_counted(models: Callable[[str], str]) -> None:
+    import torch
+
+    worker = ForeignScorers(
+        ".", {"a": ForeignModel(model=models("tokens"), kind="tokens")}, "min", Scoring(max_model_len=99)
+    )
+    scorer = worker.scorer_of("a")
+    assert scorer.longest == 99
+    mark = scorer.tokenizer.encode("~", add_special_tokens=False)[0]
+    scorer.whole.get_input_embeddings().weight.data[mark] = torch.nan
+    steps = [["It is 1.", "So ~1."], ["It is 1."]]
+    unit = {"unit_id": "u", "problem_id": "p", "question": "How many?", "candidate_ids": ["p/0", "p/1"], "steps": steps}
+    rows, stats = worker(pa.Table.from_pylist([{**unit, "artefact": "a"}], schema=UNITS))
+    broken, fine = rows.to_pylist()
+    assert (broken["score"], broken["step_scores"], stats["refused_not_finite"]) == (0.0, [], 1)
+    assert 0 < fine["score"] < 1
+
+
+def test_positions_that_begin_behind_a_padding_index_are_fewer(tmp_path: Path) -> None:
+    """RoBERTa's table of positions begins with padding_idx + 1 that no token takes."""
+    import torch
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    path = tiny_model(tmp_path, "orm")
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    made = RobertaConfig(vocab_size=400, max_position_embeddings=43, pad_token_id=2, num_labels=1, **size)
+    RobertaForSequenceClassification(made).save_pretrained(path)
+    scorer = ForeignScorer(ForeignModel(model=path, kind="sequence"), path)
+    assert scorer.longest == 40
+    sized = {len(scorer.reading("?", ["+" * signs]).ids): ["+" * signs] for signs in range(30, 45)}
+    found, stats = scorer.score([("?", sized[40]), ("?", sized[41]), ("?", sized[35])])
+    assert [len(scores) for scores in found] == [1, 0, 1] and stats["refused_over_max_length"] == 1
+
+
+def test_a_pad_below_zero_is_none(solutions: Solutions, scorers: Scorers, tmp_path: Path) -> None:
+    path = changed(make("tokens", tmp_path / "tokens"), pad_token_id=-1)
+    found, _ = ForeignScorer(ForeignModel(model=path, kind="tokens"), path).score(solutions)
+    expected, _ = scorers("tokens").score(solutions)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
 
 
 def vllm_scores(path: str, solutions: Solutions) -> list[list[float]]:

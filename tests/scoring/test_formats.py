@@ -26,6 +26,14 @@ def test_math_shepherd_with_mistrals_tokenizer_is_what_the_card_does() -> None:
     assert signs(tokenizer) == [387, 648]
 
 
+def test_only_a_numbered_step_keeps_its_beginning() -> None:
+    steps = ["Stephen has 3.", "step 2: 4", "STEP3: 5", "Steps are 6."]
+    expected = shepherd(
+        mistral(), QUESTION, ["Step 1: Stephen has 3.", "step 2: 4", "STEP3: 5", "Step 4: Steps are 6."]
+    )
+    assert shepherd(mistral(), QUESTION, steps) == expected
+
+
 def test_a_step_that_holds_the_tag_is_read_once() -> None:
     found = shepherd(mistral(), QUESTION, ["Step 1: a ки b", "Step 2: c"])
     tags = [place for place, token in enumerate(found.ids) if token == TAG_ID]

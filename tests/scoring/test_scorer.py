@@ -137,3 +137,10 @@ def test_aggregations() -> None:
     assert {name: how(steps) for name, how in AGGREGATIONS.items()} == pytest.approx(
         {"min": 0.25, "product": 0.125, "last": 1.0, "mean": 1.75 / 3}
     )
+
+
+def test_scores_that_are_no_numbers_are_refused_and_counted(models: Callable[[str], str], solutions: Solutions) -> None:
+    scorer = Scorer(models("prm"))
+    scorer.head.weight.data[0, 0] = float("nan")
+    found, stats = scorer.score(solutions[:3])
+    assert found == [[], [], []] and stats["refused_not_finite"] == 3
