@@ -33,7 +33,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	set -e; for script in sampling scoring grading rollouts critic overhead; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
+	set -e; for script in sampling scoring grading rollouts critic overhead evaluation estimators trend browser; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
 bench-trl: $(READY)
 	$(PIP) install -c constraints.txt -e '.[bench]'

@@ -45,11 +45,8 @@ class Source:
     keys: dict[str, str]
 
 
-def browser(run: Run, count: int, seed: int, verifiers: Sequence[str], timeout_s: float) -> Browser | None:
-    """At most `count` labelled test problems, a seeded choice; None where there are none or none are wanted.
-
-    `timeout_s` limits the CPU time of reading one wrong answer, as in the evaluation.
-    """
+def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browser | None:
+    """At most `count` labelled test problems, a seeded choice; None where there are none or none are wanted."""
     if not count or not complete(run, "problems") or not complete(run, "labels"):
         return None
     problems = labelled(run)
@@ -57,7 +54,7 @@ def browser(run: Run, count: int, seed: int, verifiers: Sequence[str], timeout_s
         return None
     chosen = sorted(random.Random(seed).sample(range(len(problems)), min(count, len(problems))))
     shown = [problems[place] for place in chosen]
-    source = read(run, [p["problem_id"] for p in shown], verifiers, timeout_s)
+    source = read(run, [p["problem_id"] for p in shown], verifiers)
     chunks, entries = [], []
     for problem in shown:
         candidates = candidates_of(problem["problem_id"], source)
@@ -75,7 +72,7 @@ def labelled(run: Run) -> list[dict[str, Any]]:
     return [row for row, known in zip(rows.to_pylist(), rows["problem_id"], strict=True) if known in there]
 
 
-def read(run: Run, problems: Sequence[str], verifiers: Sequence[str], timeout_s: float) -> Source:
+def read(run: Run, problems: Sequence[str], verifiers: Sequence[str]) -> Source:
     """Labels, scores and critiques of these problems only."""
     labels = run.artefact("labels").read_where("problem_id", problems, LABELS + STEPS)
     names = [name for name in dict.fromkeys([*verifiers, "critic"]) if complete(run, f"scores/{name}")]
@@ -84,13 +81,13 @@ def read(run: Run, problems: Sequence[str], verifiers: Sequence[str], timeout_s:
     steps_by = [name for name, table in scores.items() if has_values(table["step_scores"])]
     grouped = {name: by_problem(table) for name, table in scores.items()}
     written = critiques(run, labels["candidate_id"].to_pylist())
-    return Source(by_problem(labels), grouped, written, steps_by, keyed(labels, timeout_s))
+    return Source(by_problem(labels), grouped, written, steps_by, keyed(labels))
 
 
-def keyed(labels: pa.Table, timeout_s: float) -> dict[str, str]:
+def keyed(labels: pa.Table) -> dict[str, str]:
     """The keys of all wrong answers, in one call that keeps every process busy."""
     wrong = labels.filter(pc.invert(labels["correct"]))["answer"].drop_null().unique()
-    with Keys(timeout_s, os.cpu_count() or 1) as keys:
+    with Keys(workers=os.cpu_count() or 1) as keys:
         return keys(wrong.to_pylist())
 
 

@@ -82,7 +82,7 @@ def gather(config: Config, run: Run) -> Facts:
         looked_at=problems,
         calibration={v: evaluation.get("calibration", {}).get(v, []) for v in config.reward.verifiers},
         gallery=gallery(run, config.report.candidates, config.seed, problems),
-        browser=browser(run, config.report.problems, config.seed, config.reward.verifiers, config.label.timeout_s),
+        browser=browser(run, config.report.problems, config.seed, config.reward.verifiers),
         last_shares=last_shares(run, config.reward.verifiers),
         versions=versions(),
     )

@@ -19,7 +19,6 @@ from minos_ray.report.chunks import Content, Critique, columns, pack
 from minos_ray.store import Run
 from tests.report.test_page import Page, page
 
-TIMEOUT = 5.0  # seconds for an answer
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
 scores = st.one_of(st.none(), st.floats(0, 1, width=32))
 
@@ -80,7 +79,7 @@ def test_packing_keeps_everything_and_stores_equal_candidates_once(pool: list[Co
 
 
 def test_a_run_is_read_as_it_is(full: Run) -> None:
-    found = browser(full, 8, 0, ("prm-base", "orm-minos", "prm-minos"), TIMEOUT)
+    found = browser(full, 8, 0, ("prm-base", "orm-minos", "prm-minos"))
     assert found is not None and found.total == len(found.chunks) == 8
     index = json.loads(found.index)
     assert index["verifiers"] == ["prm-base", "orm-minos", "prm-minos", "critic"]
@@ -103,15 +102,15 @@ def test_a_run_is_read_as_it_is(full: Run) -> None:
 
 
 def test_problems_are_left_out_on_request_and_unlabelled_ones_always(copy: Run) -> None:
-    assert browser(copy, 0, 0, (), TIMEOUT) is None
+    assert browser(copy, 0, 0, ()) is None
     kept = copy.artefact("labels").read_where("problem_id", ["test-2", "train-1", "test-5"])
     copy.delete("labels/part-0.parquet")
     copy.artefact("labels").write_part("1", kept)
-    found = browser(copy, 100, 0, (), TIMEOUT)
+    found = browser(copy, 100, 0, ())
     assert found is not None and found.total == 2
     assert [p["id"] for p in json.loads(found.index)["problems"]] == ["test-2", "test-5"]
     copy.delete("problems")
-    assert browser(copy, 100, 0, (), TIMEOUT) is None
+    assert browser(copy, 100, 0, ()) is None
 
 
 def rewritten(run: Run, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -125,7 +124,7 @@ def test_steps_are_coloured_by_an_orm_that_scores_them_but_not_by_soft_labels(co
     rewritten(copy, "scores/orm-base", lambda row: row | {"step_scores": [0.5, 0.25]})
     unscored = copy.artefact("scores/orm-base").read().filter(pc.field("candidate_id") != "test-1/2")
     copy.artefact("scores/orm-base").write_part("0", unscored)
-    found = browser(copy, 8, 0, ("orm-base",), TIMEOUT)
+    found = browser(copy, 8, 0, ("orm-base",))
     assert found is not None and json.loads(found.index)["steps_by"] == ["orm-base"]
     contents = [content for chunk in found.chunks for _, content in unpacked(chunk)]
     missing = [content for content in contents if content.scores[0] is None]
@@ -145,7 +144,7 @@ def test_answers_are_the_same_as_in_the_evaluation(copy: Run) -> None:
         plan = planned(copy, "test")
         (block,) = blocks(copy, plan, (), keys)
     wanted = dict(zip(block.candidates.rows["candidate_id"].to_pylist(), block.candidates.clusters, strict=True))
-    found = browser(copy, 8, 0, (), TIMEOUT)
+    found = browser(copy, 8, 0, ())
     assert found is not None
     for entry, chunk in zip(json.loads(found.index)["problems"], found.chunks, strict=True):
         candidates = unpacked(chunk)
@@ -163,7 +162,7 @@ def pairs(numbers: Sequence[int]) -> list[bool]:
 def test_scores_that_are_no_numbers_are_none_and_the_report_is_written(copy: Run) -> None:
     odd = [float("nan"), 0.5, float("inf"), -float("inf")]
     rewritten(copy, "scores/prm-minos", lambda row: row | {"score": float("nan"), "step_scores": odd})
-    found = browser(copy, 8, 0, ("prm-minos",), TIMEOUT)
+    found = browser(copy, 8, 0, ("prm-minos",))
     assert found is not None
     contents = [content for chunk in found.chunks for _, content in unpacked(chunk)]
     assert {(content.scores[0], content.step_scores[0]) for content in contents} == {(None, (None, 500, None, None))}
@@ -173,7 +172,7 @@ def test_scores_that_are_no_numbers_are_none_and_the_report_is_written(copy: Run
 
 def test_a_smaller_choice_is_seeded(full: Run) -> None:
     def chosen(seed: int) -> list[str]:
-        found = browser(full, 3, seed, (), TIMEOUT)
+        found = browser(full, 3, seed, ())
         assert found is not None and (len(found.chunks), found.total) == (3, 8)
         return [p["id"] for p in json.loads(found.index)["problems"]]
 
