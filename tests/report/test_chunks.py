@@ -140,7 +140,7 @@ def test_answers_are_the_same_as_in_the_evaluation(copy: Run) -> None:
         "labels",
         lambda row: row | wrong | {"answer": forms[row["candidate_id"]]} if row["candidate_id"] in forms else row,
     )
-    with Keys(TIMEOUT) as keys:
+    with Keys() as keys:
         plan = planned(copy, "test")
         (block,) = blocks(copy, plan, (), keys)
     wanted = dict(zip(block.candidates.rows["candidate_id"].to_pylist(), block.candidates.clusters, strict=True))
