@@ -14,7 +14,7 @@ from minos_ray.evaluation.metrics import bins
 
 @dataclass
 class Judged:
-    """What has to be kept of every candidate: its outcome and its scores (5 bytes each), and labelled steps.
+    """What has to be kept of every candidate: its outcome (a byte), its scores (four each), and labelled steps.
 
     Candidates whose grading ended in a timeout have no known outcome.
     """
