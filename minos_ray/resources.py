@@ -32,7 +32,7 @@ class Scoring(Engine):
     """Actors that score, with transformers or with vLLM; transformers heeds `dtype` and the lengths only."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    max_model_len: int = Field(32_768, ge=8, description="longer solutions are refused; the model may allow fewer")
+    max_model_len: int = Field(4096, ge=8, description="longer solutions are refused; the model may allow fewer")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the model is saved")
     units_per_task: int = Field(8, ge=1, description="problems of one task that is stored as a whole")
 

@@ -55,7 +55,8 @@ def min_rows(meta: Sequence[Mapping[str, Any]], last: Mapping[str, float]) -> li
 
 def last_shares(run: Run, verifiers: Sequence[str]) -> dict[str, float]:
     """Per verifier: the share of solutions whose last step has the lowest score (the first of equals counts)."""
-    there = [name for name in verifiers if run.artefact(f"scores/{name}").manifest() is not None]
+    prms = [name for name in verifiers if name.startswith("prm")]
+    there = [name for name in prms if run.artefact(f"scores/{name}").manifest() is not None]
     found = {name: last_share(run, name) for name in there}
     return {name: share for name, share in found.items() if share is not None}
 

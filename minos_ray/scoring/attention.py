@@ -18,6 +18,7 @@ from minos_ray.scoring.linear import pack
 
 NAME = "minos_forest"
 GROUPS = 3  # of runs with paths of like lengths, filled up to the longest
+KEYS = 2**18  # of one layout: their keys and values are copied at once
 RUN = 64  # nodes of a run: longer ones look at more that they may not see, shorter ones copy more keys
 
 
@@ -43,10 +44,16 @@ class View:
         self.dtype = torch.float32 if device.type == "cpu" else dtype
         asking = runs(forest, RUN)
         by_depth = asking[np.argsort(forest.depths[asking[:, 0]], kind="stable")]
-        parts = np.array_split(by_depth, min(GROUPS, len(asking)))
-        self.everywhere = [Layout(forest, part, device, self.dtype) for part in parts]
-        self.read = [Layout(forest, places[:, None], device, self.dtype)]
+        read = places[np.argsort(forest.depths[places], kind="stable"), None]
+        self.everywhere = [Layout(forest, part, device, self.dtype) for part in parts(forest, by_depth, GROUPS)]
+        self.read = [Layout(forest, part, device, self.dtype) for part in parts(forest, read, 1)]
         self.places = torch.from_numpy(places).to(device)
+
+
+def parts(forest: Forest, asking: np.ndarray, least: int) -> list[np.ndarray]:
+    """Runs in at least `least` parts (or one for each run), so many that none has much more than `KEYS` keys."""
+    keys = len(asking) * (int(forest.depths[asking[-1, 0]]) + asking.shape[1])
+    return np.array_split(asking, min(max(least, -(-keys // KEYS)), len(asking)))
 
 
 class ReadOnly(nn.Module):

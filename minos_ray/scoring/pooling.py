@@ -62,5 +62,5 @@ class Pooling(Verifier):
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Without overflow: of a large negative number it is 0."""
-    return 0.5 * (1 + np.tanh(0.5 * logits))
+    """In double precision and without overflow."""
+    return 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -80, 80)))

@@ -91,27 +91,40 @@ class Scorer(Verifier):
         import torch
         from transformers.utils import logging
 
-        from minos_ray.scoring.attention import Backbone
+        from minos_ray.scoring.backbone import Masked, backbone_of, longest_together
 
         resources = resources or Scoring()
         super().__init__(model, trust_remote_code, resources.max_model_len)
         logging.disable_progress_bar()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
         options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
         whole = auto_class(self.kind).from_pretrained(model, **options).to(self.device).eval()
-        self.backbone, self.head = Backbone(whole), head_of(whole, model)
+        self.backbone, self.head = backbone_of(whole, model), head_of(whole, model)
+        self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
+        if isinstance(self.backbone, Masked):
+            self.budget //= 4
+        self.together = longest_together(self.config)
 
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
-        """Forest by forest."""
-        found: list[list[float]] = [[] for _ in sequences]
-        tokens = 0
-        for forest in forests(sequences, range(len(sequences)), self.budget):
-            at = [read[member] for member in forest.members]
-            for member, scores in zip(forest.members, self.halving(sequences, forest, at), strict=True):
-                found[member] = scores
-            tokens += len(forest.ids)
-        return found, tokens
+        """Forest by forest; longer sequences than may be `together` one by one."""
+        found: dict[int, list[float]] = {}
+        short = [member for member, ids in enumerate(sequences) if len(ids) <= self.together]
+        tokens = sum(self.fill(sequences, forest, read, found) for forest in forests(sequences, short, self.budget))
+        alone = [member for member in range(len(sequences)) if member not in found]
+        # What is no number beside others may be one alone: masked values are multiplied by 0, and 0 x inf is NaN.
+        alone += [member for member in short if not np.isfinite(found[member]).all()]
+        for member in alone:
+            (forest,) = forests(sequences, [member], self.budget)
+            tokens += self.fill(sequences, forest, read, found)
+        return [found[member] for member in range(len(sequences))], tokens
+
+    def fill(
+        self, sequences: list[list[int]], forest: Forest, read: list[list[int]], found: dict[int, list[float]]
+    ) -> int:
+        """Puts the scores of a forest into `found`; returns its nodes."""
+        at = [read[member] for member in forest.members]
+        found.update(zip(forest.members, self.halving(sequences, forest, at), strict=True))
+        return len(forest.ids)
 
     def halving(self, sequences: list[list[int]], forest: Forest, read: list[list[int]]) -> list[list[float]]:
         """Scores of a forest; when memory runs out, of its two halves."""

@@ -10,6 +10,7 @@ from minos_ray import cluster
 from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.models import locate
+from minos_ray.resources import Scoring
 from minos_ray.sections import Model
 from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
@@ -87,7 +88,9 @@ def score_artefacts(
     stored = {artefact.name: stored_ids(artefact, "candidate_id") for artefact in begun}
     score_missing(config, run, models, problems, stored, worker)
     seconds = round((time.monotonic() - start) / max(1, len(stored)), 2)
-    facts = {"aggregation": config.score.aggregation, "engine": config.resources.score.engine, "seconds": seconds}
+    used = of_worker(config.resources.score, worker)
+    facts = {"aggregation": config.score.aggregation, "engine": used.engine, "max_model_len": used.max_model_len}
+    facts |= {"seconds": seconds}
     return {name: finish(run.artefact(name), problems, facts) for name in stored}
 
 
@@ -108,6 +111,7 @@ def score_missing(
     ]
     if not units:
         return
+    resources = of_worker(config.resources.score, worker)
     cluster.connect(config)
     run_units(
         run,
@@ -118,16 +122,23 @@ def score_missing(
             "run": run.path,
             "models": dict(models),
             "aggregation": config.score.aggregation,
-            "resources": config.resources.score,
+            "resources": resources,
         },
-        config.resources.score,
-        batch_units=config.resources.score.units_per_task,
+        resources,
+        batch_units=resources.units_per_task,
         label="score",
         rows=size(problems) * len(stored),
         rows_before=sum(len(there) for there in stored.values()),
         unit="scores",
         wait_s=config.resources.wait_s,
     )
+
+
+def of_worker(resources: Scoring, worker: str) -> Scoring:
+    """Only our own verifiers are scored by vLLM, and on several GPUs."""
+    if worker == WORKER:
+        return resources
+    return resources.model_copy(update={"engine": "transformers", "gpus": min(1, resources.gpus)})
 
 
 def size(problems: list[Problem]) -> int:

@@ -9,6 +9,7 @@ import torch
 from minos_ray.errors import UserError
 from minos_ray.scoring import attention
 from minos_ray.scoring.attention import Backbone
+from minos_ray.scoring.backbone import BY_RUNS, backbone_of
 from minos_ray.scoring.batches import forests
 
 SIZES: dict[str, Any] = {
@@ -20,6 +21,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "num_labels": 1,
+    "pad_token_id": 0,
 }
 
 
@@ -85,3 +87,32 @@ def test_a_model_of_another_build_is_refused() -> None:
     model = AutoModelForTokenClassification.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=32, n_head=2))
     with pytest.raises(UserError, match="GPT2Model has no decoder layers with self_attn and mlp"):
         Backbone(model)
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3", "mixtral", "stablelm", "gpt2"])
+@torch.inference_mode()
+def test_families_are_read_as_alone(family: str) -> None:
+    model, sequences = verifier(family), tree(12)
+    expected = [model.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in sequences]
+    made = backbone_of(model, "m")
+    assert isinstance(made, Backbone) == (family in BY_RUNS)
+    (forest,) = forests(sequences, range(len(sequences)), 10_000)
+    hidden = made(forest, np.arange(len(forest.ids)))
+    for member, path in zip(forest.members, forest.paths, strict=True):
+        assert torch.allclose(hidden[path], expected[member], atol=2e-5)
+
+
+def test_what_reads_both_ways_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model 'm' .* does not read a sequence as it does beside others"):
+        backbone_of(verifier("bert"), "m")
+
+
+@torch.inference_mode()
+def test_many_keys_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sequences = verifier("mistral", sliding_window=None), tree(20)
+    (forest,) = forests(sequences, range(len(sequences)), 10_000)
+    places, backbone = np.arange(len(forest.ids)), Backbone(model)
+    whole = backbone(forest, places)
+    monkeypatch.setattr(attention, "KEYS", 100)
+    assert len(attention.View(forest, places, whole.device, whole.dtype).read) > 5
+    assert torch.allclose(backbone(forest, places), whole, atol=1e-5)

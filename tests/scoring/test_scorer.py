@@ -144,3 +144,31 @@ def test_scores_that_are_no_numbers_are_refused_and_counted(models: Callable[[st
     scorer.head.weight.data[0, 0] = float("nan")
     found, stats = scorer.score(solutions[:3])
     assert found == [[], [], []] and stats["refused_not_finite"] == 3
+
+
+def test_what_is_no_number_spoils_no_neighbour(models: Callable[[str], str], solutions: Solutions) -> None:
+    import torch
+
+    scorer = Scorer(models("prm"))
+    expected, _ = scorer.score(solutions)
+    ids = scorer.tokenizer("zq", add_special_tokens=False)["input_ids"]
+    used = {i for s in solutions for i in encode_solution(scorer.tokenizer, *s).ids}
+    odd = next(i for i in ids if i not in used)
+    with torch.no_grad():
+        scorer.backbone.module.get_input_embeddings().weight[odd] = torch.inf
+    found, stats = scorer.score([*solutions, (solutions[0][0], ["zq"])])
+    assert found[-1] == [] and stats["refused_not_finite"] == 1
+    for one, other in zip(found, expected, strict=False):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_sequences_that_rotary_encodings_tell_apart_go_alone(
+    models: Callable[[str], str], solutions: Solutions
+) -> None:
+    scorer = Scorer(models("prm"))
+    expected, together = scorer.score(solutions)
+    scorer.together = 0
+    found, alone = scorer.score(solutions)
+    assert alone["tokens"] == alone["tokens_of_solutions"] > together["tokens"]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
