@@ -162,9 +162,7 @@ def test_what_is_no_number_spoils_no_neighbour(models: Callable[[str], str], sol
         assert one == pytest.approx(other, abs=1e-5)
 
 
-def test_sequences_that_rotary_encodings_tell_apart_go_alone(
-    models: Callable[[str], str], solutions: Solutions
-) -> None:
+def test_what_rotary_encodings_tell_apart_goes_alone(models: Callable[[str], str], solutions: Solutions) -> None:
     scorer = Scorer(models("prm"))
     expected, together = scorer.score(solutions)
     scorer.together = 0
