@@ -48,8 +48,10 @@ class MinRow:
 
 
 def min_rows(meta: Sequence[Mapping[str, Any]], last: Mapping[str, float]) -> list[MinRow]:
-    """One row per verifier that was judged by steps, ORMs apart, whose score is the last step's; `meta` and `last` as in
-    evaluation.json and `last_shares`."""
+    """One row per PRM (or critic) that was judged by steps; `meta` and `last` as in evaluation.json and `last_shares`.
+
+    The score of an ORM is the last step's, so its lowest says nothing.
+    """
     by_step = [m for m in meta if m["level"] == "step" and not m["verifier"].startswith("orm")]
     found = [m for m in by_step if sum(m["min"]["by_step"])]
     return [MinRow(m["verifier"], m["min"]["by_step"], last.get(m["verifier"]), m["min"]["first_error"]) for m in found]
