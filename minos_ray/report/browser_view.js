@@ -3,6 +3,7 @@
 const minosView = (() => {
   const { INDEX } = minosData;
   const MARKS = { "+": ["✓", "yes", "correct"], "-": ["✗", "no", "wrong"], ".": ["·", "unknown", "unlabelled"] };
+  const TWINS = 12; // candidates that are the same, by number
   const IN_LIST = 2, IN_DETAIL = 3; // places of scores
 
   const fixed = (score, places) => (score === null ? "–" : score.toFixed(places));
@@ -67,7 +68,9 @@ const minosView = (() => {
   // Everything about one candidate.
   function detail(c, gold, colour) {
     const status = ["correct", "wrong"].includes(c.status) ? "" : ` (${c.status.replaceAll("_", " ")})`;
-    const twins = c.indices.filter((index) => index !== c.index).map((index) => `#${index}`).join(", ");
+    const others = c.indices.filter((index) => index !== c.index);
+    const named = others.slice(0, TWINS).map((index) => `#${index}`).join(", ");
+    const twins = others.length > TWINS ? `${named} and ${others.length - TWINS} more` : named;
     const values = INDEX.verifiers.map((name, k) => (
       el("div", {}, el("dt", {}, name), el("dd", {}, fixed(c.scores[k], IN_DETAIL)))));
     const said = c.critiques.length ? [el("h4", {}, c.critiques.length > 1 ? "Critiques" : "Critique")] : [];
