@@ -5,6 +5,7 @@ step's end; so is an ORM that was trained at every token (config key `orm_positi
 raw logit.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
@@ -17,7 +18,7 @@ from minos_ray.training import encoding
 KINDS = {"ForSequenceClassification": "orm", "ForTokenClassification": "prm"}
 
 
-class Verifier:
+class Verifier(ABC):
     """A model that scores: `kind` is orm or prm; `every_step` when there is a score for each step.
 
     Engines add `compute`.
@@ -32,9 +33,9 @@ class Verifier:
         self.tokenizer = load_tokenizer(model, trust_remote_code)
         self.max_length = min(longest(self.config), max_length)
 
+    @abstractmethod
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
         """Scores of each sequence at the positions `read`, and the number of tokens that were computed."""
-        raise NotImplementedError
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
         """Scores of each (question, steps): one for each step, or only the last one's; none of a refused solution.
