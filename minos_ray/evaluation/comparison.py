@@ -41,6 +41,7 @@ Named = Mapping[Any, np.ndarray]
 
 def ns_of(sizes: np.ndarray, section: Evaluate) -> list[int]:
     """The ns asked for that some problem has candidates for; by default powers of two and, if all agree, N itself."""
+    most = int(sizes.max(initial=0))
     sizes = sizes // section.groups
     largest = int(sizes.max(initial=0))
     powers = [2**k for k in range(largest.bit_length())]
@@ -48,7 +49,7 @@ def ns_of(sizes: np.ndarray, section: Evaluate) -> list[int]:
     found = sorted({n for n in section.ns or (*powers, *whole) if 0 < n <= largest})
     if not found:
         of = f"evaluate.groups = {section.groups}, evaluate.ns = {list(section.ns)}"
-        raise UserError(f"{of}: no problem has so many candidates; the groups of the largest have {largest}")
+        raise UserError(f"{of}: no problem has so many candidates; the largest has {most}")
     return found
 
 

@@ -11,27 +11,34 @@ from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.evaluation import error_types, outcomes
 from minos_ray.evaluation.answers import Keys
-from minos_ray.evaluation.blocks import blocks, planned
+from minos_ray.evaluation.blocks import Plan, blocks, planned
 from minos_ray.evaluation.comparison import Selected, compare, ns_of
 from minos_ray.evaluation.judged import Judged
 from minos_ray.evaluation.methods import CRITIC
 from minos_ray.evaluation.tally import CandidateTally, ErrorTally, cut_off
 from minos_ray.progress import Progress
-from minos_ray.stages import begin, specs
-from minos_ray.store import Manifest, Run
+from minos_ray.stages import begin, fresh, specs
+from minos_ray.store import Artefact, Manifest, Run
 
 NAME = "evaluation.json"
 
 
 def evaluate(config: Config, run: Run) -> Manifest:
     """Selection, intervals, meta-evaluation and error types of the test candidates, in blocks of problems."""
+    done = fresh(config, run, NAME)
+    if done is not None:
+        return done
+    # What cannot be done is refused before an older evaluation is removed.
+    plan = planned(run, "test")
+    if not plan.groups:
+        raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
+    ns = ns_of(plan.sizes, config.evaluate)
     artefact = begin(config, run, NAME)
-    if isinstance(artefact, Manifest):
-        return artefact
+    assert isinstance(artefact, Artefact)
     run.delete(outcomes.NAME)
     start = time.monotonic()
     there, missing = scored(config, run)
-    found = gather(config, run, there)
+    found = gather(run, plan, there, Selected(config.evaluate, ns))
     content = {
         **compare(found.selected),
         "meta": found.judged.rows(),
@@ -55,12 +62,8 @@ class Gathered(NamedTuple):
     tally: CandidateTally
 
 
-def gather(config: Config, run: Run, verifiers: list[str]) -> Gathered:
+def gather(run: Run, plan: Plan, verifiers: list[str], selected: Selected) -> Gathered:
     """Goes over the test candidates, block by block."""
-    plan = planned(run, "test")
-    if not plan.groups:
-        raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
-    selected = Selected(config.evaluate, ns_of(plan.sizes, config.evaluate))
     with Keys(workers=os.cpu_count() or 1) as keys, Progress("evaluate", len(plan.sizes), "problems") as progress:
         found = Gathered(selected, Judged(), ErrorTally(), CandidateTally(cut_off(run), keys.counts))
         for block in blocks(run, plan, verifiers, keys):

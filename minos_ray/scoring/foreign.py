@@ -1,6 +1,5 @@
 """Scores of published reward models, by kind: padded batches of transformers' own forward passes."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
@@ -9,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.resources import Scoring
 from minos_ray.scoring.formats import Reading, format_of, refusal, signs
-from minos_ray.scoring.scorer import AGGREGATIONS
+from minos_ray.scoring.scorer import AGGREGATIONS, scored
 from minos_ray.sections import ForeignModel
 from minos_ray.store import Run
 
@@ -50,17 +48,7 @@ class ForeignScorers:
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """One row of scores per candidate, and the counts of `ForeignScorer.score` with seconds."""
         scorer = self.scorer_of(units["artefact"][0].as_py())
-        start = time.monotonic()
-        asked, solutions = [], []
-        for unit in units.to_pylist():
-            asked += [{"candidate_id": c, "problem_id": unit["problem_id"]} for c in unit["candidate_ids"]]
-            solutions += [(unit["question"], steps) for steps in unit["steps"]]
-        scores, stats = scorer.score(solutions)
-        rows = [
-            {**names, "score": self.aggregate(found) if found else 0.0, "step_scores": found if scorer.by_step else []}
-            for names, found in zip(asked, scores, strict=True)
-        ]
-        return schema.table("scores", rows), {**stats, "seconds": time.monotonic() - start}
+        return scored(units, scorer.score, self.aggregate, scorer.by_step)
 
     def scorer_of(self, artefact: str) -> "ForeignScorer":
         """The model of an artefact; the one before is let go first."""

@@ -46,24 +46,9 @@ class Scorers:
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Rows of scores and the sums of `Verifier.score`, with seconds."""
         scorer = self.scorer_of(units["artefact"][0].as_py())
-        start = time.monotonic()
-        asked, solutions = [], []
-        for unit in units.to_pylist():
-            asked += [(candidate, unit["problem_id"]) for candidate in unit["candidate_ids"]]
-            solutions += [(unit["question"], steps) for steps in unit["steps"]]
-        scores, stats = scorer.score(solutions)
         # The score of an ORM is its last one, also where it has one for every step.
         whole = AGGREGATIONS["last"] if scorer.kind == "orm" else self.aggregate
-        rows = [
-            {
-                "candidate_id": candidate,
-                "problem_id": problem,
-                "score": whole(found) if found else 0.0,
-                "step_scores": found if scorer.every_step else [],
-            }
-            for (candidate, problem), found in zip(asked, scores, strict=True)
-        ]
-        return schema.table("scores", rows), {**stats, "seconds": time.monotonic() - start}
+        return scored(units, scorer.score, whole, scorer.every_step)
 
     def scorer_of(self, artefact: str) -> Verifier:
         """The loaded verifier of an artefact; the one before is let go first."""
@@ -73,6 +58,26 @@ class Scorers:
             path = locate(model, self.run)
             self.scorer, self.name = load(path, model.trust_remote_code, self.resources), artefact
         return self.scorer
+
+
+def scored(
+    units: pa.Table,
+    score: Callable[[Sequence[tuple[str, Sequence[str]]]], tuple[list[list[float]], dict[str, float]]],
+    whole: Callable[[Sequence[float]], float],
+    by_step: bool,
+) -> tuple[pa.Table, dict[str, float]]:
+    """A row of scores for every candidate of the units, 0 for what is refused, and the sums of `score` with seconds."""
+    start = time.monotonic()
+    asked, solutions = [], []
+    for unit in units.to_pylist():
+        asked += [{"candidate_id": name, "problem_id": unit["problem_id"]} for name in unit["candidate_ids"]]
+        solutions += [(unit["question"], steps) for steps in unit["steps"]]
+    scores, stats = score(solutions)
+    rows = [
+        {**names, "score": whole(found) if found else 0.0, "step_scores": found if by_step else []}
+        for names, found in zip(asked, scores, strict=True)
+    ]
+    return schema.table("scores", rows), {**stats, "seconds": time.monotonic() - start}
 
 
 def load(path: str, trust_remote_code: bool, resources: Scoring) -> Verifier:

@@ -221,8 +221,11 @@ def test_what_groups_leave_out_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("section", [{"groups": 3}, {"ns": [4]}, {"groups": 2, "ns": [2]}])
 def test_more_candidates_than_there_are_is_a_user_error(tmp_path: Path, section: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"evaluate\.groups = .*no problem has so many candidates"):
-        evaluated(scored(make_run(tmp_path, [2] * 3), "orm-base"), evaluate=section)
+    run = scored(make_run(tmp_path, [2] * 3), "orm-base")
+    before = evaluated(run)
+    with pytest.raises(UserError, match=r"evaluate\.groups = .*no problem has so many candidates; the largest has 2"):
+        evaluated(run, evaluate=section)
+    assert run.artefact("evaluation.json").manifest() and evaluated(run) == before
 
 
 def test_p_values_name_their_test(tmp_path: Path) -> None:
