@@ -1,13 +1,16 @@
-"""Jobs and the cluster file: every stage has its script, and one really runs through `ray job submit`."""
+"""Jobs: every stage has its script, and one really runs through `ray job submit`."""
 
 import os
 import runpy
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from minos_ray.cli import STAGES
 from minos_ray.config import load_config
 from minos_ray.errors import UserError
 from minos_ray.pipeline import open_run
-from minos_ray.store import Run
+from tests.runs import make_run
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -50,17 +53,6 @@ def test_a_run_in_the_working_directory_of_a_job_is_refused(tmp_path: Path, monk
     assert open_run(load_config("miniature", [f"run={tmp_path}/x"])).exists("config.yaml")
 
 
-def test_the_cluster_file_is_valid_and_leaves_the_head_idle() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    validate_config(config)
-    nodes = config["available_node_types"]
-    assert nodes["head"]["resources"] == {"CPU": 0}
-    assert nodes["gpu"]["resources"]["GPU"] > 0
-    assert all(nodes[name]["max_workers"] > nodes[name]["min_workers"] == 0 for name in ("gpu", "cpu"))
-
-
 def test_the_runtime_environment_leaves_out_what_is_large() -> None:
     from ray.runtime_env import RuntimeEnv
 
@@ -79,14 +71,23 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """As in a shell with the virtual environment active."""
-    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "VIRTUAL_ENV": str(BIN.parent)}
+    """As in a shell with the virtual environment active, of somebody who holds no token."""
+    own = {"PATH": f"{BIN}:{os.environ['PATH']}", "VIRTUAL_ENV": str(BIN.parent), "RAY_AUTH_MODE": "token"}
+    return {**os.environ, **own, "RAY_AUTH_TOKEN": ""}
 
 
-@pytest.fixture
-def head(environment: dict[str, str]) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """How somebody who may do so says the token: the path of a file that holds it."""
+    path = tmp_path_factory.mktemp("token") / "auth_token"
+    path.write_text(secrets.token_hex(32))
+    return {"RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+@pytest.fixture(scope="module")
+def head(environment: dict[str, str], token: dict[str, str]) -> Iterator[str]:
     """A head with a job server on loopback; yields the address of the job server, ends all its processes."""
     gcs, dashboard, client, agent, metrics = free_ports(5)
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
@@ -95,8 +96,9 @@ def head(environment: dict[str, str]) -> Iterator[str]:
         command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--object-store-memory={100 << 20}", "--disable-usage-stats"]
+        own = {**environment, **token}
         with open(f"{folder}/out", "wb") as out:
-            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+            process = subprocess.Popen(command, env=own, stdout=out, stderr=out, start_new_session=True)
         try:
             wait_for_port(dashboard, process, Path(f"{folder}/out"))
             yield f"http://127.0.0.1:{dashboard}"
@@ -120,21 +122,53 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """Ends a process and all its descendants."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=5)
     for each in alive:
         each.kill()
     process.kill()
     process.wait()
 
 
+def submit(head: str, environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` of the repository, to its end."""
+    line = [BIN / "ray", "job", "submit", "--address", head, "--runtime-env", "jobs/runtime_env.yaml"]
+    line += ["--working-dir", ".", "--", *command]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
 @pytest.mark.slow
-def test_a_stage_as_a_submitted_job(head: str, environment: dict[str, str], tmp_path: Path) -> None:
-    command = [BIN / "ray", "job", "submit", "--address", head, "--runtime-env", "jobs/runtime_env.yaml"]
-    command += ["--working-dir", ".", "--", "python", "jobs/problems.py", "miniature", f"run={tmp_path}/run"]
-    command += ["problems.train.limit=6", "problems.test.limit=4"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+def test_a_stage_as_a_submitted_job(
+    head: str, environment: dict[str, str], token: dict[str, str], tmp_path: Path
+) -> None:
+    """Its actors join the cluster, which asks every process for the token."""
+    run = make_run(tmp_path / "run", [20, 20])
+    run.delete("labels")
+    settings = [f"run={run.path}", "label.steps=null", "inserted.count=0", "resources.grade.actors=1"]
+    done = submit(head, {**environment, **token}, "python", "jobs/label.py", "miniature", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
-    manifest = Run(f"{tmp_path}/run").artefact("problems").manifest()
+    manifest = run.artefact("labels").manifest()
     assert manifest is not None
-    assert manifest.counts["rows"] == 10
+    assert manifest.counts["rows"] == 40
+
+
+def test_without_the_token_no_job_is_taken(head: str, environment: dict[str, str]) -> None:
+    done = submit(head, {**environment, "RAY_AUTH_MODE": "disabled"}, "python", "-c", "print('taken')")
+    assert done.returncode == 1
+    assert "taken" not in done.stdout
+    assert "AuthenticationError" in done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stderr
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer " + "0" * 64}], ids=["none", "another"])
+def test_the_job_server_answers_nobody_without_the_token(head: str, headers: dict[str, str]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(f"{head}/api/jobs/", headers=headers), timeout=60)
+    assert caught.value.code in (401, 403)
+
+
+def test_the_job_server_answers_with_the_token(head: str, token: dict[str, str]) -> None:
+    said = Path(token["RAY_AUTH_TOKEN_PATH"]).read_text()
+    request = urllib.request.Request(f"{head}/api/jobs/", headers={"Authorization": f"Bearer {said}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
