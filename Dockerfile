@@ -3,7 +3,7 @@
 # compiler of this base is for what vLLM and Triton compile on their first start.
 FROM nvidia/cuda:13.0.0-devel-ubuntu22.04
 
-# rsync and ssh are for Ray's launcher, wget for KubeRay's probes. constraints.txt was tested with Python 3.11.
+# rsync, ssh and boto3 are for Ray's launcher, wget for KubeRay's probes. constraints.txt was tested with Python 3.11.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends software-properties-common \
     && add-apt-repository -y ppa:deadsnakes/ppa \
@@ -22,7 +22,7 @@ WORKDIR /opt/minos_ray
 # What the package needs, about 10 GB, as a layer that a change of the code leaves alone.
 COPY --chown=ray:ray pyproject.toml constraints.txt README.md LICENSE ./
 RUN python3.11 -m venv /opt/minos && mkdir minos_ray && touch minos_ray/__init__.py \
-    && pip install --no-cache-dir -c constraints.txt '.[gpu,lora]'
+    && pip install --no-cache-dir -c constraints.txt '.[gpu,lora]' boto3
 
 COPY --chown=ray:ray minos_ray minos_ray
 COPY --chown=ray:ray jobs jobs

