@@ -7,6 +7,7 @@ and what is stored is whole. A rerun plans only the units whose rows are missing
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from minos_ray.attempts import BARREN, DEATHS
 from minos_ray.cluster import require
 from minos_ray.errors import WorkStopped
-from minos_ray.live import followed
+from minos_ray.live import failures, followed
 from minos_ray.parts import PartWriter, Worker, added, by_artefact, part_name
 from minos_ray.progress import Progress
 from minos_ray.resources import Actors
@@ -107,13 +108,18 @@ def run_units(
     sizes = task_sizes(units.num_rows, resources.actors, most, least_units or -(-batch_units // 8))
     outcome = Outcome(label, units.num_rows, started_before=rows_before > 0, can_fail=hasattr(worker, "failed"))
     try:
-        with Progress(label, rows, unit, rows_before) as progress:
-            with followed(progress) as tally:
-                for done in tasks(sizes, {**constructor, "tally": tally}, resources, env).iter_rows():
+        with Progress(label, rows, unit, rows_before, run) as progress:
+            with (
+                followed(progress) as tally,
+                closing(tasks(sizes, {**constructor, "tally": tally}, resources, env)) as results,
+            ):
+                for done in results:
                     outcome.add(done)
+            tokens = {"tokens": outcome.stats["tokens"]} if "tokens" in outcome.stats else {}
+            progress.note(failures(outcome.stats), queue=0, **tokens)
             progress.advance(rows_before + outcome.rows - progress.done)
     except ray.exceptions.RayActorError as error:
-        died = f"{label}: an actor died and was not started again (see the log above)"
+        died = f"{label}: an actor died and was not started again (Ray's logs say why)"
         raise WorkStopped(f"{died}; what is finished is kept, a rerun does the rest") from error
     finally:
         run.delete(attempts)
@@ -133,15 +139,20 @@ def write_failed(
         yield stats
 
 
-def tasks(sizes: list[int], constructor: dict[str, Any], resources: Actors, env: dict[str, str] | None) -> Any:
-    """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor."""
+def tasks(
+    sizes: list[int], constructor: dict[str, Any], resources: Actors, env: dict[str, str] | None
+) -> Iterator[dict[str, Any]]:
+    """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor.
+
+    Closing it ends the actors. Left to the garbage collector they would go on with work that has failed.
+    """
     from ray.data import ActorPoolStrategy, from_arrow
 
     blocks, first = [], 0
     for size in sizes:
         blocks.append(pa.table({"first": [first], "count": [size]}))
         first += size
-    return from_arrow(blocks).map_batches(
+    done = from_arrow(blocks).map_batches(
         PartWriter,
         fn_constructor_kwargs=constructor,
         batch_size=1,
@@ -153,6 +164,7 @@ def tasks(sizes: list[int], constructor: dict[str, Any], resources: Actors, env:
         max_restarts=-1,
         max_task_retries=-1,
     )
+    return iter(done.iter_rows())
 
 
 class Outcome:
