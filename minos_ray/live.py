@@ -1,8 +1,10 @@
 """Progress of work that actors do: each reports what it has stored, the driver shows it while it waits for tasks."""
 
+import gc
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from minos_ray.cluster import on_this_node
@@ -59,6 +61,34 @@ def followed(progress: Progress) -> Iterator[Any]:
             yield tally
     finally:
         ray.kill(tally)
+
+
+@contextmanager
+def ended(results: Iterator[Any]) -> Iterator[Iterator[Any]]:
+    """Ends the actors of a Ray Data pipeline with the block.
+
+    Left to the garbage collector they would go on with work that has failed; and an exception keeps the frames, and
+    these the actors, for as long as somebody looks at it.
+    """
+    try:
+        with closing(results):
+            yield results
+    except BaseException as error:
+        forget_frames(error)
+        gc.collect()
+        raise
+
+
+def forget_frames(error: BaseException) -> None:
+    """Empties the frames that an exception and those it was raised for came through; the lines stay."""
+    seen: set[int] = set()
+    below: list[BaseException | None] = [error]
+    while below:
+        one = below.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            below += [one.__cause__, one.__context__]
 
 
 @contextmanager

@@ -7,7 +7,6 @@ and what is stored is whole. A rerun plans only the units whose rows are missing
 import json
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,8 @@ import pyarrow.compute as pc
 from minos_ray.attempts import BARREN, DEATHS
 from minos_ray.cluster import require
 from minos_ray.errors import WorkStopped
-from minos_ray.live import failures, followed
+from minos_ray.live import ended, failures, followed
+from minos_ray.observe.cause import cause
 from minos_ray.parts import PartWriter, Worker, added, by_artefact, part_name
 from minos_ray.progress import Progress
 from minos_ray.resources import Actors
@@ -111,7 +111,7 @@ def run_units(
         with Progress(label, rows, unit, rows_before, run) as progress:
             with (
                 followed(progress) as tally,
-                closing(tasks(sizes, {**constructor, "tally": tally}, resources, env)) as results,
+                ended(tasks(sizes, {**constructor, "tally": tally}, resources, env)) as results,
             ):
                 for done in results:
                     outcome.add(done)
@@ -119,8 +119,7 @@ def run_units(
             progress.note(failures(outcome.stats), queue=0, **tokens)
             progress.advance(rows_before + outcome.rows - progress.done)
     except ray.exceptions.RayActorError as error:
-        died = f"{label}: an actor died and was not started again (Ray's logs say why)"
-        raise WorkStopped(f"{died}; what is finished is kept, a rerun does the rest") from error
+        raise WorkStopped(f"{label}: {cause(error)}; what is finished is kept, a rerun does the rest") from error
     finally:
         run.delete(attempts)
     if outcome.failed:
@@ -142,10 +141,7 @@ def write_failed(
 def tasks(
     sizes: list[int], constructor: dict[str, Any], resources: Actors, env: dict[str, str] | None
 ) -> Iterator[dict[str, Any]]:
-    """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor.
-
-    Closing it ends the actors. Left to the garbage collector they would go on with work that has failed.
-    """
+    """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor."""
     from ray.data import ActorPoolStrategy, from_arrow
 
     blocks, first = [], 0

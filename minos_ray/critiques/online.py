@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from minos_ray.critiques.client import Endpoint, Request, preflight
 from minos_ray.critiques.gate import GONE
 from minos_ray.critiques.limiter import Limiter, Stop
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.live import ANSWER_S, polled
+from minos_ray.live import ANSWER_S, ended, polled
 from minos_ray.progress import Progress
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
@@ -58,7 +58,7 @@ def ask_online(
     with limiter(section, limits, cache.spent_usd, progress.total, progress.done) as shared:
         with (
             polled(lambda: progress.note(**load(shared))),
-            closing(replies(endpoint, shared, cache.run.path, requests, config.seed)) as rows,
+            ended(replies(endpoint, shared, cache.run.path, requests, config.seed)) as rows,
         ):
             for row in rows:
                 tally.add(row)
