@@ -88,12 +88,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"minos: {error}", file=sys.stderr)
         return 2
     except WorkStopped as error:
-        print(f"minos: {error}", file=sys.stderr)
-        return 1
+        return failed(error)
     except KeyboardInterrupt:
         print("minos: interrupted; the same command resumes", file=sys.stderr)
         return 1
+    except Exception as error:
+        from minos_ray.observe.failure import told
+
+        return failed(told(None, arguments.command, error))
     return 0
+
+
+def failed(error: WorkStopped) -> int:
+    """Says the cause, then where the full log lies; the exit code."""
+    from minos_ray.observe.failure import without_secrets
+
+    lines = "\nminos: ".join([str(error), *getattr(error, "__notes__", [])])
+    print(f"minos: {without_secrets(lines)}", file=sys.stderr)
+    return 1
 
 
 def one_stage(arguments: argparse.Namespace) -> None:
@@ -190,11 +202,13 @@ def meta(arguments: argparse.Namespace) -> None:
     """`minos meta CONFIG`."""
     from minos_ray.config import load_config
     from minos_ray.evaluation.meta_command import meta as judge
+    from minos_ray.observe.failure import reported
     from minos_ray.pipeline import open_run
 
     config = load_config(arguments.config, arguments.overrides)
-    with Work():
-        judge(config, open_run(config))
+    run = open_run(config)
+    with Work(), reported(run, "meta"):
+        judge(config, run)
 
 
 def grade(arguments: argparse.Namespace) -> None:
@@ -209,10 +223,14 @@ def import_(arguments: argparse.Namespace) -> None:
     """`minos import FORMAT SRC RUN`."""
     from minos_ray.config import parse_override
     from minos_ray.imports import bring
+    from minos_ray.observe.failure import reported
     from minos_ray.store import Run
 
     options = dict(parse_override(o) for o in arguments.overrides)
-    for manifest in bring(arguments.format, arguments.src, Run(arguments.run), **options):
+    run = Run(arguments.run)
+    with reported(run, "import"):
+        manifests = bring(arguments.format, arguments.src, run, **options)
+    for manifest in manifests:
         print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
 
 

@@ -9,6 +9,8 @@ from minos_ray.errors import UserError
 from minos_ray.resources import Actors, Resources, Workers
 from minos_ray.sections import Config
 
+RAY_NOISE = r"A worker died or was killed|Task .* failed\. There are"
+
 
 def connect(config: Config) -> None:
     """Joins the cluster of `resources.address` (or RAY_ADDRESS), else starts Ray on this machine. Idempotent."""
@@ -19,6 +21,9 @@ def join(resources: Resources) -> None:
     """`connect` for work that has no config."""
     import logging
 
+    # Ray reads these when it is imported. What it tells the driver of dead processes is in its logs; we count them.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", RAY_NOISE)
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
 
     if ray.is_initialized():
@@ -57,7 +62,7 @@ def quiet_data() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what failed is raised and said once
 
 
 def disconnect() -> None:

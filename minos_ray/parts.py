@@ -92,6 +92,7 @@ class PartWriter:
         done = stored(target, name) if attempts.again else []
         left = without(units, [unit for part in done for unit in part.units])
         if attempts.again:
+            self.tally.add.remote(0, {"actor_died": 1})
             look_back(attempts, left)
         if self.lives.left:
             done += self.go_on(target, name, units, left, attempts)
@@ -117,7 +118,7 @@ class PartWriter:
                 whole = len(part.units) == units.num_rows
                 target.write_part(name if whole else f"{name}-{hashed(part.units)}", part.rows, part.stats, part.units)
                 self.lives.renew()
-                self.tally.add.remote(part.rows.num_rows)
+                self.tally.add.remote(part.rows.num_rows, part.stats)
                 yield Stored(part.units, part.rows.num_rows, part.stats)
 
     def parts(self, units: pa.Table, attempts: Attempts) -> Iterator[Finished]:

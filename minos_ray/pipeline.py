@@ -8,6 +8,7 @@ from typing import Any
 
 from minos_ray.config import Config, build, leaves, resolve
 from minos_ray.errors import UserError
+from minos_ray.observe.failure import reported
 from minos_ray.progress import duration
 from minos_ray.stages import FUNCTIONS, Spec, inputs, is_fresh, specs
 from minos_ray.store import Manifest, Run
@@ -52,7 +53,8 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
     if missing:
         first = next(s.stage for s in specs(config) if s.artefact in missing)
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
-    return resolve(FUNCTIONS[stage])(config, run)
+    with reported(run, stage):
+        return resolve(FUNCTIONS[stage])(config, run)
 
 
 def missing_inputs(config: Config, run: Run, made: Spec) -> set[str]:

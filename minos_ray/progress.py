@@ -1,10 +1,17 @@
-"""Progress of long work: a bar on a terminal, one line per 30 seconds in a log."""
+"""Progress of long work: a bar on a terminal, one line per 30 seconds in a log; numbers for `observe` in both."""
 
 import sys
+import threading
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minos_ray.store import Run
 
 LINE_EVERY_S = 30.0
+# So often it is looked whether a line or a record is due, also while nothing advances.
+BEAT_S = 5.0
 
 
 def duration(seconds: float) -> str:
@@ -15,21 +22,35 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts `total` units of work; `advance` shows done, rate, time left and what the caller adds."""
+    """Counts `total` units of work; `advance` shows done, rate, time left and what the caller adds.
 
-    def __init__(self, label: str, total: int, unit: str = "rows", done: int = 0) -> None:
-        self.label, self.total, self.unit, self.done = label, total, unit, done
+    With a `run` the numbers are also kept in `logs/metrics/` of it and sent as Ray metrics.
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "rows", done: int = 0, run: "Run | None" = None) -> None:
+        self.label, self.total, self.unit, self.done, self.run = label, total, unit, done, run
         self.first, self.start = done, time.monotonic()
         self.shown: dict[str, object] = {}
-        self.last_line = self.start
-        self.bar = None
+        self.numbers: dict[str, Any] = {}
+        self.failures: dict[str, int] = {}
+        self.last_line = self.last_record = self.moved = self.start
+        self.bar, self.meter, self.gave_up = None, None, False
+        self.lock, self.over = threading.RLock(), threading.Event()
 
     def __enter__(self) -> "Progress":
+        if self.run is not None:
+            from minos_ray.observe.meter import Meter
+
+            self.meter = Meter(self.run, self.label)
         if sys.stderr.isatty():
             self._open_bar()
         elif self.first:
-            print(f"{self.label}: {self.first:,} of {self.total:,} {self.unit} were done before", flush=True)
+            self._say_before()
+        threading.Thread(target=self._beat, daemon=True).start()
         return self
+
+    def _say_before(self) -> None:
+        print(f"{self.label}: {self.first:,} of {self.total:,} {self.unit} were done before", flush=True)
 
     def _open_bar(self) -> None:
         from rich.console import Console
@@ -46,26 +67,94 @@ class Progress:
         self.bar.start()
         self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, text="")
 
+    def begin(self, done: int) -> None:
+        """The work begins now, after a wait; so many units were done before."""
+        with self.lock:
+            self.first = self.done = done
+            self.shown.clear()
+            self.start = self.moved = time.monotonic()
+            if done and self.bar is None:
+                self._say_before()
+
     def advance(self, count: int, **shown: object) -> None:
         """`count` more units are done; keyword values are shown beside the rate."""
-        self.done += count
-        self.shown.update(shown)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, text=self._text())
-        elif time.monotonic() - self.last_line >= LINE_EVERY_S:
-            self.last_line = time.monotonic()
-            print(f"{self.label}: {self.done:,}/{self.total:,} {self._text()}", flush=True)
+        with self.lock:
+            self.done += count
+            self.shown.update(shown)
+            self.moved = time.monotonic() if count else self.moved
+            if self.bar is not None:
+                self.bar.update(self.task, completed=self.done, text=self._text())
+            self._tick()
+
+    def note(self, failures: dict[str, int] | None = None, **numbers: float) -> None:
+        """Numbers so far: failures by reason, `tokens`, `queue`, `cost_usd` and the like."""
+        with self.lock:
+            self.failures.update(failures or {})
+            self.numbers.update(numbers)
+
+    def give_up(self) -> None:
+        """The work has failed, of which no exception comes by here."""
+        self.gave_up = True
+
+    def _beat(self) -> None:
+        while not self.over.wait(BEAT_S):
+            with self.lock:
+                self._tick()
+
+    def _tick(self) -> None:
+        """Whatever is due: a line, a record."""
+        now = time.monotonic()
+        if self.over.is_set():
+            return
+        if self.bar is None and now - self.last_line >= LINE_EVERY_S:
+            self.last_line = now
+            print(f"{self.label}: {self.done:,}/{self.total:,} {self._text()}{self._stall(now)}", flush=True)
+        if self.meter is not None and now - self.last_record >= self.meter.every_s:
+            self.last_record = now
+            self.meter.add(self._record("running"))
+
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self.start, 1e-9)
 
     def _text(self) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        rate = (self.done - self.first) / seconds
+        rate = (self.done - self.first) / self._seconds()
         left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        tokens = f", {self.numbers['tokens'] / self._seconds():,.0f} tokens/s" if self.numbers.get("tokens") else ""
+        failed = f", failed {sum(self.failures.values()):,}" if any(self.failures.values()) else ""
         extra = "".join(f", {key} {value}" for key, value in self.shown.items())
-        return f"{rate:,.1f} {self.unit}/s{left}{extra}"
+        return f"{rate:,.1f} {self.unit}/s{left}{tokens}{extra}{failed}"
+
+    def _stall(self, now: float) -> str:
+        quiet = now - self.moved
+        return f", nothing new for {duration(quiet)}" if quiet >= LINE_EVERY_S else ""
+
+    def _record(self, state: str) -> dict[str, Any]:
+        """What `observe` gets; `done` is the work of this process, without what was there before."""
+        seconds, done = self._seconds(), self.done - self.first
+        tokens = self.numbers.get("tokens")
+        return {
+            "stage": self.label,
+            "state": state,
+            "unit": self.unit,
+            "done": done,
+            "before": self.first,
+            "total": self.total,
+            "remaining": self.total - self.done,
+            "seconds": round(seconds, 1),
+            "rate": round(done / seconds, 3),
+            "tokens_per_s": None if tokens is None else round(tokens / seconds, 1),
+            "failures": dict(self.failures),
+            **{"tokens": None, "queue": None, **self.numbers},
+        }
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        if kind is None:
+        fine = kind is None and not self.gave_up
+        with self.lock:
+            self.over.set()
+            if self.bar is not None:
+                self.bar.stop()
+            if self.meter is not None:
+                self.meter.add(self._record("done" if fine else "failed"))
+        if fine:
             took = duration(time.monotonic() - self.start)
             print(f"{self.label}: {self.done:,} {self.unit} in {took} ({self._text()})", flush=True)

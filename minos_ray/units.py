@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from minos_ray.attempts import BARREN, DEATHS
 from minos_ray.cluster import require
 from minos_ray.errors import WorkStopped
-from minos_ray.live import followed
+from minos_ray.live import ended, failures, followed
+from minos_ray.observe.cause import cause
 from minos_ray.parts import PartWriter, Worker, added, by_artefact, part_name
 from minos_ray.progress import Progress
 from minos_ray.resources import Actors
@@ -107,14 +108,18 @@ def run_units(
     sizes = task_sizes(units.num_rows, resources.actors, most, least_units or -(-batch_units // 8))
     outcome = Outcome(label, units.num_rows, started_before=rows_before > 0, can_fail=hasattr(worker, "failed"))
     try:
-        with Progress(label, rows, unit, rows_before) as progress:
-            with followed(progress) as tally:
-                for done in tasks(sizes, {**constructor, "tally": tally}, resources, env).iter_rows():
+        with Progress(label, rows, unit, rows_before, run) as progress:
+            with (
+                followed(progress) as tally,
+                ended(tasks(sizes, {**constructor, "tally": tally}, resources, env)) as results,
+            ):
+                for done in results:
                     outcome.add(done)
+            tokens = {"tokens": outcome.stats["tokens"]} if "tokens" in outcome.stats else {}
+            progress.note(failures(outcome.stats), queue=0, **tokens)
             progress.advance(rows_before + outcome.rows - progress.done)
     except ray.exceptions.RayActorError as error:
-        died = f"{label}: an actor died and was not started again (see the log above)"
-        raise WorkStopped(f"{died}; what is finished is kept, a rerun does the rest") from error
+        raise WorkStopped(f"{label}: {cause(error)}; what is finished is kept, a rerun does the rest") from error
     finally:
         run.delete(attempts)
     if outcome.failed:
@@ -133,7 +138,9 @@ def write_failed(
         yield stats
 
 
-def tasks(sizes: list[int], constructor: dict[str, Any], resources: Actors, env: dict[str, str] | None) -> Any:
+def tasks(
+    sizes: list[int], constructor: dict[str, Any], resources: Actors, env: dict[str, str] | None
+) -> Iterator[dict[str, Any]]:
     """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor."""
     from ray.data import ActorPoolStrategy, from_arrow
 
@@ -141,7 +148,7 @@ def tasks(sizes: list[int], constructor: dict[str, Any], resources: Actors, env:
     for size in sizes:
         blocks.append(pa.table({"first": [first], "count": [size]}))
         first += size
-    return from_arrow(blocks).map_batches(
+    done = from_arrow(blocks).map_batches(
         PartWriter,
         fn_constructor_kwargs=constructor,
         batch_size=1,
@@ -153,6 +160,7 @@ def tasks(sizes: list[int], constructor: dict[str, Any], resources: Actors, env:
         max_restarts=-1,
         max_task_retries=-1,
     )
+    return iter(done.iter_rows())
 
 
 class Outcome:

@@ -80,6 +80,7 @@ class Limiter:
         self.usage = Usage(section.max_tokens)
         self.held: dict[str, dict[int, tuple[Want, float]]] = {}
         self.heard: dict[str, float] = {}
+        self.waiting: dict[str, int] = {}
         self.outcomes: Counter[str] = Counter()
         self.stop: Stop | None = None
         self.changed = asyncio.Event()
@@ -92,6 +93,7 @@ class Limiter:
     async def turn(self, client: str, wants: list[Want], done: list[Done]) -> Turn:
         """Books what ended and grants starts, in the order of `wants`; waits a moment when there is none yet."""
         now = self.heard[client] = time.monotonic()
+        self.waiting[client] = len(wants)
         for end in done:
             self._settle(client, end)
         until = now + AHEAD_S
@@ -119,6 +121,10 @@ class Limiter:
     async def state(self) -> tuple[Stop | None, float]:
         """Why the work was stopped, and the USD that may have been spent on answers that never came."""
         return self.stop, self.budget.lost
+
+    async def load(self) -> dict[str, int]:
+        """Requests of all clients that wait for their start, and those in flight."""
+        return {"queue": sum(self.waiting.values()), "in_flight": sum(map(len, self.held.values()))}
 
     def _start(self, now: float) -> float:
         return max(self.requests.start(now), self.tokens.start(now))
@@ -174,6 +180,7 @@ class Limiter:
         for want, _ in self.held.pop(client, {}).values():
             self.budget.settle(want.most_usd, None)
         self.heard.pop(client, None)
+        self.waiting.pop(client, None)
         self._wake()
 
     def _release_silent(self, now: float) -> None:

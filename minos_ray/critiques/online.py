@@ -17,6 +17,7 @@ from minos_ray.critiques.client import Endpoint, Request, preflight
 from minos_ray.critiques.gate import GONE
 from minos_ray.critiques.limiter import Limiter, Stop
 from minos_ray.errors import UserError, WorkStopped
+from minos_ray.live import ANSWER_S, ended, polled
 from minos_ray.progress import Progress
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
@@ -55,8 +56,12 @@ def ask_online(
     cluster.require("client", limits, config.resources.wait_s)
     tally = Tally(cache, progress)
     with limiter(section, limits, cache.spent_usd, progress.total, progress.done) as shared:
-        for reply in replies(endpoint, shared, cache.run.path, requests, config.seed):
-            tally.add(reply)
+        with (
+            polled(lambda: progress.note(**load(shared))),
+            ended(replies(endpoint, shared, cache.run.path, requests, config.seed)) as rows,
+        ):
+            for row in rows:
+                tally.add(row)
         stop, lost_usd = state(shared)
     if stop:
         raise ERRORS[stop.kind](stop.message)
@@ -90,6 +95,13 @@ def state(shared: Any) -> tuple[Stop | None, float]:
         return ray.get(shared.state.remote(), timeout=STATE_S)
     except ray.exceptions.RayActorError:
         return GONE, 0.0
+
+
+def load(shared: Any) -> dict[str, int]:
+    """Requests that wait for their start, and those in flight."""
+    import ray
+
+    return ray.get(shared.load.remote(), timeout=ANSWER_S)
 
 
 def replies(endpoint: Endpoint, shared: Any, run: str, requests: list[Request], seed: int) -> Iterator[dict[str, Any]]:
@@ -128,7 +140,7 @@ def replies(endpoint: Endpoint, shared: Any, run: str, requests: list[Request], 
         yield from done.iter_rows()
     except ray.exceptions.RayActorError as error:
         raise WorkStopped(
-            f"critique: a batch killed {RETRIES + 1} actors in a row (memory? see the log above); what was bought is "
+            f"critique: a batch killed {RETRIES + 1} actors in a row (memory? Ray's logs say more); what was bought is "
             "kept, a rerun does the rest"
         ) from error
 
@@ -153,7 +165,8 @@ class Tally:
     def __init__(self, cache: Cache, progress: Progress) -> None:
         self.cache, self.progress = cache, progress
         self.answers: dict[str, Answer] = {}
-        self.spent_before, self.cost = cache.spent_usd, 0.0
+        self.spent_before, self.cost, self.tokens = cache.spent_usd, 0.0, 0
+        self.outcomes: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
         self.complaints: Counter[str] = Counter()
 
@@ -168,6 +181,11 @@ class Tally:
         if answer.outcome in BOUGHT:
             self.cache.take(key, answer)
         self.cost += answer.cost_usd
+        self.tokens += answer.prompt_tokens + answer.completion_tokens
+        self.outcomes[answer.outcome] += 1
+        failed = {name: number for name, number in self.outcomes.items() if name != "answered"}
+        spent = self.spent_before + self.cost
+        self.progress.note(failed, tokens=self.tokens, cost_usd=round(spent, 6), retries=self.retries.total())
         self.progress.advance(1, cost=self._cost(), retries=self.retries.total())
 
     def _cost(self) -> str:

@@ -1,5 +1,7 @@
 """What is sent for one request, what came back, and what it costs; the same for every way of asking."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from openai.types.chat import ChatCompletion
@@ -56,3 +58,13 @@ def most_tokens(messages: Messages) -> int:
 def most(section: Critique, messages: Messages) -> float:
     """The most that a request can cost, USD."""
     return cost(section, most_tokens(messages), section.max_tokens)
+
+
+def figures(answers: Iterable[Answer]) -> tuple[dict[str, int], int]:
+    """How many answers are none, by what they are, and the tokens of all."""
+    outcomes, tokens = Counter[str](), 0
+    for answer in answers:
+        outcomes[answer.outcome] += 1
+        tokens += answer.prompt_tokens + answer.completion_tokens
+    outcomes.pop("answered", None)
+    return dict(outcomes), tokens

@@ -128,7 +128,7 @@ def ask(
     section = priced(section).model_copy(update={"structured": any(request.structured for request in missing)})
     with (
         endpoint(section, config.seed) as (base_url, key),
-        Progress(label, len(wanted), f"{label}s", len(wanted) - len(missing)) as progress,
+        Progress(label, len(wanted), f"{label}s", len(wanted) - len(missing), cache.run) as progress,
     ):
         if section.mode == "batch":
             from minos_ray.critiques.batch import ask_batch

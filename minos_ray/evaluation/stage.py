@@ -64,7 +64,10 @@ class Gathered(NamedTuple):
 
 def gather(run: Run, plan: Plan, verifiers: list[str], selected: Selected) -> Gathered:
     """Goes over the test candidates, block by block."""
-    with Keys(workers=os.cpu_count() or 1) as keys, Progress("evaluate", len(plan.sizes), "problems") as progress:
+    with (
+        Keys(workers=os.cpu_count() or 1) as keys,
+        Progress("evaluate", len(plan.sizes), "problems", run=run) as progress,
+    ):
         found = Gathered(selected, Judged(), ErrorTally(), CandidateTally(cut_off(run), keys.counts))
         for block in blocks(run, plan, verifiers, keys):
             for part in found:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,22 +10,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minos_ray.cluster import connect, quiet_data, require, wanted
+from minos_ray.cluster import connect, quiet_data, require
 from minos_ray.config import Config
 from minos_ray.errors import WorkStopped
+from minos_ray.observe.cause import cause
 from minos_ray.progress import Progress
-from minos_ray.resources import Resources
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
 from minos_ray.sweep.inputs import Inputs
+from minos_ray.sweep.room import gangs, trials_at_once
 from minos_ray.sweep.space import Trial, trials
 from minos_ray.sweep.study import NAME, study
 from minos_ray.sweep.trial import is_done, result_rows, run_trial
 
 RESULTS = "sweep/results.parquet"
 TUNE = "sweep/tune"
-# Drivers of trials sit on the head and take no CPU: else they could fill the cluster while no worker group fits.
-DRIVER = {"node:__internal_head__": 0.001}
+# Drivers of trials take no CPU: else they could fill the cluster while no group of workers fits. They sit on the head,
+# or beside the driver of the sweep where no head is declared: each node declares its address.
+HEAD, SLIVER = "node:__internal_head__", 0.001
 
 
 def sweep(config: Config, run: Run) -> Manifest:
@@ -64,30 +65,41 @@ def run_trials(config: Config, run: Run, todo: Sequence[Trial], total: int) -> N
     connect(config)
     for pool in ("train", "score"):
         require(pool, getattr(config.resources, pool), config.resources.wait_s)
-    at_once = concurrent(config.resources, ray.cluster_resources())
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_once = trials_at_once(gangs(config.resources), nodes, len(todo))
+    print(f"sweep: {len(todo)} trials, {at_once} at once", flush=True)
     try:
-        with Progress("sweep", total, "trials", total - len(todo)) as progress:
+        with Progress("sweep", total, "trials", total - len(todo), run) as progress:
             grid = tuner(config, run, todo, at_once, progress).fit()
     finally:
         run.delete(TUNE)
     failed = [result for result in grid if result.error]
     if failed:
-        name = Trial(**failed[0].config["trial"]).name
-        line = str(failed[0].error).strip().splitlines()[-1]
+        first = failed[0]
+        line = f"{Trial(**first.config['trial']).name}: {cause(first.error)}"
         kept = "finished ones are kept, the same command does the rest"
-        raise WorkStopped(f"sweep: {len(failed)} of {len(todo)} trials failed ({name}: {line}); {kept}")
+        raise WorkStopped(f"sweep: {len(failed)} of {len(todo)} trials failed ({line}); {kept}") from first.error
 
 
 def tuner(config: Config, run: Run, todo: Sequence[Trial], at_once: int, progress: Progress) -> "Tuner":  # noqa: F821
     """Ray Tune over the trials; its own state is not needed again, since trials know what they have done."""
     os.environ.update({"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"})
+    import ray
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said once, at the end
 
-    class Count(tune.Callback):
+    class Lines(tune.Callback):
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            say(trial, "begins")
+
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             progress.advance(1)
+            say(trial, f"is done ({progress.done} of {progress.total})")
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            progress.note({"trial": progress.failures.get("trial", 0) + 1})
+            say(trial, f"failed: {cause(trial.get_error())}")
 
     def driver(values: dict[str, Any]) -> None:
         quiet_data()
@@ -95,21 +107,25 @@ def tuner(config: Config, run: Run, todo: Sequence[Trial], at_once: int, progres
 
     root, _, name = f"{run.root}/{TUNE}".rpartition("/")
     return tune.Tuner(
-        tune.with_resources(driver, tune.PlacementGroupFactory([DRIVER])),
+        tune.with_resources(driver, tune.PlacementGroupFactory([place(ray.cluster_resources())])),
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
         param_space={"trial": tune.grid_search([trial._asdict() for trial in todo])},
         run_config=tune.RunConfig(
-            name=name, storage_path=root, storage_filesystem=run.fs, verbose=0, callbacks=[Count()]
+            name=name, storage_path=root, storage_filesystem=run.fs, verbose=0, callbacks=[Lines()]
         ),
     )
 
 
-def concurrent(resources: Resources, cluster: Mapping[str, float]) -> int:
-    """How many trials fit whole: each holds its worker group or its scorers, whichever is larger. At least one."""
-    train, score = wanted(resources.train), wanted(resources.score)
-    need = {kind: max(train[kind], score[kind]) for kind in train}
-    fits = [math.floor(cluster.get(kind, 0) / amount) for kind, amount in need.items() if amount]
-    return max(1, min(fits, default=1))
+def say(trial: Any, what: str) -> None:
+    """A line about one trial of Ray Tune."""
+    print(f"sweep: {Trial(**trial.config['trial']).name} {what}", flush=True)
+
+
+def place(cluster: Mapping[str, float]) -> dict[str, float]:
+    """What the driver of a trial holds."""
+    import ray
+
+    return {HEAD if HEAD in cluster else f"node:{ray.util.get_node_ip_address()}": SLIVER}
 
 
 def write(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:

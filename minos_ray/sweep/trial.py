@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minos_ray.config import Config, resolve
+from minos_ray.observe.failure import reported
 from minos_ray.pipeline import state_of
 from minos_ray.stages import FUNCTIONS, Spec, specs
 from minos_ray.store import Manifest, Run
@@ -30,7 +31,8 @@ def run_trial(config: Config, run: Run, trial: Trial) -> None:
     """Stage 1 (one critic for all kinds), stage 2, scores, evaluation; the trial's inputs are there already."""
     own, directory = trial_config(config, run, trial), trial_run(run, trial)
     for stage in dict.fromkeys(spec.stage for spec in made(own)):
-        resolve(FUNCTIONS[stage])(own, directory)
+        with reported(directory, stage):
+            resolve(FUNCTIONS[stage])(own, directory)
 
 
 def result_rows(config: Config, run: Run, trial: Trial) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import time
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -10,6 +11,8 @@ import pyarrow.fs as pafs
 from minos_ray.store import Run, fingerprint
 
 Record = dict[str, Any]
+# An object store cannot append: there the file is written anew so often at most.
+REMOTE_S = 15.0
 
 
 def log_name(name: str) -> str:
@@ -32,7 +35,7 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run, self.name, self.history = run, name, history
-        run.write_bytes(log_name(name), "".join(map(line, history)).encode())
+        self.write()
         self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp()
         self.events = SummaryWriter(self.folder, purge_step=history[-1]["step"] if history else None)
         self.wandb = start_wandb(run, name) if wandb else None
@@ -44,19 +47,24 @@ class Log:
         if self.run.local:
             with open(f"{self.run.root}/{log_name(self.name)}", "a") as file:
                 file.write(line(record))
-        elif record["event"] == "eval":
-            self.run.write_bytes(log_name(self.name), "".join(map(line, self.history)).encode())
+        elif record["event"] != "train" or time.monotonic() - self.written > REMOTE_S:
+            self.write()
         numbers = {f"{record['event']}/{key}": value for key, value in record.items() if isinstance(value, float)}
         for key, value in numbers.items():
             self.events.add_scalar(key, value, record["step"])
         if self.wandb is not None:
             self.wandb.log(numbers, step=record["step"])
 
+    def write(self) -> None:
+        """The whole file."""
+        self.run.write_bytes(log_name(self.name), "".join(map(line, self.history)).encode())
+        self.written = time.monotonic()
+
     def close(self) -> None:
         """Flushes everything to where the run lies."""
         self.events.close()
         if not self.run.local:
-            self.run.write_bytes(log_name(self.name), "".join(map(line, self.history)).encode())
+            self.write()
             target = f"{self.run.root}/logs/tb/{self.name}"
             pafs.copy_files(self.folder, target, pafs.LocalFileSystem(), self.run.fs)
         if self.wandb is not None:

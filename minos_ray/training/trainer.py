@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from minos_ray import cluster
 from minos_ray.config import Config
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.observe.cause import cause, deepest, guilty
 from minos_ray.progress import Progress
+from minos_ray.resources import Workers
 from minos_ray.sections import Model
 from minos_ray.store import Manifest, Run
 from minos_ray.training.batches import total_steps
@@ -18,7 +20,9 @@ from minos_ray.training.log import Record, log_name, read_log
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-POLL_S = 1.0
+POLL_S, REMOTE_POLL_S = 1.0, 15.0
+# So often a group of workers that did not come up is tried again; the waits together are `resources.wait_s`.
+STARTS = 4
 
 
 def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
@@ -37,25 +41,43 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     watcher = threading.Thread(target=watch, args=(run, jobs, done), daemon=True)
     watcher.start()
     try:
-        train(trainer(run, folder, jobs))
+        train(trainer(run, folder, jobs, config.resources.wait_s), jobs[0].workers, stage)
     finally:
         done.set()
         watcher.join()
     run.delete(folder)
 
 
-def train(made: "TorchTrainer") -> None:
+def train(made: "TorchTrainer", workers: Workers, stage: str) -> None:
     """Runs it; what a worker says to the user is said as such, not as a failure of Ray Train."""
     from ray.train import TrainingFailedError
 
     try:
         made.fit()
     except TrainingFailedError as error:
-        failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()]
-        said = next((failure for failure in failures if isinstance(failure, UserError)), None)
-        if said is None:
-            raise
-        raise UserError(str(said)) from error
+        if isinstance(said := deepest(error), UserError):
+            raise UserError(str(said)) from error
+        raise WorkStopped(f"{stage}: {failed(error, workers)}; a rerun goes on from the last checkpoint") from error
+
+
+def failed(error: Exception, workers: Workers) -> str:
+    """Which worker failed, and of what; or that there was no room for them."""
+    if failures := getattr(error, "worker_failures", None):
+        return f"worker {guilty(failures) + 1} of {workers.workers} failed: {cause(error)}"
+    if type(deepest(error)).__name__ == "WorkerGroupStartupTimeoutError":
+        return no_room(workers)
+    return cause(error)
+
+
+def no_room(workers: Workers) -> str:
+    """What is free now, against what the workers want all at once."""
+    import ray
+
+    free = ray.available_resources()
+    kinds = {"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})}
+    want = " and ".join(f"{amount:g} {kind}" for kind, amount in kinds.items())
+    have = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in kinds)
+    return f"no room for {workers.workers} workers of {want} each within resources.wait_s; free now: {have}"
 
 
 def finished(run: Run, artefact: str) -> Manifest:
@@ -66,7 +88,7 @@ def finished(run: Run, artefact: str) -> Manifest:
     return manifest
 
 
-def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
+def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "TorchTrainer":
     """Ray Train, which starts the group again when a worker or a node is lost; checkpoints are ours."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -75,7 +97,7 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
 
     workers = jobs[0].workers
     root, _, name = f"{run.root}/{folder}".rpartition("/")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s / STARTS)
     return TorchTrainer(
         train_all,
         train_loop_config={"run": run.path, "checkpoints": folder, "jobs": [job.model_dump() for job in jobs]},
@@ -89,7 +111,7 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job]) -> "TorchTrainer":
             storage_path=root,
             storage_filesystem=run.fs,
             logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=STARTS - 1),
         ),
     )
 
@@ -142,23 +164,31 @@ def refuse_other_layout(run: Run, folder: str, jobs: Sequence[Job]) -> None:
 def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:
     """Shows the progress that the workers write into the logs, model after model, until `done`."""
     for job in jobs:
-        while not (records := read_log(run, job.name)):
-            if done.wait(POLL_S):
-                return
-        follow(run, job, done, max(record["step"] for record in records if record["event"] == "start"))
+        if done.is_set():
+            return
+        follow(run, job, done)
 
 
-def follow(run: Run, job: Job, done: threading.Event, seen: int) -> None:
-    """Progress of one model, from its log; `seen` steps were done before."""
+def follow(run: Run, job: Job, done: threading.Event) -> None:
+    """Progress of one model, from its log, first the wait until its training begins."""
     steps = total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
-    with Progress(job.name, steps, "steps", seen) as progress:
-        stopped = False
+    pause = POLL_S if run.local else REMOTE_POLL_S
+    with Progress(job.name, steps, "steps", run=run) as progress:
+        while not (starts := [r["step"] for r in read_log(run, job.name) if r["event"] == "start"]):
+            progress.advance(0, workers="are starting")
+            if done.wait(pause):
+                return progress.give_up()
+        progress.begin(seen := max(starts))
+        stopped, tokens = False, 0
         while seen < steps and not stopped:
-            stopped = done.wait(POLL_S)
+            stopped = done.wait(pause)
             for record in (records := train_records(run, job))[seen:]:
-                speed = record["tokens"] / max(record["seconds"], 1e-9)
-                progress.advance(1, loss=f"{record['loss']:.4f}", tokens_per_s=f"{speed:,.0f}")
+                tokens += record["tokens"]
+                progress.note(tokens=tokens, loss=record["loss"])
+                progress.advance(1, loss=f"{record['loss']:.4f}")
             seen = len(records)
+        if seen < steps:
+            progress.give_up()
 
 
 def train_records(run: Run, job: Job) -> list[Record]:

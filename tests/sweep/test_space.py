@@ -7,11 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.config import build
-from minos_ray.resources import Resources
 from minos_ray.sections import Config
 from minos_ray.store import Run
 from minos_ray.sweep.space import Trial, trial_config, trial_run, trials, verifiers
-from minos_ray.sweep.stage import concurrent
 
 
 def config(**sections: object) -> Config:
@@ -55,20 +53,3 @@ def test_a_relative_base_directory_is_found_from_everywhere(tmp_path: Path, monk
     (tmp_path / "model").mkdir()
     own = trial_config(config(base={"model": "model"}), Run(str(tmp_path)), Trial(0, 0))
     assert own.base.model == str(tmp_path / "model")
-
-
-@pytest.mark.parametrize(
-    ("train", "score", "cluster", "expected"),
-    [
-        ({"workers": 2}, {"actors": 1}, {"CPU": 2}, 1),
-        ({"workers": 1}, {"actors": 1}, {"CPU": 2}, 2),
-        ({"workers": 1}, {"actors": 2}, {"CPU": 5}, 2),
-        ({"workers": 2, "gpu": True, "cpus": 4}, {"actors": 1, "gpus": 1}, {"CPU": 64, "GPU": 8}, 4),
-        ({"workers": 2, "gpu": True, "cpus": 4}, {"actors": 8, "gpus": 1}, {"CPU": 64, "GPU": 8}, 1),
-        ({"workers": 8, "gpu": True}, {"actors": 1}, {"CPU": 1}, 1),
-    ],
-)
-def test_as_many_trials_at_once_as_have_room_for_their_larger_part(
-    train: dict, score: dict, cluster: dict, expected: int
-) -> None:
-    assert concurrent(Resources(train=train, score=score), cluster) == expected

@@ -1,0 +1,100 @@
+"""The deepest cause of an exception that came through Ray, in one line."""
+
+import re
+
+from minos_ray.errors import UserError, WorkStopped
+
+LONGEST = 400
+# In the text of a traceback: the line after a frame that names the exception and what it says.
+RAISED = re.compile(r"^[ \t]+\S.*\n(?P<name>[A-Za-z_][\w.]*)(?:: (?P<said>.*))?$", re.MULTILINE)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# Where Ray's exceptions keep what they were raised for.
+HOLDERS = ("cause", "controller_failure", "health_check_failure", "_base_exc")
+COLLATERAL = re.compile(r"connection|peer|socket|gloo|nccl", re.IGNORECASE)
+
+
+def cause(error: BaseException) -> str:
+    """`ValueError: unit 5 is bad`; a killed process is said to be killed."""
+    found = deepest(error)
+    if isinstance(found, UserError | WorkStopped):
+        line = first_line(str(found))
+    elif isinstance(found, Remote):
+        line = str(found)
+    elif died(found):
+        line = death(found)
+    else:
+        line = f"{type(found).__name__}: {first_line(str(found))}".removesuffix(": ")
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+
+
+def deepest(error: BaseException) -> BaseException:
+    """The exception at the bottom of the chain; a line that was written for users ends it."""
+    seen = {id(error)}
+    while not isinstance(error, UserError | WorkStopped):
+        below = inner(error)
+        if below is None or id(below) in seen:
+            break
+        error = below
+        seen.add(id(error))
+    return error
+
+
+class Remote(Exception):
+    """An exception of another process that came here as text alone."""
+
+
+def inner(error: BaseException) -> BaseException | None:
+    """What an exception was raised for."""
+    if type(getattr(error, "cause", None)).__name__ == "UserCodeException":
+        return from_text(str(error))
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return failures[guilty(failures)]
+    held = [getattr(error, name, None) for name in HOLDERS]
+    return next((one for one in held if isinstance(one, BaseException)), error.__cause__)
+
+
+def from_text(traceback: str) -> BaseException | None:
+    """The first exception in a traceback, or the one that was written for users: Ray Data keeps no more of it."""
+    raised = [(found["name"], found["said"] or "") for found in RAISED.finditer(COLOURS.sub("", traceback))]
+    for kind in (UserError, WorkStopped):
+        name = f"{kind.__module__}.{kind.__name__}"
+        if said := next((said for found, said in raised if found == name), None):
+            return kind(said)
+    return Remote(": ".join(filter(None, (raised[0][0].rpartition(".")[2], raised[0][1])))) if raised else None
+
+
+def guilty(failures: dict[int, BaseException]) -> int:
+    """The rank whose failure brought the others down: a lost connection tells of someone else's death."""
+    found = {rank: deepest(failure) for rank, failure in failures.items()}
+
+    def innocence(rank: int) -> tuple[bool, bool, int]:
+        collateral = COLLATERAL.search(str(found[rank])) is not None and not died(found[rank])
+        return not isinstance(found[rank], UserError), collateral, rank
+
+    return min(found, key=innocence)
+
+
+def died(error: BaseException) -> bool:
+    """Whether Ray says that a process is gone."""
+    names = {one.__name__ for one in type(error).__mro__}
+    return bool(names & {"RayActorError", "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"})
+
+
+def death(error: BaseException) -> str:
+    """How a process of Ray came to its end."""
+    text = COLOURS.sub("", str(error)).strip()
+    if "creation task" in text or "error raised in its" in text:
+        return text.splitlines()[-1].strip()
+    if type(error).__name__ == "OutOfMemoryError" or "running low on memory" in text:
+        return "its process was ended by Ray, for its node ran low on memory"
+    if "node" in text and re.search(r"node (has )?(died|was lost|is dead|failed)|node .*marked dead", text):
+        return "its node was lost"
+    pid, ip = (re.search(rf"{key}: ?(\S+)", text) for key in ("pid", "ip"))
+    who = ", ".join(f"{key} {found[1]}" for key, found in (("process", pid), ("node", ip)) if found)
+    return f"its process was killed, by a signal or by the kernel for want of memory{f' ({who})' if who else ''}"
+
+
+def first_line(text: str) -> str:
+    """The first line that says something."""
+    return next((line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip()), "")

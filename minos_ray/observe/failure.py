@@ -1,0 +1,94 @@
+"""Work that failed: its cause in one line, and the full log in the run directory, without keys."""
+
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.observe.cause import cause, deepest
+from minos_ray.store import Run
+
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+SHORTEST_SECRET = 6
+LOOKS_SECRET = re.compile(r"(\bsk-|\bBearer +)[\w.-]{8,}")
+
+
+@contextmanager
+def reported(run: Run | None, stage: str) -> Iterator[None]:
+    """What fails in the block is raised as WorkStopped: the cause in one line, and a note of where the full log lies.
+
+    A UserError that was raised in some worker comes out as such.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except WorkStopped as error:
+        if not getattr(error, "__notes__", None):
+            error.add_note(where(run, stage, error))
+        raise
+    except Exception as error:
+        if isinstance(found := deepest(error), UserError):
+            raise UserError(str(found)) from error
+        raise told(run, stage, error) from error
+
+
+def told(run: Run | None, stage: str, error: Exception) -> WorkStopped:
+    """The cause in one line, with a note of where the full log lies."""
+    stopped = WorkStopped(without_secrets(f"{stage}: {cause(error)}"))
+    stopped.add_note(where(run, stage, error))
+    return stopped
+
+
+def where(run: Run | None, stage: str, error: BaseException) -> str:
+    """Writes the full log of a failure and says where it lies, and where Ray keeps the logs of its processes."""
+    named = f"full log: {write(run, stage, error)}"
+    folder = ray_logs()
+    return f"{named}; logs of Ray's processes: {folder} on each node" if folder else named
+
+
+def write(run: Run | None, stage: str, error: BaseException) -> str:
+    """Writes the traceback into `logs/` of the run, else into the folder for temporary files; its path."""
+    now = time.gmtime()
+    name = f"{stage}-{time.strftime('%Y%m%dT%H%M%SZ', now)}-{os.getpid()}.log"
+    lines = [f"{stage} failed: {cause(error)}", time.strftime("%Y-%m-%d %H:%M:%S UTC", now)]
+    lines += [f"logs of Ray's processes: {ray_logs() or 'no Ray'}", "", *traceback.format_exception(error)]
+    content = without_secrets("\n".join(lines)).encode()
+    if run is not None:
+        try:
+            run.write_bytes(f"logs/{name}", content)
+            return f"{run.path}/logs/{name}"
+        except OSError:  # perhaps it is the storage that failed
+            pass
+    path = Path(tempfile.mkdtemp(prefix="minos-")) / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def without_secrets(text: str) -> str:
+    """The text without the keys of this process, and without terminal colours."""
+    return redacted(text, os.environ)
+
+
+def redacted(text: str, environment: Mapping[str, str]) -> str:
+    """The text without colours, values of variables that are named like secrets, and what looks like a key."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    for name, value in environment.items():
+        if SECRET.search(name) and len(value.strip()) >= SHORTEST_SECRET:
+            text = text.replace(value.strip(), f"[${name}]")
+    return LOOKS_SECRET.sub(r"\1[...]", text)
+
+
+def ray_logs() -> str | None:
+    """The folder in which each node of this Ray keeps the logs of its processes; None without a Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    node = ray._private.worker._global_node  # no public name for it in this release
+    return node.get_logs_dir_path() if node else None

@@ -1,0 +1,211 @@
+"""Every stage gives back what it held, at its end and when it fails, on a cluster of raylets."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minos_ray.cluster import quiet_data
+from minos_ray.config import build
+from minos_ray.errors import WorkStopped
+from minos_ray.pipeline import run_stage
+from minos_ray.sections import Config, Model
+from minos_ray.store import Run
+from tests.critiques.scripted import KEY, Reply, ScriptedServer
+from tests.raylets import STORE, cluster_of_raylets
+from tests.runs import put
+from tests.training.world import world
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("sample", "label", "critique", "sft", "reward", "score", "sweep")
+# Ray's own actors that live as long as the driver or longer, and hold nothing.
+RAYS = {"_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor", "TrainStateActor", "_DatasetStateActor"}
+
+
+@pytest.fixture(scope="module")
+def cluster(end_of_ray: None) -> Iterator[Any]:
+    """A head without CPUs, two nodes with one each."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch, cluster_of_raylets(patch) as made:
+        for _ in range(2):
+            made.add_node(num_cpus=1, **STORE)
+        ray.init(address=made.address, log_to_driver=False)
+        quiet_data()
+        yield made
+
+
+def held() -> list[str]:
+    """Resources, placement groups and actors that somebody still holds."""
+    import ray
+    from ray._private.state import actors
+    from ray.util import placement_group_table
+
+    have, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [kind for kind in have if not kind.startswith(("object_store_memory", "memory"))]
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    alive = [actor["ActorClassName"].rpartition(".")[2] for actor in actors().values() if actor["State"] != "DEAD"]
+    return [
+        *(f"{have[kind] - free.get(kind, 0):g} {kind}" for kind in kinds if have[kind] - free.get(kind, 0) > 1e-6),
+        *(f"group {group['bundles']}" for group in groups),
+        *(f"actor {name}" for name in alive if name not in RAYS),
+    ]
+
+
+def all_is_free(beside: Sequence[str] = (), seconds: float = 40) -> None:
+    """Fails with what is held when that does not end soon."""
+    deadline = time.monotonic() + seconds
+    while (left := held()) != list(beside) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == list(beside)
+
+
+def fails(text: str) -> list[str]:
+    """A step splitter that fails in the actor."""
+    raise ValueError("the splitter fails")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Address of a critic that says what the labels say, and goes away when asked to."""
+    critic = ScriptedServer(lambda prompt, number: Reply(cut=os.environ.get("CRITIC") == "gone"))
+    threading.Thread(target=critic.serve_forever, daemon=True).start()
+    yield critic.url
+    critic.shutdown()
+    critic.server_close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, server: str) -> Config:
+    """A run with problems and labels; what is to be made of them costs seconds."""
+    config, run = world(
+        tmp_path_factory.mktemp("release"),
+        problems=10,
+        critique={"base_url": server, "api_key_env": "TEST_CRITIC_KEY", "count": 40},
+        reward={"verifiers": ["orm-base"]},
+        score={"judge": None},
+        sweep={"critiques": [0], "kinds": ["orm"], "seeds": [1, 2]},
+        resources={
+            "train": {"workers": 2, "micro_tokens": 512, "max_failures": 0},
+            "score": {"actors": 2},
+            "client": {"max_retries": 1, "timeout_s": 5},
+        },
+    )
+    run.delete("critiques")
+    return config
+
+
+@pytest.fixture(scope="module")
+def sampled(made: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run with problems alone, which are sampled with the base model by two actors."""
+    values = made.model_dump(mode="json")
+    run = Run(str(tmp_path_factory.mktemp("sampled")))
+    put(run, "problems", Run(made.run).artefact("problems").read().to_pylist())
+    return build(
+        {
+            **values,
+            "run": run.path,
+            "generator": {"model": made.base.model},
+            "sample": {"n_train": 2, "n_test": 2, "unit": 2, "max_tokens": 8},
+            "resources": {"sample": {"actors": 2, "kv_cache_gb": 0.05}, "grade": {"actors": 2}},
+        }
+    )
+
+
+def broken(folder: Path, config: Config) -> Config:
+    """The config with a base model whose weights are cut off."""
+    copied = shutil.copytree(config.base.model, folder / "broken")
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return config.model_copy(update={"base": Model(model=str(copied)), "generator": Model(model=str(copied))})
+
+
+def without_splitting(folder: Path, config: Config) -> Config:
+    """The config with a step splitter that fails."""
+    label = config.label.model_copy(update={"splitter": "tests.observe.test_release:fails"})
+    return config.model_copy(update={"label": label})
+
+
+def broken_verifier(folder: Path, config: Config) -> Config:
+    """The config of a copy of the run, where the weights of the verifier are cut off: scorers fail as they are made."""
+    shutil.copytree(config.run, folder / "run")
+    weights = folder / "run/models/orm-base/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return config.model_copy(update={"run": str(folder / "run")})
+
+
+def without_critic(folder: Path, config: Config) -> Config:
+    """The config, whose critic has gone."""
+    os.environ["CRITIC"] = "gone"
+    return config
+
+
+Break = Callable[[Path, Config], Config]
+FAILURES: dict[str, Break] = {
+    "label": without_splitting,
+    "critique": without_critic,
+    "sft": broken,
+    "score": broken_verifier,
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_holds_nothing_when_it_is_over(
+    cluster: Any, made: Config, sampled: Config, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First it fails, where that is tried here, and while its exception is looked at; then it succeeds."""
+    monkeypatch.setenv("TEST_CRITIC_KEY", KEY)
+    monkeypatch.setenv("CRITIC", "there")
+    config = sampled if stage in ("sample", "label") else made
+    if stage in FAILURES:
+        with pytest.raises(WorkStopped) as caught:  # which keeps the exception, and its frames
+            failing = FAILURES[stage](tmp_path, config)
+            run_stage(failing, Run(failing.run), stage)
+        all_is_free()
+        assert caught.value.__notes__
+    monkeypatch.setenv("CRITIC", "there")
+    run_stage(config, Run(config.run), stage)
+    all_is_free()
+
+
+def other(config: Config, folder: Path, wait_s: float = 600) -> Config:
+    """The same work in a run of its own, with nothing trained yet."""
+    shutil.copytree(config.run, folder, ignore=shutil.ignore_patterns("models", "scores", "sweep", "logs"))
+    resources = config.resources.model_copy(update={"wait_s": wait_s})
+    return config.model_copy(update={"run": str(folder), "resources": resources})
+
+
+def test_two_that_each_need_the_whole_cluster_take_turns(cluster: Any, made: Config, tmp_path: Path) -> None:
+    configs = [other(made, tmp_path / name) for name in ("one", "two")]
+    work = [threading.Thread(target=run_stage, args=(own, Run(own.run), "reward")) for own in configs]
+    for each in work:
+        each.start()
+    for each in work:
+        each.join()
+    assert all(Run(own.run).artefact("models/orm-base").manifest() for own in configs)
+    all_is_free()
+
+
+def test_who_gets_no_room_gives_up_and_holds_no_part_of_it(cluster: Any, made: Config, tmp_path: Path) -> None:
+    import ray
+
+    class Holder:
+        """Takes one of the two CPUs."""
+
+        def ready(self) -> bool:
+            return True
+
+    holder = ray.remote(Holder).options(num_cpus=1).remote()
+    ray.get(holder.ready.remote())
+    config = other(made, tmp_path / "run", wait_s=8)
+    with pytest.raises(WorkStopped, match=r"^reward: .*resources\.wait_s"):
+        run_stage(config, Run(config.run), "reward")
+    all_is_free(beside=["1 CPU", "actor Holder"])
+    ray.kill(holder)
+    all_is_free()
