@@ -35,6 +35,7 @@ def join(resources: Resources) -> None:
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         os.environ["RAY_ADDRESS"] = address
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of the driver alone: one line per actor otherwise
         ray.init(address=address, **options)
     else:
         ray.init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)

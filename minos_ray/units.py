@@ -187,5 +187,5 @@ class Outcome:
 
     def stop(self, why: str) -> None:
         """Ends the work."""
-        hint = "memory, or a setting of the engine? see the log above"
+        hint = "memory, or a setting of the engine? Ray's logs say more"
         raise WorkStopped(f"{self.label}: {why} ({hint}); what is finished is kept, a rerun does the rest")

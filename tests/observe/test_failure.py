@@ -133,6 +133,23 @@ def test_the_driver_through_the_command(tmp_path: Path) -> None:
     assert "RuntimeError: cannot load" in log.read_text() and KEY not in log.read_text()
 
 
+@pytest.mark.slow
+def test_the_log_of_a_job_reads_well_when_processes_die(made: tuple[Config, Run], tmp_path: Path) -> None:
+    """Our lines alone, without colours, carriage returns and what Ray says of every death; then the cause."""
+    config = with_splitter(made[0], "kills")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "minos_ray", "label", str(tmp_path / "config.yaml")]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_BACKEND_LOG_LEVEL"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 1
+    assert not {"\r", "\x1b"} & set(done.stdout + done.stderr)
+    first, second = [line for line in done.stderr.splitlines() if "core_worker.cc" not in line]  # once per actor
+    assert first.startswith("minos: grade: unit ") and "killed 3 actors" in first
+    assert second.startswith(f"minos: full log: {made[1].path}/logs/label-")
+    assert "logs of Ray's processes: " in second
+    assert all(line.startswith("grade: ") for line in done.stdout.splitlines())
+
+
 def load(*args: Any, **kwargs: Any) -> list[dict]:
     """A loader of problems that fails for a deeper reason."""
     try:
