@@ -1,26 +1,31 @@
 """`minos check`: everything that can be known to be wrong before any work starts, said at once."""
 
+import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 
-from minos_ray.cluster import joins, wanted
+from minos_ray.cluster import joins
 from minos_ray.config import Config, resolve, secret
 from minos_ray.errors import UserError
 from minos_ray.pipeline import State, status
+from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
+from minos_ray.preflight.gpu_memory import base_is_here, memory_matters
 from minos_ray.sections import Model
 from minos_ray.store import Run
 
-# Stage -> which pool of `resources` it uses.
+# Stage -> which pools of `resources` it uses.
 POOLS = {
-    "pretrain": "train",
-    "sample": "sample",
-    "label": "grade",
-    "critique": "client",
-    "sft": "train",
-    "reward": "train",
-    "score": "score",
+    "pretrain": ("train",),
+    "sample": ("sample",),
+    "label": ("grade",),
+    "critique": ("client",),
+    "sft": ("train",),
+    "reward": ("train",),
+    "score": ("score",),
+    "sweep": ("train", "score"),
 }
+CRITIC_S = 10.0
 
 
 def check(config: Config, log: Callable[[str], None] = print) -> None:
@@ -30,14 +35,18 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
     log(f"run directory: {run.path}")
     for state in states:
         log(f"  {state.artefact:18} {state.state}{f' ({state.why})' if state.why else ''}")
-    for name, want in sorted(pools(config, states).items()):
-        amounts = ", ".join(f"{amount:g} {kind}" for kind, amount in want.items() if amount)
-        log(f"resources.{name}: {amounts}")
+    for name, need in sorted(pools(config, states).items()):
+        log(f"resources.{name}: {amounts(need.total)}")
     with suppress(UserError):  # said below, with everything else that is wrong
         for line in estimates(config, run, states):
             log(line)
     refuse(config, run)
     log("config, files, models, credentials: fine")
+    if joins(config.resources) and pools(config, states):
+        from minos_ray.preflight.joined import stated
+
+        for line in stated(pools(config, states)):
+            log(line)
 
 
 def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
@@ -46,7 +55,7 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
         from minos_ray.critiques.estimate import expected_cost
 
         yield expected_cost(config, run)
-    if memory_matters(config, states):
+    if memory_matters(config, unfinished(states)):
         from minos_ray.training.memory import stated
 
         yield from stated(config, run, unfinished(states))
@@ -54,12 +63,9 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
         from minos_ray.labels.rollouts import cost
 
         yield cost(config, run)
+    from minos_ray.preflight.disk import stated as disk_stated
 
-
-def memory_matters(config: Config, states: list[State]) -> bool:
-    """Whether GPUs will train a model whose sizes are known here and now."""
-    todo = unfinished(states)
-    return config.resources.train.gpu and bool(todo & {"sft", "reward"}) and base_is_here(config)
+    yield from disk_stated(config, run, states)
 
 
 def unfinished(states: list[State]) -> set[str]:
@@ -67,55 +73,87 @@ def unfinished(states: list[State]) -> set[str]:
     return {s.stage for s in states if s.state != "done"}
 
 
-def base_is_here(config: Config) -> bool:
-    """Whether the base model is neither on a hub nor still to be made."""
-    from minos_ray.models import is_hub_id
-
-    return not is_hub_id(config.base.model) and not config.base.model.startswith("run:")
-
-
-def refuse(config: Config, run: Run) -> None:
-    """UserError naming everything that would stop the stages still to be done."""
-    found = list(findings(config, run))
+def refuse(config: Config, run: Run, stages: Set[str] | None = None) -> None:
+    """UserError naming everything that would stop the stages still to be done, or those of `stages` among them."""
+    found = list(findings(config, run, stages))
     if found:
         several = [f"{len(found)} things would stop this run:"] if len(found) > 1 else []
         raise UserError("\n  ".join([*several, *found]))
 
 
-def findings(config: Config, run: Run) -> Iterator[str]:
-    """One line for each thing wrong."""
-    states = status(config, run)
-    todo = unfinished(states) - {"sweep"}
+def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterator[str]:
+    """One line for each thing wrong. `stages`: what only these need; the stage `critique` asks the critic itself."""
+    states = [s for s in status(config, run) if (s.stage != "sweep" if stages is None else s.stage in stages)]
+    todo = unfinished(states)
     tests: list[Callable[[], object]] = [lambda name=name: resolve(name) for name in functions(config, todo)]
     tests += [lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo)]
     if "problems" in todo:
         tests.append(lambda: check_sources(config))
-    if "critique" in todo and config.critique.base_url != "offline":
+    if stages is None and "critique" in todo and config.critique.base_url != "offline":
         from minos_ray.critiques.prices import priced
 
-        tests += [lambda: secret(config.critique.api_key_env), lambda: priced(config.critique)]
-    if rollouts_wanted(config, states):
-        from minos_ray.labels.rollouts import completer, settings
-
-        tests += [lambda: settings(config), lambda: completer(config)]
-    if memory_matters(config, states):
-        from minos_ray.training.memory import refuse as refuse_memory
-
-        tests.append(lambda: refuse_memory(config, run, todo))
-    tests += lora_tests(config, run, todo)
-    imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
-    if config.reward.consensus and "reward" in todo and not imported:
-        from minos_ray.training.consensus import refuse_told
-
-        tests.append(lambda: refuse_told(config.critique.prompt))
-    tests += [
-        lambda name=name, want=want: check_pool(config, name, want) for name, want in pools(config, states).items()
-    ]
+        tests += [lambda: check_critic(config), lambda: priced(config.critique)]
+    tests += training_tests(config, run, states)
+    if not joins(config.resources):
+        tests += [
+            lambda name=name, need=need: check_pool(config, name, need) for name, need in pools(config, states).items()
+        ]
+    tests += storage_tests(config, run, states)
     for test in tests:
         try:
             test()
         except UserError as error:
             yield str(error)
+    if joins(config.resources) and pools(config, states):
+        from minos_ray.preflight.joined import findings as joined_findings
+
+        yield from joined_findings(
+            config, run, todo, pools(config, states), models(config, todo), functions(config, todo)
+        )
+
+
+def training_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
+    """What rollouts, memory of GPUs, adapters and consensus need."""
+    todo = unfinished(states)
+    if rollouts_wanted(config, states):
+        from minos_ray.labels.rollouts import completer, settings
+
+        yield lambda: settings(config)
+        yield lambda: completer(config)
+    if memory_matters(config, unfinished(states)):
+        from minos_ray.training.memory import refuse as refuse_memory
+
+        yield lambda: refuse_memory(config, run, todo)
+    yield from lora_tests(config, run, todo)
+    imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
+    if config.reward.consensus and "reward" in todo and not imported:
+        from minos_ray.training.consensus import refuse_told
+
+        yield lambda: refuse_told(config.critique.prompt)
+
+
+def storage_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
+    """The run directory can be written, and has room."""
+    if not unfinished(states):
+        return
+    from minos_ray.preflight import disk
+    from minos_ray.preflight.nodes import token
+
+    def writable() -> None:
+        with token(run):
+            pass
+
+    yield writable
+    yield lambda: disk.refuse(config, run, states)
+
+
+def check_critic(config: Config) -> None:
+    """UserError when the key is missing or refused, or nobody answers; one request that costs nothing."""
+    from minos_ray.critiques.client import Endpoint, preflight
+
+    section = config.critique
+    key = secret(section.api_key_env).strip()
+    asyncio.run(preflight(Endpoint(section, config.resources.client, section.base_url, key), CRITIC_S))
 
 
 def lora_tests(config: Config, run: Run, todo: set[str]) -> Iterator[Callable[[], object]]:
@@ -186,19 +224,26 @@ def check_sources(config: Config) -> None:
             raise UserError(f"problems.{split}.path = '{path}' does not exist")
 
 
-def pools(config: Config, states: list[State]) -> dict[str, dict[str, float]]:
-    """CPUs and GPUs wanted by each pool of the stages to be done."""
-    names = {POOLS[s.stage] for s in states if s.state != "done" and s.stage in POOLS}
+def pools(config: Config, states: list[State]) -> dict[str, Bundles]:
+    """What each pool of the stages to be done wants."""
+    todo = {s.stage for s in states if s.state != "done"}
+    names = {name for stage in todo for name in POOLS.get(stage, ())}
     names |= {"sample"} if rollouts_wanted(config, states) else set()
-    return {name: wanted(getattr(config.resources, name)) for name in names}
+    names |= {"judge"} if any(s.artefact == "scores/critic" and s.state != "done" for s in states) else set()
+    if config.critique.mode == "batch" or on_loopback(config.critique.base_url):
+        names -= {"client"}  # asked by the driver, or from its node without CPUs
+    return {name: bundles(getattr(config.resources, name)) for name in names}
 
 
-def check_pool(config: Config, name: str, want: dict[str, float]) -> None:
-    """On this machine alone, what is wanted must be there; a joined cluster is asked by the stage itself."""
-    if joins(config.resources):
-        return
-    cpus = config.resources.num_cpus or os.cpu_count() or 1
-    if want["CPU"] > cpus:
-        raise UserError(f"resources.{name} wants {want['CPU']:g} CPUs, this machine has {cpus}")
-    if want["GPU"] and not os.path.exists("/dev/nvidia0"):
-        raise UserError(f"resources.{name} wants {want['GPU']:g} GPUs, this machine has none")
+def on_loopback(url: str) -> bool:
+    """Whether the critic is on the driver's machine."""
+    return url == "offline" or "//127.0.0.1" in url or "//localhost" in url
+
+
+def check_pool(config: Config, name: str, need: Bundles) -> None:
+    """UserError unless this machine has what is wanted."""
+    from minos_ray.training import gpus
+
+    machine = {"CPU": float(config.resources.num_cpus or os.cpu_count() or 1), "GPU": float(gpus.count())}
+    if line := lack(f"resources.{name}", need, {"this machine": machine}):
+        raise UserError(line)

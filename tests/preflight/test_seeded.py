@@ -1,0 +1,116 @@
+"""Seeded mistakes on a cluster of real raylets, two of which differ: each is found and named, in seconds."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from minos_ray.check import check, findings
+from minos_ray.cluster import disconnect
+from minos_ray.config import Config, load_config
+from minos_ray.store import Run
+from tests.preflight import world
+from tests.preflight.world import KEY, ODD, OTHER, SEEDED
+
+pytestmark = pytest.mark.skipif(not world.namespaces(), reason="no mount namespaces here")
+LIMIT_S = 30
+
+
+class World(NamedTuple):
+    """Where it lies, where its cluster is, and the file of a right config."""
+
+    folder: Path
+    address: str
+    config: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Joined by this process, which finds the modules that the configs name."""
+    folder = tmp_path_factory.mktemp("preflight")
+    disconnect()
+    world.prepare(folder)
+    with pytest.MonkeyPatch.context() as patch, world.critic() as url, world.cluster(folder) as cluster:
+        for name in ("here", "partly"):
+            patch.syspath_prepend(str(folder / "modules" / name))
+        patch.setenv(KEY, "good")
+        (folder / "right.yaml").write_text(yaml.safe_dump(world.right(folder, cluster.address, url)))
+        yield World(folder, cluster.address, folder / "right.yaml")
+
+
+def config(made: World, *overrides: str) -> Config:
+    """The right config with some keys changed."""
+    return load_config(made.config, [override.format(folder=made.folder) for override in overrides])
+
+
+def found(made: World, *overrides: str) -> list[str]:
+    """What is found to be wrong."""
+    values = config(made, *overrides)
+    return list(findings(values, Run(values.run)))
+
+
+def test_nothing_is_wrong(made: World) -> None:
+    said: list[str] = []
+    check(config(made, "sample.prompt=everywhere:plain"), said.append)
+    assert "config, files, models, credentials: fine" in said
+    assert said[-1] == "cluster: 3 nodes with 4 CPU, 8 GPU: same versions, storage shared"
+    assert not (made.folder / "run").exists(), "a check leaves nothing behind"
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_mistake_is_named_and_nothing_else(made: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded = SEEDED[name]
+    for variable, value in seeded.env.items():
+        monkeypatch.setenv(variable, value)
+    if name == "no cluster at the address":
+        disconnect()
+    lines = found(made, *seeded.overrides)
+    assert len(lines) == 1, lines
+    assert all(word in lines[0] for word in seeded.words), lines[0]
+    assert "wrong" not in lines[0], "keys are never shown"
+
+
+def test_several_are_said_at_once(made: World) -> None:
+    lines = found(made, "generator.model={folder}/partly/model", "run={folder}/frozen/run", "resources.grade.actors=9")
+    assert len(lines) == 3
+    assert all(any(word in line for line in lines) for word in ("generator.model", "Read-only", "9 x (1 CPU)"))
+
+
+def test_a_node_with_other_versions_and_a_full_disk(made: World) -> None:
+    old = made.folder / "old" / "transformers-4.1.0.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.1.0\n")
+    tiny = f"mount -t tmpfs -o size=1m none {made.folder}/tiny"
+    path = ":".join([str(old.parent), *(str(made.folder / "modules" / name) for name in ("here", "partly")), *sys.path])
+    with world.raylet(made.address, OTHER, tiny, PYTHONPATH=path, TMPDIR=f"{made.folder}/tiny"):
+        lines = found(made)
+    assert len(lines) == 2, lines
+    assert lines[0].startswith(f"node {OTHER}: transformers 4.1.0, the driver has ")
+    assert lines[1].startswith(f"node {OTHER}: {made.folder}/tiny has 0.00 GB free")
+
+
+def test_a_stage_asks_for_its_own_only(made: World) -> None:
+    values = config(made, "generator.model={folder}/partly/model", "resources.grade.actors=9")
+    run = Run(values.run)
+    assert not list(findings(values, run, {"problems"}))
+    [line] = findings(values, run, {"sample"})
+    assert ODD in line and "generator.model" in line
+    [line] = findings(values, run, {"label"})
+    assert "resources.grade wants 9" in line
+
+
+def test_a_node_that_does_not_answer_is_named(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another module that hangs when it is looked for takes the place of a node that hangs."""
+    monkeypatch.setattr("minos_ray.preflight.joined.WITHIN_S", 0.0)
+    lines = found(made)
+    assert len(lines) == 1 and "does not answer within" in lines[0], lines
+
+
+def test_an_address_of_another_server_is_no_head(made: World) -> None:
+    disconnect()
+    with world.critic() as url:
+        lines = found(made, f"resources.address={url.split('/')[2]}")
+    assert len(lines) == 1 and "is no Ray head" in lines[0], lines
