@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 
 from minos_ray.cluster import joins
-from minos_ray.config import Config, resolve, secret
+from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
@@ -89,7 +89,7 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     tests += [lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo)]
     if "problems" in todo:
         tests.append(lambda: check_sources(config))
-    if stages is None and "critique" in todo and config.critique.base_url != "offline":
+    if stages is None and "critique" in todo and asks_critic(config):
         from minos_ray.critiques.prices import priced
 
         tests += [lambda: check_critic(config), lambda: priced(config.critique)]
@@ -147,13 +147,18 @@ def storage_tests(config: Config, run: Run, states: list[State]) -> Iterator[Cal
     yield lambda: disk.refuse(config, run, states)
 
 
+def asks_critic(config: Config) -> bool:
+    """Whether requests are to be made of an endpoint that is not the miniature's own."""
+    return config.critique.base_url != "offline" and bool(config.critique.count or config.error_analysis.count)
+
+
 def check_critic(config: Config) -> None:
     """UserError when the key is missing or refused, or nobody answers; one request that costs nothing."""
     from minos_ray.critiques.client import Endpoint, preflight
+    from minos_ray.critiques.stage import endpoint
 
-    section = config.critique
-    key = secret(section.api_key_env).strip()
-    asyncio.run(preflight(Endpoint(section, config.resources.client, section.base_url, key), CRITIC_S))
+    with endpoint(config.critique, config.seed) as (base_url, key):
+        asyncio.run(preflight(Endpoint(config.critique, config.resources.client, base_url, key), CRITIC_S))
 
 
 def lora_tests(config: Config, run: Run, todo: set[str]) -> Iterator[Callable[[], object]]:

@@ -35,26 +35,26 @@ def join(resources: Resources) -> None:
     address = resources.address or os.environ.get("RAY_ADDRESS")
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
+        enter(address, "resources.address" if resources.address else "RAY_ADDRESS", options)
         os.environ["RAY_ADDRESS"] = address
-        enter(address, options)
     else:
         ray.init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
     quiet_data()
 
 
-def enter(address: str, options: dict[str, Any]) -> None:
-    """Joins a cluster; UserError when nothing answers there, or not one that takes this process."""
+def enter(address: str, key: str, options: dict[str, Any]) -> None:
+    """Joins the cluster that `key` names; UserError when nothing answers there, or not one that takes this process."""
     import ray
 
-    refuse_silence(address)
+    refuse_silence(address, key)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"resources.address = '{address}': Ray refuses: {said[:300]}") from error
+        raise UserError(f"{key} = '{address}': Ray refuses: {said[:300]}") from error
 
 
-def refuse_silence(address: str) -> None:
+def refuse_silence(address: str, key: str) -> None:
     """UserError unless a gRPC server answers at host:port; Ray itself would try again and again.
 
     It says hello first: HTTP/2's preface with empty settings is answered by settings (RFC 9113, section 3.4).
@@ -69,10 +69,10 @@ def refuse_silence(address: str) -> None:
             hello = peer.recv(len(SETTINGS))
     except OSError as error:
         hint = "is the cluster up, is the port right (Ray's own, 6379 unless set)?"
-        raise UserError(f"resources.address = '{address}' does not answer ({error}); {hint}") from error
+        raise UserError(f"{key} = '{address}' does not answer ({error}); {hint}") from error
     if hello[3:4] != SETTINGS[3:4]:
         hint = "give Ray's own port (6379 unless set), not the dashboard's"
-        raise UserError(f"resources.address = '{address}' is no Ray head; {hint}")
+        raise UserError(f"{key} = '{address}' is no Ray head; {hint}")
 
 
 def joins(resources: Resources) -> bool:

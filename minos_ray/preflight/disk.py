@@ -34,6 +34,11 @@ def refuse(config: Config, run: Run, states: list[State]) -> None:
 
 
 def told(sizes: dict[str, float]) -> str:
-    """`12.3 GB (models 4.1, checkpoints 8.2)`."""
-    parts = ", ".join(f"{what} {size / GB:.2f}" for what, size in sizes.items())
-    return f"{sum(sizes.values()) / GB:.2f} GB ({parts})"
+    """`12.30 GB (models 100 MB, checkpoints 12.20 GB)`."""
+    parts = ", ".join(f"{what} {amount(size)}" for what, size in sizes.items())
+    return f"{amount(sum(sizes.values()))} ({parts})"
+
+
+def amount(size: float) -> str:
+    """Bytes for a reader."""
+    return f"{size / GB:.2f} GB" if size >= GB else f"{size / 1e6:.0f} MB"

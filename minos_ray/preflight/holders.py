@@ -36,7 +36,8 @@ def actors() -> list[tuple[str, str, dict[str, float]]]:
         actor = ActorTableData.FromString(raw)
         resources = {kind: actor.required_resources[kind] for kind in KINDS if actor.required_resources.get(kind)}
         if resources:
-            found.append((actor.class_name.partition("(")[0], actor.job_id.hex(), resources))
+            name = actor.class_name.partition("(")[0].rpartition(".")[2]
+            found.append((name, actor.job_id.hex(), resources))
     return found
 
 

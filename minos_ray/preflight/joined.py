@@ -1,6 +1,5 @@
 """What would stop the work on a cluster that is joined: its room, and what each of its nodes says."""
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 
@@ -11,7 +10,7 @@ from minos_ray.preflight import compare, estimate, probe
 from minos_ray.preflight.bundles import Bundles, amounts, lack, room, summed
 from minos_ray.preflight.gpu_memory import engines_too_large, trainings_too_large
 from minos_ray.preflight.growth import Growth, growth
-from minos_ray.preflight.nodes import WITHIN_S, Answer, alive, answers, ask, named, token
+from minos_ray.preflight.nodes import Answer, alive, answers, ask, named, token
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
 
@@ -26,8 +25,7 @@ def findings(
     models: Iterable[tuple[str, Model]],
     functions: Iterable[str],
 ) -> Iterator[str]:
-    """One line for each thing wrong; every node is asked at once, within `WITHIN_S`."""
-    until = time.monotonic() + WITHIN_S
+    """One line for each thing wrong; every node is asked at once."""
     try:
         connect(config)
     except UserError as error:
@@ -37,7 +35,7 @@ def findings(
     yield from no_room(pools, named(nodes), growth())
     foreign = sorted({name.partition(":")[0] for name in functions if not name.startswith("minos_ray.")})
     with suppress(UserError), token(run) as folder:  # one that cannot be written is named without the cluster
-        said = answers(ask(run, folder, list(keys), foreign, nodes), until)
+        said = answers(ask(run, folder, list(keys), foreign, nodes))
         yield from told_by_nodes(config, run, todo, pools, said, keys, folder)
 
 

@@ -1,7 +1,6 @@
 """Asking every node of a cluster at once, with a time limit for all of them."""
 
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -86,11 +85,11 @@ def ask(run: Run, folder: str, models: list[str], modules: list[str], nodes: Seq
             ray.cloudpickle.unregister_pickle_by_value(module)
 
 
-def answers(asked: dict[Any, Node], until: float) -> list[Answer]:
-    """What the nodes said before the monotonic time `until`; those that said nothing are given up."""
+def answers(asked: dict[Any, Node]) -> list[Answer]:
+    """What the nodes say within `WITHIN_S`; those that say nothing are given up."""
     import ray
 
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=max(0.1, until - time.monotonic()))
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=WITHIN_S)
     for reference in late:
         ray.cancel(reference, force=True)
     silent = [Answer(asked[reference], None, f"does not answer within {WITHIN_S:.0f} s") for reference in late]

@@ -1,6 +1,5 @@
 """Seeded mistakes on a cluster of real raylets, two of which differ: each is found and named, in seconds."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +10,15 @@ import yaml
 from minos_ray.check import check, findings
 from minos_ray.cluster import disconnect
 from minos_ray.config import Config, load_config
+from minos_ray.errors import UserError
+from minos_ray.pipeline import run_stage
+from minos_ray.preflight import nodes
 from minos_ray.store import Run
 from tests.preflight import world
 from tests.preflight.world import KEY, ODD, OTHER, SEEDED
+from tests.runs import problem, put
 
 pytestmark = pytest.mark.skipif(not world.namespaces(), reason="no mount namespaces here")
-LIMIT_S = 30
 
 
 class World(NamedTuple):
@@ -37,6 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for name in ("here", "partly"):
             patch.syspath_prepend(str(folder / "modules" / name))
         patch.setenv(KEY, "good")
+        patch.setenv("RAY_ADDRESS", cluster.address)
         (folder / "right.yaml").write_text(yaml.safe_dump(world.right(folder, cluster.address, url)))
         yield World(folder, cluster.address, folder / "right.yaml")
 
@@ -80,12 +83,7 @@ def test_several_are_said_at_once(made: World) -> None:
 
 
 def test_a_node_with_other_versions_and_a_full_disk(made: World) -> None:
-    old = made.folder / "old" / "transformers-4.1.0.dist-info"
-    old.mkdir(parents=True)
-    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.1.0\n")
-    tiny = f"mount -t tmpfs -o size=1m none {made.folder}/tiny"
-    path = ":".join([str(old.parent), *(str(made.folder / "modules" / name) for name in ("here", "partly")), *sys.path])
-    with world.raylet(made.address, OTHER, tiny, PYTHONPATH=path, TMPDIR=f"{made.folder}/tiny"):
+    with world.other_node(made.folder, made.address):
         lines = found(made)
     assert len(lines) == 2, lines
     assert lines[0].startswith(f"node {OTHER}: transformers 4.1.0, the driver has ")
@@ -102,11 +100,20 @@ def test_a_stage_asks_for_its_own_only(made: World) -> None:
     assert "resources.grade wants 9" in line
 
 
+def test_a_stage_is_refused_before_it_begins(made: World) -> None:
+    values = config(made, "run={folder}/half", "generator.model={folder}/partly/model")
+    run = Run(values.run)
+    put(run, "problems", [problem(0)])
+    with pytest.raises(UserError, match=rf"node {ODD}: generator.model = .* cannot be read there"):
+        run_stage(values, run, "sample")
+    assert run.artefact("candidates").begun() is None
+
+
 def test_a_node_that_does_not_answer_is_named(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another module that hangs when it is looked for takes the place of a node that hangs."""
-    monkeypatch.setattr("minos_ray.preflight.joined.WITHIN_S", 0.0)
-    lines = found(made)
-    assert len(lines) == 1 and "does not answer within" in lines[0], lines
+    monkeypatch.setattr(nodes, "WITHIN_S", 3.0)
+    with world.frozen(ODD):
+        lines = found(made)
+    assert lines == [f"node {ODD}: does not answer within 3 s"]
 
 
 def test_an_address_of_another_server_is_no_head(made: World) -> None:

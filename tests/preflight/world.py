@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from tests.raylets import STORE
 from tests.tiny import tiny_model
 
@@ -77,6 +79,28 @@ def raylet(address: str, ip: str, script: str, gpus: int = 0, **env: str) -> Ite
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+@contextmanager
+def other_node(folder: Path, address: str) -> Iterator[None]:
+    """One more node, with another transformers by its metadata and a temporary directory of 1 MB."""
+    old = folder / "old" / "transformers-4.1.0.dist-info"
+    old.mkdir(parents=True, exist_ok=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.1.0\n")
+    path = ":".join([str(old.parent), *(f"{folder}/modules/{name}" for name in ("here", "partly")), *sys.path])
+    tiny = f"mount -t tmpfs -o size=1m none {folder}/tiny"
+    with raylet(address, OTHER, tiny, PYTHONPATH=path, TMPDIR=f"{folder}/tiny"):
+        yield
+
+
+@contextmanager
+def frozen(ip: str) -> Iterator[None]:
+    """The raylet of a node does nothing for a while."""
+    mine = psutil.Process().children(recursive=True)
+    [process] = [p for p in mine if p.name() == "raylet" and f"--node_ip_address={ip}" in p.cmdline()]
+    process.suspend()
+    yield
+    process.resume()
 
 
 def nodes(address: str) -> list[dict[str, Any]]:
