@@ -1,4 +1,4 @@
-"""Seeded mistakes on a cluster of loopback raylets: what `minos check` says, and in how many seconds.
+"""Seeded mistakes on a cluster of loopback raylets: what `minos check` says, in how many seconds, and of which CPU.
 
     PYTHONPATH=. python benchmarks/preflight.py        (needs `unshare`; --full prints all that is said)
 
@@ -22,25 +22,30 @@ from tests.preflight.world import Seeded
 LIMIT_S = 30.0
 
 
-def asked(folder: Path, *arguments: str, **env: str) -> tuple[float, int, str, str]:
-    """Seconds, exit code, stdout and stderr of `minos check` with overrides."""
+Result = tuple[float, float, int, str, str]
+
+
+def asked(folder: Path, *arguments: str, **env: str) -> Result:
+    """Seconds, CPU seconds, exit code, stdout and stderr of `minos check` with overrides."""
     modules = ":".join(f"{folder}/modules/{name}" for name in ("here", "partly"))
     command = [sys.executable, "-m", "minos_ray", "check", f"{folder}/right.yaml", *arguments]
     environment = {**os.environ, world.KEY: "good", "PYTHONPATH": f"{os.getcwd()}:{modules}", **env}
-    start = time.monotonic()
+    start, before = time.monotonic(), os.times()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    return time.monotonic() - start, done.returncode, done.stdout, done.stderr
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.monotonic() - start, cpu, done.returncode, done.stdout, done.stderr
 
 
-def show(name: str, words: tuple[str, ...], result: tuple[float, int, str, str]) -> bool:
+def show(name: str, words: tuple[str, ...], result: Result) -> bool:
     """Prints one row; whether the mistake was named in time."""
-    seconds, code, out, said = result
+    seconds, cpu, code, out, said = result
     if "--full" in sys.argv:
         print(f"\n$ minos check    # {name}\n{out}{said}")
     lines = [line.removeprefix("minos:").strip() for line in said.splitlines()]
     line = next((line for line in lines if all(word in line for word in words)), "NOT NAMED")
     found = code == 2 and line != "NOT NAMED" and seconds < LIMIT_S
-    print(f"{'found' if found else 'FAILED':7} {seconds:5.1f} s  {name:38} {line}", flush=True)
+    print(f"{'found' if found else 'FAILED':7} {seconds:5.1f} s {cpu:5.1f} s  {name:38} {line}", flush=True)
     return found
 
 
@@ -68,8 +73,9 @@ def main() -> int:
     world.prepare(folder)
     with world.critic() as url, world.cluster(folder) as cluster:
         (folder / "right.yaml").write_text(yaml.safe_dump(world.right(folder, cluster.address, url)))
-        seconds, code, out, said = asked(folder)
-        print(f"{'right' if code == 0 else 'FAILED':7} {seconds:5.1f} s  {'nothing is wrong':38} {said or last(out)}")
+        seconds, cpu, code, out, said = asked(folder)
+        outcome = "FAILED" if code else "right"
+        print(f"{outcome:7} {seconds:5.1f} s {cpu:5.1f} s  {'nothing is wrong':38} {said if code else last(out)}")
         found = list(rows(folder, cluster.address))
     print(f"{sum(found)} of {len(found)} found in under {LIMIT_S:.0f} s")
     return 0 if code == 0 and all(found) else 1

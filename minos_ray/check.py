@@ -10,7 +10,7 @@ from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
-from minos_ray.preflight.gpu_memory import base_is_here, memory_matters
+from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
 from minos_ray.sections import Model
 from minos_ray.store import Run
 
@@ -82,34 +82,51 @@ def refuse(config: Config, run: Run, stages: Set[str] | None = None) -> None:
 
 
 def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterator[str]:
-    """One line for each thing wrong. `stages`: what only these need; the stage `critique` asks the critic itself."""
+    """One line for each thing wrong, here and on the nodes of a cluster that is joined.
+
+    `stages`: what only these need. Each of them waits for room itself, and `critique` asks the critic.
+    """
     states = [s for s in status(config, run) if (s.stage != "sweep" if stages is None else s.stage in stages)]
-    todo = unfinished(states)
-    tests: list[Callable[[], object]] = [lambda name=name: resolve(name) for name in functions(config, todo)]
-    tests += [lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo)]
-    if "problems" in todo:
-        tests.append(lambda: check_sources(config))
+    todo, needs = unfinished(states), pools(config, states)
+    tests = [*local_tests(config, run, states)]
     if stages is None and "critique" in todo and asks_critic(config):
         from minos_ray.critiques.prices import priced
 
         tests += [lambda: check_critic(config), lambda: priced(config.critique)]
-    tests += training_tests(config, run, states)
-    if not joins(config.resources):
-        tests += [
-            lambda name=name, need=need: check_pool(config, name, need) for name, need in pools(config, states).items()
-        ]
-    tests += storage_tests(config, run, states)
     for test in tests:
         try:
             test()
         except UserError as error:
             yield str(error)
-    if joins(config.resources) and pools(config, states):
-        from minos_ray.preflight.joined import findings as joined_findings
+    if not joins(config.resources):
+        yield from machine_findings(config, run, needs)
+    elif needs:
+        from minos_ray.preflight import joined
 
-        yield from joined_findings(
-            config, run, todo, pools(config, states), models(config, todo), functions(config, todo)
-        )
+        named = (models(config, todo), functions(config, todo))
+        yield from joined.findings(config, run, todo, needs, *named, waits=stages is not None)
+
+
+def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
+    """Functions, models and files that the config names, trainings, the run directory."""
+    todo = unfinished(states)
+    yield from (lambda name=name: resolve(name) for name in functions(config, todo))
+    yield from (lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo))
+    if "problems" in todo:
+        yield lambda: check_sources(config)
+    yield from training_tests(config, run, states)
+    yield from storage_tests(config, run, states)
+
+
+def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Iterator[str]:
+    """Pools that this machine has no room for, and engines that its GPUs cannot hold."""
+    from minos_ray.training import gpus
+
+    machine = {"CPU": float(config.resources.num_cpus or os.cpu_count() or 1), "GPU": float(gpus.count())}
+    lines = [lack(f"resources.{name}", need, {"this machine": machine}) for name, need in needs.items()]
+    yield from (line for line in lines if line)
+    if machine["GPU"] and any("GPU" in need.each for need in needs.values()) and (size := gpus.memory_gb()):
+        yield from engines_too_large(config, run, needs, size)
 
 
 def training_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
@@ -120,7 +137,7 @@ def training_tests(config: Config, run: Run, states: list[State]) -> Iterator[Ca
 
         yield lambda: settings(config)
         yield lambda: completer(config)
-    if memory_matters(config, unfinished(states)):
+    if memory_matters(config, todo):
         from minos_ray.training.memory import refuse as refuse_memory
 
         yield lambda: refuse_memory(config, run, todo)
@@ -243,12 +260,3 @@ def pools(config: Config, states: list[State]) -> dict[str, Bundles]:
 def on_loopback(url: str) -> bool:
     """Whether the critic is on the driver's machine."""
     return url == "offline" or "//127.0.0.1" in url or "//localhost" in url
-
-
-def check_pool(config: Config, name: str, need: Bundles) -> None:
-    """UserError unless this machine has what is wanted."""
-    from minos_ray.training import gpus
-
-    machine = {"CPU": float(config.resources.num_cpus or os.cpu_count() or 1), "GPU": float(gpus.count())}
-    if line := lack(f"resources.{name}", need, {"this machine": machine}):
-        raise UserError(line)

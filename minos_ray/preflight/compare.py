@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from minos_ray.preflight import probe
 from minos_ray.preflight.nodes import Answer
 from minos_ray.store import Run
 
@@ -49,8 +50,9 @@ def storage(answers: Sequence[Answer], run: Run, folder: str) -> Iterator[tuple[
             yield node, f"run = '{run.path}': the driver does not see what is written there; share that path"
 
 
-def models(answers: Sequence[Answer], keys: Mapping[str, str], here: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def models(answers: Sequence[Answer], keys: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Model directories (path -> config key) that a node does not have as the driver has them."""
+    here = {path: probe.model(path) for path in keys}
     for node, said in spoken(answers):
         for path, digest in said["models"].items():
             if digest.startswith("!"):

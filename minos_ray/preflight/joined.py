@@ -1,11 +1,12 @@
 """What would stop the work on a cluster that is joined: its room, and what each of its nodes says."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 
 from minos_ray.cluster import connect
 from minos_ray.errors import UserError
-from minos_ray.models import absolute, is_hub_id
+from minos_ray.models import absolute
 from minos_ray.preflight import compare, estimate, probe
 from minos_ray.preflight.bundles import Bundles, amounts, lack, room, summed
 from minos_ray.preflight.gpu_memory import engines_too_large, trainings_too_large
@@ -24,15 +25,17 @@ def findings(
     pools: Pools,
     models: Iterable[tuple[str, Model]],
     functions: Iterable[str],
+    waits: bool,
 ) -> Iterator[str]:
-    """One line for each thing wrong; every node is asked at once."""
+    """One line for each thing wrong; every node is asked at once. `waits`: the work waits for room by itself."""
     try:
         connect(config)
     except UserError as error:
         yield str(error)
         return
     nodes, keys = alive(), model_keys(models)
-    yield from no_room(pools, named(nodes), growth())
+    if not waits:
+        yield from no_room(pools, named(nodes), growth())
     foreign = sorted({name.partition(":")[0] for name in functions if not name.startswith("minos_ray.")})
     with suppress(UserError), token(run) as folder:  # one that cannot be written is named without the cluster
         said = answers(ask(run, folder, list(keys), foreign, nodes))
@@ -49,12 +52,10 @@ def told_by_nodes(
     folder: str,
 ) -> Iterator[str]:
     """What their answers, compared with the driver's own, show to be wrong."""
-    here = {path: probe.model(path) for path in keys}
-    there = {path for path in keys if not here[path].startswith("!")}
     yield from compare.grouped(compare.silence(said))
     yield from compare.grouped(compare.versions(said, probe.versions()))
     yield from compare.grouped(compare.storage(said, run, folder))
-    yield from compare.grouped(compare.models(said, {path: keys[path] for path in there}, here))
+    yield from compare.grouped(compare.models(said, keys))
     yield from compare.grouped(compare.modules(said))
     wanted = estimate.node_bytes(config, run, todo)
     yield from compare.grouped(compare.disks(said, wanted, "logs, spilled blocks and a checkpoint on its way"))
@@ -64,9 +65,9 @@ def told_by_nodes(
 
 
 def model_keys(models: Iterable[tuple[str, Model]]) -> dict[str, str]:
-    """Path -> config key of the models that lie in directories outside the run."""
-    plain = [(key, model) for key, model in models if not model.model.startswith(("run:", "package:"))]
-    return {absolute(model).model: key for key, model in plain if not is_hub_id(model.model)}
+    """Path -> config key of the models that lie in directories here, outside the run and the package."""
+    paths = {absolute(model).model: key for key, model in models}
+    return {path: key for path, key in paths.items() if os.path.isfile(f"{path}/config.json")}
 
 
 def no_room(pools: Pools, nodes: Mapping[str, Mapping[str, float]], may: Growth) -> Iterator[str]:

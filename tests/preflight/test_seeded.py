@@ -96,8 +96,12 @@ def test_a_stage_asks_for_its_own_only(made: World) -> None:
     assert not list(findings(values, run, {"problems"}))
     [line] = findings(values, run, {"sample"})
     assert ODD in line and "generator.model" in line
-    [line] = findings(values, run, {"label"})
-    assert "resources.grade wants 9" in line
+    assert not list(findings(values, run, {"label"})), "a stage waits for room, and says so"
+
+
+def test_what_the_driver_lacks_is_not_asked_of_the_nodes(made: World) -> None:
+    [line] = found(made, "base.model={folder}/nowhere")
+    assert line.startswith("base.model: model") and "nowhere" in line
 
 
 def test_a_stage_is_refused_before_it_begins(made: World) -> None:
