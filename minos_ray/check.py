@@ -1,26 +1,31 @@
 """`minos check`: everything that can be known to be wrong before any work starts, said at once."""
 
+import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 
-from minos_ray.cluster import joins, wanted
-from minos_ray.config import Config, resolve, secret
+from minos_ray.cluster import joins
+from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.pipeline import State, status
+from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
+from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
 from minos_ray.sections import Model
 from minos_ray.store import Run
 
-# Stage -> which pool of `resources` it uses.
+# Stage -> which pools of `resources` it uses.
 POOLS = {
-    "pretrain": "train",
-    "sample": "sample",
-    "label": "grade",
-    "critique": "client",
-    "sft": "train",
-    "reward": "train",
-    "score": "score",
+    "pretrain": ("train",),
+    "sample": ("sample",),
+    "label": ("grade",),
+    "critique": ("client",),
+    "sft": ("train",),
+    "reward": ("train",),
+    "score": ("score",),
+    "sweep": ("train", "score"),
 }
+CRITIC_S = 10.0
 
 
 def check(config: Config, log: Callable[[str], None] = print) -> None:
@@ -30,14 +35,18 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
     log(f"run directory: {run.path}")
     for state in states:
         log(f"  {state.artefact:18} {state.state}{f' ({state.why})' if state.why else ''}")
-    for name, want in sorted(pools(config, states).items()):
-        amounts = ", ".join(f"{amount:g} {kind}" for kind, amount in want.items() if amount)
-        log(f"resources.{name}: {amounts}")
+    for name, need in sorted(pools(config, states).items()):
+        log(f"resources.{name}: {amounts(need.total)}")
     with suppress(UserError):  # said below, with everything else that is wrong
         for line in estimates(config, run, states):
             log(line)
     refuse(config, run)
     log("config, files, models, credentials: fine")
+    if joins(config.resources) and pools(config, states):
+        from minos_ray.preflight.joined import stated
+
+        for line in stated(pools(config, states)):
+            log(line)
 
 
 def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
@@ -46,7 +55,7 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
         from minos_ray.critiques.estimate import expected_cost
 
         yield expected_cost(config, run)
-    if memory_matters(config, states):
+    if memory_matters(config, unfinished(states)):
         from minos_ray.training.memory import stated
 
         yield from stated(config, run, unfinished(states))
@@ -54,12 +63,9 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
         from minos_ray.labels.rollouts import cost
 
         yield cost(config, run)
+    from minos_ray.preflight.disk import stated as disk_stated
 
-
-def memory_matters(config: Config, states: list[State]) -> bool:
-    """Whether GPUs will train a model whose sizes are known here and now."""
-    todo = unfinished(states)
-    return config.resources.train.gpu and bool(todo & {"sft", "reward"}) and base_is_here(config)
+    yield from disk_stated(config, run, states)
 
 
 def unfinished(states: list[State]) -> set[str]:
@@ -67,55 +73,109 @@ def unfinished(states: list[State]) -> set[str]:
     return {s.stage for s in states if s.state != "done"}
 
 
-def base_is_here(config: Config) -> bool:
-    """Whether the base model is neither on a hub nor still to be made."""
-    from minos_ray.models import is_hub_id
-
-    return not is_hub_id(config.base.model) and not config.base.model.startswith("run:")
-
-
-def refuse(config: Config, run: Run) -> None:
-    """UserError naming everything that would stop the stages still to be done."""
-    found = list(findings(config, run))
+def refuse(config: Config, run: Run, stages: Set[str] | None = None) -> None:
+    """UserError naming everything that would stop the stages still to be done, or those of `stages` among them."""
+    found = list(findings(config, run, stages))
     if found:
         several = [f"{len(found)} things would stop this run:"] if len(found) > 1 else []
         raise UserError("\n  ".join([*several, *found]))
 
 
-def findings(config: Config, run: Run) -> Iterator[str]:
-    """One line for each thing wrong."""
-    states = status(config, run)
-    todo = unfinished(states) - {"sweep"}
-    tests: list[Callable[[], object]] = [lambda name=name: resolve(name) for name in functions(config, todo)]
-    tests += [lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo)]
-    if "problems" in todo:
-        tests.append(lambda: check_sources(config))
-    if "critique" in todo and config.critique.base_url != "offline":
+def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterator[str]:
+    """One line for each thing wrong, here and on the nodes of a cluster that is joined.
+
+    `stages`: what only these need. Each of them waits for room itself, and `critique` asks the critic.
+    """
+    states = [s for s in status(config, run) if (s.stage != "sweep" if stages is None else s.stage in stages)]
+    todo, needs = unfinished(states), pools(config, states)
+    tests = [*local_tests(config, run, states)]
+    if stages is None and "critique" in todo and asks_critic(config):
         from minos_ray.critiques.prices import priced
 
-        tests += [lambda: secret(config.critique.api_key_env), lambda: priced(config.critique)]
-    if rollouts_wanted(config, states):
-        from minos_ray.labels.rollouts import completer, settings
-
-        tests += [lambda: settings(config), lambda: completer(config)]
-    if memory_matters(config, states):
-        from minos_ray.training.memory import refuse as refuse_memory
-
-        tests.append(lambda: refuse_memory(config, run, todo))
-    tests += lora_tests(config, run, todo)
-    imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
-    if config.reward.consensus and "reward" in todo and not imported:
-        from minos_ray.training.consensus import refuse_told
-
-        tests.append(lambda: refuse_told(config.critique.prompt))
-    tests += [
-        lambda name=name, want=want: check_pool(config, name, want) for name, want in pools(config, states).items()
-    ]
+        tests += [lambda: check_critic(config), lambda: priced(config.critique)]
     for test in tests:
         try:
             test()
         except UserError as error:
             yield str(error)
+    if not joins(config.resources):
+        yield from machine_findings(config, run, needs)
+    elif needs:
+        from minos_ray.preflight import joined
+
+        named = (models(config, todo), functions(config, todo))
+        yield from joined.findings(config, run, todo, needs, *named, waits=stages is not None)
+
+
+def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
+    """Functions, models and files that the config names, trainings, the run directory."""
+    todo = unfinished(states)
+    yield from (lambda name=name: resolve(name) for name in functions(config, todo))
+    yield from (lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo))
+    if "problems" in todo:
+        yield lambda: check_sources(config)
+    yield from training_tests(config, run, states)
+    yield from storage_tests(config, run, states)
+
+
+def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Iterator[str]:
+    """Pools that this machine has no room for, and engines that its GPUs cannot hold."""
+    from minos_ray.training import gpus
+
+    machine = {"CPU": float(config.resources.num_cpus or os.cpu_count() or 1), "GPU": float(gpus.count())}
+    lines = [lack(f"resources.{name}", need, {"this machine": machine}) for name, need in needs.items()]
+    yield from (line for line in lines if line)
+    if machine["GPU"] and any("GPU" in need.each for need in needs.values()) and (size := gpus.memory_gb()):
+        yield from engines_too_large(config, run, needs, size)
+
+
+def training_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
+    """What rollouts, memory of GPUs, adapters and consensus need."""
+    todo = unfinished(states)
+    if rollouts_wanted(config, states):
+        from minos_ray.labels.rollouts import completer, settings
+
+        yield lambda: settings(config)
+        yield lambda: completer(config)
+    if memory_matters(config, todo):
+        from minos_ray.training.memory import refuse as refuse_memory
+
+        yield lambda: refuse_memory(config, run, todo)
+    yield from lora_tests(config, run, todo)
+    imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
+    if config.reward.consensus and "reward" in todo and not imported:
+        from minos_ray.training.consensus import refuse_told
+
+        yield lambda: refuse_told(config.critique.prompt)
+
+
+def storage_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
+    """The run directory can be written, and has room."""
+    if not unfinished(states):
+        return
+    from minos_ray.preflight import disk
+    from minos_ray.preflight.nodes import token
+
+    def writable() -> None:
+        with token(run):
+            pass
+
+    yield writable
+    yield lambda: disk.refuse(config, run, states)
+
+
+def asks_critic(config: Config) -> bool:
+    """Whether requests are to be made of an endpoint that is not the miniature's own."""
+    return config.critique.base_url != "offline" and bool(config.critique.count or config.error_analysis.count)
+
+
+def check_critic(config: Config) -> None:
+    """UserError when the key is missing or refused, or nobody answers; one request that costs nothing."""
+    from minos_ray.critiques.client import Endpoint, preflight
+    from minos_ray.critiques.stage import endpoint
+
+    with endpoint(config.critique, config.seed) as (base_url, key):
+        asyncio.run(preflight(Endpoint(config.critique, config.resources.client, base_url, key), CRITIC_S))
 
 
 def lora_tests(config: Config, run: Run, todo: set[str]) -> Iterator[Callable[[], object]]:
@@ -186,19 +246,17 @@ def check_sources(config: Config) -> None:
             raise UserError(f"problems.{split}.path = '{path}' does not exist")
 
 
-def pools(config: Config, states: list[State]) -> dict[str, dict[str, float]]:
-    """CPUs and GPUs wanted by each pool of the stages to be done."""
-    names = {POOLS[s.stage] for s in states if s.state != "done" and s.stage in POOLS}
+def pools(config: Config, states: list[State]) -> dict[str, Bundles]:
+    """What each pool of the stages to be done wants."""
+    todo = {s.stage for s in states if s.state != "done"}
+    names = {name for stage in todo for name in POOLS.get(stage, ())}
     names |= {"sample"} if rollouts_wanted(config, states) else set()
-    return {name: wanted(getattr(config.resources, name)) for name in names}
+    names |= {"judge"} if any(s.artefact == "scores/critic" and s.state != "done" for s in states) else set()
+    if config.critique.mode == "batch" or on_loopback(config.critique.base_url):
+        names -= {"client"}  # asked by the driver, or from its node without CPUs
+    return {name: bundles(getattr(config.resources, name)) for name in names}
 
 
-def check_pool(config: Config, name: str, want: dict[str, float]) -> None:
-    """On this machine alone, what is wanted must be there; a joined cluster is asked by the stage itself."""
-    if joins(config.resources):
-        return
-    cpus = config.resources.num_cpus or os.cpu_count() or 1
-    if want["CPU"] > cpus:
-        raise UserError(f"resources.{name} wants {want['CPU']:g} CPUs, this machine has {cpus}")
-    if want["GPU"] and not os.path.exists("/dev/nvidia0"):
-        raise UserError(f"resources.{name} wants {want['GPU']:g} GPUs, this machine has none")
+def on_loopback(url: str) -> bool:
+    """Whether the critic is on the driver's machine."""
+    return url == "offline" or "//127.0.0.1" in url or "//localhost" in url

@@ -2,14 +2,19 @@
 
 import gc
 import os
-import time
+import socket
 from typing import Any
 
 from minos_ray.errors import UserError
+from minos_ray.preflight.bundles import bundles, room
+from minos_ray.preflight.waiting import Waiting, free_nodes
 from minos_ray.resources import Actors, Resources, Workers
 from minos_ray.sections import Config
 
 RAY_NOISE = r"A worker died or was killed|Task .* failed\. There are"
+ANSWER_S, POLL_S = 10.0, 1.0
+# An empty settings frame of HTTP/2; its fourth byte is its type.
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 def connect(config: Config) -> None:
@@ -34,12 +39,45 @@ def join(resources: Resources) -> None:
     address = resources.address or os.environ.get("RAY_ADDRESS")
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        os.environ["RAY_ADDRESS"] = address
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of the driver alone: one line per actor otherwise
-        ray.init(address=address, **options)
+        enter(address, "resources.address" if resources.address else "RAY_ADDRESS", options)
+        os.environ["RAY_ADDRESS"] = address
     else:
         ray.init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
     quiet_data()
+
+
+def enter(address: str, key: str, options: dict[str, Any]) -> None:
+    """Joins the cluster that `key` names; UserError when nothing answers there, or not one that takes this process."""
+    import ray
+
+    refuse_silence(address, key)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key} = '{address}': Ray refuses: {said[:300]}") from error
+
+
+def refuse_silence(address: str, key: str) -> None:
+    """UserError unless a gRPC server answers at host:port; Ray itself would try again and again.
+
+    It says hello first: HTTP/2's preface with empty settings is answered by settings (RFC 9113, section 3.4).
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit() or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as peer:
+            peer.settimeout(ANSWER_S)
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+            hello = peer.recv(len(SETTINGS))
+    except OSError as error:
+        hint = "is the cluster up, is the port right (Ray's own, 6379 unless set)?"
+        raise UserError(f"{key} = '{address}' does not answer ({error}); {hint}") from error
+    if hello[3:4] != SETTINGS[3:4]:
+        hint = "give Ray's own port (6379 unless set), not the dashboard's"
+        raise UserError(f"{key} = '{address}' is no Ray head; {hint}")
 
 
 def joins(resources: Resources) -> bool:
@@ -84,30 +122,35 @@ def on_this_node() -> Any:
 
 def wanted(resources: Actors | Workers) -> dict[str, float]:
     """CPUs and GPUs of the whole pool."""
-    if isinstance(resources, Workers):
-        return {"CPU": resources.cpus * resources.workers, "GPU": float(resources.workers if resources.gpu else 0)}
-    return {"CPU": resources.cpus * resources.actors, "GPU": float(resources.gpus * resources.actors)}
+    return {"CPU": 0.0, "GPU": 0.0} | bundles(resources).total
 
 
-def require(section: str, resources: Actors | Workers, wait_s: float) -> None:
-    """Waits until the cluster has the wanted CPUs and GPUs; UserError with the numbers when it never will."""
-    import ray
+def require(label: str, resources: Actors | Workers, wait_s: float) -> None:
+    """Waits until the actors or workers of a pool have room, each on one node, and says what it waits for.
 
+    After `wait_s` it is a UserError when the cluster is too small and WorkStopped when others hold what is wanted.
+    """
     # Work that failed in this process keeps its actors until its exception, a cycle of frames, is collected.
     gc.collect()
-    want = {kind: amount for kind, amount in wanted(resources).items() if amount}
-    deadline = time.monotonic() + wait_s
-    while True:
-        have = ray.cluster_resources()
-        short = {kind: amount for kind, amount in want.items() if have.get(kind, 0) < amount}
-        if not short:
-            return
-        if not autoscaling() or time.monotonic() > deadline:
-            lacks = ", ".join(f"{amount:g} {kind} of {have.get(kind, 0):g}" for kind, amount in short.items())
-            raise UserError(f"resources.{section} wants {lacks} in the cluster; lower it or add nodes")
-        time.sleep(5)
+    need = bundles(resources)
+    if room(need, free_nodes().values()) < need.count:
+        wait(Waiting(label, need, wait_s))
 
 
-def autoscaling() -> bool:
+def wait(waiting: Waiting) -> None:
+    """Asks the cluster for what is wanted, so that one that grows does, and waits for it."""
+    from ray.util import placement_group, remove_placement_group
+
+    if not can_grow():
+        waiting.refuse_if_too_small()
+    group = placement_group([waiting.need.each] * waiting.need.count)
+    try:
+        while not group.wait(timeout_seconds=POLL_S):
+            waiting.go_on()
+    finally:
+        remove_placement_group(group)
+
+
+def can_grow() -> bool:
     """Whether more nodes may come: only a cluster that was joined can grow."""
     return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))

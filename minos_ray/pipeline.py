@@ -34,7 +34,10 @@ def open_run(config: Config) -> Run:
     refuse_fleeting(config)
     run = Run(config.run)
     content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode()
-    run.write_bytes("config.yaml", content)
+    try:
+        run.write_bytes("config.yaml", content)
+    except OSError as error:
+        raise UserError(f"run = '{run.path}' cannot be written: {error}") from error
     return run
 
 
@@ -45,7 +48,9 @@ def refuse_fleeting(config: Config) -> None:
 
 
 def run_stage(config: Config, run: Run, stage: str) -> Manifest:
-    """One stage by name."""
+    """One stage by name; UserError with all that would stop it, before it begins."""
+    from minos_ray.check import refuse
+
     ready = [missing_inputs(config, run, s) for s in specs(config) if s.stage == stage]
     if not ready:
         raise UserError(f"this config has nothing for stage '{stage}' to make")
@@ -53,6 +58,7 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
     if missing:
         first = next(s.stage for s in specs(config) if s.artefact in missing)
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
+    refuse(config, run, {stage})
     with reported(run, stage):
         return resolve(FUNCTIONS[stage])(config, run)
 

@@ -233,7 +233,7 @@ def test_nothing_to_do_asks_nobody(artefact: Artefact, do: Callable[..., dict], 
 
 
 def test_more_than_the_cluster_has_is_refused_with_numbers(artefact: Artefact) -> None:
-    with pytest.raises(UserError, match=r"resources\.sample wants 64 CPU of 2"):
+    with pytest.raises(UserError, match=r"resources\.sample wants 8 x \(8 CPU\), each on one node: 0 of 8 fit"):
         run_units(
             artefact.run,
             "squares",

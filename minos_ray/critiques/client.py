@@ -75,13 +75,13 @@ class Endpoint:
         return text.replace(self.key, "***")[:200]
 
 
-async def preflight(endpoint: Endpoint) -> None:
+async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
     """One free request: is anybody there, is the key good? An endpoint without a list of models passes."""
     try:
-        async with endpoint.open() as api, asyncio.timeout(PREFLIGHT_S):
+        async with endpoint.open() as api, asyncio.timeout(within_s):
             await api.models.list()
     except (openai.APIConnectionError, TimeoutError) as error:
-        reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {PREFLIGHT_S:.0f} s"
+        reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {within_s:.0f} s"
         raise UserError(f"critique.base_url = '{endpoint.base_url}' cannot be reached: {reason}") from error
     except openai.AuthenticationError as error:
         raise UserError(endpoint.refused(error)) from error

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 
 def memory_gb() -> float | None:
@@ -12,3 +13,8 @@ def memory_gb() -> float | None:
     said = subprocess.run(query, capture_output=True, text=True, timeout=60)
     sizes = [int(line) for line in said.stdout.split() if line.isdigit()]
     return min(sizes) * 2**20 / 1e9 if sizes and not said.returncode else None
+
+
+def count() -> int:
+    """GPUs of this machine, as the driver's device files tell."""
+    return sum(file.name.removeprefix("nvidia").isdigit() for file in Path("/dev").glob("nvidia*"))

@@ -226,7 +226,7 @@ def test_the_completer_and_its_engines_are_checked_beforehand(tmp_path: Path) ->
     run = make_run(config)
     said = "\n".join(findings(config, run))
     assert "label.rollouts.completer" in said and "nowhere" in said
-    assert "resources.sample wants 9 CPUs" in said
+    assert "resources.sample wants 9 x (1 CPU)" in said
 
 
 def test_imported_labels_are_not_passed_over_in_silence(tmp_path: Path) -> None:

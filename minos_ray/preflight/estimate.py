@@ -1,0 +1,89 @@
+"""About how many bytes a run will write, from the config and the base model's own files."""
+
+import json
+import math
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+from minos_ray.errors import UserError
+from minos_ray.models import is_hub_id, locate
+from minos_ray.sections import Config, Model
+from minos_ray.store import Run
+from minos_ray.training_sections import Train
+
+# Stored bytes for each token of the limit: about half of it is used, a token is four characters, zstd halves them.
+TOKEN_BYTES = 1
+# fp32 weights and Adam's two moments, in every checkpoint of a full training; bf16 weights come on top.
+STATE_BYTES = 12
+# Ray's logs, spilled blocks and the cache of compiled kernels.
+ANYWAY = 1e9
+
+
+def run_bytes(config: Config, run: Run, todo: Set[str], models: int) -> dict[str, float]:
+    """Bytes that the stages to be done add to the run directory, by what they are; `models` are still to be made."""
+    found = {"candidates": candidates(config, run)} if "sample" in todo else {}
+    if size := base_parameters(config, run):
+        widths = [width(section) for _, section in trainings(config, todo)]
+        found["models"] = models * size * max(widths, default=0)
+        kept = (config.resources.train.keep + 2) * checkpoint(config, size, todo)
+        found |= {"checkpoints": kept} if kept else {}
+    return {what: amount for what, amount in found.items() if amount}
+
+
+def node_bytes(config: Config, run: Run, todo: Set[str]) -> float:
+    """Bytes that a node needs for temporary files: a checkpoint is written aside before it goes to the run."""
+    return ANYWAY + checkpoint(config, base_parameters(config, run) or 0, todo)
+
+
+def candidates(config: Config, run: Run) -> float:
+    """Bytes of all samples; 0 when it is not known how many problems there are."""
+    limits = {"train": config.sample.n_train, "test": config.sample.n_test}
+    rows = sum(count * problems(config, run, split) for split, count in limits.items())
+    return rows * config.sample.max_tokens * TOKEN_BYTES
+
+
+def problems(config: Config, run: Run, split: str) -> int:
+    """Problems of a split: counted, else the limit of the config, else 0."""
+    manifest = run.artefact("problems").manifest()
+    if manifest is not None:
+        return manifest.counts.get(split, 0)
+    return (getattr(config.problems, split).limit or 0) if config.problems else 0
+
+
+def trainings(config: Config, todo: Set[str]) -> Iterator[tuple[str, Train]]:
+    """Trainings to be done."""
+    return ((name, section) for name, section in (("sft", config.sft), ("reward", config.reward)) if name in todo)
+
+
+def checkpoint(config: Config, size: int, todo: Set[str]) -> float:
+    """Bytes of one checkpoint of the largest training; one of LoRA is small."""
+    full = [section for _, section in trainings(config, todo) if section.lora is None]
+    return size * max((STATE_BYTES + (2 if section.precision == "bf16" else 0) for section in full), default=0)
+
+
+def width(section: Train) -> int:
+    """Bytes of a saved weight."""
+    return 2 if section.precision == "bf16" else 4
+
+
+def base_parameters(config: Config, run: Run) -> int | None:
+    """Parameters of the base model, None unless it lies here."""
+    return parameters(config.base, run)
+
+
+def parameters(model: Model, run: Run) -> int | None:
+    """Parameters of a model that lies on this machine as safetensors, from the headers of its files; else None."""
+    if is_hub_id(model.model) or model.model.startswith("run:"):
+        return None
+    try:
+        files = list(Path(locate(model, run)).glob("*.safetensors"))
+    except UserError:  # said elsewhere, with everything else that is wrong
+        return None
+    return sum(map(tensor_sizes, files)) or None
+
+
+def tensor_sizes(file: Path) -> int:
+    """Numbers in a safetensors file: 8 bytes that tell the length of a JSON header, and the header."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

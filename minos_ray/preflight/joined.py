@@ -1,0 +1,89 @@
+"""What would stop the work on a cluster that is joined: its room, and what each of its nodes says."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import suppress
+
+from minos_ray.cluster import connect
+from minos_ray.errors import UserError
+from minos_ray.models import absolute
+from minos_ray.preflight import compare, estimate, probe
+from minos_ray.preflight.bundles import Bundles, amounts, lack, room, summed
+from minos_ray.preflight.gpu_memory import engines_too_large, trainings_too_large
+from minos_ray.preflight.growth import Growth, growth
+from minos_ray.preflight.nodes import Answer, alive, answers, ask, named, token
+from minos_ray.sections import Config, Model
+from minos_ray.store import Run
+
+Pools = Mapping[str, Bundles]
+
+
+def findings(
+    config: Config,
+    run: Run,
+    todo: Set[str],
+    pools: Pools,
+    models: Iterable[tuple[str, Model]],
+    functions: Iterable[str],
+    waits: bool,
+) -> Iterator[str]:
+    """One line for each thing wrong; every node is asked at once. `waits`: the work waits for room by itself."""
+    try:
+        connect(config)
+    except UserError as error:
+        yield str(error)
+        return
+    nodes, keys = alive(), model_keys(models)
+    if not waits:
+        yield from no_room(pools, named(nodes), growth())
+    foreign = sorted({name.partition(":")[0] for name in functions if not name.startswith("minos_ray.")})
+    with suppress(UserError), token(run) as folder:  # one that cannot be written is named without the cluster
+        said = answers(ask(run, folder, list(keys), foreign, nodes))
+        yield from told_by_nodes(config, run, todo, pools, said, keys, folder)
+
+
+def told_by_nodes(
+    config: Config,
+    run: Run,
+    todo: Set[str],
+    pools: Pools,
+    said: list[Answer],
+    keys: Mapping[str, str],
+    folder: str,
+) -> Iterator[str]:
+    """What their answers, compared with the driver's own, show to be wrong."""
+    yield from compare.grouped(compare.silence(said))
+    yield from compare.grouped(compare.versions(said, probe.versions()))
+    yield from compare.grouped(compare.storage(said, run, folder))
+    yield from compare.grouped(compare.models(said, keys))
+    yield from compare.grouped(compare.modules(said))
+    wanted = estimate.node_bytes(config, run, todo)
+    yield from compare.grouped(compare.disks(said, wanted, "logs, spilled blocks and a checkpoint on its way"))
+    if gpu_gb := compare.gpu_gb(said):
+        yield from trainings_too_large(config, run, todo, gpu_gb)
+        yield from engines_too_large(config, run, pools, gpu_gb)
+
+
+def model_keys(models: Iterable[tuple[str, Model]]) -> dict[str, str]:
+    """Path -> config key of the models that lie in directories here, outside the run and the package."""
+    paths = {absolute(model).model: key for key, model in models}
+    return {path: key for path, key in paths.items() if os.path.isfile(f"{path}/config.json")}
+
+
+def no_room(pools: Pools, nodes: Mapping[str, Mapping[str, float]], may: Growth) -> Iterator[str]:
+    """Pools that do not fit on the nodes, nor on any that could come."""
+    for name, need in sorted(pools.items()):
+        line = lack(f"resources.{name}", need, nodes)
+        if line and not may.possible:
+            yield f"{line}; lower it or add nodes"
+        elif line and may.types is not None and not room(need, may.types):
+            yield f"{line}; the autoscaler has no type of node that holds one ({', '.join(map(amounts, may.types))})"
+
+
+def stated(pools: Pools) -> Iterator[str]:
+    """What the cluster is, and what of the wanted has yet to come."""
+    nodes = named(alive())
+    yield f"cluster: {len(nodes)} nodes with {amounts(summed(list(nodes.values())))}: same versions, storage shared"
+    for name, need in sorted(pools.items()):
+        if line := lack(f"resources.{name}", need, nodes):
+            yield f"{line}; an autoscaler runs, the stage asks it for nodes and waits up to resources.wait_s"

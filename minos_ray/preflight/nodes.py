@@ -1,0 +1,106 @@
+"""Asking every node of a cluster at once, with a time limit for all of them."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from minos_ray.errors import UserError
+from minos_ray.preflight import probe
+from minos_ray.store import Run
+from minos_ray.training import gpus
+
+WITHIN_S = 15.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive and what it has."""
+
+    id: str
+    address: str
+    has: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `probe.look` said on a node, or why it said nothing."""
+
+    node: Node
+    said: dict[str, Any] | None
+    error: str = ""
+
+
+def alive() -> list[Node]:
+    """The nodes of the cluster that was joined, in order of their addresses."""
+    import ray
+
+    found = [Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+    return sorted(found, key=lambda node: (node.address, node.id))
+
+
+def named(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
+    """What nodes have by their address; several of one address are told apart by their ids."""
+    addresses = [node.address for node in nodes]
+    return {n.address if addresses.count(n.address) == 1 else f"{n.address} ({n.id[:6]})": n.has for n in nodes}
+
+
+@contextmanager
+def token(run: Run) -> Iterator[str]:
+    """A folder in the run directory that holds a secret word of the driver; UserError where it cannot be written."""
+    word = secrets.token_hex(8)
+    folder, new = f"preflight-{word}", not run.exists("")
+    try:
+        run.write_bytes(f"{folder}/driver", word.encode())
+    except OSError as error:
+        with suppress(OSError):  # what is left of it, where anything is
+            run.delete(folder)
+        raise UserError(f"run = '{run.path}' cannot be written: {error}") from error
+    try:
+        yield folder
+    finally:
+        run.delete(folder)
+        if new and run.local and not run.files("") and not run.folders(""):
+            run.delete("")
+
+
+def ask(run: Run, folder: str, models: list[str], modules: list[str], nodes: Sequence[Node]) -> dict[Any, Node]:
+    """Starts one task on each node that takes no CPU."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    for module in (probe, gpus):
+        ray.cloudpickle.register_pickle_by_value(module)
+    try:
+        look = ray.remote(num_cpus=0, max_retries=0)(probe.look)
+        return {
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+                run.path, folder, node.id, models, modules, node.has.get("GPU", 0) > 0
+            ): node
+            for node in nodes
+        }
+    finally:
+        for module in (probe, gpus):
+            ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+def answers(asked: dict[Any, Node]) -> list[Answer]:
+    """What the nodes say within `WITHIN_S`; those that say nothing are given up."""
+    import ray
+
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=WITHIN_S)
+    for reference in late:
+        ray.cancel(reference, force=True)
+    silent = [Answer(asked[reference], None, f"does not answer within {WITHIN_S:.0f} s") for reference in late]
+    return [answer(asked[reference], reference) for reference in ready] + silent
+
+
+def answer(node: Node, reference: Any) -> Answer:
+    """What a node said; a probe that failed is told in one line."""
+    import ray
+
+    try:
+        return Answer(node, ray.get(reference))
+    except ray.exceptions.RayError as error:
+        return Answer(node, None, f"cannot be asked: {str(error).strip().splitlines()[-1]}")
