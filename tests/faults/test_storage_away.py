@@ -13,7 +13,7 @@ from minos_ray import storage
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store import Artefact, Run
 from tests.remote.proxy import Fault, Proxy, proxy
-from tests.remote.server import Bucket, bucket
+from tests.remote.server import KEYS, Bucket, bucket
 
 INPUTS = {"config": {"x": 1}}
 ROWS = pa.table({"n": list(range(1000))})
@@ -64,7 +64,7 @@ def everything(artefact: Artefact, between: Proxy, fault: Fault, requests: int) 
     failing()
     assert artefact.complete({"rows": 1000}) == artefact.manifest()
     failing()
-    assert run.sizes("")["candidates/part-a.parquet"] > 0
+    assert run.sizes("candidates")["part-a.parquet"] > 0
     failing()
     run.delete("candidates")
     assert not run.exists("candidates/part-a.parquet")
@@ -110,6 +110,22 @@ def test_a_store_that_stays_away_stops_the_work_within_the_limit(
     between.fail("busy", 0)
     assert artefact.part_names() == ["a"], "a part that could not be read is not taken to be torn"
     assert run.files("candidates") == ["begun.json", "part-a.parquet"]
+
+
+@pytest.mark.parametrize("only", ["?uploads", "partNumber=", "POST"])
+def test_a_large_object_that_cannot_be_written_leaves_the_one_that_is_there(
+    store: Bucket, between: Proxy, monkeypatch: pytest.MonkeyPatch, only: str
+) -> None:
+    """Whichever of its requests fails for good: no empty or half object takes its place."""
+    monkeypatch.setattr(storage, "S3_ATTEMPTS", 3)
+    run = Run(store.uri("large", between.port))
+    run.write_bytes("large.bin", b"before")
+    between.fail("busy", -1, only)
+    with pytest.raises(WorkStopped, match=r"large\.bin.* cannot be written"):
+        run.write_bytes("large.bin", bytes(12 << 20))
+    assert between.failed
+    between.fail("busy", 0)
+    assert run.read_bytes("large.bin") == b"before"
 
 
 def test_what_no_retry_mends_is_said_at_once(store: Bucket) -> None:
@@ -166,4 +182,4 @@ def test_it_stays_patient_in_another_process(run: Run) -> None:
 
     sent = pickle.loads(pickle.dumps(run.fs))
     assert isinstance(sent, storage.PatientS3)
-    assert b"secret" not in pickle.dumps(run.fs)
+    assert KEYS["AWS_SECRET_ACCESS_KEY"].encode() not in pickle.dumps(run.fs)

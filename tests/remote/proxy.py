@@ -13,25 +13,29 @@ HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 
 
 class Proxy:
-    """`failing` requests from now on meet `fault` (-1: all); `asked` lists all, `failed` counts those that met one."""
+    """The next `failing` requests that have `only` in their line meet `fault` (-1: all of them).
+
+    `asked` lists all requests, `failed` counts those that met a fault.
+    """
 
     def __init__(self, port: int, behind: int) -> None:
         self.port, self.behind = port, behind
         self.fault: Fault = "busy"
+        self.only = ""
         self.failing = self.failed = 0
         self.asked: list[str] = []
         self.lock = threading.Lock()
 
-    def fail(self, fault: Fault, requests: int) -> None:
-        """The next requests fail."""
+    def fail(self, fault: Fault, requests: int, only: str = "") -> None:
+        """The next requests of a kind fail."""
         with self.lock:
-            self.fault, self.failing, self.failed = fault, requests, 0
+            self.fault, self.failing, self.failed, self.only = fault, requests, 0, only
 
     def next_fault(self, request: str) -> Fault | None:
         """What the request meets."""
         with self.lock:
             self.asked.append(request)
-            if not self.failing:
+            if not self.failing or self.only not in request:
                 return None
             self.failing -= 1
             self.failed += 1

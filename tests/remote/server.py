@@ -1,7 +1,6 @@
 """moto's S3 server on the loopback, in a process of its own, and run directories in it."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -39,11 +38,11 @@ def free_port() -> int:
 
 def command() -> str:
     """The server's command; skips where it is not installed."""
-    beside = Path(sys.prefix).resolve().with_name(".venv-moto") / "bin/moto_server"
-    found = shutil.which("moto_server") or (str(beside) if beside.is_file() else None)
-    if found is None:
-        pytest.skip("no moto_server on the path or in .venv-moto: run `make moto`")
-    return found
+    environment = Path(sys.prefix).resolve()
+    found = environment.with_name(f"{environment.name}-moto") / "bin/moto_server"
+    if not found.is_file():
+        pytest.skip(f"no S3 server at {found}: run `make moto`")
+    return str(found)
 
 
 @contextmanager
