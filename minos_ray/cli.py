@@ -173,7 +173,7 @@ def run_config(config: "Config") -> None:
     with Work():
         run_all(config, run)
     print(results_table(json.loads(run.read_bytes("evaluation.json"))))
-    print(f"total {duration(time.monotonic() - start)}; report: {run.path}/report.html")
+    print(f"total {duration(time.monotonic() - start)}; report: {run.at('report.html')}")
 
 
 def check(arguments: argparse.Namespace) -> None:

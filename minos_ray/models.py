@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,8 @@ from minos_ray.errors import UserError
 from minos_ray.sections import Model
 from minos_ray.store import Run
 
+# So long a process waits at most for another that fetches the same model.
+DOWNLOAD_S = 3600
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -41,7 +44,7 @@ def public_name(model: Model, run: Run) -> str:
     """How others find a model: a hub id or a model of a remote run by its name, else the directory."""
     kind, _, name = model.model.partition(":")
     if kind == "run" and not run.local:
-        return f"{run.path}/{name}"
+        return run.at(name)
     return model.model if is_hub_id(model.model) else locate(model, run)
 
 
@@ -88,17 +91,18 @@ def _from_run(name: str, run: Run) -> Path:
 
 
 def _download(run: Run, name: str, target: Path) -> None:
-    """Copies a folder of the run beside `target`, then renames it: two processes may do this at once."""
-    from pyarrow.fs import LocalFileSystem, copy_files
+    """Copies a folder of the run to `target`. One process of this machine does it, the others wait for its lock."""
+    from filelock import FileLock
 
-    aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
-    copy_files(f"{run.root}/{name}", str(aside), run.fs, LocalFileSystem())
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock", timeout=DOWNLOAD_S):
+        if target.is_dir():
+            return
+        aside = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        aside.mkdir()
+        run.download(name, str(aside))
         aside.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
 
 
 def _cache() -> Path:

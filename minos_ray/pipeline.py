@@ -11,6 +11,7 @@ from minos_ray.errors import UserError
 from minos_ray.observe.failure import reported
 from minos_ray.progress import duration
 from minos_ray.stages import FUNCTIONS, Spec, inputs, is_fresh, specs
+from minos_ray.storage import refuse_key
 from minos_ray.store import Manifest, Run
 
 ORDER = tuple(name for name in FUNCTIONS if name != "sweep")
@@ -33,9 +34,12 @@ def open_run(config: Config) -> Run:
 
     refuse_fleeting(config)
     run = Run(config.run)
-    content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode()
+    values = config.model_dump(mode="json")
+    for key, value in leaves(values):
+        for text in value if isinstance(value, list) else [value]:
+            refuse_key(key, str(text))
     try:
-        run.write_bytes("config.yaml", content)
+        run.write_bytes("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
     except OSError as error:
         raise UserError(f"run = '{run.path}' cannot be written: {error}") from error
     return run

@@ -1,58 +1,28 @@
 """The run directory: artefacts made of Parquet parts, complete only when `manifest.json` is there.
 
-Paths are local or anything pyarrow opens (`s3://`, `gs://`). Every file is written aside and renamed.
+Paths are local or anything pyarrow opens (`s3://`, `gs://`). No file is ever seen half written.
 """
 
 import json
-import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from minos_ray import __version__
+from minos_ray import __version__, parquet, storage
 from minos_ray.errors import UserError
+from minos_ray.manifest import Manifest, fingerprint
 from minos_ray.schema import SCHEMAS
+from minos_ray.storage import open_path
 
-STATS = b"minos_stats"
-UNITS = b"minos_units"
+__all__ = ["Artefact", "Manifest", "Run", "fingerprint", "open_path"]
 
-
-class Manifest(BaseModel):
-    """What a complete artefact is: what went in, how many rows came out, what was dropped and why."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    artefact: str
-    fingerprint: str
-    inputs: dict[str, Any]
-    version: str
-    counts: dict[str, int]
-    dropped: dict[str, int]
-    details: dict[str, Any]
-    created: str
-
-
-def fingerprint(inputs: dict[str, Any]) -> str:
-    """16 hex digits that name a JSON value."""
-    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
-    return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def open_path(path: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem and the path on it of a local path or URI."""
-    if "://" in path:
-        try:
-            return pafs.FileSystem.from_uri(path)
-        except (pa.ArrowInvalid, ValueError) as error:
-            raise UserError(f"run: '{path}' is no path that pyarrow opens: {error}") from error
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+Found = TypeVar("Found")
 
 
 class Run:
@@ -71,46 +41,66 @@ class Run:
         """The artefact of that name: `candidates`, `models/critic`, `scores/orm-base`, `evaluation.json`."""
         return Artefact(self, name)
 
+    def at(self, name: str) -> str:
+        """The path or URI of a file or folder of the run."""
+        return storage.inside(self.path, name)
+
+    def said(self, done: str, name: str, size: int | None = None) -> AbstractContextManager[None]:
+        """Turns errors of the storage into WorkStopped with a line that names the file; see `storage.said`."""
+        return storage.said(done, self.at(name), size)
+
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there."""
-        return self.fs.get_file_info(f"{self.root}/{name}").type != pafs.FileType.NotFound
+        with self.said("looked for", name):
+            return self.fs.get_file_info(f"{self.root}/{name}").type != pafs.FileType.NotFound
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Writes a file aside, then renames it."""
-        target = f"{self.root}/{name}"
-        self.fs.create_dir(target.rpartition("/")[0], recursive=True)
-        aside = f"{target}.{time.time_ns()}.tmp"
-        with self.fs.open_output_stream(aside) as stream:
-            stream.write(content)
-        self.fs.move(aside, target)
+        """Writes a file: aside, then renamed; in an object store at once, which is whole or not there."""
+        with self.said("written", name, len(content)):
+            storage.put(self.fs, f"{self.root}/{name}", content)
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file."""
-        with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+        with self.said("read", name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
             return stream.read()
+
+    def upload(self, folder: str, name: str) -> None:
+        """Copies the files of a local folder into one of the run."""
+        with self.said("written", name):
+            if not storage.atomic(self.fs):
+                self.fs.create_dir(f"{self.root}/{name}", recursive=True)
+            pafs.copy_files(folder, f"{self.root}/{name}", pafs.LocalFileSystem(), self.fs)
+
+    def download(self, name: str, folder: str) -> None:
+        """Copies the files of a folder of the run into a local one that is there."""
+        with self.said("read", name):
+            pafs.copy_files(f"{self.root}/{name}", folder, self.fs, pafs.LocalFileSystem())
 
     def delete(self, name: str) -> None:
         """Removes a file or folder that may be there."""
-        info = self.fs.get_file_info(f"{self.root}/{name}")
-        if info.type == pafs.FileType.Directory:
-            self.fs.delete_dir(info.path)
-        elif info.type == pafs.FileType.File:
-            self.fs.delete_file(info.path)
+        with self.said("deleted", name):
+            info = self.fs.get_file_info(f"{self.root}/{name}")
+            if info.type == pafs.FileType.Directory:
+                self.fs.delete_dir(info.path)
+            elif info.type == pafs.FileType.File:
+                self.fs.delete_file(info.path)
+
+    def _listed(self, name: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(f"{self.root}/{name}".rstrip("/"), allow_not_found=True, recursive=recursive)
+        with self.said("listed", name):
+            return self.fs.get_file_info(selector)
 
     def files(self, name: str) -> list[str]:
         """Sorted base names of the files directly in a folder."""
-        selector = pafs.FileSelector(f"{self.root}/{name}", allow_not_found=True)
-        return sorted(i.base_name for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File)
+        return sorted(i.base_name for i in self._listed(name) if i.type == pafs.FileType.File)
 
     def folders(self, name: str) -> list[str]:
         """Sorted base names of the folders directly in a folder."""
-        selector = pafs.FileSelector(f"{self.root}/{name}", allow_not_found=True)
-        return sorted(i.base_name for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.Directory)
+        return sorted(i.base_name for i in self._listed(name) if i.type == pafs.FileType.Directory)
 
     def sizes(self, name: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path from there."""
-        selector = pafs.FileSelector(f"{self.root}/{name}", recursive=True)
-        files = [i for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
+        files = [i for i in self._listed(name, recursive=True) if i.type == pafs.FileType.File]
         return {i.path.removeprefix(f"{self.root}/{name}/"): i.size for i in files}
 
 
@@ -119,30 +109,24 @@ class Artefact:
 
     def __init__(self, run: Run, name: str) -> None:
         self.run, self.name = run, name
-        self.path = f"{run.path}/{name}"
-        is_file = "." in name.rpartition("/")[2]
-        self.manifest_name = f"{name}.manifest.json" if is_file else f"{name}/manifest.json"
-        self.begun_name = f"{name}.begun.json" if is_file else f"{name}/begun.json"
+        self.path = run.at(name)
+        self.is_file = "." in name.rpartition("/")[2]
+        self.manifest_name = f"{name}.manifest.json" if self.is_file else f"{name}/manifest.json"
+        self.begun_name = f"{name}.begun.json" if self.is_file else f"{name}/begun.json"
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None while the artefact is not complete (a torn manifest counts as none)."""
-        return self._read_model(self.manifest_name)
-
-    def _read_model(self, name: str) -> Manifest | None:
-        if not self.run.exists(name):
-            return None
+        """The manifest, or None while the artefact is not complete (one torn or of another artefact is none)."""
         try:
-            return Manifest.model_validate_json(self.run.read_bytes(name))
-        except ValidationError:
+            found = Manifest.model_validate_json(self.run.read_bytes(self.manifest_name))
+        except (FileNotFoundError, ValidationError):
             return None
+        return found if found.artefact == self.name else None
 
     def begun(self) -> str | None:
         """The fingerprint that the present parts belong to."""
-        if not self.run.exists(self.begun_name):
-            return None
         try:
             return str(json.loads(self.run.read_bytes(self.begun_name))["fingerprint"])
-        except (ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def begun_inputs(self) -> dict[str, Any] | None:
@@ -161,8 +145,9 @@ class Artefact:
     def begin(self, inputs: dict[str, Any]) -> None:
         """Makes the artefact writable: parts of the same inputs stay, anything else is removed first."""
         if self.begun() != fingerprint(inputs):
-            self.run.delete(self.name)
-            self.run.delete(self.manifest_name)
+            # In this order: a kill in the middle leaves neither a manifest nor a beginning without all of its parts.
+            for name in (self.manifest_name, self.begun_name, self.name):
+                self.run.delete(name)
             self._write_begun(inputs)
         elif self.manifest() is not None:
             self.run.delete(self.manifest_name)
@@ -181,9 +166,20 @@ class Artefact:
             dropped={reason: rows for reason, rows in (dropped or {}).items() if rows},
             details=details or {},
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            parts=None if self.is_file else len(self._part_files()),
         )
         self.run.write_bytes(self.manifest_name, manifest.model_dump_json(indent=1).encode())
+        self._clear_left()
         return manifest
+
+    def _clear_left(self) -> None:
+        """Removes what killed writers left; whoever still writes here was given up and is not waited for."""
+        if storage.atomic(self.run.fs):
+            return
+        folder, _, start = self.begun_name.removesuffix("begun.json").rpartition("/")
+        for file in self.run.files(folder):
+            if file.endswith(storage.ASIDE) and file.startswith(start):
+                self.run.delete(f"{folder}/{file}".lstrip("/"))
 
     def write_part(
         self, name: str, rows: pa.Table, stats: dict[str, float] | None = None, units: Sequence[str] = ()
@@ -192,11 +188,7 @@ class Artefact:
 
         So do the ids of the `units` of work that the rows came from.
         """
-        notes = {STATS: json.dumps(stats or {}).encode(), UNITS: json.dumps(list(units)).encode()}
-        metadata = {**(rows.schema.metadata or {}), **notes}
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
-        self.run.write_bytes(f"{self.name}/part-{name}.parquet", sink.getvalue().to_pybytes())
+        self.run.write_bytes(f"{self.name}/part-{name}.parquet", parquet.encoded(rows, stats or {}, units))
 
     def part_names(self, start: str = "") -> list[str]:
         """Names (that begin with `start`) of whole parts; torn ones are renamed to `.torn` and so asked for again."""
@@ -209,31 +201,47 @@ class Artefact:
         return [f for f in self._part_files(start) if self._whole(f)]
 
     def _whole(self, file: str) -> bool:
-        path = f"{self.run.root}/{self.name}/{file}"
-        try:
-            with self.run.fs.open_input_file(path) as source:
-                pq.ParquetFile(source)
-        except (pa.ArrowInvalid, OSError):
-            self.run.fs.move(path, f"{path}.torn")
+        if self._open(file, parquet.notes) is None:
+            path = f"{self.run.root}/{self.name}/{file}"
+            with self.run.said("set aside", f"{self.name}/{file}"):
+                self.run.fs.move(path, f"{path}.torn")
             return False
         return True
 
+    def _open(self, file: str, read: Callable[[pa.NativeFile], Found]) -> Found | None:
+        """What `read` gets from a part; None when it is torn. Of that one is sure only with all bytes at hand, since
+        a storage that fails and a torn file raise the same errors."""
+        try:
+            with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/{file}") as source:
+                return read(source)
+        except parquet.TORN:
+            content = self.run.read_bytes(f"{self.name}/{file}")
+        try:
+            return read(pa.BufferReader(content))
+        except parquet.TORN:
+            return None
+
     def read(self, columns: list[str] | None = None, partial: bool = False) -> pa.Table:
         """All rows, parts in order of their names. Raises UserError unless complete or `partial`."""
-        if not partial:
-            self._refuse_partial()
-        tables = [self._read_part(f, columns) for f in (self._whole_files() if partial else self._part_files())]
+        tables = [self._read_part(f, columns) for f in (self._whole_files() if partial else self._complete_files())]
         return pa.concat_tables(tables) if tables else self.nothing(columns)
 
     def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The parts of an artefact, one at a time. Raises UserError unless it is complete."""
-        self._refuse_partial()
-        for file in self._part_files():
+        for file in self._complete_files():
             yield self._read_part(file, columns)
 
-    def _refuse_partial(self) -> None:
-        if self.manifest() is None:
+    def _complete_files(self) -> list[str]:
+        manifest = self.manifest()
+        if manifest is None:
             raise UserError(f"{self.path} is not complete; run the stage that makes it first")
+        files = self._part_files()
+        if manifest.parts not in (None, len(files)):
+            raise UserError(
+                f"{self.path} has {len(files)} parts where its manifest counts {manifest.parts}; delete "
+                f"{self.run.at(self.manifest_name)} and run its stage again, only what is missing is done"
+            )
+        return files
 
     def read_where(self, column: str, values: Iterable[str] | None, columns: list[str] | None = None) -> pa.Table:
         """The rows whose `column` is one of `values` (None: all); of parts without one only that column is read."""
@@ -258,33 +266,29 @@ class Artefact:
 
     def part_rows(self, name: str) -> int:
         """How many rows one part has, without reading them."""
-        with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/part-{name}.parquet") as source:
-            return pq.ParquetFile(source).metadata.num_rows
+        return self.part_notes(name).rows
 
-    def part_notes(self, name: str) -> tuple[list[str], int, dict[str, float]]:
+    def part_notes(self, name: str) -> parquet.Notes:
         """The units of one part, the number of its rows and its stats, without reading them."""
-        with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/part-{name}.parquet") as source:
-            file = pq.ParquetFile(source)
-            notes = file.schema_arrow.metadata or {}
-            return json.loads(notes.get(UNITS, b"[]")), file.metadata.num_rows, json.loads(notes.get(STATS, b"{}"))
+        file = f"part-{name}.parquet"
+        return self._sure(file, self._open(file, parquet.notes))
 
     def _read_part(self, file: str, columns: list[str] | None) -> pa.Table:
-        path = f"{self.run.root}/{self.name}/{file}"
-        try:
-            with self.run.fs.open_input_file(path) as source:
-                return pq.read_table(source, columns=columns).replace_schema_metadata(None)
-        except pa.ArrowInvalid as error:
-            manifest = f"{self.run.path}/{self.manifest_name}"
+        return self._sure(file, self._open(file, lambda source: parquet.rows(source, columns)))
+
+    def _sure(self, file: str, found: Found | None) -> Found:
+        """What was found in a part; UserError says what to do when it was torn."""
+        if found is None:
+            path, manifest = self.run.at(f"{self.name}/{file}"), self.run.at(self.manifest_name)
             raise UserError(
-                f"{path} is torn; delete {manifest} and run its stage again, only this part is redone"
-            ) from error
+                f"{path} is torn; delete {manifest} and it, and run its stage again, only this part is redone"
+            )
+        return found
 
     def stats(self) -> dict[str, float]:
         """Sum over the parts of what `write_part` was given as stats."""
         total: dict[str, float] = {}
-        for file in self._whole_files():
-            with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/{file}") as source:
-                metadata = pq.ParquetFile(source).schema_arrow.metadata or {}
-            for key, value in json.loads(metadata.get(STATS, b"{}")).items():
+        for name in self.part_names():
+            for key, value in self.part_notes(name).stats.items():
                 total[key] = total.get(key, 0) + value
         return total

@@ -136,7 +136,7 @@ class Batches:
 
     def path(self, chunk: Chunk) -> str:
         """Where a batch is on record."""
-        return f"{self.cache.run.path}/{FOLDER}/{chunk.name}.json"
+        return self.cache.run.at(f"{FOLDER}/{chunk.name}.json")
 
     def record(self, chunk: Chunk) -> None:
         """Writes what is known of a batch."""

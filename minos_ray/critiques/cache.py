@@ -93,7 +93,7 @@ class Cache:
             return
         path = f"{self.run.root}/{self.name}.jsonl"
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "ab") as file:
+        with self.run.said("written", f"{self.name}.jsonl", len(content)), open(path, "ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -90,7 +90,7 @@ def opened(config: Config, run: Run) -> Artefact:
     """The artefact, ready to be written; what stood there before is cleared only now."""
     target = begin(config, run, "critiques")
     if isinstance(target, Manifest):
-        raise WorkStopped(f"{run.path}/critiques was completed by another process meanwhile")
+        raise WorkStopped(f"{run.at('critiques')} was completed by another process meanwhile")
     return target
 
 

@@ -48,7 +48,7 @@ def meta(config: Config, run: Run) -> dict[str, Any]:
         "prmbench": meta_prmbench.prmbench(rows),
     }
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
-    print("\n".join([*report(content), f"written to {run.path}/{NAME}"]))
+    print("\n".join([*report(content), f"written to {run.at(NAME)}"]))
     return content
 
 

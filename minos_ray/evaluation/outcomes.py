@@ -53,8 +53,8 @@ def rows(method: "Method", values: np.ndarray, problem_ids: pa.Array) -> pa.Tabl
 def read(run: Run) -> pa.Table:
     """All rows; UserError when the run was evaluated without writing them."""
     if not run.exists(NAME):
-        manifest = f"{run.path}/evaluation.json.manifest.json"
-        raise UserError(f"{run.path}/{NAME} is not there; delete {manifest} and run the stage 'evaluate' again")
+        manifest = run.at("evaluation.json.manifest.json")
+        raise UserError(f"{run.at(NAME)} is not there; delete {manifest} and run the stage 'evaluate' again")
     with run.fs.open_input_file(f"{run.root}/{NAME}") as source:
         return pq.read_table(source)
 

@@ -91,7 +91,7 @@ def gather(config: Config, run: Run) -> Facts:
 def read_evaluation(run: Run) -> dict[str, Any]:
     """evaluation.json."""
     if run.artefact("evaluation.json").manifest() is None:
-        raise UserError(f"{run.path}/evaluation.json is not complete; run the stage 'evaluate' first")
+        raise UserError(f"{run.at('evaluation.json')} is not complete; run the stage 'evaluate' first")
     return json.loads(run.read_bytes("evaluation.json"))
 
 

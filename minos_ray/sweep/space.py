@@ -36,7 +36,7 @@ def verifiers(config: Config, trial: Trial) -> tuple[Verifier, ...]:
 
 def trial_run(run: Run, trial: Trial) -> Run:
     """The trial's own run directory, inside that of the sweep."""
-    return Run(f"{run.path}/{FOLDER}/{trial.name}")
+    return Run(run.at(f"{FOLDER}/{trial.name}"))
 
 
 def trial_config(config: Config, run: Run, trial: Trial) -> Config:

@@ -16,10 +16,10 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-import pyarrow.fs as pafs
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from minos_ray.errors import WorkStopped
 from minos_ray.store import Run, fingerprint
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record
@@ -110,7 +110,7 @@ class Checkpoints:
         found = best(whole(self.run, self.place, self.job.key))
         folder = agreed(found.folder if found else None)
         if folder is None:
-            raise RuntimeError(f"no checkpoint of an evaluated step is left in {self.run.path}/{self.place}")
+            raise RuntimeError(f"no checkpoint of an evaluated step is left in {self.run.at(self.place)}")
         return self.load(engine, folder)[0]
 
     def load(self, engine: Any, folder: str) -> tuple[int, list[Record]]:
@@ -130,7 +130,7 @@ class Checkpoints:
         with tempfile.TemporaryDirectory() as mine:
             first = int(os.environ["LOCAL_RANK"]) == 0
             if first:
-                pafs.copy_files(f"{self.run.root}/{folder}", mine, self.run.fs, pafs.LocalFileSystem())
+                self.run.download(folder, mine)
             folders: list[Any] = [None] * self.world
             dist.all_gather_object(folders, mine if first else None)
             yield next(path for path in folders[self.rank :: -1] if path)
@@ -151,8 +151,7 @@ class Checkpoints:
         folder = f"{self.place}/step-{step:07}-{self.attempt}"
         files = {str(f.relative_to(aside)): f.stat().st_size for f in Path(aside).rglob("*") if f.is_file()}
         try:
-            self.run.fs.create_dir(f"{self.run.root}/{folder}", recursive=True)
-            pafs.copy_files(aside, f"{self.run.root}/{folder}", pafs.LocalFileSystem(), self.run.fs)
+            self.run.upload(aside, folder)
         finally:
             shutil.rmtree(aside)
         zero = self.job.workers.zero
@@ -188,8 +187,8 @@ def clear(run: Run, place: str, job: Job) -> None:
         if name < newest and f"{place}/{name}" not in kept:
             try:
                 run.delete(f"{place}/{name}")
-            except OSError as error:  # a rank that was given up still writes there; the next call tries again
-                logging.getLogger(__name__).warning("%s/%s/%s is not deleted: %s", run.path, place, name, error)
+            except WorkStopped as error:  # a rank that was given up still writes there; the next call tries again
+                logging.getLogger(__name__).warning("%s", error)
 
 
 def agreed(value: Any) -> Any:

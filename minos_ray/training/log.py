@@ -2,11 +2,10 @@
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from typing import Any
-
-import pyarrow.fs as pafs
 
 from minos_ray.store import Run, fingerprint
 
@@ -65,8 +64,8 @@ class Log:
         self.events.close()
         if not self.run.local:
             self.write()
-            target = f"{self.run.root}/logs/tb/{self.name}"
-            pafs.copy_files(self.folder, target, pafs.LocalFileSystem(), self.run.fs)
+            self.run.upload(self.folder, f"logs/tb/{self.name}")
+            shutil.rmtree(self.folder)
         if self.wandb is not None:
             self.wandb.finish()
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 import torch
 import torch.distributed as dist
 
@@ -159,7 +158,7 @@ class Training:
                     weights = lora.merged(weights, self.section.lora)
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)
                 (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of)))
-                pafs.copy_files(folder, f"{self.run.root}/{artefact.name}", pafs.LocalFileSystem(), self.run.fs)
+                self.run.upload(folder, artefact.name)
             self.log.close()
             table = self.job.table
             counts = {"rows": table.rows, "held_out": table.held_out_rows, **table.sources}

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow.fs as pafs
-
 from minos_ray.config import Config, resolve
 from minos_ray.sections import Model
 from minos_ray.stages import begin
@@ -61,7 +59,7 @@ def save_start(section: Pretrain, tokenizer: Any, run: Run) -> None:
     with tempfile.TemporaryDirectory() as folder:
         new_mistral(section, tokenizer).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        pafs.copy_files(folder, f"{run.root}/{START}", pafs.LocalFileSystem(), run.fs)
+        run.upload(folder, START)
     artefact.complete({})
 
 

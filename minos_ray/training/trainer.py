@@ -84,7 +84,7 @@ def finished(run: Run, artefact: str) -> Manifest:
     """The manifest of a model that must be there now."""
     manifest = run.artefact(artefact).manifest()
     if manifest is None:
-        raise RuntimeError(f"training ended, yet {run.path}/{artefact} is not complete")
+        raise RuntimeError(f"training ended, yet {run.at(artefact)} is not complete")
     return manifest
 
 
@@ -156,7 +156,7 @@ def refuse_other_layout(run: Run, folder: str, jobs: Sequence[Job]) -> None:
             before = {"workers": made.world, "zero": made.zero}
             if before != now and (before["zero"] or now["zero"]):
                 raise UserError(
-                    f"resources.train: the training stopped in {run.path}/{folder} ran with workers={made.world} "
+                    f"resources.train: the training stopped in {run.at(folder)} ran with workers={made.world} "
                     f"zero={made.zero}, now {now}; go on with those, or delete that folder to start it again"
                 )
 

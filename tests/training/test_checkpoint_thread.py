@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from minos_ray.errors import WorkStopped
 from minos_ray.store import Run
 from tests.tiny import tiny_model
 from tests.training.test_checkpoints import PLACE, job, whole
@@ -47,7 +48,7 @@ def saved(base: str, path: str) -> dict[str, Any]:
     checkpoints.save(made, 2, [], None)
     try:
         checkpoints.save(made, 3, [], None)
-    except OSError as error:
+    except WorkStopped as error:
         seen["said"] = str(error)
     return seen
 

@@ -1,0 +1,131 @@
+"""Where runs lie: a local disk, or an object store whose requests are tried again while it is busy or away."""
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from minos_ray.errors import UserError, WorkStopped
+
+# A request to S3 is tried so often, after 0.05 s, 0.1 s, 0.2 s, ...: for 102 s in all. It then stops the work.
+S3_ATTEMPTS = 12
+ONE_REQUEST = 5 << 20
+# File systems that show an object whole or not at all, and have no folders.
+OBJECT_STORES = {"s3", "gcs", "abfs"}
+ASIDE = ".tmp"
+FULL = {errno.ENOSPC, errno.EDQUOT}
+# `s3://KEY@`, `abfs://:KEY@`, and `?access_token=`; the user of gs://anonymous@ is no secret.
+KEY_INSIDE = re.compile(r"^s3://[^/?]*@|^[\w+.-]+://[^?]*:[^?]*@|[?&][^=&]*(key|token|secret|password)[^=&]*=", re.I)
+
+
+class PatientS3(pafs.S3FileSystem):
+    """S3 whose requests are tried `S3_ATTEMPTS` times, in every process that it is sent to.
+
+    `quick` writes an object in one request instead of three. It is for objects that fit into one: where the first of
+    several requests fails, Arrow would put an empty object in their place.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        settings["retry_strategy"] = pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+        super().__init__(**settings)
+        self.quick = pafs.S3FileSystem(**{**settings, "allow_delayed_open": True})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return patient, super().__reduce__()[1]
+
+
+def patient(settings: dict[str, Any]) -> PatientS3:
+    """S3 with the settings that pyarrow sends to another process."""
+    return PatientS3(**settings)
+
+
+def open_path(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem and the path on it of a local path or URI."""
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    refuse_key("run", path)
+    with said("opened", path, None):
+        try:
+            fs, root = pafs.FileSystem.from_uri(path)
+        except (pa.ArrowInvalid, ValueError) as error:
+            raise UserError(f"run: '{path}' is no path that pyarrow opens: {error}") from error
+    return (patient(fs.__reduce__()[1][0]) if isinstance(fs, pafs.S3FileSystem) else fs), root
+
+
+def refuse_key(key: str, path: str) -> None:
+    """UserError, which does not repeat it, when a URI holds a key or a password."""
+    if KEY_INSIDE.search(path):
+        raise UserError(
+            f"{key}: the {path.partition(':')[0]}:// address holds a key, which would get into config.yaml and logs; "
+            "take it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else the storage asks for, in "
+            "the environment of every node"
+        )
+
+
+def inside(path: str, name: str) -> str:
+    """The path or URI of something inside a folder; a URI's options stay behind the `?`."""
+    if "://" not in path:
+        return f"{path}/{name}"
+    folder, sign, options = path.partition("?")
+    return f"{folder.rstrip('/')}/{name}{sign}{options}"
+
+
+def atomic(fs: pafs.FileSystem) -> bool:
+    """Whether a file shows up whole or not at all as it is, with no need to write it aside."""
+    return fs.type_name in OBJECT_STORES
+
+
+def put(fs: pafs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a file that is seen whole or not at all: aside and renamed, where the storage does not see to that."""
+    if atomic(fs):
+        small = isinstance(fs, PatientS3) and len(content) <= ONE_REQUEST
+        stream_into(fs.quick if small else fs, path, content)
+        return
+    fs.create_dir(path.rpartition("/")[0], recursive=True)
+    aside = f"{path}.{time.time_ns()}{ASIDE}"
+    try:
+        stream_into(fs, aside, content)
+        fs.move(aside, path)
+    except OSError:
+        with suppress(OSError):
+            fs.delete_file(aside)
+        raise
+
+
+def stream_into(fs: pafs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a file in place."""
+    with fs.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def said(done: str, path: str, size: int | None) -> Iterator[None]:
+    """What the storage says against it becomes one line; a file that is not there is the caller's affair."""
+    start = time.monotonic()
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in FULL and "://" not in path:
+            why = full(path, size)
+        else:
+            why = f"{(str(error).splitlines() or [''])[0]} (after {time.monotonic() - start:.0f} s)"
+        raise WorkStopped(f"{path} cannot be {done}: {why}; what is stored is kept, a rerun does the rest") from error
+
+
+def full(path: str, size: int | None) -> str:
+    """Which disk is full, and by how many bytes."""
+    mount = os.path.dirname(path)
+    while not os.path.ismount(mount):
+        mount = os.path.dirname(mount)
+    disk = shutil.disk_usage(mount)
+    wanted = f" where {size:,} are wanted" if size is not None else ""
+    return f"no space left on the disk at {mount}, {disk.free:,} of {disk.total:,} bytes are free{wanted}"

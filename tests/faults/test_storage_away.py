@@ -1,0 +1,185 @@
+"""An object store that is busy or away for a while: every request is tried again, and not for ever."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from minos_ray import storage
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.store import Artefact, Run
+from tests.remote.proxy import Fault, Proxy, proxy
+from tests.remote.server import KEYS, Bucket, bucket
+
+INPUTS = {"config": {"x": 1}}
+ROWS = pa.table({"n": list(range(1000))})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    """A bucket of a real server."""
+    with bucket(tmp_path_factory.mktemp("server") / "server.log") as made:
+        yield made
+
+
+@pytest.fixture
+def between(store: Bucket) -> Iterator[Proxy]:
+    """What the runs of a test talk to."""
+    with proxy(store.port) as made:
+        yield made
+
+
+@pytest.fixture
+def run(store: Bucket, between: Proxy, request: pytest.FixtureRequest) -> Run:
+    return Run(store.uri(request.node.name.replace("[", "-").replace("]", ""), between.port))
+
+
+def everything(artefact: Artefact, between: Proxy, fault: Fault, requests: int) -> int:
+    """Every kind of request that the store makes, each of which first meets so many faults; how many those were."""
+    run, met = artefact.run, 0
+
+    def failing() -> None:
+        nonlocal met
+        met += between.failed
+        between.fail(fault, requests)
+
+    failing()
+    artefact.begin(INPUTS)
+    failing()
+    artefact.write_part("a", ROWS, {"tokens": 2}, ["u"])
+    failing()
+    assert artefact.part_names() == ["a"]
+    failing()
+    assert artefact.read(partial=True) == ROWS
+    failing()
+    assert artefact.part_notes("a") == (["u"], 1000, {"tokens": 2})
+    failing()
+    run.write_bytes("large.bin", bytes(12 << 20))
+    failing()
+    assert len(run.read_bytes("large.bin")) == 12 << 20
+    failing()
+    assert artefact.complete({"rows": 1000}) == artefact.manifest()
+    failing()
+    assert run.sizes("candidates")["part-a.parquet"] > 0
+    failing()
+    run.delete("candidates")
+    assert not run.exists("candidates/part-a.parquet")
+    return met + between.failed
+
+
+@pytest.mark.parametrize("fault", ["busy", "broken", "dropped", "cut"])
+def test_requests_that_fail_for_a_while_are_made_again(run: Run, between: Proxy, fault: Fault) -> None:
+    met = everything(run.artefact("candidates"), between, fault, 4)
+    assert met >= 20, "faults were met by all kinds of requests"
+
+
+def test_it_outlasts_seconds_without_a_server(run: Run, between: Proxy, store: Bucket) -> None:
+    """All requests of several threads fail until the store is back; the retries of one do not use up another's."""
+    between.fail("dropped", -1)
+    threading.Timer(3.0, lambda: between.fail("dropped", 0)).start()
+    threads = [
+        threading.Thread(target=run.write_bytes, args=(f"many/{number}", str(number).encode())) for number in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    direct = Run(store.uri(run.root.partition("/")[2]))
+    assert {name: direct.read_bytes(f"many/{name}") for name in direct.files("many")} == {
+        str(number): str(number).encode() for number in range(16)
+    }
+
+
+def test_a_store_that_stays_away_stops_the_work_within_the_limit(
+    store: Bucket, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "S3_ATTEMPTS", 6)
+    run = Run(store.uri("away", between.port))
+    artefact = run.artefact("candidates")
+    artefact.begin(INPUTS)
+    artefact.write_part("a", ROWS)
+    between.fail("busy", -1)
+    for work in (artefact.part_names, artefact.read, lambda: artefact.write_part("b", ROWS), artefact.manifest):
+        with pytest.raises(WorkStopped, match=r"s3://minos/away/candidates.* cannot be .*after \d+ s.*rerun"):
+            work()
+    assert between.failed < 4 * 8
+    between.fail("busy", 0)
+    assert artefact.part_names() == ["a"], "a part that could not be read is not taken to be torn"
+    assert run.files("candidates") == ["begun.json", "part-a.parquet"]
+
+
+@pytest.mark.parametrize("only", ["?uploads", "partNumber=", "POST"])
+def test_a_large_object_that_cannot_be_written_leaves_the_one_that_is_there(
+    store: Bucket, between: Proxy, monkeypatch: pytest.MonkeyPatch, only: str
+) -> None:
+    """Whichever of its requests fails for good: no empty or half object takes its place."""
+    monkeypatch.setattr(storage, "S3_ATTEMPTS", 3)
+    run = Run(store.uri("large", between.port))
+    run.write_bytes("large.bin", b"before")
+    between.fail("busy", -1, only)
+    with pytest.raises(WorkStopped, match=r"large\.bin.* cannot be written"):
+        run.write_bytes("large.bin", bytes(12 << 20))
+    assert between.failed
+    between.fail("busy", 0)
+    assert run.read_bytes("large.bin") == b"before"
+
+
+def test_what_no_retry_mends_is_said_at_once(store: Bucket) -> None:
+    start = time.monotonic()
+    with pytest.raises(WorkStopped, match=r"s3://nowhere/run/config.yaml.*cannot be written: .*NO_SUCH_BUCKET"):
+        Run(store.uri("run").replace("//minos/", "//nowhere/")).write_bytes("config.yaml", b"x")
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA123:very/secret@bucket/run",
+        "s3://AKIA123@bucket/run?region=us-east-1",
+        "gs://bucket/run?access_token=very-secret",
+        "abfs://:very-secret@account/run",
+    ],
+)
+def test_a_key_in_the_address_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
+    from minos_ray.cli import main
+
+    with pytest.raises(UserError, match=r"^run: .* holds a key") as refused:
+        Run(uri)
+    assert not re.search("secret|AKIA123", str(refused.value).replace("AWS_SECRET", ""))
+    with pytest.raises(UserError, match=r"problems\.test\.path: .* holds a key"):
+        open_elsewhere(tmp_path, uri)
+    assert not (tmp_path / "run/config.yaml").exists()
+    assert main(["status", uri]) == 2
+
+
+def open_elsewhere(folder: Path, uri: str) -> None:
+    """Starts a run whose problems lie at the address."""
+    from minos_ray.config import load_config
+    from minos_ray.pipeline import open_run
+
+    open_run(load_config("gsm8k-mistral-7b", [f"run={folder / 'run'}", f"problems.test.path={uri}"]))
+
+
+@pytest.mark.parametrize("path", ["s3://b/run?region=us-east-1", "gs://anonymous@b/run", "hdfs://user@host:9000/run"])
+def test_an_address_without_a_key_is_none_to_refuse(path: str) -> None:
+    storage.refuse_key("run", path)
+    assert storage.inside(path, "a/b") == path.replace("/run", "/run/a/b")
+
+
+def test_an_object_is_put_once_and_there_are_no_folders(run: Run, between: Proxy) -> None:
+    """No copy and no marker: a file is one request, and nothing is left aside by a writer that is killed."""
+    between.asked.clear()
+    run.write_bytes("logs/a/b.json", b"{}")
+    assert [request.partition("?")[0] for request in between.asked] == [f"PUT /{run.root}/logs/a/b.json"]
+
+
+def test_it_stays_patient_in_another_process(run: Run) -> None:
+    import pickle
+
+    sent = pickle.loads(pickle.dumps(run.fs))
+    assert isinstance(sent, storage.PatientS3)
+    assert KEYS["AWS_SECRET_ACCESS_KEY"].encode() not in pickle.dumps(run.fs)
