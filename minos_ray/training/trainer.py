@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from minos_ray import cluster
 from minos_ray.config import Config
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress
 from minos_ray.sections import Model
 from minos_ray.store import Manifest, Run
@@ -22,14 +22,18 @@ POLL_S = 1.0
 
 
 def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
-    """Trains the jobs, which are complete after it; a fit that was stopped goes on from its last checkpoint."""
+    """Trains the jobs, which are complete after it; a fit that was stopped goes on from its last checkpoint.
+
+    Without jobs it clears away the checkpoints that a kill right after the last manifest has left.
+    """
+    folder = f"checkpoints/{stage}"
     if not jobs:
+        run.delete(folder)
         return
     cluster.connect(config)
     cluster.require("train", config.resources.train, config.resources.wait_s)
     start = config.base if stage == "reward" else jobs[0].start
     refuse_what_cannot_fit(run, jobs, start, config.resources.wait_s)
-    folder = f"checkpoints/{stage}"
     refuse_other_layout(run, folder, jobs)
     for job in jobs:
         run.delete(log_name(job.name))
@@ -46,10 +50,15 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
 
 def train(made: "TorchTrainer") -> None:
     """Runs it; what a worker says to the user is said as such, not as a failure of Ray Train."""
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     try:
         made.fit()
+    except RayActorError as error:
+        raise WorkStopped(
+            "training: Ray Train's controller died; the same command goes on from the last checkpoint"
+        ) from error
     except TrainingFailedError as error:
         failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()]
         said = next((failure for failure in failures if isinstance(failure, UserError)), None)

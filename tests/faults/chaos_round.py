@@ -18,7 +18,7 @@ from tests.faults.chaos_verdict import Done, asked_for, done, wrong
 from tests.faults.world import STAGES, World
 
 # One driver may take so long, and what is no longer needed may take so long to go.
-LIFE_S, GONE_S = 600.0, 20.0
+LIFE_S, GONE_S = 600.0, 60.0
 STARTS = 8
 
 
@@ -98,8 +98,8 @@ class Round:
         """Kills one victim of each kind, in this order; a stage that ended before is not killed any more."""
         start = time.monotonic()
         self.begin()
-        for kind in victims:
-            if not self.kill(kind):
+        for number, kind in enumerate(victims):
+            if not self.kill(kind, len(victims) - number):
                 break
             self.recover()
         self.end()
@@ -118,10 +118,13 @@ class Round:
         """How much of the reference's work is stored."""
         return len(done(self.stage, self.run)) / len(self.reference.done)
 
-    def kill(self, kind: str) -> bool:
-        """Waits for a random moment at which such a process is there, then kills one; False when the stage is over."""
+    def kill(self, kind: str, more: int) -> bool:
+        """Waits for a random moment at which such a process is there, then kills one; False when the stage is over.
+
+        It is the first of so many uniform moments of the time that is left.
+        """
         first, last = self.reference.spans[kind]
-        left = (last - first) * self.rng.random() * (1 - self.share())
+        left = (last - first) * (1 - self.share()) * min(self.rng.random() for _ in range(more))
         for condition, wait_s in ((self.victims, LIFE_S), (lambda _: [], left), (self.victims, LIFE_S)):
             if not self.until(partial(condition, kind), wait_s) and not self.going_on():
                 return False

@@ -20,7 +20,7 @@ from minos_ray.store import Run
 from tests.raylets import STORE
 
 KEY = "key-of-the-counting-critic"
-ANSWER_S = 0.4
+ANSWER_S = 0.8
 # A loopback address that the package does not take for the driver's own: its clients are then on any node.
 CRITIC_HOST = "127.0.0.2"
 ENVIRONMENT = {
@@ -69,7 +69,7 @@ STAGES = {
 
 def same_slowly(gold: str, answer: str) -> bool:
     """A comparison that keeps its process busy for a moment."""
-    time.sleep(0.05)
+    time.sleep(0.1)
     return gold == answer
 
 
