@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ def main() -> int:
     options = parser.parse_args()
     # vLLM's engine as a process of its own, as on GPUs, so that it can be killed apart from its actor.
     os.environ.update(ENVIRONMENT, VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     options.out.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="minos-chaos-") as folder,

@@ -10,7 +10,7 @@ import psutil
 
 from tests.faults.world import World
 
-POLL_S = 0.2
+POLL_S = 0.3
 # What the command line of a process holds, by its part in the play. Ray names its workers after their actors.
 SIGNS = {
     "actor": "ray::MapWorker(",
@@ -52,23 +52,20 @@ def kind_of(process: psutil.Process) -> str | None:
 
 def playing(roots: list[int]) -> list[Process]:
     """The processes below these that have a part."""
-    found = []
-    for root in roots:
-        try:
-            for process in psutil.Process(root).children(recursive=True):
-                with_part(process, found)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    below, everybody = set(roots), list(psutil.process_iter(["ppid"]))
+    while more := {p.pid for p in everybody if p.info["ppid"] in below} - below:
+        below |= more
+    found = (part(process) for process in everybody if process.pid in below)
+    return [process for process in found if process]
 
 
-def with_part(process: psutil.Process, found: list[Process]) -> None:
-    """Adds a process that has a part; one that ends meanwhile has none."""
+def part(process: psutil.Process) -> Process | None:
+    """A process that has a part; one that ends meanwhile has none."""
     try:
-        if kind := kind_of(process):
-            found.append(Process(kind, process.pid, process.create_time()))
+        kind = kind_of(process)
+        return Process(kind, process.pid, process.create_time()) if kind else None
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return
+        return None
 
 
 class Watch:

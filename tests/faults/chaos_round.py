@@ -18,7 +18,7 @@ from tests.faults.chaos_verdict import Done, asked_for, done, wrong
 from tests.faults.world import STAGES, World
 
 # One driver may take so long, and what is no longer needed may take so long to go.
-LIFE_S, GONE_S = 600.0, 60.0
+LIFE_S, GONE_S = 900.0, 60.0
 STARTS = 8
 
 

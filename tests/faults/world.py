@@ -57,7 +57,7 @@ STAGES = {
     "critique": Stage(ROWS, ("critiques",), ("driver", "actor", "limiter", "raylet")),
     "sft": Stage((*ROWS, "critiques"), ("models/critic",), ("driver", "worker", "controller", "raylet")),
     "reward": Stage((*ROWS, "models/critic"), VERIFIERS, ("driver", "worker", "controller", "raylet")),
-    "score": Stage((*ROWS, *VERIFIERS), SCORES, ("driver", "actor", "tally", "raylet")),
+    "score": Stage((*ROWS, "critiques", "models/critic", *VERIFIERS), SCORES, ("driver", "actor", "tally", "raylet")),
     "sweep": Stage(
         (*ROWS, "critiques"),
         ("sweep/results.parquet",),
