@@ -1,5 +1,6 @@
 # make demo | test | lint | bench: each installs what it needs into .venv first (about 4 GB, three minutes).
 # make bench-trl: the benchmarks of training against TRL, which it adds to .venv (the extra `bench`).
+# make chaos N=100 SEED=0: kills processes of every stage at random moments and prints what came of it (docs/faults.md).
 # make install | install-gpu: only that. Override with PYTHON=..., VENV=..., ARGS=... (passed to pytest or the demo).
 
 VENV ?= .venv
@@ -12,7 +13,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install install-gpu demo test lint format bench bench-trl clean
+.PHONY: install install-gpu demo test lint format bench bench-trl chaos clean
 
 install: $(VENV)/installed-cpu
 
@@ -38,6 +39,9 @@ bench: $(READY)
 bench-trl: $(READY)
 	$(PIP) install -c constraints.txt -e '.[bench]'
 	set -e; for script in training sft; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
+
+chaos: $(READY)
+	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),100) --seed $(or $(SEED),0) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

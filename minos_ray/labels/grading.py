@@ -1,6 +1,8 @@
 """Grading many texts: cheap comparisons here, slow ones in child processes that can be killed, each pair once."""
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,30 +27,48 @@ class Comparer:
         self.child: subprocess.Popen[str] | None = None
 
     def __call__(self, *texts: str) -> Any:
-        """What the function says of the texts; None when that was not decided within the limits of time and memory."""
-        child = self.child if self.child is not None and self.child.poll() is None else self._start()
-        child.stdin.write(json.dumps(texts) + "\n")
-        child.stdin.flush()
-        reply = child.stdout.readline()
+        """What the function says of the texts; None when that was not decided within the limits of time and memory.
+
+        SIGKILL is none of its limits: a child that something else killed has a second try.
+        """
+        reply = self._ask(texts)
+        if not reply and self.close() == -signal.SIGKILL:
+            reply = self._ask(texts)
         if reply:
             return json.loads(reply)
         self.close()
         return None
 
+    def _ask(self, texts: tuple[str, ...]) -> str:
+        """The line that the child writes, empty when it ended before."""
+        child = self.child if self.child is not None and self.child.poll() is None else self._start()
+        try:
+            child.stdin.write(json.dumps(texts) + "\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            return ""
+        return child.stdout.readline()
+
     def _start(self) -> "subprocess.Popen[str]":
         pipe = subprocess.PIPE
-        self.child = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-        if self.child.stdout.readline() != "ready\n":
-            self.close()
-            raise RuntimeError(f"the comparing process did not start: {' '.join(self.command)}")
-        return self.child
+        for _ in range(2):
+            child = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+            self.child = child
+            if child.stdout.readline() == "ready\n":
+                return child
+            if self.close() != -signal.SIGKILL:
+                break
+        raise RuntimeError(f"the comparing process did not start: {' '.join(self.command)}")
 
-    def close(self) -> None:
-        """Ends the child."""
-        if self.child is not None:
-            self.child.kill()
-            self.child.communicate()
-            self.child = None
+    def close(self) -> int | None:
+        """Ends the child; how it ended (minus the signal), None when there was none."""
+        if self.child is None:
+            return None
+        child, self.child = self.child, None
+        child.kill()
+        with contextlib.suppress(BrokenPipeError):
+            child.communicate()
+        return child.returncode
 
 
 def side_by_side(comparers: Sequence[Comparer], calls: Iterable[tuple[str, ...]]) -> list[Any]:

@@ -26,6 +26,7 @@ def pretrain(config: Config, run: Run) -> Manifest:
     """Trains `models/base` on the corpus: the loss is on every token of question, solution and EOS."""
     begun = begin(config, run, BASE)
     if isinstance(begun, Manifest):
+        fit(config, run, "pretrain", [])
         return begun
     section = config.pretrain
     source = {"run": run} if section.needs else {}

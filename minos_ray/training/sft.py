@@ -14,6 +14,7 @@ def sft(config: Config, run: Run) -> Manifest:
     """Trains `models/critic` on critiques that agree with the labels and on inserted errors; the prompt has no loss."""
     begun = begin(config, run, CRITIC)
     if isinstance(begun, Manifest):
+        fit(config, run, "sft", [])
         return begun
     fit(config, run, "sft", [critic_job(config, run)])
     return finished(run, CRITIC)

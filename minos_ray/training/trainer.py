@@ -26,14 +26,18 @@ STARTS = 4
 
 
 def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
-    """Trains the jobs, which are complete after it; a fit that was stopped goes on from its last checkpoint."""
+    """Trains the jobs, which are complete after it; a fit that was stopped goes on from its last checkpoint.
+
+    Without jobs it clears away the checkpoints that a kill right after the last manifest has left.
+    """
+    folder = f"checkpoints/{stage}"
     if not jobs:
+        run.delete(folder)
         return
     cluster.connect(config)
     cluster.require("train", config.resources.train, config.resources.wait_s)
     start = config.base if stage == "reward" else jobs[0].start
     refuse_what_cannot_fit(run, jobs, start, config.resources.wait_s)
-    folder = f"checkpoints/{stage}"
     refuse_other_layout(run, folder, jobs)
     for job in jobs:
         run.delete(log_name(job.name))
@@ -50,10 +54,14 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
 
 def train(made: "TorchTrainer", workers: Workers, stage: str) -> None:
     """Runs it; what a worker says to the user is said as such, not as a failure of Ray Train."""
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     try:
         made.fit()
+    except RayActorError as error:
+        died = f"{stage}: Ray Train's controller died; the same command goes on from the last checkpoint"
+        raise WorkStopped(died) from error
     except TrainingFailedError as error:
         if isinstance(said := deepest(error), UserError):
             raise UserError(str(said)) from error

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,25 @@ def test_endless_comparisons_are_killed_and_the_others_graded() -> None:
     assert grades[0] == Graded(TOWER, False, "timeout") == again[0]
     assert time.monotonic() - start < 60
     assert child is not None and child.returncode is not None
+
+
+def test_a_child_that_something_else_kills_is_asked_again(comparer: Comparer) -> None:
+    """Idle, then in the middle of a comparison that would be over in time."""
+    assert comparer("\\frac{1}{2}", "0.5") is True
+    comparer.child.kill()
+    assert comparer("\\frac{1}{2}", "0.5") is True
+    napping = Comparer(f"{__name__}:nap", 5.0)
+    first = napping._start()
+    threading.Timer(0.3, first.kill).start()
+    assert napping("same", "same") is True
+    assert napping.child.pid != first.pid
+    napping.close()
+
+
+def nap(gold: str, answer: str) -> bool:
+    """Half a second, then the truth."""
+    time.sleep(0.5)
+    return gold == answer
 
 
 def test_workers_side_by_side_keep_the_order() -> None:

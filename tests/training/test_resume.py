@@ -19,8 +19,11 @@ from minos_ray.store import Run
 from minos_ray.training.checkpoint import whole
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record, read_log
-from minos_ray.training.reward import verifier_jobs
+from minos_ray.training.pretrain import pretrain
+from minos_ray.training.reward import reward, verifier_jobs
+from minos_ray.training.sft import sft
 from minos_ray.training.trainer import fit
+from minos_ray.training_sections import Pretrain
 from tests.raylets import STORE, cluster_of_raylets
 from tests.tiny import tiny_model
 from tests.training.world import world
@@ -184,6 +187,18 @@ def test_what_a_worker_says_to_the_user_is_said(straight: Made, tmp_path: Path) 
     first = job(straight, run, workers=2, zero=3)
     with pytest.raises(UserError, match=r"base\.model: .* and its config.json wants"):
         fit(straight.config, run, "reward", [first.model_copy(update={"start": Model(model=str(folder))})])
+
+
+def test_checkpoints_that_a_kill_after_the_last_manifest_left_go_with_the_rerun(straight: Made, tmp_path: Path) -> None:
+    run = copy(straight, tmp_path)
+    config = straight.config.model_copy(update={"run": run.path, "pretrain": Pretrain(corpus="no:corpus")})
+    for name in ("base", "critic", *config.reward.verifiers):
+        run.artefact(f"models/{name}").begin({"import": "complete"})
+        run.artefact(f"models/{name}").complete({})
+    for stage, function in {"pretrain": pretrain, "sft": sft, "reward": reward}.items():
+        run.write_bytes(f"checkpoints/{stage}/some/step-0000004-aaaa/rank-0.json", b"{}")
+        function(config, run)
+        assert not run.exists(f"checkpoints/{stage}")
 
 
 @pytest.fixture

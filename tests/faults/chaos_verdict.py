@@ -1,0 +1,145 @@
+"""What a stage has done so far, and whether a disturbed run ended as the reference did."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from minos_ray.config import Config
+from minos_ray.critiques.stage import chosen
+from minos_ray.store import Run
+from tests.faults.world import STAGES
+
+Done = dict[str, Any]
+
+
+def done(stage: str, run: Run) -> Done:
+    """What is stored of a stage, by name: rows of its artefacts, answers of the critic, optimizer steps."""
+    if stage == "critique":
+        return answers(run)
+    if stage in ("sft", "reward"):
+        return steps(run, STAGES[stage].makes)
+    if stage == "sweep":
+        return trials(run)
+    return {f"{name} {key}": row for name in STAGES[stage].makes for key, row in rows(run, name).items()}
+
+
+def rows(run: Run, artefact: str) -> Done:
+    """Rows by candidate, also while parts are written, joined and taken away."""
+    found: Done = {}
+    for path in Path(run.root, artefact).glob("part-*.parquet"):
+        try:
+            found.update({row["candidate_id"]: row for row in pq.read_table(path).to_pylist()})
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def answers(run: Run) -> Done:
+    """The critic's answers by the key of their request; a last line that is being written is left out."""
+    found: Done = {}
+    for path in Path(run.root, "cache/critiques").glob("*.jsonl"):
+        for line in path.read_text().split("\n")[:-1]:
+            row = json.loads(line)
+            found[row["key"]] = row["text"]
+    return found
+
+
+def steps(run: Run, models: tuple[str, ...]) -> Done:
+    """Optimizer steps by model and number, with their losses."""
+    found: Done = {}
+    for model in models:
+        name = model.rpartition("/")[2]
+        path = Path(run.root, "logs", f"{name}.jsonl")
+        for line in path.read_text().split("\n")[:-1] if path.exists() else ():
+            record = json.loads(line)
+            if record["event"] == "train":
+                found[f"{name} {record['step']}"] = record["loss"]
+    return found
+
+
+def trials(run: Run) -> Done:
+    """Steps and scores of all trials."""
+    found: Done = {}
+    for folder in Path(run.root, "sweep/trials").glob("*"):
+        trial = Run(str(folder))
+        made = steps(trial, ("critic", "prm-base", "prm-minos"))
+        for name in ("prm-base", "prm-minos"):
+            made |= {f"{name} {key}": row for key, row in rows(trial, f"scores/{name}").items()}
+        found.update({f"{folder.name} {key}": value for key, value in made.items()})
+    return found
+
+
+def wrong(stage: str, run: Run, reference: Run) -> list[str]:
+    """Everything in which a stage that was disturbed differs from one that was not."""
+    found = [f"{name} has no manifest" for name in STAGES[stage].makes if run.artefact(name).manifest() is None]
+    if found:
+        return found
+    for name in STAGES[stage].makes:
+        found += different_model(name, run, reference) if name.startswith("models/") else []
+        found += different_rows(name, run, reference) if name in ("candidates", "labels", "critiques") else []
+        found += different_rows(name, run, reference) if name.startswith("scores/") else []
+    found += different_file("evaluation.json", run, reference) if stage == "score" else []
+    found += different_sweep(run, reference) if stage == "sweep" else []
+    return found + litter(run)
+
+
+def different_rows(name: str, run: Run, reference: Run) -> list[str]:
+    """Missing, doubled and changed rows; of candidates the text may differ, for it was drawn again."""
+    mine, theirs = (made.artefact(name).read().to_pylist() for made in (run, reference))
+    twice = [key for key, times in Counter(row["candidate_id"] for row in mine).items() if times > 1]
+    ours, wanted = ({row["candidate_id"]: row for row in some} for some in (mine, theirs))
+    if name == "candidates":
+        fixed = ("candidate_id", "problem_id", "index", "model")
+        ours, wanted = ({key: [row[k] for k in fixed] for key, row in some.items()} for some in (ours, wanted))
+        broken = sum(row["finish_reason"] not in ("stop", "length") for row in mine)
+    else:
+        broken = 0
+    counts = {
+        "missing": len(wanted.keys() - ours.keys()),
+        "twice": len(twice),
+        "unknown": len(ours.keys() - wanted.keys()),
+        "changed": sum(ours[key] != wanted[key] for key in ours.keys() & wanted.keys()),
+        "given up": broken,
+    }
+    return [f"{name}: {count} rows {what}" for what, count in counts.items() if count]
+
+
+def different_model(name: str, run: Run, reference: Run) -> list[str]:
+    """Weights that are not the same to the bit, losses that are not the same."""
+    mine, theirs = (Path(made.root, name, "model.safetensors").read_bytes() for made in (run, reference))
+    found = [] if mine == theirs else [f"{name}: other weights"]
+    if steps(run, (name,)) != steps(reference, (name,)):
+        found.append(f"{name}: other losses or steps")
+    return found
+
+
+def different_file(name: str, run: Run, reference: Run) -> list[str]:
+    """A file that must be the same."""
+    return [] if run.read_bytes(name) == reference.read_bytes(name) else [f"{name} differs"]
+
+
+def different_sweep(run: Run, reference: Run) -> list[str]:
+    """Results (but for the seconds), the trend, and the weights of every trial."""
+    tables = [pq.read_table(f"{made.root}/sweep/results.parquet").drop_columns("seconds") for made in (run, reference)]
+    found = [] if tables[0].equals(tables[1]) else ["sweep/results.parquet differs"]
+    found += different_file("sweep/trend.json", run, reference)
+    for path in sorted(Path(reference.root).glob("sweep/trials/*/models/*/model.safetensors")):
+        name = str(path.relative_to(reference.root))
+        found += different_file(name, run, reference)
+    return found
+
+
+def litter(run: Run) -> list[str]:
+    """What should have gone with the work."""
+    found = [path for name in ("attempts", "checkpoints", "tune") for path in Path(run.root).rglob(name)]
+    found = [path for path in found if path.name != "checkpoints" or any(path.iterdir())]
+    return [f"left: {path.relative_to(run.root)}" for path in found]
+
+
+def asked_for(config: Config, run: Run) -> dict[str, str]:
+    """What the critic is asked for each key."""
+    _, tasks = chosen(config, config.critique, run)
+    return {task.request.key: task.request.messages[-1]["content"] for task in tasks}

@@ -1,0 +1,70 @@
+"""A few kills at random moments on real raylets; `make chaos` does a hundred, in every stage."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from minos_ray.cluster import disconnect
+from minos_ray.problems.stage import problems
+from tests.faults.chaos_processes import Watch
+from tests.faults.chaos_round import Report, Round, Undisturbed, measure
+from tests.faults.chaos_verdict import done
+from tests.faults.world import ENVIRONMENT, World, world
+from tests.runs import put
+
+pytestmark = pytest.mark.slow
+SAMPLING = Undisturbed(15.0, {kind: (0.0, 15.0) for kind in ("driver", "raylet")} | {"actor": (5.0, 12.0)}, {})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Iterator[World]:
+    """A head and two raylets, and a reference with the candidates that sampling must give."""
+    disconnect()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with world(tmp_path_factory.mktemp("world"), nodes=2) as made:
+            problems(made.config(made.reference), made.reference)
+            put(made.reference, "candidates", candidates(made))
+            yield made
+
+
+def candidates(world: World) -> list[dict]:
+    """Every second one copies the worked solution, the others go wrong in the last line."""
+    section = world.config(world.reference).sample
+    amounts = {"train": section.n_train, "test": section.n_test}
+    return [
+        {
+            "candidate_id": f"{problem['problem_id']}/{index}",
+            "problem_id": problem["problem_id"],
+            "index": index,
+            "text": problem["solution"] + str(index) * (index % 2),
+            "finish_reason": "stop",
+            "num_tokens": 30,
+            "model": "package:problems/miniature/model",
+        }
+        for problem in world.reference.artefact("problems").read().to_pylist()
+        for index in range(amounts[problem["split"]])
+    ]
+
+
+def played(world: World, stage: str, reference: Undisturbed, victims: Sequence[str]) -> Report:
+    """A round of kills."""
+    with Watch(world) as watch:
+        return Round(world, watch, stage, reference, f"disturbed-{stage}", seed=1).play(victims)
+
+
+def test_candidates_are_there_once_whatever_dies_while_they_are_sampled(made: World) -> None:
+    reference = SAMPLING._replace(done=done("sample", made.reference))
+    report = played(made, "sample", reference, ("driver", "raylet", "actor"))
+    assert not report.wrong
+    assert [kill.victim for kill in report.kills][:2] == ["driver", "raylet"]
+    assert report.kills[0].outcome == "rerun went on"
+
+
+def test_labels_are_those_of_the_reference_whatever_dies(made: World) -> None:
+    with Watch(made) as watch:
+        reference = measure(made, watch, "label")
+    report = played(made, "label", reference, ("child", "raylet", "driver"))
+    assert not report.wrong
+    assert [kill.victim for kill in report.kills][:2] == ["child", "raylet"]

@@ -1,0 +1,206 @@
+"""A small pipeline on real raylets of this machine: its config, its cluster, its critic, and what each stage needs."""
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from minos_ray.config import Config, build
+from minos_ray.critiques.server import WRITER, Handler, Teacher
+from minos_ray.critiques.server import Server as Critic
+from minos_ray.labels.answers import Grader, extract_number, gold_number
+from minos_ray.store import Run
+from tests.raylets import STORE
+
+KEY = "key-of-the-counting-critic"
+ANSWER_S = 0.8
+# A loopback address that the package does not take for the driver's own: its clients are then on any node.
+CRITIC_HOST = "127.0.0.2"
+ENVIRONMENT = {
+    "OPENAI_API_KEY": KEY,
+    "NO_PROXY": CRITIC_HOST,
+    "RAY_health_check_period_ms": "300",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+}
+
+
+class Stage(NamedTuple):
+    """What a stage reads and makes (folders and files of the run), and which of its processes may be killed."""
+
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    victims: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+
+
+ROWS = ("problems", "candidates", "labels")
+VERIFIERS = ("models/orm-base", "models/prm-minos")
+SCORES = ("scores/orm-base", "scores/prm-minos")
+STAGES = {
+    "sample": Stage(("problems",), ("candidates",), ("driver", "actor", "engine", "raylet")),
+    "label": Stage(("problems", "candidates"), ("labels",), ("driver", "actor", "child", "raylet")),
+    "critique": Stage(ROWS, ("critiques",), ("driver", "actor", "limiter", "raylet")),
+    "sft": Stage((*ROWS, "critiques"), ("models/critic",), ("driver", "worker", "controller", "raylet")),
+    "reward": Stage((*ROWS, "models/critic"), VERIFIERS, ("driver", "worker", "controller", "raylet")),
+    "score": Stage((*ROWS, "critiques", "models/critic", *VERIFIERS), SCORES, ("driver", "actor", "tally", "raylet")),
+    "sweep": Stage(
+        (*ROWS, "critiques"),
+        ("sweep/results.parquet",),
+        ("driver", "trial", "worker", "actor", "raylet"),
+        ("resources.train.workers=1", "resources.score.actors=1"),
+    ),
+}
+
+
+def same_slowly(gold: str, answer: str) -> bool:
+    """A comparison that keeps its process busy for a moment."""
+    time.sleep(0.1)
+    return gold == answer
+
+
+grader = Grader(extract_number, str.__eq__, f"{__name__}:same_slowly", gold_number)
+
+
+def values(run: str, critic: str) -> dict[str, Any]:
+    """The config as YAML has it: the shipped miniature model, few problems, slow enough to be hit in the middle."""
+    model, loader = {"model": "package:problems/miniature/model"}, "minos_ray.problems.miniature:load"
+    train = {"lr": 1e-3, "batch_rows": 8, "max_length": 400, "precision": "fp32", "eval_every": 10}
+    engine = {"actors": 2, "max_model_len": 512, "dtype": "float32", "kv_cache_gb": 0.1, "max_num_seqs": 8}
+    return {
+        "run": run,
+        "problems": {"train": {"loader": loader, "limit": 12}, "test": {"loader": loader, "limit": 20}},
+        "generator": model,
+        "base": model,
+        "sample": {"n_train": 12, "n_test": 8, "unit": 4, "temperature": 0.7, "max_tokens": 120},
+        "label": {"steps": "minos_ray.labels.miniature:label_steps", "grader": f"{__name__}:grader"},
+        "critique": {"base_url": critic, "model": "counting", "count": 80},
+        "sft": {**train, "epochs": 3},
+        "reward": {**train, "epochs": 1, "verifiers": ["orm-base", "prm-minos"], "eval_rows": 24},
+        "score": {"judge": None},
+        "evaluate": {"bootstrap": 200, "trials": 10},
+        "sweep": {"critiques": [0, 40], "kinds": ["prm"], "problems": 12},
+        "resources": {
+            "sample": {**engine, "units_per_task": 1},
+            "grade": {"actors": 2},
+            "client": {"actors": 2, "concurrency": 4},
+            "train": {"workers": 2, "micro_tokens": 1024, "save_every": 4},
+            "score": {"actors": 2, "units_per_task": 1},
+        },
+    }
+
+
+class SlowTeacher(Teacher):
+    """Takes its time for an answer, and notes when it was asked what."""
+
+    def __init__(self, answer_s: float) -> None:
+        from minos_ray.config import resolve
+
+        super().__init__(0, resolve(WRITER), resolve("minos_ray.labels.miniature:labels_of"))
+        self.answer_s, self.asked = answer_s, []
+        self.lock = threading.Lock()
+
+    def critique(self, content: str) -> str:
+        """The same content always gets the same answer."""
+        with self.lock:
+            self.asked.append((time.time(), content))
+        time.sleep(self.answer_s * random.Random(content).uniform(0.5, 1.5))
+        return super().critique(content)
+
+
+class CountingCritic(Critic):
+    """The miniature's critic in this process, on an address of its own."""
+
+    def __init__(self, answer_s: float = ANSWER_S) -> None:
+        super(Critic, self).__init__((CRITIC_HOST, 0), Handler)
+        self.teacher, self.key = SlowTeacher(answer_s), KEY
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """What the config calls critique.base_url."""
+        return f"http://{CRITIC_HOST}:{self.server_port}/v1"
+
+
+class World:
+    """The folder of all runs, the cluster, and the reference: a run that nobody disturbed."""
+
+    def __init__(self, folder: Path, cluster: Any, critic: CountingCritic) -> None:
+        self.folder, self.cluster, self.critic = folder, cluster, critic
+        self.nodes: list[Any] = []
+        self.addresses = 3
+        self.path = folder / "config.yaml"
+        self.path.write_text(yaml.safe_dump(values(str(folder / "reference"), critic.url)))
+        self.reference = Run(str(folder / "reference"))
+
+    def config(self, run: Run) -> Config:
+        """The config of a run."""
+        return build(values(run.path, self.critic.url))
+
+    def add_node(self) -> None:
+        """One raylet more, with one CPU and an address of its own: Ray Train tells nodes apart by it."""
+        address = f"127.0.0.{self.addresses}"
+        self.addresses += 1
+        self.nodes.append(self.cluster.add_node(num_cpus=1, node_ip_address=address, **STORE))
+
+    def replace_node(self, node: Any) -> None:
+        """Clears away what is left of a dead node and adds another."""
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.add_node()
+
+    def raylets(self) -> dict[int, Any]:
+        """Process id of every raylet, with its node; the head is there too."""
+        nodes = [self.cluster.head_node, *self.nodes]
+        return {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+
+    def start(self, stage: str, run: Run) -> "subprocess.Popen[bytes]":
+        """The command of a stage; what it says goes into RUN/driver.log."""
+        overrides = STAGES[stage].overrides if stage in STAGES else ()
+        command = [sys.executable, "-m", "minos_ray", stage, str(self.path), f"run={run.path}", *overrides]
+        with open(f"{run.root}/driver.log", "ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+
+    def finish(self, stage: str, run: Run) -> None:
+        """A stage that nobody disturbs."""
+        if code := self.start(stage, run).wait(600):
+            raise RuntimeError(f"{stage} ended with {code}: {Path(run.root, 'driver.log').read_text()[-2000:]}")
+
+
+@contextmanager
+def world(folder: Path, nodes: int = 3) -> Iterator[World]:
+    """A head without CPUs and some raylets; `ENVIRONMENT` is in force already. This process joins the cluster."""
+    import logging
+    import os
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **STORE})
+    made = World(folder, cluster, CountingCritic())
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        Path(made.reference.root).mkdir(parents=True)
+        for _ in range(nodes):
+            made.add_node()
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield made
+    finally:
+        os.environ.pop("RAY_ADDRESS")
+        made.critic.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
