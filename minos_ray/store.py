@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minos_ray import __version__
 from minos_ray.errors import UserError
+from minos_ray.reading import ahead
 from minos_ray.schema import SCHEMAS
 
 STATS = b"minos_stats"
@@ -206,7 +207,7 @@ class Artefact:
         return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
 
     def _whole_files(self, start: str = "") -> list[str]:
-        return [f for f in self._part_files(start) if self._whole(f)]
+        return [f for f, whole in ahead(self._whole, self._part_files(start)) if whole]
 
     def _whole(self, file: str) -> bool:
         path = f"{self.run.root}/{self.name}/{file}"
@@ -227,9 +228,13 @@ class Artefact:
 
     def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The parts of an artefact, one at a time. Raises UserError unless it is complete."""
+        return (rows for _, rows in self.named_parts(columns))
+
+    def named_parts(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """`parts` with their names."""
         self._refuse_partial()
-        for file in self._part_files():
-            yield self._read_part(file, columns)
+        for file, rows in ahead(lambda file: self._read_part(file, columns), self._part_files()):
+            yield file.removeprefix("part-").removesuffix(".parquet"), rows
 
     def _refuse_partial(self) -> None:
         if self.manifest() is None:
@@ -282,9 +287,7 @@ class Artefact:
     def stats(self) -> dict[str, float]:
         """Sum over the parts of what `write_part` was given as stats."""
         total: dict[str, float] = {}
-        for file in self._whole_files():
-            with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/{file}") as source:
-                metadata = pq.ParquetFile(source).schema_arrow.metadata or {}
-            for key, value in json.loads(metadata.get(STATS, b"{}")).items():
+        for _, (_, _, stats) in ahead(self.part_notes, self.part_names()):
+            for key, value in stats.items():
                 total[key] = total.get(key, 0) + value
         return total
