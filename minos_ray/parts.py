@@ -66,13 +66,15 @@ class PartWriter:
         units: Any,
         attempts: str,
         part_units: int,
+        at_once: int,
         tally: Any,
     ) -> None:
         import ray
 
         context = ray.get_runtime_context()
         self.run, self.artefact, self.attempts = Run(run), artefact, attempts
-        self.node, self.part_units, self.tally = context.get_node_id(), part_units, tally
+        self.node, self.part_units, self.at_once = context.get_node_id(), part_units, at_once
+        self.tally = tally
         self.units: pa.Table = ray.get(units)
         self.lives = Lives(self.run, f"{attempts}/{context.get_actor_id()}")
         if self.lives.left:
@@ -135,12 +137,14 @@ class PartWriter:
             yield together(ready)
 
     def stream(self, units: pa.Table, attempts: Attempts) -> Iterator[Finished]:
-        """What the worker finishes, one by one if it can."""
+        """What the worker finishes, one by one if it can, else `at_once` together."""
         if hasattr(self.worker, "stream"):
             yield from self.worker.stream(units, attempts.start)
-        else:
-            attempts.start(ids(units))
-            yield Finished(ids(units), *self.worker(units))
+            return
+        for first in range(0, units.num_rows, self.at_once):
+            some = units.slice(first, self.at_once)
+            attempts.start(ids(some))
+            yield Finished(ids(some), *self.worker(some))
 
 
 def look_back(attempts: Attempts, left: pa.Table) -> None:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from minos_ray import __version__, parquet, storage
 from minos_ray.errors import UserError
 from minos_ray.manifest import Manifest, fingerprint
+from minos_ray.reading import ahead
 from minos_ray.schema import SCHEMAS
 from minos_ray.storage import open_path
 
@@ -198,7 +199,7 @@ class Artefact:
         return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
 
     def _whole_files(self, start: str = "") -> list[str]:
-        return [f for f in self._part_files(start) if self._whole(f)]
+        return [f for f, whole in ahead(self._whole, self._part_files(start)) if whole]
 
     def _whole(self, file: str) -> bool:
         if self._open(file, parquet.notes) is None:
@@ -228,8 +229,12 @@ class Artefact:
 
     def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The parts of an artefact, one at a time. Raises UserError unless it is complete."""
-        for file in self._complete_files():
-            yield self._read_part(file, columns)
+        return (rows for _, rows in self.named_parts(columns))
+
+    def named_parts(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """`parts` with their names."""
+        for file, rows in ahead(lambda file: self._read_part(file, columns), self._complete_files()):
+            yield file.removeprefix("part-").removesuffix(".parquet"), rows
 
     def _complete_files(self) -> list[str]:
         manifest = self.manifest()
@@ -288,7 +293,7 @@ class Artefact:
     def stats(self) -> dict[str, float]:
         """Sum over the parts of what `write_part` was given as stats."""
         total: dict[str, float] = {}
-        for name in self.part_names():
-            for key, value in self.part_notes(name).stats.items():
+        for _, notes in ahead(self.part_notes, self.part_names()):
+            for key, value in notes.stats.items():
                 total[key] = total.get(key, 0) + value
         return total

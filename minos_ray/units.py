@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,14 +20,17 @@ from minos_ray.live import ended, failures, followed
 from minos_ray.observe.cause import cause
 from minos_ray.parts import PartWriter, Worker, added, by_artefact, part_name
 from minos_ray.progress import Progress
+from minos_ray.reading import ahead
 from minos_ray.resources import Actors
 from minos_ray.store import Artefact, Run
 
-__all__ = ["Worker", "part_name", "run_units", "stored_ids"]
+__all__ = ["Worker", "part_name", "run_units", "stored_ids", "whole_units"]
 
-# So many parts at most, if units finish evenly: beyond, a part waits for several units (`parts.PART_S` at most).
-PARTS = 20_000
-# Tasks whose units are stored one by one are so many times longer: nothing is lost by it, and engines empty less often.
+# So many tasks and parts, or a few more: with more units than that a task is longer, and a part waits for several
+# units (`parts.PART_S` at most). Every task costs the driver a millisecond, and every later stage opens each part.
+PARTS = 10_000
+# Tasks are so many times longer than what a worker is given at once: what is finished is stored, so nothing is lost by
+# it, and engines empty less often.
 LONGER = 16
 # Units that may kill their engines before the engine itself is taken to be broken: so many, or this share of all.
 FAILED, FAILED_SHARE = 3, 0.01
@@ -42,6 +46,26 @@ def stored_ids(artefact: Artefact, key: str) -> set[str]:
         else:
             stored.update(ids)
     return stored
+
+
+def whole_units(artefact: Artefact, ids: pa.Array, rows: np.ndarray | None = None) -> np.ndarray:
+    """Which of the units with these ids are stored, from what parts say of themselves: no row is read.
+
+    A part goes, to be done again, if it repeats a unit (two runs at once), has one of another plan, or if the number
+    of its rows is not that of its units in `rows`.
+    """
+    done = np.zeros(len(ids), dtype=bool)
+    notes = [(name, units, held) for name, (units, held, _) in ahead(artefact.part_notes, artefact.part_names())]
+    noted = pa.array([unit for _, units, _ in notes for unit in units], ids.type)
+    places = pc.fill_null(pc.index_in(noted, value_set=ids), -1).to_numpy()
+    ends = np.cumsum([len(units) for _, units, _ in notes], dtype=np.int64)
+    for (name, _, held), its in zip(notes, np.split(places, ends[:-1]), strict=False):
+        once = len(its) and its.min() >= 0 and not done[its].any() and len(np.unique(its)) == len(its)
+        if once and (rows is None or rows[its].sum() == held):
+            done[its] = True
+        else:
+            artefact.run.delete(f"{artefact.name}/part-{name}.parquet")
+    return done
 
 
 def task_sizes(units: int, actors: int, most: int, least: int = 1) -> list[int]:
@@ -76,14 +100,14 @@ def run_units(
     wait_s: float = 600,
     env: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """Does all `units` (column `unit_id`, unique) in tasks of `batch_units`, at the end fewer; returns summed stats.
+    """Does all `units` (column `unit_id`, unique), `batch_units` at once; returns summed stats.
 
     `worker(**kwargs)` is called once in each actor (see `parts.Worker`); what it is given at once is of one artefact:
     `artefact`, or the one that the units name in a column `artefact` (one pool of actors then serves several). `rows`
     is the number of rows expected in all (for progress), `rows_before` how many of them are stored already.
 
-    The last tasks are shorter, down to `least_units`, what a worker does at once (an eighth of `batch_units`); with a
-    worker that has `stream` the first ones are `LONGER` times as long.
+    The first tasks are `LONGER` times as long and more when there are many units; the last ones are shorter, down to
+    `least_units` (an eighth of `batch_units`). A worker that has `stream` is given a whole task.
 
     A unit that kills `DEATHS` engines gets the rows of `worker.failed`. WorkStopped where the worker has no such
     method, and when so many units fail that the engine must be the cause.
@@ -103,8 +127,9 @@ def run_units(
         "units": ray.put(units),
         "attempts": f"{attempts}/{uuid.uuid4().hex}",
         "part_units": -(-units.num_rows // PARTS),
+        "at_once": batch_units,
     }
-    most = batch_units * (LONGER if hasattr(worker, "stream") else 1)
+    most = max(batch_units * LONGER, constructor["part_units"])
     sizes = task_sizes(units.num_rows, resources.actors, most, least_units or -(-batch_units // 8))
     outcome = Outcome(label, units.num_rows, started_before=rows_before > 0, can_fail=hasattr(worker, "failed"))
     try:
@@ -142,13 +167,13 @@ def tasks(
     sizes: list[int], constructor: dict[str, Any], resources: Actors, env: dict[str, str] | None
 ) -> Iterator[dict[str, Any]]:
     """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor."""
-    from ray.data import ActorPoolStrategy, from_arrow
+    from ray.data import ActorPoolStrategy, from_blocks
 
     blocks, first = [], 0
     for size in sizes:
         blocks.append(pa.table({"first": [first], "count": [size]}))
         first += size
-    done = from_arrow(blocks).map_batches(
+    done = from_blocks(blocks).map_batches(
         PartWriter,
         fn_constructor_kwargs=constructor,
         batch_size=1,

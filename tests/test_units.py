@@ -37,7 +37,7 @@ class Squares:
     def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         units = batch["unit_id"].to_pylist()
         with open(self.folder / f"{os.getpid()}.pid", "a") as seen:
-            seen.write("".join(f"{unit}\n" for unit in units))
+            seen.write(" ".join(units) + "\n")
         flag = self.folder / "died"
         if self.dies_at in units and (self.poison or not flag.exists()):
             flag.touch()
@@ -119,6 +119,9 @@ def test_every_unit_once_on_two_actors(artefact: Artefact, do: Callable[..., dic
     assert artefact.stats() == total
     assert len(seen(tmp_path)) == 2
     assert sorted(unit for each in seen(tmp_path) for unit in each) == list(range(13))
+    given = [line.split() for path in (tmp_path / "seen").glob("*.pid") for line in path.read_text().splitlines()]
+    assert max(map(len, given)) == 2, "a task is longer than what a worker is given at once"
+    assert len(artefact.part_names()) < len(given), "a finished task is one part"
 
 
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_doubled(

@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Problems that are planned at once.
+BLOCK = 1 << 15
+
 
 class Units(NamedTuple):
-    """Columns of units: the number of the problem, the first index, and how many candidates."""
+    """Columns (int32) of units: the number of the problem, the first index, and how many candidates."""
 
     problem: np.ndarray
     first: np.ndarray
@@ -21,8 +24,14 @@ class Units(NamedTuple):
         return len(self.problem)
 
     def shuffled(self, seed: int) -> "Units":
-        """Large and small units mixed, so that every task is about equally much work."""
-        order = np.random.default_rng(seed).permutation(len(self))
+        """Problems in a seeded order, so that every task is about equally much work; units of a problem stay together.
+
+        So a problem lies in one task and in one part, and its prompt is computed once.
+        """
+        if not len(self):
+            return self
+        rank = np.random.default_rng(seed).permutation(int(self.problem.max()) + 1)
+        order = np.argsort(rank[self.problem], kind="stable")
         return Units(*(column[order] for column in self))
 
 
@@ -36,14 +45,22 @@ def plan(wanted: Sequence[int], stored: np.ndarray, size: int) -> Units:
 
     `stored` is a table [problems, candidates]; a gap in it is cut into units from its beginning on.
     """
+    amounts = np.asarray(wanted, dtype=np.int64)
+    blocks = range(0, len(amounts), BLOCK)
+    planned = [plan_block(at, amounts[at : at + BLOCK], stored[at : at + BLOCK], size) for at in blocks]
+    nobody = np.zeros(0, np.int32)
+    return Units(*map(np.concatenate, zip(*planned, strict=True))) if planned else Units(nobody, nobody, nobody)
+
+
+def plan_block(at: int, wanted: np.ndarray, stored: np.ndarray, size: int) -> Units:
+    """The units of the problems from number `at` on; what is needed on the way is as large as the table of a block."""
     width = stored.shape[1]
-    missing = ~stored & (np.arange(width) < np.asarray(wanted, dtype=np.int64).reshape(-1, 1))
     framed = np.zeros((len(wanted), width + 2), dtype=np.int8)
-    framed[:, 1:-1] = missing
+    np.greater(np.arange(width) < wanted.reshape(-1, 1), stored, out=framed[:, 1:-1].view(bool))
     edges = np.diff(framed, axis=1)
     problem, start = np.nonzero(edges == 1)
     stop = np.nonzero(edges == -1)[1]
-    return chunks(problem, start, stop, size)
+    return chunks(problem + at, start, stop, size)
 
 
 def chunks(problem: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int) -> Units:
@@ -52,7 +69,8 @@ def chunks(problem: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int) 
     of = np.repeat(np.arange(len(problem)), pieces)
     number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     first = start[of] + number * size
-    return Units(problem[of], first, np.minimum(stop[of] - first, size))
+    columns = (problem[of], first, np.minimum(stop[of] - first, size))
+    return Units(*(column.astype(np.int32) for column in columns))
 
 
 def task_units(units: Units, rows: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from minos_ray.candidates.sampler import Sampler
 from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
+from minos_ray.reading import ahead
 from minos_ray.sections import Model
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
 from minos_ray.units import run_units
@@ -47,9 +49,10 @@ def sample(config: Config, run: Run) -> Manifest:
     artefact = stages.begin(config, run, "candidates")
     assert isinstance(artefact, Artefact)
     start = time.monotonic()
-    before = stored(artefact, wanted)
-    sample_missing(config, run, artefact, wanted, before)
-    return finish(config, artefact, wanted, int(before.sum()), time.monotonic() - start)
+    units = missing(config, artefact, wanted)
+    before = wanted.rows - int(units.count.sum())
+    sample_units(config, run, artefact, wanted, units)
+    return finish(config, artefact, wanted, before, time.monotonic() - start)
 
 
 def generator(config: Config) -> Model:
@@ -98,8 +101,7 @@ def stored(artefact: Artefact, wanted: Wanted) -> np.ndarray:
     found = nothing(wanted.amounts)
     flat, width = found.reshape(-1), found.shape[1]
     numbers = {name: number for number, name in enumerate(wanted.problems["problem_id"].to_pylist())}
-    for name in artefact.part_names():
-        part = artefact.read_part(name, ["problem_id", "index"])
+    for name, part in ahead(lambda name: artefact.read_part(name, ["problem_id", "index"]), artefact.part_names()):
         named = part["problem_id"].combine_chunks().dictionary_encode()
         problem = np.array([numbers[problem_id] for problem_id in named.dictionary.to_pylist()], dtype=np.int64)
         places = problem[named.indices.to_numpy()] * width + part["index"].to_numpy()
@@ -110,9 +112,13 @@ def stored(artefact: Artefact, wanted: Wanted) -> np.ndarray:
     return found
 
 
-def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: Wanted, before: np.ndarray) -> None:
-    """Plans what is not stored and has it sampled."""
-    units = plan(wanted.amounts, before, config.sample.unit).shuffled(config.seed)
+def missing(config: Config, artefact: Artefact, wanted: Wanted) -> Units:
+    """The units that are not stored."""
+    return plan(wanted.amounts, stored(artefact, wanted), config.sample.unit).shuffled(config.seed)
+
+
+def sample_units(config: Config, run: Run, artefact: Artefact, wanted: Wanted, units: Units) -> None:
+    """Has units sampled."""
     if not len(units):
         return
     resources = config.resources.sample
@@ -134,7 +140,7 @@ def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: Wanted,
         least_units=task_units(units, resources.max_num_seqs),
         label="sample",
         rows=wanted.rows,
-        rows_before=int(before.sum()),
+        rows_before=wanted.rows - int(units.count.sum()),
         unit="candidates",
         wait_s=config.resources.wait_s,
     )
@@ -149,24 +155,29 @@ def unit_table(units: Units, problems: pa.Table) -> pa.Table:
     return pa.table({"unit_id": unit_id, **named, "first": first, "count": pa.array(units.count, pa.int32())})
 
 
+def tallied(artefact: Artefact) -> tuple[Counter[str], int]:
+    """How many candidates ended for which reason, and the tokens of all."""
+    reasons, tokens = Counter[str](), 0
+    columns = ["finish_reason", "num_tokens"]
+    for _, part in ahead(lambda name: artefact.read_part(name, columns), artefact.part_names()):
+        reasons.update({row["values"]: row["counts"] for row in part["finish_reason"].value_counts().to_pylist()})
+        tokens += pc.sum(part["num_tokens"]).as_py() or 0
+    return reasons, tokens
+
+
 def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seconds: float) -> Manifest:
     """Makes sure that every (problem, index) is there once, then writes the manifest."""
     if lacks := wanted.rows - int(stored(artefact, wanted).sum()):
         raise RuntimeError(f"{lacks} candidates are missing; run again")
     artefact.run.delete(f"{artefact.name}/attempts")
-    rows = artefact.read(columns=["finish_reason", "num_tokens"], partial=True)
-    reasons: dict[str, int] = {row["values"]: row["counts"] for row in rows["finish_reason"].value_counts().to_pylist()}
-    counts = {
-        "candidates": rows.num_rows,
-        "problems": len(wanted.amounts),
-        "tokens": pc.sum(rows["num_tokens"]).as_py() or 0,
-    }
+    reasons, tokens = tallied(artefact)
+    counts = {"candidates": wanted.rows, "problems": len(wanted.amounts), "tokens": tokens}
     dropped = {"truncated_at_max_tokens": reasons.get("length", 0)}
     dropped |= {reason: reasons.get(reason, 0) for reason in (PROMPT_TOO_LONG, ENGINE_DIED)}
     details: dict[str, Any] = {
         "seconds": round(seconds, 2),
         "candidates_before": before,
-        "candidates_per_second": round((rows.num_rows - before) / max(seconds, 1e-9), 1),
+        "candidates_per_second": round((wanted.rows - before) / max(seconds, 1e-9), 1),
         "engine_seconds": round(artefact.stats().get("seconds", 0.0), 2),
         "model": generator(config).model,
         "prompt": config.sample.prompt,

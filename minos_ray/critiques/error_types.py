@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+import pyarrow.compute as pc
+
 from minos_ray.config import Config, resolve
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Request
@@ -17,7 +19,8 @@ from minos_ray.critiques.prompts import MARKED, Case, Messages
 from minos_ray.critiques.select import Row, by_turns, distinct
 from minos_ray.critiques.server import MODEL
 from minos_ray.errors import UserError
-from minos_ray.schema import table
+from minos_ray.problems.split import rows_of_problems
+from minos_ray.schema import SCHEMAS, table
 from minos_ray.sections import Critique, ErrorType
 from minos_ray.stages import begin
 from minos_ray.store import Artefact, Manifest, Run
@@ -119,8 +122,8 @@ def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
     """Wrong train candidates with known wrong steps, as many inserted errors, and what was passed over by reason."""
     problems = {r["problem_id"]: r for r in run.artefact("problems").read().to_pylist() if r["split"] == "train"}
     count = config.error_analysis.count
-    labels = run.artefact("labels").read().to_pylist()
-    usable, passed_over = distinct(row for row in labels if row["problem_id"] in problems and not row["correct"])
+    labels = rows_of_problems(run.artefact("labels"), SCHEMAS["labels"].names, problems.keys())
+    usable, passed_over = distinct(labels.filter(pc.invert(labels["correct"])).to_pylist())
     typable = [row for row in usable if wrong_steps(row["step_labels"])]
     passed_over["candidate_without_wrong_step"] = len(usable) - len(typable)
     chosen = by_turns(typable, f"{config.seed}/errors")[:count]

@@ -20,6 +20,7 @@ from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError, WorkStopped
+from minos_ray.problems.split import rows_of_problems
 from minos_ray.progress import Progress
 from minos_ray.schema import table
 from minos_ray.sections import Critique
@@ -98,9 +99,9 @@ def train_labels(run: Run) -> tuple[dict[str, Row], list[Row]]:
     """The train problems by id, and the labels of their candidates."""
     problems = run.artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
     train = problems.filter(pc.equal(problems["split"], "train"))
-    labels = run.artefact("labels").read(["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"])
-    labels = labels.filter(pc.is_in(labels["problem_id"], value_set=train["problem_id"].combine_chunks()))
-    return {problem["problem_id"]: problem for problem in train.to_pylist()}, labels.to_pylist()
+    by_id = {problem["problem_id"]: problem for problem in train.to_pylist()}
+    columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
+    return by_id, rows_of_problems(run.artefact("labels"), columns, by_id.keys()).to_pylist()
 
 
 def plan(section: Critique, row: Row, problem: Row) -> Task:

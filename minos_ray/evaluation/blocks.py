@@ -5,7 +5,7 @@ therefore sorted into one temporary file per block and artefact (in $TMPDIR) fir
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,12 +86,11 @@ def whole(artefact: Artefact, columns: list[str], problems: pa.Array) -> pa.Tabl
 
 def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path) -> None:
     """Appends the rows of every part to the file of their block."""
-    problems = pa.concat_arrays(groups)
-    block_of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    block_of = {name: number for number, group in enumerate(groups) for name in group.to_pylist()}
     with ExitStack() as files:
         writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
         for part in artefact.parts(columns):
-            for number, rows in split_rows(part, problems, block_of):
+            for number, rows in split_rows(part, block_of):
                 if number not in writers:
                     options = pa.ipc.IpcWriteOptions(compression="lz4")
                     path = str(place(artefact, number, folder))
@@ -99,17 +98,17 @@ def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], fo
                 writers[number].write_table(rows)
 
 
-def split_rows(part: pa.Table, problems: pa.Array, block_of: np.ndarray) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of a part by block."""
-    at = pc.index_in(part["problem_id"], value_set=problems)
-    rows, numbers = part.filter(at.is_valid()), block_of[at.drop_null().to_numpy()]
-    if not len(numbers):
-        return
+def split_rows(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of a part by block. Each problem of the part is looked up once, which costs as much as it has rows."""
+    named = part["problem_id"].combine_chunks().dictionary_encode()
+    block = np.array([block_of.get(name, -1) for name in named.dictionary.to_pylist()], dtype=np.int64)
+    numbers = block[named.indices.to_numpy()]
     order = np.argsort(numbers, kind="stable")
-    rows, numbers = rows.take(order), numbers[order]
+    rows, numbers = part.take(order), numbers[order]
     found, starts = np.unique(numbers, return_index=True)
     for number, first, end in zip(found, starts, [*starts[1:], len(numbers)], strict=True):
-        yield int(number), rows.slice(first, end - first)
+        if number >= 0:
+            yield int(number), rows.slice(first, end - first)
 
 
 def place(artefact: Artefact, number: int, folder: Path) -> Path:

@@ -12,6 +12,7 @@ from minos_ray.evaluation.meta_sets import LabelledSet
 from minos_ray.models import WEIGHTS, absolute, is_hub_id, locate
 from minos_ray.scoring import stage as scoring
 from minos_ray.scoring.formats import VERSION
+from minos_ray.scoring.solutions import read_pieces
 from minos_ray.sections import ForeignModel, MetaCritic, Model
 from minos_ray.stages import VERSIONS, fingerprint_of
 from minos_ray.store import Artefact, Run, fingerprint
@@ -100,11 +101,12 @@ def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[
     """The artefact with each verifier's scores of the set; what is missing is scored, critics last."""
     paths = {verifier.name: f"meta/{labelled.key}/{verifier.name}" for verifier in judged}
     todo = [(v, artefact) for v in judged if (artefact := begun(run.artefact(paths[v.name]), v.inputs))]
-    problems = scoring.read_problems(labelled.run, "test") if todo else []
-    for worker in sorted({v.worker for v, _ in todo if v.worker}):
+    workers = sorted({v.worker for v, _ in todo if v.worker})
+    pieces = read_pieces(labelled.run, "test") if workers else None
+    for worker in workers:
         own = {artefact.name: (v.section, artefact) for v, artefact in todo if v.worker == worker}
         models = {name: section for name, (section, _) in own.items()}
-        scoring.score_artefacts(config, run, [a for _, a in own.values()], models, problems, worker)
+        scoring.score_artefacts(config, run, [a for _, a in own.values()], models, labelled.run, pieces, worker)
     for verifier, artefact in todo:
         if isinstance(verifier.section, MetaCritic):
             meta_critics.judge(config, run, verifier.name, verifier.section, labelled.run, artefact)

@@ -20,6 +20,7 @@ from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import Tree, grow
+from minos_ray.problems.split import rows_of_problems
 from minos_ray.sections import Label, Model, Rollouts
 from minos_ray.store import Artefact, Manifest, Run
 from minos_ray.units import run_units, stored_ids
@@ -134,8 +135,7 @@ def train_answers(run: Run) -> dict[str, str]:
 
 def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> list[Row]:
     """Candidates of these problems, ordered by problem and id: all, or the first `limit` by turns of problems."""
-    rows = run.artefact("candidates").read(["candidate_id", "problem_id", "text"])
-    rows = rows.filter(pc.is_in(rows["problem_id"], value_set=pa.array(problem_ids, pa.string())))
+    rows = rows_of_problems(run.artefact("candidates"), ["candidate_id", "problem_id", "text"], set(problem_ids))
     ordered = rows.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).to_pylist()
     if limit is None or limit >= len(ordered):
         return ordered

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from minos_ray import schema
 from minos_ray.config import Config, resolve
@@ -17,7 +18,7 @@ from minos_ray.labels.step_labels import COUNTED, StepLabeller
 from minos_ray.sections import Label
 from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import part_name, run_units
+from minos_ray.units import run_units, whole_units
 
 UNIT_ROWS = 2048
 STATUSES = ("correct", "wrong", "no_answer", "timeout")
@@ -43,8 +44,8 @@ def label_candidates(config: Config, run: Run) -> Manifest:
         rollouts(config, run)
     target = begin(config, run, "labels")
     assert isinstance(target, Artefact)
-    label_missing(config, run, units, set(target.part_names()))
-    return finish(target, sum(unit["rows"] for unit in units), time.monotonic() - start)
+    label_missing(config, run, target, units)
+    return finish(target, pc.sum(units["rows"]).as_py() or 0, time.monotonic() - start)
 
 
 def refuse_imported(config: Config, done: Manifest) -> None:
@@ -53,19 +54,20 @@ def refuse_imported(config: Config, done: Manifest) -> None:
         raise UserError("label.rollouts is set, but the labels of this run were imported; delete its folder labels/")
 
 
-def label_missing(config: Config, run: Run, units: list[dict[str, Any]], stored: set[str]) -> None:
-    """Labels the units whose part is not stored yet, on the actors of `resources.grade`."""
-    todo = [unit for unit in units if name_of(unit) not in stored]
-    if not todo:
+def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -> None:
+    """Labels the units that are not stored yet, on the actors of `resources.grade`."""
+    done = whole_units(target, units["unit_id"].combine_chunks())
+    todo = units.filter(pa.array(~done))
+    if not todo.num_rows:
         return
     from minos_ray.cluster import connect
 
     connect(config)
-    rows, left = (sum(unit["rows"] for unit in some) for some in (units, todo))
+    rows, left = (pc.sum(some["rows"]).as_py() for some in (units, todo))
     run_units(
         run,
         "labels",
-        pa.Table.from_pylist(todo),
+        todo,
         Labeller,
         {"run": run.path, "label": config.label},
         config.resources.grade,
@@ -77,21 +79,19 @@ def label_missing(config: Config, run: Run, units: list[dict[str, Any]], stored:
     )
 
 
-def plan(candidates: Artefact) -> list[dict[str, Any]]:
+def plan(candidates: Artefact) -> pa.Table:
     """Slices of at most `UNIT_ROWS` rows of each part; UserError while the candidates are not complete."""
     if candidates.manifest() is None:
         raise UserError(f"{candidates.path} is not complete; run the stage 'sample' first")
-    units = []
-    for part in candidates.part_names():
-        rows = candidates.part_rows(part)
-        for at in range(0, rows, UNIT_ROWS):
-            units.append({"unit_id": f"{part}:{at}", "part": part, "at": at, "rows": min(UNIT_ROWS, rows - at)})
-    return units
-
-
-def name_of(unit: dict[str, Any]) -> str:
-    """The name of the part that a unit gives."""
-    return part_name(pa.table({"unit_id": [unit["unit_id"]]}))
+    units: dict[str, list[Any]] = {"part": [], "at": [], "rows": []}
+    for part, whole in candidates.named_parts(["problem_id"]):
+        for at in range(0, whole.num_rows, UNIT_ROWS):
+            units["part"].append(part)
+            units["at"].append(at)
+            units["rows"].append(min(UNIT_ROWS, whole.num_rows - at))
+    made = pa.table(units, pa.schema([("part", pa.string()), ("at", pa.int64()), ("rows", pa.int64())]))
+    names = pc.binary_join_element_wise(made["part"], made["at"].cast(pa.string()), ":")
+    return made.append_column("unit_id", names)
 
 
 def finish(target: Artefact, rows: int, seconds: float) -> Manifest:
@@ -112,8 +112,7 @@ class Labeller:
 
     def __init__(self, run: str, label: Label) -> None:
         self.candidates = Run(run).artefact("candidates")
-        problems = Run(run).artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
-        self.problems = {row["problem_id"]: row for row in problems.to_pylist()}
+        self.problems = Run(run).artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
         self.label_steps = StepLabeller(Run(run), label)
         self.grading = Grading(resolve(label.grader), label.timeout_s)
         self.part: tuple[str, pa.Table] | None = None
@@ -121,11 +120,12 @@ class Labeller:
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Labels of all rows of the units, and how many had which status."""
         found = [row for unit in units.to_pylist() for row in self._rows(unit)]
-        known = [row for row in found if row["problem_id"] in self.problems]
-        golds = [self.problems[row["problem_id"]]["answer"] for row in known]
+        problems = self._problems({row["problem_id"] for row in found})
+        known = [row for row in found if row["problem_id"] in problems]
+        golds = [problems[row["problem_id"]]["answer"] for row in known]
         grades = self.grading(golds, [row["text"] for row in known])
         self.label_steps.counts.clear()
-        labels = [self._label(row, grade) for row, grade in zip(known, grades, strict=True)]
+        labels = [self._label(row, problems[row["problem_id"]], g) for row, g in zip(known, grades, strict=True)]
         stats = Counter(grade.status for grade in grades)
         stats.update(self.label_steps.counts)
         stats["stepless"] = sum(not row["steps"] for row in labels)
@@ -139,12 +139,17 @@ class Labeller:
             self.part = (unit["part"], self.candidates.read_part(unit["part"], ["candidate_id", "problem_id", "text"]))
         return self.part[1].slice(unit["at"], unit["rows"]).to_pylist()
 
-    def _label(self, candidate: dict[str, Any], grade: Graded) -> dict[str, Any]:
+    def _problems(self, names: set[str]) -> dict[str, dict[str, Any]]:
+        """These problems by id; those of a large run would not fit into every actor as objects."""
+        rows = self.problems.filter(pc.is_in(self.problems["problem_id"], value_set=pa.array(names, pa.string())))
+        return {row["problem_id"]: row for row in rows.to_pylist()}
+
+    def _label(self, candidate: dict[str, Any], problem: dict[str, Any], grade: Graded) -> dict[str, Any]:
         return {
             "candidate_id": candidate["candidate_id"],
             "problem_id": candidate["problem_id"],
             "answer": grade.answer,
             "correct": grade.correct,
             "status": grade.status,
-            **self.label_steps(self.problems[candidate["problem_id"]], candidate["text"], grade),
+            **self.label_steps(problem, candidate["text"], grade),
         }

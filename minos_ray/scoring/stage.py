@@ -1,34 +1,23 @@
 """The stage `score`: every test candidate scored by every verifier, then judged by the critic."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from minos_ray import cluster
 from minos_ray.config import Config, resolve
-from minos_ray.errors import UserError
 from minos_ray.models import locate
 from minos_ray.resources import Scoring
+from minos_ray.scoring.solutions import Reader, missing, read_pieces
 from minos_ray.sections import Model
 from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import run_units, stored_ids
+from minos_ray.units import run_units
 
 WORKER = "minos_ray.scoring.scorer:Scorers"
-# One verifier on one problem.
-UNITS = pa.schema(
-    [
-        ("unit_id", pa.string()),
-        ("artefact", pa.string()),
-        ("problem_id", pa.string()),
-        ("question", pa.string()),
-        ("candidate_ids", pa.list_(pa.string())),
-        ("steps", pa.list_(pa.list_(pa.string()))),
-    ]
-)
-Problem = dict[str, Any]
 
 
 def score(config: Config, run: Run) -> Manifest:
@@ -48,77 +37,53 @@ def score_verifiers(config: Config, run: Run) -> list[Manifest]:
     for model in models.values():
         locate(model, run)
     if models:
-        problems = read_problems(run, "test")
+        pieces = read_pieces(run, "test")
         begun = [artefact for name in models if isinstance(artefact := begin(config, run, name), Artefact)]
-        done.update(score_artefacts(config, run, begun, models, problems))
+        done.update(score_artefacts(config, run, begun, models, run, pieces))
     return [manifest for manifest in done.values() if manifest]
-
-
-def read_problems(run: Run, split: str | None) -> list[Problem]:
-    """Problems of a split (all when None) that have candidates: `question`, `candidate_ids` and their `steps`."""
-    rows = run.artefact("problems").read(["problem_id", "split", "question"]).to_pylist()
-    asked = {row["problem_id"]: row["question"] for row in rows if split is None or row["split"] == split}
-    found: dict[str, Problem] = {}
-    labels = run.artefact("labels").read(["candidate_id", "problem_id", "steps"]).sort_by("candidate_id")
-    for row in labels.to_pylist():
-        name = row["problem_id"]
-        if name in asked:
-            empty = {"problem_id": name, "question": asked[name], "candidate_ids": [], "steps": []}
-            problem = found.setdefault(name, empty)
-            problem["candidate_ids"].append(row["candidate_id"])
-            problem["steps"].append(row["steps"])
-    if not found:
-        raise UserError(f"score: no labelled candidate belongs to a problem of split '{split or 'any'}'")
-    return [found[name] for name in sorted(found)]
 
 
 def score_artefacts(
     config: Config,
     run: Run,
-    begun: Iterable[Artefact],
+    begun: Sequence[Artefact],
     models: Mapping[str, Model],
-    problems: list[Problem],
+    labelled: Run,
+    pieces: pa.Table,
     worker: str = WORKER,
 ) -> dict[str, Manifest]:
     """Fills artefacts of scores, each with the model of its name, in one pool of actors; manifests by name.
 
-    `worker` is made with run, models and aggregation, as `Scorers` is.
+    `pieces` of the run `labelled` are scored (`read_pieces`). `worker` is made with run, models and aggregation, as
+    `Scorers` is.
     """
+    if not begun:
+        return {}
     start = time.monotonic()
-    stored = {artefact.name: stored_ids(artefact, "candidate_id") for artefact in begun}
-    score_missing(config, run, models, problems, stored, worker)
-    seconds = round((time.monotonic() - start) / max(1, len(stored)), 2)
+    units = missing(begun, pieces)
+    if units.num_rows:
+        score_units(config, run, models, labelled, units, size(pieces) * len(begun), worker)
+    seconds = round((time.monotonic() - start) / len(begun), 2)
     used = of_worker(config.resources.score, worker)
     facts = {"aggregation": config.score.aggregation, "engine": used.engine, "max_model_len": used.max_model_len}
     facts |= {"seconds": seconds}
-    return {name: finish(run.artefact(name), problems, facts) for name in stored}
+    return {artefact.name: finish(artefact, pieces, facts) for artefact in begun}
 
 
-def score_missing(
-    config: Config,
-    run: Run,
-    models: Mapping[str, Model],
-    problems: list[Problem],
-    stored: Mapping[str, set[str]],
-    worker: str,
+def score_units(
+    config: Config, run: Run, models: Mapping[str, Model], labelled: Run, units: pa.Table, rows: int, worker: str
 ) -> None:
-    """Has every problem scored of which an artefact lacks a candidate."""
-    units = [
-        {"unit_id": f"{name} {problem['problem_id']}", "artefact": name, **problem}
-        for name, there in stored.items()
-        for problem in problems
-        if not there.issuperset(problem["candidate_ids"])
-    ]
-    if not units:
-        return
+    """Has units scored; `rows` is the number of scores that there will be in all."""
     resources = of_worker(config.resources.score, worker)
     cluster.connect(config)
     run_units(
         run,
         "scores",
-        pa.Table.from_pylist(units, schema=UNITS),
-        resolve(worker),
+        units,
+        Reader,
         {
+            "worker": worker,
+            "labelled": labelled.path,
             "run": run.path,
             "models": dict(models),
             "aggregation": config.score.aggregation,
@@ -127,8 +92,8 @@ def score_missing(
         resources,
         batch_units=resources.units_per_task,
         label="score",
-        rows=size(problems) * len(stored),
-        rows_before=sum(len(there) for there in stored.values()),
+        rows=rows,
+        rows_before=rows - size(units),
         unit="scores",
         wait_s=config.resources.wait_s,
     )
@@ -141,16 +106,15 @@ def of_worker(resources: Scoring, worker: str) -> Scoring:
     return resources.model_copy(update={"engine": "transformers", "gpus": min(1, resources.gpus)})
 
 
-def size(problems: list[Problem]) -> int:
-    """Candidates of all problems."""
-    return sum(len(problem["candidate_ids"]) for problem in problems)
+def size(pieces: pa.Table) -> int:
+    """Candidates of pieces."""
+    return pc.sum(pieces["rows"]).as_py()
 
 
-def finish(artefact: Artefact, problems: list[Problem], facts: dict[str, Any]) -> Manifest:
+def finish(artefact: Artefact, pieces: pa.Table, facts: dict[str, Any]) -> Manifest:
     """Makes sure that every candidate has its score once, then writes the manifest."""
-    rows = len(stored_ids(artefact, "candidate_id"))
-    if rows != size(problems):
-        raise RuntimeError(f"{artefact.name} holds {rows} of {size(problems)} candidates; run again")
+    if lacks := missing([artefact], pieces).num_rows:
+        raise RuntimeError(f"{artefact.name} lacks the candidates of {lacks} units; run again")
     stats = artefact.stats()
     refused = {key.removeprefix("refused_"): int(rows) for key, rows in stats.items() if key.startswith("refused_")}
     details = {
@@ -160,4 +124,5 @@ def finish(artefact: Artefact, problems: list[Problem], facts: dict[str, Any]) -
         "tokens": int(stats.get("tokens", 0)),
         "tokens_of_solutions": int(stats.get("tokens_of_solutions", 0)),
     }
-    return artefact.complete({"candidates": rows, "problems": len(problems)}, refused, details)
+    counts = {"candidates": size(pieces), "problems": len(pieces["problem_id"].unique())}
+    return artefact.complete(counts, refused, details)

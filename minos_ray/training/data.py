@@ -6,8 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
+from minos_ray.problems.split import rows_of_problems
 from minos_ray.sections import Config
 from minos_ray.store import Run
 from minos_ray.training import encoding
@@ -63,9 +67,14 @@ def critique_data(run: Run, tokenizer: Any, section: Sft, limit: int | None = No
 
 def bought_rows(run: Run, asked: dict[str, str], dropped: Counter[str]) -> list[Row]:
     """Candidates with their critiques, where these can be trained on."""
-    solutions = {row["candidate_id"]: row for row in read(run, "labels", ["candidate_id", "problem_id", "steps"])}
+    critiques = read(run, "critiques", ["candidate_id", "text", "agrees", "status"])
+    names = pa.array({critique["candidate_id"] for critique in critiques}, pa.string())
+    solutions: dict[str, Row] = {}
+    for part in run.artefact("labels").parts(["candidate_id", "problem_id", "steps"]):
+        told = part.filter(pc.is_in(part["candidate_id"], value_set=names))
+        solutions.update({row["candidate_id"]: row for row in told.to_pylist()})
     rows = []
-    for critique in read(run, "critiques", ["candidate_id", "text", "agrees", "status"]):
+    for critique in critiques:
         solution = solutions.get(critique["candidate_id"])
         reason = refused_critique(critique, solution, asked)
         if reason:
@@ -128,11 +137,9 @@ def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
     asked = train_questions(run)
     seen: set[tuple[str, ...]] = set()
     rows = []
-    for row in read(
-        run, "labels", ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels", "step_scores"]
-    ):
-        if row["problem_id"] not in asked:
-            continue
+    columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels", "step_scores"]
+    labels = rows_of_problems(run.artefact("labels"), columns, asked.keys()).sort_by("candidate_id")
+    for row in labels.to_pylist():
         text = (row["problem_id"], *row["steps"])
         if row["status"] not in ("correct", "wrong"):
             dropped[f"label_{row['status']}"] += 1

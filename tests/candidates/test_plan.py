@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,8 +41,12 @@ def test_plan_and_stored_are_every_index_once(state: tuple[list[int], np.ndarray
 @given(WANTED, st.integers(1, 17), st.integers(0, 3))
 def test_shuffling_keeps_every_unit(wanted: list[int], size: int, seed: int) -> None:
     units = plan(wanted, nothing(wanted), size)
-    assert sorted(rows(units.shuffled(seed))) == sorted(rows(units))
-    assert rows(units.shuffled(seed)) == rows(units.shuffled(seed))
+    mixed = rows(units.shuffled(seed))
+    assert sorted(mixed) == sorted(rows(units))
+    assert mixed == rows(units.shuffled(seed))
+    by_problem = [[row for row in mixed if row[0] == problem] for problem in dict.fromkeys(row[0] for row in mixed)]
+    assert [row for group in by_problem for row in group] == mixed, "units of a problem stay together"
+    assert all(group == sorted(group) for group in by_problem)
 
 
 def test_the_last_chunk_is_smaller_and_gaps_are_filled_apart() -> None:
@@ -50,6 +55,15 @@ def test_the_last_chunk_is_smaller_and_gaps_are_filled_apart() -> None:
     table[0, [0, 4, 5]] = True
     assert rows(plan([10], table, 3)) == [(0, 1, 3), (0, 6, 3), (0, 9, 1)]
     assert rows(plan([3], ~nothing([3]), 2)) == []
+
+
+def test_blocks_of_problems_are_planned_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [5, 0, 7, 3, 9]
+    table = nothing(wanted)
+    table[[0, 2, 2], [1, 0, 6]] = True
+    whole = rows(plan(wanted, table, 3))
+    monkeypatch.setattr("minos_ray.candidates.plan.BLOCK", 2)
+    assert rows(plan(wanted, table, 3)) == whole
 
 
 def test_a_million_problems_of_four_units_are_four_million_units() -> None:

@@ -18,6 +18,7 @@ from minos_ray.labels.inserted.errors import insert
 from minos_ray.labels.inserted.rows import Row, right_row, wrong_row
 from minos_ray.labels.inserted.solution import Refused, Solution, read_solution
 from minos_ray.labels.steps import lines
+from minos_ray.problems.split import rows_of_problems
 from minos_ray.progress import Progress
 from minos_ray.schema import table
 from minos_ray.sections import Inserted, InsertedType
@@ -64,12 +65,12 @@ def sources(config: Config, run: Run) -> list[tuple[str, Row, list[str]]]:
     if config.inserted.source == "solutions":
         return [(row["problem_id"], row, lines(row["solution"] or "")) for row in train]
     by_id = {row["problem_id"]: row for row in train}
-    labels = run.artefact("labels").read(["candidate_id", "problem_id", "correct", "steps", "step_labels"])
+    columns = ["candidate_id", "problem_id", "correct", "steps", "step_labels"]
+    labels = rows_of_problems(run.artefact("labels"), columns, by_id.keys())
     right = labels.filter(labels["correct"]).sort_by("candidate_id").to_pylist()
     return [
         (row["candidate_id"], by_id[row["problem_id"]], row["steps"] if 0 not in row["step_labels"] else [])
         for row in right
-        if row["problem_id"] in by_id
     ]
 
 
