@@ -1,5 +1,6 @@
 """Jobs: every stage has its script, and one really runs through `ray job submit`."""
 
+import json
 import os
 import runpy
 import secrets
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -86,17 +88,46 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"RAY_AUTH_TOKEN_PATH": str(path)}
 
 
+def local(gcs: str) -> dict[str, Any]:
+    """cluster.yaml for Ray's own provider of nodes on this machine: the same types of node, with at most two CPUs."""
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+    from ray.autoscaler._private.util import prepare_config
+
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    types = config["available_node_types"]
+    types[FAKE_HEAD_NODE_TYPE] = types.pop(config["head_node_type"])
+    for kind in types.values():
+        kind["resources"].update(CPU=min(kind["resources"]["CPU"], 2), object_store_memory=100 << 20)
+    nothing: dict[str, Any] = {"docker": {}, "file_mounts": {}, "initialization_commands": []}
+    nothing |= {"head_start_ray_commands": [], "worker_start_ray_commands": []}
+    module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    provider = {"type": "external", "module": module, "gcs_address": gcs, "head_node_id": FAKE_HEAD_NODE_ID}
+    return {**config, **nothing, "provider": provider, "head_node_type": FAKE_HEAD_NODE_TYPE}
+
+
+def growing() -> dict[str, str]:
+    """What the head of `local` needs to know: the newer autoscaler, as KubeRay's, and its own place among the nodes."""
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+    names = ("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING")
+    switches = ("RAY_FAKE_CLUSTER", "RAY_enable_autoscaler_v2", "AUTOSCALER_UPDATE_INTERVAL_S")
+    return {**dict.fromkeys(names, FAKE_HEAD_NODE_ID), **dict.fromkeys(switches, "1")}
+
+
 @pytest.fixture(scope="module")
 def head(environment: dict[str, str], token: dict[str, str]) -> Iterator[str]:
-    """A head with a job server on loopback; yields the address of the job server, ends all its processes."""
+    """The head of `local` on loopback; yields the address of its job server, ends all its processes."""
     gcs, dashboard, client, agent, metrics = free_ports(5)
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", f"--temp-dir={folder}"]
+        nodes = Path(folder, "cluster.json")
+        nodes.write_text(json.dumps(local(f"127.0.0.1:{gcs}")))
+        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=0", f"--temp-dir={folder}"]
+        command += [f"--autoscaling-config={nodes}", "--labels=pool=head"]
         command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--port={gcs}"]
         command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--object-store-memory={100 << 20}", "--disable-usage-stats"]
-        own = {**environment, **token}
+        own = {**environment, **token, **growing()}
         with open(f"{folder}/out", "wb") as out:
             process = subprocess.Popen(command, env=own, stdout=out, stderr=out, start_new_session=True)
         try:
@@ -133,19 +164,33 @@ def submit(head: str, environment: dict[str, str], *command: str) -> subprocess.
     """`ray job submit` of the repository, to its end."""
     line = [BIN / "ray", "job", "submit", "--address", head, "--runtime-env", "jobs/runtime_env.yaml"]
     line += ["--working-dir", ".", "--", *command]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+
+
+# A raylet that starts in the same session clears the folder of working directories, which real nodes do not share.
+LABEL_ON_A_NEW_NODE = """
+import os, ray, sys
+from minos_ray.cli import main
+os.chdir("/")
+ray.init(log_to_driver=False)
+ray.get(ray.remote(num_cpus=1)(lambda: None).remote())
+print("pools:", *sorted(node["Labels"]["pool"] for node in ray.nodes() if node["Alive"]))
+sys.exit(main(["label", *sys.argv[1:]]))
+"""
 
 
 @pytest.mark.slow
-def test_a_stage_as_a_submitted_job(
+def test_a_stage_as_a_submitted_job_on_a_cluster_that_grows(
     head: str, environment: dict[str, str], token: dict[str, str], tmp_path: Path
 ) -> None:
-    """Its actors join the cluster, which asks every process for the token."""
+    """From a head without work: a CPU node comes, no GPU node; every process shows the token."""
     run = make_run(tmp_path / "run", [20, 20])
     run.delete("labels")
-    settings = [f"run={run.path}", "label.steps=null", "inserted.count=0", "resources.grade.actors=1"]
-    done = submit(head, {**environment, **token}, "python", "jobs/label.py", "miniature", *settings)
+    settings = [f"run={run.path}", "label.steps=null", "inserted.count=0"]
+    job = ["python", "-c", LABEL_ON_A_NEW_NODE, "miniature", *settings]
+    done = submit(head, {**environment, **token}, *job)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "pools: cpu head" in done.stdout
     assert "succeeded" in done.stdout
     manifest = run.artefact("labels").manifest()
     assert manifest is not None
