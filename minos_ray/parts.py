@@ -73,6 +73,7 @@ class PartWriter:
         context = ray.get_runtime_context()
         self.run, self.artefact, self.attempts = Run(run), artefact, attempts
         self.node, self.part_units, self.tally = context.get_node_id(), part_units, tally
+        tally.join.remote(context.current_actor)
         self.units: pa.Table = ray.get(units)
         self.lives = Lives(self.run, f"{attempts}/{context.get_actor_id()}")
         if self.lives.left:

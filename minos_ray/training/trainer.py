@@ -52,6 +52,8 @@ def train(made: "TorchTrainer", workers: Workers, stage: str) -> None:
     """Runs it; what a worker says to the user is said as such, not as a failure of Ray Train."""
     from ray.train import TrainingFailedError
 
+    # Ray Train's handler of SIGINT would stay for good, keep the controller alive and turn Ctrl-C into exit code 0.
+    made._register_sigint_handler = lambda controller: None
     try:
         made.fit()
     except TrainingFailedError as error:
