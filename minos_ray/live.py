@@ -4,7 +4,7 @@ import gc
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from minos_ray.cluster import on_this_node
@@ -25,6 +25,15 @@ class Tally:
     def __init__(self) -> None:
         self.rows = 0
         self.numbers: dict[str, float] = {}
+        self.actors: list[Any] = []
+
+    def join(self, actor: Any) -> None:
+        """An actor begins to work."""
+        self.actors.append(actor)
+
+    def joined(self) -> list[Any]:
+        """All that did."""
+        return self.actors
 
     def add(self, rows: int, numbers: Mapping[str, float]) -> None:
         """So many more rows are stored; their numbers."""
@@ -44,7 +53,10 @@ def failures(numbers: Mapping[str, float]) -> dict[str, int]:
 
 @contextmanager
 def followed(progress: Progress) -> Iterator[Any]:
-    """A tally whose numbers the progress shows until the block ends."""
+    """A tally whose numbers the progress shows until the block ends; when it fails, the actors that joined are ended.
+
+    Ray Data ends its actors when nothing refers to them any more, which may be long after.
+    """
     import ray
 
     tally = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
@@ -59,6 +71,11 @@ def followed(progress: Progress) -> Iterator[Any]:
     try:
         with polled(look):
             yield tally
+    except BaseException:
+        with suppress(ray.exceptions.RayError):  # then they are gone with their node, this one
+            for actor in ray.get(tally.joined.remote(), timeout=ANSWER_S):
+                ray.kill(actor)
+        raise
     finally:
         ray.kill(tally)
 

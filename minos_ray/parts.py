@@ -75,6 +75,7 @@ class PartWriter:
         self.run, self.artefact, self.attempts = Run(run), artefact, attempts
         self.node, self.part_units, self.at_once = context.get_node_id(), part_units, at_once
         self.tally = tally
+        tally.join.remote(context.current_actor)
         self.units: pa.Table = ray.get(units)
         self.lives = Lives(self.run, f"{attempts}/{context.get_actor_id()}")
         if self.lives.left:

@@ -49,6 +49,10 @@ class Progress:
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray Tune copies what its callbacks hold; a copy has not begun."""
+        return Progress, (self.label, self.total, self.unit, self.first)
+
     def _say_before(self) -> None:
         print(f"{self.label}: {self.first:,} of {self.total:,} {self.unit} were done before", flush=True)
 

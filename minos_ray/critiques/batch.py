@@ -21,7 +21,7 @@ from minos_ray.critiques.batch_api import NO_MONEY, BatchAPI, RowError, most_in_
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Request
-from minos_ray.critiques.reply import body, figures
+from minos_ray.critiques.reply import body, note
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress, duration
 from minos_ray.resources import Client
@@ -206,10 +206,9 @@ class Batches:
         shown: dict[str, object] = {"cost": f"{self.cache.spent_usd:.2f} USD", "open batches": len(batches)}
         if batches:
             counts = [batch.request_counts for batch in batches if batch.request_counts]
-            shown["in them completed"] = sum(count.completed for count in counts)
-            shown["failed"] = sum(count.failed for count in counts)
+            shown |= {"in them completed": sum(c.completed for c in counts), "failed": sum(c.failed for c in counts)}
             shown["window ends in"] = duration(max(0, max(b.expires_at or 0 for b in batches) - time.time()))
-        self.progress.note(queue=len(self.waiting), in_flight=sum(len(chunk.keys) for chunk in self.open))
+        note(self.progress, self.answers, self.cache, len(self.waiting), sum(len(chunk.keys) for chunk in self.open))
         self.progress.advance(0, **shown)
 
     async def collect(self, chunk: Chunk, batch: Batch) -> None:
@@ -225,8 +224,6 @@ class Batches:
         self.open.remove(chunk)
         self.answers |= {key: self.cache.answers[key] for key in bought}
         self.done.append({"id": batch.id, "status": batch.status, "requests": len(chunk.keys), "answers": len(bought)})
-        failed, tokens = figures(self.answers.values())
-        self.progress.note(failed, tokens=tokens, cost_usd=self.cache.spent_usd)
         self.progress.advance(len(bought.keys() & self.messages.keys()))
         missing = [key for key in chunk.keys if key not in bought and key in self.messages]
         self.see_to(missing, results, chunk, batch)

@@ -1,14 +1,15 @@
 """What is sent for one request, what came back, and what it costs; the same for every way of asking."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from openai.types.chat import ChatCompletion
 
-from minos_ray.critiques.cache import Answer
+from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.structured import FORMAT, NotJson, canonical
+from minos_ray.progress import Progress
 from minos_ray.sections import Critique
 
 
@@ -60,11 +61,8 @@ def most(section: Critique, messages: Messages) -> float:
     return cost(section, most_tokens(messages), section.max_tokens)
 
 
-def figures(answers: Iterable[Answer]) -> tuple[dict[str, int], int]:
-    """How many answers are none, by what they are, and the tokens of all."""
-    outcomes, tokens = Counter[str](), 0
-    for answer in answers:
-        outcomes[answer.outcome] += 1
-        tokens += answer.prompt_tokens + answer.completion_tokens
-    outcomes.pop("answered", None)
-    return dict(outcomes), tokens
+def note(progress: Progress, answers: Mapping[str, Answer], cache: Cache, queue: int, in_flight: int) -> None:
+    """Tells how many answers are none, by what they are, the tokens of all, and what is still to come."""
+    outcomes = Counter(answer.outcome for answer in answers.values() if answer.outcome != "answered")
+    tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers.values())
+    progress.note(dict(outcomes), tokens=tokens, cost_usd=cache.spent_usd, queue=queue, in_flight=in_flight)

@@ -57,6 +57,8 @@ def train(made: "TorchTrainer", workers: Workers, stage: str) -> None:
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
+    # Ray Train's handler of SIGINT would stay for good, keep the controller alive and turn Ctrl-C into exit code 0.
+    made._register_sigint_handler = lambda controller: None
     try:
         made.fit()
     except RayActorError as error:

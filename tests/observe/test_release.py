@@ -88,7 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, server: str) -> Config:
         tmp_path_factory.mktemp("release"),
         problems=10,
         critique={"base_url": server, "api_key_env": "TEST_CRITIC_KEY", "count": 40},
-        reward={"verifiers": ["orm-base"]},
+        reward={"verifiers": ["orm-minos"]},
         score={"judge": None},
         sweep={"critiques": [0], "kinds": ["orm"], "seeds": [1, 2]},
         resources={
@@ -135,7 +135,7 @@ def without_splitting(folder: Path, config: Config) -> Config:
 def broken_verifier(folder: Path, config: Config) -> Config:
     """The config of a copy of the run, where the weights of the verifier are cut off: scorers fail as they are made."""
     shutil.copytree(config.run, folder / "run")
-    weights = folder / "run/models/orm-base/model.safetensors"
+    weights = folder / "run/models/orm-minos/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     return config.model_copy(update={"run": str(folder / "run")})
 
@@ -176,7 +176,7 @@ def test_a_stage_holds_nothing_when_it_is_over(
 
 def other(config: Config, folder: Path, wait_s: float = 600) -> Config:
     """The same work in a run of its own, with nothing trained yet."""
-    shutil.copytree(config.run, folder, ignore=shutil.ignore_patterns("models", "scores", "sweep", "logs"))
+    shutil.copytree(config.run, folder, ignore=shutil.ignore_patterns("orm-*", "scores", "sweep", "logs"))
     resources = config.resources.model_copy(update={"wait_s": wait_s})
     return config.model_copy(update={"run": str(folder), "resources": resources})
 
@@ -188,7 +188,7 @@ def test_two_that_each_need_the_whole_cluster_take_turns(cluster: Any, made: Con
         each.start()
     for each in work:
         each.join()
-    assert all(Run(own.run).artefact("models/orm-base").manifest() for own in configs)
+    assert all(Run(own.run).artefact("models/orm-minos").manifest() for own in configs)
     all_is_free()
 
 
