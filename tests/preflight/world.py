@@ -27,8 +27,6 @@ BIN = Path(sys.executable).parent
 GOOD, ODD, OTHER = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 KEY = "MINOS_TEST_KEY"
 NAMESPACE = ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--mount"]
-# A busy machine is no failure to start.
-PATIENT = {"RAY_raylet_start_wait_time_s": "120"}
 # A GPU of 4 GiB, as nvidia-smi tells it.
 NVIDIA_SMI = "#!/bin/sh\necho 4096\n"
 QUESTION = '{"question": "%s: Ann has 2 pens and buys 3. How many?", "answer": "2+3=<<2+3=5>>5\\n#### 5"}\n'
@@ -75,9 +73,7 @@ def raylet(address: str, ip: str, script: str, gpus: int = 0, **env: str) -> Ite
     start += [f"--{port}-port=0" for port in ("min-worker", "max-worker", "metrics-export", "dashboard-agent-listen")]
     command = [*NAMESPACE, "sh", "-c", f'{script} && exec "$@"', "node", *start]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, **PATIENT, **env}, start_new_session=True, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True, stdout=log, stderr=log)
         try:
             wait_for(lambda: any(n["NodeManagerAddress"] == ip and n["Alive"] for n in nodes(address)), process, log)
             yield process
