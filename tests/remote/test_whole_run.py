@@ -105,16 +105,17 @@ def a_rerun_does_nothing(config: Config, run: Run) -> None:
 
 
 def only_what_is_gone_is_redone(config: Config, run: Run) -> None:
-    """A part and the manifest are deleted: the other part stays, and everything made of the labels too."""
-    labels, before = run.artefact("labels"), objects(run)
-    whole, rows = without_time(labels.manifest()), labels.read()
-    gone, *others = (f"labels/part-{name}.parquet" for name in labels.part_names())
+    """A part and the manifest are deleted: the other parts stay, and everything made of the scores too."""
+    scores, before = run.artefact("scores/orm-minos"), objects(run)
+    whole, rows = without_time(scores.manifest()), scores.read().sort_by("candidate_id").to_pydict()
+    gone, *others = (f"{scores.name}/part-{name}.parquet" for name in scores.part_names())
     run.delete(gone)
-    run.delete("labels/manifest.json")
-    assert list(run_all(config, run)) == ["label"]
-    assert without_time(labels.manifest()) == whole
-    assert labels.read().sort_by("candidate_id") == rows.sort_by("candidate_id")
+    run.delete(scores.manifest_name)
+    assert list(run_all(config, run)) == ["score"]
+    assert without_time(scores.manifest()) == whole
+    again = scores.read().sort_by("candidate_id").to_pydict()
+    assert again["candidate_id"] == rows["candidate_id"]
+    assert again["score"] == pytest.approx(rows["score"], abs=1e-5)
     after = objects(run)
     assert others and all(after[name] == before[name] for name in others)
-    changed = {name for name in before if after.get(name) != before[name]}
-    assert changed <= {gone, "labels/manifest.json"}
+    assert {name for name in before if after.get(name) != before[name]} <= {gone, scores.manifest_name}
