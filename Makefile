@@ -1,6 +1,7 @@
 # make demo | test | lint | bench: each installs what it needs into .venv first (about 4 GB, three minutes).
 # make bench-trl: the benchmarks of training against TRL, which it adds to .venv (the extra `bench`).
 # make chaos N=100 SEED=0: kills processes of every stage at random moments and prints what came of it (docs/faults.md).
+# make moto: the S3 server that tests of remote storage talk to, in .venv-moto (`make test` installs it too).
 # make install | install-gpu: only that. Override with PYTHON=..., VENV=..., ARGS=... (passed to pytest or the demo).
 
 VENV ?= .venv
@@ -13,7 +14,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install install-gpu demo test lint format bench bench-trl chaos clean
+.PHONY: install install-gpu moto demo test lint format bench bench-trl chaos clean
 
 install: $(VENV)/installed-cpu
 
@@ -22,7 +23,9 @@ install-gpu: $(VENV)/installed-gpu
 demo: $(READY)
 	$(BIN)/minos demo $(ARGS)
 
-test: $(READY)
+moto: $(VENV)-moto/installed
+
+test: $(READY) moto
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY)
@@ -44,7 +47,7 @@ chaos: $(READY)
 	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),100) --seed $(or $(SEED),0) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-moto build dist *.egg-info
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed; name it with PYTHON=..."; exit 1; }
@@ -67,6 +70,12 @@ $(VENV)/installed-cpu: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setup 3/3: check that torch, transformers and vLLM import"
 	@$(BIN)/python -c 'import torch, transformers.models.mistral.modeling_mistral; from vllm import LLM' >$(VENV)/check.log 2>&1 \
 	  || { cat $(VENV)/check.log; exit 1; }
+	@touch $@
+
+$(VENV)-moto/installed: tests/remote/requirements.txt | $(BIN)/python
+	@echo "setup: the S3 server of the tests"
+	@$(BIN)/python -m venv $(VENV)-moto
+	@$(VENV)-moto/bin/python -m pip --disable-pip-version-check -qq install -r tests/remote/requirements.txt
 	@touch $@
 
 $(VENV)/installed-gpu: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,0 +1,68 @@
+"""Checkpoints that arrived in part, in a bucket: training goes on from the last whole one, to the same weights."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minos_ray.store import Run
+from minos_ray.training.checkpoint import whole
+from minos_ray.training.log import read_log
+from minos_ray.training.trainer import fit
+from tests.remote.server import Bucket, bucket
+from tests.training.test_resume import Made, job, once, records, weights
+from tests.training.world import fill, world
+
+pytestmark = pytest.mark.slow
+
+PLACE = "checkpoints/reward/orm-base"
+# Two epochs of some 240 rows, eight a step: 62 steps.
+SECTION = {"batch_rows": 8, "epochs": 2, "eval_every": 20, "lr": 2e-3}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Bucket]:
+    with bucket(tmp_path / "server.log") as made:
+        yield made
+
+
+def test_half_a_checkpoint_is_none(
+    local_ray: None, store: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the newest a tensor file is cut, of the one before a rank has not spoken: the third is gone on from."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    straight = Made(*world(tmp_path / "straight", reward=SECTION, resources={"num_cpus": 2}))
+    workers = {"workers": 2, "zero": 2, "save_every": 5, "keep": 4}
+    fit(straight.config, straight.run, "reward", [job(straight, straight.run, **workers)])
+    remote = Run(store.uri("run"))
+    fill(remote, 40, 8)
+    made = straight._replace(config=straight.config.model_copy(update={"run": remote.path}))
+    killer = once(lambda: pid_after(remote, 40), lambda pid: os.kill(pid, signal.SIGKILL))
+    with pytest.raises(Exception, match=r"."):
+        fit(made.config, remote, "reward", [job(made, remote, **workers)])
+    killer.join()
+    found = whole(remote, PLACE, job(made, remote, **workers).key)
+    assert len(found) >= 3
+    harm(remote, found[-1].folder, found[-2].folder)
+    left = [checkpoint.step for checkpoint in found[:-2]]
+    assert [checkpoint.step for checkpoint in whole(remote, PLACE, job(made, remote, **workers).key)] == left
+    fit(made.config, remote, "reward", [job(made, remote, **workers)])
+    assert records(remote, "start")[-1]["step"] == left[-1]
+    assert weights(remote) == weights(straight.run)
+
+
+def pid_after(run: Run, step: int) -> int | None:
+    """The worker of rank 0 when checkpoints of some steps are in the bucket."""
+    steps = [int(name.split("-")[1]) for name in run.folders(PLACE)]
+    started = [record for record in read_log(run, "orm-base") if record["event"] == "start"]
+    return started[-1]["pid"] if started and max(steps, default=0) >= step else None
+
+
+def harm(run: Run, newest: str, before: str) -> None:
+    """Cuts the largest file of a checkpoint; takes away what one rank said of another."""
+    sizes = run.sizes(newest)
+    largest = max(sizes, key=lambda name: sizes[name])
+    run.write_bytes(f"{newest}/{largest}", run.read_bytes(f"{newest}/{largest}")[:-100])
+    run.delete(f"{before}/rank-1.json")
