@@ -23,7 +23,7 @@ class Engine(Actors):
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU engine only")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     max_num_seqs: int = Field(256, ge=1)
-    units_per_task: int = Field(8, ge=1, description="requests of one task that is stored as a whole")
+    units_per_task: int = Field(8, ge=1, description="requests that belong together; a task is 16 times as long")
     eager: bool = True
     extra: dict[str, Any] = Field(default_factory=dict)
 
@@ -34,7 +34,7 @@ class Scoring(Engine):
     engine: Literal["transformers", "vllm"] = "transformers"
     max_model_len: int = Field(4096, ge=8, description="longer solutions are refused; the model may allow fewer")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the model is saved")
-    units_per_task: int = Field(8, ge=1, description="problems of one task that is stored as a whole")
+    units_per_task: int = Field(8, ge=1, description="problems that are scored together; a task is 16 times as long")
 
     @model_validator(mode="after")
     def transformers_use_one_gpu(self) -> "Scoring":

@@ -119,12 +119,14 @@ def run_units(
     require(label, resources, wait_s)
     attempts = f"{artefact}/attempts"
     run.delete(attempts)
+    stored = ray.put(units)
+    units = ray.get(stored)  # in shared memory: the driver need not hold a second table for the hours to come
     constructor = {
         "worker": worker,
         "kwargs": kwargs,
         "run": run.path,
         "artefact": artefact,
-        "units": ray.put(units),
+        "units": stored,
         "attempts": f"{attempts}/{uuid.uuid4().hex}",
         "part_units": -(-units.num_rows // PARTS),
         "at_once": batch_units,
