@@ -59,10 +59,11 @@ def lack(key: str, wanted: Bundles, nodes: Mapping[str, Mapping[str, float]]) ->
 
 def shown(nodes: Mapping[str, Mapping[str, float]]) -> str:
     """`127.0.0.2: 4 CPU, 3 GPU; 127.0.0.3: 2 CPU`, the largest nodes first."""
-    by_size = sorted(nodes.items(), key=lambda item: [-item[1].get(kind, 0) for kind in reversed(KINDS)])
+    useful = {name: node for name, node in nodes.items() if any(node.get(kind) for kind in KINDS)}
+    by_size = sorted(useful.items(), key=lambda item: [-item[1].get(kind, 0) for kind in reversed(KINDS)])
     named = [f"{name}: {amounts(node)}" for name, node in by_size[:SHOWN]]
-    more = [f"{len(nodes) - SHOWN} more nodes"] if len(nodes) > SHOWN else []
-    return "; ".join([*named, *more]) or "no node"
+    more = [f"{len(useful) - SHOWN} more nodes"] if len(useful) > SHOWN else []
+    return "; ".join([*named, *more]) or "no node with CPUs or GPUs"
 
 
 def amounts(of: Mapping[str, float]) -> str:
