@@ -107,9 +107,22 @@ def test_a_store_that_stays_away_stops_the_work_within_the_limit(
         with pytest.raises(WorkStopped, match=r"s3://minos/away/candidates.* cannot be .*after \d+ s.*rerun"):
             work()
     assert between.failed < 4 * 8
+
+
+def test_a_part_that_cannot_be_read_for_a_while_is_not_taken_to_be_torn(
+    store: Bucket, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "S3_ATTEMPTS", 2)
+    artefact = Run(store.uri("torn", between.port)).artefact("candidates")
+    artefact.begin(INPUTS)
+    artefact.write_part("a", ROWS)
+    for fault in ("busy", "cut"):
+        between.fail(fault, -1, "GET /minos/torn/candidates/part-a.parquet")
+        with pytest.raises(WorkStopped, match=r"part-a\.parquet.* cannot be read"):
+            artefact.part_names()
+        assert between.failed
     between.fail("busy", 0)
-    assert artefact.part_names() == ["a"], "a part that could not be read is not taken to be torn"
-    assert run.files("candidates") == ["begun.json", "part-a.parquet"]
+    assert artefact.part_names() == ["a"]
 
 
 @pytest.mark.parametrize("only", ["?uploads", "partNumber=", "POST"])
