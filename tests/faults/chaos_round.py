@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,12 +125,18 @@ class Round:
     def kill(self, kind: str, more: int) -> bool:
         """Waits for a random moment at which such a process is there, then kills one; False when the stage is over.
 
-        It is the first of so many uniform moments of the time that is left.
+        It is the first of so many uniform moments of the time that is left, by the clock of the reference; on a machine
+        that is faster by now, of the work that is left.
         """
+        share, moment = self.share(), min(self.rng.random() for _ in range(more))
         first, last = self.reference.spans[kind]
-        left = (last - first) * (1 - self.share()) * min(self.rng.random() for _ in range(more))
-        for condition, wait_s in ((self.victims, LIFE_S), (lambda _: [], left), (self.victims, LIFE_S)):
-            if not self.until(partial(condition, kind), wait_s) and not self.going_on():
+        steps = (
+            (lambda: self.victims(kind), LIFE_S),
+            (lambda: self.share() >= share + (1 - share) * moment, (last - first) * (1 - share) * moment),
+            (lambda: self.victims(kind), LIFE_S),
+        )
+        for condition, wait_s in steps:
+            if not self.until(condition, wait_s) and not self.going_on():
                 return False
         before, now = done(self.stage, self.run), time.time()
         for key, value in before.items():
@@ -173,7 +178,7 @@ class Round:
         while time.monotonic() - start < wait_s and self.going_on():
             if condition():
                 return True
-            time.sleep(POLL_S / 2)
+            time.sleep(POLL_S)
         return False
 
     def going_on(self) -> bool:
