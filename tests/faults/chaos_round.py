@@ -151,9 +151,7 @@ class Round:
         if kind == "driver":
             return [Process(kind, self.driver.pid, 0.0)]
         if kind == "raylet":
-            return [
-                Process(kind, pid, 0.0, 0) for pid, node in self.world.raylets().items() if node in self.world.nodes
-            ]
+            return [Process(kind, pid, 0.0) for pid, node in self.world.raylets().items() if node in self.world.nodes]
         return [process for process in self.watch.now if process.kind == kind and process.alive()]
 
     def strike(self, kind: str) -> None:
