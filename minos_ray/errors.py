@@ -1,4 +1,4 @@
-"""Two exceptions that end a command with one clear line and no traceback."""
+"""The exceptions that end a command with one clear line and no traceback."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class WorkStopped(RuntimeError):
     """The work stopped for a known reason (a money limit, a dead endpoint); exit code 1, a rerun resumes."""
+
+
+class StorageFailed(WorkStopped):
+    """The storage of a run said no, or nothing for too long."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minos_ray.config import Config, build, leaves, resolve
-from minos_ray.errors import UserError
+from minos_ray.errors import StorageFailed, UserError
 from minos_ray.observe.failure import reported
 from minos_ray.progress import duration
 from minos_ray.stages import FUNCTIONS, Spec, inputs, is_fresh, specs
@@ -40,8 +40,8 @@ def open_run(config: Config) -> Run:
             refuse_key(key, str(text))
     try:
         run.write_bytes("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
-    except OSError as error:
-        raise UserError(f"run = '{run.path}' cannot be written: {error}") from error
+    except StorageFailed as error:
+        raise UserError(f"run: {error}") from error
     return run
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from minos_ray.errors import UserError, WorkStopped
+from minos_ray.errors import StorageFailed, UserError
 
 # A request to S3 is tried so often, after 0.05 s, 0.1 s, 0.2 s, ...: for 102 s in all. It then stops the work.
 S3_ATTEMPTS = 12
@@ -118,7 +118,7 @@ def said(done: str, path: str, size: int | None) -> Iterator[None]:
             why = full(path, size)
         else:
             why = f"{(str(error).splitlines() or [''])[0]} (after {time.monotonic() - start:.0f} s)"
-        raise WorkStopped(f"{path} cannot be {done}: {why}; what is stored is kept, a rerun does the rest") from error
+        raise StorageFailed(f"{path} cannot be {done}: {why}; what is stored is kept, a rerun does the rest") from error
 
 
 def full(path: str, size: int | None) -> str:

@@ -13,7 +13,7 @@ from minos_ray.critiques.gate import Gate, Stopped
 from minos_ray.critiques.limiter import Done, Stop
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.reply import body, most, most_tokens, read
-from minos_ray.errors import UserError
+from minos_ray.errors import StorageFailed, UserError
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
 
@@ -129,7 +129,7 @@ class Critic:
         except retry.ERRORS as error:
             done = self._failed(done, error, attempt, reply)
             return retry.wait_s(error, attempt, self.rng)
-        except OSError as error:
+        except (OSError, StorageFailed) as error:
             done = done._replace(stop=Stop("gone", f"critique: an answer could not be stored: {error}"))
         finally:
             self.gate.end(done)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from minos_ray.errors import UserError, WorkStopped
+from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.observe.cause import cause, deepest
 from minos_ray.store import Run
 
@@ -63,8 +63,8 @@ def write(run: Run | None, stage: str, error: BaseException) -> str:
     if run is not None:
         try:
             run.write_bytes(f"logs/{name}", content)
-            return f"{run.path}/logs/{name}"
-        except OSError:  # perhaps it is the storage that failed
+            return run.at(f"logs/{name}")
+        except StorageFailed:  # perhaps it is the storage that failed
             pass
     path = Path(tempfile.mkdtemp(prefix="minos-")) / name
     path.write_bytes(content)

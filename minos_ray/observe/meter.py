@@ -5,6 +5,7 @@ import os
 import time
 from typing import Any
 
+from minos_ray.errors import StorageFailed
 from minos_ray.observe.ray_metrics import RayMetrics
 from minos_ray.store import Run
 
@@ -26,7 +27,7 @@ class Meter:
         self.run, self.name = run, f"{FOLDER}/{stage.replace(' ', '-')}-{began}-{os.getpid()}.jsonl"
         self.records: list[Record] = []
         self.every_s, self.unwritten = EVERY_S, 0
-        self.metrics = RayMetrics(stage, run.path.rstrip("/").rpartition("/")[2])
+        self.metrics = RayMetrics(stage, run.root.rstrip("/").rpartition("/")[2])
 
     def add(self, record: Record) -> None:
         """One more record, with the time of now."""
@@ -39,5 +40,5 @@ class Meter:
             self.every_s *= 2
         try:
             self.run.write_bytes(self.name, "".join(json.dumps(r) + "\n" for r in self.records).encode())
-        except OSError:
+        except StorageFailed:
             self.unwritten += 1

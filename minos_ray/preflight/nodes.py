@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from minos_ray.errors import UserError
+from minos_ray.errors import StorageFailed, UserError
 from minos_ray.preflight import probe
 from minos_ray.store import Run
 from minos_ray.training import gpus
@@ -53,10 +53,10 @@ def token(run: Run) -> Iterator[str]:
     folder, new = f"preflight-{word}", not run.exists("")
     try:
         run.write_bytes(f"{folder}/driver", word.encode())
-    except OSError as error:
-        with suppress(OSError):  # what is left of it, where anything is
+    except StorageFailed as error:
+        with suppress(StorageFailed):  # what is left of it, where anything is
             run.delete(folder)
-        raise UserError(f"run = '{run.path}' cannot be written: {error}") from error
+        raise UserError(f"run: {error}") from error
     try:
         yield folder
     finally:
