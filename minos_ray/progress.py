@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 30.0
 # So often it is looked whether a line or a record is due, also while nothing advances.
 BEAT_S = 5.0
+RECORD_EVERY_S = 10.0
 
 
 def duration(seconds: float) -> str:
@@ -36,6 +37,7 @@ class Progress:
         self.last_line = self.last_record = self.moved = self.start
         self.bar, self.meter, self.gave_up = None, None, False
         self.lock, self.over = threading.RLock(), threading.Event()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Progress":
         if self.run is not None:
@@ -46,7 +48,7 @@ class Progress:
             self._open_bar()
         elif self.first:
             self._say_before()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self.thread.start()
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -88,7 +90,7 @@ class Progress:
             self.moved = time.monotonic() if count else self.moved
             if self.bar is not None:
                 self.bar.update(self.task, completed=self.done, text=self._text())
-            self._tick()
+            self._line()
 
     def note(self, failures: dict[str, int] | None = None, **numbers: float) -> None:
         """Numbers so far: failures by reason, `tokens`, `queue`, `cost_usd` and the like."""
@@ -102,20 +104,24 @@ class Progress:
 
     def _beat(self) -> None:
         while not self.over.wait(BEAT_S):
-            with self.lock:
-                self._tick()
+            self.beat()
 
-    def _tick(self) -> None:
-        """Whatever is due: a line, a record."""
+    def beat(self) -> None:
+        """Whatever is due: a line, a record. A storage that is slow to take the record keeps no work waiting."""
+        with self.lock:
+            self._line()
+            now = time.monotonic()
+            due = self.meter is not None and now - self.last_record >= RECORD_EVERY_S
+            record = self._record("running") if due else None
+        if record is not None:
+            self.last_record = now
+            self.meter.add(record)
+
+    def _line(self) -> None:
         now = time.monotonic()
-        if self.over.is_set():
-            return
         if self.bar is None and now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
             print(f"{self.label}: {self.done:,}/{self.total:,} {self._text()}{self._stall(now)}", flush=True)
-        if self.meter is not None and now - self.last_record >= self.meter.every_s:
-            self.last_record = now
-            self.meter.add(self._record("running"))
 
     def _seconds(self) -> float:
         return max(time.monotonic() - self.start, 1e-9)
@@ -153,12 +159,12 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         fine = kind is None and not self.gave_up
-        with self.lock:
-            self.over.set()
-            if self.bar is not None:
-                self.bar.stop()
-            if self.meter is not None:
-                self.meter.add(self._record("done" if fine else "failed"))
+        self.over.set()
+        self.thread.join()
+        if self.bar is not None:
+            self.bar.stop()
+        if self.meter is not None:
+            self.meter.add(self._record("done" if fine else "failed"))
         if fine:
             took = duration(time.monotonic() - self.start)
             print(f"{self.label}: {self.done:,} {self.unit} in {took} ({self._text()})", flush=True)

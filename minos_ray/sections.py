@@ -98,7 +98,8 @@ class Critique(Section):
     wrong_share: float = Field(0.5, ge=0, le=1, description="share of wrong candidates among those critiqued")
     base_url: str = Field("https://api.openai.com/v1", description="'offline' starts the miniature's own server")
     model: str = "gpt-4"
-    api_key_env: str = "OPENAI_API_KEY"
+    # Variables with such names are left out of logs.
+    api_key_env: str = Field("OPENAI_API_KEY", pattern="(?i)KEY|TOKEN|SECRET|PASS|CREDENTIAL")
     mode: Literal["online", "batch"] = Field("online", description="batch: OpenAI's Batch API, at half the price")
     prompt: str = "minos_ray.critiques.prompts:label_aware"
     structured: bool = Field(False, description="ask for JSON of a given schema, where the endpoint can do that")

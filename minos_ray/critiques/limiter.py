@@ -101,6 +101,7 @@ class Limiter:
             self._release_silent(now)
             starts = [] if self.stop else self._grant(client, wants, now)
             if starts or self.stop or not wants or now >= until:
+                self.waiting[client] = len(wants) - len(starts)
                 return Turn(starts, self.stop)
             grantable = self._start(now) - AHEAD_S
             # Where it is the money that lacks, only an end in flight can help, and it wakes this up.

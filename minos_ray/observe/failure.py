@@ -14,8 +14,9 @@ from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.observe.cause import cause, deepest
 from minos_ray.store import Run
 
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET = 6
+IN_ADDRESS = re.compile(r"(://)[^/\s:@]*:[^/\s@]+@")
 LOOKS_SECRET = re.compile(r"(\bsk-|\bBearer +)[\w.-]{8,}")
 
 
@@ -82,7 +83,7 @@ def redacted(text: str, environment: Mapping[str, str]) -> str:
     for name, value in environment.items():
         if SECRET.search(name) and len(value.strip()) >= SHORTEST_SECRET:
             text = text.replace(value.strip(), f"[${name}]")
-    return LOOKS_SECRET.sub(r"\1[...]", text)
+    return LOOKS_SECRET.sub(r"\1[...]", IN_ADDRESS.sub(r"\1[...]@", text))
 
 
 def ray_logs() -> str | None:

@@ -19,6 +19,8 @@ GAUGES = {
     "minos_in_flight": ("in_flight", "Requests that the critic's endpoint is working on"),
     "minos_cost_usd": ("cost_usd", "What the critic has cost"),
 }
+# What is over with the work.
+PASSING = ("rate", "tokens_per_s", "queue", "in_flight")
 FAILURES = ("minos_failures", "What failed or was refused, by reason")
 
 
@@ -30,14 +32,15 @@ class RayMetrics:
         self.sent: dict[str, float] = {}
 
     def send(self, record: Mapping[str, Any]) -> None:
-        """Counters grow by what is new since the last record, gauges are set."""
+        """Counters grow by what is new since the last record, gauges are set; rates and queues are nil at the end."""
         if not connected():
             return
         for name, (key, about) in COUNTERS.items():
             self.grow(name, about, record.get(key) or 0, self.tags)
         for name, (key, about) in GAUGES.items():
             if record.get(key) is not None:
-                gauge(name, about).set(float(record[key]), tags=self.tags)
+                over = key in PASSING and record["state"] != "running"
+                gauge(name, about).set(0.0 if over else float(record[key]), tags=self.tags)
         for reason, number in record["failures"].items():
             self.grow(*FAILURES, number, {**self.tags, "reason": reason})
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 POLL_S, REMOTE_POLL_S = 1.0, 15.0
-# So often a group of workers that did not come up is tried again; the waits together are `resources.wait_s`.
-STARTS = 4
 
 
 def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
@@ -107,7 +105,9 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
 
     workers = jobs[0].workers
     root, _, name = f"{run.root}/{folder}".rpartition("/")
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s / STARTS)
+    # A group that does not come up within its time fails like one that died.
+    failures = FailureConfig(max_failures=workers.max_failures, controller_failure_limit=workers.max_failures)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s)
     return TorchTrainer(
         train_all,
         train_loop_config={"run": run.path, "checkpoints": folder, "jobs": [job.model_dump() for job in jobs]},
@@ -121,7 +121,9 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
             storage_path=root,
             storage_filesystem=run.fs,
             logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=STARTS - 1),
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
+            ),
         ),
     )
 
@@ -192,10 +194,12 @@ def follow(run: Run, job: Job, done: threading.Event) -> None:
         stopped, tokens = False, 0
         while seen < steps and not stopped:
             stopped = done.wait(pause)
-            for record in (records := train_records(run, job))[seen:]:
-                tokens += record["tokens"]
-                progress.note(tokens=tokens, loss=record["loss"])
-                progress.advance(1, loss=f"{record['loss']:.4f}")
+            records = train_records(run, job)
+            if len(records) != seen:  # fewer when the workers have begun again at a checkpoint
+                tokens += sum(record["tokens"] for record in records[seen:])
+                loss = {"loss": records[-1]["loss"]} if records else {}
+                progress.note(tokens=tokens, **loss)
+                progress.advance(len(records) - seen, **{key: f"{value:.4f}" for key, value in loss.items()})
             seen = len(records)
         if seen < steps:
             progress.give_up()

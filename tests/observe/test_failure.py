@@ -170,9 +170,11 @@ def test_a_run_that_cannot_be_written_has_its_log_elsewhere(tmp_path: Path) -> N
 
 def test_secrets() -> None:
     environment = {"OPENAI_API_KEY": "abcdefgh", "HF_TOKEN": " spaced-out ", "MAX_TOKENS": "512", "PATH": "/usr/bin"}
-    text = "abcdefgh spaced-out 512 /usr/bin sk-proj-0123456789 Authorization: Bearer ey.J0-eXAiOiJ"
+    text = (
+        "abcdefgh spaced-out 512 /usr/bin sk-proj-0123456789 Authorization: Bearer ey.J0-eXAiOiJ http://me:pass@proxy/"
+    )
     assert redacted(text, environment) == (
-        "[$OPENAI_API_KEY] [$HF_TOKEN] 512 /usr/bin sk-[...] Authorization: Bearer [...]"
+        "[$OPENAI_API_KEY] [$HF_TOKEN] 512 /usr/bin sk-[...] Authorization: Bearer [...] http://[...]@proxy/"
     )
 
 

@@ -27,6 +27,7 @@ def test_records_of_work_that_goes_on_and_ends(tmp_path: Path, monkeypatch: pyte
             now[0] = 100.0 + second
             shown.note({"engine_died": 2}, tokens=50 * second, queue=80 - second)
             shown.advance(4)
+            shown.beat()
     first, last = records(run)
     assert (first["state"], first["stage"], first["unit"], first["seconds"]) == ("running", "sample", "candidates", 12)
     assert (first["done"], first["before"], first["total"], first["remaining"]) == (12, 20, 100, 68)
@@ -46,28 +47,29 @@ def test_files_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(meter, "MOST_RECORDS", 10)
     kept = Meter(Run(str(tmp_path)), "read solutions")
     for number in range(100):
-        kept.add({"done": number, "failures": {}})
+        kept.add({"state": "running", "done": number, "failures": {}})
+    kept.add({"state": "done", "done": 100, "failures": {}})
     found = [record["done"] for record in records(kept.run)]
-    assert len(found) <= 10 and found[0] == 0 and found[-1] == 99
-    assert kept.every_s > 10 * meter.EVERY_S, "records then come more rarely"
+    assert len(found) <= 10 and found[0] == 0 and found[-1] == 100
+    assert kept.stride > 10, "records then come more rarely"
 
 
 def test_storage_that_errors_costs_no_work_and_no_record(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("in the way")
     kept = Meter(Run(str(tmp_path)), "sample")
-    kept.add({"done": 1, "failures": {}})
+    kept.add({"state": "running", "done": 1, "failures": {}})
     (tmp_path / "logs").unlink()
-    kept.add({"done": 2, "failures": {}})
+    kept.add({"state": "running", "done": 2, "failures": {}})
     assert [(r["done"], r.get("unwritten")) for r in records(kept.run)] == [(1, None), (2, 1)]
 
 
-def scraped(wanted: str, seconds: float = 40) -> dict[str, float]:
-    """Metrics of ours at the node's Prometheus port, as soon as `wanted` is among them: name{stage,reason} -> value."""
+def scraped(wanted: str, value: float, seconds: float = 40) -> dict[str, float]:
+    """Metrics of ours at the node's Prometheus port, as soon as `wanted` is so much: name{stage,reason} -> value."""
     import ray
 
     (node,) = ray.nodes()
     deadline, found = time.monotonic() + seconds, {}
-    while wanted not in found and time.monotonic() < deadline:
+    while found.get(wanted) != value and time.monotonic() < deadline:
         time.sleep(1)
         address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         with urllib.request.urlopen(address, timeout=10) as reply:
@@ -86,7 +88,9 @@ def test_prometheus_finds_the_numbers_at_the_node(local_ray: None, tmp_path: Pat
     with Progress("sample", 100, "candidates", done=20, run=Run(str(tmp_path / "mine"))) as shown:
         shown.note({"engine_died": 2, "refused_too_long": 0}, tokens=600, queue=68, in_flight=5, cost_usd=1.5)
         shown.advance(12)
-    found = scraped("ray_minos_failures_total sample mine engine_died")
+        shown.last_record -= 60
+        shown.beat()
+        found = scraped("ray_minos_failures_total sample mine engine_died", 2)
     assert found["ray_minos_done_total sample mine"] == 12
     assert found["ray_minos_tokens_total sample mine"] == 600
     assert found["ray_minos_failures_total sample mine engine_died"] == 2
@@ -96,3 +100,6 @@ def test_prometheus_finds_the_numbers_at_the_node(local_ray: None, tmp_path: Pat
     assert found["ray_minos_in_flight sample mine"] == 5
     assert found["ray_minos_cost_usd sample mine"] == 1.5
     assert found["ray_minos_rate sample mine"] > 0 < found["ray_minos_tokens_per_s sample mine"]
+    after = scraped("ray_minos_queue sample mine", 0)
+    assert after["ray_minos_rate sample mine"] == 0 == after["ray_minos_in_flight sample mine"]
+    assert after["ray_minos_done_total sample mine"] == 12
