@@ -121,9 +121,7 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
             storage_path=root,
             storage_filesystem=run.fs,
             logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(
-                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
-            ),
+            failure_config=failures,
         ),
     )
 
