@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from minos_ray.cluster import quiet_data
 from minos_ray.store import Run
 from minos_ray.training.checkpoint import whole
 from minos_ray.training.log import read_log
 from minos_ray.training.trainer import fit
+from tests.raylets import STORE, cluster_of_raylets
 from tests.remote.server import Bucket, bucket
 from tests.training.test_resume import Made, job, once, records, weights
 from tests.training.world import fill, world
@@ -23,16 +25,23 @@ SECTION = {"batch_rows": 8, "epochs": 2, "eval_every": 20, "lr": 2e-3}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Bucket]:
-    with bucket(tmp_path / "server.log") as made:
+def store(end_of_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A bucket, and a node that was started with the keys to it."""
+    import ray
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with bucket(tmp_path / "server.log") as made, cluster_of_raylets(monkeypatch) as cluster:
+        cluster.add_node(num_cpus=2, **STORE)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        ray.init(address=cluster.address, log_to_driver=False)
+        quiet_data()
         yield made
 
 
-def test_half_a_checkpoint_is_none(
-    local_ray: None, store: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
     """Of the newest a tensor file is cut, of the one before a rank has not spoken: the third is gone on from."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    from ray.train import TrainingFailedError
+
     straight = Made(*world(tmp_path / "straight", reward=SECTION, resources={"num_cpus": 2}))
     workers = {"workers": 2, "zero": 2, "save_every": 5, "keep": 4}
     fit(straight.config, straight.run, "reward", [job(straight, straight.run, **workers)])
@@ -40,9 +49,10 @@ def test_half_a_checkpoint_is_none(
     fill(remote, 40, 8)
     made = straight._replace(config=straight.config.model_copy(update={"run": remote.path}))
     killer = once(lambda: pid_after(remote, 40), lambda pid: os.kill(pid, signal.SIGKILL))
-    with pytest.raises(Exception, match=r"."):
+    with pytest.raises(TrainingFailedError):
         fit(made.config, remote, "reward", [job(made, remote, **workers)])
-    killer.join()
+    killer.join(timeout=1)
+    assert not killer.is_alive(), "it was the kill that ended the training"
     found = whole(remote, PLACE, job(made, remote, **workers).key)
     assert len(found) >= 3
     harm(remote, found[-1].folder, found[-2].folder)
