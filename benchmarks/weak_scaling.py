@@ -6,10 +6,11 @@ The stages `sample` and `score` are the real ones, with Ray Data, the parts and 
 actors is replaced by `Asleep` and `AsleepScorer`. Their speeds are those of a 7B model on an H100: 100 candidates/s
 (12,500 tokens/s), 300 scores/s. Every raylet has `--actors` actors, each with work for about `--seconds`.
 
-Printed: the whole stage from its call to its manifest; from the start of the first unit to the end of the last one; how
-long an actor was awake between these (storing, waiting for a task), in all and for each of its tasks. A round has every
-number of raylets, each in a process and a Ray of its own; medians. Efficiency is the time of the first number of
-raylets over that of the others.
+Printed: the whole stage from its call to its manifest, with the start of the actors; then, without it, from the mean
+actor's first unit to the end of all work: how much of that time the engines worked, and what an actor was awake for
+(storing, waiting for a task, for others at the end), in all and for each of its tasks. A round has every number of
+raylets, each in a process and a Ray of its own; medians. Efficiency: the time of the whole stage, and the share of
+engines at work, against those of the first number of raylets.
 """
 
 import argparse
@@ -142,9 +143,10 @@ def once(name: str, raylets: int, actors: int, seconds: float) -> dict[str, floa
         tasks = len(run.artefact("scores/asleep" if name == "score" else "candidates").part_names())
     ray.shutdown()
     cluster.shutdown()
-    work = max(t["last"] for t in times) - min(t["first"] for t in times)
-    awake = raylets * actors * work - sum(t["slept"] for t in times)
-    return {"whole": whole, "work": work, "awake": awake / (raylets * actors), "tasks": tasks}
+    assert len(times) == raylets * actors, "an actor had no work"
+    end, slept = max(t["last"] for t in times), statistics.mean(t["slept"] for t in times)
+    there = statistics.mean(end - t["first"] for t in times)
+    return {"whole": whole, "there": there, "busy": slept / there, "awake": there - slept, "tasks": tasks}
 
 
 def elsewhere(name: str, raylets: int, options: argparse.Namespace) -> dict[str, float]:
@@ -162,15 +164,12 @@ def table(name: str, actors: int, found: dict[int, list[dict[str, float]]]) -> N
     middle = {n: {key: statistics.median(r[key] for r in rounds) for key in rounds[0]} for n, rounds in found.items()}
     base = next(iter(middle.values()))
     print(f"{name}: medians of {len(next(iter(found.values())))} rounds, {actors} actors on a raylet")
-    print(
-        "| raylets | whole stage | efficiency | first to last unit | efficiency | awake | a task | tasks |\n"
-        + "|---" * 8
-        + "|"
-    )
+    print("| raylets | whole stage | efficiency | without start | engines at work | efficiency | awake | a task |")
+    print("|---" * 8 + "|")
     for n, m in middle.items():
-        stage_took, work_took = (f"{m[key]:.1f} s | {base[key] / m[key]:.3f}" for key in ("whole", "work"))
-        task = 1000 * m["awake"] * n * actors / m["tasks"]
-        print(f"| {n} | {stage_took} | {work_took} | {m['awake']:.2f} s | {task:.0f} ms | {m['tasks']:.0f} |")
+        shares = f"{m['there']:.1f} s | {m['busy']:.3f} | {m['busy'] / base['busy']:.3f}"
+        awake = f"{m['awake']:.2f} s | {1000 * m['awake'] * n * actors / m['tasks']:.0f} ms"
+        print(f"| {n} | {m['whole']:.1f} s | {base['whole'] / m['whole']:.3f} | {shares} | {awake} |")
 
 
 def main() -> None:
