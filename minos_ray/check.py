@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from minos_ray.cluster import joins
 from minos_ray.config import Config, resolve
-from minos_ray.errors import UserError
+from minos_ray.errors import StorageFailed, UserError
 from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
@@ -31,13 +31,13 @@ CRITIC_S = 10.0
 def check(config: Config, log: Callable[[str], None] = print) -> None:
     """Prints what is planned; UserError with every problem found, one per line."""
     run = Run(config.run)
-    states = status(config, run)
+    states = known(config, run)
     log(f"run directory: {run.path}")
     for state in states:
         log(f"  {state.artefact:18} {state.state}{f' ({state.why})' if state.why else ''}")
     for name, need in sorted(pools(config, states).items()):
         log(f"resources.{name}: {amounts(need.total)}")
-    with suppress(UserError):  # said below, with everything else that is wrong
+    with suppress(UserError, StorageFailed):  # said below, with everything else that is wrong
         for line in estimates(config, run, states):
             log(line)
     refuse(config, run)
@@ -47,6 +47,14 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
 
         for line in stated(pools(config, states)):
             log(line)
+
+
+def known(config: Config, run: Run) -> list[State]:
+    """The state of every artefact; UserError where the storage does not tell."""
+    try:
+        return status(config, run)
+    except StorageFailed as error:
+        raise UserError(f"run: {error}") from error
 
 
 def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
@@ -86,7 +94,12 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
 
     `stages`: what only these need. Each of them waits for room itself, and `critique` asks the critic.
     """
-    states = [s for s in status(config, run) if (s.stage != "sweep" if stages is None else s.stage in stages)]
+    try:
+        states = known(config, run)
+    except UserError as error:  # nothing else can be told then
+        yield str(error)
+        return
+    states = [s for s in states if (s.stage != "sweep" if stages is None else s.stage in stages)]
     todo, needs = unfinished(states), pools(config, states)
     tests = [*local_tests(config, run, states)]
     if stages is None and "critique" in todo and asks_critic(config):
@@ -96,7 +109,7 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     for test in tests:
         try:
             test()
-        except UserError as error:
+        except (UserError, StorageFailed) as error:
             yield str(error)
     if not joins(config.resources):
         yield from machine_findings(config, run, needs)

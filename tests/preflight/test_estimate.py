@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.check import findings
+from minos_ray.check import check, findings
+from minos_ray.errors import UserError
 from minos_ray.preflight import disk, estimate
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
@@ -58,4 +59,7 @@ def test_a_run_that_the_disk_cannot_hold_is_refused(tmp_path: Path, base: str) -
 def test_a_run_that_cannot_be_written_is_refused(tmp_path: Path, base: str) -> None:
     (tmp_path / "file").write_text("")
     made = config(tmp_path, base, run=f"{tmp_path}/file/run")
-    assert any("cannot be written" in line for line in findings(made, Run(made.run), {"sample"}))
+    [line] = findings(made, Run(made.run), {"sample"})
+    assert line.startswith(f"run: {made.run}/") and "Not a directory" in line
+    with pytest.raises(UserError, match="Not a directory"):
+        check(made)
