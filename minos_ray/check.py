@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from minos_ray.cluster import joins
 from minos_ray.config import Config, resolve
-from minos_ray.errors import StorageFailed, UserError
+from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
@@ -82,8 +82,18 @@ def unfinished(states: list[State]) -> set[str]:
 
 
 def refuse(config: Config, run: Run, stages: Set[str] | None = None) -> None:
-    """UserError naming everything that would stop the stages still to be done, or those of `stages` among them."""
-    found = list(findings(config, run, stages))
+    """UserError naming everything that would stop the stages still to be done, or those of `stages` among them.
+
+    WorkStopped when all that is wrong is what may pass: nodes that say nothing while a stage starts.
+    """
+    found: list[str] = []
+    try:
+        for line in findings(config, run, stages):
+            found.append(line)  # what was found before an exception is kept
+    except WorkStopped as passing:
+        if not found:
+            raise
+        found.append(str(passing))
     if found:
         several = [f"{len(found)} things would stop this run:"] if len(found) > 1 else []
         raise UserError("\n  ".join([*several, *found]))

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from minos_ray.check import check, findings
+from minos_ray.check import check, findings, refuse
 from minos_ray.cluster import disconnect
 from minos_ray.config import Config, load_config
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
 from minos_ray.pipeline import run_stage
 from minos_ray.preflight import nodes
 from minos_ray.store import Run
@@ -118,6 +118,15 @@ def test_a_node_that_does_not_answer_is_named(made: World, monkeypatch: pytest.M
     with world.frozen(ODD):
         lines = found(made)
     assert lines == [f"node {ODD}: does not answer within 3 s"]
+
+
+def test_a_node_that_is_silent_while_a_stage_starts_stops_the_work(
+    made: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "PATIENT_S", 2.0)
+    values = config(made)
+    with world.frozen(ODD), pytest.raises(WorkStopped, match=f"node {ODD}: does not answer within 2 s"):
+        refuse(values, Run(values.run), {"sample"})
 
 
 def test_an_address_of_another_server_is_no_head(made: World) -> None:
