@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from minos_ray.config import load_config
-from minos_ray.resources import Resources, Workers
+from minos_ray.preflight.bundles import bundles, room
+from minos_ray.resources import Resources
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ("gsm8k-mistral-7b", "math-mistral-7b")
@@ -107,23 +108,11 @@ def podded() -> Nodes:
     return found
 
 
-def places(nodes: Nodes, cpus: float, gpus: float) -> int:
-    """How many bundles of that size fit; none spans nodes."""
-    return sum(
-        int(min(node["CPU"] // cpus if cpus else 1e9, node.get("GPU", 0) // gpus if gpus else 1e9)) for node in nodes
-    )
-
-
 def short(nodes: Nodes, resources: Resources) -> list[str]:
     """The pools that these nodes cannot hold."""
-    pools = {name: getattr(resources, name) for name in ("sample", "judge", "score", "grade", "client", "train")}
-    found = []
-    for name, pool in pools.items():
-        training = isinstance(pool, Workers)
-        count, gpus = (pool.workers, int(pool.gpu)) if training else (pool.actors, pool.gpus)
-        if places(nodes, pool.cpus, gpus) < count:
-            found.append(name)
-    return found
+    names = ("sample", "judge", "score", "grade", "client", "train")
+    needs = {name: bundles(getattr(resources, name)) for name in names}
+    return [name for name, need in needs.items() if room(need, nodes) < need.count]
 
 
 @pytest.mark.parametrize("nodes", [launched, podded])
