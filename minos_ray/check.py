@@ -77,8 +77,9 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
 
 
 def unfinished(states: list[State]) -> set[str]:
-    """The stages that have something to do."""
-    return {s.stage for s in states if s.state != "done"}
+    """The stages that have something to do; a sweep's trials are trainings too."""
+    found = {s.stage for s in states if s.state != "done"}
+    return found | ({"sft", "reward"} if "sweep" in found else set())
 
 
 def refuse(config: Config, run: Run, stages: Set[str] | None = None) -> None:
@@ -165,11 +166,16 @@ def training_tests(config: Config, run: Run, states: list[State]) -> Iterator[Ca
 
         yield lambda: refuse_memory(config, run, todo)
     yield from lora_tests(config, run, todo)
-    imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
-    if config.reward.consensus and "reward" in todo and not imported:
+    if config.reward.consensus and "reward" in todo and not imported(run, "critiques"):
         from minos_ray.training.consensus import refuse_told
 
         yield lambda: refuse_told(config.critique.prompt)
+
+
+def imported(run: Run, artefact: str) -> bool:
+    """Whether an artefact was not made by the run itself."""
+    manifest = run.artefact(artefact).manifest()
+    return manifest is not None and "import" in manifest.inputs
 
 
 def storage_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
@@ -250,11 +256,13 @@ def models(config: Config, todo: set[str]) -> Iterator[tuple[str, Model]]:
 def check_model(key: str, model: Model, run: Run) -> None:
     """A directory must hold a whole model; hub ids are left to the first stage that loads them."""
     from minos_ray.models import is_hub_id, locate
+    from minos_ray.preflight.estimate import tensors, weight_files
 
     if model.model.startswith("run:") or is_hub_id(model.model):
         return
     try:
-        locate(model, run)
+        for file in weight_files(locate(model, run)):
+            tensors(file)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 

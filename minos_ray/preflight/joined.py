@@ -68,8 +68,7 @@ def told_by_nodes(
     yield from compare.grouped(compare.storage(said, run, folder))
     yield from compare.grouped(compare.models(said, keys))
     yield from compare.grouped(compare.modules(said))
-    wanted = estimate.node_bytes(config, run, todo)
-    yield from compare.grouped(compare.disks(said, wanted, "logs, spilled blocks and a checkpoint on its way"))
+    yield from compare.grouped(compare.disks(said, estimate.node_bytes(config, run, todo)))
     if gpu_gb := compare.gpu_gb(said):
         yield from trainings_too_large(config, run, todo, gpu_gb)
         yield from engines_too_large(config, run, pools, gpu_gb)
