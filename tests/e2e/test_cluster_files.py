@@ -82,6 +82,18 @@ def test_the_head_does_no_work_and_the_workers_come_and_go() -> None:
     assert all(group["minReplicas"] == 0 < group["maxReplicas"] for group in spec["workerGroupSpecs"])
 
 
+def test_every_node_of_aws_has_an_image_and_can_mount_the_file_system() -> None:
+    config = launcher()
+    assert {kind["node_config"].get("ImageId") for kind in config["available_node_types"].values()} == {"AMI"}
+    for name in ("AMI", "FILE_SYSTEM", "REGISTRY"):
+        assert re.search(rf"^# .*Replace .*\b{name}\b", read_text("cluster.yaml"), re.M)
+        assert re.search(rf"\b{name}\b", read_text("docs/cluster.md"))
+    commands = config["initialization_commands"]
+    assert [word in command for word, command in zip(("nfs-common", "mkdir", "mount"), commands, strict=True)] == [
+        True
+    ] * 3
+
+
 def test_labels_are_what_ray_takes() -> None:
     from ray._private.label_utils import validate_node_label_syntax
 
