@@ -100,8 +100,10 @@ def frozen(ip: str) -> Iterator[None]:
     mine = psutil.Process().children(recursive=True)
     [process] = [p for p in mine if p.name() == "raylet" and f"--node_ip_address={ip}" in p.cmdline()]
     process.suspend()
-    yield
-    process.resume()
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 def nodes(address: str) -> list[dict[str, Any]]:
@@ -142,8 +144,11 @@ def critic() -> Iterator[str]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager
