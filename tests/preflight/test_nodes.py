@@ -1,5 +1,6 @@
-"""Nodes that say nothing while a stage starts, and what a node says of storage that is not there."""
+"""Nodes that say nothing while a stage starts, and what nodes say of disks and of storage that is not there."""
 
+from minos_ray.preflight.compare import disks
 from minos_ray.preflight.nodes import Answer, Node, settled
 from minos_ray.preflight.probe import storage
 
@@ -37,3 +38,11 @@ def test_answers_of_nodes_that_left_count() -> None:
 
 def test_a_kind_of_storage_that_a_node_does_not_know_is_named() -> None:
     assert (storage("nosuch://bucket/run", "f", "me") or "").startswith("cannot be read there: ")
+
+
+def test_disks_are_held_against_what_each_node_itself_needs() -> None:
+    said = {"free": 3e9, "temporary": "/tmp"}
+    trains = Answer(Node("e", "10.0.0.9", {"GPU": 2.0}), said)
+    found = list(disks([Answer(NODES["a"], said), trains, silent("b")], lambda has: 1e9 + 2e9 * has.get("GPU", 0)))
+    line = "/tmp has 3.00 GB free, logs, spilled blocks and checkpoints on their way take about 5.00"
+    assert found == [("10.0.0.9", f"{line}; free some or set TMPDIR on that node")]
