@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from minos_ray.cluster import joins
 from minos_ray.config import Config, resolve
-from minos_ray.errors import UserError
+from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
@@ -31,13 +31,13 @@ CRITIC_S = 10.0
 def check(config: Config, log: Callable[[str], None] = print) -> None:
     """Prints what is planned; UserError with every problem found, one per line."""
     run = Run(config.run)
-    states = status(config, run)
+    states = known(config, run)
     log(f"run directory: {run.path}")
     for state in states:
         log(f"  {state.artefact:18} {state.state}{f' ({state.why})' if state.why else ''}")
     for name, need in sorted(pools(config, states).items()):
         log(f"resources.{name}: {amounts(need.total)}")
-    with suppress(UserError):  # said below, with everything else that is wrong
+    with suppress(UserError, StorageFailed):  # said below, with everything else that is wrong
         for line in estimates(config, run, states):
             log(line)
     refuse(config, run)
@@ -47,6 +47,14 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
 
         for line in stated(pools(config, states)):
             log(line)
+
+
+def known(config: Config, run: Run) -> list[State]:
+    """The state of every artefact; UserError where the storage does not tell."""
+    try:
+        return status(config, run)
+    except StorageFailed as error:
+        raise UserError(f"run: {error}") from error
 
 
 def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
@@ -69,13 +77,24 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
 
 
 def unfinished(states: list[State]) -> set[str]:
-    """The stages that have something to do."""
-    return {s.stage for s in states if s.state != "done"}
+    """The stages that have something to do; a sweep's trials are trainings too."""
+    found = {s.stage for s in states if s.state != "done"}
+    return found | ({"sft", "reward"} if "sweep" in found else set())
 
 
 def refuse(config: Config, run: Run, stages: Set[str] | None = None) -> None:
-    """UserError naming everything that would stop the stages still to be done, or those of `stages` among them."""
-    found = list(findings(config, run, stages))
+    """UserError naming everything that would stop the stages still to be done, or those of `stages` among them.
+
+    WorkStopped when all that is wrong is what may pass: nodes that say nothing while a stage starts.
+    """
+    found: list[str] = []
+    try:
+        for line in findings(config, run, stages):
+            found.append(line)  # what was found before an exception is kept
+    except WorkStopped as passing:
+        if not found:
+            raise
+        found.append(str(passing))
     if found:
         several = [f"{len(found)} things would stop this run:"] if len(found) > 1 else []
         raise UserError("\n  ".join([*several, *found]))
@@ -86,7 +105,12 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
 
     `stages`: what only these need. Each of them waits for room itself, and `critique` asks the critic.
     """
-    states = [s for s in status(config, run) if (s.stage != "sweep" if stages is None else s.stage in stages)]
+    try:
+        states = known(config, run)
+    except UserError as error:  # nothing else can be told then
+        yield str(error)
+        return
+    states = [s for s in states if (s.stage != "sweep" if stages is None else s.stage in stages)]
     todo, needs = unfinished(states), pools(config, states)
     tests = [*local_tests(config, run, states)]
     if stages is None and "critique" in todo and asks_critic(config):
@@ -96,7 +120,7 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     for test in tests:
         try:
             test()
-        except UserError as error:
+        except (UserError, StorageFailed) as error:
             yield str(error)
     if not joins(config.resources):
         yield from machine_findings(config, run, needs)
@@ -142,11 +166,16 @@ def training_tests(config: Config, run: Run, states: list[State]) -> Iterator[Ca
 
         yield lambda: refuse_memory(config, run, todo)
     yield from lora_tests(config, run, todo)
-    imported = any(s.artefact == "critiques" and s.why == "imported" for s in states)
-    if config.reward.consensus and "reward" in todo and not imported:
+    if config.reward.consensus and "reward" in todo and not imported(run, "critiques"):
         from minos_ray.training.consensus import refuse_told
 
         yield lambda: refuse_told(config.critique.prompt)
+
+
+def imported(run: Run, artefact: str) -> bool:
+    """Whether an artefact was not made by the run itself."""
+    manifest = run.artefact(artefact).manifest()
+    return manifest is not None and "import" in manifest.inputs
 
 
 def storage_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
@@ -227,11 +256,13 @@ def models(config: Config, todo: set[str]) -> Iterator[tuple[str, Model]]:
 def check_model(key: str, model: Model, run: Run) -> None:
     """A directory must hold a whole model; hub ids are left to the first stage that loads them."""
     from minos_ray.models import is_hub_id, locate
+    from minos_ray.preflight.estimate import tensors, weight_files
 
     if model.model.startswith("run:") or is_hub_id(model.model):
         return
     try:
-        locate(model, run)
+        for file in weight_files(locate(model, run)):
+            tensors(file)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 

@@ -22,6 +22,8 @@ def cluster_of_raylets(monkeypatch: pytest.MonkeyPatch, **head: Any) -> Iterator
     monkeypatch.setitem(os.environ, "RAY_health_check_period_ms", "300")
     monkeypatch.setitem(os.environ, "RAY_health_check_failure_threshold", "3")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **STORE, **head})
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -1,7 +1,7 @@
 """What the nodes said, against the driver and against each other: one line for each thing that is wrong."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minos_ray.preflight import probe
@@ -69,12 +69,13 @@ def modules(answers: Sequence[Answer]) -> Iterator[tuple[str, str]]:
                 yield node, f"module '{name}', named in the config, is not found there; install it on every node"
 
 
-def disks(answers: Sequence[Answer], wanted: float, why: str) -> Iterator[tuple[str, str]]:
-    """Nodes whose temporary directory has less than `wanted` bytes."""
-    for node, said in spoken(answers):
-        if said["free"] < wanted:
-            has = f"{said['temporary']} has {said['free'] / GB:.2f} GB free"
-            yield node, f"{has}, {why} take about {wanted / GB:.2f}; free some or set TMPDIR on that node"
+def disks(answers: Sequence[Answer], needs: Callable[[Mapping[str, float]], float]) -> Iterator[tuple[str, str]]:
+    """Nodes whose temporary directory has fewer bytes than a node that has so much needs."""
+    for answer in answers:
+        if answer.said and (free := answer.said["free"]) < (wanted := needs(answer.node.has)):
+            has = f"{answer.said['temporary']} has {free / GB:.2f} GB free"
+            why = f"logs, spilled blocks and checkpoints on their way take about {wanted / GB:.2f}"
+            yield answer.node.address, f"{has}, {why}; free some or set TMPDIR on that node"
 
 
 def gpu_gb(answers: Sequence[Answer]) -> float | None:

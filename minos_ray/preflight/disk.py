@@ -12,10 +12,28 @@ from minos_ray.store import Run
 
 
 def wanted(config: Config, run: Run, states: list[State]) -> dict[str, float]:
-    """Bytes by what they are."""
+    """Bytes by what they are, less what of them lies there already: it is gone on with, or deleted first."""
     left = [state for state in states if state.state != "done"]
     made = sum(state.artefact.startswith("models/") and state.stage != "pretrain" for state in left)
-    return run_bytes(config, run, {state.stage for state in left}, made)
+    sizes = run_bytes(config, run, {state.stage for state in left}, made)
+    there = {what: sizes[what] - sum(written(run, name) for name in folders(what, left)) for what in sizes}
+    return {what: size for what, size in there.items() if size > 0}
+
+
+def folders(what: str, left: list[State]) -> list[str]:
+    """Where in the run it lies, as far as it is written."""
+    begun = [state.artefact for state in left if state.stage != "pretrain"]
+    found = {
+        "candidates": [name for name in begun if name == "candidates"],
+        "models": [name for name in begun if name.startswith("models/")],
+        "checkpoints": ["checkpoints"],
+    }
+    return found[what]
+
+
+def written(run: Run, name: str) -> int:
+    """Bytes of a folder of the run."""
+    return sum(run.sizes(name).values())
 
 
 def stated(config: Config, run: Run, states: list[State]) -> Iterator[str]:

@@ -2,15 +2,18 @@
 
 import json
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
+from typing import Any
 
 from minos_ray.errors import UserError
 from minos_ray.models import is_hub_id, locate
+from minos_ray.preflight.bundles import bundles, room
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
 from minos_ray.training_sections import Train
 
+Tensor = dict[str, Any]
 # Stored bytes for each token of the limit: about half of it is used, a token is four characters, zstd halves them.
 TOKEN_BYTES = 1
 # fp32 weights and Adam's two moments, in every checkpoint of a full training; bf16 weights come on top.
@@ -30,9 +33,13 @@ def run_bytes(config: Config, run: Run, todo: Set[str], models: int) -> dict[str
     return {what: amount for what, amount in found.items() if amount}
 
 
-def node_bytes(config: Config, run: Run, todo: Set[str]) -> float:
-    """Bytes that a node needs for temporary files: a checkpoint is written aside before it goes to the run."""
-    return ANYWAY + checkpoint(config, base_parameters(config, run) or 0, todo)
+def node_bytes(config: Config, run: Run, todo: Set[str]) -> Callable[[Mapping[str, float]], float]:
+    """Bytes for temporary files of a node that has this much: workers write their shards of a checkpoint aside first.
+
+    As many workers as could be there are counted.
+    """
+    workers, whole = bundles(config.resources.train), checkpoint(config, base_parameters(config, run) or 0, todo)
+    return lambda has: ANYWAY + whole * room(workers, [has]) / workers.count
 
 
 def candidates(config: Config, run: Run) -> float:
@@ -73,17 +80,55 @@ def base_parameters(config: Config, run: Run) -> int | None:
 
 def parameters(model: Model, run: Run) -> int | None:
     """Parameters of a model that lies on this machine as safetensors, from the headers of its files; else None."""
+    return sum(math.prod(tensor["shape"]) for tensor in stored(model, run)) or None
+
+
+def engine_bytes(model: Model, run: Run, dtype: str) -> int:
+    """Bytes of the weights in vLLM: floats of 32 bits are halved unless they are wanted, others stay as they are.
+
+    0 where they are not known.
+    """
+    if dtype == "float32":
+        return 4 * (parameters(model, run) or 0)
+    return sum(
+        2 * math.prod(tensor["shape"]) if tensor["dtype"] == "F32" else extent(tensor) for tensor in stored(model, run)
+    )
+
+
+def stored(model: Model, run: Run) -> list[Tensor]:
+    """Tensors of a model that lies on this machine as safetensors; none of any other."""
     if is_hub_id(model.model) or model.model.startswith("run:"):
-        return None
+        return []
     try:
-        files = list(Path(locate(model, run)).glob("*.safetensors"))
+        return [tensor for file in weight_files(locate(model, run)) for tensor in tensors(file)]
     except UserError:  # said elsewhere, with everything else that is wrong
-        return None
-    return sum(map(tensor_sizes, files)) or None
+        return []
 
 
-def tensor_sizes(file: Path) -> int:
-    """Numbers in a safetensors file: 8 bytes that tell the length of a JSON header, and the header."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+def weight_files(folder: str) -> list[Path]:
+    """The safetensors files of a model."""
+    return sorted(Path(folder).glob("*.safetensors"))
+
+
+def tensors(file: Path) -> list[Tensor]:
+    """What the header of a safetensors file tells of its tensors: 8 bytes with its length, JSON, then the numbers.
+
+    UserError when the file is not as long as its header says.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length) if length < size else b"")
+    except (OSError, ValueError):
+        size, header = 0, {}
+    found = [tensor for name, tensor in header.items() if name != "__metadata__"]
+    if not found or size < 8 + length + max(tensor["data_offsets"][1] for tensor in found):
+        raise UserError(f"{file} is no safetensors file (a Git LFS pointer, or cut off?)")
+    return found
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes of a tensor."""
+    first, end = tensor["data_offsets"]
+    return end - first

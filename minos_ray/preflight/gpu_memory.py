@@ -6,7 +6,7 @@ from minos_ray.errors import UserError
 from minos_ray.models import is_hub_id
 from minos_ray.preflight.bundles import Bundles
 from minos_ray.preflight.compare import GB
-from minos_ray.preflight.estimate import parameters
+from minos_ray.preflight.estimate import engine_bytes
 from minos_ray.sections import Config
 from minos_ray.store import Run
 
@@ -43,7 +43,7 @@ def engines_too_large(config: Config, run: Run, pools: Mapping[str, Bundles], gp
         section = getattr(config.resources, name)
         if name not in pools or not section.gpus or model is None:
             continue
-        weights = (parameters(model, run) or 0) * (4 if section.dtype == "float32" else 2) / GB / section.gpus
+        weights = engine_bytes(model, run, section.dtype) / GB / section.gpus
         if weights > (usable := gpu_gb * section.gpu_memory_utilization):
             yield (
                 f"resources.{name}: the weights of '{model.model}' take {weights:.2f} GB on each of {section.gpus} "

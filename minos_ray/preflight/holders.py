@@ -1,5 +1,6 @@
 """Who holds the CPUs and GPUs of a cluster, as Ray's own tables tell."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ SHOWN = 3
 
 
 def holders(used: Mapping[str, float]) -> str:
-    """`2 x MapWorker of job 02000000 (python other.py): 8 GPU; tasks: 1 CPU`; `used` is what is taken in all."""
+    """`2 x MapWorker of job 02000000 (other.py): 8 GPU; tasks: 1 CPU`; `used` is what is taken in all."""
     import ray
 
     held: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -56,10 +57,11 @@ def placement_groups() -> list[tuple[str, str, dict[str, float]]]:
 
 
 def job_name(job: str, mine: str) -> str:
-    """A job by its number and its command."""
+    """A job by its number and its script or module; the rest of a command may hold secrets."""
     from ray._private.state import state
 
     if job == mine:
         return "this run"
     command = next((entry["Entrypoint"] for entry in state.job_table() if entry["JobID"] == job), "")
-    return f"job {job}" + (f" ({command[:60]})" if command else "")
+    named = re.search(r"[\w-]+\.py(?!\S)|(?<!\S)-m [\w.]+", command)
+    return f"job {job}" + (f" ({named[0]})" if named else "")

@@ -1,17 +1,17 @@
 """What would stop the work on a cluster that is joined: its room, and what each of its nodes says."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 
 from minos_ray.cluster import connect
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
 from minos_ray.models import absolute
-from minos_ray.preflight import compare, estimate, probe
+from minos_ray.preflight import compare, estimate, nodes, probe
 from minos_ray.preflight.bundles import Bundles, amounts, lack, room, summed
 from minos_ray.preflight.gpu_memory import engines_too_large, trainings_too_large
 from minos_ray.preflight.growth import Growth, growth
-from minos_ray.preflight.nodes import Answer, alive, answers, ask, named, token
+from minos_ray.preflight.nodes import Answer, Node, alive, named, settled, token
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
 
@@ -27,19 +27,31 @@ def findings(
     functions: Iterable[str],
     waits: bool,
 ) -> Iterator[str]:
-    """One line for each thing wrong; every node is asked at once. `waits`: the work waits for room by itself."""
+    """One line for each thing wrong; every node is asked at once. `waits`: the work waits for room by itself.
+
+    WorkStopped at the end where the work is about to start and nodes are silent: that may pass.
+    """
     try:
         connect(config)
     except UserError as error:
         yield str(error)
         return
-    nodes, keys = alive(), model_keys(models)
+    there, keys = alive(), model_keys(models)
     if not waits:
-        yield from no_room(pools, named(nodes), growth())
+        yield from no_room(pools, named(there), growth())
     foreign = sorted({name.partition(":")[0] for name in functions if not name.startswith("minos_ray.")})
     with suppress(UserError), token(run) as folder:  # one that cannot be written is named without the cluster
-        said = answers(ask(run, folder, list(keys), foreign, nodes))
+
+        def asked(of: Sequence[Node]) -> list[Answer]:
+            found = nodes.ask(run, folder, list(keys), foreign, of)
+            return nodes.answers(found, nodes.PATIENT_S if waits else nodes.WITHIN_S)
+
+        said = settled(asked(there), asked, alive) if waits else asked(there)
+        silent = list(compare.grouped(compare.silence(said)))
+        yield from [] if waits else silent
         yield from told_by_nodes(config, run, todo, pools, said, keys, folder)
+        if waits and silent:
+            raise WorkStopped("\n  ".join(silent))
 
 
 def told_by_nodes(
@@ -52,13 +64,11 @@ def told_by_nodes(
     folder: str,
 ) -> Iterator[str]:
     """What their answers, compared with the driver's own, show to be wrong."""
-    yield from compare.grouped(compare.silence(said))
     yield from compare.grouped(compare.versions(said, probe.versions()))
     yield from compare.grouped(compare.storage(said, run, folder))
     yield from compare.grouped(compare.models(said, keys))
     yield from compare.grouped(compare.modules(said))
-    wanted = estimate.node_bytes(config, run, todo)
-    yield from compare.grouped(compare.disks(said, wanted, "logs, spilled blocks and a checkpoint on its way"))
+    yield from compare.grouped(compare.disks(said, estimate.node_bytes(config, run, todo)))
     if gpu_gb := compare.gpu_gb(said):
         yield from trainings_too_large(config, run, todo, gpu_gb)
         yield from engines_too_large(config, run, pools, gpu_gb)
@@ -82,8 +92,8 @@ def no_room(pools: Pools, nodes: Mapping[str, Mapping[str, float]], may: Growth)
 
 def stated(pools: Pools) -> Iterator[str]:
     """What the cluster is, and what of the wanted has yet to come."""
-    nodes = named(alive())
-    yield f"cluster: {len(nodes)} nodes with {amounts(summed(list(nodes.values())))}: same versions, storage shared"
+    there = named(alive())
+    yield f"cluster: {len(there)} nodes with {amounts(summed(list(there.values())))}: same versions, storage shared"
     for name, need in sorted(pools.items()):
-        if line := lack(f"resources.{name}", need, nodes):
+        if line := lack(f"resources.{name}", need, there):
             yield f"{line}; an autoscaler runs, the stage asks it for nodes and waits up to resources.wait_s"

@@ -1,7 +1,7 @@
 """Asking every node of a cluster at once, with a time limit for all of them."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,8 @@ from minos_ray.preflight import probe
 from minos_ray.store import Run
 from minos_ray.training import gpus
 
-WITHIN_S = 15.0
+# The second where a stage starts: its nodes may have just come, or be busy with the stage before.
+WITHIN_S, PATIENT_S = 15.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def named(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
 def token(run: Run) -> Iterator[str]:
     """A folder in the run directory that holds a secret word of the driver; UserError where it cannot be written."""
     word = secrets.token_hex(8)
-    folder, new = f"preflight-{word}", not run.exists("")
+    folder = f"preflight-{word}"
     try:
+        new = not run.exists("")
         run.write_bytes(f"{folder}/driver", word.encode())
     except StorageFailed as error:
         with suppress(StorageFailed):  # what is left of it, where anything is
@@ -85,14 +87,14 @@ def ask(run: Run, folder: str, models: list[str], modules: list[str], nodes: Seq
             ray.cloudpickle.unregister_pickle_by_value(module)
 
 
-def answers(asked: dict[Any, Node]) -> list[Answer]:
-    """What the nodes say within `WITHIN_S`; those that say nothing are given up."""
+def answers(asked: dict[Any, Node], within_s: float) -> list[Answer]:
+    """What the nodes say within a time; those that say nothing are given up."""
     import ray
 
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=WITHIN_S)
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=within_s)
     for reference in late:
         ray.cancel(reference, force=True)
-    silent = [Answer(asked[reference], None, f"does not answer within {WITHIN_S:.0f} s") for reference in late]
+    silent = [Answer(asked[reference], None, f"does not answer within {within_s:.0f} s") for reference in late]
     return [answer(asked[reference], reference) for reference in ready] + silent
 
 
@@ -104,3 +106,17 @@ def answer(node: Node, reference: Any) -> Answer:
         return Answer(node, ray.get(reference))
     except ray.exceptions.RayError as error:
         return Answer(node, None, f"cannot be asked: {str(error).strip().splitlines()[-1]}")
+
+
+def settled(
+    said: Sequence[Answer], again: Callable[[list[Node]], list[Answer]], there: Callable[[], list[Node]]
+) -> list[Answer]:
+    """The answers after silent nodes were asked once more; one that has gone by now has nothing to say."""
+
+    def left(answers: Sequence[Answer]) -> list[Answer]:
+        ids = {node.id for node in there()}
+        return [a for a in answers if a.said or a.node.id in ids]
+
+    said = left(said)
+    silent = [answer.node for answer in said if not answer.said]
+    return left([*(answer for answer in said if answer.said), *again(silent)]) if silent else said

@@ -58,15 +58,16 @@ def own_code() -> str | None:
 
 def storage(run: str, folder: str, me: str) -> str | None:
     """Reads the driver's token and writes its own; what went wrong, or None."""
+    import pyarrow as pa
     import pyarrow.fs as pafs
 
-    fs, root = pafs.FileSystem.from_uri(run) if "://" in run else (pafs.LocalFileSystem(), run)
     try:
+        fs, root = pafs.FileSystem.from_uri(run) if "://" in run else (pafs.LocalFileSystem(), run)
         with fs.open_input_stream(f"{root}/{folder}/driver") as stream:
             token = stream.read()
     except FileNotFoundError:
         return "is another directory there than the driver's; give a path that all nodes share"
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid, NotImplementedError) as error:
         return f"cannot be read there: {error}"
     try:
         with fs.open_output_stream(f"{root}/{folder}/{me}") as stream:

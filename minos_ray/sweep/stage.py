@@ -18,7 +18,7 @@ from minos_ray.progress import Progress
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
 from minos_ray.sweep.inputs import Inputs
-from minos_ray.sweep.room import gangs, trials_at_once
+from minos_ray.sweep.room import trials_at_once
 from minos_ray.sweep.space import Trial, trials
 from minos_ray.sweep.study import NAME, study
 from minos_ray.sweep.trial import is_done, result_rows, run_trial
@@ -66,7 +66,7 @@ def run_trials(config: Config, run: Run, todo: Sequence[Trial], total: int) -> N
     for pool in ("train", "score"):
         require(pool, getattr(config.resources, pool), config.resources.wait_s)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = trials_at_once(gangs(config.resources), nodes, len(todo))
+    at_once = trials_at_once(config.resources, nodes, len(todo))
     print(f"sweep: {len(todo)} trials, {at_once} at once", flush=True)
     try:
         with Progress("sweep", total, "trials", total - len(todo), run) as progress:

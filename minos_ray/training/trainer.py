@@ -148,7 +148,8 @@ def asked_gpu(wait_s: float) -> float | None:
 
     from minos_ray.training import gpus
 
-    answer = ray.remote(gpus.memory_gb).options(num_cpus=0, num_gpus=1).remote()
+    # A trial of Ray Tune would hold its tasks to its own placement group, which has no GPU.
+    answer = ray.remote(gpus.memory_gb).options(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT").remote()
     try:
         return ray.get(answer, timeout=wait_s)
     except ray.exceptions.GetTimeoutError:

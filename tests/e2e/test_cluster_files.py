@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from minos_ray.config import load_config
-from minos_ray.resources import Resources, Workers
+from minos_ray.preflight.bundles import bundles, room
+from minos_ray.resources import Resources
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ("gsm8k-mistral-7b", "math-mistral-7b")
@@ -81,6 +82,18 @@ def test_the_head_does_no_work_and_the_workers_come_and_go() -> None:
     assert all(group["minReplicas"] == 0 < group["maxReplicas"] for group in spec["workerGroupSpecs"])
 
 
+def test_every_node_of_aws_has_an_image_and_can_mount_the_file_system() -> None:
+    config = launcher()
+    assert {kind["node_config"].get("ImageId") for kind in config["available_node_types"].values()} == {"AMI"}
+    for name in ("AMI", "FILE_SYSTEM", "REGISTRY"):
+        assert re.search(rf"^# .*Replace .*\b{name}\b", read_text("cluster.yaml"), re.M)
+        assert re.search(rf"\b{name}\b", read_text("docs/cluster.md"))
+    commands = config["initialization_commands"]
+    assert [word in command for word, command in zip(("nfs-common", "mkdir", "mount"), commands, strict=True)] == [
+        True
+    ] * 3
+
+
 def test_labels_are_what_ray_takes() -> None:
     from ray._private.label_utils import validate_node_label_syntax
 
@@ -107,23 +120,11 @@ def podded() -> Nodes:
     return found
 
 
-def places(nodes: Nodes, cpus: float, gpus: float) -> int:
-    """How many bundles of that size fit; none spans nodes."""
-    return sum(
-        int(min(node["CPU"] // cpus if cpus else 1e9, node.get("GPU", 0) // gpus if gpus else 1e9)) for node in nodes
-    )
-
-
 def short(nodes: Nodes, resources: Resources) -> list[str]:
     """The pools that these nodes cannot hold."""
-    pools = {name: getattr(resources, name) for name in ("sample", "judge", "score", "grade", "client", "train")}
-    found = []
-    for name, pool in pools.items():
-        training = isinstance(pool, Workers)
-        count, gpus = (pool.workers, int(pool.gpu)) if training else (pool.actors, pool.gpus)
-        if places(nodes, pool.cpus, gpus) < count:
-            found.append(name)
-    return found
+    names = ("sample", "judge", "score", "grade", "client", "train")
+    needs = {name: bundles(getattr(resources, name)) for name in names}
+    return [name for name, need in needs.items() if room(need, nodes) < need.count]
 
 
 @pytest.mark.parametrize("nodes", [launched, podded])

@@ -1,10 +1,13 @@
 """Bytes of a run: parameters as transformers counts them, sizes that follow the config."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from minos_ray.check import findings
+from minos_ray.check import check, check_model, findings, models, unfinished
+from minos_ray.errors import UserError
+from minos_ray.pipeline import State
 from minos_ray.preflight import disk, estimate
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
@@ -58,4 +61,60 @@ def test_a_run_that_the_disk_cannot_hold_is_refused(tmp_path: Path, base: str) -
 def test_a_run_that_cannot_be_written_is_refused(tmp_path: Path, base: str) -> None:
     (tmp_path / "file").write_text("")
     made = config(tmp_path, base, run=f"{tmp_path}/file/run")
-    assert any("cannot be written" in line for line in findings(made, Run(made.run), {"sample"}))
+    [line] = findings(made, Run(made.run), {"sample"})
+    assert line.startswith(f"run: {made.run}/") and "Not a directory" in line
+    with pytest.raises(UserError, match="Not a directory"):
+        check(made)
+
+
+def test_what_a_stopped_run_has_written_is_not_asked_for_again(tmp_path: Path, base: str) -> None:
+    made = config(tmp_path, base, sample={"n_train": 2, "n_test": 8, "max_tokens": 100}, sft={"precision": "bf16"})
+    run = Run(made.run)
+    states = [State("candidates", "sample", "partial", "", None), State("models/critic", "sft", "missing", "", None)]
+    whole = disk.wanted(made, run, states)
+    run.write_bytes("checkpoints/sft/critic/step-1/shard", b"0" * 1000)
+    run.write_bytes("candidates/part-a.parquet", b"0" * 10**6)
+    run.write_bytes("models/orm-base/model.safetensors", b"0" * 1000)  # made, and none of those to be made
+    left = disk.wanted(made, run, states)
+    assert set(whole) == {"candidates", "models", "checkpoints"}
+    assert left == {"models": whole["models"], "checkpoints": whole["checkpoints"] - 1000}
+
+
+def test_only_nodes_with_workers_write_their_share_of_a_checkpoint(tmp_path: Path, base: str) -> None:
+    workers = {"train": {"workers": 4, "gpu": True}}
+    made = config(tmp_path, base, sft={"precision": "bf16"}, resources=workers)
+    needs = estimate.node_bytes(made, Run(made.run), {"sft"})
+    shard = 14 * estimate.parameters(made.base, Run(made.run)) / 4
+    assert needs({"CPU": 64.0}) == needs({}) == estimate.ANYWAY
+    assert needs({"CPU": 8.0, "GPU": 3.0}) == estimate.ANYWAY + 3 * shard
+    assert needs({"CPU": 8.0, "GPU": 8.0}) == estimate.ANYWAY + 4 * shard
+
+
+def test_a_sweep_needs_what_its_trainings_need(tmp_path: Path, base: str) -> None:
+    todo = unfinished([State("sweep/results.parquet", "sweep", "missing", "", None)])
+    assert todo == {"sweep", "sft", "reward"}
+    assert [key for key, _ in models(config(tmp_path, base), todo)] == ["base.model"]
+
+
+@pytest.mark.parametrize("weights", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"", None])
+def test_weights_that_are_none_are_named(tmp_path: Path, base: str, weights: bytes | None) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "model"))
+    file, run, model = folder / "model.safetensors", Run(str(tmp_path)), Model(model=str(folder))
+    check_model("base.model", model, run)
+    file.write_bytes(file.read_bytes()[:-1] if weights is None else weights)
+    with pytest.raises(UserError, match=r"base\.model: .*model\.safetensors is no safetensors file"):
+        check_model("base.model", model, run)
+    assert estimate.parameters(model, run) is None
+
+
+def test_weights_of_an_engine_are_counted_as_they_are_saved(tmp_path: Path, base: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = Path(shutil.copytree(base, tmp_path / "model"))
+    parts = [torch.zeros(3, 5, dtype=kind) for kind in (torch.float32, torch.bfloat16, torch.int8)]
+    save_file({str(at): part for at, part in enumerate(parts)}, folder / "model.safetensors")
+    model, run = Model(model=str(folder)), Run(str(tmp_path))
+    assert estimate.engine_bytes(model, run, "auto") == 15 * (2 + 2 + 1)
+    assert estimate.engine_bytes(model, run, "float32") == 15 * 12
+    assert estimate.engine_bytes(Model(model="org/name"), run, "auto") == 0

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from minos_ray.check import check, findings
+from minos_ray.check import check, findings, refuse
 from minos_ray.cluster import disconnect
 from minos_ray.config import Config, load_config
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
 from minos_ray.pipeline import run_stage
 from minos_ray.preflight import nodes
 from minos_ray.store import Run
@@ -18,7 +18,8 @@ from tests.preflight import world
 from tests.preflight.world import KEY, ODD, OTHER, SEEDED
 from tests.runs import problem, put
 
-pytestmark = pytest.mark.skipif(not world.namespaces(), reason="no mount namespaces here")
+pytestmark = pytest.mark.slow
+apart = pytest.mark.skipif(not world.SEPARATE, reason="no mount namespaces here")
 
 
 class World(NamedTuple):
@@ -63,7 +64,7 @@ def test_nothing_is_wrong(made: World) -> None:
     assert not (made.folder / "run").exists(), "a check leaves nothing behind"
 
 
-@pytest.mark.parametrize("name", SEEDED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=apart if s.mounted else ()) for n, s in SEEDED.items()])
 def test_a_mistake_is_named_and_nothing_else(made: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seeded = SEEDED[name]
     for variable, value in seeded.env.items():
@@ -76,12 +77,14 @@ def test_a_mistake_is_named_and_nothing_else(made: World, name: str, monkeypatch
     assert "wrong" not in lines[0], "keys are never shown"
 
 
+@apart
 def test_several_are_said_at_once(made: World) -> None:
     lines = found(made, "generator.model={folder}/partly/model", "run={folder}/frozen/run", "resources.grade.actors=9")
     assert len(lines) == 3
     assert all(any(word in line for line in lines) for word in ("generator.model", "Read-only", "9 x (1 CPU)"))
 
 
+@apart
 def test_a_node_with_other_versions_and_a_full_disk(made: World) -> None:
     with world.other_node(made.folder, made.address):
         lines = found(made)
@@ -90,6 +93,7 @@ def test_a_node_with_other_versions_and_a_full_disk(made: World) -> None:
     assert lines[1].startswith(f"node {OTHER}: {made.folder}/tiny has 0.00 GB free")
 
 
+@apart
 def test_a_stage_asks_for_its_own_only(made: World) -> None:
     values = config(made, "generator.model={folder}/partly/model", "resources.grade.actors=9")
     run = Run(values.run)
@@ -104,6 +108,7 @@ def test_what_the_driver_lacks_is_not_asked_of_the_nodes(made: World) -> None:
     assert line.startswith("base.model: model") and "nowhere" in line
 
 
+@apart
 def test_a_stage_is_refused_before_it_begins(made: World) -> None:
     values = config(made, "run={folder}/half", "generator.model={folder}/partly/model")
     run = Run(values.run)
@@ -118,6 +123,15 @@ def test_a_node_that_does_not_answer_is_named(made: World, monkeypatch: pytest.M
     with world.frozen(ODD):
         lines = found(made)
     assert lines == [f"node {ODD}: does not answer within 3 s"]
+
+
+def test_a_node_that_is_silent_while_a_stage_starts_stops_the_work(
+    made: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "PATIENT_S", 2.0)
+    values = config(made)
+    with world.frozen(ODD), pytest.raises(WorkStopped, match=f"node {ODD}: does not answer within 2 s"):
+        refuse(values, Run(values.run), {"sample"})
 
 
 def test_an_address_of_another_server_is_no_head(made: World) -> None:

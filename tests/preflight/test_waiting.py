@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_cluster_that_nobody_enlarges_in_time_is_too_small(local_ray: None, mo
         cluster.require("train", Actors(actors=5), 0.1)
 
 
-def test_another_job_is_named_by_its_command(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_job_is_named_by_its_script_alone(local_ray: None, tmp_path: Path) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -93,11 +94,13 @@ def test_another_job_is_named_by_its_command(local_ray: None, monkeypatch: pytes
         "held = ray.remote(num_cpus=2)(Foreign).remote()\n"
         "ray.get(held.here.remote())\nprint('held', flush=True)\ntime.sleep(300)\n"
     )
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    (tmp_path / "other.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "other.py"), "--key=hidden"]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         while "held" not in other.stdout.readline():
             assert other.poll() is None
-        with pytest.raises(WorkStopped, match=r"1 x Foreign of job \d+ \(.*python.*\): 2 CPU"):
+        with pytest.raises(WorkStopped, match=r"1 x Foreign of job \d+ \(other\.py\): 2 CPU"):
             cluster.require("grade", ALL, 0.1)
     finally:
         other.kill()

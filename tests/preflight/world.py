@@ -1,7 +1,7 @@
 """A cluster of raylets that differ, and configs that go wrong on it, each in one way.
 
 `127.0.0.2` is as it should be, with three GPUs by name. `127.0.0.3` has five, and a mount namespace of its own: some
-paths are empty, read-only or full there. Nothing of it needs more than `unshare`.
+paths are empty, read-only or full there, where `unshare` is allowed. Elsewhere it has the same mounts as all.
 """
 
 import http.server
@@ -40,6 +40,9 @@ def namespaces() -> bool:
         return False
 
 
+SEPARATE = namespaces()
+
+
 def prepare(folder: Path) -> None:
     """What the configs name: a model, one that only some see, problems, runs, and a script that acts as nvidia-smi."""
     tiny_model(folder / "model")
@@ -67,11 +70,14 @@ def mounts(folder: Path) -> str:
 
 @contextmanager
 def raylet(address: str, ip: str, script: str, gpus: int = 0, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A node in a mount namespace of its own, in which the shell script was run first; ended by its own process."""
+    """A node in a mount namespace of its own, in which the shell script was run first; ended by its own process.
+
+    Where there are no namespaces the script is left out.
+    """
     start = [str(BIN / "ray"), "start", f"--address={address}", f"--node-ip-address={ip}", "--num-cpus=2", "--block"]
     start += [f"--num-gpus={gpus}", f"--object-store-memory={STORE['object_store_memory']}", "--disable-usage-stats"]
     start += [f"--{port}-port=0" for port in ("min-worker", "max-worker", "metrics-export", "dashboard-agent-listen")]
-    command = [*NAMESPACE, "sh", "-c", f'{script} && exec "$@"', "node", *start]
+    command = [*NAMESPACE, "sh", "-c", f'{script} && exec "$@"', "node", *start] if SEPARATE else start
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True, stdout=log, stderr=log)
         try:
@@ -100,8 +106,10 @@ def frozen(ip: str) -> Iterator[None]:
     mine = psutil.Process().children(recursive=True)
     [process] = [p for p in mine if p.name() == "raylet" and f"--node_ip_address={ip}" in p.cmdline()]
     process.suspend()
-    yield
-    process.resume()
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 def nodes(address: str) -> list[dict[str, Any]]:
@@ -142,8 +150,11 @@ def critic() -> Iterator[str]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager
@@ -156,8 +167,8 @@ def cluster(folder: Path) -> Iterator[Any]:
     modules = {"PYTHONPATH": f"{folder}/modules/here:{folder}/modules/partly:{os.environ.get('PYTHONPATH', '')}"}
     head = {"num_cpus": 0, "include_dashboard": False, "env_vars": modules, **STORE}
     made = Cluster(initialize_head=True, head_node_args=head)
-    made.add_node(node_ip_address=GOOD, num_cpus=2, num_gpus=3, env_vars=gpus | modules, **STORE)
     try:
+        made.add_node(node_ip_address=GOOD, num_cpus=2, num_gpus=3, env_vars=gpus | modules, **STORE)
         with raylet(made.address, ODD, mounts(folder), gpus=5, **gpus, **modules):
             yield made
     finally:
@@ -184,6 +195,11 @@ class Seeded:
     overrides: tuple[str, ...]
     words: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mounted(self) -> bool:
+        """Whether it is one of the odd node's mounts."""
+        return self.words[0] == ODD
 
 
 GPUS = ("resources.sample.gpus=4", "resources.sample.actors=2")

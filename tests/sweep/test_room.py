@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.resources import Resources
-from minos_ray.sweep.room import Gang, fitting, gangs, trials_at_once
+from minos_ray.sweep.room import trials_at_once
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,8 @@ from minos_ray.sweep.room import Gang, fitting, gangs, trials_at_once
         ({"workers": 2, "cpus": 1}, {"actors": 1}, [{"CPU": 3}, {"CPU": 3}], 3),
         ({"workers": 2, "cpus": 2}, {"actors": 1}, [{"CPU": 3}, {"CPU": 3}], 1),
         ({"workers": 1}, {"actors": 1, "gpus": 2, "engine": "vllm"}, [{"CPU": 9, "GPU": 3}, {"CPU": 9, "GPU": 5}], 3),
+        # A scorer on a GPU takes a CPU too.
+        ({"workers": 1, "cpus": 0.1}, {"actors": 1, "gpus": 1}, [{"CPU": 2, "GPU": 8}], 2),
         ({"workers": 1, "cpus": 0.1}, {"actors": 1, "cpus": 0}, [{"CPU": 0.3}], 3),
         ({"workers": 1}, {"actors": 1}, [{"CPU": 100}], 9),
     ],
@@ -28,7 +30,7 @@ from minos_ray.sweep.room import Gang, fitting, gangs, trials_at_once
 def test_as_many_trials_at_once_as_have_room_in_every_phase(
     train: dict, score: dict, nodes: list[dict[str, float]], expected: int
 ) -> None:
-    assert trials_at_once(gangs(Resources(train=train, score=score)), nodes, most=9) == expected
+    assert trials_at_once(Resources(train=train, score=score), nodes, most=9) == expected
 
 
 def placed(bundles: int, need: int, nodes: list[int]) -> bool:
@@ -43,6 +45,7 @@ def placed(bundles: int, need: int, nodes: list[int]) -> bool:
 
 @given(st.integers(1, 3), st.integers(1, 3), st.lists(st.integers(0, 4), max_size=3))
 def test_never_more_than_fit_and_not_one_fewer(count: int, need: int, free: list[int]) -> None:
-    found = fitting(Gang(count, {"CPU": float(need)}), [{"CPU": float(cpus)} for cpus in free], most=3)
-    assert placed(found * count, need, free)
+    resources = Resources(train={"workers": count, "cpus": need}, score={"cpus": 0})
+    found = trials_at_once(resources, [{"CPU": float(cpus)} for cpus in free], most=3)
+    assert found == 1 or placed(found * count, need, free)
     assert found == 3 or not placed((found + 1) * count, need, free)
