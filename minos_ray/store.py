@@ -121,7 +121,8 @@ class Artefact:
             found = Manifest.model_validate_json(self.run.read_bytes(self.manifest_name))
         except (FileNotFoundError, ValidationError):
             return None
-        return found if found.artefact == self.name else None
+        # The last names alone: a model is also read from where its folder was copied to.
+        return found if found.artefact.rpartition("/")[2] == self.name.rpartition("/")[2] else None
 
     def begun(self) -> str | None:
         """The fingerprint that the present parts belong to."""

@@ -160,6 +160,8 @@ def beside_other_rows(run: Run) -> None:
     train = [{**row, "problem_id": "z", "candidate_id": f"z/{i}"} for i, row in enumerate(few)]
     run.artefact("labels").write_part("train", schema.table("labels", train))
     run.artefact("labels").write_part("none", labels.slice(0, 0))
+    for name in ("problems", "labels"):
+        run.artefact(name).complete({"rows": run.artefact(name).read(partial=True).num_rows})
 
 
 @pytest.mark.parametrize("rows", [40, 10_000])
@@ -189,6 +191,7 @@ def shuffle_parts(run: Run, parts: int) -> None:
         rows = rows.take(rng.permutation(rows.num_rows))
         for part in range(parts):
             artefact.write_part(str(part), rows.take(np.arange(part, rows.num_rows, parts)))
+        artefact.complete({"rows": rows.num_rows})
 
 
 def test_groups_are_evaluated_one_by_one_and_averaged(tmp_path: Path) -> None:
