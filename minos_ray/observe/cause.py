@@ -30,7 +30,7 @@ def cause(error: BaseException) -> str:
 def deepest(error: BaseException) -> BaseException:
     """The exception at the bottom of the chain; a line that was written for users ends it."""
     seen = {id(error)}
-    while not isinstance(error, UserError | WorkStopped):
+    while not written(error):
         below = inner(error)
         if below is None or id(below) in seen:
             break
@@ -43,19 +43,25 @@ class Remote(Exception):
     """An exception of another process that came here as text alone."""
 
 
+def written(error: BaseException) -> bool:
+    """Whether its text was written for users. Ray's wrapper of such an exception, a traceback, is of its class too."""
+    return isinstance(error, UserError | WorkStopped) and getattr(error, "cause", None) is None
+
+
 def inner(error: BaseException) -> BaseException | None:
     """What an exception was raised for."""
-    if type(getattr(error, "cause", None)).__name__ == "UserCodeException":
-        return from_text(str(error))
     failures = getattr(error, "worker_failures", None)
     if failures:
         return failures[guilty(failures)]
-    held = [getattr(error, name, None) for name in HOLDERS]
-    return next((one for one in held if isinstance(one, BaseException)), error.__cause__)
+    held = [one for name in HOLDERS if isinstance(one := getattr(error, name, None), BaseException)]
+    if held and type(held[0]).__name__ != "UserCodeException":
+        return held[0]
+    # Ray Data and Ray Tune hand on no more than the text of what happened elsewhere.
+    return from_text(str(error)) if "ray::" in str(error) else error.__cause__
 
 
 def from_text(traceback: str) -> BaseException | None:
-    """The first exception in a traceback, or the one that was written for users: Ray Data keeps no more of it."""
+    """The first exception in a traceback, or the one that was written for users."""
     raised = [(found["name"], found["said"] or "") for found in RAISED.finditer(COLOURS.sub("", traceback))]
     for kind in (UserError, WorkStopped):
         name = f"{kind.__module__}.{kind.__name__}"

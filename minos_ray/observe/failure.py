@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
-from minos_ray.observe.cause import cause, deepest
+from minos_ray.observe.cause import cause, deepest, written
 from minos_ray.store import Run
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
@@ -28,16 +28,17 @@ def reported(run: Run | None, stage: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
-    except WorkStopped as error:
+    except Exception as error:
+        found = deepest(error)
+        if isinstance(found, UserError):
+            if found is error:
+                raise
+            raise UserError(str(found)) from error
+        if not (isinstance(error, WorkStopped) and written(error)):
+            raise told(run, stage, error) from error
         if not getattr(error, "__notes__", None):
             error.add_note(where(run, stage, error))
         raise
-    except Exception as error:
-        if isinstance(found := deepest(error), UserError):
-            raise UserError(str(found)) from error
-        raise told(run, stage, error) from error
 
 
 def told(run: Run | None, stage: str, error: Exception) -> WorkStopped:

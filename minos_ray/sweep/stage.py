@@ -71,19 +71,22 @@ def run_trials(config: Config, run: Run, todo: Sequence[Trial], total: int) -> N
     try:
         with Progress("sweep", total, "trials", total - len(todo), run) as progress:
             grid = tuner(config, run, todo, at_once, progress).fit()
+            if failed := [result for result in grid if result.error]:
+                progress.give_up()
     finally:
         run.delete(TUNE)
-    failed = [result for result in grid if result.error]
     if failed:
-        first = failed[0]
-        line = f"{Trial(**first.config['trial']).name}: {cause(first.error)}"
+        lines = [f"{Trial(**result.config['trial']).name}: {cause(result.error)}" for result in failed]
+        print("\n".join(f"sweep: {line}" for line in lines), flush=True)
         kept = "finished ones are kept, the same command does the rest"
-        raise WorkStopped(f"sweep: {len(failed)} of {len(todo)} trials failed ({line}); {kept}") from first.error
+        told = f"sweep: {len(failed)} of {len(todo)} trials failed ({lines[0]}); {kept}"
+        raise WorkStopped(told) from failed[0].error
 
 
 def tuner(config: Config, run: Run, todo: Sequence[Trial], at_once: int, progress: Progress) -> "Tuner":  # noqa: F821
     """Ray Tune over the trials; its own state is not needed again, since trials know what they have done."""
     os.environ.update({"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"})
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one draws boxes
     import ray
     from ray import tune
 
@@ -99,7 +102,7 @@ def tuner(config: Config, run: Run, todo: Sequence[Trial], at_once: int, progres
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             progress.note({"trial": progress.failures.get("trial", 0) + 1})
-            say(trial, f"failed: {cause(trial.get_error())}")
+            say(trial, "failed")
 
     def driver(values: dict[str, Any]) -> None:
         quiet_data()

@@ -178,6 +178,18 @@ def test_secrets() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [UserError, WorkStopped])
+def test_a_line_from_a_task_of_ray_comes_without_its_traceback(local_ray: None, tmp_path: Path, kind: type) -> None:
+    import ray
+
+    def says() -> None:
+        raise kind("one clear line")
+
+    with pytest.raises(kind) as caught, reported(Run(str(tmp_path)), "sample"):
+        ray.get(ray.remote(says).options(num_cpus=0).remote())
+    assert str(caught.value).removeprefix("sample: ") == "one clear line"
+
+
 REMOTE = """\x1b[36mray::MapWorker(MapBatches(W)).submit()\x1b[39m (pid=20700, ip=192.0.2.2)
   File "/tmp/cause.py", line 16, in __call__
     raise pkg.Bad("no: way")

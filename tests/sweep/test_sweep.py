@@ -22,12 +22,20 @@ def manifests(run: Run, *names: str) -> list[Manifest | None]:
     return [run.artefact(name).manifest() for name in names]
 
 
-def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     grid = {"critiques": [0, 60], "kinds": ["orm", "prm"], "seeds": [1]}
     worker = {"train": {"workers": 1, "micro_tokens": 512}, "score": {"actors": 1}}
     broken, run = world(tmp_path, sweep=grid, sft={"max_length": 8}, resources=worker)
     with pytest.raises(WorkStopped, match=r"1 of 2 trials failed \(critiques-000060-seed-1: .*no rows to train on"):
         sweep(broken, run)
+    told = capsys.readouterr().out.splitlines()
+    assert {"sweep: critiques-000060-seed-1 failed", "sweep: critiques-000000-seed-1 is done (1 of 2)"} <= set(told)
+    others = [
+        line for line in told if not line.startswith(("sweep: ", "[", "("))
+    ]  # "(": this Ray repeats its processes
+    assert others == [], "no boxes and bars"
     assert not run.exists("sweep/results.parquet")
     base = trial_run(run, Trial(0, 1))
     kept = ("problems", "labels", "models/orm-base", "models/prm-base", "scores/prm-base")
