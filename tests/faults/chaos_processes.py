@@ -39,9 +39,23 @@ class Process(NamedTuple):
         except psutil.NoSuchProcess:
             return False
 
-    def kill(self) -> None:
-        """No warning, no second chance."""
-        os.kill(self.pid, signal.SIGKILL)
+    def kill(self) -> bool:
+        """No warning, no second chance; False when it had ended before."""
+        if not self.alive():
+            return False
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def process_of(kind: str, pid: int) -> Process | None:
+    """A process that one knows by its number, None when it is gone."""
+    try:
+        return Process(kind, pid, psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def kind_of(process: psutil.Process) -> str | None:

@@ -13,7 +13,7 @@ from tests.faults.world import ENVIRONMENT, World, world
 from tests.runs import put
 
 pytestmark = pytest.mark.slow
-SAMPLING = Undisturbed(15.0, {kind: (0.0, 15.0) for kind in ("driver", "raylet")} | {"actor": (5.0, 12.0)}, {})
+SAMPLING = Undisturbed(15.0, 12.0, {kind: (0.0, 15.0) for kind in ("driver", "raylet")} | {"actor": (5.0, 12.0)}, {})
 
 
 @pytest.fixture(scope="module")

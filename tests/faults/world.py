@@ -141,8 +141,9 @@ class World:
 
     def __init__(self, folder: Path, cluster: Any, critic: CountingCritic) -> None:
         self.folder, self.cluster, self.critic = folder, cluster, critic
-        self.nodes: list[Any] = []
+        self.nodes: dict[int, Any] = {}
         self.addresses = 3
+        self.head = raylet_of(cluster.head_node)
         self.path = folder / "config.yaml"
         self.path.write_text(yaml.safe_dump(values(str(folder / "reference"), critic.url)))
         self.reference = Run(str(folder / "reference"))
@@ -155,18 +156,17 @@ class World:
         """One raylet more, with one CPU and an address of its own: Ray Train tells nodes apart by it."""
         address = f"127.0.0.{self.addresses}"
         self.addresses += 1
-        self.nodes.append(self.cluster.add_node(num_cpus=1, node_ip_address=address, **STORE))
+        node = self.cluster.add_node(num_cpus=1, node_ip_address=address, **STORE)
+        self.nodes[raylet_of(node)] = node
 
-    def replace_node(self, node: Any) -> None:
-        """Clears away what is left of a dead node and adds another."""
-        self.nodes.remove(node)
-        self.cluster.remove_node(node, allow_graceful=False)
+    def replace_node(self, pid: int) -> None:
+        """Clears away what is left of the node of a dead raylet and adds another."""
+        self.cluster.remove_node(self.nodes.pop(pid), allow_graceful=False)
         self.add_node()
 
-    def raylets(self) -> dict[int, Any]:
-        """Process id of every raylet, with its node; the head is there too."""
-        nodes = [self.cluster.head_node, *self.nodes]
-        return {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+    def raylets(self) -> list[int]:
+        """Process ids of all raylets, the head's too."""
+        return [self.head, *self.nodes]
 
     def start(self, stage: str, run: Run) -> "subprocess.Popen[bytes]":
         """The command of a stage; what it says goes into RUN/driver.log."""
@@ -177,8 +177,23 @@ class World:
 
     def finish(self, stage: str, run: Run) -> None:
         """A stage that nobody disturbs."""
-        if code := self.start(stage, run).wait(600):
+        driver = self.start(stage, run)
+        try:
+            driver.wait(600)
+        finally:
+            self.ended(driver, stage, run)
+
+    def ended(self, driver: "subprocess.Popen[bytes]", stage: str, run: Run) -> None:
+        """RuntimeError unless a driver that should have ended did so with 0."""
+        if (code := driver.poll()) is None:
+            driver.kill()
+        if code != 0:
             raise RuntimeError(f"{stage} ended with {code}: {Path(run.root, 'driver.log').read_text()[-2000:]}")
+
+
+def raylet_of(node: Any) -> int:
+    """The process id of a node's raylet."""
+    return node.all_processes["raylet"][0].process.pid
 
 
 @contextmanager
