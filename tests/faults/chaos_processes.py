@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import psutil
@@ -124,10 +125,17 @@ class Watch:
 
     def left(self, wait_s: float) -> list[Process]:
         """Those that do not end within a while."""
-        until = time.monotonic() + wait_s
-        while (alive := [process for process in self.ever if process.alive()]) and time.monotonic() < until:
-            time.sleep(POLL_S)
-        return alive
+        if not self.thread.is_alive():
+            raise RuntimeError("nobody watches the processes any more; see the traceback above")
+        return left(list(self.ever), wait_s)
+
+
+def left(processes: Iterable[Process], wait_s: float) -> list[Process]:
+    """Those of these that do not end within a while."""
+    until = time.monotonic() + wait_s
+    while (alive := [process for process in processes if process.alive()]) and time.monotonic() < until:
+        time.sleep(POLL_S)
+    return alive
 
 
 def groups_left(wait_s: float) -> int:

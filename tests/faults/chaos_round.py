@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minos_ray.store import Run
-from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left, playing, process_of
+from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left, left, playing, process_of
 from tests.faults.chaos_verdict import Done, asked_for, done, wrong
 from tests.faults.world import STAGES, World
 
 # One driver may take so long, and what is no longer needed may take so long to go.
 LIFE_S, GONE_S = 900.0, 60.0
+# Workers of a raylet that was killed have had the rest of the round to end; Ray needs no longer when it does not hang.
+STUCK_S = 10.0
 STARTS = 8
 
 
@@ -100,6 +102,14 @@ def evaluate(world: World, stage: str, run: Run) -> None:
     """Scores are judged by what becomes of them."""
     if stage == "score":
         world.finish("evaluate", run)
+
+
+def ended(processes: Sequence[Process]) -> list[Process]:
+    """Kills what should have ended by itself; those that were still there."""
+    killed = [process for process in processes if process.kill()]
+    if never := left(killed, GONE_S):
+        raise RuntimeError(f"SIGKILL does not end {never}")
+    return killed
 
 
 class Round:
@@ -243,8 +253,13 @@ class Round:
             self.driver.kill()
 
     def report(self, seconds: float) -> Report:
-        """Compares with the reference and counts what is left over."""
-        found = self.wrong + (wrong(self.stage, self.run, self.world.reference) if not self.wrong else [])
+        """Ends and counts what is left over, then compares with the reference: nobody may change the run any more."""
+        stuck = ended(left(self.orphans, STUCK_S))
+        over = ended(self.watch.left(GONE_S))
+        groups = groups_left(GONE_S)
+        found = [f"left running: {process.kind} {process.pid}" for process in over]
+        found += [f"{groups} placement groups are left"] if groups else []
+        found += self.wrong + (wrong(self.stage, self.run, self.world.reference) if not self.wrong else [])
         now = done(self.stage, self.run)
         if self.stage in ("sample", "label", "critique", "score"):
             lost = sum(now.get(key) != value for key, (_, value) in self.kept.items())
@@ -254,14 +269,8 @@ class Round:
         found += [f"{again} answers that were stored were asked for again"] if again else []
         if twice > limits.concurrency * limits.actors * len(self.kills):
             found.append(f"{twice} answers were bought twice")
-        left = set(self.watch.left(GONE_S))
-        found += [f"left running: {process.kind} {process.pid}" for process in left - self.orphans]
-        for process in left & self.orphans:
-            process.kill()
-        groups = groups_left(GONE_S)
-        found += [f"{groups} placement groups are left"] if groups else []
         litter = len(list(Path(self.run.root).rglob("*.tmp")))
-        return Report(self.stage, self.kills, found, round(seconds, 1), twice, litter, len(left & self.orphans))
+        return Report(self.stage, self.kills, found, round(seconds, 1), twice, litter, len(stuck))
 
     def bought_twice(self) -> tuple[int, int]:
         """Answers beyond the first of each request, and requests for what was stored when a kill came."""
