@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from minos_ray.store import Run
 from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left, left, playing, process_of
-from tests.faults.chaos_verdict import Done, asked_for, done, wrong
+from tests.faults.chaos_verdict import Done, asked_for, bought_twice, done, wrong
 from tests.faults.world import STAGES, World
 
 # One driver may take so long, and what is no longer needed may take so long to go.
@@ -264,18 +263,14 @@ class Round:
         if self.stage in ("sample", "label", "critique", "score"):
             lost = sum(now.get(key) != value for key, (_, value) in self.kept.items())
             found += [f"{lost} rows that were stored at a kill are not those at the end"] if lost else []
-        twice, again = self.bought_twice() if self.stage == "critique" else (0, 0)
-        limits = self.world.config(self.run).resources.client
-        found += [f"{again} answers that were stored were asked for again"] if again else []
-        if twice > limits.concurrency * limits.actors * len(self.kills):
-            found.append(f"{twice} answers were bought twice")
+        twice, again = self.bought_twice() if self.stage == "critique" else (0, {})
+        found += [f"{count} {what}" for what, count in again.items()]
         litter = len(list(Path(self.run.root).rglob("*.tmp")))
         return Report(self.stage, self.kills, found, round(seconds, 1), twice, litter, len(stuck))
 
-    def bought_twice(self) -> tuple[int, int]:
-        """Answers beyond the first of each request, and requests for what was stored when a kill came."""
-        asked = [(at, content) for at, content in self.world.critic.teacher.asked if at >= self.began]
+    def bought_twice(self) -> tuple[int, dict[str, int]]:
+        """What the critic was asked again in this round, see `chaos_verdict.bought_twice`."""
+        asked = [asking for asking in self.world.critic.teacher.asked if asking.began >= self.began]
         contents = asked_for(self.world.config(self.run), self.run)
         stored = {contents[key]: since for key, (since, _) in self.kept.items()}
-        again = sum(at > stored.get(content, float("inf")) for at, content in asked)
-        return sum(times - 1 for times in Counter(content for _, content in asked).values()), again
+        return bought_twice(asked, [kill.at for kill in self.kills], stored)

@@ -1,7 +1,9 @@
 """What a stage has done so far, and whether a disturbed run ended as the reference did."""
 
 import json
+import math
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pyarrow.parquet as pq
 from minos_ray.config import Config
 from minos_ray.critiques.stage import chosen
 from minos_ray.store import Run
-from tests.faults.world import STAGES
+from tests.faults.world import STAGES, Asking
 
 Done = dict[str, Any]
+# So long an answer may be on its way to the disk, and so long a client may go on after its driver or raylet is dead.
+WAY_S, ORPHAN_S = 1.0, 3.0
 
 
 def done(stage: str, run: Run) -> Done:
@@ -137,6 +141,28 @@ def litter(run: Run) -> list[str]:
     found = [path for name in ("attempts", "checkpoints", "tune") for path in Path(run.root).rglob(name)]
     found = [path for path in found if path.name != "checkpoints" or any(path.iterdir())]
     return [f"left: {path.relative_to(run.root)}" for path in found]
+
+
+def bought_twice(
+    asked: Iterable[Asking], kills: Sequence[float], stored: Mapping[str, float]
+) -> tuple[int, dict[str, int]]:
+    """How many askings beyond the first of the same content are excused, and how many are wrong, by what is wrong.
+
+    One is excused when the asking before it was in flight at a kill (or nearly: WAY_S, ORPHAN_S), so that its answer
+    may have reached nobody's disk. `stored`: since when an answer is known to be stored; from then on nothing excuses.
+    """
+    before: dict[str, Asking] = {}
+    excused, found = 0, Counter[str]()
+    for asking in sorted(asked, key=lambda asking: asking.began):
+        former = before.get(asking.content)
+        before[asking.content] = asking
+        if asking.began > stored.get(asking.content, math.inf):
+            found["answers that were stored were asked for again"] += 1
+        elif former and any(former.began < at + ORPHAN_S and at < former.ended + WAY_S for at in kills):
+            excused += 1
+        elif former:
+            found["answers that no kill can have lost were asked for again"] += 1
+    return excused, dict(found)
 
 
 def asked_for(config: Config, run: Run) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A small pipeline on real raylets of this machine: its config, its cluster, its critic, and what each stage needs."""
 
+import math
 import random
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,22 +106,33 @@ def values(run: str, critic: str) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Asking:
+    """What the critic was asked, and when (seconds since the epoch); its answer went out when it `ended`."""
+
+    content: str
+    began: float
+    ended: float = math.inf
+
+
 class SlowTeacher(Teacher):
-    """Takes its time for an answer, and notes when it was asked what."""
+    """Takes its time for an answer, and notes what it was asked when."""
 
     def __init__(self, answer_s: float) -> None:
         from minos_ray.config import resolve
 
         super().__init__(0, resolve(WRITER), resolve("minos_ray.labels.miniature:labels_of"))
-        self.answer_s, self.asked = answer_s, []
-        self.lock = threading.Lock()
+        self.answer_s = answer_s
+        self.asked: list[Asking] = []
 
     def critique(self, content: str) -> str:
         """The same content always gets the same answer."""
-        with self.lock:
-            self.asked.append((time.time(), content))
+        asking = Asking(content, time.time())
+        self.asked.append(asking)
         time.sleep(self.answer_s * random.Random(content).uniform(0.5, 1.5))
-        return super().critique(content)
+        answer = super().critique(content)
+        asking.ended = time.time()
+        return answer
 
 
 class CountingCritic(Critic):
