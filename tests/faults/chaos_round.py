@@ -186,9 +186,9 @@ class Round:
         if not (there := self.victims(kind)):
             return False
         victim = self.rng.choice(there)
-        below = playing([victim.pid]) if kind == "raylet" else []
         before, now = done(self.stage, self.run), time.time()
         second = round(time.monotonic() - self.life_began, 1)
+        below = playing([victim.pid]) if kind == "raylet" else []
         if not victim.kill() or (kind == "driver" and self.driver.wait() != -signal.SIGKILL):
             return False
         for key, value in before.items():
