@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import psutil
@@ -39,9 +40,23 @@ class Process(NamedTuple):
         except psutil.NoSuchProcess:
             return False
 
-    def kill(self) -> None:
-        """No warning, no second chance."""
-        os.kill(self.pid, signal.SIGKILL)
+    def kill(self) -> bool:
+        """No warning, no second chance; False when it had ended before."""
+        if not self.alive():
+            return False
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def process_of(kind: str, pid: int) -> Process | None:
+    """A process that one knows by its number, None when it is gone."""
+    try:
+        return Process(kind, pid, psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def kind_of(process: psutil.Process) -> str | None:
@@ -110,10 +125,17 @@ class Watch:
 
     def left(self, wait_s: float) -> list[Process]:
         """Those that do not end within a while."""
-        until = time.monotonic() + wait_s
-        while (alive := [process for process in self.ever if process.alive()]) and time.monotonic() < until:
-            time.sleep(POLL_S)
-        return alive
+        if not self.thread.is_alive():
+            raise RuntimeError("nobody watches the processes any more; see the traceback above")
+        return left(list(self.ever), wait_s)
+
+
+def left(processes: Iterable[Process], wait_s: float) -> list[Process]:
+    """Those of these that do not end within a while."""
+    until = time.monotonic() + wait_s
+    while (alive := [process for process in processes if process.alive()]) and time.monotonic() < until:
+        time.sleep(POLL_S)
+    return alive
 
 
 def groups_left(wait_s: float) -> int:

@@ -5,19 +5,20 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from minos_ray.store import Run
-from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left, playing
-from tests.faults.chaos_verdict import Done, asked_for, done, wrong
+from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left, left, playing, process_of
+from tests.faults.chaos_verdict import Done, asked_for, bought_twice, done, wrong
 from tests.faults.world import STAGES, World
 
 # One driver may take so long, and what is no longer needed may take so long to go.
 LIFE_S, GONE_S = 900.0, 60.0
+# Workers of a raylet that was killed have had the rest of the round to end; Ray needs no longer when it does not hang.
+STUCK_S = 10.0
 STARTS = 8
 
 
@@ -35,11 +36,27 @@ class Kill:
 
 
 class Undisturbed(NamedTuple):
-    """The reference of one stage: seconds it took, when each kind of process was there, what it stored."""
+    """The reference of one stage: seconds it took, when the last of its work was stored, when each kind of process was
+    there, what it stored.
+    """
 
     seconds: float
+    full: float
     spans: dict[str, tuple[float, float]]
     done: Done
+
+    def moment(self, kind: str, share: float, uniform: float) -> tuple[float, float, float]:
+        """A moment in the time that such a process has left when this share is stored, for a number from 0 to 1.
+
+        What must be stored by then, and seconds of the clock: those after which it has come however little is stored,
+        and those that follow once all is stored.
+        """
+        first, last = self.spans[kind]
+        storing = max(0.0, min(self.full, last) - first) * (1 - share)
+        second = uniform * (storing + max(0.0, last - max(self.full, first)))
+        if second < storing:
+            return share + (1 - share) * second / storing, second, 0.0
+        return 1.0, LIFE_S, second - storing
 
 
 @dataclass
@@ -63,21 +80,35 @@ class Report:
 
 
 def measure(world: World, watch: Watch, stage: str) -> Undisturbed:
-    """Runs a stage in the reference and notes when which processes were there."""
+    """Runs a stage in the reference and notes when which processes were there, and when all was stored."""
     watch.restart()
     start = time.monotonic()
-    world.finish(stage, world.reference)
+    driver = world.start(stage, world.reference)
+    stored, full = 0, 0.0
+    while driver.poll() is None and time.monotonic() - start < LIFE_S:
+        if (now := len(done(stage, world.reference))) > stored:
+            stored, full = now, time.monotonic() - start
+        time.sleep(POLL_S)
     seconds = time.monotonic() - start
+    world.ended(driver, stage, world.reference)
     evaluate(world, stage, world.reference)
     whole = (0.0, seconds)
     spans = {"driver": whole, "raylet": whole, **watch.spans}
-    return Undisturbed(seconds, spans, done(stage, world.reference))
+    return Undisturbed(seconds, min(full, seconds), spans, done(stage, world.reference))
 
 
 def evaluate(world: World, stage: str, run: Run) -> None:
     """Scores are judged by what becomes of them."""
     if stage == "score":
         world.finish("evaluate", run)
+
+
+def ended(processes: Sequence[Process]) -> list[Process]:
+    """Kills what should have ended by itself; those that were still there."""
+    killed = [process for process in processes if process.kill()]
+    if never := left(killed, GONE_S):
+        raise RuntimeError(f"SIGKILL does not end {never}")
+    return killed
 
 
 class Round:
@@ -126,49 +157,61 @@ class Round:
         """Waits for a random moment at which such a process is there, then kills one; False when the stage is over.
 
         It is the first of so many uniform moments of the time that is left, by the clock of the reference; on a machine
-        that is faster by now, of the work that is left.
+        that is faster by now, of the work that is left. Once all is stored only the clock counts.
         """
-        share, moment = self.share(), min(self.rng.random() for _ in range(more))
-        first, last = self.reference.spans[kind]
-        steps = (
-            (lambda: self.victims(kind), LIFE_S),
-            (lambda: self.share() >= share + (1 - share) * moment, (last - first) * (1 - share) * moment),
-            (lambda: self.victims(kind), LIFE_S),
-        )
-        for condition, wait_s in steps:
-            if not self.until(condition, wait_s) and not self.going_on():
-                return False
-        before, now = done(self.stage, self.run), time.time()
-        for key, value in before.items():
-            self.kept.setdefault(key, (now, value))
-        second = round(time.monotonic() - self.life_began, 1)
-        self.kills.append(Kill(self.stage, kind, second, round(len(before) / len(self.reference.done), 3), now))
-        self.strike(kind)
-        return True
+        if not self.within(lambda: self.victims(kind), f"no {kind} to kill"):
+            return False
+        uniform = min(self.rng.random() for _ in range(more))
+        share, soon_s, late_s = self.reference.moment(kind, self.share(), uniform)
+        if late_s and not self.within(lambda: self.share() >= 1, "not all is stored"):
+            return False
+        self.until(lambda: self.share() >= share and not late_s, late_s or soon_s)
+        while self.within(lambda: self.victims(kind), f"no {kind} to kill"):
+            if self.strike(kind):
+                return True
+        return False
 
     def victims(self, kind: str) -> list[Process]:
         """Whom one may kill now."""
         if kind == "driver":
-            return [Process(kind, self.driver.pid, 0.0)]
-        if kind == "raylet":
-            return [Process(kind, pid, 0.0) for pid, node in self.world.raylets().items() if node in self.world.nodes]
-        return [process for process in self.watch.now if process.kind == kind and process.alive()]
+            found = [process_of(kind, self.driver.pid)]
+        elif kind == "raylet":
+            found = [process_of(kind, pid) for pid in list(self.world.nodes)]
+        else:
+            found = [process for process in self.watch.now if process.kind == kind]
+        return [process for process in found if process and process.alive()]
 
-    def strike(self, kind: str) -> None:
-        """Kills one of them; a node that is lost is replaced."""
-        victim = self.rng.choice(self.victims(kind))
-        node = self.world.raylets().get(victim.pid)
-        below = playing([victim.pid]) if node is not None else []
+    def strike(self, kind: str) -> bool:
+        """Kills one of them and notes what was stored; False when it ended by itself. A lost node is replaced."""
+        if not (there := self.victims(kind)):
+            return False
+        victim = self.rng.choice(there)
+        before, now = done(self.stage, self.run), time.time()
+        second = round(time.monotonic() - self.life_began, 1)
+        below = playing([victim.pid]) if kind == "raylet" else []
+        if not victim.kill() or (kind == "driver" and self.driver.wait() != -signal.SIGKILL):
+            return False
+        for key, value in before.items():
+            self.kept.setdefault(key, (now, value))
+        self.kills.append(Kill(self.stage, kind, second, round(len(before) / len(self.reference.done), 3), now))
         self.orphans.update(below)
-        victim.kill()
-        if node is not None:
-            self.world.replace_node(node)
+        if kind == "raylet":
+            self.world.replace_node(victim.pid)
+        return True
 
     def recover(self) -> None:
         """Until more is stored than at the kill, or all is done."""
-        start, before = time.monotonic(), len(self.kept)
-        self.until(lambda: len(done(self.stage, self.run)) > before)
+        start, before, victim = time.monotonic(), len(self.kept), self.kills[-1].victim
+        self.within(lambda: len(done(self.stage, self.run)) > before, f"nothing new since a {victim} was killed")
         self.kills[-1].recovery_s = round(time.monotonic() - start, 1)
+
+    def within(self, condition: Callable[[], object], otherwise: str) -> bool:
+        """Whether a condition came true before the stage was over; a stage that hangs meanwhile is wrong."""
+        if self.until(condition):
+            return True
+        if self.going_on():
+            self.wrong.append(f"{otherwise} after {LIFE_S:.0f} s")
+        return False
 
     def until(self, condition: Callable[[], object], wait_s: float = LIFE_S) -> bool:
         """Whether a condition came true in time, while the stage was not over."""
@@ -193,6 +236,8 @@ class Round:
         """The same command once more. Exit code 1 says that a rerun resumes; anything else is wrong here."""
         if code not in (1, -signal.SIGKILL):
             self.wrong.append(f"the driver ended with {code}")
+        elif not self.kills:
+            self.wrong.append(f"the driver ended with {code} before anything was killed")
         elif self.starts == STARTS:
             self.wrong.append(f"not done after {STARTS} starts")
         else:
@@ -207,30 +252,25 @@ class Round:
             self.driver.kill()
 
     def report(self, seconds: float) -> Report:
-        """Compares with the reference and counts what is left over."""
-        found = self.wrong + (wrong(self.stage, self.run, self.world.reference) if not self.wrong else [])
+        """Ends and counts what is left over, then compares with the reference: nobody may change the run any more."""
+        stuck = ended(left(self.orphans, STUCK_S))
+        over = ended(self.watch.left(GONE_S))
+        groups = groups_left(GONE_S)
+        found = [f"left running: {process.kind} {process.pid}" for process in over]
+        found += [f"{groups} placement groups are left"] if groups else []
+        found += self.wrong + (wrong(self.stage, self.run, self.world.reference) if not self.wrong else [])
         now = done(self.stage, self.run)
         if self.stage in ("sample", "label", "critique", "score"):
             lost = sum(now.get(key) != value for key, (_, value) in self.kept.items())
             found += [f"{lost} rows that were stored at a kill are not those at the end"] if lost else []
-        twice, again = self.bought_twice() if self.stage == "critique" else (0, 0)
-        limits = self.world.config(self.run).resources.client
-        found += [f"{again} answers that were stored were asked for again"] if again else []
-        if twice > limits.concurrency * limits.actors * len(self.kills):
-            found.append(f"{twice} answers were bought twice")
-        left = set(self.watch.left(GONE_S))
-        found += [f"left running: {process.kind} {process.pid}" for process in left - self.orphans]
-        for process in left & self.orphans:
-            process.kill()
-        groups = groups_left(GONE_S)
-        found += [f"{groups} placement groups are left"] if groups else []
+        twice, again = self.bought_twice() if self.stage == "critique" else (0, {})
+        found += [f"{count} {what}" for what, count in again.items()]
         litter = len(list(Path(self.run.root).rglob("*.tmp")))
-        return Report(self.stage, self.kills, found, round(seconds, 1), twice, litter, len(left & self.orphans))
+        return Report(self.stage, self.kills, found, round(seconds, 1), twice, litter, len(stuck))
 
-    def bought_twice(self) -> tuple[int, int]:
-        """Answers beyond the first of each request, and requests for what was stored when a kill came."""
-        asked = [(at, content) for at, content in self.world.critic.teacher.asked if at >= self.began]
+    def bought_twice(self) -> tuple[int, dict[str, int]]:
+        """What the critic was asked again in this round, see `chaos_verdict.bought_twice`."""
+        asked = [asking for asking in self.world.critic.teacher.asked if asking.began >= self.began]
         contents = asked_for(self.world.config(self.run), self.run)
         stored = {contents[key]: since for key, (since, _) in self.kept.items()}
-        again = sum(at > stored.get(content, float("inf")) for at, content in asked)
-        return sum(times - 1 for times in Counter(content for _, content in asked).values()), again
+        return bought_twice(asked, [kill.at for kill in self.kills], stored)

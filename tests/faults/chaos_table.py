@@ -13,9 +13,14 @@ def markdown(reports: Sequence[Report], seed: int) -> str:
     bad = [report for report in reports if report.wrong]
     lost = sum(len(report.kills) for report in bad)
     head = f"{len(kills)} kills in {len(reports)} rounds (seed {seed}): {len(kills) - lost} recoveries, {lost} not."
-    twice = f"Answers bought twice (in flight at a kill): {sum(report.bought_twice for report in reports)}."
+    counted = [
+        f"Kills after the last row, answer or step was stored: {sum(kill.share >= 1 for kill in kills)}.",
+        f"Answers bought twice (in flight at a kill): {sum(report.bought_twice for report in reports)}.",
+        f"Workers of killed raylets that did not end (stuck): {sum(report.stuck for report in reports)}.",
+        f"Files that a killed process was writing (*.tmp): {sum(report.temporary_files for report in reports)}.",
+    ]
     wrongs = [f"- {report.stage}: {line}" for report in bad for line in report.wrong]
-    return "\n".join([head, twice, *wrongs, "", *summary(reports), "", *every(reports), ""])
+    return "\n".join([head, *counted, *wrongs, "", *summary(reports), "", *every(reports), ""])
 
 
 def summary(reports: Sequence[Report]) -> list[str]:

@@ -1,5 +1,6 @@
 """A small pipeline on real raylets of this machine: its config, its cluster, its critic, and what each stage needs."""
 
+import math
 import random
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,22 +106,33 @@ def values(run: str, critic: str) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Asking:
+    """What the critic was asked, and when (seconds since the epoch); its answer went out when it `ended`."""
+
+    content: str
+    began: float
+    ended: float = math.inf
+
+
 class SlowTeacher(Teacher):
-    """Takes its time for an answer, and notes when it was asked what."""
+    """Takes its time for an answer, and notes what it was asked when."""
 
     def __init__(self, answer_s: float) -> None:
         from minos_ray.config import resolve
 
         super().__init__(0, resolve(WRITER), resolve("minos_ray.labels.miniature:labels_of"))
-        self.answer_s, self.asked = answer_s, []
-        self.lock = threading.Lock()
+        self.answer_s = answer_s
+        self.asked: list[Asking] = []
 
     def critique(self, content: str) -> str:
         """The same content always gets the same answer."""
-        with self.lock:
-            self.asked.append((time.time(), content))
+        asking = Asking(content, time.time())
+        self.asked.append(asking)
         time.sleep(self.answer_s * random.Random(content).uniform(0.5, 1.5))
-        return super().critique(content)
+        answer = super().critique(content)
+        asking.ended = time.time()
+        return answer
 
 
 class CountingCritic(Critic):
@@ -141,8 +154,9 @@ class World:
 
     def __init__(self, folder: Path, cluster: Any, critic: CountingCritic) -> None:
         self.folder, self.cluster, self.critic = folder, cluster, critic
-        self.nodes: list[Any] = []
+        self.nodes: dict[int, Any] = {}
         self.addresses = 3
+        self.head = raylet_of(cluster.head_node)
         self.path = folder / "config.yaml"
         self.path.write_text(yaml.safe_dump(values(str(folder / "reference"), critic.url)))
         self.reference = Run(str(folder / "reference"))
@@ -155,18 +169,17 @@ class World:
         """One raylet more, with one CPU and an address of its own: Ray Train tells nodes apart by it."""
         address = f"127.0.0.{self.addresses}"
         self.addresses += 1
-        self.nodes.append(self.cluster.add_node(num_cpus=1, node_ip_address=address, **STORE))
+        node = self.cluster.add_node(num_cpus=1, node_ip_address=address, **STORE)
+        self.nodes[raylet_of(node)] = node
 
-    def replace_node(self, node: Any) -> None:
-        """Clears away what is left of a dead node and adds another."""
-        self.nodes.remove(node)
-        self.cluster.remove_node(node, allow_graceful=False)
+    def replace_node(self, pid: int) -> None:
+        """Clears away what is left of the node of a dead raylet and adds another."""
+        self.cluster.remove_node(self.nodes.pop(pid), allow_graceful=False)
         self.add_node()
 
-    def raylets(self) -> dict[int, Any]:
-        """Process id of every raylet, with its node; the head is there too."""
-        nodes = [self.cluster.head_node, *self.nodes]
-        return {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+    def raylets(self) -> list[int]:
+        """Process ids of all raylets, the head's too."""
+        return [self.head, *self.nodes]
 
     def start(self, stage: str, run: Run) -> "subprocess.Popen[bytes]":
         """The command of a stage; what it says goes into RUN/driver.log."""
@@ -177,8 +190,23 @@ class World:
 
     def finish(self, stage: str, run: Run) -> None:
         """A stage that nobody disturbs."""
-        if code := self.start(stage, run).wait(600):
+        driver = self.start(stage, run)
+        try:
+            driver.wait(600)
+        finally:
+            self.ended(driver, stage, run)
+
+    def ended(self, driver: "subprocess.Popen[bytes]", stage: str, run: Run) -> None:
+        """RuntimeError unless a driver that should have ended did so with 0."""
+        if (code := driver.poll()) is None:
+            driver.kill()
+        if code != 0:
             raise RuntimeError(f"{stage} ended with {code}: {Path(run.root, 'driver.log').read_text()[-2000:]}")
+
+
+def raylet_of(node: Any) -> int:
+    """The process id of a node's raylet."""
+    return node.all_processes["raylet"][0].process.pid
 
 
 @contextmanager
