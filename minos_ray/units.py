@@ -6,7 +6,7 @@ and what is stored is whole. A rerun plans only the units whose rows are missing
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from minos_ray.reading import ahead
 from minos_ray.resources import Actors
 from minos_ray.store import Artefact, Run
 
-__all__ = ["Worker", "part_name", "run_units", "stored_ids", "whole_units"]
+__all__ = ["Worker", "joined_first", "part_name", "run_units", "stored_ids", "whole_units"]
 
 # So many tasks and parts, or a few more: with more units than that a task is longer, and a part waits for several
 # units (`parts.PART_S` at most). Every task costs the driver a millisecond, and every later stage opens each part.
@@ -36,10 +36,19 @@ LONGER = 16
 FAILED, FAILED_SHARE = 3, 0.01
 
 
+def joined_first(names: Iterable[str]) -> list[str]:
+    """Parts of whole tasks before pieces of tasks (`TASK-UNITS`).
+
+    When a kill left some of the pieces beside the part that they were joined to, it is they that repeat it and go; the
+    other way round the rows of the pieces that are gone already would go with it.
+    """
+    return sorted(names, key=lambda name: "-" in name)
+
+
 def stored_ids(artefact: Artefact, key: str) -> set[str]:
     """Ids of the rows that are stored. A part that repeats one (two runs at once) goes, to be done again."""
     stored: set[str] = set()
-    for name in artefact.part_names():
+    for name in joined_first(artefact.part_names()):
         ids = artefact.read_part(name, [key])[key].to_pylist()
         if len(set(ids)) < len(ids) or not stored.isdisjoint(ids):
             artefact.run.delete(f"{artefact.name}/part-{name}.parquet")
@@ -55,7 +64,8 @@ def whole_units(artefact: Artefact, ids: pa.Array, rows: np.ndarray | None = Non
     of its rows is not that of its units in `rows`.
     """
     done = np.zeros(len(ids), dtype=bool)
-    notes = [(name, units, held) for name, (units, held, _) in ahead(artefact.part_notes, artefact.part_names())]
+    names = joined_first(artefact.part_names())
+    notes = [(name, units, held) for name, (units, held, _) in ahead(artefact.part_notes, names)]
     noted = pa.array([unit for _, units, _ in notes for unit in units], ids.type)
     places = pc.fill_null(pc.index_in(noted, value_set=ids), -1).to_numpy()
     ends = np.cumsum([len(units) for _, units, _ in notes], dtype=np.int64)

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from minos_ray.candidates.stage import Wanted, stored
 from minos_ray.store import Artefact, Run
-from minos_ray.units import whole_units
+from minos_ray.units import stored_ids, whole_units
 
 ROWS = 3
 
@@ -41,6 +42,37 @@ def test_a_unit_is_stored_once_or_its_part_goes(artefact: Artefact) -> None:
     assert artefact.part_names() == ["a", "g"]
     put(artefact, "i", ["2", "3", "4", "5", "7", "8", "9"])
     assert whole_units(artefact, ids, rows).all()
+
+
+@pytest.mark.parametrize("gone", [0, 1, 3])
+def test_a_kill_while_joined_pieces_are_removed_loses_no_row(artefact: Artefact, gone: int) -> None:
+    """The joined part is there, and some of its pieces are gone: the others are what repeats."""
+    units = [str(i) for i in range(4)]
+    for unit in units[gone:]:
+        put(artefact, f"task-{unit}", [unit])
+    put(artefact, "task", units)
+    assert whole_units(artefact, pa.array(units), np.full(4, ROWS)).all()
+    assert artefact.part_names() == ["task"]
+
+
+@pytest.mark.parametrize("gone", [0, 1, 3])
+def test_rows_are_looked_for_in_joined_parts_first(artefact: Artefact, gone: int) -> None:
+    units = [str(i) for i in range(4)]
+    for unit in units[gone:]:
+        artefact.write_part(f"task-{unit}", pa.table({"id": [unit]}))
+    artefact.write_part("task", pa.table({"id": units}))
+    assert stored_ids(artefact, "id") == set(units)
+    assert artefact.part_names() == ["task"]
+
+
+@pytest.mark.parametrize("gone", [0, 1, 3])
+def test_candidates_are_looked_for_in_joined_parts_first(artefact: Artefact, gone: int) -> None:
+    wanted = Wanted(pa.table({"problem_id": ["p"], "question": ["q"]}), np.array([4]))
+    for index in range(gone, 4):
+        artefact.write_part(f"task-{index}", pa.table({"problem_id": ["p"], "index": [index]}))
+    artefact.write_part("task", pa.table({"problem_id": ["p"] * 4, "index": list(range(4))}))
+    assert stored(artefact, wanted).all()
+    assert artefact.part_names() == ["task"]
 
 
 def test_where_rows_may_be_dropped_their_number_is_not_asked_for(artefact: Artefact) -> None:

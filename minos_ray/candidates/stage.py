@@ -20,7 +20,7 @@ from minos_ray.models import load_tokenizer, locate
 from minos_ray.reading import ahead
 from minos_ray.sections import Model
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
-from minos_ray.units import run_units
+from minos_ray.units import joined_first, run_units
 
 AMOUNTS = ("n_train", "n_test")
 
@@ -101,7 +101,8 @@ def stored(artefact: Artefact, wanted: Wanted) -> np.ndarray:
     found = nothing(wanted.amounts)
     flat, width = found.reshape(-1), found.shape[1]
     numbers = {name: number for number, name in enumerate(wanted.problems["problem_id"].to_pylist())}
-    for name, part in ahead(lambda name: artefact.read_part(name, ["problem_id", "index"]), artefact.part_names()):
+    names = joined_first(artefact.part_names())
+    for name, part in ahead(lambda name: artefact.read_part(name, ["problem_id", "index"]), names):
         named = part["problem_id"].combine_chunks().dictionary_encode()
         problem = np.array([numbers[problem_id] for problem_id in named.dictionary.to_pylist()], dtype=np.int64)
         places = problem[named.indices.to_numpy()] * width + part["index"].to_numpy()
