@@ -6,7 +6,7 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). No file is ever se
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -78,8 +78,8 @@ class Run:
             pafs.copy_files(f"{self.root}/{name}", folder, self.fs, pafs.LocalFileSystem())
 
     def delete(self, name: str) -> None:
-        """Removes a file or folder that may be there."""
-        with self.said("deleted", name):
+        """Removes a file or folder that may be there, and may be removed by another process meanwhile."""
+        with self.said("deleted", name), suppress(FileNotFoundError):
             info = self.fs.get_file_info(f"{self.root}/{name}")
             if info.type == pafs.FileType.Directory:
                 self.fs.delete_dir(info.path)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.errors import UserError
+from minos_ray.errors import StorageFailed, UserError
 from minos_ray.schema import SCHEMAS, table, validate
 from minos_ray.store import Artefact, Run, fingerprint
 
@@ -251,6 +251,34 @@ def test_a_store_that_is_no_local_directory(tmp_path: Path) -> None:
     assert not run.local
     artefact.begin({"config": {"x": 2}})
     assert artefact.manifest() is None
+
+
+def test_what_cannot_be_written_is_said_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody can make a folder there; the error is that of a missing file."""
+    from minos_ray.cli import main
+
+    with pytest.raises(StorageFailed, match="/proc/minos/x/a.json cannot be written: "):
+        Run("/proc/minos/x").write_bytes("a.json", b"{}")
+    assert main(["problems", "miniature", "run=/proc/minos/x"]) == 2
+    told = capfd.readouterr().err.strip()
+    assert "run: /proc/minos/x/config.yaml cannot be written" in told and "\n" not in told
+
+
+def test_what_another_process_deleted_is_deleted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when it was looked for."""
+    run.write_bytes("a/b.json", b"{}")
+    seen = run.fs.get_file_info(f"{run.root}/a/b.json"), run.fs.get_file_info(f"{run.root}/a")
+    run.delete("a")
+
+    class Late(pafs.SubTreeFileSystem):
+        def get_file_info(self, path: str) -> pafs.FileInfo:
+            return next(info for info in seen if info.path == path)
+
+    run.fs = Late("/", run.fs)
+    for name in ("a/b.json", "a"):
+        run.delete(name)
+    with pytest.raises(FileNotFoundError):
+        run.read_bytes("a/b.json")
 
 
 def test_files_left_by_a_crash_are_no_parts(artefact: Artefact) -> None:

@@ -152,6 +152,7 @@ def test_what_no_retry_mends_is_said_at_once(store: Bucket) -> None:
     "uri",
     [
         "s3://AKIA123:very/secret@bucket/run",
+        "s3://AKIA123:very-secret@bucket/run",
         "s3://AKIA123@bucket/run?region=us-east-1",
         "gs://bucket/run?access_token=very-secret",
         "abfs://:very-secret@account/run",
@@ -177,7 +178,17 @@ def open_elsewhere(folder: Path, uri: str) -> None:
     open_run(load_config("gsm8k-mistral-7b", [f"run={folder / 'run'}", f"problems.test.path={uri}"]))
 
 
-@pytest.mark.parametrize("path", ["s3://b/run?region=us-east-1", "gs://anonymous@b/run", "hdfs://user@host:9000/run"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://b/run?region=us-east-1",
+        "s3://b/at:9@home/run",
+        "gs://anonymous@b/run",
+        "hdfs://user@host:9000/run",
+        "hdfs://host:9000/a@b/run",
+        "file:///12:30@home/run",
+    ],
+)
 def test_an_address_without_a_key_is_none_to_refuse(path: str) -> None:
     storage.refuse_key("run", path)
     assert storage.inside(path, "a/b") == path.replace("/run", "/run/a/b")
