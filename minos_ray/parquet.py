@@ -2,11 +2,16 @@
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from minos_ray.store import Run
+
+Found = TypeVar("Found")
 
 STATS = b"minos_stats"
 UNITS = b"minos_units"
@@ -55,6 +60,24 @@ def opened(source: pa.NativeFile) -> tuple[pq.ParquetFile, dict[bytes, bytes]]:
     if lost or (told is not None and told != checksum(found, file.metadata.num_rows, file.schema_arrow.names)):
         raise ValueError("the footer is not what was written")
     return file, found
+
+
+def whole(run: "Run", name: str, read: Callable[[pa.NativeFile], Found]) -> Found | None:
+    """What `read` gets from a part; None when it is torn.
+
+    Of that one is sure only with all bytes at hand, since a storage that fails and a torn file raise the same errors.
+    """
+    with run.said("read", name):
+        source = run.fs.open_input_file(f"{run.root}/{name}")
+    try:
+        with source:
+            return read(source)
+    except TORN:
+        content = run.read_bytes(name)
+    try:
+        return read(pa.BufferReader(content))
+    except TORN:
+        return None
 
 
 def notes(source: pa.NativeFile) -> Notes:

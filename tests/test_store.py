@@ -257,7 +257,7 @@ def test_what_cannot_be_written_is_said_in_one_line(capfd: pytest.CaptureFixture
     """Nobody can make a folder there; the error is that of a missing file."""
     from minos_ray.cli import main
 
-    with pytest.raises(StorageFailed, match="/proc/minos/x/a.json cannot be written: "):
+    with pytest.raises(StorageFailed, match=r"^/proc/minos/x/a\.json cannot be written: "):
         Run("/proc/minos/x").write_bytes("a.json", b"{}")
     assert main(["problems", "miniature", "run=/proc/minos/x"]) == 2
     told = capfd.readouterr().err.strip()
@@ -306,10 +306,19 @@ def test_rows_of_a_foreign_table_are_cast_and_checked() -> None:
 
 def test_rows_of_some_problems_are_read_from_every_part(tmp_path: Path) -> None:
     artefact = Run(str(tmp_path)).artefact("scores/orm-base")
+    artefact.begin(INPUTS)
+    with pytest.raises(UserError, match="is not complete"):
+        artefact.read_where("problem_id", ["a"])
+    artefact.complete({})
     assert artefact.read_where("problem_id", ["a"]).schema.names == SCHEMAS["scores"].names
+    artefact.begin(INPUTS)
     for part, names in (("0", "ab"), ("1", "c"), ("2", "ca")):
         rows = [{"candidate_id": f"{n}/{part}", "problem_id": n, "score": 0.5, "step_scores": []} for n in names]
         artefact.write_part(part, table("scores", rows))
+    artefact.complete({})
     found = artefact.read_where("problem_id", (name for name in "ax"), ["candidate_id"])
     assert found.to_pydict() == {"candidate_id": ["a/0", "a/2"]}
     assert artefact.read_where("problem_id", []).num_rows == 0
+    artefact.run.delete(f"{artefact.name}/part-1.parquet")
+    with pytest.raises(UserError, match="has 2 parts where its manifest counts 3"):
+        artefact.read_where("problem_id", ["a"])
