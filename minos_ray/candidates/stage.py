@@ -23,6 +23,8 @@ from minos_ray.store import Artefact, Manifest, Run, fingerprint
 from minos_ray.units import joined_first, run_units
 
 AMOUNTS = ("n_train", "n_test")
+# Units that are named at once: one array holds no more than 2 GiB of ids.
+NAMED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,19 @@ def unit_table(units: Units, problems: pa.Table) -> pa.Table:
     number, first = pa.array(units.problem, pa.int32()), pa.array(units.first, pa.int32())
     columns = {name: problems[name].combine_chunks() for name in ("problem_id", "question")}
     named = {name: pa.DictionaryArray.from_arrays(number, column) for name, column in columns.items()}
-    unit_id = pc.binary_join_element_wise(columns["problem_id"].take(number), first.cast(pa.string()), "#")
+    unit_id = pa.chunked_array(
+        [
+            unit_ids(columns["problem_id"], number[at : at + NAMED], first[at : at + NAMED])
+            for at in range(0, len(units), NAMED)
+        ],
+        pa.string(),
+    )
     return pa.table({"unit_id": unit_id, **named, "first": first, "count": pa.array(units.count, pa.int32())})
+
+
+def unit_ids(problem_ids: pa.Array, number: pa.Array, first: pa.Array) -> pa.Array:
+    """The ids of units, which name the problem and the first index."""
+    return pc.binary_join_element_wise(problem_ids.take(number), first.cast(pa.string()), "#")
 
 
 def tallied(artefact: Artefact) -> tuple[Counter[str], int]:
