@@ -1,6 +1,7 @@
 """The sampling stage: n candidates of every problem, exactly once each, whatever happened before."""
 
 import json
+import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from minos_ray.store import Artefact, Manifest, Run, fingerprint
 from minos_ray.units import joined_first, run_units
 
 AMOUNTS = ("n_train", "n_test")
+# There once all candidates were; holds a word when some were drawn again.
+DRAWN = "drawn.txt"
 # Units that are named at once: one array holds no more than 2 GiB of ids.
 NAMED = 1 << 20
 
@@ -52,6 +55,8 @@ def sample(config: Config, run: Run) -> Manifest:
     assert isinstance(artefact, Artefact)
     start = time.monotonic()
     units = missing(config, artefact, wanted)
+    if len(units):
+        tell_drawn_again(artefact)
     before = wanted.rows - int(units.count.sum())
     sample_units(config, run, artefact, wanted, units)
     return finish(config, artefact, wanted, before, time.monotonic() - start)
@@ -96,6 +101,7 @@ def extend(config: Config, run: Run) -> None:
     section.update({key: getattr(config.sample, key) for key in AMOUNTS})
     if larger and fingerprint(grown) == fingerprint(inputs):
         artefact.adopt(inputs)
+        artefact.run.delete(f"{artefact.name}/{DRAWN}")
 
 
 def stored(artefact: Artefact, wanted: Wanted) -> np.ndarray:
@@ -179,6 +185,24 @@ def tallied(artefact: Artefact) -> tuple[Counter[str], int]:
     return reasons, tokens
 
 
+def tell_drawn_again(artefact: Artefact) -> None:
+    """To be called before candidates are sampled that a complete artefact has lost: others will take their place.
+
+    Labels, critiques and scores of the lost ones are stale then, which no config tells: a random word does.
+    """
+    if artefact.run.exists(f"{artefact.name}/{DRAWN}"):
+        artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", secrets.token_hex(8).encode())
+
+
+def drawn_again(artefact: Artefact) -> dict[str, str]:
+    """The word, for the manifest; notes that the artefact has been complete once."""
+    name = f"{artefact.name}/{DRAWN}"
+    if not artefact.run.exists(name):
+        artefact.run.write_bytes(name, b"")
+    word = artefact.run.read_bytes(name).decode()
+    return {"drawn_again": word} if word else {}
+
+
 def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seconds: float) -> Manifest:
     """Makes sure that every (problem, index) is there once, then writes the manifest."""
     if lacks := wanted.rows - int(stored(artefact, wanted).sum()):
@@ -195,5 +219,6 @@ def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seco
         "engine_seconds": round(artefact.stats().get("seconds", 0.0), 2),
         "model": generator(config).model,
         "prompt": config.sample.prompt,
+        **drawn_again(artefact),
     }
     return artefact.complete(counts, dropped, details)
