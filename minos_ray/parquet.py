@@ -2,15 +2,25 @@
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+if TYPE_CHECKING:
+    from minos_ray.store import Run
+
+Found = TypeVar("Found")
+
 STATS = b"minos_stats"
 UNITS = b"minos_units"
-CHECK = b"minos_check"
+CHECK, UNKNOWN = b"minos_check", b"0" * 10
+# How the footer (Thrift's compact protocol) holds the key and the length of the checksum, before its digits.
+SLOT = b"\x18\x0b" + CHECK + b"\x18\x0a"
+# A Parquet file ends with the length of the footer, in four bytes, and `PAR1`.
+END = 8
+TAIL = 64 << 10
 # What is raised for a file that is not what was written: by Arrow (ArrowInvalid is a ValueError; the last for pages),
 # by `json`, and where bytes are no text.
 TORN = (ValueError, pa.ArrowNotImplementedError, OSError)
@@ -27,34 +37,68 @@ class Notes(NamedTuple):
 def encoded(rows: pa.Table, stats: dict[str, float], units: Sequence[str]) -> bytes:
     """The content of a part. Its pages have checksums: most flipped bits would otherwise be read as other rows.
 
-    What Parquet gives no checksum is the footer; ours is that of what we read from it.
+    Parquet gives the footer none. Ours is in it, as ten digits that are zeros when it is computed.
     """
-    notes = {STATS: json.dumps(stats).encode(), UNITS: json.dumps(list(units)).encode()}
-    notes[CHECK] = checksum(notes, rows.num_rows, rows.column_names)
+    notes = {STATS: json.dumps(stats).encode(), UNITS: json.dumps(list(units)).encode(), CHECK: UNKNOWN}
     metadata = {**(rows.schema.metadata or {}), **notes}
     sink = pa.BufferOutputStream()
     pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
+    content = sink.getvalue().to_pybytes()
+    start = len(content) - END - int.from_bytes(content[-END:-4], "little")
+    place = content.index(SLOT + UNKNOWN, start) + len(SLOT)
+    return content[:place] + digits(content[start:-END]) + content[place + len(UNKNOWN) :]
 
 
-def checksum(notes: Mapping[bytes, bytes], rows: int, columns: Sequence[str]) -> bytes:
-    """Decimal CRC-32 of the notes (without itself), the number of rows and the names of the columns."""
-    told = [notes.get(STATS, b"").hex(), notes.get(UNITS, b"").hex(), rows, list(columns)]
-    return str(zlib.crc32(json.dumps(told).encode())).encode()
+def digits(footer: bytes) -> bytes:
+    """The checksum (CRC-32) of a footer whose slot for it holds zeros."""
+    return f"{zlib.crc32(footer):010}".encode()
+
+
+def read_footer(source: pa.NativeFile) -> bytes:
+    """The bytes of the footer; ValueError where it is not whole, or not what its checksum says.
+
+    A part from before there was a checksum has none. Most footers come with the first bytes that are asked for.
+    """
+    size = source.size()
+    tail = source.read_at(min(size, TAIL), max(0, size - TAIL))
+    length = int.from_bytes(tail[-END:-4], "little")
+    if tail[-4:] != b"PAR1" or length + END + 4 > size:
+        raise ValueError("no footer")
+    if length + END > len(tail):
+        tail = source.read_at(length + END, size - length - END)
+    footer = tail[-END - length : -END]
+    place = footer.find(SLOT) + len(SLOT)
+    told = footer[place : place + len(UNKNOWN)]
+    if place >= len(SLOT) and told != digits(footer[:place] + UNKNOWN + footer[place + len(UNKNOWN) :]):
+        raise ValueError("the footer is not what was written")
+    return footer
 
 
 def opened(source: pa.NativeFile) -> tuple[pq.ParquetFile, dict[bytes, bytes]]:
-    """A part and what its metadata say, checked; ValueError.
+    """A part, and what its checked footer says."""
+    footer = read_footer(source)
+    alone = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    metadata = pq.read_metadata(pa.BufferReader(alone))
+    file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, pre_buffer=True)
+    return file, metadata.metadata or {}
 
-    A part from before there was a checksum has none, yet Arrow gives every file some metadata.
+
+def whole(run: "Run", name: str, read: Callable[[pa.NativeFile], Found]) -> Found | None:
+    """What `read` gets from a part; None when it is torn.
+
+    Of that one is sure only with all bytes at hand, since a storage that fails and a torn file raise the same errors.
     """
-    file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
-    found = file.schema_arrow.metadata or {}
-    told = found.get(CHECK)
-    lost = not file.metadata.metadata
-    if lost or (told is not None and told != checksum(found, file.metadata.num_rows, file.schema_arrow.names)):
-        raise ValueError("the footer is not what was written")
-    return file, found
+    with run.said("read", name):
+        source = run.fs.open_input_file(f"{run.root}/{name}")
+    try:
+        with source:
+            return read(source)
+    except TORN:
+        content = run.read_bytes(name)
+    try:
+        return read(pa.BufferReader(content))
+    except TORN:
+        return None
 
 
 def notes(source: pa.NativeFile) -> Notes:
@@ -69,4 +113,4 @@ def rows(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table:
     table = file.read(columns=None if columns is None else list(columns))
     if table.num_rows != file.metadata.num_rows:
         raise ValueError("rows are missing")
-    return table.select(columns or table.column_names).replace_schema_metadata(None)
+    return table.select(table.column_names if columns is None else list(columns)).replace_schema_metadata(None)

@@ -100,7 +100,7 @@ class PartWriter:
         if self.lives.left:
             done += self.go_on(target, name, units, left, attempts)
         failed = [unit for unit in ids(left) if attempts.guilty(unit)]
-        if self.lives.left:
+        if self.lives.left and len(done) > 1:
             join(target, name)
         return {
             "units": sum(len(part.units) for part in done),

@@ -147,9 +147,15 @@ def telling(name: str, section: Any) -> Any:
 
 
 def fingerprint_of(run: Run, artefact: str) -> str | None:
-    """The fingerprint of a complete artefact, None when it is not complete."""
+    """What those that need a complete artefact know it by; None when it is not complete.
+
+    Its fingerprint, and a word where rows were drawn again after others may have been made from the old ones.
+    """
     manifest = run.artefact(artefact).manifest()
-    return manifest.fingerprint if manifest else None
+    if manifest is None:
+        return None
+    again = manifest.details.get("drawn_again")
+    return f"{manifest.fingerprint} {again}" if again else manifest.fingerprint
 
 
 def begin(config: Config, run: Run, artefact: str) -> Artefact | Manifest:

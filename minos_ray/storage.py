@@ -17,12 +17,16 @@ from minos_ray.errors import StorageFailed, UserError
 # A request to S3 is tried so often, after 0.05 s, 0.1 s, 0.2 s, ...: for 102 s in all. It then stops the work.
 S3_ATTEMPTS = 12
 ONE_REQUEST = 5 << 20
-# File systems that show an object whole or not at all, and have no folders.
-OBJECT_STORES = {"s3", "gcs", "abfs"}
+# File systems that show an object whole or not at all, and have no folders. (Azure's shows an empty one at first.)
+OBJECT_STORES = {"s3", "gcs"}
 ASIDE = ".tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT}
-# `s3://KEY@`, `abfs://:KEY@`, and `?access_token=`; the user of gs://anonymous@ is no secret.
-KEY_INSIDE = re.compile(r"^s3://[^/?]*@|^[\w+.-]+://[^?]*:[^?]*@|[?&][^=&]*(key|token|secret|password)[^=&]*=", re.I)
+OF_WHAT_IS_THERE = {"read", "set aside", "deleted"}
+# `s3://KEY@`, `abfs://:KEY@`, and `?access_token=`; the user of gs://anonymous@ is no secret. In a path after the
+# authority `:` and `@` mean nothing; only where a colon in it has no port behind may a secret with a slash go on there.
+KEY_INSIDE = re.compile(
+    r"^s3://[^/?]*@|^[\w+.-]+://[^/?]*:((?!\d*/)[^?]*|[^/?]*)@|[?&][^=&]*(key|token|secret|password)[^=&]*=", re.I
+)
 
 
 class PatientS3(pafs.S3FileSystem):
@@ -107,13 +111,14 @@ def stream_into(fs: pafs.FileSystem, path: str, content: bytes) -> None:
 
 @contextmanager
 def said(done: str, path: str, size: int | None) -> Iterator[None]:
-    """What the storage says against it becomes one line; a file that is not there is the caller's affair."""
+    """What the storage says against it becomes one line; that a file is not there is the caller's affair, unless it
+    was to be made."""
     start = time.monotonic()
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and done in OF_WHAT_IS_THERE:
+            raise
         if error.errno in FULL and "://" not in path:
             why = full(path, size)
         else:

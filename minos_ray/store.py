@@ -5,8 +5,8 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). No file is ever se
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -78,8 +78,8 @@ class Run:
             pafs.copy_files(f"{self.root}/{name}", folder, self.fs, pafs.LocalFileSystem())
 
     def delete(self, name: str) -> None:
-        """Removes a file or folder that may be there."""
-        with self.said("deleted", name):
+        """Removes a file or folder that may be there, and may be removed by another process meanwhile."""
+        with self.said("deleted", name), suppress(FileNotFoundError):
             info = self.fs.get_file_info(f"{self.root}/{name}")
             if info.type == pafs.FileType.Directory:
                 self.fs.delete_dir(info.path)
@@ -194,38 +194,28 @@ class Artefact:
 
     def part_names(self, start: str = "") -> list[str]:
         """Names (that begin with `start`) of whole parts; torn ones are renamed to `.torn` and so asked for again."""
-        return [name.removeprefix("part-").removesuffix(".parquet") for name in self._whole_files(start)]
+        return [file.removeprefix("part-").removesuffix(".parquet") for file, _ in self._noted(start)]
 
     def _part_files(self, start: str = "") -> list[str]:
         return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
 
-    def _whole_files(self, start: str = "") -> list[str]:
-        return [f for f, whole in ahead(self._whole, self._part_files(start)) if whole]
+    def _noted(self, start: str = "") -> Iterator[tuple[str, parquet.Notes]]:
+        for file, notes in ahead(self._notes, self._part_files(start)):
+            if notes is not None:
+                yield file, notes
 
-    def _whole(self, file: str) -> bool:
-        if self._open(file, parquet.notes) is None:
+    def _notes(self, file: str) -> parquet.Notes | None:
+        notes = parquet.whole(self.run, f"{self.name}/{file}", parquet.notes)
+        if notes is None:
             path = f"{self.run.root}/{self.name}/{file}"
             with self.run.said("set aside", f"{self.name}/{file}"):
                 self.run.fs.move(path, f"{path}.torn")
-            return False
-        return True
-
-    def _open(self, file: str, read: Callable[[pa.NativeFile], Found]) -> Found | None:
-        """What `read` gets from a part; None when it is torn. Of that one is sure only with all bytes at hand, since
-        a storage that fails and a torn file raise the same errors."""
-        try:
-            with self.run.fs.open_input_file(f"{self.run.root}/{self.name}/{file}") as source:
-                return read(source)
-        except parquet.TORN:
-            content = self.run.read_bytes(f"{self.name}/{file}")
-        try:
-            return read(pa.BufferReader(content))
-        except parquet.TORN:
-            return None
+        return notes
 
     def read(self, columns: list[str] | None = None, partial: bool = False) -> pa.Table:
         """All rows, parts in order of their names. Raises UserError unless complete or `partial`."""
-        tables = [self._read_part(f, columns) for f in (self._whole_files() if partial else self._complete_files())]
+        files = [file for file, _ in self._noted()] if partial else self._complete_files()
+        tables = [self._read_part(file, columns) for file in files]
         return pa.concat_tables(tables) if tables else self.nothing(columns)
 
     def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -250,15 +240,19 @@ class Artefact:
         return files
 
     def read_where(self, column: str, values: Iterable[str] | None, columns: list[str] | None = None) -> pa.Table:
-        """The rows whose `column` is one of `values` (None: all); of parts without one only that column is read."""
+        """The rows whose `column` is one of `values` (None: all); of parts without one only that column is read.
+
+        Raises UserError unless the artefact is complete.
+        """
         if values is None:
             return self.read(columns)
         wanted = pa.array(list(values), pa.string())
-        found = []
-        for file in self._part_files():
-            chosen = pc.is_in(self._read_part(file, [column])[column], value_set=wanted)
-            if pc.any(chosen).as_py():
-                found.append(self._read_part(file, columns).filter(chosen))
+
+        def chosen(file: str) -> pa.Table | None:
+            mask = pc.is_in(self._read_part(file, [column])[column], value_set=wanted)
+            return self._read_part(file, columns).filter(mask) if pc.any(mask).as_py() else None
+
+        found = [rows for _, rows in ahead(chosen, self._complete_files()) if rows is not None]
         return pa.concat_tables(found) if found else self.nothing(columns)
 
     def nothing(self, columns: list[str] | None) -> pa.Table:
@@ -277,10 +271,12 @@ class Artefact:
     def part_notes(self, name: str) -> parquet.Notes:
         """The units of one part, the number of its rows and its stats, without reading them."""
         file = f"part-{name}.parquet"
-        return self._sure(file, self._open(file, parquet.notes))
+        return self._sure(file, parquet.whole(self.run, f"{self.name}/{file}", parquet.notes))
 
     def _read_part(self, file: str, columns: list[str] | None) -> pa.Table:
-        return self._sure(file, self._open(file, lambda source: parquet.rows(source, columns)))
+        return self._sure(
+            file, parquet.whole(self.run, f"{self.name}/{file}", lambda source: parquet.rows(source, columns))
+        )
 
     def _sure(self, file: str, found: Found | None) -> Found:
         """What was found in a part; UserError says what to do when it was torn."""
@@ -294,7 +290,7 @@ class Artefact:
     def stats(self) -> dict[str, float]:
         """Sum over the parts of what `write_part` was given as stats."""
         total: dict[str, float] = {}
-        for _, notes in ahead(self.part_notes, self.part_names()):
+        for _, notes in self._noted():
             for key, value in notes.stats.items():
                 total[key] = total.get(key, 0) + value
         return total

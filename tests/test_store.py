@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.errors import UserError
+from minos_ray.errors import StorageFailed, UserError
 from minos_ray.schema import SCHEMAS, table, validate
 from minos_ray.store import Artefact, Run, fingerprint
 
@@ -253,6 +253,34 @@ def test_a_store_that_is_no_local_directory(tmp_path: Path) -> None:
     assert artefact.manifest() is None
 
 
+def test_what_cannot_be_written_is_said_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody can make a folder there; the error is that of a missing file."""
+    from minos_ray.cli import main
+
+    with pytest.raises(StorageFailed, match=r"^/proc/minos/x/a\.json cannot be written: "):
+        Run("/proc/minos/x").write_bytes("a.json", b"{}")
+    assert main(["problems", "miniature", "run=/proc/minos/x"]) == 2
+    told = capfd.readouterr().err.strip()
+    assert "run: /proc/minos/x/config.yaml cannot be written" in told and "\n" not in told
+
+
+def test_what_another_process_deleted_is_deleted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when it was looked for."""
+    run.write_bytes("a/b.json", b"{}")
+    seen = run.fs.get_file_info(f"{run.root}/a/b.json"), run.fs.get_file_info(f"{run.root}/a")
+    run.delete("a")
+
+    class Late(pafs.SubTreeFileSystem):
+        def get_file_info(self, path: str) -> pafs.FileInfo:
+            return next(info for info in seen if info.path == path)
+
+    run.fs = Late("/", run.fs)
+    for name in ("a/b.json", "a"):
+        run.delete(name)
+    with pytest.raises(FileNotFoundError):
+        run.read_bytes("a/b.json")
+
+
 def test_files_left_by_a_crash_are_no_parts(artefact: Artefact) -> None:
     artefact.write_part("a", numbers(1))
     (Path(artefact.path) / f"part-b.parquet.{time.time_ns()}.tmp").write_bytes(b"PAR1")
@@ -278,10 +306,19 @@ def test_rows_of_a_foreign_table_are_cast_and_checked() -> None:
 
 def test_rows_of_some_problems_are_read_from_every_part(tmp_path: Path) -> None:
     artefact = Run(str(tmp_path)).artefact("scores/orm-base")
+    artefact.begin(INPUTS)
+    with pytest.raises(UserError, match="is not complete"):
+        artefact.read_where("problem_id", ["a"])
+    artefact.complete({})
     assert artefact.read_where("problem_id", ["a"]).schema.names == SCHEMAS["scores"].names
+    artefact.begin(INPUTS)
     for part, names in (("0", "ab"), ("1", "c"), ("2", "ca")):
         rows = [{"candidate_id": f"{n}/{part}", "problem_id": n, "score": 0.5, "step_scores": []} for n in names]
         artefact.write_part(part, table("scores", rows))
+    artefact.complete({})
     found = artefact.read_where("problem_id", (name for name in "ax"), ["candidate_id"])
     assert found.to_pydict() == {"candidate_id": ["a/0", "a/2"]}
     assert artefact.read_where("problem_id", []).num_rows == 0
+    artefact.run.delete(f"{artefact.name}/part-1.parquet")
+    with pytest.raises(UserError, match="has 2 parts where its manifest counts 3"):
+        artefact.read_where("problem_id", ["a"])

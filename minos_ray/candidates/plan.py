@@ -26,7 +26,7 @@ class Units(NamedTuple):
     def shuffled(self, seed: int) -> "Units":
         """Problems in a seeded order, so that every task is about equally much work; units of a problem stay together.
 
-        So a problem lies in one task and in one part, and its prompt is computed once.
+        So a problem lies, as a rule, in one task and in one part, and its prompt is computed once.
         """
         if not len(self):
             return self

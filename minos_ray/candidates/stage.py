@@ -1,6 +1,7 @@
 """The sampling stage: n candidates of every problem, exactly once each, whatever happened before."""
 
 import json
+import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from minos_ray.store import Artefact, Manifest, Run, fingerprint
 from minos_ray.units import joined_first, run_units
 
 AMOUNTS = ("n_train", "n_test")
+# There once all candidates were; holds a word when some were drawn again.
+DRAWN = "drawn.txt"
+# Units that are named at once: one array holds no more than 2 GiB of ids.
+NAMED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ def sample(config: Config, run: Run) -> Manifest:
     assert isinstance(artefact, Artefact)
     start = time.monotonic()
     units = missing(config, artefact, wanted)
+    if len(units):
+        tell_drawn_again(artefact)
     before = wanted.rows - int(units.count.sum())
     sample_units(config, run, artefact, wanted, units)
     return finish(config, artefact, wanted, before, time.monotonic() - start)
@@ -94,6 +101,7 @@ def extend(config: Config, run: Run) -> None:
     section.update({key: getattr(config.sample, key) for key in AMOUNTS})
     if larger and fingerprint(grown) == fingerprint(inputs):
         artefact.adopt(inputs)
+        artefact.run.delete(f"{artefact.name}/{DRAWN}")
 
 
 def stored(artefact: Artefact, wanted: Wanted) -> np.ndarray:
@@ -152,8 +160,19 @@ def unit_table(units: Units, problems: pa.Table) -> pa.Table:
     number, first = pa.array(units.problem, pa.int32()), pa.array(units.first, pa.int32())
     columns = {name: problems[name].combine_chunks() for name in ("problem_id", "question")}
     named = {name: pa.DictionaryArray.from_arrays(number, column) for name, column in columns.items()}
-    unit_id = pc.binary_join_element_wise(columns["problem_id"].take(number), first.cast(pa.string()), "#")
+    unit_id = pa.chunked_array(
+        [
+            unit_ids(columns["problem_id"], number[at : at + NAMED], first[at : at + NAMED])
+            for at in range(0, len(units), NAMED)
+        ],
+        pa.string(),
+    )
     return pa.table({"unit_id": unit_id, **named, "first": first, "count": pa.array(units.count, pa.int32())})
+
+
+def unit_ids(problem_ids: pa.Array, number: pa.Array, first: pa.Array) -> pa.Array:
+    """The ids of units, which name the problem and the first index."""
+    return pc.binary_join_element_wise(problem_ids.take(number), first.cast(pa.string()), "#")
 
 
 def tallied(artefact: Artefact) -> tuple[Counter[str], int]:
@@ -164,6 +183,24 @@ def tallied(artefact: Artefact) -> tuple[Counter[str], int]:
         reasons.update({row["values"]: row["counts"] for row in part["finish_reason"].value_counts().to_pylist()})
         tokens += pc.sum(part["num_tokens"]).as_py() or 0
     return reasons, tokens
+
+
+def tell_drawn_again(artefact: Artefact) -> None:
+    """To be called before candidates are sampled that a complete artefact has lost: others will take their place.
+
+    Labels, critiques and scores of the lost ones are stale then, which no config tells: a random word does.
+    """
+    if artefact.run.exists(f"{artefact.name}/{DRAWN}"):
+        artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", secrets.token_hex(8).encode())
+
+
+def drawn_again(artefact: Artefact) -> dict[str, str]:
+    """The word, for the manifest; notes that the artefact has been complete once."""
+    name = f"{artefact.name}/{DRAWN}"
+    if not artefact.run.exists(name):
+        artefact.run.write_bytes(name, b"")
+    word = artefact.run.read_bytes(name).decode()
+    return {"drawn_again": word} if word else {}
 
 
 def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seconds: float) -> Manifest:
@@ -182,5 +219,6 @@ def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seco
         "engine_seconds": round(artefact.stats().get("seconds", 0.0), 2),
         "model": generator(config).model,
         "prompt": config.sample.prompt,
+        **drawn_again(artefact),
     }
     return artefact.complete(counts, dropped, details)

@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from minos_ray.critiques.prompts import Messages
+from minos_ray.reading import ahead
 from minos_ray.store import Run
 
 FOLDER = "cache/critiques"
@@ -53,9 +54,9 @@ class Cache:
         self.answers: dict[str, Answer] = {}
         self.spent_usd = 0.0
         """What all answers of this run directory have cost so far."""
-        for name in run.files(FOLDER):
-            if name.endswith(".jsonl"):
-                self._load(run.read_bytes(f"{FOLDER}/{name}").split(b"\n"))
+        names = (f"{FOLDER}/{name}" for name in run.files(FOLDER) if name.endswith(".jsonl"))
+        for _, content in ahead(run.read_bytes, names):
+            self._load(content.split(b"\n"))
         self.name = f"{FOLDER}/{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.parts = 0
         self.waiting: list[bytes] = []

@@ -20,6 +20,8 @@ from minos_ray.evaluation.candidates import COLUMNS, Candidates, Scores, grouped
 from minos_ray.store import Artefact, Run
 
 ROWS = 500_000
+# Temporary files that are open at once, half of what a process may open on many systems.
+FILES = 500
 SCORES = ["candidate_id", "problem_id", "score", "step_scores"]
 
 
@@ -38,7 +40,10 @@ class Block(NamedTuple):
 
 
 def planned(run: Run, split: str | None) -> Plan:
-    """Problems of a split (every one when None) with labelled candidates, in groups of at most `ROWS` candidates."""
+    """Problems of a split (every one when None) with labelled candidates, in groups of about `ROWS` candidates.
+
+    They are larger when there would be more than `FILES`.
+    """
     problems = run.artefact("problems").read(["problem_id", "split"])
     if split is not None:
         problems = problems.filter(pc.equal(problems["split"], split))
@@ -48,7 +53,8 @@ def planned(run: Run, split: str | None) -> Plan:
         sizes.update({entry["values"]: entry["counts"] for entry in pc.value_counts(table["problem_id"]).to_pylist()})
     names = sorted(wanted & sizes.keys())
     counts = np.array([sizes[name] for name in names], dtype=np.int64)
-    number = np.concatenate([[0], np.cumsum(counts)[:-1]]) // ROWS if names else counts
+    rows = max(ROWS, -(-int(counts.sum()) // FILES))
+    number = np.concatenate([[0], np.cumsum(counts)[:-1]]) // rows if names else counts
     cuts = np.flatnonzero(np.diff(number)) + 1
     return Plan(
         counts, [pa.array(group, pa.string()) for group in np.split(np.array(names, dtype=object), cuts) if len(group)]

@@ -42,8 +42,9 @@ def read_pieces(run: Run, split: str) -> pa.Table:
         seen.append(rows["problem_id"].value_counts())
     if seen:
         part = np.repeat(np.arange(len(parts)), [len(counts) for counts in seen])
-        of, rows = (pa.concat_arrays([counts.field(name) for counts in seen]) for name in ("values", "counts"))
-        problem = pc.index_in(of, value_set=problems["problem_id"].combine_chunks())
+        of = pa.chunked_array([counts.field("values") for counts in seen])  # one array holds no more than 2 GiB of ids
+        rows = pa.concat_arrays([counts.field("counts") for counts in seen])
+        problem = pc.index_in(of, value_set=problems["problem_id"].combine_chunks()).combine_chunks()
         wanted = problem.is_valid()
         if wanted.true_count:
             kept = part[wanted.to_numpy(zero_copy_only=False)]
@@ -78,7 +79,7 @@ def missing(artefacts: Sequence[Artefact], made: pa.Table) -> pa.Table:
     units = made.drop_columns("piece").take(np.concatenate(chosen))
     number = pa.array(np.repeat(np.arange(len(chosen)), [len(left) for left in chosen]), pa.int32())
     artefact = pa.DictionaryArray.from_arrays(number, pa.array([artefact.name for artefact in artefacts]))
-    return units.append_column("unit_id", pa.concat_arrays(names)).append_column("artefact", artefact)
+    return units.append_column("unit_id", pa.chunked_array(names)).append_column("artefact", artefact)
 
 
 class Reader:

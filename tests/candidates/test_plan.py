@@ -3,10 +3,12 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minos_ray.candidates import stage
 from minos_ray.candidates.plan import Units, nothing, plan, task_units
 
 WANTED = st.lists(st.integers(0, 40), max_size=6)
@@ -64,6 +66,17 @@ def test_blocks_of_problems_are_planned_as_one(monkeypatch: pytest.MonkeyPatch) 
     whole = rows(plan(wanted, table, 3))
     monkeypatch.setattr("minos_ray.candidates.plan.BLOCK", 2)
     assert rows(plan(wanted, table, 3)) == whole
+
+
+def test_units_are_named_by_problem_and_first_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also over several arrays."""
+    problems = pa.table({"problem_id": ["a", "b"], "question": ["?", "!"]})
+    units = plan([5, 2], nothing([5, 2]), 2)
+    expected = ["a#0", "a#2", "a#4", "b#0"]
+    for named in (1, 3, 100):
+        monkeypatch.setattr(stage, "NAMED", named)
+        assert stage.unit_table(units, problems)["unit_id"].to_pylist() == expected
+    assert stage.unit_table(plan([], nothing([]), 2), problems).num_rows == 0
 
 
 def test_a_million_problems_of_four_units_are_four_million_units() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from minos_ray import schema
@@ -149,6 +150,17 @@ def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatc
         del content["counts"]["wrong_answers"]  # different answers of each block
     for name, value in whole.items():
         assert close(parts[name], value), name
+
+
+def test_blocks_are_larger_where_they_would_be_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, SIZES)
+    monkeypatch.setattr(blocks, "ROWS", 1)
+    every = blocks.planned(run, "test")
+    for files in (1, 2, 3):
+        monkeypatch.setattr(blocks, "FILES", files)
+        plan = blocks.planned(run, "test")
+        assert 1 <= len(plan.groups) <= files < len(every.groups)
+        assert pa.concat_arrays(plan.groups) == pa.concat_arrays(every.groups)
 
 
 def beside_other_rows(run: Run) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,10 +78,18 @@ def test_a_flipped_bit_gives_no_other_rows_units_or_numbers(
 
 
 def test_a_part_that_is_gone_is_noticed_and_redone_alone(artefact: Artefact) -> None:
+    before = artefact.manifest()
     part(artefact, "04").unlink()
     for read in (artefact.read, lambda: list(artefact.parts())):
         with pytest.raises(UserError, match=r"has 5 parts where its manifest counts 6; delete .*manifest\.json"):
             read()
+    artefact.run.delete(artefact.manifest_name)
+    artefact.begin(INPUTS)
+    assert artefact.part_names() == [name for name in NAMES if name != "04"]
+    artefact.write_part("04", TEXTS, {"tokens": 1}, ["04"])
+    again = artefact.complete({"rows": 12_000})
+    assert before is not None and again.model_copy(update={"created": before.created}) == before
+    assert artefact.read().num_rows == 12_000
 
 
 def test_a_part_that_came_after_completion_is_noticed(artefact: Artefact) -> None:
@@ -200,3 +209,22 @@ def test_an_artefact_written_before_parts_were_counted_is_read(artefact: Artefac
     del values["parts"]
     path.write_text(json.dumps(values))
     assert np.array_equal(artefact.read(["n"])["n"].to_numpy()[:2000], np.arange(2000))
+
+
+def test_a_part_from_before_its_footer_had_a_checksum_is_read(artefact: Artefact) -> None:
+    notes = {"minos_stats": '{"tokens": 2}', "minos_units": '["u"]'}
+    pq.write_table(TEXTS.replace_schema_metadata(notes), part(artefact, "03"), compression="zstd")
+    assert artefact.part_notes("03") == (["u"], 2000, {"tokens": 2})
+    assert artefact.read_part("03").equals(TEXTS)
+
+
+def test_a_footer_longer_than_what_is_asked_for_first_is_read(artefact: Artefact) -> None:
+    units = [f"a unit with a long name, number {number}" for number in range(5000)]
+    artefact.write_part("03", TEXTS, {"tokens": 2}, units)
+    assert artefact.part_notes("03") == (units, 2000, {"tokens": 2})
+    path = part(artefact, "03")
+    content = bytearray(path.read_bytes())
+    content[-100_000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="torn"):
+        artefact.part_notes("03")
