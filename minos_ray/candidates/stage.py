@@ -4,6 +4,7 @@ import json
 import secrets
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,18 +108,30 @@ def extend(config: Config, run: Run) -> None:
 def stored(artefact: Artefact, wanted: Wanted) -> np.ndarray:
     """Which candidates are stored, [problems, candidates]. A part that repeats one (two runs at once) goes."""
     found = nothing(wanted.amounts)
-    flat, width = found.reshape(-1), found.shape[1]
-    numbers = {name: number for number, name in enumerate(wanted.problems["problem_id"].to_pylist())}
-    names = joined_first(artefact.part_names())
-    for name, part in ahead(lambda name: artefact.read_part(name, ["problem_id", "index"]), names):
-        named = part["problem_id"].combine_chunks().dictionary_encode()
-        problem = np.array([numbers[problem_id] for problem_id in named.dictionary.to_pylist()], dtype=np.int64)
-        places = problem[named.indices.to_numpy()] * width + part["index"].to_numpy()
+    flat, rows = found.reshape(-1), 0
+    for _, places in places_of(artefact, wanted):
+        flat[places] = True
+        rows += len(places)
+    if rows == np.count_nonzero(flat):
+        return found
+    flat[:] = False
+    for name, places in places_of(artefact, wanted):
         if flat[places].any() or len(np.unique(places)) < len(places):
             artefact.run.delete(f"{artefact.name}/part-{name}.parquet")
         else:
             flat[places] = True
     return found
+
+
+def places_of(artefact: Artefact, wanted: Wanted) -> Iterator[tuple[str, np.ndarray]]:
+    """Where the candidates of each part are in the flattened table of `stored`."""
+    width = max(wanted.amounts, default=0)
+    numbers = {name: number for number, name in enumerate(wanted.problems["problem_id"].to_pylist())}
+    names = joined_first(artefact.part_names())
+    for name, part in ahead(lambda name: artefact.read_part(name, ["problem_id", "index"]), names):
+        named = part["problem_id"].combine_chunks().dictionary_encode()
+        problem = np.array([numbers[problem_id] for problem_id in named.dictionary.to_pylist()], dtype=np.int64)
+        yield name, problem[named.indices.to_numpy()] * width + part["index"].to_numpy()
 
 
 def missing(config: Config, artefact: Artefact, wanted: Wanted) -> Units:

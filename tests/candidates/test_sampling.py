@@ -9,7 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 
 from minos_ray import schema, stages
@@ -144,6 +146,26 @@ def test_a_larger_n_keeps_what_is_there_and_a_smaller_one_or_another_key_does_no
     assert plan(wanted.amounts, stored(begun, wanted), 64).count.sum() == 50 + 50 + 2 - 40
     again = begun.complete({})
     assert again.fingerprint != done.fingerprint, "what was made from fewer candidates is stale"
+
+
+def test_what_is_stored_twice_is_kept_once(tmp_path: Path, path: str) -> None:
+    config = make_config(tmp_path, path, actors=1)
+    run = make_run(config)
+    artefact = run.artefact("candidates")
+    artefact.begin({"import": "test"})
+    parts = {"a": [("one", 0, 32)], "b": [("one", 31, 32), ("two", 0, 8)], "c": [("two", 8, 4)]}
+    parts |= {"d": [("three", 0, 2), ("three", 1, 1)], "e": [("three", 3, 2)]}
+    for name, units in parts.items():
+        made = [
+            candidates({"problem_id": p, "first": f, "count": n}, [Text("", "stop", 1)] * n, "m") for p, f, n in units
+        ]
+        artefact.write_part(name, pa.concat_tables(made))
+    wanted = read_wanted(config, run)
+    found = stored(artefact, wanted)
+    there = {(problem, index) for problem, index in zip(*(axis.tolist() for axis in np.nonzero(found)), strict=True)}
+    assert there == {(0, i) for i in range(32)} | {(1, i) for i in range(8, 12)} | {(2, 3), (2, 4)}
+    assert artefact.part_names() == ["a", "c", "e"]
+    assert (stored(artefact, wanted) == found).all()
 
 
 @pytest.mark.slow
