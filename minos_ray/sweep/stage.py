@@ -89,10 +89,16 @@ def tuner(config: Config, run: Run, todo: Sequence[Trial], at_once: int, progres
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one draws boxes
     import ray
     from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said once, at the end
 
-    class Lines(tune.Callback):
+    class Lines(TrialProgressCallback):
+        """Takes the place of Ray Tune's own lines."""
+
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+            return None
+
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             say(trial, "begins")
 

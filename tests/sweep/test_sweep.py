@@ -32,9 +32,7 @@ def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
         sweep(broken, run)
     told = capsys.readouterr().out.splitlines()
     assert {"sweep: critiques-000060-seed-1 failed", "sweep: critiques-000000-seed-1 is done (1 of 2)"} <= set(told)
-    others = [
-        line for line in told if not line.startswith(("sweep: ", "[", "("))
-    ]  # "(": this Ray repeats its processes
+    others = [line for line in told if not line.startswith(("sweep: ", "[", "("))]  # "(": from actors
     assert others == [], "no boxes and bars"
     assert not run.exists("sweep/results.parquet")
     base = trial_run(run, Trial(0, 1))
