@@ -8,6 +8,8 @@ class UserError(Exception):
 class WorkStopped(RuntimeError):
     """The work stopped for a known reason (a money limit, a dead endpoint); exit code 1, a rerun resumes."""
 
+    tells_all = False  # True where a full log would say no more than the line
+
 
 class StorageFailed(WorkStopped):
     """The storage of a run said no, or nothing for too long."""

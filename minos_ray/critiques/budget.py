@@ -8,6 +8,8 @@ from minos_ray.errors import WorkStopped
 class StopAtBudget(WorkStopped):
     """`critique.max_usd` is reached; what was bought is kept and a rerun with more money goes on from there."""
 
+    tells_all = True
+
 
 @dataclass
 class Budget:

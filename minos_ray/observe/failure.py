@@ -36,7 +36,7 @@ def reported(run: Run | None, stage: str) -> Iterator[None]:
             raise UserError(str(found)) from error
         if not (isinstance(error, WorkStopped) and written(error)):
             raise told(run, stage, error) from error
-        if not getattr(error, "__notes__", None):
+        if not error.tells_all and not getattr(error, "__notes__", None):
             error.add_note(where(run, stage, error))
         raise
 
