@@ -106,6 +106,8 @@ def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], fo
 
 def split_rows(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tuple[int, pa.Table]]:
     """The rows of a part by block. Each problem of the part is looked up once, which costs as much as it has rows."""
+    if not part.num_rows:
+        return
     named = part["problem_id"].combine_chunks().dictionary_encode()
     block = np.array([block_of.get(name, -1) for name in named.dictionary.to_pylist()], dtype=np.int64)
     numbers = block[named.indices.to_numpy()]
