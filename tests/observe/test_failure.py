@@ -92,7 +92,7 @@ def test_what_an_actor_says_to_the_user(local_ray: None, made: tuple[Config, Run
 def test_an_exception_in_a_training_worker(local_ray: None, tmp_path: Path, made: tuple[Config, Run]) -> None:
     config, run = world(tmp_path / "train", problems=10, resources={"train": {"max_failures": 0}})
     weights = Path(config.base.model) / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"F99"'))
     line, log = told(config, run, "sft")
     assert line.startswith("sft: worker 1 of 1 failed: SafetensorError: ")
     assert "in train_all" in log

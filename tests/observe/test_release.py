@@ -122,7 +122,7 @@ def broken(folder: Path, config: Config) -> Config:
     """The config with a base model whose weights are cut off."""
     copied = shutil.copytree(config.base.model, folder / "broken")
     weights = copied / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"F99"'))
     return config.model_copy(update={"base": Model(model=str(copied)), "generator": Model(model=str(copied))})
 
 
@@ -136,7 +136,7 @@ def broken_verifier(folder: Path, config: Config) -> Config:
     """The config of a copy of the run, where the weights of the verifier are cut off: scorers fail as they are made."""
     shutil.copytree(config.run, folder / "run")
     weights = folder / "run/models/orm-minos/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"F99"'))
     return config.model_copy(update={"run": str(folder / "run")})
 
 
