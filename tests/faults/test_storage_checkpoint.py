@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minos_ray.cluster import quiet_data
+from minos_ray.errors import WorkStopped
 from minos_ray.store import Run
 from minos_ray.training.checkpoint import whole
 from minos_ray.training.log import read_log
@@ -40,8 +41,6 @@ def store(end_of_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
     """Of the newest a tensor file is cut, of the one before a rank has not spoken: the third is gone on from."""
-    from ray.train import TrainingFailedError
-
     straight = Made(*world(tmp_path / "straight", reward=SECTION, resources={"num_cpus": 2}))
     workers = {"workers": 2, "zero": 2, "save_every": 5, "keep": 4}
     fit(straight.config, straight.run, "reward", [job(straight, straight.run, **workers)])
@@ -49,7 +48,7 @@ def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
     fill(remote, 40, 8)
     made = straight._replace(config=straight.config.model_copy(update={"run": remote.path}))
     killer = once(lambda: pid_after(remote, 40), lambda pid: os.kill(pid, signal.SIGKILL))
-    with pytest.raises(TrainingFailedError):
+    with pytest.raises(WorkStopped, match="its process was killed"):
         fit(made.config, remote, "reward", [job(made, remote, **workers)])
     killer.join(timeout=1)
     assert not killer.is_alive(), "it was the kill that ended the training"
