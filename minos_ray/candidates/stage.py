@@ -55,11 +55,7 @@ def sample(config: Config, run: Run) -> Manifest:
     artefact = stages.begin(config, run, "candidates")
     assert isinstance(artefact, Artefact)
     start = time.monotonic()
-    units = missing(config, artefact, wanted)
-    if len(units):
-        tell_drawn_again(artefact)
-    before = wanted.rows - int(units.count.sum())
-    sample_units(config, run, artefact, wanted, units)
+    before = sample_missing(config, run, artefact, wanted)
     return finish(config, artefact, wanted, before, time.monotonic() - start)
 
 
@@ -139,16 +135,25 @@ def missing(config: Config, artefact: Artefact, wanted: Wanted) -> Units:
     return plan(wanted.amounts, stored(artefact, wanted), config.sample.unit).shuffled(config.seed)
 
 
-def sample_units(config: Config, run: Run, artefact: Artefact, wanted: Wanted, units: Units) -> None:
-    """Has units sampled."""
-    if not len(units):
-        return
+def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: Wanted) -> int:
+    """Has sampled what is not stored; returns how many candidates are."""
+    units = missing(config, artefact, wanted)
+    before = wanted.rows - int(units.count.sum())
+    if before == wanted.rows:
+        return before
+    tell_drawn_again(artefact)
     resources = config.resources.sample
+    sizes = [
+        task_units(units, rows) for rows in (resources.units_per_task * config.sample.unit, resources.max_num_seqs)
+    ]
+    table = unit_table(units, wanted.problems)
+    del units  # for a large run it is not small, and neither is the table, which is there twice for a moment
+    pa.default_memory_pool().release_unused()
     cluster.connect(config)
     run_units(
         run,
         artefact.name,
-        unit_table(units, wanted.problems),
+        table,
         Sampler,
         {
             "run": run.path,
@@ -158,14 +163,15 @@ def sample_units(config: Config, run: Run, artefact: Artefact, wanted: Wanted, u
             "seed": config.seed,
         },
         resources,
-        batch_units=task_units(units, resources.units_per_task * config.sample.unit),
-        least_units=task_units(units, resources.max_num_seqs),
+        batch_units=sizes[0],
+        least_units=sizes[1],
         label="sample",
         rows=wanted.rows,
-        rows_before=wanted.rows - int(units.count.sum()),
+        rows_before=before,
         unit="candidates",
         wait_s=config.resources.wait_s,
     )
+    return before
 
 
 def unit_table(units: Units, problems: pa.Table) -> pa.Table:
