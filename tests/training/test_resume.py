@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from minos_ray.cluster import quiet_data
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
 from minos_ray.resources import Workers
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
@@ -99,14 +99,13 @@ def once(condition: Callable[[], Any], then: Callable[[Any], None]) -> threading
 
 def killed(made: Made, run: Run, at: int, **workers: Any) -> None:
     """Trains until the first worker is killed after step `at`, which fails the training."""
-    from ray.train import TrainingFailedError
 
     def pid_then() -> int | None:
         done = records(run, "train")
         return records(run, "start")[-1]["pid"] if done and done[-1]["step"] >= at else None
 
     killer = once(pid_then, lambda pid: os.kill(pid, signal.SIGKILL))
-    with pytest.raises(TrainingFailedError):
+    with pytest.raises(WorkStopped, match="its process was killed"):
         fit(made.config, run, "reward", [job(made, run, **workers)])
     killer.join()
     assert run.artefact("models/orm-base").manifest() is None
