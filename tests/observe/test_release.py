@@ -204,7 +204,7 @@ def test_who_gets_no_room_gives_up_and_holds_no_part_of_it(cluster: Any, made: C
     holder = ray.remote(Holder).options(num_cpus=1).remote()
     ray.get(holder.ready.remote())
     config = other(made, tmp_path / "run", wait_s=8)
-    with pytest.raises(WorkStopped, match=r"^reward: .*resources\.wait_s"):
+    with pytest.raises(WorkStopped, match=r"^train: .*resources\.wait_s"):
         run_stage(config, Run(config.run), "reward")
     all_is_free(beside=["1 CPU", "actor Holder"])
     ray.kill(holder)
