@@ -35,17 +35,18 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
     log(f"run directory: {run.path}")
     for state in states:
         log(f"  {state.artefact:18} {state.state}{f' ({state.why})' if state.why else ''}")
-    for name, need in sorted(pools(config, states).items()):
+    needs = pools(config, [state for state in states if state.stage != "sweep"])
+    for name, need in sorted(needs.items()):
         log(f"resources.{name}: {amounts(need.total)}")
     with suppress(UserError, StorageFailed):  # said below, with everything else that is wrong
         for line in estimates(config, run, states):
             log(line)
     refuse(config, run)
     log("config, files, models, credentials: fine")
-    if joins(config.resources) and pools(config, states):
+    if joins(config.resources) and needs:
         from minos_ray.preflight.joined import stated
 
-        for line in stated(pools(config, states)):
+        for line in stated(needs):
             log(line)
 
 

@@ -85,27 +85,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS.get(arguments.command, one_stage)(arguments)
     except UserError as error:
-        print(f"minos: {error}", file=sys.stderr)
-        return 2
+        return said(error, 2)
     except WorkStopped as error:
-        return failed(error)
+        return said(error, 1)
     except KeyboardInterrupt:
         print("minos: interrupted; the same command resumes", file=sys.stderr)
         return 1
     except Exception as error:
         from minos_ray.observe.failure import told
 
-        return failed(told(None, arguments.command, error))
+        return said(told(None, arguments.command, error), 1)
     return 0
 
 
-def failed(error: WorkStopped) -> int:
-    """Says the cause, then where the full log lies; the exit code."""
+def said(error: UserError | WorkStopped, code: int) -> int:
+    """Says what is wrong, then where a full log lies, if there is one; the exit code."""
     from minos_ray.observe.failure import without_secrets
 
     lines = "\nminos: ".join([str(error), *getattr(error, "__notes__", [])])
     print(f"minos: {without_secrets(lines)}", file=sys.stderr)
-    return 1
+    return code
 
 
 def one_stage(arguments: argparse.Namespace) -> None:

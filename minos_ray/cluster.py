@@ -120,11 +120,6 @@ def on_this_node() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def wanted(resources: Actors | Workers) -> dict[str, float]:
-    """CPUs and GPUs of the whole pool."""
-    return {"CPU": 0.0, "GPU": 0.0} | bundles(resources).total
-
-
 def require(label: str, resources: Actors | Workers, wait_s: float) -> None:
     """Waits until the actors or workers of a pool have room, each on one node, and says what it waits for.
 

@@ -34,6 +34,11 @@ class Notes(NamedTuple):
     stats: dict[str, float]
 
 
+def named(file: str) -> str:
+    """The name of a part, from that of its file."""
+    return file.removeprefix("part-").removesuffix(".parquet")
+
+
 def encoded(rows: pa.Table, stats: dict[str, float], units: Sequence[str]) -> bytes:
     """The content of a part. Its pages have checksums: most flipped bits would otherwise be read as other rows.
 

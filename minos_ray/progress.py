@@ -128,7 +128,8 @@ class Progress:
 
     def _text(self) -> str:
         rate = (self.done - self.first) / self._seconds()
-        left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        going_on = rate > 0 and self.done < self.total and not self.over.is_set()
+        left = f", {duration((self.total - self.done) / rate)} left" if going_on else ""
         tokens = f", {self.numbers['tokens'] / self._seconds():,.0f} tokens/s" if self.numbers.get("tokens") else ""
         failed = f", failed {sum(self.failures.values()):,}" if any(self.failures.values()) else ""
         extra = "".join(f", {key} {value}" for key, value in self.shown.items())

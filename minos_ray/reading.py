@@ -12,8 +12,9 @@ READERS = 16
 
 def ahead(read: Callable[[str], T], names: Iterable[str]) -> Iterator[tuple[str, T]]:
     """Every name and what `read` gives for it, in order; no more than twice `READERS` are in memory."""
-    with ThreadPoolExecutor(READERS) as pool:
-        coming: deque[tuple[str, Future[T]]] = deque()
+    pool = ThreadPoolExecutor(READERS)
+    coming: deque[tuple[str, Future[T]]] = deque()
+    try:
         for name in names:
             coming.append((name, pool.submit(read, name)))
             if len(coming) > 2 * READERS:
@@ -21,3 +22,5 @@ def ahead(read: Callable[[str], T], names: Iterable[str]) -> Iterator[tuple[str,
                 yield first, made.result()
         for first, made in coming:
             yield first, made.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure nobody waits for those that have not begun

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,11 +23,16 @@ OBJECT_STORES = {"s3", "gcs"}
 ASIDE = ".tmp"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 OF_WHAT_IS_THERE = {"read", "set aside", "deleted"}
-# `s3://KEY@`, `abfs://:KEY@`, and `?access_token=`; the user of gs://anonymous@ is no secret. In a path after the
-# authority `:` and `@` mean nothing; only where a colon in it has no port behind may a secret with a slash go on there.
+# `s3://KEY@`, `abfs://:KEY@`, `?access_token=`, and the signature of Azure's `?sig=`; the user of gs://anonymous@ is no
+# secret. In a path after the authority `:` and `@` mean nothing; only where a colon in it has no port behind may a
+# secret with a slash go on there.
 KEY_INSIDE = re.compile(
-    r"^s3://[^/?]*@|^[\w+.-]+://[^/?]*:((?!\d*/)[^?]*|[^/?]*)@|[?&][^=&]*(key|token|secret|password)[^=&]*=", re.I
+    r"^s3://[^/?]*@|^[\w+.-]+://[^/?]*:((?!\d*/)[^?]*|[^/?]*)@"
+    r"|[?&]([^=&]*(key|token|secret|password)[^=&]*|sig)=",
+    re.I,
 )
+# What pyarrow knows of S3 in this process and does not send to another one.
+NOT_SENT = re.compile(r"[?&](tls_verify_certificates|tls_ca_dir_path|smart_defaults)=")
 
 
 class PatientS3(pafs.S3FileSystem):
@@ -55,6 +61,8 @@ def open_path(path: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in path:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     refuse_key("run", path)
+    if path.startswith("s3://") and (lost := NOT_SENT.search(path)):
+        raise UserError(f"run: '{lost[1]}' in '{path}' would not reach the actors; use tls_ca_file_path, or http")
     with said("opened", path, None):
         try:
             fs, root = pafs.FileSystem.from_uri(path)
@@ -107,6 +115,14 @@ def stream_into(fs: pafs.FileSystem, path: str, content: bytes) -> None:
     """Writes a file in place."""
     with fs.open_output_stream(path) as stream:
         stream.write(content)
+
+
+def uncopy(folder: str, root: str, fs: pafs.FileSystem) -> None:
+    """Removes what was copied of a folder to a disk, which would else stay full."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        for file in Path(folder).rglob("*"):
+            if not file.is_dir():
+                (Path(root) / file.relative_to(folder)).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Run:
 
     def __init__(self, path: str) -> None:
         self.fs, self.root = open_path(path)
-        self.path = path if "://" in path else self.root
+        self.path = self.root if self.local else path
 
     @property
     def local(self) -> bool:
@@ -70,7 +70,11 @@ class Run:
         with self.said("written", name):
             if not storage.atomic(self.fs):
                 self.fs.create_dir(f"{self.root}/{name}", recursive=True)
-            pafs.copy_files(folder, f"{self.root}/{name}", pafs.LocalFileSystem(), self.fs)
+            try:
+                pafs.copy_files(folder, f"{self.root}/{name}", pafs.LocalFileSystem(), self.fs)
+            except OSError:
+                storage.uncopy(folder, f"{self.root}/{name}", self.fs)
+                raise
 
     def download(self, name: str, folder: str) -> None:
         """Copies the files of a folder of the run into a local one that is there."""
@@ -194,15 +198,16 @@ class Artefact:
 
     def part_names(self, start: str = "") -> list[str]:
         """Names (that begin with `start`) of whole parts; torn ones are renamed to `.torn` and so asked for again."""
-        return [file.removeprefix("part-").removesuffix(".parquet") for file, _ in self._noted(start)]
+        return [name for name, _ in self.noted(start)]
+
+    def noted(self, start: str = "") -> Iterator[tuple[str, parquet.Notes]]:
+        """`part_names`, and what each part says of itself."""
+        for file, notes in ahead(self._notes, self._part_files(start)):
+            if notes is not None:
+                yield parquet.named(file), notes
 
     def _part_files(self, start: str = "") -> list[str]:
         return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
-
-    def _noted(self, start: str = "") -> Iterator[tuple[str, parquet.Notes]]:
-        for file, notes in ahead(self._notes, self._part_files(start)):
-            if notes is not None:
-                yield file, notes
 
     def _notes(self, file: str) -> parquet.Notes | None:
         notes = parquet.whole(self.run, f"{self.name}/{file}", parquet.notes)
@@ -214,8 +219,8 @@ class Artefact:
 
     def read(self, columns: list[str] | None = None, partial: bool = False) -> pa.Table:
         """All rows, parts in order of their names. Raises UserError unless complete or `partial`."""
-        files = [file for file, _ in self._noted()] if partial else self._complete_files()
-        tables = [self._read_part(file, columns) for file in files]
+        files = [f"part-{name}.parquet" for name in self.part_names()] if partial else self._complete_files()
+        tables = [rows for _, rows in ahead(lambda file: self._read_part(file, columns), files)]
         return pa.concat_tables(tables) if tables else self.nothing(columns)
 
     def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -225,7 +230,12 @@ class Artefact:
     def named_parts(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """`parts` with their names."""
         for file, rows in ahead(lambda file: self._read_part(file, columns), self._complete_files()):
-            yield file.removeprefix("part-").removesuffix(".parquet"), rows
+            yield parquet.named(file), rows
+
+    def sizes_of_parts(self) -> Iterator[tuple[str, int]]:
+        """Names of the parts and how many rows they have, without reading them. Raises UserError unless complete."""
+        for name, notes in ahead(self.part_notes, map(parquet.named, self._complete_files())):
+            yield name, notes.rows
 
     def _complete_files(self) -> list[str]:
         manifest = self.manifest()
@@ -264,10 +274,6 @@ class Artefact:
         """The rows of one part."""
         return self._read_part(f"part-{name}.parquet", columns)
 
-    def part_rows(self, name: str) -> int:
-        """How many rows one part has, without reading them."""
-        return self.part_notes(name).rows
-
     def part_notes(self, name: str) -> parquet.Notes:
         """The units of one part, the number of its rows and its stats, without reading them."""
         file = f"part-{name}.parquet"
@@ -290,7 +296,7 @@ class Artefact:
     def stats(self) -> dict[str, float]:
         """Sum over the parts of what `write_part` was given as stats."""
         total: dict[str, float] = {}
-        for _, notes in self._noted():
+        for _, notes in self.noted():
             for key, value in notes.stats.items():
                 total[key] = total.get(key, 0) + value
         return total

@@ -48,8 +48,9 @@ def joined_first(names: Iterable[str]) -> list[str]:
 def stored_ids(artefact: Artefact, key: str) -> set[str]:
     """Ids of the rows that are stored. A part that repeats one (two runs at once) goes, to be done again."""
     stored: set[str] = set()
-    for name in joined_first(artefact.part_names()):
-        ids = artefact.read_part(name, [key])[key].to_pylist()
+    names = joined_first(artefact.part_names())
+    for name, rows in ahead(lambda name: artefact.read_part(name, [key]), names):
+        ids = rows[key].to_pylist()
         if len(set(ids)) < len(ids) or not stored.isdisjoint(ids):
             artefact.run.delete(f"{artefact.name}/part-{name}.parquet")
         else:
@@ -64,8 +65,8 @@ def whole_units(artefact: Artefact, ids: pa.Array, rows: np.ndarray | None = Non
     of its rows is not that of its units in `rows`.
     """
     done = np.zeros(len(ids), dtype=bool)
-    names = joined_first(artefact.part_names())
-    notes = [(name, units, held) for name, (units, held, _) in ahead(artefact.part_notes, names)]
+    found = dict(artefact.noted())
+    notes = [(name, found[name].units, found[name].rows) for name in joined_first(found)]
     noted = pa.array([unit for _, units, _ in notes for unit in units], ids.type)
     places = pc.fill_null(pc.index_in(noted, value_set=ids), -1).to_numpy()
     ends = np.cumsum([len(units) for _, units, _ in notes], dtype=np.int64)
@@ -130,7 +131,8 @@ def run_units(
     attempts = f"{artefact}/attempts"
     run.delete(attempts)
     stored = ray.put(units)
-    units = ray.get(stored)  # in shared memory: the driver need not hold a second table for the hours to come
+    units = ray.get(stored)  # in shared memory: no second table for the hours to come, if the caller kept none
+    pa.default_memory_pool().release_unused()
     constructor = {
         "worker": worker,
         "kwargs": kwargs,
@@ -152,27 +154,28 @@ def run_units(
             ):
                 for done in results:
                     outcome.add(done)
+            if outcome.failed:
+                failed = units.filter(pc.is_in(units["unit_id"], pa.array(outcome.failed, units["unit_id"].type)))
+                for count, stats in write_failed(run, artefact, failed, worker, kwargs):
+                    outcome.rows += count
+                    outcome.stats = added([outcome.stats, stats])
             tokens = {"tokens": outcome.stats["tokens"]} if "tokens" in outcome.stats else {}
             progress.note(failures(outcome.stats), queue=0, **tokens)
             progress.advance(rows_before + outcome.rows - progress.done)
     except ray.exceptions.RayActorError as error:
         raise WorkStopped(f"{label}: {cause(error)}; what is finished is kept, a rerun does the rest") from error
-    finally:
-        run.delete(attempts)
-    if outcome.failed:
-        failed = units.filter(pc.is_in(units["unit_id"], pa.array(outcome.failed, units["unit_id"].type)))
-        outcome.stats = added([outcome.stats, *write_failed(run, artefact, failed, worker, kwargs)])
+    run.delete(attempts)  # not after a failure: actors that are being ended may still write there; a rerun begins so
     return outcome.stats
 
 
 def write_failed(
     run: Run, artefact: str, units: pa.Table, worker: Any, kwargs: dict[str, Any]
-) -> Iterator[dict[str, float]]:
-    """Stores the rows that the worker has for units that killed every engine; their stats."""
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Stores the rows that the worker has for units that killed every engine; their number and stats."""
     for name, some in by_artefact(units, artefact):
         rows, stats = worker.failed(some, **kwargs)
         run.artefact(name).write_part(part_name(some), rows, stats)
-        yield stats
+        yield rows.num_rows, stats
 
 
 def tasks(

@@ -1,6 +1,7 @@
 """Files read ahead: in order, each once, and not all at once."""
 
 import threading
+import time
 
 import pytest
 
@@ -37,3 +38,18 @@ def test_an_error_comes_where_its_file_would() -> None:
     assert next(files) == ("a", "a")
     with pytest.raises(OSError, match="torn"):
         next(files)
+
+
+def test_after_an_error_nothing_else_is_begun() -> None:
+    begun = []
+
+    def read(name: str) -> str:
+        begun.append(name)
+        if name == "00":
+            raise OSError("away")
+        time.sleep(0.5)
+        return name
+
+    with pytest.raises(OSError, match="away"):
+        list(ahead(read, [f"{number:02d}" for number in range(2 * READERS)]))
+    assert len(begun) < 2 * READERS

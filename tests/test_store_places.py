@@ -28,6 +28,7 @@ def test_a_uri_is_a_run_too(tmp_path: Path) -> None:
     artefact.begin(INPUTS)
     artefact.write_part("a", numbers(1))
     assert Run(str(tmp_path / "run")).artefact("candidates").part_names() == ["a"]
+    assert artefact.path == str(tmp_path / "run/candidates"), "what opens local paths can open it"
     with pytest.raises(UserError, match="nonsense://x"):
         Run("nonsense://x")
 

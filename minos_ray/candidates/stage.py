@@ -146,14 +146,15 @@ def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: Wanted)
     sizes = [
         task_units(units, rows) for rows in (resources.units_per_task * config.sample.unit, resources.max_num_seqs)
     ]
-    table = unit_table(units, wanted.problems)
-    del units  # for a large run it is not small, and neither is the table, which is there twice for a moment
+    # A list, out of which the table goes to Ray's store: for a large run it is not small, and need not stay here too.
+    tables = [unit_table(units, wanted.problems)]
+    del units
     pa.default_memory_pool().release_unused()
     cluster.connect(config)
     run_units(
         run,
         artefact.name,
-        table,
+        tables.pop(),
         Sampler,
         {
             "run": run.path,

@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from minos_ray.critiques.prompts import Messages
+from minos_ray.errors import StorageFailed
 from minos_ray.reading import ahead
 from minos_ray.store import Run
 
@@ -83,7 +84,12 @@ class Cache:
         async with self.lock:
             rows, self.waiting = self.waiting, []
             if rows:
-                await asyncio.to_thread(self._write, b"".join(rows))
+                try:
+                    await asyncio.to_thread(self._write, b"".join(rows))
+                except (OSError, StorageFailed):
+                    # Whoever waits tries again, behind the end of a line that is torn now.
+                    self.waiting = [b"\n", *rows, *self.waiting]
+                    raise
         self.take(key, answer)
 
     def _write(self, content: bytes) -> None:

@@ -84,11 +84,11 @@ def plan(candidates: Artefact) -> pa.Table:
     if candidates.manifest() is None:
         raise UserError(f"{candidates.path} is not complete; run the stage 'sample' first")
     units: dict[str, list[Any]] = {"part": [], "at": [], "rows": []}
-    for part, whole in candidates.named_parts(["problem_id"]):
-        for at in range(0, whole.num_rows, UNIT_ROWS):
+    for part, rows in candidates.sizes_of_parts():
+        for at in range(0, rows, UNIT_ROWS):
             units["part"].append(part)
             units["at"].append(at)
-            units["rows"].append(min(UNIT_ROWS, whole.num_rows - at))
+            units["rows"].append(min(UNIT_ROWS, rows - at))
     made = pa.table(units, pa.schema([("part", pa.string()), ("at", pa.int64()), ("rows", pa.int64())]))
     names = pc.binary_join_element_wise(made["part"], made["at"].cast(pa.string()), ":")
     return made.append_column("unit_id", names)

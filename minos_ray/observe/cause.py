@@ -1,6 +1,8 @@
 """The deepest cause of an exception that came through Ray, in one line."""
 
 import re
+from contextlib import suppress
+from pkgutil import resolve_name
 
 from minos_ray.errors import UserError, WorkStopped
 
@@ -64,10 +66,17 @@ def from_text(traceback: str) -> BaseException | None:
     """The first exception in a traceback, or the one that was written for users."""
     raised = [(found["name"], found["said"] or "") for found in RAISED.finditer(COLOURS.sub("", traceback))]
     for kind in (UserError, WorkStopped):
-        name = f"{kind.__module__}.{kind.__name__}"
-        if said := next((said for found, said in raised if found == name), None):
+        if said := next((said for name, said in raised if issubclass(own(name), kind)), None):
             return kind(said)
     return Remote(": ".join(filter(None, (raised[0][0].rpartition(".")[2], raised[0][1])))) if raised else None
+
+
+def own(name: str) -> type:
+    """The class of an exception of this package; of any other, `Remote`."""
+    if name.startswith("minos_ray."):
+        with suppress(ImportError, AttributeError):
+            return resolve_name(name)
+    return Remote
 
 
 def guilty(failures: dict[int, BaseException]) -> int:

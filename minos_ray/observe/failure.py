@@ -81,7 +81,7 @@ def without_secrets(text: str) -> str:
 def redacted(text: str, environment: Mapping[str, str]) -> str:
     """The text without colours, values of variables that are named like secrets, and what looks like a key."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    for name, value in environment.items():
+    for name, value in sorted(environment.items(), key=lambda one: -len(one[1])):  # one may be the start of another
         if SECRET.search(name) and len(value.strip()) >= SHORTEST_SECRET:
             text = text.replace(value.strip(), f"[${name}]")
     return LOOKS_SECRET.sub(r"\1[...]", IN_ADDRESS.sub(r"\1[...]@", text))

@@ -106,8 +106,19 @@ def stored(model: Model, run: Run) -> list[Tensor]:
 
 
 def weight_files(folder: str) -> list[Path]:
-    """The safetensors files of a model."""
-    return sorted(Path(folder).glob("*.safetensors"))
+    """The safetensors files of a model, those that are loaded: a second copy of the weights may lie beside them.
+
+    UserError when the index of them cannot be read.
+    """
+    whole, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        return sorted(Path(folder).glob("*.safetensors"))
+    try:
+        return [Path(folder) / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of safetensors files: {error}") from error
 
 
 def tensors(file: Path) -> list[Tensor]:

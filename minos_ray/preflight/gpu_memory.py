@@ -1,5 +1,6 @@
 """What GPUs of a known size cannot hold: trainings, and engines whose weights alone are too much."""
 
+import math
 from collections.abc import Iterator, Mapping, Set
 
 from minos_ray.errors import UserError
@@ -22,9 +23,12 @@ def memory_matters(config: Config, todo: Set[str]) -> bool:
 
 
 def trainings_too_large(config: Config, run: Run, todo: Set[str], gpu_gb: float) -> Iterator[str]:
-    """The training that GPUs of a cluster cannot hold; `resources.train.gpu_memory_gb` is refused elsewhere."""
+    """The training that GPUs of a cluster cannot hold, if they have less than `resources.train.gpu_memory_gb` says.
+
+    What does not fit into that much is refused elsewhere.
+    """
     workers = config.resources.train
-    if workers.gpu_memory_gb is not None or not memory_matters(config, todo):
+    if gpu_gb >= (workers.gpu_memory_gb or math.inf) or not memory_matters(config, todo):
         return
     from minos_ray.training import memory
 

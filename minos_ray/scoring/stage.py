@@ -60,9 +60,7 @@ def score_artefacts(
     if not begun:
         return {}
     start = time.monotonic()
-    units = missing(begun, pieces)
-    if units.num_rows:
-        score_units(config, run, models, labelled, units, size(pieces) * len(begun), worker)
+    score_missing(config, run, begun, models, labelled, pieces, worker)
     seconds = round((time.monotonic() - start) / len(begun), 2)
     used = of_worker(config.resources.score, worker)
     facts = {"aggregation": config.score.aggregation, "engine": used.engine, "max_model_len": used.max_model_len}
@@ -70,16 +68,26 @@ def score_artefacts(
     return {artefact.name: finish(artefact, pieces, facts) for artefact in begun}
 
 
-def score_units(
-    config: Config, run: Run, models: Mapping[str, Model], labelled: Run, units: pa.Table, rows: int, worker: str
+def score_missing(
+    config: Config,
+    run: Run,
+    begun: Sequence[Artefact],
+    models: Mapping[str, Model],
+    labelled: Run,
+    pieces: pa.Table,
+    worker: str,
 ) -> None:
-    """Has units scored; `rows` is the number of scores that there will be in all."""
+    """Has the units scored that are not stored."""
+    units = [missing(begun, pieces)]  # in a list, out of which the table goes to Ray's store
+    rows, left = size(pieces) * len(begun), size(units[0]) if units[0].num_rows else 0
+    if not left:
+        return
     resources = of_worker(config.resources.score, worker)
     cluster.connect(config)
     run_units(
         run,
         "scores",
-        units,
+        units.pop(),
         Reader,
         {
             "worker": worker,
@@ -93,7 +101,7 @@ def score_units(
         batch_units=resources.units_per_task,
         label="score",
         rows=rows,
-        rows_before=rows - size(units),
+        rows_before=rows - left,
         unit="scores",
         wait_s=config.resources.wait_s,
     )

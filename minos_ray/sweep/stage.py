@@ -14,6 +14,7 @@ from minos_ray.cluster import connect, quiet_data, require
 from minos_ray.config import Config
 from minos_ray.errors import WorkStopped
 from minos_ray.observe.cause import cause
+from minos_ray.observe.failure import without_secrets
 from minos_ray.progress import Progress
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
@@ -76,7 +77,7 @@ def run_trials(config: Config, run: Run, todo: Sequence[Trial], total: int) -> N
     finally:
         run.delete(TUNE)
     if failed:
-        lines = [f"{Trial(**result.config['trial']).name}: {cause(result.error)}" for result in failed]
+        lines = [f"{Trial(**result.config['trial']).name}: {without_secrets(cause(result.error))}" for result in failed]
         print("\n".join(f"sweep: {line}" for line in lines), flush=True)
         kept = "finished ones are kept, the same command does the rest"
         told = f"sweep: {len(failed)} of {len(todo)} trials failed ({lines[0]}); {kept}"

@@ -33,12 +33,13 @@ class Log:
     def __init__(self, run: Run, name: str, history: list[Record], wandb: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.run, self.name, self.history = run, name, history
-        self.write()
-        self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp()
-        self.events = SummaryWriter(self.folder, purge_step=history[-1]["step"] if history else None)
+        last = history[-1]["step"] if history else None
+        start = {"event": "start", "step": steps_done(history), "pid": os.getpid()}
+        self.run, self.name, self.history = run, name, [*history, start]
+        self.write()  # with the start: whoever follows takes the last one for this one
+        self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp(prefix="minos-")
+        self.events = SummaryWriter(self.folder, purge_step=last)
         self.wandb = start_wandb(run, name) if wandb else None
-        self.add({"event": "start", "step": steps_done(history), "pid": os.getpid()})
 
     def add(self, record: Record) -> None:
         """One more record with `event` (start, train or eval), `step` and numbers."""

@@ -3,12 +3,15 @@
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from minos_ray import cluster
 from minos_ray.config import Config
-from minos_ray.errors import UserError, WorkStopped
+from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.observe.cause import cause, deepest, guilty
+from minos_ray.preflight.bundles import bundles
+from minos_ray.preflight.waiting import Waiting
 from minos_ray.progress import Progress
 from minos_ray.resources import Workers
 from minos_ray.sections import Model
@@ -79,13 +82,7 @@ def failed(error: Exception, workers: Workers) -> str:
 
 def no_room(workers: Workers) -> str:
     """What is free now, against what the workers want all at once."""
-    import ray
-
-    free = ray.available_resources()
-    kinds = {"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})}
-    want = " and ".join(f"{amount:g} {kind}" for kind, amount in kinds.items())
-    have = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in kinds)
-    return f"no room for {workers.workers} workers of {want} each within resources.wait_s; free now: {have}"
+    return f"no room within resources.wait_s for {Waiting('train', bundles(workers), 0.0).why()}"
 
 
 def finished(run: Run, artefact: str) -> Manifest:
@@ -184,8 +181,9 @@ def follow(run: Run, job: Job, done: threading.Event) -> None:
     """Progress of one model, from its log, first the wait until its training begins."""
     steps = total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
     pause = POLL_S if run.local else REMOTE_POLL_S
+    known: list[Record] = []
     with Progress(job.name, steps, "steps", run=run) as progress:
-        while not (starts := [r["step"] for r in read_log(run, job.name) if r["event"] == "start"]):
+        while not (starts := [r["step"] for r in newest(run, job, known) if r["event"] == "start"]):
             progress.advance(0, workers="are starting")
             if done.wait(pause):
                 return progress.give_up()
@@ -193,7 +191,7 @@ def follow(run: Run, job: Job, done: threading.Event) -> None:
         stopped, tokens = False, 0
         while seen < steps and not stopped:
             stopped = done.wait(pause)
-            records = train_records(run, job)
+            records = [r for r in newest(run, job, known) if r["event"] == "train"]
             if len(records) != seen:  # fewer when the workers have begun again at a checkpoint
                 tokens += sum(record["tokens"] for record in records[seen:])
                 loss = {"loss": records[-1]["loss"]} if records else {}
@@ -204,6 +202,8 @@ def follow(run: Run, job: Job, done: threading.Event) -> None:
             progress.give_up()
 
 
-def train_records(run: Run, job: Job) -> list[Record]:
-    """The steps done so far."""
-    return [record for record in read_log(run, job.name) if record["event"] == "train"]
+def newest(run: Run, job: Job, known: list[Record]) -> list[Record]:
+    """Makes `known` the log; while the storage does not give it, it stays as it is: the training may be going on."""
+    with suppress(StorageFailed):
+        known[:] = read_log(run, job.name)
+    return known

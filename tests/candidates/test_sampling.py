@@ -1,5 +1,6 @@
 """The sampling stage on a real Ray with real engines: 70 means 70, after a rerun and after a killed actor too."""
 
+import json
 import os
 import subprocess
 import sys
@@ -232,6 +233,9 @@ def test_a_prompt_that_kills_every_engine_is_counted_and_harms_no_other(
     assert {row["problem_id"] for row in dead} == {"three"}
     assert {row["text"] for row in dead} == {""}
     assert manifest.dropped["engine_died"] == len(dead) == 5
+    [records] = run.files("logs/metrics")
+    last = json.loads(run.read_bytes(f"logs/metrics/{records}").splitlines()[-1])
+    assert (last["state"], last["failures"], last["remaining"]) == ("done", {"engine_died": 5}, 0)
     assert len((tmp_path / "run" / "starts").read_text()) == 4, "one engine more than it kills"
     assert not run.exists("candidates/attempts")
 

@@ -7,6 +7,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from minos_ray.critiques.cache import FOLDER, Answer, Cache, content_key
+from minos_ray.errors import StorageFailed
 from minos_ray.store import Run
 
 MESSAGES = [{"role": "user", "content": "2 + 2 = 5?"}]
@@ -52,6 +53,32 @@ def test_a_torn_line_costs_one_row(tmp_path: Path) -> None:
         (tmp_path / "other" / FOLDER / name).write_bytes(torn)
         cache = Cache(Run(str(tmp_path / "other")))
         assert len(cache.answers) + cache.unreadable == 10 and cache.unreadable == (cut > 1)
+
+
+def test_what_was_not_written_is_not_kept_or_is_written_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first write works, the second, of all that waits meanwhile, tears its last line."""
+    run = Run(str(tmp_path))
+    cache, whole, writes = Cache(run), Cache._write, []
+
+    def write(self: Cache, content: bytes) -> None:
+        writes.append(content)
+        whole(self, content[:-9] if len(writes) == 2 else content)
+        if len(writes) == 2:
+            raise StorageFailed("away")
+
+    async def add() -> list[BaseException | None]:
+        adding = [cache.add(f"k{i}", Answer("x", "answered", cost_usd=0.5)) for i in range(5)]
+        return await asyncio.gather(*adding, return_exceptions=True)
+
+    monkeypatch.setattr(Cache, "_write", write)
+    ends = asyncio.run(add())
+    assert [type(end) for end in ends].count(StorageFailed) == 1
+    settled = {f"k{i}" for i, end in enumerate(ends) if end is None}
+    again = Cache(run)
+    assert settled <= again.answers.keys() and again.unreadable == 1
+    assert cache.answers.keys() == settled
 
 
 def test_a_restart_never_appends_to_a_torn_line(tmp_path: Path) -> None:

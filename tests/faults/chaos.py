@@ -31,7 +31,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--victims", nargs="*", help="only these kinds")
+    kinds = sorted({kind for stage in STAGES.values() for kind in stage.victims})
+    parser.add_argument("--victims", nargs="*", choices=kinds, help="only these kinds")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="folder of results (default: %(default)s)")
     options = parser.parse_args()
     # vLLM's engine as a process of its own, as on GPUs, so that it can be killed apart from its actor.
@@ -89,6 +90,7 @@ def rounds(options: argparse.Namespace) -> Iterator[tuple[str, Sequence[str]]]:
 def clear(run: str, out: Path, keep: bool) -> None:
     """A run that ended well goes; one that did not is kept beside the results."""
     if keep:
+        shutil.rmtree(out / Path(run).name, ignore_errors=True)
         shutil.move(run, out / Path(run).name)
     else:
         shutil.rmtree(run)

@@ -14,6 +14,8 @@ def markdown(reports: Sequence[Report], seed: int) -> str:
     lost = sum(len(report.kills) for report in bad)
     head = f"{len(kills)} kills in {len(reports)} rounds (seed {seed}): {len(kills) - lost} recoveries, {lost} not."
     counted = [
+        f"Commands: {sum(report.starts for report in reports)}, of which reruns "
+        f"{sum(report.starts - 1 for report in reports)}.",
         f"Kills after the last row, answer or step was stored: {sum(kill.share >= 1 for kill in kills)}.",
         f"Answers bought twice (in flight at a kill): {sum(report.bought_twice for report in reports)}.",
         f"Workers of killed raylets that did not end (stuck): {sum(report.stuck for report in reports)}.",

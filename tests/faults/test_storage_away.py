@@ -158,6 +158,7 @@ def test_what_no_retry_mends_is_said_at_once(store: Bucket) -> None:
         "s3://AKIA123@bucket/run?region=us-east-1",
         "gs://bucket/run?access_token=very-secret",
         "abfs://:very-secret@account/run",
+        "abfs://files@account/run?se=2027&sig=very-secret",
     ],
 )
 def test_a_key_in_the_address_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
@@ -170,6 +171,11 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(uri: str, tmp_path: Pa
         open_elsewhere(tmp_path, uri)
     assert not (tmp_path / "run/config.yaml").exists()
     assert main(["status", uri]) == 2
+
+
+def test_an_option_that_actors_would_not_get_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'tls_verify_certificates' .* would not reach the actors"):
+        Run("s3://bucket/run?endpoint_override=https://minio&tls_verify_certificates=false")
 
 
 def open_elsewhere(folder: Path, uri: str) -> None:

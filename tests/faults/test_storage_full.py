@@ -102,6 +102,17 @@ def test_the_line_names_the_disk_and_the_bytes(disk: Path) -> None:
     assert artefact.run.files("candidates") == ["begun.json", "part-a.parquet"]
 
 
+def test_of_a_folder_that_did_not_fit_nothing_is_left(disk: Path, tmp_path: Path) -> None:
+    run, folder = Run(str(disk / "run")), tmp_path / "model"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / name).write_bytes(os.urandom(SIZE // 2))
+    run.write_bytes("models/m/before", b"x")
+    with pytest.raises(WorkStopped, match="no space left"):
+        run.upload(str(folder), "models/m")
+    assert run.files("models/m") == ["before"]
+
+
 def test_the_command_ends_with_one_line_and_exit_code_1(disk: Path) -> None:
     """A stage of the driver alone, as a user runs it."""
     fill(disk, 64 << 10)

@@ -169,7 +169,13 @@ def test_a_run_that_cannot_be_written_has_its_log_elsewhere(tmp_path: Path) -> N
 
 
 def test_secrets() -> None:
-    environment = {"OPENAI_API_KEY": "abcdefgh", "HF_TOKEN": " spaced-out ", "MAX_TOKENS": "512", "PATH": "/usr/bin"}
+    environment = {
+        "A_KEY": "abcdef",
+        "OPENAI_API_KEY": "abcdefgh",
+        "HF_TOKEN": " spaced-out ",
+        "MAX_TOKENS": "512",
+        "PATH": "/usr/bin",
+    }
     text = (
         "abcdefgh spaced-out 512 /usr/bin sk-proj-0123456789 Authorization: Bearer ey.J0-eXAiOiJ http://me:pass@proxy/"
     )
@@ -207,6 +213,11 @@ def test_the_cause_is_read_from_a_traceback_that_came_as_text() -> None:
     assert cause(from_text(REMOTE)) == "Bad: no: way"
     assert isinstance(from_text(REMOTE.replace("pkg.Bad: ", "minos_ray.errors.UserError: ")), UserError)
     assert from_text("nothing") is None
+    below = REMOTE.replace(
+        "pkg.Bad: ", "OSError: [Errno 28]\n\nDuring handling\n  File x\nminos_ray.errors.StorageFailed: "
+    )
+    assert cause(from_text(below)) == "no: way"
+    assert cause(from_text(REMOTE.replace("pkg.Bad", "minos_ray.nowhere.Bad"))) == "Bad: no: way"
 
 
 def test_killed_processes_are_told_from_lost_nodes_and_full_ones() -> None:

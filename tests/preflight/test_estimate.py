@@ -9,6 +9,7 @@ from minos_ray.check import check, check_model, findings, models, unfinished
 from minos_ray.errors import UserError
 from minos_ray.pipeline import State
 from minos_ray.preflight import disk, estimate
+from minos_ray.preflight.gpu_memory import trainings_too_large
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
 from tests.tiny import tiny_model
@@ -118,3 +119,29 @@ def test_weights_of_an_engine_are_counted_as_they_are_saved(tmp_path: Path, base
     assert estimate.engine_bytes(model, run, "auto") == 15 * (2 + 2 + 1)
     assert estimate.engine_bytes(model, run, "float32") == 15 * 12
     assert estimate.engine_bytes(Model(model="org/name"), run, "auto") == 0
+
+
+def test_only_what_is_loaded_counts(tmp_path: Path, base: str) -> None:
+    """Some models lie on the hub twice, the second time as one file that no index names."""
+    from transformers import AutoModelForCausalLM
+
+    folder, run = Path(shutil.copytree(base, tmp_path / "model")), Run(str(tmp_path))
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(folder, max_shard_size="100KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1 and estimate.weight_files(str(folder)) == shards
+    assert estimate.parameters(Model(model=str(folder)), run) == estimate.parameters(Model(model=base), run)
+    shards[1].unlink()
+    with pytest.raises(UserError, match=rf"base\.model: .*{shards[1].name} is no safetensors file"):
+        check_model("base.model", Model(model=str(folder)), run)
+    (folder / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(UserError, match=r"base\.model: .*is no index"):
+        check_model("base.model", Model(model=str(folder)), run)
+
+
+def test_gpus_smaller_than_declared_are_told(tmp_path: Path, base: str) -> None:
+    workers = {"train": {"workers": 1, "gpu": True, "gpu_memory_gb": 80}}
+    made = config(tmp_path, base, resources=workers)
+    assert [*trainings_too_large(made, Run(made.run), {"sft"}, 80)] == []
+    [line] = trainings_too_large(made, Run(made.run), {"sft"}, 0.5)
+    assert "sft needs about" in line

@@ -173,3 +173,9 @@ def test_advice_names_the_keys_to_change() -> None:
     text = memory.advice(given, memory.fitting(SEVEN, BF16, given, "lm", 40))
     assert "resources.train.gradient_checkpointing=True" in text and "resources.train.zero=" in text
     assert "resources.train.workers" not in text
+
+
+def test_a_driver_that_hangs_tells_nothing(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(gpus, "SMI_S", 0.3)
+    assert gpus.memory_gb() is None
