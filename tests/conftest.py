@@ -14,6 +14,7 @@ os.environ.update(
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_BACKEND_LOG_LEVEL="fatal",
     RAY_memory_monitor_refresh_ms="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",
     RAY_USAGE_STATS_ENABLED="0",
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",

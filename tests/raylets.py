@@ -1,7 +1,8 @@
 """A Ray cluster of real raylets on this machine."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from minos_ray.cluster import disconnect
 
 STORE = {"object_store_memory": 100 << 20}
+# Ray's own actors that live as long as the driver or longer, and hold nothing.
+RAYS = {"_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor", "TrainStateActor", "_DatasetStateActor"}
 
 
 @contextmanager
@@ -27,3 +30,28 @@ def cluster_of_raylets(monkeypatch: pytest.MonkeyPatch, **head: Any) -> Iterator
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def held() -> list[str]:
+    """Resources, placement groups and actors that somebody still holds."""
+    import ray
+    from ray._private.state import actors
+    from ray.util import placement_group_table
+
+    have, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [kind for kind in have if not kind.startswith(("object_store_memory", "memory"))]
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    alive = [actor["ActorClassName"].rpartition(".")[2] for actor in actors().values() if actor["State"] != "DEAD"]
+    return [
+        *(f"{have[kind] - free.get(kind, 0):g} {kind}" for kind in kinds if have[kind] - free.get(kind, 0) > 1e-6),
+        *(f"group {group['bundles']}" for group in groups),
+        *(f"actor {name}" for name in alive if name not in RAYS),
+    ]
+
+
+def all_is_free(beside: Sequence[str] = (), seconds: float = 40) -> None:
+    """Fails with what is held when that does not end soon."""
+    deadline = time.monotonic() + seconds
+    while (left := held()) != list(beside) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == list(beside)

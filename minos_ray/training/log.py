@@ -34,8 +34,8 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         last = history[-1]["step"] if history else None
-        start = {"event": "start", "step": steps_done(history), "pid": os.getpid()}
-        self.run, self.name, self.history = run, name, [*history, start]
+        history.append({"event": "start", "step": steps_done(history), "pid": os.getpid()})
+        self.run, self.name, self.history = run, name, history
         self.write()  # with the start: whoever follows takes the last one for this one
         self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp(prefix="minos-")
         self.events = SummaryWriter(self.folder, purge_step=last)

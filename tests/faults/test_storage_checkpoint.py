@@ -41,15 +41,15 @@ def store(end_of_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
     """Of the newest a tensor file is cut, of the one before a rank has not spoken: the third is gone on from."""
-    straight = Made(*world(tmp_path / "straight", reward=SECTION, resources={"num_cpus": 2}))
+    config, _ = world(tmp_path / "local", reward=SECTION, resources={"num_cpus": 2})
     workers = {"workers": 2, "zero": 2, "save_every": 5, "keep": 4}
-    fit(straight.config, straight.run, "reward", [job(straight, straight.run, **workers)])
     remote = Run(store.uri("run"))
     fill(remote, 40, 8)
-    made = straight._replace(config=straight.config.model_copy(update={"run": remote.path}))
+    made = Made(config.model_copy(update={"run": remote.path}), remote)
+    straight = job(made, remote, "straight", **{**workers, "save_every": 1000}).model_copy(update={"key": "straight"})
     killer = once(lambda: pid_after(remote, 40), lambda pid: os.kill(pid, signal.SIGKILL))
     with pytest.raises(WorkStopped, match="its process was killed"):
-        fit(made.config, remote, "reward", [job(made, remote, **workers)])
+        fit(made.config, remote, "reward", [straight, job(made, remote, **workers)])
     killer.join(timeout=1)
     assert not killer.is_alive(), "it was the kill that ended the training"
     found = whole(remote, PLACE, job(made, remote, **workers).key)
@@ -59,7 +59,7 @@ def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
     assert [checkpoint.step for checkpoint in whole(remote, PLACE, job(made, remote, **workers).key)] == left
     fit(made.config, remote, "reward", [job(made, remote, **workers)])
     assert records(remote, "start")[-1]["step"] == left[-1]
-    assert weights(remote) == weights(straight.run)
+    assert weights(remote) == weights(remote, "straight")
 
 
 def pid_after(run: Run, step: int) -> int | None:

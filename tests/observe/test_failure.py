@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from minos_ray.observe.failure import redacted, reported
 from minos_ray.pipeline import run_stage
 from minos_ray.sections import Config
 from minos_ray.store import Run
-from minos_ray.training.log import read_log
 from tests.runs import put
 from tests.training.world import world
 
@@ -96,24 +93,6 @@ def test_an_exception_in_a_training_worker(local_ray: None, tmp_path: Path, made
     line, log = told(config, run, "sft")
     assert line.startswith("sft: worker 1 of 1 failed: SafetensorError: ")
     assert "in train_all" in log
-
-
-@pytest.mark.slow
-def test_a_training_worker_that_is_killed(local_ray: None, tmp_path: Path) -> None:
-    config, run = world(tmp_path, sft={"epochs": 40}, resources={"train": {"max_failures": 0, "micro_tokens": 512}})
-
-    def kill() -> None:
-        deadline = time.monotonic() + 90
-        while len(records := read_log(run, "critic")) < 3 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(records[0]["pid"], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    line, _ = told(config, run, "sft")
-    killer.join()
-    assert line.startswith("sft: worker 1 of 1 failed: its process was killed")
-    assert "memory" in line and line.endswith("a rerun goes on from the last checkpoint")
 
 
 def test_the_driver_through_the_command(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 import os
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,11 @@ from minos_ray.pipeline import run_stage
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
-from tests.raylets import STORE, cluster_of_raylets
+from tests.raylets import STORE, all_is_free, cluster_of_raylets
 from tests.runs import put
 from tests.training.world import world
 
 pytestmark = pytest.mark.slow
-
-STAGES = ("sample", "label", "critique", "sft", "reward", "score", "sweep")
-# Ray's own actors that live as long as the driver or longer, and hold nothing.
-RAYS = {"_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor", "TrainStateActor", "_DatasetStateActor"}
 
 
 @pytest.fixture(scope="module")
@@ -41,31 +36,6 @@ def cluster(end_of_ray: None) -> Iterator[Any]:
         yield made
 
 
-def held() -> list[str]:
-    """Resources, placement groups and actors that somebody still holds."""
-    import ray
-    from ray._private.state import actors
-    from ray.util import placement_group_table
-
-    have, free = ray.cluster_resources(), ray.available_resources()
-    kinds = [kind for kind in have if not kind.startswith(("object_store_memory", "memory"))]
-    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
-    alive = [actor["ActorClassName"].rpartition(".")[2] for actor in actors().values() if actor["State"] != "DEAD"]
-    return [
-        *(f"{have[kind] - free.get(kind, 0):g} {kind}" for kind in kinds if have[kind] - free.get(kind, 0) > 1e-6),
-        *(f"group {group['bundles']}" for group in groups),
-        *(f"actor {name}" for name in alive if name not in RAYS),
-    ]
-
-
-def all_is_free(beside: Sequence[str] = (), seconds: float = 40) -> None:
-    """Fails with what is held when that does not end soon."""
-    deadline = time.monotonic() + seconds
-    while (left := held()) != list(beside) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == list(beside)
-
-
 def fails(text: str) -> list[str]:
     """A step splitter that fails in the actor."""
     raise ValueError("the splitter fails")
@@ -74,11 +44,15 @@ def fails(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """Address of a critic that says what the labels say, and goes away when asked to."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TEST_CRITIC_KEY", KEY)
+    patch.setenv("CRITIC", "there")
     critic = ScriptedServer(lambda prompt, number: Reply(cut=os.environ.get("CRITIC") == "gone"))
     threading.Thread(target=critic.serve_forever, daemon=True).start()
     yield critic.url
     critic.shutdown()
     critic.server_close()
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +64,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, server: str) -> Config:
         critique={"base_url": server, "api_key_env": "TEST_CRITIC_KEY", "count": 40},
         reward={"verifiers": ["orm-minos"]},
         score={"judge": None},
-        sweep={"critiques": [0], "kinds": ["orm"], "seeds": [1, 2]},
         resources={
             "train": {"workers": 2, "micro_tokens": 512, "max_failures": 0},
             "score": {"actors": 2},
@@ -155,23 +128,25 @@ FAILURES: dict[str, Break] = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_holds_nothing_when_it_is_over(
-    cluster: Any, made: Config, sampled: Config, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def holds_nothing_after(stage: str, config: Config, folder: Path) -> None:
     """First it fails, where that is tried here, and while its exception is looked at; then it succeeds."""
-    monkeypatch.setenv("TEST_CRITIC_KEY", KEY)
-    monkeypatch.setenv("CRITIC", "there")
-    config = sampled if stage in ("sample", "label") else made
+    os.environ["CRITIC"] = "there"
     if stage in FAILURES:
         with pytest.raises(WorkStopped) as caught:  # which keeps the exception, and its frames
-            failing = FAILURES[stage](tmp_path, config)
+            failing = FAILURES[stage](folder, config)
             run_stage(failing, Run(failing.run), stage)
         all_is_free()
         assert caught.value.__notes__
-    monkeypatch.setenv("CRITIC", "there")
+    os.environ["CRITIC"] = "there"
     run_stage(config, Run(config.run), stage)
     all_is_free()
+
+
+@pytest.mark.parametrize("stage", ["sample", "label", "critique", "sft"])
+def test_a_stage_holds_nothing_when_it_is_over(
+    cluster: Any, made: Config, sampled: Config, stage: str, tmp_path: Path
+) -> None:
+    holds_nothing_after(stage, sampled if stage in ("sample", "label") else made, tmp_path)
 
 
 def other(config: Config, folder: Path, wait_s: float = 600) -> Config:
@@ -182,14 +157,19 @@ def other(config: Config, folder: Path, wait_s: float = 600) -> Config:
 
 
 def test_two_that_each_need_the_whole_cluster_take_turns(cluster: Any, made: Config, tmp_path: Path) -> None:
-    configs = [other(made, tmp_path / name) for name in ("one", "two")]
-    work = [threading.Thread(target=run_stage, args=(own, Run(own.run), "reward")) for own in configs]
+    """And they hold nothing when they are over; training within a sweep: tests/sweep."""
+    configs = [made, other(made, tmp_path / "run")]
+    work = [threading.Thread(target=run_stage, args=(own, Run(own.run), "reward"), daemon=True) for own in configs]
     for each in work:
         each.start()
     for each in work:
-        each.join()
+        each.join(timeout=300)
     assert all(Run(own.run).artefact("models/orm-minos").manifest() for own in configs)
     all_is_free()
+
+
+def test_scoring_holds_nothing_when_it_is_over(cluster: Any, made: Config, tmp_path: Path) -> None:
+    holds_nothing_after("score", made, tmp_path)
 
 
 def test_who_gets_no_room_gives_up_and_holds_no_part_of_it(cluster: Any, made: Config, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def settings(run: Run) -> Config:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_every_candidate_is_scored_once_and_a_rerun_fills_gaps_only(run: Run, settings: Config) -> None:
+def test_every_candidate_is_scored_once(run: Run, settings: Config) -> None:
     manifest = score(settings, run)
     assert manifest.artefact == "scores/prm-minos" and manifest.counts["candidates"] == sum(SIZES)
     labels = {row["candidate_id"]: row for row in run.artefact("labels").read().to_pylist()}
@@ -58,17 +58,7 @@ def test_every_candidate_is_scored_once_and_a_rerun_fills_gaps_only(run: Run, se
             (found,), _ = scorer.score([(question, labels[row["candidate_id"]]["steps"])])
             assert row["score"] == pytest.approx(min(found), abs=1e-4)
             assert row["step_scores"] == pytest.approx(found if name == "prm-minos" else [], abs=1e-4)
-    artefact = run.artefact("scores/orm-base")
-    before = {name: artefact.read_part(name).to_pylist() for name in artefact.part_names()}
     assert score(settings, run).created == manifest.created
-    lost = artefact.part_names()[0]
-    run.delete(f"scores/orm-base/part-{lost}.parquet")
-    run.delete("scores/orm-base/manifest.json")
-    score(settings, run)
-    after = {name: artefact.read_part(name).to_pylist() for name in artefact.part_names()}
-    kept = before.keys() - {lost}
-    assert all(after[name] == before[name] for name in kept)
-    assert sorted(row["candidate_id"] for rows in after.values() for row in rows) == sorted(labels)
 
 
 @pytest.mark.slow
@@ -110,7 +100,7 @@ def test_both_engines_score_the_same_and_fill_each_others_gaps(run: Run) -> None
     before = {part: artefact.read_part(part).to_pylist() for part in kept}
     run.delete(f"scores/orm-base/part-{lost}.parquet")
     run.delete("scores/orm-base/manifest.json")
-    scored()
+    assert scored()["orm-base"] == [pytest.approx(row, abs=1e-4) for row in ours["orm-base"]]
     assert before == {part: artefact.read_part(part).to_pylist() for part in kept}
 
 

@@ -12,6 +12,7 @@ from minos_ray.evaluation import outcomes
 from minos_ray.store import Manifest, Run
 from minos_ray.sweep.space import Trial, trial_run
 from minos_ray.sweep.stage import sweep
+from tests.raylets import all_is_free
 from tests.training.world import world
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -28,8 +29,12 @@ def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
     grid = {"critiques": [0, 60], "kinds": ["orm", "prm"], "seeds": [1]}
     worker = {"train": {"workers": 1, "micro_tokens": 512}, "score": {"actors": 1}}
     broken, run = world(tmp_path, sweep=grid, sft={"max_length": 8}, resources=worker)
-    with pytest.raises(WorkStopped, match=r"1 of 2 trials failed \(critiques-000060-seed-1: .*no rows to train on"):
+    with pytest.raises(
+        WorkStopped, match=r"1 of 2 trials failed \(critiques-000060-seed-1: .*no rows to train on"
+    ) as caught:
         sweep(broken, run)
+    all_is_free()
+    assert caught.value.__cause__ is not None, "what failed is still looked at"
     told = capsys.readouterr().out.splitlines()
     assert {"sweep: critiques-000060-seed-1 failed", "sweep: critiques-000000-seed-1 is done (1 of 2)"} <= set(told)
     others = [line for line in told if not line.startswith(("sweep: ", "[", "("))]  # "(": from actors
@@ -42,6 +47,7 @@ def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
 
     config = broken.model_copy(update={"sft": broken.sft.model_copy(update={"max_length": 256})})
     manifest = sweep(config, run)
+    all_is_free()
     assert manifest.counts == {"trials": 2, "rows": 4}
     assert manifest.details["trials_run_now"] == 1
     assert manifests(base, *kept) == first

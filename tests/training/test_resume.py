@@ -1,6 +1,7 @@
 """Trainings that are killed, or lose a node, end as if nothing had happened: real workers, real raylets."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -65,8 +66,28 @@ def straight(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Made
     """Never killed."""
     made = Made(*world(tmp_path_factory.mktemp("straight"), reward=SECTION, resources={"num_cpus": 2}))
     fit(made.config, made.run, "reward", [job(made, made.run)])
-    fit(made.config, made.run, "reward", [job(made, made.run, "zero2", workers=2, zero=2)])
+    fit(made.config, made.run, "reward", [job(made, made.run, "zero2", workers=2, zero=2), best(made)])
     return made
+
+
+def best(made: Made) -> Job:
+    """So high a learning rate that the loss on held-out rows rises again."""
+    like = job(made, made.run, "best", workers=2, zero=3, save_every=1000)
+    section = like.section.model_copy(update={"lr": 3e-2, "eval_every": 5, "pick": "best"})
+    return like.model_copy(update={"section": section, "key": "best"})
+
+
+@pytest.fixture(scope="module")
+def stopped(straight: Made, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One worker, killed after step 35."""
+    run = copy(straight, tmp_path_factory.mktemp("stopped"))
+    killed(straight, run, 35)
+    return run
+
+
+def copied(run: Run, folder: Path) -> Run:
+    """The same again, checkpoints and all."""
+    return Run(str(shutil.copytree(run.root, folder / "run", symlinks=True)))
 
 
 def records(run: Run, event: str, name: str = "orm-base") -> list[Record]:
@@ -105,17 +126,17 @@ def killed(made: Made, run: Run, at: int, **workers: Any) -> None:
         return records(run, "start")[-1]["pid"] if done and done[-1]["step"] >= at else None
 
     killer = once(pid_then, lambda pid: os.kill(pid, signal.SIGKILL))
-    with pytest.raises(WorkStopped, match="its process was killed"):
+    line = r"reward: worker 1 of \d failed: its process was killed.* memory.* a rerun goes on from the last checkpoint$"
+    with pytest.raises(WorkStopped, match=line):
         fit(made.config, run, "reward", [job(made, run, **workers)])
     killer.join()
     assert run.artefact("models/orm-base").manifest() is None
     assert whole(run, "checkpoints/reward/orm-base", job(made, run).key)
 
 
-def test_killed_and_resumed_is_as_never_killed(straight: Made, tmp_path: Path) -> None:
-    """Killed twice, the second time right after the start; ends with the same curves and the same bytes."""
-    run = copy(straight, tmp_path)
-    killed(straight, run, 35)
+def test_killed_and_resumed_is_as_never_killed(straight: Made, stopped: Run, tmp_path: Path) -> None:
+    """Killed twice; ends with the same curves and the same bytes."""
+    run = copied(stopped, tmp_path)
     killed(straight, run, 71)
     fit(straight.config, run, "reward", [job(straight, run)])
     starts = [record["step"] for record in records(run, "start")]
@@ -138,29 +159,23 @@ def test_zero_shards_go_on_with_as_many_workers_and_are_refused_to_others(straig
     assert weights(run) == weights(straight.run, "zero2")
 
 
-def test_without_zero_another_number_of_workers_goes_on(straight: Made, tmp_path: Path) -> None:
-    run = copy(straight, tmp_path)
-    killed(straight, run, 35)
+def test_without_zero_another_number_of_workers_goes_on(straight: Made, stopped: Run, tmp_path: Path) -> None:
+    run = copied(stopped, tmp_path)
     fit(straight.config, run, "reward", [job(straight, run, workers=2)])
     assert records(run, "start")[-1]["step"] > 0
     assert losses(run) == pytest.approx(losses(straight.run), abs=1e-4)
 
 
-def test_the_best_weights_are_those_of_the_best_evaluation(straight: Made, tmp_path: Path) -> None:
-    """So high a learning rate that the loss on held-out rows rises again: the model is as it was at its lowest."""
-    run, longer = copy(straight, tmp_path), {"lr": 3e-2, "eval_every": 5, "pick": "best"}
-    first = job(straight, run, save_every=1000, workers=2, zero=3)
-    section = first.section.model_copy(update=longer)
-    fit(straight.config, run, "reward", [first.model_copy(update={"section": section})])
-    manifest = run.artefact("models/orm-base").manifest()
+def test_the_best_weights_are_those_of_the_best_evaluation(straight: Made) -> None:
+    manifest = straight.run.artefact("models/best").manifest()
     assert manifest is not None
     curve = {point["step"]: point["loss"] for point in manifest.details["curve"] if point["step"]}
     lowest = min(curve, key=lambda step: curve[step])
     assert lowest < STEPS and manifest.details["weights_of_step"] == lowest
-    assert held_out_loss(straight, run) == pytest.approx(curve[lowest], abs=1e-5)
+    assert held_out_loss(straight.run, "best") == pytest.approx(curve[lowest], abs=1e-5)
 
 
-def held_out_loss(made: Made, run: Run) -> float:
+def held_out_loss(run: Run, name: str) -> float:
     """The loss of the saved model on the held-out rows."""
     import numpy as np
     import torch
@@ -169,7 +184,7 @@ def held_out_loss(made: Made, run: Run) -> float:
     from minos_ray.training.losses import Objective
     from minos_ray.training.rows import Rows, pack
 
-    model = architecture.auto_class("orm").from_pretrained(f"{run.root}/models/orm-base")
+    model = architecture.auto_class("orm").from_pretrained(f"{run.root}/models/{name}")
     rows = Rows.read(run, "orm-held-out")
     with torch.no_grad():
         found = Objective(model, "orm").eval()(*map(torch.from_numpy, pack(rows, np.arange(len(rows)))))
