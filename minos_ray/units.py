@@ -94,6 +94,11 @@ def task_sizes(units: int, actors: int, most: int, least: int = 1) -> list[int]:
     return sizes
 
 
+def forget(run: Run, artefact: str) -> None:
+    """Removes what actors noted of their attempts, for a run that was stopped too."""
+    run.delete(f"{artefact}/attempts")
+
+
 def run_units(
     run: Run,
     artefact: str,
@@ -125,11 +130,10 @@ def run_units(
     """
     import ray
 
+    forget(run, artefact)
     if units.num_rows == 0:
         return {}
     require(label, resources, wait_s)
-    attempts = f"{artefact}/attempts"
-    run.delete(attempts)
     stored = ray.put(units)
     units = ray.get(stored)  # in shared memory: no second table for the hours to come, if the caller kept none
     pa.default_memory_pool().release_unused()
@@ -139,7 +143,7 @@ def run_units(
         "run": run.path,
         "artefact": artefact,
         "units": stored,
-        "attempts": f"{attempts}/{uuid.uuid4().hex}",
+        "attempts": f"{artefact}/attempts/{uuid.uuid4().hex}",
         "part_units": -(-units.num_rows // PARTS),
         "at_once": batch_units,
     }
@@ -164,7 +168,7 @@ def run_units(
             progress.advance(rows_before + outcome.rows - progress.done)
     except ray.exceptions.RayActorError as error:
         raise WorkStopped(f"{label}: {cause(error)}; what is finished is kept, a rerun does the rest") from error
-    run.delete(attempts)  # not after a failure: actors that are being ended may still write there; a rerun begins so
+    forget(run, artefact)  # not after a failure: actors that are being ended may still write there; a rerun begins so
     return outcome.stats
 
 

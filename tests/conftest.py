@@ -1,4 +1,4 @@
-"""Set before anything imports ray: no token file, no uv hook, no memory monitor; nothing asks a model hub."""
+"""Set before anything imports ray: no token file, uv hook, memory monitor, watcher of spot nodes, model hub."""
 
 import os
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ os.environ.update(
     RAY_BACKEND_LOG_LEVEL="fatal",
     RAY_memory_monitor_refresh_ms="0",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_USAGE_STATS_ENABLED="0",
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",

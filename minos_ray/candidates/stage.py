@@ -22,7 +22,7 @@ from minos_ray.models import load_tokenizer, locate
 from minos_ray.reading import ahead
 from minos_ray.sections import Model
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
-from minos_ray.units import joined_first, run_units
+from minos_ray.units import forget, joined_first, run_units
 
 AMOUNTS = ("n_train", "n_test")
 # There once all candidates were; holds a word when some were drawn again.
@@ -140,6 +140,7 @@ def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: Wanted)
     units = missing(config, artefact, wanted)
     before = wanted.rows - int(units.count.sum())
     if before == wanted.rows:
+        forget(run, artefact.name)
         return before
     tell_drawn_again(artefact)
     resources = config.resources.sample

@@ -23,7 +23,7 @@ from minos_ray.labels.rollout_plan import Tree, grow
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.sections import Label, Model, Rollouts
 from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import run_units, stored_ids
+from minos_ray.units import forget, run_units, stored_ids
 
 GRADED = ("correct", "wrong")
 REJOINED = "candidates_rejoined"
@@ -157,6 +157,7 @@ def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, mod
     stored = set(target.read(["problem_id"], partial=True)["problem_id"].to_pylist())
     todo = [tree for tree in made.trees if tree.problem_id not in stored]
     if not todo:
+        forget(run, target.name)
         return before
     random.Random(config.seed).shuffle(todo)  # so that every batch is about equally much work
     resources = config.resources.sample

@@ -18,7 +18,7 @@ from minos_ray.labels.step_labels import COUNTED, StepLabeller
 from minos_ray.sections import Label
 from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import run_units, whole_units
+from minos_ray.units import forget, run_units, whole_units
 
 UNIT_ROWS = 2048
 STATUSES = ("correct", "wrong", "no_answer", "timeout")
@@ -59,7 +59,7 @@ def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -
     done = whole_units(target, units["unit_id"].combine_chunks())
     todo = units.filter(pa.array(~done))
     if not todo.num_rows:
-        return
+        return forget(run, "labels")
     from minos_ray.cluster import connect
 
     connect(config)

@@ -18,7 +18,7 @@ from minos_ray.resources import Engine
 from minos_ray.sections import Judge, Model
 from minos_ray.store import Artefact, Manifest, Run
 from minos_ray.training import encoding
-from minos_ray.units import run_units, stored_ids
+from minos_ray.units import forget, run_units, stored_ids
 
 NO_STEPS = "no_steps"
 
@@ -147,7 +147,7 @@ def judge_missing(config: Config, run: Run, artefact: Artefact, units: list[dict
     stored = stored_ids(artefact, "candidate_id")
     todo = [unit for unit in units if unit["unit_id"] not in stored]
     if not todo or config.score.judge is None:
-        return
+        return forget(run, artefact.name)
     resources = config.resources.judge
     cluster.connect(config)
     run_units(

@@ -15,7 +15,7 @@ from minos_ray.scoring.solutions import Reader, missing, read_pieces
 from minos_ray.sections import Model
 from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import run_units
+from minos_ray.units import forget, run_units
 
 WORKER = "minos_ray.scoring.scorer:Scorers"
 
@@ -81,7 +81,7 @@ def score_missing(
     units = [missing(begun, pieces)]  # in a list, out of which the table goes to Ray's store
     rows, left = size(pieces) * len(begun), size(units[0]) if units[0].num_rows else 0
     if not left:
-        return
+        return forget(run, "scores")
     resources = of_worker(config.resources.score, worker)
     cluster.connect(config)
     run_units(

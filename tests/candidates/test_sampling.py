@@ -168,6 +168,19 @@ def test_what_is_stored_twice_is_kept_once(tmp_path: Path, path: str) -> None:
     assert (stored(artefact, wanted) == found).all()
 
 
+def test_a_rerun_with_nothing_left_forgets_what_was_noted_of_attempts(tmp_path: Path, path: str) -> None:
+    config = make_config(tmp_path, path, actors=1)
+    run = make_run(config)
+    artefact = stages.begin(config, run, "candidates")
+    assert isinstance(artefact, Artefact)
+    for name, (_, n) in PROBLEMS.items():
+        made = candidates({"problem_id": name, "first": 0, "count": n}, [Text("", "stop", 1)] * n, "m")
+        artefact.write_part(name, made)
+    run.write_bytes("candidates/attempts/of/a-killed-driver", b"")
+    assert sample(config, run).counts["candidates"] == 145
+    assert not run.exists("candidates/attempts")
+
+
 @pytest.mark.slow
 def test_neither_a_killed_driver_nor_a_deadly_prompt_loses_or_repeats_a_candidate(
     tmp_path: Path, path: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
