@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from minos_ray.candidates.lifeline import tied
 from minos_ray.resources import Engine
 from minos_ray.sections import Model
 
@@ -50,6 +51,7 @@ class Generator:
         from vllm import LLM
 
         self.llm = LLM(path, **arguments(path, model, resources))
+        self.guards = tied(self.llm)
         self.max_model_len = self.llm.model_config.max_model_len
         self.width: int = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 

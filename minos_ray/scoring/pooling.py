@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minos_ray.candidates.engine import arguments, dead_engine, die, set_environment
+from minos_ray.candidates.lifeline import tied
 from minos_ray.resources import Scoring
 from minos_ray.scoring.verifier import Verifier
 from minos_ray.sections import Model
@@ -29,6 +30,7 @@ class Pooling(Verifier):
         self.raw = PoolingParams(use_activation=False)
         settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), self.fitted(resources))
         self.llm = LLM(model, runner="pooling", pooler_config=PoolerConfig(task=self.task), **settings)
+        self.guards = tied(self.llm)
 
     def fitted(self, resources: Scoring) -> Scoring:
         """With the limit of the model and the precision that it is saved in (vLLM's `auto` halves float32)."""

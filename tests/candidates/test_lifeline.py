@@ -1,0 +1,75 @@
+"""An engine in a process of its own and the process that uses it: whichever is killed, the other does not stay."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.slow
+
+# One batch, which the engine has as a whole: from then on the client only waits.
+CLIENT = """
+import sys
+from minos_ray.candidates.engine import Generator, Request
+from minos_ray.resources import Engine
+from minos_ray.sections import Model
+
+resources = Engine(kv_cache_gb=0.5, max_model_len=512, dtype="float32", max_num_seqs=256)
+made = Generator(sys.argv[1], Model(model=sys.argv[1]), resources)
+requests = [Request([5, 6, 7], 256)]
+sampling = {"temperature": 1.0, "max_tokens": 500, "min_tokens": 500}
+started = lambda places: print("started", flush=True)
+print(len(list(made.stream(requests, sampling, "seed", started))), "texts", flush=True)
+"""
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process with an engine at work."""
+    command = [sys.executable, "-c", CLIENT, tiny_model(tmp_path / "model")]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    while "started" not in (line := process.stdout.readline()):
+        assert line or process.poll() is None, process.stderr.read()
+    time.sleep(1)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def engine_of(client: "subprocess.Popen[str]") -> psutil.Process:
+    """Its engine."""
+    below = psutil.Process(client.pid).children(recursive=True)
+    (engine,) = [process for process in below if "EngineCore" in " ".join(process.cmdline())]
+    return engine
+
+
+def test_who_waits_for_a_killed_engine_is_told(client: "subprocess.Popen[str]") -> None:
+    engine_of(client).kill()
+    said, errors = client.communicate(timeout=30)
+    assert client.returncode == 1 and "texts" not in said
+    assert [line for line in errors.splitlines() if line.startswith("vllm.") and "EngineDeadError" in line]
+
+
+def test_an_engine_ends_with_its_killed_client(client: "subprocess.Popen[str]") -> None:
+    engine = engine_of(client)
+    os.kill(client.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs([engine], timeout=5)
+    for process in alive:
+        process.kill()
+    assert not alive
