@@ -45,6 +45,7 @@ def sweep(config: Config, run: Run) -> Manifest:
     todo = [trial for trial in planned if not is_done(config, run, trial)]
     if todo:
         run_trials(config, run, todo, len(planned))
+    run.delete(TUNE)  # also that of a sweep that was killed when all its trials were through
     rows = [row for trial in sorted(planned) for row in result_rows(config, run, trial)]
     run.write_bytes(NAME, json.dumps(study(config, run, rows), indent=1, allow_nan=False).encode())
     write(run, rows)

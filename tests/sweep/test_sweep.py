@@ -72,7 +72,9 @@ def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
     check_trend(run, rows)
     assert sweep(config, run) == manifest
     run.artefact("sweep/results.parquet").run.delete("sweep/results.parquet.manifest.json")
+    run.write_bytes("sweep/tune/of-a-killed-driver", b"")
     assert sweep(config, run).details["trials_run_now"] == 0
+    assert not run.exists("sweep/tune")
 
 
 def check_trend(run: Run, rows: list[dict]) -> None:
