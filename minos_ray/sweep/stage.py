@@ -45,7 +45,7 @@ def sweep(config: Config, run: Run) -> Manifest:
     todo = [trial for trial in planned if not is_done(config, run, trial)]
     if todo:
         run_trials(config, run, todo, len(planned))
-    run.delete(TUNE)  # also that of a sweep that was killed when all its trials were through
+    run.delete(TUNE)  # also where a sweep was killed when all its trials were through
     rows = [row for trial in sorted(planned) for row in result_rows(config, run, trial)]
     run.write_bytes(NAME, json.dumps(study(config, run, rows), indent=1, allow_nan=False).encode())
     write(run, rows)
@@ -70,13 +70,10 @@ def run_trials(config: Config, run: Run, todo: Sequence[Trial], total: int) -> N
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = trials_at_once(config.resources, nodes, len(todo))
     print(f"sweep: {len(todo)} trials, {at_once} at once", flush=True)
-    try:
-        with Progress("sweep", total, "trials", total - len(todo), run) as progress:
-            grid = tuner(config, run, todo, at_once, progress).fit()
-            if failed := [result for result in grid if result.error]:
-                progress.give_up()
-    finally:
-        run.delete(TUNE)
+    with Progress("sweep", total, "trials", total - len(todo), run) as progress:
+        grid = tuner(config, run, todo, at_once, progress).fit()
+        if failed := [result for result in grid if result.error]:
+            progress.give_up()
     if failed:
         lines = [f"{Trial(**result.config['trial']).name}: {without_secrets(cause(result.error))}" for result in failed]
         print("\n".join(f"sweep: {line}" for line in lines), flush=True)
