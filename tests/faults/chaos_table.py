@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from tests.faults.chaos_round import Kill, Report
+from tests.faults.world import STAGES
 
 
 def markdown(reports: Sequence[Report], seed: int) -> str:
@@ -35,7 +36,7 @@ def summary(reports: Sequence[Report]) -> list[str]:
         "| stage | victim | kills | moments, s | stored, % | went on by itself | by a rerun | recovery, s | right |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (stage, victim), some in found.items():
+    for (stage, victim), some in sorted(found.items(), key=lambda one: (list(STAGES).index(one[0][0]), one[0][1])):
         kills = [kill for kill, _ in some]
         alone = sum(kill.outcome == "went on" for kill in kills)
         seconds = [kill.recovery_s for kill in kills if kill.recovery_s is not None]
