@@ -117,12 +117,18 @@ def stream_into(fs: pafs.FileSystem, path: str, content: bytes) -> None:
         stream.write(content)
 
 
-def uncopy(folder: str, root: str, fs: pafs.FileSystem) -> None:
-    """Removes what was copied of a folder to a disk, which would else stay full."""
-    if isinstance(fs, pafs.LocalFileSystem):
-        for file in Path(folder).rglob("*"):
-            if not file.is_dir():
-                (Path(root) / file.relative_to(folder)).unlink(missing_ok=True)
+def copy_folder(folder: str, root: str, fs: pafs.FileSystem) -> None:
+    """Copies the files of a local folder; of one that does not fit on a disk nothing stays there, to keep it full."""
+    if not atomic(fs):
+        fs.create_dir(root, recursive=True)
+    try:
+        pafs.copy_files(folder, root, pafs.LocalFileSystem(), fs)
+    except OSError:
+        if isinstance(fs, pafs.LocalFileSystem):
+            for file in Path(folder).rglob("*"):
+                if not file.is_dir():
+                    (Path(root) / file.relative_to(folder)).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

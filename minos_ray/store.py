@@ -68,13 +68,7 @@ class Run:
     def upload(self, folder: str, name: str) -> None:
         """Copies the files of a local folder into one of the run."""
         with self.said("written", name):
-            if not storage.atomic(self.fs):
-                self.fs.create_dir(f"{self.root}/{name}", recursive=True)
-            try:
-                pafs.copy_files(folder, f"{self.root}/{name}", pafs.LocalFileSystem(), self.fs)
-            except OSError:
-                storage.uncopy(folder, f"{self.root}/{name}", self.fs)
-                raise
+            storage.copy_folder(folder, f"{self.root}/{name}", self.fs)
 
     def download(self, name: str, folder: str) -> None:
         """Copies the files of a folder of the run into a local one that is there."""
