@@ -82,14 +82,14 @@ def whole_units(artefact: Artefact, ids: pa.Array, rows: np.ndarray | None = Non
 def task_sizes(units: int, actors: int, most: int, least: int = 1) -> list[int]:
     """How many units the tasks have, in order: at first `most`, then ever fewer, so that all actors end together.
 
-    Guided self-scheduling (Polychronopoulos and Kuck, 1987): a task takes its share of what is left. Half the share,
-    since every actor has one task in work and one waiting. `least` is what an actor works on at once: less is no
-    faster. With less than that for each actor, all get the same.
+    Guided self-scheduling (Polychronopoulos and Kuck, 1987): a task takes its share of what is left. A quarter of it,
+    since every actor has one task in work and one waiting, and whoever began late must not hold all of its share.
+    `least` is what an actor works on at once: less is no faster. With less than that for each actor, all get the same.
     """
     least = min(least, most, -(-units // actors))
     sizes = []
     while units:
-        sizes.append(min(units, max(least, min(most, units // (2 * actors)))))
+        sizes.append(min(units, max(least, min(most, units // (4 * actors)))))
         units -= sizes[-1]
     return sizes
 

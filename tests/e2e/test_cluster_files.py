@@ -89,9 +89,8 @@ def test_every_node_of_aws_has_an_image_and_can_mount_the_file_system() -> None:
         assert re.search(rf"^# .*Replace .*\b{name}\b", read_text("cluster.yaml"), re.M)
         assert re.search(rf"\b{name}\b", read_text("docs/cluster.md"))
     commands = config["initialization_commands"]
-    assert [word in command for word, command in zip(("nfs-common", "mkdir", "mount"), commands, strict=True)] == [
-        True
-    ] * 3
+    words = ("nfs-common", "mkdir", "mount", "chown")
+    assert all(word in command for word, command in zip(words, commands, strict=True))
 
 
 def test_labels_are_what_ray_takes() -> None:
