@@ -12,6 +12,7 @@ from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
 from minos_ray.sections import Model
+from minos_ray.stages import APART
 from minos_ray.store import Run
 
 # Stage -> which pools of `resources` it uses.
@@ -24,6 +25,11 @@ POOLS = {
     "reward": ("train",),
     "score": ("score",),
     "sweep": ("train", "score"),
+    "study": ("sample", "grade", "client", "train", "score"),
+}
+INSIDE = {
+    "sweep": ("sft", "reward"),
+    "study": ("problems", "sample", "label", "critique", "sft", "reward", "score"),
 }
 CRITIC_S = 10.0
 
@@ -35,7 +41,7 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
     log(f"run directory: {run.path}")
     for state in states:
         log(f"  {state.artefact:18} {state.state}{f' ({state.why})' if state.why else ''}")
-    needs = pools(config, [state for state in states if state.stage != "sweep"])
+    needs = pools(config, [state for state in states if state.stage not in APART])
     for name, need in sorted(needs.items()):
         log(f"resources.{name}: {amounts(need.total)}")
     with suppress(UserError, StorageFailed):  # said below, with everything else that is wrong
@@ -78,9 +84,9 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
 
 
 def unfinished(states: list[State]) -> set[str]:
-    """The stages that have something to do; a sweep's trials are trainings too."""
+    """The stages that have something to do; a sweep's trials are trainings too, and a study has all of them."""
     found = {s.stage for s in states if s.state != "done"}
-    return found | ({"sft", "reward"} if "sweep" in found else set())
+    return found | {stage for apart, its in INSIDE.items() if apart in found for stage in its}
 
 
 def refuse(config: Config, run: Run, stages: Set[str] | None = None) -> None:
@@ -111,7 +117,7 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     except UserError as error:  # nothing else can be told then
         yield str(error)
         return
-    states = [s for s in states if (s.stage != "sweep" if stages is None else s.stage in stages)]
+    states = [s for s in states if (s.stage not in APART if stages is None else s.stage in stages)]
     todo, needs = unfinished(states), pools(config, states)
     tests = [*local_tests(config, run, states)]
     if stages is None and "critique" in todo and asks_critic(config):

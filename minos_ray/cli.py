@@ -22,6 +22,7 @@ STAGES = {
     "score": "score test candidates with every verifier",
     "evaluate": "best-of-n, votes, intervals, meta-evaluation",
     "sweep": "scale-up study over the amount of critiques",
+    "study": "does Minos beat base? Arms and ablations over several seeds of data and training",
     "report": "one offline HTML file",
 }
 

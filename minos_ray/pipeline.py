@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,11 @@ from minos_ray.config import Config, build, leaves, resolve
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.observe.failure import reported
 from minos_ray.progress import duration
-from minos_ray.stages import FUNCTIONS, Spec, inputs, is_fresh, specs
+from minos_ray.stages import APART, FUNCTIONS, Spec, inputs, is_fresh, specs
 from minos_ray.storage import refuse_key
 from minos_ray.store import Manifest, Run
 
-ORDER = tuple(name for name in FUNCTIONS if name != "sweep")
+ORDER = tuple(name for name in FUNCTIONS if name not in APART)
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,12 @@ def missing_inputs(config: Config, run: Run, made: Spec) -> set[str]:
     return {name for name in made.needs if name not in own and run.artefact(name).manifest() is None}
 
 
-def run_all(config: Config, run: Run, log: Callable[[str], None] = print) -> dict[str, float]:
-    """Every stage that is missing or stale, in order; returns seconds by stage."""
+def run_all(
+    config: Config, run: Run, log: Callable[[str], None] = print, stages: Sequence[str] = ORDER
+) -> dict[str, float]:
+    """Every stage (of `stages`) that is missing or stale, in order; returns seconds by stage."""
     seconds = {}
-    for stage in ORDER:
+    for stage in stages:
         states = [state_of(config, run, s) for s in specs(config) if s.stage == stage]
         todo = [s for s in states if s.state != "done"]
         if not todo:

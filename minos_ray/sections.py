@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from minos_ray.resources import Resources
 from minos_ray.section import Section
+from minos_ray.study_sections import Study, Sweep
 from minos_ray.training_sections import VERIFIERS, Pretrain, Reward, Sft
 
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
@@ -199,15 +200,6 @@ class Meta(Section):
         return self
 
 
-class Sweep(Section):
-    """Scale-up study: every amount of critiques x kind x seed is one trial."""
-
-    critiques: tuple[int, ...] = (0, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000)
-    kinds: tuple[Literal["orm", "prm"], ...] = ("orm",)
-    seeds: tuple[int, ...] = (0,)
-    problems: int | None = Field(None, ge=1, description="test problems scored in each trial")
-
-
 class Report(Section):
     """What the report shows beside the figures."""
 
@@ -237,6 +229,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     meta: Meta = Meta()
     sweep: Sweep = Sweep()
+    study: Study = Study()
     report: Report = Report()
     resources: Resources = Resources()
 

@@ -14,6 +14,10 @@ PRICES = {"usd_per_million_input", "usd_per_million_output"}
 NEUTRAL = {"critique": {"max_usd", "api_key_env", "mode", *PRICES}, "reward": {"verifiers"}}
 
 
+# Stages with trainings of their own, which `minos run` leaves alone.
+APART = ("sweep", "study")
+
+
 @dataclass(frozen=True)
 class Spec:
     """One artefact: its stage, the config sections and artefacts that it is made from."""
@@ -38,6 +42,7 @@ FUNCTIONS = {
     "score": "minos_ray.scoring.stage:score",
     "evaluate": "minos_ray.evaluation.stage:evaluate",
     "sweep": "minos_ray.sweep.stage:sweep",
+    "study": "minos_ray.study.stage:study",
     "report": "minos_ray.report.stage:report",
 }
 
@@ -71,6 +76,11 @@ def specs(config: Config) -> list[Spec]:
     sections = ("sweep", "sft", "reward", "base", "score", "evaluate")
     needs, versions = (*data, "critiques", *base), ("step_encoding", "evaluation")
     found.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions))
+    if config.study.seeds:
+        sections = tuple(
+            name for name in type(config).model_fields if name not in ("run", "report", "resources", "meta")
+        )
+        found.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS)))
     shown = ("sweep/results.parquet", "critiques", "scores/critic")
     found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
     return found
@@ -95,7 +105,7 @@ def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
 def critic_sources(config: Config) -> tuple[str, ...]:
     """The artefacts that stage 1 reads its critiques from."""
     bought = ("critiques",) if config.sft.source != "inserted" else ()
-    made = ("inserted",) if config.inserted.count and config.sft.source != "critiques" else ()
+    made = ("inserted",) if config.inserted.count and config.sft.source in ("inserted", "both") else ()
     return bought + made
 
 

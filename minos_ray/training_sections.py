@@ -6,6 +6,8 @@ from pydantic import Field, field_validator
 
 from minos_ray.section import Section
 
+# `candidates` (those that have a critique) and `solutions` (the problems' own) are controls: text without a critique.
+Source = Literal["critiques", "inserted", "both", "candidates", "solutions"]
 Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
 VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
 
@@ -73,9 +75,10 @@ class Sft(Train):
     epochs: float = 3
     lr: float = 5e-6
     rows: int | None = Field(None, ge=1, description="critiques used; all usable ones when empty")
-    source: Literal["critiques", "inserted", "both"] = Field(
-        "both", description="bought ones, inserted errors, or both"
+    source: Source = Field(
+        "both", description="bought ones, inserted errors, or both; as controls plain text of as many tokens"
     )
+    agreeing: bool = Field(True, description="bought critiques that contradict the labels are left out")
 
 
 class Reward(Train):

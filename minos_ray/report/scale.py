@@ -9,7 +9,7 @@ from minos_ray.report import paper
 from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
 from minos_ray.report.results import first_upper
 from minos_ray.store import Run
-from minos_ray.sweep.study import NAME
+from minos_ray.sweep.curves import NAME
 from minos_ray.sweep.trend import rising, slope_weights
 
 if TYPE_CHECKING:

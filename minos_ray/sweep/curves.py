@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 Tables = Mapping[Trial, pa.Table]
 
 
-def study(config: Config, run: Run, rows: Sequence[Row]) -> dict[str, Any]:
+def curves(config: Config, run: Run, rows: Sequence[Row]) -> dict[str, Any]:
     """The content of trend.json: per kind and measure a curve over the amounts and its trend; `rows` of all trials."""
     tables = {trial: outcomes.read(trial_run(run, trial)) for trial in trials(config)}
     amounts, seeds = (sorted({trial[place] for trial in tables}) for place in (0, 1))

@@ -53,11 +53,11 @@ def train_questions(run: Run) -> dict[str, str]:
 
 def critique_data(run: Run, tokenizer: Any, section: Sft, limit: int | None = None, inserted: bool = False) -> Data:
     """Stage 1: critiques that are whole and agree with the labels, `inserted` errors with their notes, or both, as
-    `section.source` says. A smaller `limit` takes a subset of a larger one."""
+    `section.source` says (where it names a control: the critiques). A smaller `limit` takes a subset of a larger."""
     dropped: Counter[str] = Counter()
     asked = train_questions(run)
-    rows = bought_rows(run, asked, dropped) if section.source != "inserted" else []
-    if section.source != "critiques" and inserted:
+    rows = bought_rows(run, asked, section.agreeing, dropped) if section.source != "inserted" else []
+    if section.source in ("inserted", "both") and inserted:
         rows += noted_rows(run, asked, dropped)
     rows = sampled(rows, limit, "critiques", "over_limit", dropped)
     made = list(language_rows(tokenizer, rows, section.max_length, dropped))
@@ -65,8 +65,8 @@ def critique_data(run: Run, tokenizer: Any, section: Sft, limit: int | None = No
     return Data(*parts, dropped, Counter(row["source"] for row in rows))
 
 
-def bought_rows(run: Run, asked: dict[str, str], dropped: Counter[str]) -> list[Row]:
-    """Candidates with their critiques, where these can be trained on."""
+def bought_rows(run: Run, asked: dict[str, str], agreeing: bool, dropped: Counter[str]) -> list[Row]:
+    """Candidates with their critiques, where these can be trained on; with `agreeing` those that agree with labels."""
     critiques = read(run, "critiques", ["candidate_id", "text", "agrees", "status"])
     names = pa.array({critique["candidate_id"] for critique in critiques}, pa.string())
     solutions: dict[str, Row] = {}
@@ -76,7 +76,7 @@ def bought_rows(run: Run, asked: dict[str, str], dropped: Counter[str]) -> list[
     rows = []
     for critique in critiques:
         solution = solutions.get(critique["candidate_id"])
-        reason = refused_critique(critique, solution, asked)
+        reason = refused_critique(critique, solution, asked, agreeing)
         if reason:
             dropped[reason] += 1
         else:
@@ -94,11 +94,11 @@ def noted_rows(run: Run, asked: dict[str, str], dropped: Counter[str]) -> list[R
     return [{**row, **told, "question": asked[row["problem_id"]], "critique": row["text"]} for row in known]
 
 
-def refused_critique(critique: Row, solution: Row | None, asked: dict[str, str]) -> str | None:
+def refused_critique(critique: Row, solution: Row | None, asked: dict[str, str], agreeing: bool) -> str | None:
     """Why a critique is not trained on."""
     if critique["status"] != "ok":
         return f"critique_{critique['status']}"
-    if not critique["agrees"]:
+    if agreeing and not critique["agrees"]:
         return "critique_disagrees"
     if solution is None:
         return "critique_without_label"

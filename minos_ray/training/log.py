@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minos_ray.store import Run, fingerprint
@@ -106,3 +107,8 @@ def losses(history: list[Record], points: int = 200) -> list[Record]:
     """The training loss by step, thinned to about `points`."""
     train = [{"step": record["step"], "loss": record["loss"]} for record in history if record["event"] == "train"]
     return train[:: max(1, len(train) // points)]
+
+
+def first_at(points: Sequence[Mapping[str, float]], goal: float) -> int | None:
+    """The first step of a verifier's curve whose F1 is at least `goal`."""
+    return next((int(p["step"]) for p in points if p["f1"] >= goal), None)

@@ -10,9 +10,9 @@ from minos_ray.sections import Model
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
 from minos_ray.training import encoding
-from minos_ray.training.data import Data, Row, chunks, require_rows, split_by_problem
+from minos_ray.training.data import Data, require_rows, split_by_problem
+from minos_ray.training.documents import document_rows
 from minos_ray.training.job import make_job, write_table
-from minos_ray.training.rows import language_row
 from minos_ray.training.trainer import finished, fit
 from minos_ray.training_sections import Pretrain
 
@@ -67,14 +67,7 @@ def save_start(section: Pretrain, tokenizer: Any, run: Run) -> None:
 def document_data(tokenizer: Any, documents: Sequence[Document], section: Pretrain) -> Data:
     """Tokenised documents, in the encoding that verifiers read; a few questions are held out."""
     dropped: Counter[str] = Counter()
-    rows: list[Row] = []
-    for chunk in chunks(documents):
-        solutions = [(question, [line for line in text.splitlines() if line.strip()]) for question, text in chunk]
-        for (question, _), solution in zip(chunk, encoding.encode_solutions(tokenizer, solutions), strict=True):
-            ids = [*solution.ids, tokenizer.eos_token_id]
-            if len(ids) > section.max_length:
-                dropped["over_max_length"] += 1
-            else:
-                rows.append(language_row(question, ids, 1))
+    split = [(question, question, [line for line in text.splitlines() if line.strip()]) for question, text in documents]
+    rows = list(document_rows(tokenizer, split, section.max_length, dropped))
     train, held_out = split_by_problem(rows, min(HELD_OUT, len(rows) // 50), None, section.seed)
     return Data(train, held_out, dropped)

@@ -3,6 +3,7 @@
 from minos_ray.config import Config
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
+from minos_ray.training.controls import CONTROLS, plain_text
 from minos_ray.training.data import base_tokenizer, critique_data, require_rows
 from minos_ray.training.job import Job, make_job, write_table
 from minos_ray.training.trainer import finished, fit
@@ -11,7 +12,10 @@ CRITIC = "models/critic"
 
 
 def sft(config: Config, run: Run) -> Manifest:
-    """Trains `models/critic` on critiques that agree with the labels and on inserted errors; the prompt has no loss."""
+    """Trains `models/critic` on critiques that agree with the labels and on inserted errors; the prompt has no loss.
+
+    As a control it is trained on plain text instead (see `controls`).
+    """
     begun = begin(config, run, CRITIC)
     if isinstance(begun, Manifest):
         fit(config, run, "sft", [])
@@ -23,6 +27,9 @@ def sft(config: Config, run: Run) -> Manifest:
 def critic_job(config: Config, run: Run) -> Job:
     """The training of a critic on at most `sft.rows` critiques; fewer rows are a subset of more."""
     inserted = config.inserted.count > 0
-    data = critique_data(run, base_tokenizer(config, run), config.sft, config.sft.rows, inserted)
+    tokenizer = base_tokenizer(config, run)
+    data = critique_data(run, tokenizer, config.sft, config.sft.rows, inserted)
+    if config.sft.source in CONTROLS:
+        data = plain_text(run, tokenizer, config.sft, data)
     require_rows("sft", data)
     return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config.resources)

@@ -154,7 +154,9 @@ def test_the_manifest_says_how_many_agree_with_the_labels(
     correct = {row["candidate_id"]: row["correct"] for row in run.artefact("labels").read().to_pylist()}
     agreement = manifest.details["agreement"]
     assert agreement["prompt"] == PROMPTS + prompt and agreement["published"] == 0.78
-    assert agreement["kept"] == manifest.counts["usable"] / 200 > 0.9
+    assert agreement["kept"] == manifest.counts["usable"] / 200
+    low, high = (0.65, 0.9) if prompt == "blind" else (0.9, 1.0)  # who sees nothing misreads some problems
+    assert low < agreement["kept"] < high
     for kind, right in (("kept_of_right", True), ("kept_of_wrong", False)):
         of_kind = [row["agrees"] for row in found if correct[row["candidate_id"]] is right]
         assert agreement[kind] == pytest.approx(sum(of_kind) / len(of_kind))

@@ -75,12 +75,12 @@ def test_offline_critic_says_the_same_again(local_ray: None, make_run: MakeRun, 
     assert texts[0] == texts[1]
 
 
-def test_offline_critic_finds_the_errors_itself_when_blind(
+def test_offline_critic_finds_most_errors_itself_when_blind(
     local_ray: None, make_run: MakeRun, make_config: MakeConfig
 ) -> None:
     run = make_run()
     manifest = critique(make_config(run, "offline", prompt="minos_ray.critiques.prompts:blind"), run)
-    assert manifest.counts["usable"] > 30
+    assert 20 < manifest.counts["usable"] < 40
 
 
 def test_a_smaller_amount_is_the_beginning_of_a_larger_one_and_is_not_bought_again(

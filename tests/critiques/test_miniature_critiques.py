@@ -5,11 +5,13 @@ import re
 
 import pytest
 
-from minos_ray.critiques.miniature import short, write_critique
-from minos_ray.labels.miniature import labels_of
+from minos_ray.critiques.miniature import misread, short, write_critique
+from minos_ray.labels.miniature import judge, judged, labels_of
 from minos_ray.problems.miniature import corpus
-from minos_ray.problems.miniature.chain import gold_chain
+from minos_ray.problems.miniature.chain import gold_chain, solution_text
 from minos_ray.problems.miniature.language import PHRASES, read
+from minos_ray.problems.miniature.maker import draw
+from minos_ray.problems.miniature.noise import attempt
 
 QUESTION = "Tom has 12 apples. Tom eats a third of them. Ann gives Tom 5 more. How many apples are there now?"
 STEPS = ["Step 1: third: 12 / 3 = 4", "Step 2: gift: 4 - 5 = 1", "The answer is: 1"]
@@ -65,3 +67,22 @@ def test_quotes_are_short() -> None:
     for clause in clauses:
         assert short(clause) in clause.text
         assert not short(clause).endswith(".")
+
+
+def test_a_critic_without_labels_judges_by_a_reading_of_its_own() -> None:
+    """Right steps mostly stay right, some do not; who misreads says so about every step that depends on it."""
+    texts = {write_critique(QUESTION, STEPS, None, random.Random(seed)) for seed in range(200)}
+    gold = {write_critique(QUESTION, STEPS, [1, 0, 0], random.Random(seed)) for seed in range(200)}
+    assert texts & gold and texts - gold
+
+
+def test_about_as_many_blind_critiques_agree_as_published() -> None:
+    rng, agreeing = random.Random(4), []
+    for _ in range(2000):
+        problem = draw(rng)
+        calculations = attempt(problem, rng)
+        steps = solution_text(calculations, calculations[-1].result).split("\n")
+        labels = [verdict.label for verdict in judge(problem.question, steps)]
+        blind = [verdict.label for verdict in judged(misread(problem, rng), steps)]
+        agreeing.append(labels == blind)
+    assert 0.74 < sum(agreeing) / len(agreeing) < 0.84

@@ -11,7 +11,7 @@ from minos_ray.report.gather import gather, leading, trial_metrics
 from minos_ray.report.page import render
 from minos_ray.report.scale import trend_rows
 from minos_ray.store import Run
-from minos_ray.sweep.study import NAME
+from minos_ray.sweep.curves import NAME
 from minos_ray.sweep.trend import curve
 from tests.report.synthetic import config
 

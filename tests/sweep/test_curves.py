@@ -11,8 +11,8 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.comparison import Method
 from minos_ray.store import Run
+from minos_ray.sweep.curves import curves
 from minos_ray.sweep.space import Trial, trial_run, trials, verifiers
-from minos_ray.sweep.study import study
 
 N = 8
 PROBLEMS = [f"p{i}" for i in range(12)]
@@ -47,17 +47,17 @@ def finished(run: Run, **sweep: object) -> tuple[Config, list[dict]]:
 def test_each_kind_and_measure_has_a_curve_over_what_every_trial_has(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     made, rows = finished(run)
-    found = study(made, run, rows)
+    found = curves(made, run, rows)
     assert (found["amounts"], found["seeds"], found["n"], found["bootstrap"]) == ([0, 50, 100], [0, 1], N, 200)
-    curves = {(c["kind"], c["measure"]): c for c in found["curves"]}
-    assert list(curves) == [("orm", name) for name in ("best_of_n", "weighted_vote", "f1", "auc")]
-    best = curves["orm", "best_of_n"]
+    by_name = {(c["kind"], c["measure"]): c for c in found["curves"]}
+    assert list(by_name) == [("orm", name) for name in ("best_of_n", "weighted_vote", "f1", "auc")]
+    best = by_name["orm", "best_of_n"]
     assert (best["seeds"], best["problems"], best["problems_left_out"]) == (2, 11, 1)
     for point in best["points"]:
         values = [outcome(Trial(point["critiques"], seed), "best-of-n") for seed in (0, 1)]
         assert point["mean"] == pytest.approx(np.nanmean(values))
     assert best["trend"]["exchanges"] == 36
-    f1 = curves["orm", "f1"]
+    f1 = by_name["orm", "f1"]
     assert [p["mean"] for p in f1["points"]] == pytest.approx([0.5, 0.55, 0.6])
     assert f1["trend"]["p_trials"] == pytest.approx(1 / 36) and f1["trend"]["p_problems"] is None
 
@@ -65,9 +65,9 @@ def test_each_kind_and_measure_has_a_curve_over_what_every_trial_has(tmp_path: P
 def test_seeds_without_a_value_are_left_out_and_counted(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     made, rows = finished(run)
-    auc = study(made, run, rows)["curves"][-1]
+    auc = curves(made, run, rows)["curves"][-1]
     assert (auc["measure"], auc["seeds"], auc["seeds_left_out"]) == ("auc", 1, 1)
-    nothing = study(made, run, [{**row, "auc": None} for row in rows])["curves"][-1]
+    nothing = curves(made, run, [{**row, "auc": None} for row in rows])["curves"][-1]
     assert (nothing["seeds"], nothing["seeds_left_out"], nothing["points"], nothing["trend"]) == (0, 2, [], None)
 
 
@@ -76,4 +76,4 @@ def test_a_trial_without_outcomes_by_problem_is_named(tmp_path: Path) -> None:
     made, rows = finished(run)
     trial_run(run, Trial(50, 1)).delete(outcomes.NAME)
     with pytest.raises(UserError, match=r"critiques-000050-seed-1/outcomes\.parquet is not there"):
-        study(made, run, rows)
+        curves(made, run, rows)

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 
 from minos_ray.problems.miniature.chain import Calculation, Result, compute, follow, solution_text
-from minos_ray.problems.miniature.language import Clause, Problem
+from minos_ray.problems.miniature.language import Phrase, Problem
 from minos_ray.problems.miniature.maker import TRICKY, draw, split_of
 
 RATES = {name: 0.62 for name in TRICKY} | {
@@ -43,13 +43,11 @@ def _result(rng: random.Random, care: float) -> Result:
     return result
 
 
-def _clause(clause: Clause, x: int, care: float, rng: random.Random) -> list[Calculation]:
-    rate = RATES.get(clause.phrase.name, ORDINARY)
+def reading(phrase: Phrase, care: float, rng: random.Random) -> tuple[str, ...]:
+    """How somebody of this care reads a phrase: rightly or not."""
+    rate = RATES.get(phrase.name, ORDINARY)
     odds = care * rate / (1 - rate)
-    reading = clause.phrase.right
-    if rng.random() < odds / (1 + odds):
-        reading = clause.phrase.wrong[rng.random() >= POPULAR]
-    return follow(clause, reading, x, _result(rng, care))
+    return phrase.wrong[rng.random() >= POPULAR] if rng.random() < odds / (1 + odds) else phrase.right
 
 
 def _stray(x: int, rng: random.Random) -> Calculation:
@@ -62,7 +60,7 @@ def attempt(problem: Problem, rng: random.Random) -> list[Calculation]:
     while True:
         care, x, out = rng.choice(CARE), problem.start, []
         for clause in problem.clauses:
-            out += _clause(clause, x, care, rng)
+            out += follow(clause, reading(clause.phrase, care, rng), x, _result(rng, care))
             if rng.random() < STRAY * care:
                 out.append(_stray(out[-1].result if out else x, rng))
             x = out[-1].result if out else x

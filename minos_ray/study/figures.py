@@ -1,0 +1,122 @@
+"""The pictures of a study, as SVG files: the curve over critiques, the arms against Minos and base, the convergence."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from minos_ray.config import Config
+from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
+from minos_ray.report.scale import Rows, gains, levels
+from minos_ray.store import Run
+from minos_ray.study.arms import FOLDER, Arm, Trial, ablations, amounts, trial_run, verifiers
+from minos_ray.study.statement import NAMES
+from minos_ray.study.trial import Curve, learning_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHOWN = ("f1", "auc", "weighted_vote", "best_of_n")
+SIDES = {"base": GROUPS["base"], "minos": GROUPS["minos"]}
+# Of a page that is light and knows nothing of the report's colours.
+LIGHT = {"currentColor": "#1d2127", "var(--card)": "#ffffff"}
+
+
+def write_figures(config: Config, run: Run, rows: Rows, answer: Mapping[str, Any]) -> None:
+    """Writes study/NAME.svg for every picture."""
+    curves = {kind: learning(config, run, kind) for kind in config.study.kinds}
+    pictures = {"curve": over_critiques(rows, answer), "arms": arms(answer), "convergence": convergence(curves)}
+    for name, picture in pictures.items():
+        run.write_bytes(f"{FOLDER}/{name}.svg", alone(picture).encode())
+
+
+def alone(picture: Markup) -> str:
+    """Inline SVG as a file of its own, on white."""
+    text = str(picture)
+    for word, colour in LIGHT.items():
+        text = text.replace(word, colour)
+    end = text.index(">") + 1
+    return f'{text[:end]}<rect width="100%" height="100%" fill="#ffffff"/>{text[end:]}'
+
+
+@drawn
+def over_critiques(rows: Rows, answer: Mapping[str, Any]) -> "tuple[Figure, str]":
+    """A column per measure: above, every trial and the means; below, the paired differences to no critiques."""
+    amounts_only = [row for row in rows if row["arm"].startswith("critiques-")]
+    figure, axes = grid(2, len(SHOWN), height=2.5)
+    for place, measure in enumerate(SHOWN):
+        mine = [curve for curve in answer["curves"] if curve["measure"] == measure]
+        levels(axes[place], amounts_only, measure, mine)
+        gains(axes[len(SHOWN) + place], amounts_only, mine)
+        axes[len(SHOWN) + place].set_xlabel("critiques in stage 1", fontsize=8)
+    axes[0].legend(fontsize=7.5, loc="lower right", handlelength=1.6)
+    figure.tight_layout(h_pad=1.4)
+    return figure, "F1, AUC, weighted vote and best-of-n over the number of critiques, with 95 % intervals over seeds"
+
+
+@drawn
+def arms(answer: Mapping[str, Any]) -> "tuple[Figure, str]":
+    """A panel per kind: the named measure of every arm minus base, and minus Minos, with 95 % intervals."""
+    measure = answer["primary"]["measure"]
+    kinds = list(dict.fromkeys(entry["kind"] for entry in answer["arms"]))
+    entries = [entry for entry in answer["arms"] if entry["measure"] in (measure, "f1")]
+    figure, axes = grid(1, len(kinds), height=0.6 + 0.36 * len({entry["arm"] for entry in entries}))
+    for axis, kind in zip(axes, kinds, strict=True):
+        panel(axis, [entry for entry in entries if entry["kind"] == kind and entry["measure"] == measure])
+        axis.set_title(f"{NAMES[measure]}, {kind.upper()} (points)")
+    axes[0].legend(fontsize=7.5, loc="best", handlelength=1.6)
+    figure.tight_layout()
+    return figure, "Every arm minus base and minus Minos, with 95 % intervals over seeds"
+
+
+def panel(axis: "Axes", entries: Sequence[Mapping[str, Any]]) -> None:
+    """A line per arm, the first on top."""
+    axis.axvline(0, color=INK, linewidth=0.8)
+    for aside, (side, colour) in zip((0.14, -0.14), SIDES.items(), strict=True):
+        mine = [(len(entries) - k + aside, e[f"minus_{side}"]) for k, e in enumerate(entries) if f"minus_{side}" in e]
+        heights = [height for height, _ in mine]
+        axis.plot([100 * gap["mean"] for _, gap in mine], heights, "o", color=colour, label=f"minus {side}")
+        for height, gap in mine:
+            if gap["ci_low"] is not None:
+                axis.plot([100 * gap["ci_low"], 100 * gap["ci_high"]], [height] * 2, color=colour, alpha=0.6)
+    axis.set_yticks(range(len(entries), 0, -1), [entry["arm"] for entry in entries], fontsize=8)
+
+
+def learning(config: Config, run: Run, kind: str) -> dict[str, list[Curve]]:
+    """The convergence curves of base, Minos and the ablations, each with all seeds."""
+    ends = {"base": amounts(config)[0], "Minos": amounts(config)[-1]}
+    return {
+        name: [curve_of(config, run, Trial(arm, seed), kind) for seed in config.study.seeds]
+        for name, arm in (ends | {arm.name: arm for arm in plain(config)}).items()
+    }
+
+
+def plain(config: Config) -> list[Arm]:
+    """The arms whose stage 1 has no critiques: what extra training alone does."""
+    return [arm for arm in ablations(config) if arm.changes.get("sft.source") in ("candidates", "solutions")]
+
+
+def curve_of(config: Config, run: Run, trial: Trial, kind: str) -> Curve:
+    """The convergence curve of one verifier."""
+    names = verifiers(config, trial.arm)
+    return learning_curve(trial_run(run, trial), next(name for name in names if name.startswith(f"{kind}-")))
+
+
+@drawn
+def convergence(kinds: Mapping[str, Mapping[str, list[Curve]]]) -> "tuple[Figure, str]":
+    """A panel per kind: F1 on held-out rows over the steps of stage 2, each seed faint, the mean over seeds."""
+    colours = (GROUPS["base"], GROUPS["minos"], GROUPS["other"], GROUPS["bound"])
+    figure, axes = grid(1, len(kinds), height=2.8)
+    for axis, (kind, found) in zip(axes, kinds.items(), strict=True):
+        for colour, (name, curves) in zip(colours, found.items(), strict=False):
+            steps = [point["step"] for point in curves[0]]
+            values = 100 * np.array([[point["f1"] for point in curve] for curve in curves])
+            axis.plot(steps, values.T, color=colour, alpha=0.18, linewidth=0.9)
+            axis.plot(steps, values.mean(axis=0), color=colour, marker="o", markeredgecolor=PAPER, label=name)
+        axis.set_title(f"F1 on held-out rows (%), {kind.upper()}")
+        axis.set_xlabel("steps of stage 2", fontsize=8)
+    axes[0].legend(fontsize=7.5, loc="lower right", handlelength=1.6)
+    figure.tight_layout()
+    return figure, "F1 on held-out rows over the steps of stage 2, base against Minos and plain text"

@@ -1,0 +1,77 @@
+"""One trial of a study: the stages of a run in a directory of its own; what is complete and fresh is not done again."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from minos_ray.config import Config, resolve
+from minos_ray.observe.failure import reported
+from minos_ray.pipeline import ORDER, state_of
+from minos_ray.stages import FUNCTIONS, Spec, specs
+from minos_ray.store import Run
+from minos_ray.study.arms import Trial, amounts, trial_config, trial_run, verifiers
+from minos_ray.study.data import give
+from minos_ray.sweep.trial import METHODS, selection
+from minos_ray.training.log import first_at
+
+Curve = list[dict[str, Any]]
+
+
+def unfinished(config: Config, run: Run, trial: Trial) -> list[Spec]:
+    """The artefacts that the trial has to make, or to take from the data of its seed."""
+    own, directory = trial_config(config, run, trial), trial_run(run, trial)
+    made = [spec for spec in specs(own) if spec.stage in ORDER and spec.stage != "report"]
+    return [spec for spec in made if state_of(own, directory, spec).state != "done"]
+
+
+def run_trial(config: Config, run: Run, trial: Trial) -> None:
+    """Takes the data of its seed, then does stage 1 (one critic for all kinds), stage 2, scores and evaluation."""
+    give(config, run, trial)
+    own, directory = trial_config(config, run, trial), trial_run(run, trial)
+    for stage in dict.fromkeys(spec.stage for spec in unfinished(config, run, trial)):
+        with reported(directory, stage):
+            resolve(FUNCTIONS[stage])(own, directory)
+
+
+def result_rows(config: Config, run: Run, trial: Trial) -> Iterator[dict[str, Any]]:
+    """Rows of the study's table, one per kind; selection is measured at the largest n."""
+    directory = trial_run(run, trial)
+    evaluation = json.loads(directory.read_bytes("evaluation.json"))
+    n = max(method["n"] for method in evaluation["methods"])
+    critic = directory.artefact("models/critic").manifest()
+    base = trial_run(run, Trial(amounts(config)[0], trial.seed))
+    for kind, verifier in zip(config.study.kinds, verifiers(config, trial.arm), strict=True):
+        curve, goal = learning_curve(directory, verifier), learning_curve(base, f"{kind}-base")[-1]["f1"]
+        yield {
+            "arm": trial.arm.name,
+            "critiques": trial.arm.critiques,
+            "kind": kind,
+            "seed": trial.seed,
+            "verifier": verifier,
+            "trained_rows": critic.counts["rows"] if critic else 0,
+            "n": n,
+            "problems": evaluation["counts"]["problems"],
+            **judged(evaluation["meta"], verifier),
+            **{k: v for name in METHODS for k, v in selection(evaluation["methods"], name, verifier, n).items()},
+            "one_sample": alone(evaluation["methods"], "pass@1"),
+            "oracle": alone(evaluation["methods"], "pass@n"),
+            "steps": curve[-1]["step"],
+            "steps_to_base": first_at(curve, goal),
+        }
+
+
+def learning_curve(run: Run, verifier: str) -> Curve:
+    """What was measured on held-out rows while a verifier was trained."""
+    return run.artefact(f"models/{verifier}").manifest().details["curve"]
+
+
+def judged(meta: list[Mapping[str, Any]], verifier: str) -> dict[str, float | None]:
+    """Outcome measures, and the first-error F1 of steps where there are step scores."""
+    by_level = {row["level"]: row for row in meta if row["verifier"] == verifier}
+    outcome = {measure: by_level["outcome"][measure] for measure in ("accuracy", "f1", "auc")}
+    return outcome | {"step_f1": by_level["step"]["first_error_f1"] if "step" in by_level else None}
+
+
+def alone(methods: list[Mapping[str, Any]], name: str) -> float:
+    """Accuracy of a method that needs no verifier, at its largest n."""
+    return max((m for m in methods if m["method"] == name), key=lambda m: m["n"])["accuracy"]

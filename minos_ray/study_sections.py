@@ -1,0 +1,69 @@
+"""The sections of the configuration that say what is compared over several trainings; see `sections`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from minos_ray.section import Section
+
+Kind = Literal["orm", "prm"]
+Measure = Literal["accuracy", "f1", "auc", "step_f1", "best_of_n", "weighted_vote"]
+ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
+# What a study sets itself.
+OWN = {"run", "seed", "study", "resources", "sft.seed", "sft.rows", "reward.seed", "reward.verifiers"}
+
+
+class Sweep(Section):
+    """Scale-up study: every amount of critiques x kind x seed is one trial."""
+
+    critiques: tuple[int, ...] = (0, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000)
+    kinds: tuple[Kind, ...] = ("orm",)
+    seeds: tuple[int, ...] = (0,)
+    problems: int | None = Field(None, ge=1, description="test problems scored in each trial")
+
+
+class Primary(Section):
+    """The comparison of Minos (all critiques) and base (none) that counts, named before it is made."""
+
+    kind: Kind = "orm"
+    measure: Measure = "f1"
+
+    @model_validator(mode="after")
+    def an_orm_has_no_steps(self) -> "Primary":
+        """Refuses what nothing will ever say."""
+        if (self.kind, self.measure) == ("orm", "step_f1"):
+            raise ValueError("an ORM scores no steps; step_f1 is for kind prm")
+        return self
+
+
+class Study(Section):
+    """The claim as an experiment: for each seed own data and own trainings, with every share of the critiques.
+
+    An ablation is an arm with all critiques in which some keys of the config (dotted) have another value.
+    """
+
+    seeds: tuple[int, ...] = Field((), description="of problems, candidates, critiques and trainings; none: no study")
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0, 0.25, 0.5, 1), description="0 and 1 among them")
+    kinds: tuple[Kind, ...] = ("orm", "prm")
+    primary: Primary = Primary()
+    ablations: dict[ArmName, dict[str, Any]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def can_be_compared(self) -> "Study":
+        """Each seed and share once; base and Minos are there; the primary comparison is of a kind that is trained."""
+        for name, values in (("seeds", self.seeds), ("shares", self.shares), ("kinds", self.kinds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: each one once")
+        if not {0, 1} <= set(self.shares):
+            raise ValueError("shares must hold 0 (base) and 1 (Minos)")
+        if self.primary.kind not in self.kinds:
+            raise ValueError(f"primary.kind '{self.primary.kind}' is not among kinds")
+        return self
+
+    @model_validator(mode="after")
+    def changes_are_not_its_own(self) -> "Study":
+        """Seeds, places and amounts are the study's affair."""
+        for arm, changes in self.ablations.items():
+            if taken := sorted(key for key in changes if key in OWN or key.partition(".")[0] in OWN):
+                raise ValueError(f"ablations.{arm}: the study itself sets {taken[0]}")
+        return self

@@ -1,0 +1,60 @@
+"""Stage 1 without critiques, to tell what they add: plain text of as many tokens, with the loss on every token of it.
+
+The paper has no such control: its baseline skips stage 1, and so also sees less text.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import Any
+
+import pyarrow.compute as pc
+
+from minos_ray.problems.split import rows_of_problems
+from minos_ray.store import Run
+from minos_ray.training.data import Data, Row, read, train_questions
+from minos_ray.training.documents import Document, document_rows
+from minos_ray.training_sections import Sft
+
+CONTROLS = ("candidates", "solutions")
+
+
+def plain_text(run: Run, tokenizer: Any, section: Sft, critiques: Data) -> Data:
+    """Documents in place of the rows that critiques would give, repeated in a seeded order up to as many tokens.
+
+    The rows held out are the same critiques, so that both trainings are watched on the same text.
+    """
+    find = candidates if section.source == "candidates" else solutions
+    documents, dropped = find(run), Counter[str]()
+    held_out = {row["problem_id"] for row in critiques.held_out}
+    rows = list(document_rows(tokenizer, [d for d in documents if d[0] not in held_out], section.max_length, dropped))
+    random.Random(f"plain text {section.seed}").shuffle(rows)
+    taken = list(up_to(rows, sum(len(row["ids"]) for row in critiques.train)))
+    return Data(taken, critiques.held_out, dropped, {section.source: len(taken)})
+
+
+def candidates(run: Run) -> list[Document]:
+    """Each candidate that has a critique: problem, question, steps."""
+    asked = train_questions(run)
+    named = run.artefact("critiques").read(["candidate_id"])["candidate_id"]
+    labels = rows_of_problems(run.artefact("labels"), ["candidate_id", "problem_id", "steps"], asked.keys())
+    found = labels.filter(pc.is_in(labels["candidate_id"], value_set=named.combine_chunks())).sort_by("candidate_id")
+    return [(row["problem_id"], asked[row["problem_id"]], row["steps"]) for row in found.to_pylist()]
+
+
+def solutions(run: Run) -> list[Document]:
+    """The train problems' own solutions, where they have one."""
+    rows = read(run, "problems", ["problem_id", "split", "question", "solution"])
+    told = [row for row in rows if row["split"] == "train" and row["solution"]]
+    lines = [[line for line in row["solution"].splitlines() if line.strip()] for row in told]
+    return [(row["problem_id"], row["question"], steps) for row, steps in zip(told, lines, strict=True)]
+
+
+def up_to(rows: Sequence[Row], tokens: int) -> Iterator[Row]:
+    """The rows, again and again, until they have so many tokens."""
+    for row in cycle(rows):
+        if tokens <= 0:
+            return
+        tokens -= len(row["ids"])
+        yield row
