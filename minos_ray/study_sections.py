@@ -47,6 +47,7 @@ class Study(Section):
     kinds: tuple[Kind, ...] = ("orm", "prm")
     primary: Primary = Primary()
     ablations: dict[ArmName, dict[str, Any]] = Field(default_factory=dict)
+    versus: dict[ArmName, ArmName] = Field(default_factory=dict, description="ablations also compared with another one")
 
     @model_validator(mode="after")
     def can_be_compared(self) -> "Study":
@@ -66,4 +67,6 @@ class Study(Section):
         for arm, changes in self.ablations.items():
             if taken := sorted(key for key in changes if key in OWN or key.partition(".")[0] in OWN):
                 raise ValueError(f"ablations.{arm}: the study itself sets {taken[0]}")
+        if unknown := sorted({*self.versus, *self.versus.values()} - set(self.ablations)):
+            raise ValueError(f"versus: '{unknown[0]}' is not among ablations")
         return self

@@ -17,7 +17,7 @@ from minos_ray.config import Config
 from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.statistics import one_more, resampled_means, resamples
 from minos_ray.store import Run
-from minos_ray.study.arms import Arm, Trial, amounts, arms, trial_run, verifiers
+from minos_ray.study.arms import Arm, Trial, ablations, amounts, arms, trial_run, verifiers
 from minos_ray.sweep import trend
 from minos_ray.sweep.trial import METHODS
 
@@ -78,6 +78,7 @@ def compared(config: Config, run: Run, rows: Sequence[Row]) -> Numbers:
         "plain": {name: float(np.mean([row[name] for row in rows])) for name in PLAIN},
         "curves": [curve(found, *pair) for pair in found.measured],
         "arms": [against(found, arm, *pair) for pair in found.measured for arm in arms(config)],
+        "versus": [paired(found, *pair) for pair in found.measured],
         "reached": [reached(found, arm, kind) for kind in config.study.kinds for arm in arms(config)],
     }
 
@@ -88,6 +89,14 @@ def against(found: Found, arm: Arm, kind: str, measure: str) -> Numbers:
     minus = {f"minus_{name}": found.minus(arm, end, kind, measure) for name, end in ends.items() if end != arm}
     named = {"arm": arm.name, "kind": kind, "measure": measure}
     return named | {"mean": float(found.values(arm, kind, measure).mean())} | minus
+
+
+def paired(found: Found, kind: str, measure: str) -> Numbers:
+    """The ablations that are compared with each other."""
+    named = {arm.name: arm for arm in ablations(found.config)}
+    pairs = found.config.study.versus.items()
+    minus = {f"{arm} minus {other}": found.minus(named[arm], named[other], kind, measure) for arm, other in pairs}
+    return {"kind": kind, "measure": measure, "pairs": minus}
 
 
 def student(found: np.ndarray, seed: int) -> Numbers:
@@ -113,9 +122,9 @@ def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> N
 
 def curve(found: Found, kind: str, measure: str) -> Numbers:
     """Means and differences over the amounts of critiques, and the trend with seeds as blocks."""
-    counts, settings = [arm.critiques for arm in amounts(found.config)], found.config.evaluate
+    counts = [arm.critiques for arm in amounts(found.config)]
     values = np.stack([found.values(arm, kind, measure) for arm in amounts(found.config)], axis=1)
-    made = trend.curve(values[:, :, None], counts, settings.bootstrap, settings.seed)
+    made = trend.curve(values[:, :, None], counts, DRAWS, found.config.evaluate.seed)
     return {"kind": kind, "measure": measure, "seeds": len(values)} | made
 
 

@@ -11,7 +11,7 @@ from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
 from minos_ray.report.scale import Rows, gains, levels
 from minos_ray.store import Run
 from minos_ray.study.arms import FOLDER, Arm, Trial, ablations, amounts, trial_run, verifiers
-from minos_ray.study.statement import NAMES
+from minos_ray.study.statement import NAMES, counts_of, title
 from minos_ray.study.trial import Curve, learning_curve
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = ("f1", "auc", "weighted_vote", "best_of_n")
-SIDES = {"base": GROUPS["base"], "minos": GROUPS["minos"]}
+SIDES = (("base", "base", GROUPS["base"]), ("minos", "Minos", GROUPS["minos"]))
 # Of a page that is light and knows nothing of the report's colours.
 LIGHT = {"currentColor": "#1d2127", "var(--card)": "#ffffff"}
 
@@ -61,27 +61,29 @@ def arms(answer: Mapping[str, Any]) -> "tuple[Figure, str]":
     """A panel per kind: the named measure of every arm minus base, and minus Minos, with 95 % intervals."""
     measure = answer["primary"]["measure"]
     kinds = list(dict.fromkeys(entry["kind"] for entry in answer["arms"]))
-    entries = [entry for entry in answer["arms"] if entry["measure"] in (measure, "f1")]
+    entries = [entry for entry in answer["arms"] if entry["measure"] == measure]
     figure, axes = grid(1, len(kinds), height=0.6 + 0.36 * len({entry["arm"] for entry in entries}))
     for axis, kind in zip(axes, kinds, strict=True):
-        panel(axis, [entry for entry in entries if entry["kind"] == kind and entry["measure"] == measure])
+        mine = [entry for entry in entries if entry["kind"] == kind]
+        panel(axis, mine, [title(entry["arm"], counts_of(answer)) for entry in mine])
         axis.set_title(f"{NAMES[measure]}, {kind.upper()} (points)")
     axes[0].legend(fontsize=7.5, loc="best", handlelength=1.6)
     figure.tight_layout()
     return figure, "Every arm minus base and minus Minos, with 95 % intervals over seeds"
 
 
-def panel(axis: "Axes", entries: Sequence[Mapping[str, Any]]) -> None:
+def panel(axis: "Axes", entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """A line per arm, the first on top."""
     axis.axvline(0, color=INK, linewidth=0.8)
-    for aside, (side, colour) in zip((0.14, -0.14), SIDES.items(), strict=True):
+    for aside, (side, named, colour) in zip((0.14, -0.14), SIDES, strict=True):
         mine = [(len(entries) - k + aside, e[f"minus_{side}"]) for k, e in enumerate(entries) if f"minus_{side}" in e]
         heights = [height for height, _ in mine]
-        axis.plot([100 * gap["mean"] for _, gap in mine], heights, "o", color=colour, label=f"minus {side}")
+        axis.plot([100 * gap["mean"] for _, gap in mine], heights, "o", color=colour, label=f"minus {named}")
         for height, gap in mine:
             if gap["ci_low"] is not None:
                 axis.plot([100 * gap["ci_low"], 100 * gap["ci_high"]], [height] * 2, color=colour, alpha=0.6)
-    axis.set_yticks(range(len(entries), 0, -1), [entry["arm"] for entry in entries], fontsize=8)
+    axis.set_yticks(range(len(entries), 0, -1), names, fontsize=8)
+    axis.set_ylim(0.4, len(entries) + 0.6)
 
 
 def learning(config: Config, run: Run, kind: str) -> dict[str, list[Curve]]:

@@ -10,6 +10,7 @@ from minos_ray.store import Manifest, Run
 from minos_ray.study.arms import FOLDER, trial_config, trials
 from minos_ray.study.comparison import compared
 from minos_ray.study.data import make_data
+from minos_ray.study.figures import write_figures
 from minos_ray.study.statement import statement
 from minos_ray.study.trial import result_rows, run_trial, unfinished
 from minos_ray.sweep.stage import write
@@ -17,6 +18,7 @@ from minos_ray.sweep.tune import folder, run_trials
 
 RESULTS = f"{FOLDER}/results.parquet"
 ANSWER = f"{FOLDER}/study.json"
+TABLES = f"{FOLDER}/study.md"
 
 
 def study(config: Config, run: Run) -> Manifest:
@@ -45,8 +47,10 @@ def study(config: Config, run: Run) -> Manifest:
     run.delete(folder(FOLDER))
     rows = [row for trial in planned for row in result_rows(config, run, trial)]
     answer = compared(config, run, rows)
+    write_figures(config, run, rows, answer)
     run.write_bytes(ANSWER, json.dumps(answer, indent=1, allow_nan=False).encode())
     write(run, RESULTS, rows)
+    run.write_bytes(TABLES, statement(answer).encode())
     print(statement(answer), flush=True)
     details = {"seconds": round(time.monotonic() - start, 1), "trials_run_now": len(by_name)}
     return target.complete({"trials": len(planned), "rows": len(rows)}, {}, details)

@@ -8,16 +8,18 @@ NAMES = {
     "auc": "AUC",
     "accuracy": "accuracy",
     "step_f1": "first-error F1",
-    "best_of_n": "best of n",
+    "best_of_n": "best-of-n",
     "weighted_vote": "weighted vote",
 }
+# What the tables of arms show; study.json has everything.
+SHOWN = ("f1", "step_f1", "weighted_vote")
 Answer = Mapping[str, Any]
 
 
 def statement(answer: Answer) -> str:
-    """All tables, in points (per cent)."""
-    parts = [primary(answer), curve_table(answer), difference_table(answer), reach_table(answer)]
-    return "\n\n".join("\n".join(part) for part in parts)
+    """All tables, in points (per cent) with 95 % intervals over seeds."""
+    parts = [primary(answer), plain(answer), curve_table(answer), arm_table(answer), pair_table(answer)]
+    return "\n\n".join("\n".join(part) for part in [*parts, reach_table(answer)]) + "\n"
 
 
 def primary(answer: Answer) -> Iterator[str]:
@@ -28,37 +30,77 @@ def primary(answer: Answer) -> Iterator[str]:
     yield f"Named before: {name}, Minos minus base: {gain(found)} points over {len(answer['seeds'])} seeds ({seeds})."
 
 
+def plain(answer: Answer) -> Iterator[str]:
+    """One line about the candidates."""
+    one, vote, oracle = (f"{100 * answer['plain'][name]:.1f}" for name in ("one_sample", "self_consistency", "oracle"))
+    yield f"Of {answer['n']} candidates: one sample {one}, vote {vote}, oracle {oracle}."
+
+
 def curve_table(answer: Answer) -> Iterator[str]:
-    """Means over the amounts of critiques, the slope and its test."""
-    counts = [point["critiques"] for point in answer["curves"][0]["points"]]
-    yield from head("verifier, measure", *(f"{count:,}" for count in counts), "slope per 10,000", "p (trend)")
+    """Means over the amounts of critiques, all against none, the slope's test."""
+    counts = (f"{count:,}" for count in counts_of(answer))
+    yield from head("verifier, measure", *counts, "all minus none", "p (trend)")
     for curve in answer["curves"]:
-        trend, means = curve["trend"], (f"{100 * point['mean']:.1f}" for point in curve["points"])
-        slope = f"{100 * trend['slope']:+.1f} {ends(trend['ci_low'], trend['ci_high'])}".strip()
-        yield line(f"{curve['kind'].upper()}, {NAMES[curve['measure']]}", *means, slope, f"{trend['p_trials']:.4f}")
+        means, last = (f"{100 * point['mean']:.1f}" for point in curve["points"]), curve["points"][-1]
+        minus = between(last["difference"], last["difference_ci_low"], last["difference_ci_high"])
+        yield line(f"{curve['kind'].upper()}, {NAMES[curve['measure']]}", *means, minus, p_value(curve["trend"]))
 
 
-def difference_table(answer: Answer) -> Iterator[str]:
-    """Every arm against base and Minos: F1, AUC and the selection, with intervals."""
-    yield from head("arm", "verifier", "measure", "mean", "minus base", "minus Minos")
+def arm_table(answer: Answer) -> Iterator[str]:
+    """Every arm against base and Minos."""
+    counts = counts_of(answer)
+    yield from head("arm", "verifier, measure", "mean", "minus base", "minus Minos")
     for entry in answer["arms"]:
-        minus = (gain(entry[f"minus_{other}"]) if f"minus_{other}" in entry else "" for other in ("base", "minos"))
-        yield line(entry["arm"], entry["kind"].upper(), NAMES[entry["measure"]], f"{100 * entry['mean']:.1f}", *minus)
+        if entry["measure"] in SHOWN:
+            minus = (gain(entry[key]) if key in entry else "" for key in ("minus_base", "minus_minos"))
+            measured = f"{entry['kind'].upper()}, {NAMES[entry['measure']]}"
+            yield line(title(entry["arm"], counts), measured, f"{100 * entry['mean']:.1f}", *minus)
+
+
+def pair_table(answer: Answer) -> Iterator[str]:
+    """Ablations against each other."""
+    yield from head("arms", "verifier, measure", "difference")
+    for entry in answer["versus"]:
+        for pair, found in entry["pairs"].items():
+            if entry["measure"] in SHOWN:
+                yield line(pair, f"{entry['kind'].upper()}, {NAMES[entry['measure']]}", gain(found))
 
 
 def reach_table(answer: Answer) -> Iterator[str]:
     """Steps to the F1 with which base ends, seed by seed."""
+    counts = counts_of(answer)
     yield from head("arm", "verifier", "steps to base's final F1, by seed", "of")
     for entry in answer["reached"]:
         steps = ", ".join("never" if step is None else str(step) for step in entry["steps"])
-        yield line(entry["arm"], entry["kind"].upper(), steps, str(entry["last"]))
+        yield line(title(entry["arm"], counts), entry["kind"].upper(), steps, str(entry["last"]))
+
+
+def title(arm: str, counts: Sequence[int]) -> str:
+    """An arm in words: `base`, `750 critiques`, `Minos`, or the name of the ablation."""
+    names = {f"critiques-{count:06d}": f"{count:,} critiques" for count in counts}
+    names |= {f"critiques-{counts[0]:06d}": "base", f"critiques-{counts[-1]:06d}": f"Minos ({counts[-1]:,} critiques)"}
+    return names.get(arm, arm)
+
+
+def counts_of(answer: Answer) -> list[int]:
+    """The amounts of critiques, ascending."""
+    return [point["critiques"] for point in answer["curves"][0]["points"]]
+
+
+def p_value(trend: Mapping[str, Any]) -> str:
+    """Of the test over seeds."""
+    return f"{trend['p_trials']:.4f}" if trend["p_trials"] >= 0.0001 else "< .0001"
 
 
 def gain(found: Mapping[str, Any]) -> str:
-    """`+3.1 [1.2, 5.0]`; over problems after a semicolon where that is known."""
+    """`+3.1 [1.2, 5.0]`, and the interval over problems where that is known."""
     inner = ends(found.get("problems_low"), found.get("problems_high"))
-    known = [f"{100 * found['mean']:+.1f}", ends(found["ci_low"], found["ci_high"]), inner and f"(problems {inner})"]
-    return " ".join(filter(None, known))
+    return between(found["mean"], found["ci_low"], found["ci_high"]) + (f" (problems {inner})" if inner else "")
+
+
+def between(mean: float, low: float | None, high: float | None) -> str:
+    """A difference with its interval, in points."""
+    return f"{100 * mean:+.1f} {ends(low, high)}".strip()
 
 
 def ends(low: float | None, high: float | None) -> str:
