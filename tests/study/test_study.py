@@ -37,7 +37,7 @@ BLIND = {"critique.prompt": "minos_ray.critiques.prompts:blind"}
 def small(folder: Path, ablations: dict[str, Any]) -> Config:
     """The shipped study with few of everything."""
     config = load_config("miniature-study", [f"run={folder}/run", *SMALL])
-    return config.model_copy(update={"study": config.study.model_copy(update={"ablations": ablations})})
+    return config.model_copy(update={"study": config.study.model_copy(update={"ablations": ablations, "versus": {}})})
 
 
 def made(run: Run, *names: str) -> dict[str, str]:
