@@ -29,7 +29,7 @@ POOLS = {
 }
 INSIDE = {
     "sweep": ("sft", "reward"),
-    "study": ("problems", "sample", "label", "critique", "sft", "reward", "score"),
+    "study": ("pretrain", "problems", "sample", "label", "critique", "sft", "reward", "score"),
 }
 CRITIC_S = 10.0
 
@@ -145,6 +145,10 @@ def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Calla
     yield from (lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo))
     if "problems" in todo:
         yield lambda: check_sources(config)
+    if config.study.seeds:
+        from minos_ray.study.stage import refuse as refuse_study
+
+        yield lambda: refuse_study(config, run)
     yield from training_tests(config, run, states)
     yield from storage_tests(config, run, states)
 

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from minos_ray.errors import UserError
+from minos_ray.section import leaves
 from minos_ray.sections import Config
 
-__all__ = ["Config", "load_config", "resolve"]
+__all__ = ["Config", "leaves", "load_config", "resolve"]
 
 
 def resolve(name: str) -> Callable[..., Any]:
@@ -119,15 +120,6 @@ def section_type(model: type[BaseModel], key: str) -> type[BaseModel] | None:
         return None
     kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
-def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested mapping."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, values
 
 
 def secret(name: str) -> str:

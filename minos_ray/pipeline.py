@@ -14,6 +14,8 @@ from minos_ray.stages import APART, FUNCTIONS, Spec, inputs, is_fresh, specs
 from minos_ray.storage import refuse_key
 from minos_ray.store import Manifest, Run
 
+# Stages that are only there where the config asks for them.
+WANTED = {"pretrain": "a section 'pretrain'", "study": "study.seeds, such as [1, 2, 3, 4, 5]"}
 ORDER = tuple(name for name in FUNCTIONS if name not in APART)
 
 
@@ -57,7 +59,8 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
 
     ready = [missing_inputs(config, run, s) for s in specs(config) if s.stage == stage]
     if not ready:
-        raise UserError(f"this config has nothing for stage '{stage}' to make")
+        wanted = f"; give {WANTED[stage]}" if stage in WANTED else ""
+        raise UserError(f"this config has nothing for stage '{stage}' to make{wanted}")
     missing = sorted(set().union(*ready))
     if missing:
         first = next(s.stage for s in specs(config) if s.artefact in missing)

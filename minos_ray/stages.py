@@ -16,6 +16,8 @@ NEUTRAL = {"critique": {"max_usd", "api_key_env", "mode", *PRICES}, "reward": {"
 
 # Stages with trainings of their own, which `minos run` leaves alone.
 APART = ("sweep", "study")
+# What no trial of a study depends on.
+NOT_STUDIED = ("run", "report", "resources", "meta", "sweep", "error_analysis")
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,7 @@ def specs(config: Config) -> list[Spec]:
     needs, versions = (*data, "critiques", *base), ("step_encoding", "evaluation")
     found.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions))
     if config.study.seeds:
-        sections = tuple(
-            name for name in type(config).model_fields if name not in ("run", "report", "resources", "meta")
-        )
+        sections = tuple(name for name in type(config).model_fields if name not in NOT_STUDIED)
         found.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS)))
     shown = ("sweep/results.parquet", "critiques", "scores/critic")
     found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
@@ -141,6 +141,8 @@ def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
     if made.artefact.startswith("scores/"):
         keep = "judge" if made.artefact == "scores/critic" else "aggregation"
         sections["score"] = {keep: sections["score"][keep]}
+    if made.artefact == "models/critic":  # what decides which problems stage 2 holds out
+        sections["reward"] = {key: dump["reward"][key] for key in ("eval_rows", "wrong_share", "seed", "consensus")}
     if made.artefact == "rollouts":  # another policy or second opinion samples nothing again
         sections["label"] = {key: sections["label"][key] for key in ("rollouts", "grader", "splitter", "timeout_s")}
     return {

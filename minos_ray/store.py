@@ -138,17 +138,6 @@ class Artefact:
         self.run.delete(self.manifest_name)
         self._write_begun(inputs)
 
-    def take(self, source: "Artefact") -> None:
-        """Becomes a copy of a complete artefact; its manifest comes last."""
-        manifest = source.run.read_bytes(source.manifest_name)
-        self.begin(Manifest.model_validate_json(manifest).inputs)
-        for name in source.run.files(source.name):
-            if name not in ("manifest.json", "begun.json"):
-                ends = (f"{artefact.run.root}/{artefact.name}/{name}" for artefact in (source, self))
-                with self.run.said("written", f"{self.name}/{name}"):
-                    pafs.copy_files(*ends, source.run.fs, self.run.fs)
-        self.run.write_bytes(self.manifest_name, manifest)
-
     def _write_begun(self, inputs: dict[str, Any]) -> None:
         content = {"fingerprint": fingerprint(inputs), "inputs": inputs}
         self.run.write_bytes(self.begun_name, json.dumps(content).encode())

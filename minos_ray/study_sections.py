@@ -1,16 +1,21 @@
 """The sections of the configuration that say what is compared over several trainings; see `sections`."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from minos_ray.section import Section
+from minos_ray.section import Section, leaves
 
 Kind = Literal["orm", "prm"]
 Measure = Literal["accuracy", "f1", "auc", "step_f1", "best_of_n", "weighted_vote"]
 ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
-# What a study sets itself.
-OWN = {"run", "seed", "study", "resources", "sft.seed", "sft.rows", "reward.seed", "reward.verifiers"}
+TAKEN = re.compile(r"base|minos|critiques-.*")  # the other arms
+# What a study sets itself, and what all of its arms must share to be compared.
+OWN = {
+    "run", "seed", "study", "resources", "problems", "score", "evaluate", "error_analysis", "critique.count",
+    "sft.seed", "sft.rows", "reward.seed", "reward.verifiers",
+}  # fmt: skip
 
 
 class Sweep(Section):
@@ -39,7 +44,8 @@ class Primary(Section):
 class Study(Section):
     """The claim as an experiment: for each seed own data and own trainings, with every share of the critiques.
 
-    An ablation is an arm with all critiques in which some keys of the config (dotted) have another value.
+    An ablation is an arm in which some keys of the config (dotted) have another value. It has all critiques, or none
+    where `from_base` names it.
     """
 
     seeds: tuple[int, ...] = Field((), description="of problems, candidates, critiques and trainings; none: no study")
@@ -47,6 +53,7 @@ class Study(Section):
     kinds: tuple[Kind, ...] = ("orm", "prm")
     primary: Primary = Primary()
     ablations: dict[ArmName, dict[str, Any]] = Field(default_factory=dict)
+    from_base: tuple[ArmName, ...] = Field((), description="ablations without critiques")
     versus: dict[ArmName, ArmName] = Field(default_factory=dict, description="ablations also compared with another one")
 
     @model_validator(mode="after")
@@ -61,12 +68,21 @@ class Study(Section):
             raise ValueError(f"primary.kind '{self.primary.kind}' is not among kinds")
         return self
 
+    @field_validator("ablations")
+    @classmethod
+    def single_keys(cls, ablations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Sections as dotted keys, for an ablation changes single keys; names that other arms have are refused."""
+        if taken := [arm for arm in ablations if TAKEN.fullmatch(arm)]:
+            raise ValueError(f"'{taken[0]}' is the name of another arm")
+        return {arm: dict(leaves(changes)) for arm, changes in ablations.items()}
+
     @model_validator(mode="after")
     def changes_are_not_its_own(self) -> "Study":
         """Seeds, places and amounts are the study's affair."""
         for arm, changes in self.ablations.items():
             if taken := sorted(key for key in changes if key in OWN or key.partition(".")[0] in OWN):
                 raise ValueError(f"ablations.{arm}: the study itself sets {taken[0]}")
-        if unknown := sorted({*self.versus, *self.versus.values()} - set(self.ablations)):
-            raise ValueError(f"versus: '{unknown[0]}' is not among ablations")
+        named = {*self.versus, *self.versus.values(), *self.from_base}
+        if unknown := sorted(named - set(self.ablations)):
+            raise ValueError(f"versus, from_base: '{unknown[0]}' is not among ablations")
         return self

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from minos_ray.config import Config, assign, build
+from minos_ray.errors import UserError
 from minos_ray.models import absolute
 from minos_ray.store import Run
 
 FOLDER = "study"
+# Sections that say what the data of a seed is; arms that change the same keys of them share it.
+DATA_SECTIONS = ("pretrain", "generator", "sample", "label", "inserted", "critique")
 
 
 class Arm(NamedTuple):
@@ -16,6 +19,11 @@ class Arm(NamedTuple):
     name: str
     critiques: int
     changes: Mapping[str, Any]
+
+    @property
+    def of_data(self) -> dict[str, Any]:
+        """The changes that make other data."""
+        return {key: value for key, value in self.changes.items() if key.partition(".")[0] in DATA_SECTIONS}
 
 
 class Trial(NamedTuple):
@@ -37,8 +45,12 @@ def amounts(config: Config) -> list[Arm]:
 
 
 def ablations(config: Config) -> list[Arm]:
-    """All critiques, and something else than Minos has."""
-    return [Arm(name, config.critique.count, changes) for name, changes in config.study.ablations.items()]
+    """Something else than Minos has, or than base has where `from_base` names the arm."""
+    none = set(config.study.from_base)
+    return [
+        Arm(name, 0 if name in none else config.critique.count, changes)
+        for name, changes in config.study.ablations.items()
+    ]
 
 
 def arms(config: Config) -> list[Arm]:
@@ -47,8 +59,9 @@ def arms(config: Config) -> list[Arm]:
 
 
 def trials(config: Config) -> list[Trial]:
-    """Every arm with every seed; the seeds one after the other, so that what is there can be looked at."""
-    return [Trial(arm, seed) for seed in config.study.seeds for arm in reversed(arms(config))]
+    """Every arm with every seed: amounts first, so that what counts is known first, seed by seed."""
+    groups = (reversed(amounts(config)), ablations(config))
+    return [Trial(arm, seed) for group in map(list, groups) for seed in config.study.seeds for arm in group]
 
 
 def verifiers(config: Config, arm: Arm) -> list[str]:
@@ -56,9 +69,10 @@ def verifiers(config: Config, arm: Arm) -> list[str]:
     return [f"{kind}-{'minos' if arm.critiques else 'base'}" for kind in config.study.kinds]
 
 
-def data_run(run: Run, seed: int) -> Run:
-    """The run directory that holds the data of a seed."""
-    return Run(run.at(f"{FOLDER}/data/seed-{seed}"))
+def data_run(config: Config, run: Run, trial: Trial) -> Run:
+    """The run directory that holds the data of a trial: the seed's, or that of the first arm with the same changes."""
+    same = next(arm.name for arm in arms(config) if arm.of_data == trial.arm.of_data)
+    return Run(run.at(f"{FOLDER}/data/seed-{trial.seed}{f'-{same}' if trial.arm.of_data else ''}"))
 
 
 def trial_run(run: Run, trial: Trial) -> Run:
@@ -66,20 +80,28 @@ def trial_run(run: Run, trial: Trial) -> Run:
     return Run(run.at(f"{FOLDER}/trials/{trial.name}"))
 
 
-def data_config(config: Config, run: Run, seed: int) -> Config:
-    """The config of a seed's data: as the study's, with this seed."""
-    return build(seeded(config, data_run(run, seed), seed))
+def data_config(config: Config, run: Run, trial: Trial) -> Config:
+    """The config of a trial's data: as the study's, with its seed and the changes of its arm."""
+    return changed(seeded(config, data_run(config, run, trial), trial.seed), trial.arm.name, trial.arm.of_data)
 
 
 def trial_config(config: Config, run: Run, trial: Trial) -> Config:
     """The config of a trial: with its seed, its verifiers, the changes of its arm, and no judge."""
     values = seeded(config, trial_run(run, trial), trial.seed)
-    for key, value in trial.arm.changes.items():
-        assign(values, key.split("."), value)
     values["reward"]["verifiers"] = verifiers(config, trial.arm)
     if 0 < trial.arm.critiques < config.critique.count:
         values["sft"]["rows"] = trial.arm.critiques
-    return build(values)
+    return changed(values, trial.arm.name, trial.arm.changes)
+
+
+def changed(values: dict[str, Any], name: str, changes: Mapping[str, Any]) -> Config:
+    """The config of these values with some keys changed; UserError that names the arm."""
+    for key, value in changes.items():
+        assign(values, key.split("."), value)
+    try:
+        return build(values)
+    except UserError as error:
+        raise UserError(f"study.ablations.{name}: {error}") from error
 
 
 def seeded(config: Config, run: Run, seed: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minos_ray.config import Config
+from minos_ray.errors import WorkStopped
 from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.statistics import one_more, resampled_means, resamples
 from minos_ray.store import Run
@@ -71,6 +72,10 @@ def compared(config: Config, run: Run, rows: Sequence[Row]) -> Numbers:
     """The content of study.json; `rows` are those of all trials."""
     found = Found(config, run, {(row["arm"], row["kind"], row["seed"]): row for row in rows})
     base, minos, named = amounts(config)[0], amounts(config)[-1], config.study.primary
+    if (named.kind, named.measure) not in found.measured:
+        raise WorkStopped(
+            f"study.primary: some trial has no {named.measure} of its {named.kind}; see {run.at('study')}"
+        )
     return {
         "seeds": list(config.study.seeds),
         "n": max(row["n"] for row in rows),
@@ -78,6 +83,7 @@ def compared(config: Config, run: Run, rows: Sequence[Row]) -> Numbers:
         "plain": {name: float(np.mean([row[name] for row in rows])) for name in PLAIN},
         "curves": [curve(found, *pair) for pair in found.measured],
         "arms": [against(found, arm, *pair) for pair in found.measured for arm in arms(config)],
+        "stage_1": [stage_1(found, arm) for arm in arms(config)],
         "versus": [paired(found, *pair) for pair in found.measured],
         "reached": [reached(found, arm, kind) for kind in config.study.kinds for arm in arms(config)],
     }
@@ -125,10 +131,22 @@ def curve(found: Found, kind: str, measure: str) -> Numbers:
     counts = [arm.critiques for arm in amounts(found.config)]
     values = np.stack([found.values(arm, kind, measure) for arm in amounts(found.config)], axis=1)
     made = trend.curve(values[:, :, None], counts, DRAWS, found.config.evaluate.seed)
+    for point, arm in zip(made["points"], amounts(found.config), strict=True):
+        minus = found.minus(arm, amounts(found.config)[0], kind, measure)
+        point |= {f"difference_{end}": minus[end] for end in ("ci_low", "ci_high")}  # as everywhere in the study
     return {"kind": kind, "measure": measure, "seeds": len(values)} | made
 
 
 def reached(found: Found, arm: Arm, kind: str) -> Numbers:
     """When each seed's verifier first has the F1 on held-out rows with which its base ends; None: never."""
     rows = [found.table[arm.name, kind, seed] for seed in found.config.study.seeds]
-    return {"arm": arm.name, "kind": kind, "last": rows[0]["steps"], "steps": [row["steps_to_base"] for row in rows]}
+    steps = {"steps": [row["steps_to_base"] for row in rows], "last": max(row["steps"] for row in rows)}
+    return {"arm": arm.name, "kind": kind} | steps
+
+
+def stage_1(found: Found, arm: Arm) -> Numbers:
+    """What stage 1 of an arm was trained on: means over the seeds of its rows, steps and tokens."""
+    kind = found.config.study.kinds[0]
+    rows = [found.table[arm.name, kind, seed] for seed in found.config.study.seeds]
+    names = ("rows", "steps", "tokens")
+    return {"arm": arm.name} | {name: float(np.mean([row[f"stage_1_{name}"] for row in rows])) for name in names}

@@ -113,10 +113,12 @@ def convergence(kinds: Mapping[str, Mapping[str, list[Curve]]]) -> "tuple[Figure
     figure, axes = grid(1, len(kinds), height=2.8)
     for axis, (kind, found) in zip(axes, kinds.items(), strict=True):
         for colour, (name, curves) in zip(colours, found.items(), strict=False):
-            steps = [point["step"] for point in curves[0]]
-            values = 100 * np.array([[point["f1"] for point in curve] for curve in curves])
-            axis.plot(steps, values.T, color=colour, alpha=0.18, linewidth=0.9)
-            axis.plot(steps, values.mean(axis=0), color=colour, marker="o", markeredgecolor=PAPER, label=name)
+            by_seed = [{point["step"]: 100 * point["f1"] for point in curve} for curve in curves]
+            for points in by_seed:
+                axis.plot(list(points), list(points.values()), color=colour, alpha=0.18, linewidth=0.9)
+            shared = sorted(set.intersection(*map(set, by_seed)))
+            means = [np.mean([points[step] for points in by_seed]) for step in shared]
+            axis.plot(shared, means, color=colour, marker="o", markeredgecolor=PAPER, label=name)
         axis.set_title(f"F1 on held-out rows (%), {kind.upper()}")
         axis.set_xlabel("steps of stage 2", fontsize=8)
     axes[0].legend(fontsize=7.5, loc="lower right", handlelength=1.6)

@@ -3,16 +3,17 @@
 import json
 import time
 
-from minos_ray.config import Config
+from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
-from minos_ray.study.arms import FOLDER, trial_config, trials
+from minos_ray.study.arms import FOLDER, Trial, ablations, amounts, trial_config, trials
 from minos_ray.study.comparison import compared
 from minos_ray.study.data import make_data
 from minos_ray.study.figures import write_figures
+from minos_ray.study.named import named
 from minos_ray.study.statement import statement
-from minos_ray.study.trial import result_rows, run_trial, unfinished
+from minos_ray.study.trial import is_done, result_rows, run_trial
 from minos_ray.sweep.stage import write
 from minos_ray.sweep.tune import folder, run_trials
 
@@ -26,18 +27,13 @@ def study(config: Config, run: Run) -> Manifest:
 
     UserError without seeds. WorkStopped when trials failed; the finished ones are skipped by the next call.
     """
-    if not config.study.seeds:
-        raise UserError("study.seeds is empty: give some, such as [1, 2, 3, 4, 5]")
+    refuse(config, run)
     target = begin(config, run, RESULTS)
     if isinstance(target, Manifest):
         return target
-    start = time.monotonic()
-    planned = trials(config)
-    for trial in planned:
-        trial_config(config, run, trial)  # an ablation that no config can have is refused before any work
-    for seed in config.study.seeds:
-        make_data(config, run, seed)
-    by_name = {trial.name: trial for trial in planned if unfinished(config, run, trial)}
+    start, planned, before = time.monotonic(), trials(config), named(config, run)
+    make_all_data(config, run)
+    by_name = {trial.name: trial for trial in planned if not is_done(config, run, trial)}
 
     def do(name: str) -> None:
         run_trial(config, Run(run.path), by_name[name])
@@ -46,11 +42,36 @@ def study(config: Config, run: Run) -> Manifest:
         run_trials(config, run, FOLDER, list(by_name), len(planned), do)
     run.delete(folder(FOLDER))
     rows = [row for trial in planned for row in result_rows(config, run, trial)]
-    answer = compared(config, run, rows)
-    write_figures(config, run, rows, answer)
-    run.write_bytes(ANSWER, json.dumps(answer, indent=1, allow_nan=False).encode())
     write(run, RESULTS, rows)
+    answer = {"named": before, **compared(config, run, rows)}
+    run.write_bytes(ANSWER, json.dumps(answer, indent=1, allow_nan=False).encode())
     run.write_bytes(TABLES, statement(answer).encode())
+    write_figures(config, run, rows, answer)
     print(statement(answer), flush=True)
     details = {"seconds": round(time.monotonic() - start, 1), "trials_run_now": len(by_name)}
     return target.complete({"trials": len(planned), "rows": len(rows)}, {}, details)
+
+
+def refuse(config: Config, run: Run) -> None:
+    """UserError for what no trial could do, or nobody could compare; before any work."""
+    if not config.study.seeds:
+        raise UserError("study.seeds is empty: give some, such as [1, 2, 3, 4, 5]")
+    if len(amounts(config)) < len(config.study.shares):
+        raise UserError(
+            f"study.shares = {list(config.study.shares)} of critique.count = {config.critique.count} are not as many "
+            "different amounts; raise critique.count or lower the number of shares"
+        )
+    if config.sft.rows is not None or config.sft.source != "critiques":
+        raise UserError("study: sft.rows must be empty and sft.source 'critiques', for amounts to be what they say")
+    for arm in [*amounts(config), *ablations(config)]:
+        own = trial_config(config, run, Trial(arm, config.study.seeds[0]))
+        for name in (own.critique.prompt, own.sample.prompt, own.label.grader, own.label.splitter):
+            resolve(name)
+
+
+def make_all_data(config: Config, run: Run) -> None:
+    """The data of every seed, and where ablations need others these, too."""
+    for seed in config.study.seeds:
+        plain = Trial(amounts(config)[-1], seed)
+        for arm in (plain.arm, *ablations(config)):
+            make_data(config, run, Trial(arm, seed), plain)

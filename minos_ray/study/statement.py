@@ -19,15 +19,19 @@ Answer = Mapping[str, Any]
 def statement(answer: Answer) -> str:
     """All tables, in points (per cent) with 95 % intervals over seeds."""
     parts = [primary(answer), plain(answer), curve_table(answer), arm_table(answer), pair_table(answer)]
-    return "\n\n".join("\n".join(part) for part in [*parts, reach_table(answer)]) + "\n"
+    return "\n\n".join("\n".join(part) for part in [*parts, reach_table(answer), stage_1_table(answer)]) + "\n"
 
 
 def primary(answer: Answer) -> Iterator[str]:
-    """One line."""
-    found = answer["primary"]
+    """One line, and one that says so where another comparison or other seeds had been named."""
+    found, before = answer["primary"], answer["named"]
     seeds = ", ".join(f"{100 * value:+.1f}" for value in found["seeds"])
     name = f"{NAMES[found['measure']]} of the {found['kind'].upper()}"
-    yield f"Named before: {name}, Minos minus base: {gain(found)} points over {len(answer['seeds'])} seeds ({seeds})."
+    when = "Named before" if before["kept"] else "NOT named before"
+    yield f"{when}: {name}, Minos minus base: {gain(found)} points over {len(answer['seeds'])} seeds ({seeds})."
+    if not before["kept"]:
+        first = before["primary"]
+        yield f"Named on {before['time']}: {first['measure']} of {first['kind']}, seeds {before['seeds']}."
 
 
 def plain(answer: Answer) -> Iterator[str]:
@@ -73,6 +77,14 @@ def reach_table(answer: Answer) -> Iterator[str]:
     for entry in answer["reached"]:
         steps = ", ".join("never" if step is None else str(step) for step in entry["steps"])
         yield line(title(entry["arm"], counts), entry["kind"].upper(), steps, str(entry["last"]))
+
+
+def stage_1_table(answer: Answer) -> Iterator[str]:
+    """What stage 1 of each arm was trained on."""
+    counts = counts_of(answer)
+    yield from head("arm", "rows of stage 1", "steps", "tokens")
+    for entry in answer["stage_1"]:
+        yield line(title(entry["arm"], counts), *(f"{entry[name]:,.0f}" for name in ("rows", "steps", "tokens")))
 
 
 def title(arm: str, counts: Sequence[int]) -> str:

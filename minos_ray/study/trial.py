@@ -6,29 +6,35 @@ from typing import Any
 
 from minos_ray.config import Config, resolve
 from minos_ray.observe.failure import reported
-from minos_ray.pipeline import ORDER, state_of
+from minos_ray.pipeline import state_of
 from minos_ray.stages import FUNCTIONS, Spec, specs
 from minos_ray.store import Run
 from minos_ray.study.arms import Trial, amounts, trial_config, trial_run, verifiers
-from minos_ray.study.data import give
+from minos_ray.study.data import give, is_given
 from minos_ray.sweep.trial import METHODS, selection
 from minos_ray.training.log import first_at
 
+MADE = ("sft", "reward", "score", "evaluate")
 Curve = list[dict[str, Any]]
 
 
-def unfinished(config: Config, run: Run, trial: Trial) -> list[Spec]:
-    """The artefacts that the trial has to make, or to take from the data of its seed."""
+def made(own: Config) -> list[Spec]:
+    """The artefacts that a trial of this config makes itself."""
+    return [spec for spec in specs(own) if spec.stage in MADE]
+
+
+def is_done(config: Config, run: Run, trial: Trial) -> bool:
+    """Whether the trial has the data of its seed, and everything that it makes of them is complete and fresh."""
     own, directory = trial_config(config, run, trial), trial_run(run, trial)
-    made = [spec for spec in specs(own) if spec.stage in ORDER and spec.stage != "report"]
-    return [spec for spec in made if state_of(own, directory, spec).state != "done"]
+    fresh = all(state_of(own, directory, spec).state == "done" for spec in made(own))
+    return fresh and is_given(config, run, trial)
 
 
 def run_trial(config: Config, run: Run, trial: Trial) -> None:
     """Takes the data of its seed, then does stage 1 (one critic for all kinds), stage 2, scores and evaluation."""
     give(config, run, trial)
     own, directory = trial_config(config, run, trial), trial_run(run, trial)
-    for stage in dict.fromkeys(spec.stage for spec in unfinished(config, run, trial)):
+    for stage in dict.fromkeys(spec.stage for spec in made(own)):  # each skips what is fresh by then
         with reported(directory, stage):
             resolve(FUNCTIONS[stage])(own, directory)
 
@@ -48,7 +54,9 @@ def result_rows(config: Config, run: Run, trial: Trial) -> Iterator[dict[str, An
             "kind": kind,
             "seed": trial.seed,
             "verifier": verifier,
-            "trained_rows": critic.counts["rows"] if critic else 0,
+            "stage_1_rows": critic.counts["rows"] if critic else 0,
+            "stage_1_steps": critic.details["steps"] if critic else 0,
+            "stage_1_tokens": critic.details["tokens"] if critic else 0,
             "n": n,
             "problems": evaluation["counts"]["problems"],
             **judged(evaluation["meta"], verifier),

@@ -5,7 +5,7 @@ The paper has no such control: its baseline skips stage 1, and so also sees less
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -20,14 +20,15 @@ from minos_ray.training_sections import Sft
 CONTROLS = ("candidates", "solutions")
 
 
-def plain_text(run: Run, tokenizer: Any, section: Sft, critiques: Data) -> Data:
+def plain_text(run: Run, tokenizer: Any, section: Sft, critiques: Data, kept_out: Collection[str] = ()) -> Data:
     """Documents in place of the rows that critiques would give, repeated in a seeded order up to as many tokens.
 
-    The rows held out are the same critiques, so that both trainings are watched on the same text.
+    The rows held out are the same critiques, so that both trainings are watched on the same text. Documents are shorter
+    than critiques: with as many rows a step, plain text takes more steps.
     """
     find = candidates if section.source == "candidates" else solutions
     documents, dropped = find(run), Counter[str]()
-    held_out = {row["problem_id"] for row in critiques.held_out}
+    held_out = {row["problem_id"] for row in critiques.held_out}.union(kept_out)
     rows = list(document_rows(tokenizer, [d for d in documents if d[0] not in held_out], section.max_length, dropped))
     random.Random(f"plain text {section.seed}").shuffle(rows)
     taken = list(up_to(rows, sum(len(row["ids"]) for row in critiques.train)))

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -51,14 +51,26 @@ def train_questions(run: Run) -> dict[str, str]:
     return {row["problem_id"]: row["question"] for row in rows if row["split"] == "train"}
 
 
-def critique_data(run: Run, tokenizer: Any, section: Sft, limit: int | None = None, inserted: bool = False) -> Data:
+def critique_data(
+    run: Run,
+    tokenizer: Any,
+    section: Sft,
+    limit: int | None = None,
+    inserted: bool = False,
+    kept_out: Collection[str] = (),
+) -> Data:
     """Stage 1: critiques that are whole and agree with the labels, `inserted` errors with their notes, or both, as
-    `section.source` says (where it names a control: the critiques). A smaller `limit` takes a subset of a larger."""
+    `section.source` says (where it names a control: the critiques). A smaller `limit` takes a subset of a larger.
+
+    Problems that are `kept_out` give no rows.
+    """
     dropped: Counter[str] = Counter()
     asked = train_questions(run)
     rows = bought_rows(run, asked, section.agreeing, dropped) if section.source != "inserted" else []
     if section.source in ("inserted", "both") and inserted:
         rows += noted_rows(run, asked, dropped)
+    known, rows = len(rows), [row for row in rows if row["problem_id"] not in kept_out]
+    dropped["held_out_in_stage_2"] += known - len(rows)
     rows = sampled(rows, limit, "critiques", "over_limit", dropped)
     made = list(language_rows(tokenizer, rows, section.max_length, dropped))
     parts = split_by_problem(made, min(HELD_OUT_CRITIQUES, len(made) // 50), None, section.seed)
@@ -116,12 +128,24 @@ def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Cou
                 yield language_row(row["problem_id"], ids, first)
 
 
-def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str) -> Data:
-    """Stage 2 (`kind` orm or prm): labelled train candidates; held-out rows are of problems never trained on."""
+def held_out_problems(run: Run, section: Reward) -> set[str]:
+    """Problems that stage 2 holds out. Stage 1 must not see them either, or Minos would be watched on problems whose
+    critiques it has read, while the base knows nothing of them."""
+    kinds = ("orm", "prm") if section.consensus else ("orm",)
+    return {row["problem_id"] for kind in kinds for row in reward_rows(run, section, kind)[1]}
+
+
+def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[Row], Counter[str]]:
+    """(train, held out, dropped) before balancing."""
     rows, dropped = labelled(run)
     if section.consensus and kind == "prm":
         rows = agreed(run, rows, dropped)
-    train, held_out = split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed)
+    return *split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed), dropped
+
+
+def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str) -> Data:
+    """Stage 2 (`kind` orm or prm): labelled train candidates; held-out rows are of problems never trained on."""
+    train, held_out, dropped = reward_rows(run, section, kind)
     train = balanced(train, section.wrong_share, section.rows, section.seed, dropped)
     held_out = balanced(held_out, section.wrong_share, section.eval_rows, section.seed, dropped)
     # Held-out rows are judged by hard labels at the places that are scored, whatever is trained on.

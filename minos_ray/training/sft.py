@@ -4,7 +4,7 @@ from minos_ray.config import Config
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
 from minos_ray.training.controls import CONTROLS, plain_text
-from minos_ray.training.data import base_tokenizer, critique_data, require_rows
+from minos_ray.training.data import base_tokenizer, critique_data, held_out_problems, require_rows
 from minos_ray.training.job import Job, make_job, write_table
 from minos_ray.training.trainer import finished, fit
 
@@ -28,8 +28,9 @@ def critic_job(config: Config, run: Run) -> Job:
     """The training of a critic on at most `sft.rows` critiques; fewer rows are a subset of more."""
     inserted = config.inserted.count > 0
     tokenizer = base_tokenizer(config, run)
-    data = critique_data(run, tokenizer, config.sft, config.sft.rows, inserted)
+    kept_out = held_out_problems(run, config.reward)
+    data = critique_data(run, tokenizer, config.sft, config.sft.rows, inserted, kept_out)
     if config.sft.source in CONTROLS:
-        data = plain_text(run, tokenizer, config.sft, data)
+        data = plain_text(run, tokenizer, config.sft, data, kept_out)
     require_rows("sft", data)
     return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config.resources)

@@ -9,11 +9,13 @@ import pytest
 from scipy import stats
 
 from minos_ray.config import Config, build
+from minos_ray.errors import WorkStopped
 from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.comparison import Method
 from minos_ray.store import Run
 from minos_ray.study.arms import arms, trial_run, trials, verifiers
 from minos_ray.study.comparison import compared, over_problems, student
+from minos_ray.study.named import named
 from minos_ray.study.statement import statement
 
 SEEDS, N = (3, 4, 5, 6), 8
@@ -39,6 +41,7 @@ def finished(run: Run) -> tuple[Config, list[dict[str, Any]]]:
         found = {Method(name, verifier, N): drawn for name in ("best-of-n", "weighted-vote")}
         outcomes.write(trial_run(run, trial), found, pa.array(PROBLEMS))
         row = {"arm": trial.arm.name, "kind": "orm", "seed": trial.seed, "n": N, "critiques": trial.arm.critiques}
+        row |= {"stage_1_rows": 7, "stage_1_steps": 3, "stage_1_tokens": 100}
         row |= {"f1": f1, "auc": f1, "accuracy": f1, "step_f1": None, "steps": 40, "steps_to_base": None}
         row |= {"best_of_n": drawn.mean(), "weighted_vote": drawn.mean()}
         rows.append(row | {"one_sample": 0.4, "self_consistency": 0.5, "oracle": 1.0})
@@ -97,9 +100,21 @@ def test_problems_are_resampled_within_their_seeds() -> None:
 def test_the_statement_tells_the_named_comparison_first_and_every_arm(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     made, rows = finished(run)
-    text = statement(compared(made, run, rows))
+    answer = compared(made, run, rows)
+    text = statement({"named": named(made, run), **answer})
     first = text.splitlines()[0]
     assert first.startswith("Named before: F1 of the ORM, Minos minus base: +") and "over 4 seeds" in first
-    named = ("base", "5 critiques", "Minos (10 critiques)", "blind")
-    assert len(named) == len(arms(made)) and all(f"| {name} |" in text for name in named)
+    titles = ("base", "5 critiques", "Minos (10 critiques)", "blind")
+    assert len(titles) == len(arms(made)) and all(f"| {name} |" in text for name in titles)
     assert "| never, never, never, never | 40 |" in text
+    other = build({**made.model_dump(), "study": {**made.study.model_dump(), "primary": {"measure": "auc"}}})
+    again = statement({"named": named(other, run), **compared(other, run, rows)}).splitlines()
+    assert again[0].startswith("NOT named before: AUC") and ": f1 of orm, seeds [3, 4, 5, 6]" in again[1]
+
+
+def test_a_named_measure_that_some_trial_lacks_is_said(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    made, rows = finished(run)
+    rows[3]["f1"] = None
+    with pytest.raises(WorkStopped, match=r"study\.primary: some trial has no f1 of its orm"):
+        compared(made, run, rows)

@@ -10,8 +10,9 @@ import pytest
 from minos_ray.config import Config, load_config
 from minos_ray.errors import WorkStopped
 from minos_ray.store import Run
-from minos_ray.study.arms import Trial, ablations, amounts, data_run, trial_run
+from minos_ray.study.arms import Trial, ablations, amounts, data_run, trial_run, trials
 from minos_ray.study.stage import study
+from minos_ray.study.trial import is_done, run_trial
 from tests.raylets import all_is_free
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -37,7 +38,9 @@ BLIND = {"critique.prompt": "minos_ray.critiques.prompts:blind"}
 def small(folder: Path, ablations: dict[str, Any]) -> Config:
     """The shipped study with few of everything."""
     config = load_config("miniature-study", [f"run={folder}/run", *SMALL])
-    return config.model_copy(update={"study": config.study.model_copy(update={"ablations": ablations, "versus": {}})})
+    return config.model_copy(
+        update={"study": config.study.model_copy(update={"ablations": ablations, "versus": {}, "from_base": ()})}
+    )
 
 
 def made(run: Run, *names: str) -> dict[str, str]:
@@ -54,7 +57,7 @@ def test_a_study_goes_on_where_it_stopped_and_shares_what_arms_leave_alone(
     with pytest.raises(WorkStopped, match=r"1 of 3 trials failed \(seed-1-short: .*no rows to train on"):
         study(broken, run)
     all_is_free()
-    data = data_run(run, 1)
+    data = data_run(broken, run, Trial(amounts(broken)[0], 1))
     base, minos = (trial_run(run, Trial(arm, 1)) for arm in amounts(broken))
     kept = [(base, "models/orm-base"), (minos, "models/critic"), (minos, "scores/orm-minos"), (data, "critiques")]
     first = [made(where, name) for where, name in kept]
@@ -69,6 +72,7 @@ def test_a_study_goes_on_where_it_stopped_and_shares_what_arms_leave_alone(
     blind = trial_run(run, Trial(ablations(config)[0], 1))
     shared = ("problems", "candidates", "labels")
     assert made(blind, *shared) == made(minos, *shared) == made(data, *shared)
+    assert made(blind, "critiques") == made(data_run(config, run, Trial(ablations(config)[0], 1)), "critiques")
     prompts = [set(where.artefact("critiques").read()["prompt_version"].to_pylist()) for where in (minos, blind)]
     assert [len(found) for found in prompts] == [1, 1] and prompts[0] != prompts[1]
 
@@ -80,3 +84,11 @@ def test_a_study_goes_on_where_it_stopped_and_shares_what_arms_leave_alone(
     assert answer["primary"]["mean"] == pytest.approx(gain) and answer["primary"]["ci_low"] is None
     assert "Named before: F1 of the ORM, Minos minus base" in capsys.readouterr().out
     assert study(config, run) == manifest
+
+    # Another optimisation of stage 1: all that depends on it is made anew, base is not.
+    other = config.model_copy(update={"sft": config.sft.model_copy(update={"lr": 5e-4})})
+    assert [trial.arm.name for trial in trials(other) if is_done(other, run, trial)] == ["critiques-000000"]
+    run_trial(other, run, Trial(amounts(other)[-1], 1))
+    assert is_done(other, run, Trial(amounts(other)[-1], 1))
+    now = [made(minos, name) for name in ("models/critic", "models/orm-minos", "scores/orm-minos", "evaluation.json")]
+    assert all(entry not in first for entry in now) and made(base, "models/orm-base") == first[0]
