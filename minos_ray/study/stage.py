@@ -3,11 +3,12 @@
 import json
 import time
 
+from minos_ray.check import refuse as preflight
 from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
-from minos_ray.study.arms import FOLDER, Trial, ablations, amounts, trial_config, trials
+from minos_ray.study.arms import FOLDER, Trial, ablations, amounts, data_config, data_run, trial_config, trials
 from minos_ray.study.comparison import compared
 from minos_ray.study.data import make_data
 from minos_ray.study.figures import write_figures
@@ -31,6 +32,8 @@ def study(config: Config, run: Run) -> Manifest:
     target = begin(config, run, RESULTS)
     if isinstance(target, Manifest):
         return target
+    for name in (ANSWER, TABLES):
+        run.delete(name)
     start, planned, before = time.monotonic(), trials(config), named(config, run)
     make_all_data(config, run)
     by_name = {trial.name: trial for trial in planned if not is_done(config, run, trial)}
@@ -70,7 +73,10 @@ def refuse(config: Config, run: Run) -> None:
 
 
 def make_all_data(config: Config, run: Run) -> None:
-    """The data of every seed, and where ablations need others these, too."""
+    """The data of every seed, and where ablations need others these, too. UserError when the first could not be made,
+    its critic does not answer, or no training would fit."""
+    first = Trial(amounts(config)[-1], config.study.seeds[0])
+    preflight(data_config(config, run, first), data_run(config, run, first))
     for seed in config.study.seeds:
         plain = Trial(amounts(config)[-1], seed)
         for arm in (plain.arm, *ablations(config)):

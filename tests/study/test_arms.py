@@ -112,7 +112,7 @@ def test_arms_with_the_same_changes_of_data_share_them(tmp_path: Path) -> None:
         ({"critique": {"count": 0}}, "are not as many different amounts"),
         ({"sft": {"source": "both"}}, "study: sft.rows must be empty and sft.source 'critiques'"),
         ({"sft": {"source": "critiques", "rows": 5}}, "study: sft.rows must be empty"),
-        ({"study": {"seeds": [1], "ablations": {"x": {"sft.agreing": False}}}}, "study.ablations.x: unknown .*'agreeing'"),
+        ({"study": {"seeds": [1], "ablations": {"x": {"sft.agreing": 0}}}}, "study.ablations.x: unknown .*'agreeing'"),
         ({"study": {"seeds": [1], "ablations": {"x": {"critique.prompt": "no:f"}}}}, "'no:f' does not name a function"),
     ],
 )  # fmt: skip
