@@ -12,7 +12,7 @@ from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
 from minos_ray.sections import Model
-from minos_ray.stages import APART
+from minos_ray.stages import APART, FUNCTIONS
 from minos_ray.store import Run
 
 # Stage -> which pools of `resources` it uses.
@@ -27,10 +27,7 @@ POOLS = {
     "sweep": ("train", "score"),
     "study": ("sample", "grade", "client", "train", "score"),
 }
-INSIDE = {
-    "sweep": ("sft", "reward"),
-    "study": ("pretrain", "problems", "sample", "label", "critique", "sft", "reward", "score"),
-}
+INSIDE = {"sweep": ("sft", "reward"), "study": tuple(FUNCTIONS)}
 CRITIC_S = 10.0
 
 
@@ -146,9 +143,7 @@ def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Calla
     if "problems" in todo:
         yield lambda: check_sources(config)
     if config.study.seeds:
-        from minos_ray.study.stage import refuse as refuse_study
-
-        yield lambda: refuse_study(config, run)
+        yield lambda: resolve("minos_ray.study.stage:refuse")(config, run)
     yield from training_tests(config, run, states)
     yield from storage_tests(config, run, states)
 
