@@ -122,10 +122,3 @@ def test_what_no_trial_could_do_is_refused_before_any_work(tmp_path: Path, value
     with pytest.raises(UserError, match=told) as caught:
         run_study(config, Run(config.run))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
-
-
-def test_the_demo_is_made_as_the_study_is() -> None:
-    demo, frozen = load_config("miniature"), load_config(SHIPPED)
-    for section in ("generator", "base", "label", "critique", "sft", "reward"):
-        assert getattr(demo, section) == getattr(frozen, section), section
-    assert changed(demo, frozen) & {"problems.train.limit", "sample.n_train", "sample.temperature"} == set()
