@@ -69,9 +69,10 @@ def critique_data(
     rows = bought_rows(run, asked, section.agreeing, dropped) if section.source != "inserted" else []
     if section.source in ("inserted", "both") and inserted:
         rows += noted_rows(run, asked, dropped)
-    known, rows = len(rows), [row for row in rows if row["problem_id"] not in kept_out]
-    dropped["held_out_in_stage_2"] += known - len(rows)
-    rows = sampled(rows, limit, "critiques", "over_limit", dropped)
+    kept = [row for row in rows if row["problem_id"] not in kept_out]
+    if len(kept) < len(rows):
+        dropped["held_out_in_stage_2"] = len(rows) - len(kept)
+    rows = sampled(kept, limit, "critiques", "over_limit", dropped)
     made = list(language_rows(tokenizer, rows, section.max_length, dropped))
     parts = split_by_problem(made, min(HELD_OUT_CRITIQUES, len(made) // 50), None, section.seed)
     return Data(*parts, dropped, Counter(row["source"] for row in rows))
