@@ -142,7 +142,7 @@ def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Calla
     yield from (lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo))
     if "problems" in todo:
         yield lambda: check_sources(config)
-    if config.study.seeds:
+    if any(state.stage == "study" for state in states):
         yield lambda: resolve("minos_ray.study.stage:refuse")(config, run)
     yield from training_tests(config, run, states)
     yield from storage_tests(config, run, states)

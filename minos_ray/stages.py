@@ -8,7 +8,15 @@ from minos_ray.config import Config
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
 
 # Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
-VERSIONS = {"step_encoding": 2, "critique_prompt": 2, "error_prompt": 1, "inserted": 1, "judge": 1, "evaluation": 2}
+VERSIONS = {
+    "step_encoding": 2,
+    "stage_1": 1,
+    "critique_prompt": 2,
+    "error_prompt": 1,
+    "inserted": 1,
+    "judge": 1,
+    "evaluation": 2,
+}
 # Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
 PRICES = {"usd_per_million_input", "usd_per_million_output"}
 NEUTRAL = {"critique": {"max_usd", "api_key_env", "mode", *PRICES}, "reward": {"verifiers"}}
@@ -69,14 +77,15 @@ def specs(config: Config) -> list[Spec]:
         found.append(Spec("error_types", "critique", ("error_analysis", "critique", "seed"), needs, ("error_prompt",)))
     if needs_critic(config):
         encoded = ("step_encoding",)
-        needs = (*data, *critic_sources(config), *base)
+        judged = ("critiques",) if config.reward.consensus else ()  # decides what stage 2 holds out
+        needs = (*data, *dict.fromkeys((*critic_sources(config), *judged)), *base)
         found.append(Spec("models/critic", "sft", ("sft", "base"), needs, encoded))
     found += [reward_spec(config, name, base) for name in models]
     found += [score_spec(name) for name in scores]
     needs, sorted_ = ("problems", "labels", *scores), ("error_types",) if config.error_analysis.count else ()
     found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_))
     sections = ("sweep", "sft", "reward", "base", "score", "evaluate")
-    needs, versions = (*data, "critiques", *base), ("step_encoding", "evaluation")
+    needs, versions = (*data, "critiques", *base), ("step_encoding", "stage_1", "evaluation")
     found.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions))
     if config.study.seeds:
         sections = tuple(name for name in type(config).model_fields if name not in NOT_STUDIED)

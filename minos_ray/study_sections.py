@@ -16,6 +16,7 @@ OWN = {
     "run", "seed", "study", "resources", "problems", "score", "evaluate", "error_analysis", "critique.count",
     "sft.seed", "sft.rows", "reward.seed", "reward.verifiers",
 }  # fmt: skip
+STAGE_1 = ("sft", "critique", "inserted")
 
 
 class Sweep(Section):
@@ -82,6 +83,9 @@ class Study(Section):
         for arm, changes in self.ablations.items():
             if taken := sorted(key for key in changes if key in OWN or key.partition(".")[0] in OWN):
                 raise ValueError(f"ablations.{arm}: the study itself sets {taken[0]}")
+        for arm in self.from_base:
+            if idle := [key for key in self.ablations.get(arm, {}) if key.partition(".")[0] in STAGE_1]:
+                raise ValueError(f"ablations.{arm} has no stage 1, so that {idle[0]} means nothing")
         named = {*self.versus, *self.versus.values(), *self.from_base}
         if unknown := sorted(named - set(self.ablations)):
             raise ValueError(f"versus, from_base: '{unknown[0]}' is not among ablations")

@@ -54,6 +54,7 @@ STALE = {
     "critique.api_key_env=OTHER_KEY": set(),
     "sft.epochs=1": FROM_CRITIC,
     "reward.lr=0.5": PLAIN | MINOS | SCORES | END | SWEEP,
+    "reward.eval_rows=9": FROM_CRITIC | PLAIN | MINOS | SCORES | END | SWEEP,
     "base.revision=x": CRITIC | PLAIN | MINOS | SCORES | JUDGED | END | SWEEP,
     "score.aggregation=mean": SCORES | END | SWEEP,
     "score.judge.max_tokens=9": JUDGED | END | SWEEP,

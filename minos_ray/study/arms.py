@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from minos_ray.config import Config, assign, build
 from minos_ray.errors import UserError
 from minos_ray.models import absolute
-from minos_ray.store import Run
+from minos_ray.store import Run, fingerprint
 
 FOLDER = "study"
 # Sections that say what the data of a seed is; arms that change the same keys of them share it.
@@ -69,10 +69,10 @@ def verifiers(config: Config, arm: Arm) -> list[str]:
     return [f"{kind}-{'minos' if arm.critiques else 'base'}" for kind in config.study.kinds]
 
 
-def data_run(config: Config, run: Run, trial: Trial) -> Run:
-    """The run directory that holds the data of a trial: the seed's, or that of the first arm with the same changes."""
-    same = next(arm.name for arm in arms(config) if arm.of_data == trial.arm.of_data)
-    return Run(run.at(f"{FOLDER}/data/seed-{trial.seed}{f'-{same}' if trial.arm.of_data else ''}"))
+def data_run(run: Run, trial: Trial) -> Run:
+    """The run directory that holds the data of a trial: the seed's, or that of all arms with the same changes of it."""
+    others = f"-{fingerprint(trial.arm.of_data)}" if trial.arm.of_data else ""
+    return Run(run.at(f"{FOLDER}/data/seed-{trial.seed}{others}"))
 
 
 def trial_run(run: Run, trial: Trial) -> Run:
@@ -82,7 +82,7 @@ def trial_run(run: Run, trial: Trial) -> Run:
 
 def data_config(config: Config, run: Run, trial: Trial) -> Config:
     """The config of a trial's data: as the study's, with its seed and the changes of its arm."""
-    return changed(seeded(config, data_run(config, run, trial), trial.seed), trial.arm.name, trial.arm.of_data)
+    return changed(seeded(config, data_run(run, trial), trial.seed), trial.arm.name, trial.arm.of_data)
 
 
 def trial_config(config: Config, run: Run, trial: Trial) -> Config:

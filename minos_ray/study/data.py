@@ -18,8 +18,8 @@ def make_data(config: Config, run: Run, trial: Trial, plain: Trial) -> None:
 
     What its arm leaves as it is comes from the data of the trial `plain`, whose arm changes nothing.
     """
-    own, target = data_config(config, run, trial), data_run(config, run, trial)
-    take_fitting(own, data_run(config, run, plain), target)
+    own, target = data_config(config, run, trial), data_run(run, trial)
+    take_fitting(own, data_run(run, plain), target)
     if any(state_of(own, target, spec).state != "done" for spec in of_data(own)):
         say = functools.partial(print, f"study: {target.root.rpartition('/')[2]}:", flush=True)
         run_all(own, open_run(own), say, [stage for stage in ORDER if stage in STAGES])
@@ -41,7 +41,7 @@ def take_fitting(own: Config, source: Run, target: Run) -> None:
 
 def is_given(config: Config, run: Run, trial: Trial) -> bool:
     """Whether the trial has the data as they are now: data made again may have the same inputs and be others."""
-    source, target = data_run(config, run, trial), trial_run(run, trial)
+    source, target = data_run(run, trial), trial_run(run, trial)
     names = [spec.artefact for spec in of_data(trial_config(config, run, trial))]
     return all(target.artefact(name).manifest() == source.artefact(name).manifest() for name in names)
 
@@ -54,7 +54,7 @@ def give(config: Config, run: Run, trial: Trial) -> None:
             target.delete(folder)
         for name in target.files(""):
             target.delete(name)
-        take_fitting(trial_config(config, run, trial), data_run(config, run, trial), target)
+        take_fitting(trial_config(config, run, trial), data_run(run, trial), target)
 
 
 def copy(source: Artefact, target: Artefact) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PICTURES = tuple(f"{FOLDER}/{name}.svg" for name in ("curve", "arms", "convergence"))
 SHOWN = ("f1", "auc", "weighted_vote", "best_of_n")
 SIDES = (("base", "base", GROUPS["base"]), ("minos", "Minos", GROUPS["minos"]))
 # Of a page that is light and knows nothing of the report's colours.
@@ -25,11 +26,10 @@ LIGHT = {"currentColor": "#1d2127", "var(--card)": "#ffffff"}
 
 
 def write_figures(config: Config, run: Run, rows: Rows, answer: Mapping[str, Any]) -> None:
-    """Writes study/NAME.svg for every picture."""
+    """Writes every picture."""
     curves = {kind: learning(config, run, kind) for kind in config.study.kinds}
-    pictures = {"curve": over_critiques(rows, answer), "arms": arms(answer), "convergence": convergence(curves)}
-    for name, picture in pictures.items():
-        run.write_bytes(f"{FOLDER}/{name}.svg", alone(picture).encode())
+    for name, picture in zip(PICTURES, (over_critiques(rows, answer), arms(answer), convergence(curves)), strict=True):
+        run.write_bytes(name, alone(picture).encode())
 
 
 def alone(picture: Markup) -> str:

@@ -1,10 +1,11 @@
-"""What was named before any trial: the comparison that counts, and the seeds."""
+"""What was named before any trial: the comparison that counts, the seeds, the setting."""
 
 import json
 import time
 from typing import Any
 
-from minos_ray.config import Config
+from minos_ray.config import Config, leaves
+from minos_ray.stages import NOT_STUDIED
 from minos_ray.store import Run
 from minos_ray.study.arms import FOLDER
 
@@ -12,10 +13,14 @@ NAME = f"{FOLDER}/named.json"
 
 
 def named(config: Config, run: Run) -> dict[str, Any]:
-    """What stands in study/named.json, which the first call writes; `kept`: whether it still is so."""
-    now = {"primary": config.study.primary.model_dump(), "seeds": list(config.study.seeds)}
+    """What stands in study/named.json, which the first call writes; `changed`: what is not so any more."""
+    values = config.model_dump(mode="json")
+    setting = {name: section for name, section in values.items() if name not in (*NOT_STUDIED, "study")}
+    now = {"primary": values["study"]["primary"], "seeds": values["study"]["seeds"], "setting": setting}
     if not run.exists(NAME):
         first = {**now, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         run.write_bytes(NAME, json.dumps(first, indent=1).encode())
     first = json.loads(run.read_bytes(NAME))
-    return {**first, "kept": all(first[key] == value for key, value in now.items())}
+    before, present = (dict(leaves({key: found[key] for key in now})) for found in (first, now))
+    changed = sorted(key for key in before.keys() | present.keys() if before.get(key) != present.get(key))
+    return {key: first[key] for key in ("primary", "seeds", "time")} | {"changed": changed}

@@ -11,7 +11,7 @@ from minos_ray.store import Manifest, Run
 from minos_ray.study.arms import FOLDER, Trial, ablations, amounts, data_config, data_run, trial_config, trials
 from minos_ray.study.comparison import compared
 from minos_ray.study.data import make_data
-from minos_ray.study.figures import write_figures
+from minos_ray.study.figures import PICTURES, write_figures
 from minos_ray.study.named import named
 from minos_ray.study.statement import statement
 from minos_ray.study.trial import is_done, result_rows, run_trial
@@ -32,9 +32,11 @@ def study(config: Config, run: Run) -> Manifest:
     target = begin(config, run, RESULTS)
     if isinstance(target, Manifest):
         return target
-    for name in (ANSWER, TABLES):
+    for name in (ANSWER, TABLES, *PICTURES):
         run.delete(name)
-    start, planned, before = time.monotonic(), trials(config), named(config, run)
+    start, planned = time.monotonic(), trials(config)
+    ask_for_all(config, run)
+    before = named(config, run)
     make_all_data(config, run)
     by_name = {trial.name: trial for trial in planned if not is_done(config, run, trial)}
 
@@ -72,11 +74,15 @@ def refuse(config: Config, run: Run) -> None:
             resolve(name)
 
 
+def ask_for_all(config: Config, run: Run) -> None:
+    """UserError when data of the first seed could not be made, a critic does not answer, or no training would fit."""
+    first = [Trial(arm, config.study.seeds[0]) for arm in (amounts(config)[-1], *ablations(config))]
+    for trial in {data_run(run, trial).root: trial for trial in first}.values():
+        preflight(data_config(config, run, trial), data_run(run, trial))
+
+
 def make_all_data(config: Config, run: Run) -> None:
-    """The data of every seed, and where ablations need others these, too. UserError when the first could not be made,
-    its critic does not answer, or no training would fit."""
-    first = Trial(amounts(config)[-1], config.study.seeds[0])
-    preflight(data_config(config, run, first), data_run(config, run, first))
+    """The data of every seed, and where ablations need others these, too."""
     for seed in config.study.seeds:
         plain = Trial(amounts(config)[-1], seed)
         for arm in (plain.arm, *ablations(config)):

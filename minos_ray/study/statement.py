@@ -23,15 +23,15 @@ def statement(answer: Answer) -> str:
 
 
 def primary(answer: Answer) -> Iterator[str]:
-    """One line, and one that says so where another comparison or other seeds had been named."""
+    """One line, and one that says so where something else had been named."""
     found, before = answer["primary"], answer["named"]
     seeds = ", ".join(f"{100 * value:+.1f}" for value in found["seeds"])
     name = f"{NAMES[found['measure']]} of the {found['kind'].upper()}"
-    when = "Named before" if before["kept"] else "NOT named before"
+    when = "NOT named before" if before["changed"] else "Named before"
     yield f"{when}: {name}, Minos minus base: {gain(found)} points over {len(answer['seeds'])} seeds ({seeds})."
-    if not before["kept"]:
-        first = before["primary"]
-        yield f"Named on {before['time']}: {first['measure']} of {first['kind']}, seeds {before['seeds']}."
+    if before["changed"]:
+        first = f"{before['primary']['measure']} of {before['primary']['kind']}, seeds {before['seeds']}"
+        yield f"Named on {before['time']}: {first}. Changed since: {', '.join(before['changed'])}."
 
 
 def plain(answer: Answer) -> Iterator[str]:

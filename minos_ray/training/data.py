@@ -131,9 +131,10 @@ def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Cou
 
 def held_out_problems(run: Run, section: Reward) -> set[str]:
     """Problems that stage 2 holds out. Stage 1 must not see them either, or Minos would be watched on problems whose
-    critiques it has read, while the base knows nothing of them."""
+    critiques it has read, while the base knows nothing of them. None where stage 2 would have nothing left."""
     kinds = ("orm", "prm") if section.consensus else ("orm",)
-    return {row["problem_id"] for kind in kinds for row in reward_rows(run, section, kind)[1]}
+    parts = [reward_rows(run, section, kind) for kind in kinds]
+    return {row["problem_id"] for train, held_out, _ in parts if train for row in held_out}
 
 
 def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[Row], Counter[str]]:

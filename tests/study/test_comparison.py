@@ -109,7 +109,10 @@ def test_the_statement_tells_the_named_comparison_first_and_every_arm(tmp_path: 
     assert "| never, never, never, never | 40 |" in text
     other = build({**made.model_dump(), "study": {**made.study.model_dump(), "primary": {"measure": "auc"}}})
     again = statement({"named": named(other, run), **compared(other, run, rows)}).splitlines()
-    assert again[0].startswith("NOT named before: AUC") and ": f1 of orm, seeds [3, 4, 5, 6]" in again[1]
+    assert (
+        again[0].startswith("NOT named before: AUC")
+        and ": f1 of orm, seeds [3, 4, 5, 6]. Changed since: primary.measure." in again[1]
+    )
 
 
 def test_a_named_measure_that_some_trial_lacks_is_said(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_study_goes_on_where_it_stopped_and_shares_what_arms_leave_alone(
     with pytest.raises(WorkStopped, match=r"1 of 3 trials failed \(seed-1-short: .*no rows to train on"):
         study(broken, run)
     all_is_free()
-    data = data_run(broken, run, Trial(amounts(broken)[0], 1))
+    data = data_run(run, Trial(amounts(broken)[0], 1))
     base, minos = (trial_run(run, Trial(arm, 1)) for arm in amounts(broken))
     kept = [(base, "models/orm-base"), (minos, "models/critic"), (minos, "scores/orm-minos"), (data, "critiques")]
     first = [made(where, name) for where, name in kept]
@@ -72,7 +72,7 @@ def test_a_study_goes_on_where_it_stopped_and_shares_what_arms_leave_alone(
     blind = trial_run(run, Trial(ablations(config)[0], 1))
     shared = ("problems", "candidates", "labels")
     assert made(blind, *shared) == made(minos, *shared) == made(data, *shared)
-    assert made(blind, "critiques") == made(data_run(config, run, Trial(ablations(config)[0], 1)), "critiques")
+    assert made(blind, "critiques") == made(data_run(run, Trial(ablations(config)[0], 1)), "critiques")
     prompts = [set(where.artefact("critiques").read()["prompt_version"].to_pylist()) for where in (minos, blind)]
     assert [len(found) for found in prompts] == [1, 1] and prompts[0] != prompts[1]
 

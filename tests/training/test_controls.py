@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from minos_ray.errors import UserError
@@ -10,8 +11,17 @@ from minos_ray.schema import table
 from minos_ray.sections import Config
 from minos_ray.store import Run
 from minos_ray.training.controls import plain_text
-from minos_ray.training.data import Data, base_tokenizer, critique_data, require_rows, train_questions
+from minos_ray.training.data import (
+    Data,
+    base_tokenizer,
+    critique_data,
+    held_out_problems,
+    require_rows,
+    reward_data,
+    train_questions,
+)
 from minos_ray.training.encoding import encode_solutions
+from minos_ray.training.sft import critic_job
 from tests.training.world import world
 
 
@@ -72,3 +82,26 @@ def test_without_solutions_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     config, run = world(tmp_path, sft={"source": "solutions", "max_length": 256})
     with pytest.raises(UserError, match="sft: no rows to train on"):
         require_rows("sft", both(config, run)[1])
+
+
+def test_stage_1_sees_no_problem_that_stage_2_holds_out(tmp_path: Path) -> None:
+    config, run = world(tmp_path, inserted={"count": 0})
+    tokenizer = base_tokenizer(config, run)
+    job = critic_job(config.model_copy(update={"run": run.path}), run)
+    held_out = {row["problem_id"] for row in reward_data(run, tokenizer, config.reward, "orm").held_out}
+    seen = {
+        problem for part in ("train", "held-out") for problem in problems_of(run, f"train/critiques-{part}.parquet")
+    }
+    assert held_out and seen and not held_out & seen
+    assert job.table.dropped["held_out_in_stage_2"] > 0
+
+
+def test_where_stage_2_has_nothing_left_stage_1_keeps_all(tmp_path: Path) -> None:
+    config, run = world(tmp_path)
+    assert held_out_problems(run, config.reward)
+    assert held_out_problems(run, config.reward.model_copy(update={"eval_rows": 1000})) == set()
+
+
+def problems_of(run: Run, name: str) -> set[str]:
+    with run.fs.open_input_file(f"{run.root}/{name}") as source:
+        return set(pq.read_table(source, columns=["problem_id"])["problem_id"].to_pylist())
