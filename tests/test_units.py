@@ -124,12 +124,12 @@ def whole(artefact: Artefact, units: range) -> bool:
 
 
 def test_every_unit_once_on_two_actors(artefact: Artefact, do: Callable[..., dict], tmp_path: Path) -> None:
-    total = do(list(range(13)), Together)
-    assert whole(artefact, range(13))
-    assert total["tokens"] == 39
+    total = do(list(range(40)), Together)  # the first tasks have five units
+    assert whole(artefact, range(40))
+    assert total["tokens"] == 120
     assert artefact.stats() == total
     assert len(seen(tmp_path)) == 2
-    assert sorted(unit for each in seen(tmp_path) for unit in each) == list(range(13))
+    assert sorted(unit for each in seen(tmp_path) for unit in each) == list(range(40))
     given = [line.split() for path in (tmp_path / "seen").glob("*.pid") for line in path.read_text().splitlines()]
     assert max(map(len, given)) == 2, "a task is longer than what a worker is given at once"
     assert len(artefact.part_names()) < len(given), "a finished task is one part"
@@ -191,8 +191,8 @@ def test_a_death_loses_only_the_units_in_work(artefact: Artefact, do: Callable[.
 def test_two_poison_units_of_one_task_are_told_apart_and_counted(
     artefact: Artefact, do: Callable[..., dict], tmp_path: Path
 ) -> None:
-    total = do(list(range(24)), worker=Stream, batch_units=24, poison=("2", "3"))
-    expected = {unit: {unit * unit} for unit in range(24)} | {2: {-1}, 3: {-1}}
+    total = do(list(range(24)), worker=Stream, batch_units=24, poison=("3", "4"))  # tasks of three
+    expected = {unit: {unit * unit} for unit in range(24)} | {3: {-1}, 4: {-1}}
     assert squares(artefact) == expected
     assert total["engine_died"] == artefact.stats()["engine_died"] == 2 * ROWS_PER_UNIT
     assert len(seen(tmp_path)) <= 2 + DEATHS + (DEATHS - 1), "one death together, two alone for each"

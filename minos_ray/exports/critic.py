@@ -35,7 +35,7 @@ def critiques(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
     for critique in batched(run, "critiques", ["candidate_id", "text", "agrees", "status"]):
         solution = known.get(critique["candidate_id"])
         elsewhere = solution is not None and solution["problem_id"] not in asked
-        reason = f"not of split {split}" if elsewhere else refused_critique(critique, solution, asked)
+        reason = f"not of split {split}" if elsewhere else refused_critique(critique, solution, asked, agreeing=True)
         if reason:
             dropped[reason] += 1
         else:
