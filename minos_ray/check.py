@@ -117,6 +117,8 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     states = [s for s in states if (s.stage not in APART if stages is None else s.stage in stages)]
     todo, needs = unfinished(states), pools(config, states)
     tests = [*local_tests(config, run, states)]
+    if stages is None and config.study.seeds:  # `minos study` asks itself
+        tests.append(lambda: resolve("minos_ray.study.stage:refuse")(config, run))
     if stages is None and "critique" in todo and asks_critic(config):
         from minos_ray.critiques.prices import priced
 
@@ -142,8 +144,6 @@ def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Calla
     yield from (lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo))
     if "problems" in todo:
         yield lambda: check_sources(config)
-    if any(state.stage == "study" for state in states):
-        yield lambda: resolve("minos_ray.study.stage:refuse")(config, run)
     yield from training_tests(config, run, states)
     yield from storage_tests(config, run, states)
 

@@ -73,7 +73,9 @@ def parse_override(override: str) -> tuple[str, Any]:
 def assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
     """Sets a nested key, making sections on the way."""
     for depth, key in enumerate(keys[:-1]):
-        values = values.setdefault(key, {})
+        if values.get(key) is None:  # an optional section that is not there
+            values[key] = {}
+        values = values[key]
         if not isinstance(values, dict):
             raise UserError(f"override '{'.'.join(keys)}': '{'.'.join(keys[: depth + 1])}' is a value, not a section")
     values[keys[-1]] = value

@@ -75,7 +75,10 @@ class Study(Section):
         """Sections as dotted keys, for an ablation changes single keys; names that other arms have are refused."""
         if taken := [arm for arm in ablations if TAKEN.fullmatch(arm)]:
             raise ValueError(f"'{taken[0]}' is the name of another arm")
-        return {arm: dict(leaves(changes)) for arm, changes in ablations.items()}
+        made = {arm: dict(leaves(changes)) for arm, changes in ablations.items()}
+        if empty := [arm for arm, changes in made.items() if {} in changes.values()]:
+            raise ValueError(f"{empty[0]}: name the keys that it changes; {{}} is none")
+        return made
 
     @model_validator(mode="after")
     def changes_are_not_its_own(self) -> "Study":

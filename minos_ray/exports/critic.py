@@ -20,8 +20,8 @@ def export_prompt_completion(
 ) -> Exported:
     """`prompt` is what our critic reads (question, steps, `Critique:`), `completion` what it is trained to write.
 
-    The same rows as stage 1 takes: whole critiques that agree with the label; `source=inserted` takes the notes on
-    inserted errors instead.
+    Whole critiques that agree with the label, as stage 1 takes, but also those of problems that stage 2 would hold out
+    (`reward.eval_rows`); `source=inserted` takes the notes on inserted errors instead.
     """
     dropped = Counter[str]()
     made = critiques(run, split, dropped) if source == "critiques" else notes(run, split, dropped)

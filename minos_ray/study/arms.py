@@ -96,9 +96,9 @@ def trial_config(config: Config, run: Run, trial: Trial) -> Config:
 
 def changed(values: dict[str, Any], name: str, changes: Mapping[str, Any]) -> Config:
     """The config of these values with some keys changed; UserError that names the arm."""
-    for key, value in changes.items():
-        assign(values, key.split("."), value)
     try:
+        for key, value in changes.items():
+            assign(values, key.split("."), value)
         return build(values)
     except UserError as error:
         raise UserError(f"study.ablations.{name}: {error}") from error

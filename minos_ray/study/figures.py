@@ -1,6 +1,7 @@
 """The pictures of a study, as SVG files: the curve over critiques, the arms against Minos and base, the convergence."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def panel(axis: "Axes", entries: Sequence[Mapping[str, Any]], names: Sequence[st
 
 
 def learning(config: Config, run: Run, kind: str) -> dict[str, list[Curve]]:
-    """The convergence curves of base, Minos and the ablations, each with all seeds."""
+    """The convergence curves of base, Minos and the arms of plain text, each with all seeds."""
     ends = {"base": amounts(config)[0], "Minos": amounts(config)[-1]}
     return {
         name: [curve_of(config, run, Trial(arm, seed), kind) for seed in config.study.seeds]
@@ -112,7 +113,7 @@ def convergence(kinds: Mapping[str, Mapping[str, list[Curve]]]) -> "tuple[Figure
     colours = (GROUPS["base"], GROUPS["minos"], GROUPS["other"], GROUPS["bound"])
     figure, axes = grid(1, len(kinds), height=2.8)
     for axis, (kind, found) in zip(axes, kinds.items(), strict=True):
-        for colour, (name, curves) in zip(colours, found.items(), strict=False):
+        for colour, (name, curves) in zip(cycle(colours), found.items(), strict=False):
             by_seed = [{point["step"]: 100 * point["f1"] for point in curve} for curve in curves]
             for points in by_seed:
                 axis.plot(list(points), list(points.values()), color=colour, alpha=0.18, linewidth=0.9)

@@ -5,11 +5,19 @@ import time
 from typing import Any
 
 from minos_ray.config import Config, leaves
-from minos_ray.stages import NOT_STUDIED
+from minos_ray.stages import NEUTRAL, NOT_STUDIED
 from minos_ray.store import Run
 from minos_ray.study.arms import FOLDER
 
 NAME = f"{FOLDER}/named.json"
+# Each trial sets these itself, or they decide nothing.
+IDLE = {
+    "seed",
+    "sft.seed",
+    "reward.seed",
+    "score.judge",
+    *(f"{part}.{key}" for part in NEUTRAL for key in NEUTRAL[part]),
+}
 
 
 def named(config: Config, run: Run) -> dict[str, Any]:
@@ -22,5 +30,11 @@ def named(config: Config, run: Run) -> dict[str, Any]:
         run.write_bytes(NAME, json.dumps(first, indent=1).encode())
     first = json.loads(run.read_bytes(NAME))
     before, present = (dict(leaves({key: found[key] for key in now})) for found in (first, now))
-    changed = sorted(key for key in before.keys() | present.keys() if before.get(key) != present.get(key))
-    return {key: first[key] for key in ("primary", "seeds", "time")} | {"changed": changed}
+    changed = [key for key in before.keys() | present.keys() if before.get(key) != present.get(key)]
+    return {key: first[key] for key in ("primary", "seeds", "time")} | {"changed": sorted(filter(decides, changed))}
+
+
+def decides(key: str) -> bool:
+    """Whether a key of what was named says anything of what the trials do."""
+    name = key.removeprefix("setting.")
+    return not any(name == idle or name.startswith(f"{idle}.") for idle in IDLE)

@@ -6,8 +6,8 @@ import time
 from minos_ray.check import refuse as preflight
 from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
-from minos_ray.stages import begin
-from minos_ray.store import Manifest, Run
+from minos_ray.stages import begin, fresh
+from minos_ray.store import Artefact, Manifest, Run
 from minos_ray.study.arms import FOLDER, Trial, ablations, amounts, data_config, data_run, trial_config, trials
 from minos_ray.study.comparison import compared
 from minos_ray.study.data import make_data
@@ -29,13 +29,15 @@ def study(config: Config, run: Run) -> Manifest:
     UserError without seeds. WorkStopped when trials failed; the finished ones are skipped by the next call.
     """
     refuse(config, run)
+    done = fresh(config, run, RESULTS)
+    if done is not None:
+        return done
+    start, planned = time.monotonic(), trials(config)
+    ask_for_all(config, run)  # before older results go
     target = begin(config, run, RESULTS)
-    if isinstance(target, Manifest):
-        return target
+    assert isinstance(target, Artefact)
     for name in (ANSWER, TABLES, *PICTURES):
         run.delete(name)
-    start, planned = time.monotonic(), trials(config)
-    ask_for_all(config, run)
     before = named(config, run)
     make_all_data(config, run)
     by_name = {trial.name: trial for trial in planned if not is_done(config, run, trial)}

@@ -7,20 +7,14 @@ from typing import Any
 from minos_ray.config import Config, resolve
 from minos_ray.observe.failure import reported
 from minos_ray.pipeline import state_of
-from minos_ray.stages import FUNCTIONS, Spec, specs
+from minos_ray.stages import FUNCTIONS
 from minos_ray.store import Run
 from minos_ray.study.arms import Trial, amounts, trial_config, trial_run, verifiers
-from minos_ray.study.data import give, is_given
+from minos_ray.study.data import give, is_given, made
 from minos_ray.sweep.trial import METHODS, selection
 from minos_ray.training.log import first_at
 
-MADE = ("sft", "reward", "score", "evaluate")
 Curve = list[dict[str, Any]]
-
-
-def made(own: Config) -> list[Spec]:
-    """The artefacts that a trial of this config makes itself."""
-    return [spec for spec in specs(own) if spec.stage in MADE]
 
 
 def is_done(config: Config, run: Run, trial: Trial) -> bool:
@@ -44,7 +38,7 @@ def result_rows(config: Config, run: Run, trial: Trial) -> Iterator[dict[str, An
     directory = trial_run(run, trial)
     evaluation = json.loads(directory.read_bytes("evaluation.json"))
     n = max(method["n"] for method in evaluation["methods"])
-    critic = directory.artefact("models/critic").manifest()
+    critic = directory.artefact("models/critic").manifest() if trial.arm.critiques else None
     base = trial_run(run, Trial(amounts(config)[0], trial.seed))
     for kind, verifier in zip(config.study.kinds, verifiers(config, trial.arm), strict=True):
         curve, goal = learning_curve(directory, verifier), learning_curve(base, f"{kind}-base")[-1]["f1"]

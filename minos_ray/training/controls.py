@@ -27,9 +27,12 @@ def plain_text(run: Run, tokenizer: Any, section: Sft, critiques: Data, kept_out
     than critiques: with as many rows a step, plain text takes more steps.
     """
     find = candidates if section.source == "candidates" else solutions
-    documents, dropped = find(run), Counter[str]()
+    dropped, documents = Counter[str](), find(run)
     held_out = {row["problem_id"] for row in critiques.held_out}.union(kept_out)
-    rows = list(document_rows(tokenizer, [d for d in documents if d[0] not in held_out], section.max_length, dropped))
+    others = [document for document in documents if document[0] not in held_out]
+    if len(others) < len(documents):
+        dropped["held_out"] = len(documents) - len(others)
+    rows = list(document_rows(tokenizer, others, section.max_length, dropped))
     random.Random(f"plain text {section.seed}").shuffle(rows)
     taken = list(up_to(rows, sum(len(row["ids"]) for row in critiques.train)))
     return Data(taken, critiques.held_out, dropped, {section.source: len(taken)})

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from minos_ray.check import findings
 from minos_ray.config import Config, build, leaves, load_config
 from minos_ray.errors import UserError
 from minos_ray.store import Run
@@ -23,6 +24,13 @@ def changed(one: Config, other: Config) -> set[str]:
     """Keys in which two configs differ, but for their run directories."""
     before, now = values(one), values(other)
     return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)} - {"run"}
+
+
+def test_the_demo_is_made_as_the_study_is() -> None:
+    demo, frozen = load_config("miniature"), load_config(SHIPPED)
+    for section in ("generator", "base", "label", "critique", "sft", "reward"):
+        assert getattr(demo, section) == getattr(frozen, section), section
+    assert changed(demo, frozen) & {"problems.train.limit", "sample.n_train", "sample.temperature"} == set()
 
 
 def test_every_arm_with_every_seed_once() -> None:
@@ -85,6 +93,8 @@ def test_amounts_are_shares_of_the_critiques_ascending() -> None:
         ),
         ({"versus": {"x": "y"}}, "'x' is not among ablations"),
         ({"ablations": {"Not A Folder": {}}}, "ablations"),
+        ({"ablations": {"x": {}}}, "x: name the keys that it changes"),
+        ({"ablations": {"x": {"reward": {}}}}, "x: name the keys that it changes"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(section: dict[str, Any], told: str) -> None:
@@ -98,6 +108,18 @@ def test_a_section_in_an_ablation_changes_the_keys_that_it_has_alone(tmp_path: P
     config = study(ablations={"x": {"reward": {"lm_weight": 0.5}}})
     minos, own = (trial_config(config, run, Trial(arm, 1)) for arm in arms(config)[-2:])
     assert changed(minos, own) == {"reward.lm_weight"}
+
+
+def test_an_ablation_may_have_a_section_that_is_not_there(tmp_path: Path) -> None:
+    config = study(ablations={"lora": {"reward.lora.rank": 8}})
+    minos, own = (trial_config(config, Run(str(tmp_path)), Trial(arm, 1)) for arm in arms(config)[-2:])
+    assert minos.reward.lora is None and own.reward.lora is not None and own.reward.lora.rank == 8
+
+
+def test_check_tells_what_a_study_could_not_do(tmp_path: Path) -> None:
+    config = load_config(SHIPPED, [f"run={tmp_path}/run", "study.ablations.blind={sft.agreing: false}"])
+    told = [line for line in findings(config, Run(config.run)) if "study" in line]
+    assert len(told) == 1 and told[0].startswith("study.ablations.blind: unknown config key 'sft.agreing'")
 
 
 def test_arms_with_the_same_changes_of_data_share_them(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_the_statement_tells_the_named_comparison_first_and_every_arm(tmp_path: 
     titles = ("base", "5 critiques", "Minos (10 critiques)", "blind")
     assert len(titles) == len(arms(made)) and all(f"| {name} |" in text for name in titles)
     assert "| never, never, never, never | 40 |" in text
+    richer = build({**made.model_dump(), "critique": {**made.critique.model_dump(), "max_usd": 5}, "seed": 9})
+    assert named(richer, run)["changed"] == [], "what decides nothing may change"
     other = build({**made.model_dump(), "study": {**made.study.model_dump(), "primary": {"measure": "auc"}}})
     again = statement({"named": named(other, run), **compared(other, run, rows)}).splitlines()
     assert (

@@ -58,6 +58,8 @@ def test_as_many_tokens_and_no_critique(tmp_path: Path, source: str) -> None:
     assert all(row["positions"] == list(range(len(row["ids"]) - 1)) for row in plain.train)
     tokenizer = base_tokenizer(config, run)
     texts = [tokenizer.decode(row["ids"]) for row in plain.train]
+    spared = {row["problem_id"] for row in plain.held_out}
+    assert plain.dropped["held_out"] >= len(spared) > 0, "documents of problems that are watched are counted"
     assert not any("This step is" in text or "final answer" in text for text in texts)
     assert both(config, run)[1].train == plain.train
     # Every document before any comes again.
