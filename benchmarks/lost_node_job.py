@@ -1,6 +1,6 @@
 """A whole run as a submitted job on a head and two raylets, one of which is killed in the middle of sampling.
 
-    python benchmarks/lost_node_job.py [--log FILE]
+    python -m benchmarks.lost_node_job [--log FILE]
 
 Real raylets with addresses of their own on the loopback; the run is a small miniature. Prints the log of the job as
 `ray job submit` shows it, with what was done to the cluster between its lines. Exit code 1 unless the job succeeded and
@@ -67,7 +67,7 @@ def submit(address: str, path: str) -> subprocess.Popen[str]:
 def stored(run: Run) -> int:
     """Candidates on disk."""
     candidates = run.artefact("candidates")
-    return sum(candidates.part_rows(name) for name in candidates.part_names())
+    return sum(candidates.part_notes(name).rows for name in candidates.part_names())
 
 
 def lose_a_node(cluster: Any, node: Any, run: Run, job: subprocess.Popen[str], story: Story) -> None:

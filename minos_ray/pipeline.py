@@ -12,7 +12,7 @@ from minos_ray.observe.failure import reported
 from minos_ray.progress import duration
 from minos_ray.stages import APART, FUNCTIONS, Spec, inputs, is_fresh, specs
 from minos_ray.storage import refuse_key
-from minos_ray.store import Manifest, Run
+from minos_ray.store import Artefact, Manifest, Run
 
 # Stages that are only there where the config asks for them.
 WANTED = {"pretrain": "a section 'pretrain'", "study": "study.seeds, such as [1, 2, 3, 4, 5]"}
@@ -107,14 +107,22 @@ def state_of(config: Config, run: Run, made: Spec) -> State:
     """done / stale / partial / missing, with the reason."""
     artefact = run.artefact(made.artefact)
     manifest = artefact.manifest()
-    if manifest is None:
-        parts = len(artefact.part_names()) if artefact.begun() else 0
-        state = "partial" if artefact.begun() else "missing"
-        return State(made.artefact, made.stage, state, f"{parts} parts so far" if parts else "", None)
     wanted = inputs(config, run, made)
+    if manifest is None:
+        begun = artefact.begun_inputs()
+        return State(
+            made.artefact, made.stage, "partial" if begun else "missing", halfway(artefact, begun, wanted), None
+        )
     if is_fresh(manifest, wanted):
         return State(made.artefact, made.stage, "done", "imported" if "import" in manifest.inputs else "", manifest)
     return State(made.artefact, made.stage, "stale", difference(manifest.inputs, wanted), manifest)
+
+
+def halfway(artefact: Artefact, begun: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
+    """What is there of an artefact that is not complete, and whether it was begun with other inputs."""
+    parts = len(artefact.part_names()) if begun else 0
+    other = difference(begun, wanted) if begun else ""
+    return ", ".join([*([f"{parts} parts so far"] if parts else []), *([f"begun with {other}"] if other else [])])
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ class Source(Section):
 
 
 class Problems(Section):
-    """The two splits; a test question that also is a training question is an error."""
+    """The two splits; a training question that is a test question too is taken out of the training ones, counted."""
 
     train: Source
     test: Source

@@ -20,7 +20,7 @@ STAGE_1 = ("sft", "critique", "inserted")
 
 
 class Sweep(Section):
-    """Scale-up study: every amount of critiques x kind x seed is one trial."""
+    """Scale-up study: every amount of critiques with every seed is one trial, which makes a verifier of each kind."""
 
     critiques: tuple[int, ...] = (0, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000)
     kinds: tuple[Kind, ...] = ("orm",)

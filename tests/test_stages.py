@@ -157,6 +157,8 @@ def test_states_say_what_is_partial_and_why_something_is_stale(tmp_path: Path) -
     states = {s.artefact: s for s in status(load(tmp_path, "sample.n_test=9"), run)}
     assert (states["candidates"].state, states["candidates"].why) == ("partial", "1 parts so far")
     assert (states["labels"].state, states["labels"].why) == ("stale", "candidates changed")
+    other = {s.artefact: s for s in status(config, run)}["candidates"]
+    assert (other.state, other.why) == ("partial", "1 parts so far, begun with sample.n_test: 9 -> 256")
     target.complete({"rows": 0})
     states = {s.artefact: s for s in status(config, run)}
     assert (states["candidates"].state, states["candidates"].why) == ("stale", "sample.n_test: 9 -> 256")
