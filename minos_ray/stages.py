@@ -14,7 +14,7 @@ VERSIONS = {
     "critique_prompt": 2,
     "error_prompt": 1,
     "inserted": 1,
-    "judge": 1,
+    "judge": 2,
     "evaluation": 2,
 }
 # Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.

@@ -5,12 +5,11 @@ in its metadata. A rerun takes up what is on record: a batch without an id is lo
 """
 
 import asyncio
-import json
 import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -18,6 +17,7 @@ from openai.types import Batch, BatchError
 
 from minos_ray.critiques import retry
 from minos_ray.critiques.batch_api import NO_MONEY, BatchAPI, RowError, most_in_batch, read_lines, request_line
+from minos_ray.critiques.batch_record import Chunk, not_collected, path, record
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Request
@@ -27,7 +27,6 @@ from minos_ray.progress import Progress, duration
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
 
-FOLDER = "cache/batches"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 QUEUE_FULL = "token_limit_exceeded"
 FAILED_SHARE, FAILED_AT_LEAST = 0.01, 3
@@ -42,18 +41,6 @@ class Plan:
     resends: int = 2
     first_pause_s: float = 5.0
     longest_pause_s: float = 300.0
-
-
-@dataclass
-class Chunk:
-    """What is on record of a batch; `most_usd` is the most that it can cost."""
-
-    name: str
-    keys: list[str]
-    most_usd: float
-    base_url: str
-    batch_id: str | None = None
-    collected: bool = False
 
 
 def ask_batch(
@@ -112,14 +99,11 @@ class Batches:
     async def take_up(self) -> None:
         """Open batches of an earlier run that hold a wanted request; everything else waits to be sent."""
         run, covered = self.cache.run, set[str]()
-        for file in run.files(FOLDER):
-            if not file.endswith(".json"):
-                continue
-            chunk = Chunk(**json.loads(run.read_bytes(f"{FOLDER}/{file}")))
-            if chunk.collected or covered.issuperset(chunk.keys) or self.messages.keys().isdisjoint(chunk.keys):
+        for chunk in not_collected(run):
+            if covered.issuperset(chunk.keys) or self.messages.keys().isdisjoint(chunk.keys):
                 continue
             if chunk.batch_id is None and not await self.found(chunk):
-                run.delete(f"{FOLDER}/{file}")
+                run.delete(path(chunk))
                 continue
             self.open.append(chunk)
             covered.update(chunk.keys)
@@ -131,16 +115,8 @@ class Batches:
         batch = await self.api.find(chunk.name)
         if batch is not None:
             chunk.batch_id = batch.id
-            self.record(chunk)
+            record(self.cache.run, chunk)
         return batch is not None
-
-    def path(self, chunk: Chunk) -> str:
-        """Where a batch is on record."""
-        return self.cache.run.at(f"{FOLDER}/{chunk.name}.json")
-
-    def record(self, chunk: Chunk) -> None:
-        """Writes what is known of a batch."""
-        self.cache.run.write_bytes(f"{FOLDER}/{chunk.name}.json", json.dumps(asdict(chunk)).encode())
 
     async def send(self) -> None:
         """Creates batches until nothing waits, money does not suffice or the endpoint's queue is full."""
@@ -150,9 +126,9 @@ class Batches:
                 return
             name = f"{blake2b(content, digest_size=12).hexdigest()}-{secrets.token_hex(4)}"
             chunk = Chunk(name, keys, most, self.api.base_url)
-            self.record(chunk)
+            record(self.cache.run, chunk)
             chunk.batch_id = (await self.api.find_or_create(name, content)).id
-            self.record(chunk)
+            record(self.cache.run, chunk)
             self.open.append(chunk)
             self.sent.update(keys)
             for _ in keys:
@@ -192,7 +168,10 @@ class Batches:
 
     async def look(self) -> bool:
         """Looks at every open batch and reads those that have ended; whether there was one."""
-        seen = [(chunk, await self.api.retrieve(chunk.batch_id or "", self.path(chunk))) for chunk in self.open]
+        seen = [
+            (chunk, await self.api.retrieve(chunk.batch_id or "", self.cache.run.at(path(chunk))))
+            for chunk in self.open
+        ]
         ended = [(chunk, batch) for chunk, batch in seen if batch.status in ENDED]
         for chunk, batch in ended:
             await self.collect(chunk, batch)
@@ -214,13 +193,13 @@ class Batches:
     async def collect(self, chunk: Chunk, batch: Batch) -> None:
         """Keeps what an ended batch has bought, then closes its record, then sees to the rest."""
         files = (batch.output_file_id, batch.error_file_id)
-        rows = [row for file in files for row in await self.api.lines(file, self.path(chunk))]
+        rows = [row for file in files for row in await self.api.lines(file, self.cache.run.at(path(chunk)))]
         results = read_lines(self.section, self.messages, rows)
         bought = {key: found for key, found in results.items() if isinstance(found, Answer)}
         new = {key: answer for key, answer in bought.items() if key not in self.cache.answers}
         await asyncio.gather(*(self.cache.add(key, answer) for key, answer in new.items()))
         chunk.collected = True
-        self.record(chunk)
+        record(self.cache.run, chunk)
         self.open.remove(chunk)
         self.answers |= {key: self.cache.answers[key] for key in bought}
         self.done.append({"id": batch.id, "status": batch.status, "requests": len(chunk.keys), "answers": len(bought)})

@@ -163,7 +163,9 @@ def serve(options: argparse.Namespace, key: str) -> None:
             ray.get(server.end.remote(), timeout=2 * END_S)
     except ray.exceptions.GetTimeoutError as error:
         have = f"the cluster has {ray.cluster_resources().get('GPU', 0):g} GPU"
-        raise UserError(f"--gpus {options.gpus}: not there within {options.wait_s:g} s; {have}") from error
+        raise UserError(
+            f"--gpus {options.gpus}: not there, or its model not loaded, within {options.wait_s:g} s; {have}"
+        ) from error
     finally:
         ray.kill(server)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from minos_ray.config import Config, resolve, secret
+from minos_ray.critiques.batch_record import refuse_open
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.error_types import error_types
@@ -126,6 +127,8 @@ def ask(
     missing = [request for key, request in wanted.items() if key not in cache.answers]
     if not missing:
         return cache.answers, {}
+    if section.mode == "online":
+        refuse_open(cache.run, [request.key for request in missing])
     section = priced(section).model_copy(update={"structured": any(request.structured for request in missing)})
     with (
         endpoint(section, config.seed) as (base_url, key),

@@ -163,14 +163,14 @@ def rated(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[s
     if not answers:
         outcomes["no_steps"] += 1
     score, step_scores = verdicts(parsed, len(row["lines"]))
-    any_read = any(critique.step_verdicts for critique in parsed)
+    any_read = any(critique.status == "ok" for critique in parsed)
     step_scores = step_scores[: len(row["steps"])] if any_read else []
     names = {"candidate_id": row["candidate_id"], "problem_id": row["problem_id"]}
     return {**names, "score": score, "step_scores": step_scores}
 
 
 def read(answer: Answer, lines: int, outcomes: Counter[str]) -> Parsed:
-    """What a critique says; one without a verdict on every step says nothing. How it went is counted."""
+    """What a critique says. How it went is counted."""
     critique = parse_critique(answer.text if answer.outcome == "answered" else "", lines)
     outcomes[critique.status if answer.outcome == "answered" else answer.outcome] += 1
-    return critique if critique.step_verdicts else Parsed([], None, critique.status)
+    return critique

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from minos_ray.errors import UserError
-from minos_ray.imports.write import Row, begin_import, candidate, write_rows
+from minos_ray.imports.write import Row, begin_import, candidate, refuse_empty, write_rows
 from minos_ray.problems import gsm8k, math, table
 from minos_ray.problems.files import BadRow, files, records
 from minos_ray.problems.rows import text_of
@@ -67,6 +67,7 @@ def write_problems(run: Run, form: str, src: str, rows: Iterator[Row], options: 
             dropped[f"{row['split']}: {row['error']}"] += 1
         else:
             parts[row["split"]].append(row)
+    refuse_empty([row for rows in parts.values() for row in rows], src, dropped)
     return write_rows(begin_import(run, ["problems"], form, src, **options)["problems"], parts, dropped)
 
 
@@ -91,6 +92,7 @@ def import_jsonl(
         rows = loaded(table.load, src, split, None, 0, columns=columns, dataset=dataset)
         return [write_problems(run, "jsonl", src, rows, options)]
     problems, candidates, dropped = grouped(src, split, columns or {}, dataset, text, model)
+    refuse_empty(candidates, src, dropped)
     artefacts = begin_import(run, ("problems", "candidates"), "jsonl", src, **options)
     return [
         write_rows(artefacts["problems"], {split: problems}, {}),

@@ -1,6 +1,6 @@
 """Writing imported artefacts: their inputs say where they come from, so stages take them as fresh."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,12 @@ from minos_ray.errors import UserError
 from minos_ray.store import Artefact, Manifest, Run
 
 Row = dict[str, Any]
+
+
+def refuse_empty(rows: Sized, src: str, dropped: Mapping[str, int]) -> None:
+    """UserError when nothing is left to import; before `begin_import` clears what is there."""
+    if not rows:
+        raise UserError(f"import: no row of {src} can be used; dropped: {dict(dropped)}")
 
 
 def begin_import(run: Run, names: Iterable[str], form: str, src: str, **options: object) -> dict[str, Artefact]:

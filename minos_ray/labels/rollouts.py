@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,7 +24,7 @@ from minos_ray.labels.rollout_plan import Tree, grow
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.sections import Label, Model, Rollouts
 from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import forget, run_units, stored_ids
+from minos_ray.units import forget, run_units, whole_units
 
 GRADED = ("correct", "wrong")
 REJOINED = "candidates_rejoined"
@@ -151,11 +152,16 @@ def grade(label: Label, answers: dict[str, str], rows: list[Row]) -> list[str]:
 
 
 def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, model: Model) -> int:
-    """Has the trees that are not stored completed; returns how many prefixes were stored before."""
+    """Has the trees that are not stored completed; returns how many prefixes were stored before.
+
+    A problem that is stored with another number of prefixes is made again: grading has a time limit, so that one call
+    can leave out a candidate that the next one grades.
+    """
     assert config.label.rollouts is not None
-    before = len(stored_ids(target, "prefix_id"))
-    stored = set(target.read(["problem_id"], partial=True)["problem_id"].to_pylist())
-    todo = [tree for tree in made.trees if tree.problem_id not in stored]
+    rows = np.array([len(tree.parents) for tree in made.trees], np.int64)
+    stored = whole_units(target, pa.array([tree.problem_id for tree in made.trees], pa.string()), rows)
+    before = int(rows[stored].sum())
+    todo = [tree for tree, there in zip(made.trees, stored, strict=True) if not there]
     if not todo:
         forget(run, target.name)
         return before

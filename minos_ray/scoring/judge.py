@@ -89,11 +89,10 @@ def rate(unit: dict[str, Any], texts: Sequence[Text], total: dict[str, float]) -
 
 
 def verdicts(critiques: Sequence[Parsed], num_steps: int) -> tuple[float, list[float]]:
-    """The share of critiques that say True, and for each step that say correct; what cannot be read says neither."""
-    share = max(len(critiques), 1)
-    score = sum(critique.final_verdict is True for critique in critiques) / share
-    steps = [critique.step_verdicts for critique in critiques if critique.step_verdicts]
-    return score, [sum(verdict[step] == 1 for verdict in steps) / share for step in range(num_steps)]
+    """The share of critiques that say True, and for each step that say correct; what is not `ok` says neither."""
+    share, read = max(len(critiques), 1), [critique for critique in critiques if critique.status == "ok"]
+    score = sum(critique.final_verdict is True for critique in read) / share
+    return score, [sum(critique.step_verdicts[step] for critique in read) / share for step in range(num_steps)]
 
 
 def count(total: dict[str, float], more: dict[str, float]) -> None:

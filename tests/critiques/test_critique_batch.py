@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from minos_ray.critiques import batch_api
-from minos_ray.critiques.batch import FOLDER, Plan, ask_batch
+from minos_ray.critiques.batch import Plan, ask_batch
+from minos_ray.critiques.batch_record import FOLDER, refuse_open
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Request
@@ -316,6 +317,9 @@ def test_open_batches_count_at_their_most(ask: Ask, serve_batch: ServeBatch) -> 
     with pytest.raises(WorkStopped, match=r"batch_wait_s = 0\.3: batches still open \(batch_0, batch_1\)"):
         ask(server, rows=9, plan=small, max_tokens=50, max_usd=7 * dearest, client={"batch_wait_s": 0.3}, **PRICES)
     assert len(server.batches) == 2, "a third may cost more than what is left"
+    with pytest.raises(UserError, match=r"open batches hold 2 of these requests: run with critique\.mode=batch"):
+        refuse_open(ask.run, [request.key for request in (requests(9)[0], requests(9)[5], requests(9)[8])])
+    refuse_open(ask.run, [requests(9)[8].key])
 
 
 def test_waiting_has_a_limit_and_a_rerun_goes_on_waiting(

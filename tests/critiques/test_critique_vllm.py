@@ -141,7 +141,11 @@ def test_without_a_key_nothing_starts() -> None:
     ("options", "code", "told"),
     [
         (["no/such/model", "--gpus", "0"], 2, "minos: model 'no/such/model': there is no directory"),
-        ([MODEL, "--gpus", "64", "--wait-s", "1"], 2, "minos: --gpus 64: not there within 1 s; the cluster has 0 GPU"),
+        (
+            [MODEL, "--gpus", "64", "--wait-s", "1"],
+            2,
+            "minos: --gpus 64: not there, or its model not loaded, within 1 s; the cluster has 0 GPU",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_one_line(options: list[str], code: int, told: str) -> None:

@@ -90,3 +90,7 @@ def test_any_table_with_candidates(run: Run, tmp_path: Path, kind: str) -> None:
     assert [row["candidate_id"] for row in stored(run, "candidates")] == [
         f"mine-test-{n}/{i}" for n in range(2) for i in range(3)
     ]
+    for text in ("out", None):
+        with pytest.raises(UserError, match=r"rows? .*can be used.*no column 'nobody'"):
+            bring("jsonl", path, run, columns={"question": "nobody", "answer": "a"}, text=text)
+    assert len(stored(run, "problems")) == 2, "what was there stays"

@@ -140,11 +140,13 @@ def right_prefixes(run: Run) -> list[tuple[str, str]]:
 
 
 def lose_a_part(run: Run) -> list[dict[str, Any]]:
-    """Deletes the manifest and a part; returns the rows of the others."""
+    """Deletes the manifest, a part and a prefix of another, as if the plan had not known it; the rows of the others."""
     artefact = run.artefact("rollouts")
-    gone, *kept = artefact.part_names()
+    gone, short, *kept = artefact.part_names()
     run.delete("rollouts/manifest.json")
     run.delete(f"rollouts/part-{gone}.parquet")
+    notes = artefact.part_notes(short)
+    artefact.write_part(short, artefact.read_part(short).slice(1), notes.stats, notes.units)
     return [row for name in kept for row in artefact.read_part(name).to_pylist()]
 
 

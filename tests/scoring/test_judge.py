@@ -148,6 +148,10 @@ def test_the_score_is_the_share_of_verdicts() -> None:
     assert right == Parsed([1, 1], True, "ok")
     assert verdicts([right, wrong, right, unread], 2) == (0.5, [0.5, 0.5])
     assert verdicts([unread], 2) == (0.0, [0.0, 0.0])
+    unclear = parse_critique("Step 1: a. Well.\nThe final answer is True.", 2)
+    short = parse_critique("The final answer is True.", 4)
+    assert (unclear.status, short.status) == ("unclear_step", "wrong_step_count")
+    assert verdicts([right, unclear, short], 2) == (1 / 3, [1 / 3, 1 / 3]), "only what was read whole is counted"
     assert verdicts([], 0) == (0.0, [])
 
 
