@@ -64,6 +64,13 @@ def submit(address: str, path: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*line, *SMALL], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+def node_of(cluster: Any, last: int, path: str) -> Any:
+    """A node 127.0.0.LAST with a folder of its own: in a shared one Ray deletes the job's working directory when a node
+    unpacks it anew."""
+    own = f"{Path(path).parent}/{last}"
+    return cluster.add_node(node_ip_address=f"127.0.0.{last}", num_cpus=1, temp_dir=own, **STORE)
+
+
 def stored(run: Run) -> int:
     """Candidates on disk."""
     candidates = run.artefact("candidates")
@@ -81,7 +88,7 @@ def lose_a_node(cluster: Any, node: Any, run: Run, job: subprocess.Popen[str], s
         f"--- kill -9 {pid}: the raylet of {node.node_ip_address}; {stored(run):,} of {total:,} candidates stored"
     )
     time.sleep(5)
-    new = cluster.add_node(node_ip_address="127.0.0.4", num_cpus=1, **STORE)
+    new = node_of(cluster, 4, run.path)
     story.tell(f"--- another node: {new.node_ip_address}")
 
 
@@ -96,7 +103,7 @@ def whole(run: Run) -> bool:
 
 def play(cluster: Any, path: str, story: Story) -> bool:
     """The job from its submission to its end, with the loss in between; whether it succeeded and lost nothing."""
-    nodes = [cluster.add_node(node_ip_address=f"127.0.0.{last}", num_cpus=1, **STORE) for last in (2, 3)]
+    nodes = [node_of(cluster, last, path) for last in (2, 3)]
     story.tell("--- a head without CPUs and two nodes of one CPU: 127.0.0.2, 127.0.0.3")
     run = Run(path)
     job = submit(f"http://{cluster.webui_url}", path)
