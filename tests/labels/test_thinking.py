@@ -1,0 +1,31 @@
+"""What a reader of a reasoning model's text leaves out."""
+
+import pytest
+
+from minos_ray.labels.thinking import without_thinking
+
+
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [
+        ("9 * 2 = 18\n#### 18", "9 * 2 = 18\n#### 18"),
+        (" The answer is 5. ", " The answer is 5. "),
+        ("<think>\nMaybe 9? No.\n</think>\n\nThe answer is 12.", "The answer is 12."),
+        ("Maybe 9? No.\n</think>\n\nThe answer is 12.", "The answer is 12."),
+        ("<think>\nMaybe \\boxed{9}? No, let me check the other", ""),
+        ("First step.\n<think>sure?</think>\nThe answer is 12.", "First step.\n\nThe answer is 12."),
+        ("First step.\n<think>sure? 9", "First step."),
+        ("<think>a <think>b</think> c</think> d", "d"),
+        ("<think></think>5", "5"),
+        ("[THINK]9?[/THINK]The answer is 12.", "The answer is 12."),
+        ("◁think▷9?◁/think▷The answer is 12.", "The answer is 12."),
+        ("<seed:think>9?</seed:think>The answer is 12.", "The answer is 12."),
+        (
+            "<|channel|>analysis<|message|>9?<|end|><|start|>assistant<|channel|>final<|message|>The answer is 12.",
+            "The answer is 12.",
+        ),
+        ("if a < b and x<think", "if a < b and x<think"),
+    ],
+)
+def test_what_stands_outside_of_the_thinking_is_kept(text: str, visible: str) -> None:
+    assert without_thinking(text) == visible
