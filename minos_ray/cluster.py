@@ -96,7 +96,7 @@ def quiet_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
-    context.execution_no_progress_timeout_s = 4 * 3600
+    context.execution_no_progress_timeout_s = -1  # it counts ended tasks only; `live.followed` counts what is stored
     # `max_task_retries` of an actor pool has no other way in this release.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     for name in ("ray.train", "ray.tune"):

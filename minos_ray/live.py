@@ -2,16 +2,20 @@
 
 import gc
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from minos_ray.cluster import on_this_node
-from minos_ray.progress import Progress
+from minos_ray.errors import WorkStopped
+from minos_ray.progress import Progress, duration
 
 POLL_S = 2.0
 ANSWER_S = 30.0
+# Work of which nothing has been stored for so long hangs. How long a task takes says nothing: it has many units.
+STALL_S = 4 * 3600.0
 # Numbers of workers that count what came to nothing; so do all that begin with `refused_`.
 FAILED = {
     *("engine_died", "actor_died", "prompt_too_long", "timeout", "candidate of an unknown problem"),
@@ -55,26 +59,39 @@ def failures(numbers: Mapping[str, float]) -> dict[str, int]:
 def followed(progress: Progress) -> Iterator[Any]:
     """A tally whose numbers the progress shows until the block ends; when it fails, the actors that joined are ended.
 
-    Ray Data ends its actors when nothing refers to them any more, which may be long after.
+    Ray Data ends its actors when nothing refers to them any more, which may be long after. They are ended too when
+    nothing was stored for `STALL_S`, which is a WorkStopped.
     """
     import ray
 
     tally = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
     first = progress.done
+    stalled = threading.Event()
+
+    def end_actors() -> None:
+        for actor in ray.get(tally.joined.remote(), timeout=ANSWER_S):
+            ray.kill(actor)
 
     def look() -> None:
         rows, numbers = ray.get(tally.total.remote(), timeout=ANSWER_S)
         tokens = {"tokens": numbers["tokens"]} if "tokens" in numbers else {}
         progress.note(failures(numbers), queue=progress.total - first - rows, **tokens)
         progress.advance(first + rows - progress.done)
+        if time.monotonic() - progress.moved > STALL_S:
+            stalled.set()
+            end_actors()
 
     try:
         with polled(look):
             yield tally
-    except BaseException:
+    except BaseException as error:
         with suppress(ray.exceptions.RayError):  # then they are gone with their node, this one
-            for actor in ray.get(tally.joined.remote(), timeout=ANSWER_S):
-                ray.kill(actor)
+            end_actors()
+        if stalled.is_set():
+            raise WorkStopped(
+                f"{progress.label}: nothing was stored for {duration(STALL_S)}, the actors hang; what is finished is "
+                "kept, a rerun does the rest"
+            ) from error
         raise
     finally:
         ray.kill(tally)

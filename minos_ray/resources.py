@@ -18,13 +18,13 @@ class Actors(Section):
 class Engine(Actors):
     """vLLM actors. With GPUs, `gpus` is the tensor-parallel size; without, the CPU engine runs in the actor."""
 
-    max_model_len: int = 2048
+    max_model_len: int = Field(2048, ge=8, description="tokens of prompt and text; the model may allow fewer")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU engine only")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     max_num_seqs: int = Field(256, ge=1)
     units_per_task: int = Field(8, ge=1, description="requests that belong together; a task is 16 times as long")
-    eager: bool = True
+    eager: bool | None = Field(None, description="no compilation, no CUDA graphs; empty: so on CPUs, not so on GPUs")
     extra: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -1,15 +1,18 @@
 """What all sections of a configuration are."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+# What random number generators take.
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
+    """A part of the configuration: immutable; unknown keys, NaN and infinity are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

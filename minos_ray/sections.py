@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from minos_ray.resources import Resources
-from minos_ray.section import Section
+from minos_ray.section import Section, Seed
 from minos_ray.study_sections import Study, Sweep
 from minos_ray.training_sections import VERIFIERS, Pretrain, Reward, Sft
 
@@ -48,7 +48,7 @@ class Sample(Section):
     unit: int = Field(64, ge=1, description="candidates of one request: the unit of work, storage and loss")
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = 0
+    top_k: int = Field(0, ge=-1, description="0 or -1: all tokens")
     max_tokens: int = Field(256, ge=1)
     stop: tuple[str, ...] = ()
     prompt: str = "minos_ray.candidates.prompts:plain"
@@ -141,7 +141,7 @@ class Evaluate(Section):
     groups: int = Field(1, ge=1, description="candidates are dealt into so many groups; results are their mean")
     trials: int = Field(50, ge=2, description="random n-subsets for votes")
     bootstrap: int = Field(2000, ge=100)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class ForeignModel(Model):
@@ -213,7 +213,7 @@ class Config(Section):
     """Everything about one run."""
 
     run: str
-    seed: int = 0
+    seed: Seed = 0
     problems: Problems | None = None
     generator: Model | None = None
     base: Model

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from minos_ray.section import Section, leaves
+from minos_ray.section import Section, Seed, leaves
 
 Kind = Literal["orm", "prm"]
 Measure = Literal["accuracy", "f1", "auc", "step_f1", "best_of_n", "weighted_vote"]
@@ -22,9 +22,9 @@ STAGE_1 = ("sft", "critique", "inserted")
 class Sweep(Section):
     """Scale-up study: every amount of critiques with every seed is one trial, which makes a verifier of each kind."""
 
-    critiques: tuple[int, ...] = (0, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000)
+    critiques: tuple[Annotated[int, Field(ge=0)], ...] = (0, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000)
     kinds: tuple[Kind, ...] = ("orm",)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     problems: int | None = Field(None, ge=1, description="test problems scored in each trial")
 
 
@@ -49,7 +49,7 @@ class Study(Section):
     where `from_base` names it.
     """
 
-    seeds: tuple[int, ...] = Field((), description="of problems, candidates, critiques and trainings; none: no study")
+    seeds: tuple[Seed, ...] = Field((), description="of problems, candidates, critiques and trainings; none: no study")
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0, 0.25, 0.5, 1), description="0 and 1 among them")
     kinds: tuple[Kind, ...] = ("orm", "prm")
     primary: Primary = Primary()

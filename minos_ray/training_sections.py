@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from minos_ray.section import Section
+from minos_ray.section import Section, Seed
 
 # `candidates` (those that have a critique) and `solutions` (the problems' own) are controls: text without a critique.
 Source = Literal["critiques", "inserted", "both", "candidates", "solutions"]
@@ -38,7 +38,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     eval_every: int = Field(60, ge=1, description="steps between evaluations (the convergence curve)")
     pick: Literal["last", "best"] = Field("last", description="best: the weights with the lowest loss on held-out rows")
-    seed: int = 0
+    seed: Seed = 0
     lora: Lora | None = Field(None, description="empty: all weights are trained")
 
 
@@ -53,12 +53,12 @@ class Pretrain(Train):
     tokenizer: str = "minos_ray.training.tokenizer:byte_level_bpe"
     options: dict[str, Any] = Field(default_factory=dict)
     vocab_size: int = Field(2048, ge=300)
-    layers: int = 4
-    hidden: int = 256
-    intermediate: int = 688
-    heads: int = 8
-    kv_heads: int = 4
-    max_positions: int = 1024
+    layers: int = Field(4, ge=1)
+    hidden: int = Field(256, ge=1)
+    intermediate: int = Field(688, ge=1)
+    heads: int = Field(8, ge=1)
+    kv_heads: int = Field(4, ge=1)
+    max_positions: int = Field(1024, ge=8)
 
     @field_validator("lora")
     @classmethod
@@ -72,8 +72,8 @@ class Pretrain(Train):
 class Sft(Train):
     """Stage 1. Paper: lr 5e-6, cosine, warm-up 0.03, 3 epochs, batch 256, length 1024."""
 
-    epochs: float = 3
-    lr: float = 5e-6
+    epochs: float = Field(3, gt=0)
+    lr: float = Field(5e-6, gt=0)
     rows: int | None = Field(None, ge=1, description="critiques used; all usable ones when empty")
     source: Source = Field(
         "both", description="bought ones, inserted errors, or both; as controls plain text of as many tokens"

@@ -2,6 +2,7 @@
 
 import os
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ def test_an_override_may_hold_an_equals_sign_and_make_a_section(minimal: Path) -
         ("base={}", ["'base.model' is missing"]),
         ("base.model=run:models/base", ["base.model", "'pretrain'"]),
         ("=1", ["unknown config key ''"]),
+        ("sft.lr=-1", ["'sft.lr'", "= -1", "greater than 0"]),
+        ("seed=-1", ["'seed'", "= -1", "greater than or equal to 0"]),
+        ("seed=18446744073709551616", ["'seed'", "less than 4294967296"]),
+        ("sft.seed=-1", ["'sft.seed'", "= -1"]),
+        ("sweep.seeds=[0, -1]", ["'sweep.seeds.1'", "= -1"]),
+        ("study.seeds=[-1]", ["'study.seeds.0'", "= -1"]),
+        ("sweep.critiques=[-5]", ["'sweep.critiques.0'", "= -5"]),
+        ("sample.top_k=-2", ["'sample.top_k'", "= -2"]),
+        ("sample.temperature=.nan", ["'sample.temperature'", "finite"]),
+        ("sft.lr=.inf", ["'sft.lr'", "finite"]),
+        ("resources.sample.max_model_len=-1", ["'resources.sample.max_model_len'", "= -1"]),
+        ("resources.wait_s=.inf", ["'resources.wait_s'", "finite"]),
     ],
 )
 def test_a_wrong_override_gets_one_line_with_key_and_value(minimal: Path, override: str, words: list[str]) -> None:
@@ -145,6 +158,21 @@ def test_no_section_takes_an_unknown_key(where: tuple[str, ...], key: str) -> No
     assume(key not in type(section).model_fields)
     with pytest.raises(UserError, match="unknown config key"):
         build(values)
+
+
+def numbers(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Sections and keys of all numbers of a config that nothing bounds."""
+    schema = model.model_json_schema()
+    for name, section in {"Config": schema, **schema["$defs"]}.items():
+        for key, field in section.get("properties", {}).items():
+            for kind in [field, *field.get("anyOf", []), *([field["items"]] if "items" in field else [])]:
+                bound = {"minimum", "exclusiveMinimum", "enum", "const"} & set(kind)
+                if kind.get("type") in ("integer", "number") and not bound:
+                    yield name, key
+
+
+def test_every_number_has_a_bound() -> None:
+    assert list(numbers(Config)) == []
 
 
 def test_resolve() -> None:

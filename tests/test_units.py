@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from minos_ray import live
 from minos_ray.attempts import BARREN, DEATHS
 from minos_ray.cluster import disconnect
 from minos_ray.errors import UserError, WorkStopped
@@ -45,6 +46,14 @@ class Squares:
         time.sleep(0.05)
         n = [int(unit) for unit in units for _ in range(ROWS_PER_UNIT)]
         return pa.table({"unit": n, "square": [i * i for i in n]}), {"tokens": len(n), "biggest": max(n)}
+
+
+class Hangs(Squares):
+    """Never comes to the end of unit 5."""
+
+    def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        time.sleep(3600 if "5" in batch["unit_id"].to_pylist() else 0)
+        return super().__call__(batch)
 
 
 class Together(Squares):
@@ -239,6 +248,18 @@ def test_an_exception_in_a_worker_ends_the_work_and_is_told(artefact: Artefact, 
     with pytest.raises(Exception, match="unit 5 is bad"):
         do(list(range(12)), worker=Fails)
     assert artefact.manifest() is None
+
+
+def test_what_is_stored_counts_as_progress_and_work_that_hangs_is_ended(
+    artefact: Artefact, do: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.data import DataContext
+
+    assert DataContext.get_current().execution_no_progress_timeout_s == -1, "Ray counts ended tasks only"
+    monkeypatch.setattr(live, "STALL_S", 5.0)
+    with pytest.raises(WorkStopped, match="squares: nothing was stored for 5s, the actors hang"):
+        do([4, 5], worker=Hangs)
+    assert whole(artefact, range(4, 5))
 
 
 def test_nothing_to_do_asks_nobody(artefact: Artefact, do: Callable[..., dict], tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
         "dtype": resources.dtype,
         "max_model_len": min(resources.max_model_len, longest(path)),
         "max_num_seqs": resources.max_num_seqs,
-        "enforce_eager": resources.eager,
+        "enforce_eager": not resources.gpus if resources.eager is None else resources.eager,
         "enable_prefix_caching": True,
         "trust_remote_code": model.trust_remote_code,
         "tokenizer_mode": "hf",

@@ -158,6 +158,8 @@ def test_a_text_ends_at_eos_or_before_a_stop_string(engine: Any, prompts: list[l
 def test_arguments_for_gpus_and_cpus(path: str) -> None:
     model = Model(model=path)
     assert arguments(path, model, Engine(gpus=1))["distributed_executor_backend"] == "uni"
+    eager = [arguments(path, model, Engine(gpus=n, eager=e))["enforce_eager"] for n in (0, 1) for e in (None, False)]
+    assert eager == [True, False, False, False], "a graph pays on a GPU only"
     two = arguments(path, model, Engine(gpus=2, extra={"max_num_batched_tokens": 77}))
     assert (two["tensor_parallel_size"], two["distributed_executor_backend"]) == (2, "mp")
     assert two["dtype"] == "auto"
