@@ -40,6 +40,14 @@ class Model(Section):
     trust_remote_code: bool = False
 
 
+# What a base model that does not end its text goes on with, behind each shipped prompt; a chat template has an end.
+PLAIN = "minos_ray.candidates.prompts:plain"
+NEXT_QUESTION = {
+    PLAIN: ("\nQuestion:",),
+    "minos_ray.candidates.prompts:alpaca": ("\n### Instruction:", "\nBelow is an instruction that"),
+}
+
+
 class Sample(Section):
     """Sampling of candidates; temperature 0 is greedy. Paper: n = 256, T = 0.7, 256 new tokens."""
 
@@ -50,8 +58,16 @@ class Sample(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, description="0 or -1: all tokens")
     max_tokens: int = Field(256, ge=1)
-    stop: tuple[str, ...] = ()
-    prompt: str = "minos_ray.candidates.prompts:plain"
+    stop: tuple[str, ...] = Field((), description="unset or null: where a shipped prompt's next question would begin")
+    prompt: str = PLAIN
+
+    @model_validator(mode="before")
+    @classmethod
+    def stops_of_the_prompt(cls, values: Any) -> Any:
+        """Stated here, so that the resolved config and the fingerprint of the candidates name them."""
+        if isinstance(values, dict) and values.get("stop") is None:
+            return {**values, "stop": NEXT_QUESTION.get(values.get("prompt", PLAIN), ())}
+        return values
 
 
 class Rollouts(Section):

@@ -10,6 +10,9 @@ INSTRUCTION = (
     "### Instruction:\n{question}\n\n### Response: Let's think step by step.\n"
 )
 
+# Stands for a question where the template's own words are wanted.
+PLACE = "[[QUESTION]]"
+
 
 def plain(question: str, tokenizer: Any) -> list[int]:
     """The very ids that a verifier's input begins with: `Question: ...`, then `Answer:`."""
@@ -23,12 +26,29 @@ def alpaca(question: str, tokenizer: Any) -> list[int]:
 
 
 def chat(question: str, tokenizer: Any) -> list[int]:
-    """The tokenizer's own chat template with the question as the user's turn."""
+    """The tokenizer's own chat template with the question as the user's turn.
+
+    A special token that a question spells out is plain text: it must not end the turn.
+    """
     if not tokenizer.chat_template:
         raise UserError(
             "sample.prompt = minos_ray.candidates.prompts:chat: the generator's tokenizer has no chat template; "
             "use minos_ray.candidates.prompts:plain or :alpaca"
         )
-    turns = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def rendered(words: str) -> str:
+        turns = [{"role": "user", "content": words}]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    text = rendered(question)
+    if not any(name in question for name in tokenizer.all_special_tokens):
+        return template_ids(text, tokenizer)
+    before, _, after = rendered(PLACE).partition(PLACE)
+    middle = text.removeprefix(before).removesuffix(after)
+    own = encoding.token_ids(tokenizer, [middle])[0]
+    return [*template_ids(before, tokenizer), *own, *template_ids(after, tokenizer)]
+
+
+def template_ids(text: str, tokenizer: Any) -> list[int]:
+    """Token ids of a template's words, its special tokens among them."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

@@ -1,7 +1,7 @@
 """The thinking of reasoning models: what a reader of a solution or a critique leaves out.
 
-Servers without a reasoning parser leave it in the text; chat templates often open it in the prompt, so that the text has
-its end alone; a text that was cut off has its beginning alone.
+Servers without a reasoning parser leave it in the text; chat templates often open it in the prompt, so that the text
+has its end alone; a text that was cut off has its beginning alone.
 """
 
 import re

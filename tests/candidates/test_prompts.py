@@ -8,6 +8,7 @@ import pytest
 from minos_ray.candidates import prompts
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer
+from minos_ray.sections import Sample
 from minos_ray.training import encoding
 from tests.tiny import tiny_tokenizer
 
@@ -42,6 +43,24 @@ def test_chat_has_the_templates_words_and_one_bos(chat_tokenizer: Any) -> None:
     assert ids == chat_tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
     )
+
+
+def test_a_special_token_in_a_question_does_not_end_the_turn(chat_tokenizer: Any) -> None:
+    ids = prompts.chat("  What does </s> mean, <s>or </s>?", chat_tokenizer)
+    special = [number for number in ids if number in chat_tokenizer.all_special_ids]
+    assert special == [chat_tokenizer.bos_token_id]
+    assert chat_tokenizer.decode(ids) == "<s>[user]   What does </s> mean, <s>or </s>?\n[assistant] "
+
+
+@pytest.mark.parametrize("prompt", ["plain", "alpaca"])
+def test_what_begins_the_next_question_of_a_shipped_prompt_ends_a_text(plain_tokenizer: Any, prompt: str) -> None:
+    name = f"minos_ray.candidates.prompts:{prompt}"
+    stop = Sample(prompt=name).stop
+    shown = plain_tokenizer.decode(getattr(prompts, prompt)(QUESTION, plain_tokenizer), skip_special_tokens=True)
+    assert stop and all(words in f"\n{shown}" for words in stop)
+    assert Sample(prompt=name, stop=("x",)).stop == ("x",) and Sample(prompt=name, stop=()).stop == ()
+    assert Sample.model_validate({"prompt": name, "stop": None}).stop == stop
+    assert Sample(prompt="minos_ray.candidates.prompts:chat").stop == ()
 
 
 def test_chat_without_template_says_what_would_do(plain_tokenizer: Any) -> None:
