@@ -11,6 +11,7 @@ from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
+from minos_ray.preflight.settings import label_tests, length_tests
 from minos_ray.sections import Model
 from minos_ray.stages import APART, FUNCTIONS
 from minos_ray.store import Run
@@ -144,6 +145,9 @@ def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Calla
     yield from (lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo))
     if "problems" in todo:
         yield lambda: check_sources(config)
+    left = [s for s in states if s.state != "done"]
+    yield from label_tests(config, run, {s.stage for s in left})
+    yield from length_tests(config, run, {s.artefact for s in left})
     yield from training_tests(config, run, states)
     yield from storage_tests(config, run, states)
 

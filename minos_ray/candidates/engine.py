@@ -1,6 +1,5 @@
 """vLLM inside an actor: how the engine is built on CPU and GPU, and how it is kept full while requests become texts."""
 
-import json
 import os
 import sys
 import traceback
@@ -9,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from minos_ray.candidates.lengths import limit
 from minos_ray.candidates.lifeline import tied
 from minos_ray.resources import Engine
 from minos_ray.sections import Model
@@ -138,7 +138,7 @@ def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
     """Arguments of `vllm.LLM`; `resources.extra` wins."""
     common = {
         "dtype": resources.dtype,
-        "max_model_len": min(resources.max_model_len, longest(path)),
+        "max_model_len": limit(resources, path),
         "max_num_seqs": resources.max_num_seqs,
         "enforce_eager": not resources.gpus if resources.eager is None else resources.eager,
         "enable_prefix_caching": True,
@@ -186,12 +186,6 @@ def cpu_dtype() -> str:
     except OSError:
         words = set()
     return "bfloat16" if words & NATIVE_BF16 else "float32"
-
-
-def longest(path: str) -> int:
-    """The number of positions that a model's config allows; no limit when it names none."""
-    config = json.loads((Path(path) / "config.json").read_text())
-    return int(config.get("max_position_embeddings") or 2**31)
 
 
 def stable_seed(text: str) -> int:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from minos_ray import cluster, stages
 from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
+from minos_ray.candidates.lengths import require_room
 from minos_ray.candidates.plan import Units, nothing, plan, task_units
 from minos_ray.candidates.sampler import Sampler
 from minos_ray.config import Config, resolve
@@ -74,12 +75,16 @@ def read_wanted(config: Config, run: Run) -> Wanted:
 
 
 def check_prompt(config: Config, run: Run, wanted: Wanted) -> None:
-    """Asks for the first prompt; UserError about the generator, its tokenizer or the prompt comes before any work."""
+    """Asks for the prompt of the shortest question; UserError about the generator, its tokenizer, the prompt or its
+    length comes before any work."""
     model = generator(config)
-    tokenizer = load_tokenizer(locate(model, run), model.trust_remote_code)
-    prompt = resolve(config.sample.prompt)
-    for question in wanted.problems["question"][:1].to_pylist():
-        prompt(question, tokenizer)
+    path = locate(model, run)
+    tokenizer = load_tokenizer(path, model.trust_remote_code)
+    prompt, questions = resolve(config.sample.prompt), wanted.problems["question"]
+    if len(questions):
+        shortest = pc.index(lengths := pc.utf8_length(questions), pc.min(lengths)).as_py()
+        tokens = len(prompt(questions[shortest].as_py(), tokenizer))
+        require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path, tokens)
 
 
 def extend(config: Config, run: Run) -> None:

@@ -21,6 +21,7 @@ from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError, WorkStopped
+from minos_ray.labels.sources import require_for_error_analysis
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.progress import Progress
 from minos_ray.schema import table
@@ -42,6 +43,7 @@ class Task:
 
 def critique(config: Config, run: Run) -> Manifest:
     """Buys the critiques, then has wrong steps sorted into types where `error_analysis.count` wants some."""
+    require_for_error_analysis(config, run)
     manifest = buy_critiques(config, run)
     error_types(config, run)
     return manifest

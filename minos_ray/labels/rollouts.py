@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from minos_ray import cluster, stages
 from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
+from minos_ray.candidates.lengths import require_room
 from minos_ray.candidates.stage import generator
 from minos_ray.config import Config, resolve
 from minos_ray.critiques.select import by_turns
@@ -21,6 +22,7 @@ from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import Tree, grow
+from minos_ray.models import locate
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.sections import Label, Model, Rollouts
 from minos_ray.store import Artefact, Manifest, Run
@@ -64,6 +66,8 @@ def rollouts(config: Config, run: Run) -> Manifest:
     if done is not None:
         return done
     start, section, model = time.monotonic(), settings(config), completer(config)
+    path = locate(model, run)
+    require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path)
     made = plan(config, run, graded=True)
     if not made.candidates:
         raise UserError("label.rollouts: no train candidate has an answer to go by; see sample.n_train")

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from minos_ray import cluster, schema, stages
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
+from minos_ray.candidates.lengths import require_room
 from minos_ray.config import Config
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.models import load_tokenizer, locate
@@ -111,7 +112,8 @@ def judge(config: Config, run: Run) -> Manifest:
     done = stages.fresh(config, run, "scores/critic")
     if done is not None:
         return done
-    locate(critic(config), run)
+    path = locate(critic(config), run)
+    require_room("score.judge.max_tokens", config.score.judge.max_tokens, "judge", config.resources.judge, path)
     units = distinct(run)
     artefact = stages.begin(config, run, "scores/critic")
     assert isinstance(artefact, Artefact)

@@ -6,9 +6,21 @@ import time
 from minos_ray.check import refuse as preflight
 from minos_ray.config import Config, resolve
 from minos_ray.errors import UserError
+from minos_ray.labels.sources import require_for_prms
 from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.study.arms import FOLDER, Trial, ablations, amounts, data_config, data_run, trial_config, trials
+from minos_ray.study.arms import (
+    FOLDER,
+    Trial,
+    ablations,
+    amounts,
+    arms,
+    data_config,
+    data_run,
+    trial_config,
+    trials,
+    verifiers,
+)
 from minos_ray.study.comparison import compared
 from minos_ray.study.data import make_data
 from minos_ray.study.figures import PICTURES, write_figures
@@ -70,17 +82,21 @@ def refuse(config: Config, run: Run) -> None:
         )
     if config.sft.rows is not None or config.sft.source != "critiques":
         raise UserError("study: sft.rows must be empty and sft.source 'critiques', for amounts to be what they say")
-    for arm in [*amounts(config), *ablations(config)]:
-        own = trial_config(config, run, Trial(arm, config.study.seeds[0]))
+    owns = [trial_config(config, run, Trial(arm, config.study.seeds[0])) for arm in arms(config)]
+    for own in owns:
         for name in (own.critique.prompt, own.sample.prompt, own.label.grader, own.label.splitter):
             resolve(name)
+    for own in owns:
+        require_for_prms(own, Run(own.run), "study.kinds", config.study.kinds)
 
 
 def ask_for_all(config: Config, run: Run) -> None:
     """UserError when data of the first seed could not be made, a critic does not answer, or no training would fit."""
     first = [Trial(arm, config.study.seeds[0]) for arm in (amounts(config)[-1], *ablations(config))]
     for trial in {data_run(run, trial).root: trial for trial in first}.values():
-        preflight(data_config(config, run, trial), data_run(run, trial))
+        own = data_config(config, run, trial)
+        wanted = own.reward.model_copy(update={"verifiers": tuple(verifiers(config, trial.arm))})
+        preflight(own.model_copy(update={"reward": wanted}), data_run(run, trial))
 
 
 def make_all_data(config: Config, run: Run) -> None:

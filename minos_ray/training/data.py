@@ -293,5 +293,5 @@ def require_rows(section: str, data: Data) -> None:
         reasons = ", ".join(f"{rows} {reason}" for reason, rows in data.dropped.items()) or "no rows at all"
         raise UserError(
             f"{section}: no rows to train on ({reasons}; {len(data.held_out)} held out); "
-            "make more candidates or critiques, or lower reward.eval_rows"
+            "more candidates, labels of steps (for PRMs) or critiques, or a lower reward.eval_rows would do"
         )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from minos_ray.config import Config
+from minos_ray.labels.sources import require_for_prms
 from minos_ray.sections import Model
 from minos_ray.stages import begin
 from minos_ray.store import Manifest, Run
@@ -17,6 +18,7 @@ CRITIC = Model(model="run:models/critic")
 def reward(config: Config, run: Run) -> Manifest:
     """Trains every verifier of the config that is missing, in one worker group; returns the last one's manifest."""
     names = config.reward.verifiers
+    require_for_prms(config, run, "reward.verifiers", names)
     missing = [name for name in names if not isinstance(begin(config, run, f"models/{name}"), Manifest)]
     fit(config, run, "reward", verifier_jobs(config, run, missing))
     return finished(run, f"models/{names[-1]}")

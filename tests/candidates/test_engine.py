@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from minos_ray.candidates.engine import Generator, Request, arguments, cpu_dtype, longest, stable_seed
+from minos_ray.candidates.engine import Generator, Request, arguments, cpu_dtype, stable_seed
+from minos_ray.candidates.lengths import longest
 from minos_ray.candidates.prompts import plain
 from minos_ray.models import load_tokenizer
 from minos_ray.resources import Engine
