@@ -25,7 +25,7 @@ class Sweep(Section):
     critiques: tuple[Annotated[int, Field(ge=0)], ...] = (0, 5_000, 10_000, 15_000, 20_000, 25_000, 30_000)
     kinds: tuple[Kind, ...] = ("orm",)
     seeds: tuple[Seed, ...] = (0,)
-    problems: int | None = Field(None, ge=1, description="test problems scored in each trial")
+    problems: int | None = Field(None, ge=1, description="test problems scored in each trial, drawn at random")
 
 
 class Primary(Section):

@@ -94,8 +94,8 @@ def scores(run: Run, verifier: str, sharpness: float, seed: int = 1, skip: Seque
     rows = []
     for label in run.artefact("labels").read().to_pylist():
         score = min(1.0, max(0.0, 0.5 + (sharpness if label["correct"] else -sharpness) + rng.gauss(0, 0.2)))
-        score = float(score >= 0.5) if verifier == "critic" else score
-        steps = [1.0] * (len(label["steps"]) - 1) + [score] if verifier.startswith("prm") else []
+        score = float(score >= 0.5) if verifier == "critic" else max(score, 1e-6)
+        steps = [1.0] * (len(label["steps"]) - 1) + [score] if verifier.startswith(("prm", "critic")) else []
         row = {"candidate_id": label["candidate_id"], "problem_id": label["problem_id"]}
         if label["candidate_id"] not in skip:
             rows.append({**row, "score": score, "step_scores": steps})

@@ -67,11 +67,19 @@ def grouped(labels: pa.Table, keys: Keys | None = None) -> Candidates:
 
 @dataclass(frozen=True)
 class Scores:
-    """A verifier's scores in the order of the candidates; those without a score have 0 and are counted."""
+    """A verifier's scores in the order of the candidates: NaN, and no step scores, where there is none.
+
+    A candidate has no score when no scorer has seen it, and when it was refused or none of its critiques could be read:
+    then its row has score 0 and no step scores.
+    """
 
     score: np.ndarray
     step_scores: pa.ChunkedArray
-    unscored: int
+
+    @property
+    def unscored(self) -> int:
+        """How many candidates have no score."""
+        return int(np.isnan(self.score).sum())
 
 
 def read_scores(run: Run, artefact: str, candidates: Candidates) -> Scores | None:
@@ -93,7 +101,8 @@ def joined(artefact: str, table: pa.Table, candidates: Candidates) -> Scores:
     steps = found["step_scores"].combine_chunks()
     owners = pc.list_parent_indices(steps).to_numpy()
     refuse_outside(f"{artefact}: a step score", pc.list_flatten(found["step_scores"]).to_numpy(), owners, candidates)
-    return Scores(np.where(missing, 0.0, score), found["step_scores"], int(missing.sum()))
+    refused = (score == 0) & (pc.list_value_length(steps).fill_null(0).to_numpy() == 0)
+    return Scores(np.where(missing | refused, np.nan, score), found["step_scores"])
 
 
 def refuse_outside(what: str, values: np.ndarray, owners: np.ndarray, candidates: Candidates) -> None:

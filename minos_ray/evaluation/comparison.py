@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from minos_ray.errors import UserError
 from minos_ray.evaluation.blocks import Block
 from minos_ray.evaluation.candidates import Scores
-from minos_ray.evaluation.methods import AGGREGATIONS, Choice, accepted, aggregated, rankings, voters
+from minos_ray.evaluation.headline import SINGLE, headline_n
+from minos_ray.evaluation.methods import AGGREGATIONS, Choice, aggregated, rankings, voters
 from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
 from minos_ray.evaluation.statistics import flip_test, intervals, sign_test
 from minos_ray.sections import Evaluate
@@ -33,7 +34,8 @@ class Method(NamedTuple):
         return f"{self.name}:{self.verifier}" if self.verifier else self.name
 
 
-# Method -> accuracy of each problem; NaN where a problem has fewer than n candidates.
+# Method -> accuracy of each problem; NaN where a problem has fewer than n candidates, and for pass@1 where it has fewer
+# than those at which methods are compared.
 Outcomes = dict[Method, np.ndarray]
 # Scores by verifier, or by verifier and aggregation.
 Named = Mapping[Any, np.ndarray]
@@ -53,16 +55,24 @@ def ns_of(sizes: np.ndarray, section: Evaluate) -> list[int]:
     return found
 
 
+def selection_of(sizes: np.ndarray, section: Evaluate) -> "Selected":
+    """What problems with so many candidates are to be evaluated for."""
+    ns = ns_of(sizes, section)
+    return Selected(section, ns, headline_n({n: int((sizes // section.groups >= n).sum()) for n in ns}))
+
+
 @dataclass
 class Selected:
     """The expected accuracy of every choice on every problem, gathered block by block.
 
-    `variance` is the summed Monte Carlo variance [choices, ns] of the votes, `by_group` the summed accuracy
-    [choices, groups] at the largest n, `left_out` the candidates that no group has.
+    Methods are compared at `headline`, one of the ns. `variance` is the summed Monte Carlo variance [choices, ns] of
+    the votes, `by_group` the summed accuracy [choices, groups] at `headline`, `left_out` the candidates that no group
+    has.
     """
 
     section: Evaluate
     ns: list[int]
+    headline: int
     choices: list[Choice] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     values: list[np.ndarray] = field(default_factory=list)
@@ -82,9 +92,8 @@ class Selected:
             single[problems] = candidates.correct[rows].mean(axis=1)
             size = rows.shape[1] // groups
             self.left_out += len(rows) * (rows.shape[1] - size * groups)
-            if size:
+            if fits := [n for n in self.ns if n <= size]:
                 dealt = rows[:, : size * groups].reshape(-1, size)
-                fits = [n for n in self.ns if n <= size]
                 arrays = candidates.clusters[dealt], at(scores, dealt), at(steps, dealt)
                 found = chosen(*arrays, fits, self.section, names[problems])
                 values[:, problems, : len(fits)] = self.mean_of_groups(found)
@@ -96,19 +105,25 @@ class Selected:
         """[choices, problems, ns], with the sums over problems added to what was gathered."""
         grouped = found.values.reshape(len(self.choices), -1, self.section.groups, found.values.shape[2])
         self.variance = self.variance + padded(found.variance / self.section.groups**2, len(self.ns))
-        if grouped.shape[3] == len(self.ns):
-            self.by_group = self.by_group + grouped[..., -1].sum(axis=1)
+        if grouped.shape[3] > self.at_headline:
+            self.by_group = self.by_group + grouped[..., self.at_headline].sum(axis=1)
         return grouped.mean(axis=2)
+
+    @property
+    def at_headline(self) -> int:
+        """Where it stands among the ns."""
+        return self.ns.index(self.headline)
 
     def outcomes(self) -> Outcomes:
         """Accuracy of each problem by method."""
         values = np.concatenate(self.values, axis=1)
+        compared = ~np.isnan(values[0, :, self.at_headline])
         found = {
             Method(c.method, c.verifier, n, c.aggregation): values[i, :, j]
             for i, c in enumerate(self.choices)
             for j, n in enumerate(self.ns)
         }
-        return {Method("pass@1", "", 1): np.concatenate(self.single), **found}
+        return {Method(SINGLE, "", 1): np.where(compared, np.concatenate(self.single), np.nan), **found}
 
     def errors(self) -> dict[Method, float]:
         """Monte Carlo standard error of each sampled method's accuracy: random subsets, not random problems."""
@@ -138,12 +153,12 @@ def chosen(
 ) -> Chosen:
     """Every choice on problems (or groups of their candidates, one below the other): arrays [rows, candidates]."""
     exact = [pass_at(clusters, ns), *(best_of(s, clusters, ns) for s in rankings(scores, steps).values())]
-    asked, fine = list(voters(clusters.shape, scores, steps).values()), accepted(clusters.shape, scores)
-    weights, *rules = (np.stack(column) for column in zip(*asked, strict=True))
+    asked = list(voters(clusters.shape, scores, steps).values())
+    weights, tiers, means = (np.stack(column) for column in zip(*asked, strict=True))
     voted, variance = np.zeros((2, len(asked), len(clusters), len(ns)))
     for row, answers in enumerate(clusters):
         rng = np.random.default_rng([section.seed, stable(names[row // section.groups]), row % section.groups])
-        ballot = Ballot(weights[:, row], *rules, fine[row])
+        ballot = Ballot(weights[:, row], tiers[:, row], means)
         voted[:, row], variance[:, row] = votes(answers, ballot, ns, section.trials, rng)
     sampled = np.concatenate([np.zeros((len(exact), len(ns))), variance.sum(axis=1)])
     return Chosen(np.concatenate([np.stack(exact), voted]), sampled)
@@ -176,23 +191,23 @@ def step_aggregations(scores: Mapping[str, Scores]) -> dict[tuple[str, str], np.
 
 
 def compare(selected: Selected) -> dict[str, Any]:
-    """`methods`, `paired`, `aggregations` and `groups` of evaluation.json."""
+    """`n`, `methods`, `paired`, `aggregations` and `groups` of evaluation.json."""
     section, found, errors = selected.section, selected.outcomes(), selected.errors()
-    pairs = paired_methods(found)
+    pairs = paired_methods(found, selected.headline)
     columns = np.stack([*found.values(), *(found[a] - found[b] for a, b in pairs)], axis=1)
     centre, low, high = intervals(columns, section.bootstrap, section.seed)
     low = np.maximum(low, [0.0] * len(found) + [-1.0] * len(pairs))
     entries = [measured(*values) for values in zip(columns.T, centre, low, np.minimum(high, 1.0), strict=True)]
     of_method = dict(zip(found, entries[: len(found)], strict=True))
-    largest = max(method.n for method in found)
     return {
+        "n": selected.headline,
         "methods": [
             {"method": m.name, "verifier": m.verifier, "n": m.n, "accuracy": mean, **rest, **sampling(m, errors)}
             for m, (mean, rest) in of_method.items()
             if not m.aggregation
         ],
         "paired": [
-            {"a": a.key, "b": b.key, "n": a.n, "difference": mean, **rest, **p_value(found, a, b, largest, section)}
+            {"a": a.key, "b": b.key, "n": a.n, "difference": mean, **rest, **p_value(found, a, b, selected)}
             for (a, b), (mean, rest) in zip(pairs, entries[len(found) :], strict=True)
         ],
         "aggregations": [
@@ -216,37 +231,36 @@ def sampling(method: Method, errors: Mapping[Method, float]) -> dict[str, float]
 
 
 def by_group(selected: Selected) -> dict[str, Any]:
-    """Accuracies of each group at the largest n, and their standard deviation; empty with one group."""
+    """Accuracies of each group at the headline n, and their standard deviation; empty with one group."""
     if selected.section.groups == 1:
         return {}
     known = ~np.isnan(np.concatenate(selected.values, axis=1)[0])
-    entering, entering_any = known[:, -1].sum(), known.any(axis=1).sum()
+    entering, entering_any = known[:, selected.at_headline].sum(), known.any(axis=1).sum()
     shares = np.asarray(selected.by_group) / max(1, entering)
     methods = [
         {**choice._asdict(), "accuracy": row.tolist(), "sd": float(row.std(ddof=1))}
         for choice, row in zip(selected.choices, shares, strict=True)
     ]
     left = {"left_out": selected.left_out, "too_few": int(len(selected.problems) - entering_any)}
-    return {"count": selected.section.groups, "n": selected.ns[-1], **left, "methods": methods}
+    return {"count": selected.section.groups, "n": selected.headline, **left, "methods": methods}
 
 
-def paired_methods(found: Outcomes) -> list[tuple[Method, Method]]:
-    """Minos minus base for each n, and every use of a verifier minus the plain vote at the largest n."""
+def paired_methods(found: Outcomes, headline: int) -> list[tuple[Method, Method]]:
+    """Minos minus base for each n, and every use of a verifier minus the plain vote at the headline n."""
     plain = [method for method in found if method.verifier and not method.aggregation]
     gains = [
         (method, method._replace(verifier=method.verifier.replace("-minos", "-base")))
         for method in plain
         if method.verifier.endswith("-minos")
     ]
-    largest = max(method.n for method in found)
-    leads = [(m, Method("self-consistency", "", m.n)) for m in plain if m.n == largest]
+    leads = [(m, Method("self-consistency", "", m.n)) for m in plain if m.n == headline]
     return [pair for pair in gains if pair[1] in found] + leads
 
 
-def p_value(found: Outcomes, a: Method, b: Method, largest: int, section: Evaluate) -> dict[str, Any]:
-    """At the largest n: McNemar's exact test where each problem has one outcome (or a tie), else a sign-flip test."""
-    if a.n != largest:
+def p_value(found: Outcomes, a: Method, b: Method, selected: Selected) -> dict[str, Any]:
+    """At the headline n: McNemar's exact test where each problem has one outcome (or a tie), else a sign-flip test."""
+    if a.n != selected.headline:
         return {"p_value": None}
     whole = all((2 * values[~np.isnan(values)] % 1 == 0).all() for values in (found[a], found[b]))
     gap = found[a] - found[b]
-    return {"p_value": sign_test(gap) if whole else flip_test(gap, section.seed), "test": TESTS[not whole]}
+    return {"p_value": sign_test(gap) if whole else flip_test(gap, selected.section.seed), "test": TESTS[not whole]}

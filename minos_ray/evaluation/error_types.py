@@ -57,7 +57,10 @@ def named(found: Iterable[str]) -> list[str]:
 
 
 def rejected(scores: Mapping[str, np.ndarray], correct: np.ndarray, found: Errors) -> Rejected:
-    """By verifier and type of the first error: wrong candidates, and those of them scored below the threshold."""
+    """By verifier and type of the first error: wrong candidates, and those of them scored below the threshold.
+
+    One without a score (NaN) is not rejected.
+    """
     first = found.first()
     of_type = {kind: ~correct & (first == kind) for kind in named(first)}
     rows = {kind: chosen for kind, chosen in of_type.items() if chosen.any()}

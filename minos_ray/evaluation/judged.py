@@ -42,7 +42,11 @@ class Judged:
         found = [meta.outcome(name, self.of(name), correct) for name in self.scores]
         if self.step_labels:
             labels = pa.chunked_array(self.step_labels)
-            by_step = [meta.steps(n, pa.chunked_array(s), labels) for n, s in self.step_scores.items() if s]
+            by_step = [
+                meta.steps(n, pa.chunked_array(s), labels, by_step=n.startswith("prm"))
+                for n, s in self.step_scores.items()
+                if s
+            ]
             found += [row for row in by_step if row]
         return found
 

@@ -51,17 +51,12 @@ def flat(column: pa.ChunkedArray | pa.Array) -> Steps:
     return Steps(pc.list_flatten(column).to_numpy().astype(np.float64), lengths)
 
 
-def outcome(
-    verifier: str,
-    scores: np.ndarray,
-    correct: np.ndarray,
-    threshold: float = THRESHOLD,
-    unread: np.ndarray | None = None,
-) -> dict[str, Any]:
+def outcome(verifier: str, scores: np.ndarray, correct: np.ndarray, threshold: float = THRESHOLD) -> dict[str, Any]:
     """Outcome level: one row for the verifier (or the critic, whose score is its verdict)."""
     right = float(correct.mean()) if len(correct) else None
     facts = {"examples": len(scores), "right_share": right, "threshold": threshold}
-    return {"verifier": verifier, "level": "outcome", **facts, **binary(scores, correct, threshold, unread)}
+    measures = {**facts, **binary(scores, correct, threshold), "unscored": int(np.isnan(scores).sum())}
+    return {"verifier": verifier, "level": "outcome", **measures}
 
 
 class Aligned(NamedTuple):
@@ -92,21 +87,27 @@ def aligned(step_scores: pa.ChunkedArray, step_labels: pa.ChunkedArray) -> Align
 
 
 def steps(
-    verifier: str, step_scores: pa.ChunkedArray, step_labels: pa.ChunkedArray, threshold: float = THRESHOLD
+    verifier: str,
+    step_scores: pa.ChunkedArray,
+    step_labels: pa.ChunkedArray,
+    threshold: float = THRESHOLD,
+    by_step: bool = False,
 ) -> dict[str, Any] | None:
     """Step level over labelled steps (label 0 or 1), with first errors; None without any labelled and scored step.
 
-    A solution that could not be scored leaves the metrics of steps, and is a miss where first errors are counted.
+    A solution that could not be scored leaves the metrics of steps, and is a miss where first errors are counted: so
+    there is a row for a verifier that scores steps (`by_step`), even when it could score no solution.
     """
     both = aligned(step_scores, step_labels)
     known = both.known
-    if not known.any():
+    if not known.any() and not (by_step and (both.labels.values >= 0).any()):
         return None
     scores, right = both.scored.values[known], both.labelled.values[known] == 1
     truth = first_errors(both.labels)
     return {
         **outcome(verifier, scores, right, threshold),
         "level": "step",
+        "unscored": int(((both.labels.lengths > 0) & ~both.whole).sum()),
         "confusion": confusion(scores >= threshold, right),
         **first_error_f1(both.said(threshold), truth),
         "min": where_min_falls(both.scored, truth[both.whole]),
@@ -145,7 +146,7 @@ def first_error_f1(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 def where_min_falls(scores: Steps, truth: np.ndarray) -> dict[str, Any]:
     """Where the lowest step score lies: by step, and for wrong solutions before, at or after the first error."""
-    lowest = scores.first_lowest()
+    lowest = scores.first_lowest() if len(scores.lengths) else np.zeros(0, np.int64)
     gap = (lowest - truth)[truth >= 0]
     sides = {"before": int((gap < 0).sum()), "at": int((gap == 0).sum()), "after": int((gap > 0).sum())}
     return {"by_step": np.bincount(lowest).tolist(), "first_error": sides}

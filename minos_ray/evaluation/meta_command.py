@@ -65,8 +65,7 @@ def choose(
 
 def chosen(name: str, scores: Scores, other: LabelledSet, by_step: bool) -> Threshold:
     """The best thresholds of one verifier on a set; UserError when steps need one and its labels do not tell."""
-    sure, missed = known_outcomes(other.candidates), unread(scores)
-    fine = sure & ~missed
+    fine = known_outcomes(other.candidates) & ~np.isnan(scores.score)
     outcome = best_outcome(scores.score[fine], other.candidates.correct[fine])
     step = best_first_error(measures.aligned(scores.step_scores, other.candidates.rows["step_labels"]))
     if step is None and by_step and measures.flat(scores.step_scores).lengths.any():
@@ -82,41 +81,33 @@ def judge_set(
 ) -> Iterator[dict[str, Any]]:
     """One row per data set of a labelled set, verifier and level."""
     artefacts = score_set(config, run, labelled, judged)
-    kinds = {verifier.name: verifier.kind for verifier in judged}
+    of_name = {verifier.name: verifier for verifier in judged}
     for dataset, part in labelled.parts():
         for name, scores in scores_of(run, artefacts, part).items():
-            first = {"set": dataset, "verifier": name, "kind": kinds[name]}
-            for row in judge(config, name, scores, part, thresholds[name]):
+            first = {"set": dataset, "verifier": name, "kind": of_name[name].kind}
+            for row in judge(config, of_name[name], scores, part, thresholds[name]):
                 yield first | row | {"threshold_from": thresholds[name].source}
 
 
 def judge(
-    config: Config, name: str, scores: Scores, part: Candidates, threshold: Threshold
+    config: Config, verifier: Verifier, scores: Scores, part: Candidates, threshold: Threshold
 ) -> Iterator[dict[str, Any]]:
     """The rows of both levels, with intervals. Solutions whose grading ended in a timeout have no known outcome."""
     sure = known_outcomes(part)
     problem = np.repeat(np.arange(part.problems), np.diff(part.starts))
-    score, correct, missed = scores.score[sure], part.correct[sure], unread(scores)[sure]
-    row = measures.outcome(name, score, correct, threshold.outcome, missed)
-    intervals = outcome_intervals(score, correct, threshold.outcome, missed, problem[sure], config.evaluate)
-    yield {**row, **intervals, "unscored": int(missed.sum())}
+    score, correct = scores.score[sure], part.correct[sure]
+    row = measures.outcome(verifier.name, score, correct, threshold.outcome)
+    yield row | outcome_intervals(score, correct, threshold.outcome, problem[sure], config.evaluate)
     labels = part.rows["step_labels"]
-    steps = measures.steps(name, scores.step_scores, labels, threshold.step)
+    steps = measures.steps(verifier.name, scores.step_scores, labels, threshold.step, verifier.by_step)
     if steps:
         both = measures.aligned(scores.step_scores, labels)
-        lost = int(((both.labels.lengths > 0) & ~both.whole).sum())
-        yield {**steps, **step_intervals(both, threshold.step, problem, config.evaluate), "unscored": lost}
+        yield steps | step_intervals(both, threshold.step, problem, config.evaluate)
 
 
 def known_outcomes(part: Candidates) -> np.ndarray:
     """Which solutions have a known outcome."""
     return pc.not_equal(part.rows["status"], "timeout").to_numpy()
-
-
-def unread(scores: Scores) -> np.ndarray:
-    """Solutions that were refused, or of which no critique could be read: score 0 and no step scores."""
-    steps = pc.list_value_length(scores.step_scores).fill_null(0).to_numpy()
-    return (scores.score == 0) & (steps == 0)
 
 
 def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

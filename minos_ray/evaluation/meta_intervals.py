@@ -19,18 +19,17 @@ def outcome_intervals(
     scores: np.ndarray,
     correct: np.ndarray,
     threshold: float,
-    unread: np.ndarray,
     problem: np.ndarray,
     settings: Evaluate,
 ) -> dict[str, Interval]:
     """Of accuracy and AUC; `problem` numbers the problem of each solution. AUC is not smoothed."""
-    hit = verdicts(scores, correct, threshold, unread) == correct
+    hit, scored = verdicts(scores, correct, threshold) == correct, ~np.isnan(scores)
     whole = by_problem(problem, np.ones((len(hit), 1)))
-    _, drawn = np.unique(problem[~unread], return_inverse=True)
+    _, drawn = np.unique(problem[scored], return_inverse=True)
     draws = resamples(int(drawn.max()) + 1, settings.bootstrap, settings.seed) if len(drawn) else iter(())
     return {
         "accuracy_ci": interval(shares(by_problem(problem, hit[:, None]), whole, settings)),
-        "auc_ci": interval(aucs(of_solutions(draws, drawn), scores[~unread], correct[~unread])),
+        "auc_ci": interval(aucs(of_solutions(draws, drawn), scores[scored], correct[scored])),
     }
 
 

@@ -1,5 +1,6 @@
 """What `minos meta` judges: the run's own verifiers, published reward models, critics; and their scores of a set."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,16 @@ FOREIGN = "minos_ray.scoring.foreign"
 
 
 class Verifier(NamedTuple):
-    """Something that scores solutions: `section` says what and where it is, `inputs` what its scores depend on."""
+    """Something that scores solutions: `section` says what and where it is, `inputs` what its scores depend on.
+
+    `by_step`: it has a score for every step of a solution that it can score.
+    """
 
     name: str
     kind: str
     section: Model | MetaCritic
     inputs: dict[str, Any]
+    by_step: bool
 
     @property
     def worker(self) -> str | None:
@@ -52,7 +57,8 @@ def trained(config: Config, run: Run) -> list[Verifier]:
     for name in config.reward.verifiers:
         if model := fingerprint_of(run, f"models/{name}"):
             section = Model(model=f"run:models/{name}", trust_remote_code=config.base.trust_remote_code)
-            made.append(Verifier(name, name[:3], section, {"model": model, **ours(config)}))
+            kind = name[:3]
+            made.append(Verifier(name, kind, section, {"model": model, **ours(config)}, kind == "prm"))
     return made
 
 
@@ -73,8 +79,18 @@ def foreign(config: Config, run: Run) -> list[Verifier]:
         version = ours(config) if section.kind == "minos" else {"aggregation": config.score.aggregation}
         there = absolute(section)
         model = {"model": there.model_dump(mode="json"), "weights": state(section, path, run)}
-        made.append(Verifier(name, section.kind, there, {**model, "format": VERSION, **version}))
+        made.append(
+            Verifier(name, section.kind, there, {**model, "format": VERSION, **version}, by_step(section, path))
+        )
     return made
+
+
+def by_step(section: ForeignModel, path: str) -> bool:
+    """Whether a published model scores every step; a verifier of ours says so by its architecture."""
+    if section.kind != "minos":
+        return section.kind != "sequence"
+    architectures = json.loads((Path(path) / "config.json").read_text()).get("architectures") or []
+    return any(name.endswith("ForTokenClassification") for name in architectures)
 
 
 def state(section: Model, path: str, run: Run) -> str | None:
@@ -94,7 +110,7 @@ def critics(config: Config) -> list[Verifier]:
     """Critics, whose prompts must not give away what they are judged by."""
     for name, section in config.meta.critics.items():
         meta_critics.refuse_told(name, section.prompt)
-    return [Verifier(n, "critic", s, meta_critics.inputs(s)) for n, s in config.meta.critics.items()]
+    return [Verifier(n, "critic", s, meta_critics.inputs(s), True) for n, s in config.meta.critics.items()]
 
 
 def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[Verifier]) -> dict[str, str]:

@@ -8,21 +8,18 @@ THRESHOLD = 0.5
 BINS = 10
 
 
-def binary(
-    scores: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD, unread: np.ndarray | None = None
-) -> dict[str, float | None]:
+def binary(scores: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float | None]:
     """Accuracy, F1, macro F1, AUC, expected calibration error and Brier score; all None without any example.
 
-    What is `unread` has no score: a wrong verdict, whatever is true, and left out of the measures of scores.
+    What has no score (NaN) is a wrong verdict, whatever is true, and left out of the measures of scores.
     """
     if not len(scores):
         return dict.fromkeys(("accuracy", "f1", "macro_f1", "auc", "ece", "brier"))
     truth = truth.astype(bool)
-    said = verdicts(scores, truth, threshold, unread)
+    said = verdicts(scores, truth, threshold)
     right = f1(said, truth)
     verdict = {"accuracy": float((said == truth).mean()), "macro_f1": (right + f1(~said, ~truth)) / 2, "f1": right}
-    if unread is not None:
-        scores, truth = scores[~unread], truth[~unread]
+    scores, truth = scores[~np.isnan(scores)], truth[~np.isnan(scores)]
     if not len(scores):
         return verdict | dict.fromkeys(("auc", "ece", "brier"))
     return verdict | {
@@ -32,10 +29,9 @@ def binary(
     }
 
 
-def verdicts(scores: np.ndarray, truth: np.ndarray, threshold: float, unread: np.ndarray | None) -> np.ndarray:
-    """Whether each is said to be right; of what is unread, what is not so."""
-    said = scores >= threshold
-    return said if unread is None else np.where(unread, ~truth, said)
+def verdicts(scores: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether each is said to be right; of what has no score (NaN), what is not so."""
+    return np.where(np.isnan(scores), ~truth, scores >= threshold)
 
 
 def f1(said: np.ndarray, truth: np.ndarray) -> float:
@@ -52,7 +48,8 @@ def calibration_error(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def bins(scores: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
-    """Of ten equally wide bins those that hold an example: mean score, share of right ones, and how many."""
+    """Of ten equally wide bins those that hold a scored example: mean score, share of right ones, and how many."""
+    scores, truth = scores[~np.isnan(scores)], truth[~np.isnan(scores)]
     place = np.minimum((scores * BINS).astype(int), BINS - 1)
     sizes = np.bincount(place, minlength=BINS)
     sums, right = np.bincount(place, scores, BINS), np.bincount(place, truth, BINS)

@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
+from minos_ray.evaluation.headline import SINGLE
 from minos_ray.store import Run
 
 if TYPE_CHECKING:
     from minos_ray.evaluation.comparison import Method
 
 NAME = "outcomes.parquet"
-SINGLE = "pass@1"
 SCHEMA = pa.schema(
     {
         "problem_id": pa.string(),
@@ -27,11 +27,10 @@ SCHEMA = pa.schema(
 )
 
 
-def write(run: Run, found: "Mapping[Method, np.ndarray]", problem_ids: pa.Array) -> None:
-    """Writes the methods at the largest n, and pass@1; an outcome is null where a problem has too few candidates."""
-    largest = max(method.n for method in found)
+def write(run: Run, found: "Mapping[Method, np.ndarray]", headline: int, problem_ids: pa.Array) -> None:
+    """Writes the methods at the headline n, and pass@1; an outcome is null where a problem has too few candidates."""
     plain = {method: values for method, values in found.items() if not method.aggregation}
-    kept = {method: values for method, values in plain.items() if method.n == largest or method.name == SINGLE}
+    kept = {method: values for method, values in plain.items() if method.n == headline or method.name == SINGLE}
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(rows(*each, problem_ids) for each in kept.items()), sink, compression="zstd")
     run.write_bytes(NAME, sink.getvalue().to_pybytes())

@@ -20,13 +20,12 @@ TIE = 1e-9
 class Ballot(NamedTuple):
     """The voters on one problem: `weights` [voters, candidates]; the largest sum wins, where `means` the largest mean.
 
-    `filtered` voters choose among the candidates that are `accepted`; where none of a subset is, it is as if all were.
+    `tiers` [voters, candidates]: of a subset only the highest tier in which there is an answer votes.
     """
 
     weights: np.ndarray
+    tiers: np.ndarray
     means: np.ndarray
-    filtered: np.ndarray
-    accepted: np.ndarray
 
 
 def pass_at(clusters: np.ndarray, ns: Sequence[int]) -> np.ndarray:
@@ -75,11 +74,11 @@ def votes(
     found, variance = np.zeros((2, len(ballot.weights), len(ns)))
     sampled = [n for n in ns if 1 < n < size] if decided(clusters) is None else []
     if sampled:
-        results = filtered(clusters, ballot, subsets(size, sampled, trials, rng))
+        results = in_tiers(clusters, ballot, subsets(size, sampled, trials, rng))
         results = results.reshape(len(found), trials, -1)
         at = [n in sampled for n in ns]
         found[:, at], variance[:, at] = results.mean(axis=1), results.var(axis=1) / max(1, trials - 1)
-    whole = filtered(clusters, ballot, np.ones((1, size)))[:, 0] if size in ns else None
+    whole = in_tiers(clusters, ballot, np.ones((1, size)))[:, 0] if size in ns else None
     for place, n in enumerate(ns):
         if n == 1:
             found[:, place] = (clusters == 0).mean()
@@ -102,14 +101,16 @@ def subsets(size: int, ns: Sequence[int], trials: int, rng: np.random.Generator)
     return (ranks[:, None] < np.array(ns)[:, None]).reshape(-1, size).astype(np.float64)
 
 
-def filtered(clusters: np.ndarray, ballot: Ballot, chosen: np.ndarray) -> np.ndarray:
-    """`elected`, where filtered voters see only what is accepted, unless that is no answer of a subset."""
+def in_tiers(clusters: np.ndarray, ballot: Ballot, chosen: np.ndarray) -> np.ndarray:
+    """`elected`, where a voter sees only the highest tier that has an answer of a subset."""
     found = elected(clusters, ballot.weights, ballot.means, chosen)
-    who = np.flatnonzero(ballot.filtered)
-    if len(who):
-        kept = np.where(ballot.accepted, clusters, -1)
-        some = chosen @ (kept >= 0) > 0
-        found[who] = np.where(some, elected(kept, ballot.weights[who], ballot.means[who], chosen), found[who])
+    patterns, of_voter = np.unique(ballot.tiers, axis=0, return_inverse=True)
+    for number, tiers in enumerate(patterns):
+        who = np.flatnonzero(of_voter.ravel() == number)
+        for tier in np.unique(tiers)[1:]:
+            kept = np.where(tiers >= tier, clusters, -1)
+            some = chosen @ (kept >= 0) > 0
+            found[who] = np.where(some, elected(kept, ballot.weights[who], ballot.means[who], chosen), found[who])
     return found
 
 

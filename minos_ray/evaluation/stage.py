@@ -12,7 +12,7 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation import error_types, outcomes
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.blocks import Plan, blocks, planned
-from minos_ray.evaluation.comparison import Selected, compare, ns_of
+from minos_ray.evaluation.comparison import Selected, compare, selection_of
 from minos_ray.evaluation.judged import Judged
 from minos_ray.evaluation.methods import CRITIC
 from minos_ray.evaluation.tally import CandidateTally, ErrorTally, cut_off
@@ -32,13 +32,13 @@ def evaluate(config: Config, run: Run) -> Manifest:
     plan = planned(run, "test")
     if not plan.groups:
         raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
-    ns = ns_of(plan.sizes, config.evaluate)
+    selected = selection_of(plan.sizes, config.evaluate)
     artefact = begin(config, run, NAME)
     assert isinstance(artefact, Artefact)
     run.delete(outcomes.NAME)
     start = time.monotonic()
     there, missing = scored(config, run)
-    found = gather(run, plan, there, Selected(config.evaluate, ns))
+    found = gather(run, plan, there, selected)
     content = {
         **compare(found.selected),
         "meta": found.judged.rows(),
@@ -46,7 +46,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
         "errors": by_split(run, found.errors),
         "counts": {**found.tally.counts(), "missing": missing, "dropped": dropped(config, run)},
     }
-    outcomes.write(run, found.selected.outcomes(), pa.array(found.selected.problems, pa.string()))
+    outcomes.write(run, selected.outcomes(), selected.headline, pa.array(selected.problems, pa.string()))
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
     totals = {name: found.tally.sums[name] for name in ("problems", "candidates")}
     totals["methods"] = len(content["methods"])

@@ -145,13 +145,18 @@ def content(row: dict[str, Any], cluster: int, scored: dict[str, dict[str, Any] 
         steps=tuple(row["steps"] or []),
         labels=tuple(row["step_labels"] or []),
         errors=kinds if any(kinds) else (),
-        scores=tuple(found["score"] if found else None for found in scored.values()),
+        scores=tuple(found["score"] if found and is_scored(found) else None for found in scored.values()),
         step_scores=tuple(thousandths(by_step[name] or []) for name in source.steps_by),
         critiques=tuple(
             Critique(c["critic"], c["agrees"], c["status"], c["text"])
             for c in source.critiques.get(row["candidate_id"], [])
         ),
     )
+
+
+def is_scored(row: dict[str, Any]) -> bool:
+    """Whether a candidate has a score: score 0 without step scores stands for none."""
+    return bool(row["score"] or row["step_scores"])
 
 
 def thousandths(scores: Sequence[float]) -> tuple[int | None, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from minos_ray.report import paper
 from minos_ray.report.canvas import BOUND, GROUPS, INK, MARKERS, PAPER, VOTE, drawn, grid
 from minos_ray.report.gather import Reach
-from minos_ray.report.results import MAIN, METHOD_NAMES, Difference, first_upper, gap_name
+from minos_ray.report.results import MAIN, METHOD_NAMES, Difference, first_upper, gap_name, headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,8 @@ def split(verifier: str) -> tuple[str, str]:
 def accuracy_over_n(evaluation: Mapping[str, Any]) -> "tuple[Figure, str] | None":
     """One panel per method and kind of verifier, the vote in each; single samples and perfection apart."""
     series: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for entry in sorted((m for m in evaluation["methods"] if m["method"] in MAIN), key=lambda m: m["n"]):
+    shown = [m for m in evaluation["methods"] if m["method"] in MAIN and m["n"] <= headline(evaluation)]
+    for entry in sorted(shown, key=lambda m: m["n"]):
         series[entry["method"], entry["verifier"] or ""].append(entry)
     if max((len(points) for points in series.values()), default=0) < 2:
         return None

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minos_ray.report.results import MAIN, METHOD_NAMES, VERIFIER_NAMES, Row, largest_n, row
+from minos_ray.evaluation.headline import headline_of
+from minos_ray.report.results import MAIN, METHOD_NAMES, VERIFIER_NAMES, Row, headline, row
 
 AGGREGATIONS = ("min", "product", "last", "mean")
 SELECTING = ("best-of-n", "weighted-vote")
@@ -21,8 +22,8 @@ class AggregationRow:
 
 
 def further_rows(evaluation: Mapping[str, Any]) -> list[Row]:
-    """One row per method that is not the paper's, at the largest n; by method, Minos after base."""
-    n = largest_n(evaluation)
+    """One row per method that is not the paper's, at the headline n; by method, Minos after base."""
+    n = headline(evaluation)
     found = [m for m in evaluation["methods"] if m["n"] == n and m["method"] not in MAIN]
     made = [row(evaluation, m, n, "gsm8k") for m in found]
     return sorted(made, key=lambda r: (place(r.method, METHOD_NAMES), r.method, place(r.verifier), r.verifier))
@@ -35,9 +36,9 @@ def place(name: str, known: Iterable[str] = VERIFIER_NAMES) -> int:
 
 
 def aggregation_rows(evaluation: Mapping[str, Any]) -> list[AggregationRow]:
-    """One row per PRM and aggregation, at the largest n that was evaluated for them."""
+    """One row per PRM and aggregation, at the headline n."""
     entries = evaluation.get("aggregations", [])
-    n = max((e["n"] for e in entries), default=0)
+    n = headline_of(entries)
     found: dict[tuple[str, str], dict[str, tuple[float, float, float]]] = defaultdict(dict)
     for e in entries:
         if e["n"] == n:

@@ -19,7 +19,7 @@ from minos_ray.report.error_table import error_rows, steps_by_split
 from minos_ray.report.further import aggregation_rows, further_rows, largest_error
 from minos_ray.report.gather import Facts, costs, leading, reaches, trial_metrics
 from minos_ray.report.min_step import min_rows, where_min_falls
-from minos_ray.report.results import Row, differences, gains, gap_name, group, largest_n, rows
+from minos_ray.report.results import Row, compared, differences, gains, gap_name, group, headline, rows
 from minos_ray.report.scale import scale, trend_rows
 from minos_ray.report.statement import interval, percent, signed, state
 
@@ -55,8 +55,8 @@ def context(facts: Facts) -> dict[str, Any]:
         "config_yaml": yaml.safe_dump(facts.config.model_dump(mode="json"), sort_keys=False),
         "critic": critic(facts),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "n": largest_n(evaluation),
-        "problems": max((r.problems for r in found), default=0),
+        "n": headline(evaluation),
+        "problems": compared(evaluation),
         "statement": state(evaluation),
         "rows": found,
         "strips": Strips(found),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minos_ray.evaluation.headline import SINGLE, headline_of
 from minos_ray.report import paper
 
 METHOD_NAMES = {
@@ -59,7 +60,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One method at the largest n: accuracies are shares, `paper` is in per cent, `error` the Monte Carlo one."""
+    """One method at the headline n: accuracies are shares, `paper` is in per cent, `error` the Monte Carlo one."""
 
     method: str
     verifier: str
@@ -149,16 +150,23 @@ def as_difference(p: Mapping[str, Any]) -> Difference:
     return Difference(a, b, p["n"], p["difference"], p["ci_low"], p["ci_high"], p.get("p_value"))
 
 
-def largest_n(evaluation: Mapping[str, Any]) -> int:
-    """The largest number of candidates that was evaluated."""
-    return max((m["n"] for m in evaluation["methods"]), default=0)
+def headline(evaluation: Mapping[str, Any]) -> int:
+    """The number of candidates at which methods are compared."""
+    return headline_of(evaluation["methods"])
+
+
+def compared(evaluation: Mapping[str, Any]) -> str:
+    """How many problems: `100`, or `98 of 100` where some have too few candidates to be compared."""
+    n, everything = headline(evaluation), evaluation["counts"]["problems"]
+    entering = next((m["problems"] for m in evaluation["methods"] if m["n"] == n and m["method"] != SINGLE), 0)
+    return f"{entering}" if entering == everything else f"{entering} of {everything}"
 
 
 def rows(evaluation: Mapping[str, Any], dataset: str = "gsm8k") -> list[Row]:
-    """One row per method of the paper at the largest n, in its order; bounds first and last."""
-    n = largest_n(evaluation)
-    found = [m for m in evaluation["methods"] if m["n"] == n and m["method"] in MAIN and m["method"] != "pass@1"]
-    found += [m for m in evaluation["methods"] if m["method"] == "pass@1"][-1:]
+    """One row per method of the paper at the headline n, in its order; bounds first and last."""
+    n = headline(evaluation)
+    found = [m for m in evaluation["methods"] if m["n"] == n and m["method"] in MAIN and m["method"] != SINGLE]
+    found += [m for m in evaluation["methods"] if m["method"] == SINGLE][-1:]
     made = [row(evaluation, entry, n, dataset) for entry in found]
     return sorted(made, key=lambda r: (place(r), r.method, r.verifier))
 
@@ -189,8 +197,8 @@ def place(r: Row) -> int:
 
 
 def gains(evaluation: Mapping[str, Any]) -> list[Difference]:
-    """Minos minus base at the largest n, per method of the paper and kind."""
-    n = largest_n(evaluation)
+    """Minos minus base at the headline n, per method of the paper and kind."""
+    n = headline(evaluation)
     found = [d if d.a.endswith("-minos") else -d for d in differences(evaluation) if d.n == n and is_gain(d)]
     return sorted(found, key=lambda d: d.a)
 

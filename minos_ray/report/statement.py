@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minos_ray.report.results import VOTE, Difference, Row, best, first_upper, gains, gap_name, largest_n, rows
+from minos_ray.report.results import VOTE, Difference, Row, best, first_upper, gains, gap_name, headline, rows
 
 
 def percent(share: float) -> str:
@@ -33,7 +33,7 @@ def state(evaluation: Mapping[str, Any]) -> list[str]:
     found = rows(evaluation)
     vote = next((r for r in found if (r.method, r.verifier) == VOTE), None)
     sentences = [against_vote(best(found), vote), best_of_n(found, vote), minos_gain(gains(evaluation))]
-    return [s for s in sentences if s] or [f"Nothing to compare at n = {largest_n(evaluation)}."]
+    return [s for s in sentences if s] or [f"Nothing to compare at n = {headline(evaluation)}."]
 
 
 def value(r: Row) -> str:

@@ -3,27 +3,26 @@
 from collections.abc import Mapping
 from typing import Any
 
-from minos_ray.report.results import Row, largest_n, rows
+from minos_ray.report.results import Row, compared, headline, rows
 from minos_ray.report.statement import interval, percent, signed, state
 
 
 def results_table(evaluation: Mapping[str, Any]) -> str:
-    """A table of every method at the largest n, and the statement below it."""
+    """A table of every method at the headline n, and the statement below it."""
     found = rows(evaluation)
-    problems = max((r.problems for r in found), default=0)
-    lines = [("method", "what is done", "accuracy", "95 % interval", "minus vote")]
+    lines = [("method", "what is done", "problems", "accuracy", "95 % interval", "minus vote")]
     lines += [cells(r) for r in found]
-    widths = [max(len(line[k]) for line in lines) for k in range(5)]
+    widths = [max(len(line[k]) for line in lines) for k in range(6)]
     text = [aligned(line, widths) for line in lines]
-    text.insert(1, "-" * (sum(widths) + 8))
-    title = f"{problems} test problems, n = {largest_n(evaluation)}"
+    text.insert(1, "-" * (sum(widths) + 10))
+    title = f"{compared(evaluation)} test problems, n = {headline(evaluation)}"
     return "\n".join([title, *text, "", *state(evaluation)])
 
 
-def cells(r: Row) -> tuple[str, str, str, str, str]:
+def cells(r: Row) -> tuple[str, str, str, str, str, str]:
     """One row as text."""
     lead = f"{signed(r.lead.value)} {interval(r.lead.low, r.lead.high)}" if r.lead else ""
-    return (r.name, r.recipe, percent(r.accuracy), interval(r.low, r.high), lead)
+    return (r.name, r.recipe, f"{r.problems:,}", percent(r.accuracy), interval(r.low, r.high), lead)
 
 
 def aligned(line: tuple[str, ...], widths: list[int]) -> str:

@@ -83,6 +83,8 @@ def rate(unit: dict[str, Any], texts: Sequence[Text], total: dict[str, float]) -
         count(total, {"critiques": 1, "tokens": text.tokens, outcome: 1})
     count(total, {"candidates": len(unit["candidate_ids"]), "distinct": 1, NO_STEPS: 0 if texts else 1})
     score, step_scores = verdicts(parsed, len(unit["steps"]))
+    if not any(critique.status == "ok" for critique in parsed):
+        step_scores = []  # with score 0: there is none
     return [
         {"candidate_id": name, "problem_id": unit["problem_id"], "score": score, "step_scores": step_scores}
         for name in unit["candidate_ids"]

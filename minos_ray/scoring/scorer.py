@@ -20,6 +20,7 @@ from minos_ray.scoring.verifier import Verifier
 from minos_ray.sections import Model
 from minos_ray.store import Run
 
+LEAST = 1e-30  # of a score; 0 stands for none, and a sigmoid in single precision can be 0
 CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # nodes of one forest
 
 AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -74,7 +75,7 @@ def scored(
         solutions += [(unit["question"], steps) for steps in unit["steps"]]
     scores, stats = score(solutions)
     rows = [
-        {**names, "score": whole(found) if found else 0.0, "step_scores": found if by_step else []}
+        {**names, "score": max(whole(found), LEAST) if found else 0.0, "step_scores": found if by_step else []}
         for names, found in zip(asked, scores, strict=True)
     ]
     return schema.table("scores", rows), {**stats, "seconds": time.monotonic() - start}

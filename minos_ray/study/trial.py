@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minos_ray.config import Config, resolve
+from minos_ray.evaluation.headline import SINGLE, headline_of
 from minos_ray.observe.failure import reported
 from minos_ray.pipeline import state_of
 from minos_ray.stages import FUNCTIONS
 from minos_ray.store import Run
 from minos_ray.study.arms import Trial, amounts, trial_config, trial_run, verifiers
 from minos_ray.study.data import give, is_given, made
-from minos_ray.sweep.trial import METHODS, selection
+from minos_ray.sweep.trial import METHODS, problems_at, selection
 from minos_ray.training.log import first_at
 
 Curve = list[dict[str, Any]]
@@ -34,10 +35,10 @@ def run_trial(config: Config, run: Run, trial: Trial) -> None:
 
 
 def result_rows(config: Config, run: Run, trial: Trial) -> Iterator[dict[str, Any]]:
-    """Rows of the study's table, one per kind; selection is measured at the largest n."""
+    """Rows of the study's table, one per kind; selection is measured at the headline n."""
     directory = trial_run(run, trial)
     evaluation = json.loads(directory.read_bytes("evaluation.json"))
-    n = max(method["n"] for method in evaluation["methods"])
+    n = headline_of(evaluation["methods"])
     critic = directory.artefact("models/critic").manifest() if trial.arm.critiques else None
     base = trial_run(run, Trial(amounts(config)[0], trial.seed))
     for kind, verifier in zip(config.study.kinds, verifiers(config, trial.arm), strict=True):
@@ -52,11 +53,11 @@ def result_rows(config: Config, run: Run, trial: Trial) -> Iterator[dict[str, An
             "stage_1_steps": critic.details["steps"] if critic else 0,
             "stage_1_tokens": critic.details["tokens"] if critic else 0,
             "n": n,
-            "problems": evaluation["counts"]["problems"],
+            "problems": problems_at(evaluation["methods"], n),
             **judged(evaluation["meta"], verifier),
             **{k: v for name in METHODS for k, v in selection(evaluation["methods"], name, verifier, n).items()},
-            "one_sample": alone(evaluation["methods"], "pass@1"),
-            "oracle": alone(evaluation["methods"], "pass@n"),
+            "one_sample": alone(evaluation["methods"], SINGLE, 1),
+            "oracle": alone(evaluation["methods"], "pass@n", n),
             "steps": curve[-1]["step"],
             "steps_to_base": first_at(curve, goal),
         }
@@ -74,6 +75,6 @@ def judged(meta: list[Mapping[str, Any]], verifier: str) -> dict[str, float | No
     return outcome | {"step_f1": by_level["step"]["first_error_f1"] if "step" in by_level else None}
 
 
-def alone(methods: list[Mapping[str, Any]], name: str) -> float:
-    """Accuracy of a method that needs no verifier, at its largest n."""
-    return max((m for m in methods if m["method"] == name), key=lambda m: m["n"])["accuracy"]
+def alone(methods: list[Mapping[str, Any]], name: str, n: int) -> float:
+    """Accuracy at n of a method that needs no verifier."""
+    return next(m["accuracy"] for m in methods if (m["method"], m["n"]) == (name, n))

@@ -1,5 +1,6 @@
 """What a trial starts from: its own copy of the problems, labels and critiques that it needs, and of the run's base."""
 
+import random
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ class Inputs:
             raise UserError(
                 "sweep: reward.consensus must be false, for trials with fewer critiques would get other rows"
             )
-        self.problems = chosen_problems(run.artefact("problems").read(), config.sweep.problems)
+        self.problems = chosen_problems(run.artefact("problems").read(), config.sweep.problems, config.seed)
         labels = run.artefact("labels").read()
         self.labels = labels.filter(is_in(labels["problem_id"], self.problems["problem_id"]))
         self.critiques = run.artefact("critiques").read()
@@ -37,7 +38,9 @@ class Inputs:
     def give(self, trial: Trial) -> None:
         """Writes the trial's inputs, unless they are there already."""
         to = trial_run(self.run, trial)
-        chosen = {"problems": self.config.sweep.problems}
+        chosen: dict[str, Any] = {"problems": self.config.sweep.problems}
+        if self.config.sweep.problems is not None:
+            chosen["seed"] = self.config.seed
         self.put(to, "problems", self.problems, chosen)
         self.put(to, "labels", self.labels, chosen)
         if trial.critiques:
@@ -80,11 +83,13 @@ class Inputs:
         return self.critiques.filter(is_in(self.critiques["candidate_id"], ids))
 
 
-def chosen_problems(problems: pa.Table, tests: int | None) -> pa.Table:
-    """All train problems, and the first `tests` test problems by id (all when None)."""
+def chosen_problems(problems: pa.Table, tests: int | None, seed: int) -> pa.Table:
+    """All train problems, and `tests` test problems drawn by the seed (all when None), since files are often sorted."""
     is_test = pc.equal(problems["split"], "test")
     test = problems.filter(is_test).sort_by("problem_id")
-    return pa.concat_tables([problems.filter(pc.invert(is_test)), test.slice(0, tests)])
+    if tests is not None and tests < test.num_rows:
+        test = test.take(sorted(random.Random(f"{seed}/sweep").sample(range(test.num_rows), tests)))
+    return pa.concat_tables([problems.filter(pc.invert(is_test)), test])
 
 
 def is_in(column: pa.ChunkedArray, values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minos_ray.config import Config, resolve
+from minos_ray.evaluation.headline import headline_of
 from minos_ray.observe.failure import reported
 from minos_ray.pipeline import state_of
 from minos_ray.stages import FUNCTIONS, Spec, specs
@@ -36,7 +37,7 @@ def run_trial(config: Config, run: Run, trial: Trial) -> None:
 
 
 def result_rows(config: Config, run: Run, trial: Trial) -> list[dict[str, Any]]:
-    """Rows of the sweep's table, one per kind; selection is measured at the largest n."""
+    """Rows of the sweep's table, one per kind; selection is measured at the headline n."""
     own, directory = trial_config(config, run, trial), trial_run(run, trial)
     evaluation = json.loads(directory.read_bytes("evaluation.json"))
     manifests = {spec.artefact: directory.artefact(spec.artefact).manifest() for spec in made(own)}
@@ -47,7 +48,7 @@ def row(
     trial: Trial, verifier: str, evaluation: Mapping[str, Any], manifests: Mapping[str, Manifest | None]
 ) -> dict[str, Any]:
     """What one verifier of a trial reached, and the seconds that its critic, itself and its scores took."""
-    n = max(method["n"] for method in evaluation["methods"])
+    n = headline_of(evaluation["methods"])
     judged = next(m for m in evaluation["meta"] if (m["verifier"], m["level"]) == (verifier, "outcome"))
     critic = manifests.get("models/critic")
     took = [critic, manifests[f"models/{verifier}"], manifests[f"scores/{verifier}"]]
@@ -58,11 +59,16 @@ def row(
         "verifier": verifier,
         "trained_critiques": critic.counts["rows"] if critic else 0,
         "n": n,
-        "problems": evaluation["counts"]["problems"],
+        "problems": problems_at(evaluation["methods"], n),
         **{k: v for name in METHODS for k, v in selection(evaluation["methods"], name, verifier, n).items()},
         **{measure: judged[measure] for measure in MEASURES},
         "seconds": round(sum(manifest.details["seconds"] for manifest in took if manifest)),
     }
+
+
+def problems_at(methods: Sequence[Mapping[str, Any]], n: int) -> int:
+    """How many problems have n candidates."""
+    return next(m["problems"] for m in methods if (m["method"], m["n"]) == (METHODS["self_consistency"], n))
 
 
 def selection(methods: Sequence[Mapping[str, Any]], column: str, verifier: str, n: int) -> dict[str, float]:

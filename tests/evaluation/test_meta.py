@@ -53,11 +53,22 @@ def test_steps_have_their_confusion_and_another_threshold_moves_it() -> None:
 
 
 def test_what_is_unread_is_a_miss_on_either_side_and_has_no_score() -> None:
-    scores, correct = np.array([0.0, 0.0, 0.9, 0.2]), np.array([False, True, True, False])
-    found = meta.outcome("critic", scores, correct, unread=np.array([True, True, False, False]))
+    scores, correct = np.array([np.nan, np.nan, 0.9, 0.2]), np.array([False, True, True, False])
+    found = meta.outcome("critic", scores, correct)
     assert (found["accuracy"], found["auc"], found["brier"]) == (0.5, 1.0, pytest.approx((0.01 + 0.04) / 2))
-    everything = meta.outcome("critic", scores, correct, unread=np.ones(4, dtype=bool))
+    everything = meta.outcome("critic", np.full(4, np.nan), correct)
     assert (everything["accuracy"], everything["f1"], everything["auc"]) == (0.0, 0.0, None)
+    assert (found["unscored"], everything["unscored"]) == (2, 4)
+
+
+def test_a_set_where_nothing_was_scored_is_all_missed() -> None:
+    column = pa.array([[], []], pa.list_(pa.float32())), pa.array([[1, 1], [1, 0]], pa.list_(pa.int8()))
+    assert meta.steps("orm", *column) is None
+    found = meta.steps("prm", *column, by_step=True)
+    assert (found["examples"], found["unscored"], found["accuracy"]) == (0, 2, None)
+    assert (found["first_error_f1"], found["accuracy_on_wrong"], found["accuracy_on_right"]) == (0.0, 0.0, 0.0)
+    assert found["min"] == {"by_step": [], "first_error": {"before": 0, "at": 0, "after": 0}}
+    assert meta.steps("prm", column[0], pa.array([[-1], []], pa.list_(pa.int8())), by_step=True) is None
 
 
 def test_no_labelled_step_gives_no_step_level() -> None:

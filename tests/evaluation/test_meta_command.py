@@ -16,17 +16,20 @@ from pydantic import ValidationError
 from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Scores, joined
-from minos_ray.evaluation.meta_command import chosen, means, meta
+from minos_ray.evaluation.meta_command import chosen, judge, means, meta
 from minos_ray.evaluation.meta_sets import read_set, set_key
-from minos_ray.evaluation.meta_verifiers import foreign
+from minos_ray.evaluation.meta_threshold import Threshold
+from minos_ray.evaluation.meta_verifiers import Verifier, foreign
 from minos_ray.imports import bring
 from minos_ray.problems.miniature.maker import load
-from minos_ray.sections import Meta
+from minos_ray.sections import Meta, Model
 from minos_ray.store import Run
 from tests.critiques.conftest import labelled
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
 from tests.runs import config, make_run, put
 from tests.tiny import tiny_model
+
+HALF = Threshold(0.5, 0.5, "given")
 
 
 def verifier(run: Run, name: str) -> None:
@@ -263,13 +266,35 @@ def test_a_model_that_changes_in_its_place_is_scored_anew(tmp_path: Path, monkey
 
 def test_steps_never_take_the_threshold_of_outcomes(tmp_path: Path) -> None:
     other = read_set(make_run(tmp_path / "run", [3, 2], labelled=False).path, "meta.threshold_from")
-    scores = Scores(np.linspace(0, 1, 5), pa.chunked_array([[[0.5]] * 5], pa.list_(pa.float32())), 0)
+    scores = Scores(np.linspace(0, 1, 5), pa.chunked_array([[[0.5]] * 5], pa.list_(pa.float32())))
     assert not other.by_step
     with pytest.raises(UserError, match="no right or no wrong solution with step labels to choose the threshold of v"):
         chosen("v", scores, other, by_step=True)
     assert chosen("v", scores, other, by_step=False).source == other.run.path
-    without = Scores(scores.score, pa.chunked_array([[[]] * 5], pa.list_(pa.float32())), 0)
+    without = Scores(scores.score, pa.chunked_array([[[]] * 5], pa.list_(pa.float32())))
     assert chosen("v", without, other, by_step=True).source == other.run.path
+
+
+@pytest.mark.parametrize("kind, by_step", [("prm", True), ("orm", False)])
+def test_a_set_where_nothing_was_scored_counts_in_the_mean(tmp_path: Path, kind: str, by_step: bool) -> None:
+    run = make_run(tmp_path / "run", [3, 2, 4])
+    part = read_set(run.path, "meta.sets").candidates
+    ids = part.rows["candidate_id"].to_pylist()
+    refused = [{"candidate_id": n, "problem_id": n.partition("/")[0], "score": 0.0, "step_scores": []} for n in ids]
+    scores = joined("scores/v", schema.table("scores", refused), part)
+    judged = Verifier("v", kind, Model(model="m"), {}, by_step)
+    rows = [{"set": "processbench-a", **row} for row in judge(config(run), judged, scores, part, HALF)]
+    assert [(row["level"], row["unscored"]) for row in rows] == [("outcome", 9), ("step", 9)][: len(rows)]
+    assert (rows[0]["accuracy"], rows[0]["f1"], rows[0]["auc"]) == (0.0, 0.0, None)
+    other = {"set": "processbench-b", "verifier": "v", "first_error_f1": 0.8}
+    assert means([*rows, other])["mean_first_error_f1"] == {"v": pytest.approx(0.4 if by_step else 0.8)}
+    json.dumps(rows, allow_nan=False)
+
+
+def test_our_verifiers_elsewhere_score_steps_by_their_architecture(tmp_path: Path) -> None:
+    models = {k: {"model": tiny_model(tmp_path / k, k), "kind": "minos"} for k in ("orm", "prm")}
+    found = foreign(config(Run(str(tmp_path / "run")), meta={"models": models}), Run(str(tmp_path / "run")))
+    assert {verifier.name: verifier.by_step for verifier in found} == {"orm": False, "prm": True}
 
 
 def test_the_key_of_a_set_knows_its_splits(tmp_path: Path) -> None:

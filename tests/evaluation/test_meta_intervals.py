@@ -48,7 +48,7 @@ def test_resampled_first_error_f1s_are_those_of_the_drawn_problems() -> None:
 
 def test_one_solution_of_each_problem_gives_the_intervals_of_the_evaluation() -> None:
     hit = np.random.default_rng(4).random(80) < 0.6
-    found = outcome_intervals(hit.astype(float), np.ones(80, bool), 0.5, np.zeros(80, bool), np.arange(80), SETTINGS)
+    found = outcome_intervals(hit.astype(float), np.ones(80, bool), 0.5, np.arange(80), SETTINGS)
     _, low, high = intervals(hit[:, None].astype(float), SETTINGS.bootstrap, SETTINGS.seed)
     assert found["accuracy_ci"] == pytest.approx([low[0], high[0]])
 
@@ -61,13 +61,13 @@ def test_a_problem_is_drawn_with_all_its_solutions() -> None:
 
 def test_intervals_hold_the_truth_when_solutions_of_a_problem_are_alike() -> None:
     """Problem p is solved with chance p, and the score is p: accuracy E max(p, 1 - p) = 3/4, AUC 5/6."""
-    settings, problem, nothing = Evaluate(bootstrap=200), np.repeat(np.arange(60), 16), np.zeros(960, bool)
+    settings, problem = Evaluate(bootstrap=200), np.repeat(np.arange(60), 16)
     held = {"accuracy": [], "auc": [], "steps": []}
     for study in range(150):
         rng = np.random.default_rng(study)
         scores = rng.random(60)[problem]
         correct = rng.random(960) < scores
-        found = outcome_intervals(scores, correct, 0.5, nothing, problem, settings)
+        found = outcome_intervals(scores, correct, 0.5, problem, settings)
         both = meta.aligned(pa.array(scores[:, None].tolist()), pa.array(correct[:, None].astype(int).tolist()))
         steps = step_intervals(both, 0.5, problem, settings)
         ends = {"accuracy": (0.75, found["accuracy_ci"]), "auc": (5 / 6, found["auc_ci"])}
@@ -78,7 +78,7 @@ def test_intervals_hold_the_truth_when_solutions_of_a_problem_are_alike() -> Non
 
 def test_all_right_is_no_certainty() -> None:
     everything = np.ones(60)
-    found = outcome_intervals(everything, everything > 0, 0.5, everything < 0, np.arange(60) // 2, SETTINGS)
+    found = outcome_intervals(everything, everything > 0, 0.5, np.arange(60) // 2, SETTINGS)
     low, high = found["accuracy_ci"]
     assert 0.9 < low < 0.98 and high == 1
     labels = pa.array([[1, 1], [1, 0]] * 30)
@@ -90,7 +90,7 @@ def test_all_right_is_no_certainty() -> None:
 def test_intervals_hold_the_measure_and_steps_stay_together() -> None:
     rng = np.random.default_rng(1)
     scores, correct = rng.random(200), rng.random(200) < 0.5
-    found = outcome_intervals(scores, correct, 0.5, np.zeros(200, dtype=bool), np.arange(200), SETTINGS)
+    found = outcome_intervals(scores, correct, 0.5, np.arange(200), SETTINGS)
     row = meta.outcome("v", scores, correct)
     for name in ("accuracy", "auc"):
         low, high = found[f"{name}_ci"]
@@ -106,8 +106,8 @@ def test_intervals_hold_the_measure_and_steps_stay_together() -> None:
 
 
 def test_nothing_has_no_interval() -> None:
-    nothing = outcome_intervals(np.zeros(0), np.zeros(0, bool), 0.5, np.zeros(0, bool), np.zeros(0, int), SETTINGS)
+    nothing = outcome_intervals(np.zeros(0), np.zeros(0, bool), 0.5, np.zeros(0, int), SETTINGS)
     assert nothing == {"accuracy_ci": None, "auc_ci": None}
     assert interval(np.array([np.nan])) is None
-    all_unread = outcome_intervals(np.zeros(2), np.array([True, False]), 0.5, np.ones(2, bool), np.arange(2), SETTINGS)
+    all_unread = outcome_intervals(np.full(2, np.nan), np.array([True, False]), 0.5, np.arange(2), SETTINGS)
     assert all_unread["auc_ci"] is None and all_unread["accuracy_ci"][0] == 0.0

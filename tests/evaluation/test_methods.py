@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.evaluation.methods import Choice, accepted, aggregated, log_odds, rankings, voters
+from minos_ray.evaluation.methods import Choice, aggregated, log_odds, rankings, voters
 from minos_ray.evaluation.selection import Ballot, best_of, votes
 from minos_ray.scoring.scorer import AGGREGATIONS
 
@@ -14,8 +14,8 @@ from minos_ray.scoring.scorer import AGGREGATIONS
 def test_aggregations_are_those_of_the_scorer(rows: list[list[float]]) -> None:
     flat, lengths = np.array([s for row in rows for s in row], np.float32), np.array([len(row) for row in rows], int)
     for name, one in AGGREGATIONS.items():
-        expected = [one(row) if row else 0.0 for row in rows]
-        assert aggregated(flat, lengths, name) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+        expected = [one(row) if row else np.nan for row in rows]
+        assert aggregated(flat, lengths, name) == pytest.approx(expected, rel=1e-6, abs=1e-12, nan_ok=True)
 
 
 def test_log_odds_undo_the_sigmoid_and_stay_finite() -> None:
@@ -29,7 +29,7 @@ def vote(choice: Choice, clusters: list[int], scores: dict[str, list[float]]) ->
     arrays = {name: np.array(values) for name, values in scores.items()}
     shape, rng = (len(clusters),), np.random.default_rng(0)
     voter = voters(shape, arrays, {})[choice]
-    ballot = Ballot(*(np.array([part]) for part in voter), accepted(shape, arrays))
+    ballot = Ballot(*(np.array([part]) for part in voter))
     return float(votes(np.array(clusters), ballot, [len(clusters)], 2, rng)[0][0, 0])
 
 
@@ -63,3 +63,55 @@ def test_the_rules_differ_where_they_should() -> None:
     rules = ("weighted-vote", "weighted-vote-mean", "weighted-vote-log-odds")
     assert [vote(Choice(rule, "orm"), clusters, scores) for rule in rules] == [0.0, 1.0, 1.0]
     assert vote(Choice("self-consistency"), clusters, scores) == 0.0
+
+
+NONE = float("nan")
+WEIGHTED = ("weighted-vote", "weighted-vote-mean", "weighted-vote-log-odds", "critic-filtered-weighted-vote")
+
+
+def best(choice: Choice, clusters: list[int], scores: dict[str, list[float]]) -> float:
+    """The best of all candidates."""
+    ranked = rankings({name: np.array([values]) for name, values in scores.items()}, {})[choice]
+    return float(best_of(ranked, np.array([clusters]), [len(clusters)])[0, 0])
+
+
+@pytest.mark.parametrize("rule", WEIGHTED)
+def test_a_candidate_without_a_score_has_no_vote(rule: str) -> None:
+    critic = {"critic": [1.0] * 6}
+    refused = {"orm": [0.9, 0.9, 0.9, 0.9, NONE, 0.4], **critic}
+    assert vote(Choice(rule, "orm"), [0, 0, 0, 0, 0, 1], refused) == 1.0
+    # Many of them do not outvote one that has a score, and where nothing has one they vote plainly.
+    assert vote(Choice(rule, "orm"), [0, 1, 1, 1, 1, -1], {"orm": [0.1, *[NONE] * 5], **critic}) == 1.0
+    assert vote(Choice(rule, "orm"), [0, 0, 1, 1, 1, -1], {"orm": [NONE] * 5 + [0.9], **critic}) == 0.0
+    for right, found in ((2, 0.0), (4, 1.0)):
+        clusters = [0] * right + [1] * (6 - right)
+        assert vote(Choice(rule, "orm"), clusters, {"orm": [NONE] * 6, **critic}) == found
+
+
+def test_best_of_n_takes_one_without_a_score_only_where_nothing_has_one() -> None:
+    for name in ("best-of-n", "critic-filtered-best-of-n"):
+        choice, critic = Choice(name, "orm"), {"critic": [1.0] * 3}
+        assert best(choice, [0, 1, 1], {"orm": [1e-30, NONE, NONE], **critic}) == 1.0
+        assert best(choice, [0, 1, 1], {"orm": [NONE] * 3, **critic}) == pytest.approx(1 / 3)
+        assert best(choice, [1, 0, -1], {"orm": [NONE, NONE, 0.9], **critic}) == 0.5
+
+
+def test_the_critic_accepts_before_scores_count() -> None:
+    clusters, weighted = [0, 1, 2], Choice("critic-filtered-weighted-vote", "orm")
+    one, unread = {"orm": [NONE, 0.9, 0.8], "critic": [1.0, 0.0, 0.0]}, {"critic": [NONE] * 3}
+    for rule in (vote, best):
+        choice = weighted if rule is vote else Choice("critic-filtered-best-of-n", "orm")
+        assert rule(choice, clusters, one) == 1.0
+        assert rule(choice, clusters, {"orm": [0.9, 0.1, NONE], **unread}) == 1.0
+    assert vote(Choice("critic-filtered-vote", "critic"), [0, 0, 1], {"orm": [0.1] * 3, **unread}) == 1.0
+    assert vote(Choice("critic-filtered-vote", "critic"), clusters, {"orm": [0.1] * 3, "critic": [1, NONE, 0]}) == 1.0
+
+
+@pytest.mark.parametrize("how", ["min", "product", "last", "mean"])
+def test_other_aggregations_of_a_prm_leave_them_out_too(how: str) -> None:
+    steps = {("prm", how): np.array([[0.2, NONE, NONE]])}
+    choice = Choice("weighted-vote", "prm", how)
+    voter = voters((1, 3), {}, steps)[choice]
+    ballot = Ballot(voter.weights, voter.tiers, np.array([False]))
+    assert votes(np.array([0, 1, 1]), ballot, [3], 2, np.random.default_rng(0))[0][0, 0] == 1.0
+    assert best_of(rankings({}, steps)[choice._replace(method="best-of-n")], np.array([[0, 1, 1]]), [3])[0, 0] == 1.0

@@ -12,7 +12,7 @@ from tests.runs import config, make_run, scores
 
 
 def test_outcomes_by_problem_are_what_the_accuracies_are_means_of(tmp_path: Path) -> None:
-    run = make_run(tmp_path, [8] * 5 + [3] * 4 + [16] * 2)
+    run = make_run(tmp_path, [8] * 37 + [3] * 2 + [16] * 2)
     scores(run, "orm-base", 0.2)
     evaluate(config(run, evaluate={"trials": 20, "bootstrap": 100}), run)
     table = outcomes.read(run)
@@ -20,15 +20,15 @@ def test_outcomes_by_problem_are_what_the_accuracies_are_means_of(tmp_path: Path
     methods = {
         (m["method"], m["verifier"]): m
         for m in json.loads(run.read_bytes("evaluation.json"))["methods"]
-        if m["n"] in (1, 16)
+        if m["n"] == (1 if m["method"] == "pass@1" else 8)
     }
     kept = {(row["method"], row["verifier"], row["n"]) for row in table.to_pylist()}
-    assert kept == {(name, verifier, 1 if name == "pass@1" else 16) for name, verifier in methods}
+    assert kept == {(name, verifier, 1 if name == "pass@1" else 8) for name, verifier in methods}
     for name, verifier in methods:
         values = outcomes.values(table, name, verifier)
-        assert len(values) == 11
+        assert len(values) == 41
         assert np.nanmean(values) == pytest.approx(methods[name, verifier]["accuracy"])
-        assert int(np.isnan(values).sum()) == (0 if name == "pass@1" else 9)
+        assert int(np.isnan(values).sum()) == 2 == 41 - methods[name, verifier]["problems"]
 
 
 def test_they_are_in_the_order_of_problem_ids(tmp_path: Path) -> None:

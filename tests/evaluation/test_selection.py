@@ -53,8 +53,7 @@ def brute_vote(clusters: list[int], weights: list[float], subset: tuple[int, ...
 
 def ballot(weights: np.ndarray, means: list[bool] | None = None) -> Ballot:
     """Voters that see everything."""
-    shape = weights.shape
-    return Ballot(weights, np.array(means or [False] * shape[0]), np.zeros(shape[0], bool), np.ones(shape[1], bool))
+    return Ballot(weights, np.zeros(weights.shape, np.int8), np.array(means or [False] * len(weights)))
 
 
 @given(problems())
@@ -139,7 +138,7 @@ def test_filtered_votes_are_those_among_accepted_answers(
     clusters, scores = problem
     size, trials = clusters.shape[1], 2000
     fine = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
-    asked = Ballot(scores, np.array([False]), np.array([True]), fine)
+    asked = Ballot(scores, fine[None].astype(np.int8), np.array([False]))
     found, _ = votes(clusters[0], asked, range(1, size + 1), trials, np.random.default_rng(0))
     row, weights = clusters[0].tolist(), scores[0].tolist()
     for n in range(1, size + 1):

@@ -10,7 +10,7 @@ import pytest
 
 from minos_ray import schema
 from minos_ray.errors import UserError
-from minos_ray.evaluation import blocks
+from minos_ray.evaluation import blocks, outcomes
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import Run
 from tests.runs import config, make_run, put, scores
@@ -52,9 +52,10 @@ def test_ragged_candidates_with_every_verifier(tmp_path: Path) -> None:
     sides = [entry(content, "best-of-n", name, 4)["accuracy"] for name in ("orm-minos", "orm-base")]
     assert gain["b"] == "best-of-n:orm-base"
     assert gain["difference"] == pytest.approx(sides[0] - sides[1])
-    assert gain["difference"] > 0 and gain["p_value"] is None
+    assert gain["difference"] > 0 and gain["p_value"] is not None
+    assert all(p["p_value"] is None for p in content["paired"] if p["n"] != 4)
     leads = [p for p in content["paired"] if p["b"] == "self-consistency"]
-    assert {p["n"] for p in leads} == {16} and len(leads) == 25
+    assert {p["n"] for p in leads} == {4} and len(leads) == 25
     assert all(0 <= p["p_value"] <= 1 for p in leads)
 
 
@@ -76,7 +77,7 @@ def test_meta_and_errors(tmp_path: Path) -> None:
     content = evaluated(run)
     rows = {(row["verifier"], row["level"]): row for row in content["meta"]}
     assert set(rows) == {(name, "outcome") for name in (*VERIFIERS, "critic")} | {
-        ("prm-base", "step"), ("prm-minos", "step")
+        (name, "step") for name in ("prm-base", "prm-minos", "critic")
     }  # fmt: skip
     assert rows["orm-minos", "outcome"]["auc"] > rows["orm-base", "outcome"]["auc"] > 0.5
     wrong = [row for row in run.artefact("labels").read().to_pylist() if not row["correct"]]
@@ -106,7 +107,64 @@ def test_chosen_ns_beyond_every_problem_are_left_out(tmp_path: Path) -> None:
     assert {m["n"] for m in content["methods"] if m["method"] == "pass@n"} == {2, 4}
 
 
-def test_unscored_candidates_count_as_zero_and_are_counted(tmp_path: Path) -> None:
+def test_methods_are_compared_where_nearly_all_problems_have_as_many_candidates(tmp_path: Path) -> None:
+    run = scored(make_run(tmp_path, [64] + [32] * 59 + [20] * 40), "orm-base", "prm-base")
+    content = evaluated(run)
+    assert content["n"] == 16 and entry(content, "pass@1", "", 1)["problems"] == 100
+    assert [entry(content, "best-of-n", "orm-base", n)["problems"] for n in (16, 32, 64)] == [100, 60, 1]
+    assert {p["n"] for p in content["paired"]} == {16}
+    assert {m["n"] for m in outcomes.read(run).to_pylist()} == {1, 16}
+    nearly = evaluated(run, evaluate={"ns": [1, 32, 64]})
+    assert nearly["n"] == 1  # of 60 problems at 32 and 1 at 64
+    few = evaluated(run, evaluate={"ns": [32, 64]})
+    assert few["n"] == 32 and {m["problems"] for m in few["methods"] if m["n"] in (1, 32)} == {60}
+
+
+def test_one_sample_is_of_the_problems_that_are_compared(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [8] * 39 + [1])
+    rows = run.artefact("labels").read().to_pylist()
+    for row in rows:
+        row["correct"] = row["problem_id"] != "p39"
+    put(run, "labels", rows)
+    content = evaluated(run)
+    found = [entry(content, "pass@1", "", 1), entry(content, "self-consistency", "", 8)]
+    assert content["n"] == 8 and [(m["accuracy"], m["problems"]) for m in found] == [(1.0, 39)] * 2
+
+
+@pytest.mark.parametrize("section, too_few", [({}, 1), ({"ns": [1, 2, 4]}, 1)])
+def test_groups_are_compared_at_the_same_n(tmp_path: Path, section: dict[str, Any], too_few: int) -> None:
+    content = evaluated(make_run(tmp_path, [12] * 39 + [24]), evaluate={"groups": 3, **section})
+    assert content["groups"]["n"] == content["n"] == 4
+    vote = next(m for m in content["groups"]["methods"] if m["method"] == "self-consistency")
+    assert np.mean(vote["accuracy"]) == pytest.approx(entry(content, "self-consistency", "", 4)["accuracy"])
+
+
+def test_refused_candidates_are_no_predictions_and_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [6])
+    right = [True] * 5 + [False]
+    rows = run.artefact("labels").read().to_pylist()
+    for row, fine in zip(rows, right, strict=True):
+        status = "correct" if fine else "wrong"
+        row |= {"answer": "40" if fine else "41", "correct": fine, "status": status}
+    put(run, "labels", rows)
+    given = [0.9, 0.9, 0.9, 0.9, 0.0, 0.4]
+    facts = [{"candidate_id": f"p0/{at}", "problem_id": "p0"} for at in range(6)]
+    put(run, "scores/orm-base", [{**f, "score": s, "step_scores": []} for f, s in zip(facts, given, strict=True)])
+    content = evaluated(run)
+    weighted = [entry(content, f"weighted-vote{rule}", "orm-base", 6) for rule in ("", "-mean", "-log-odds")]
+    assert [m["accuracy"] for m in weighted] == [1.0] * 3
+    (judged,) = content["meta"]
+    assert (judged["examples"], judged["unscored"], judged["auc"]) == (6, 1, 1.0)
+    assert judged["accuracy"] == pytest.approx(5 / 6) and judged["f1"] == pytest.approx(8 / 9)
+    assert content["counts"]["unscored"] == {"unscored by orm-base": 1}
+    assert sum(bin["rows"] for bin in content["calibration"]["orm-base"]) == 5
+    alone = {**facts[5], "score": 0.0, "step_scores": []}
+    run.delete("evaluation.json.manifest.json")
+    put(run, "scores/orm-base", [{**f, "score": 0.9, "step_scores": []} for f in facts[:5]] + [alone])
+    assert {k["share"] for k in evaluated(run)["errors"]["rejected"]["orm-base"].values()} == {0.0}
+
+
+def test_unscored_candidates_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path, [4] * 4)
     scores(run, "orm-base", 0.3, skip=["p0/0", "p1/1"])
     content = evaluated(run)

@@ -63,3 +63,13 @@ def test_the_terminal_table_has_every_number_and_the_statement() -> None:
     assert "50 test problems, n = 64" in text
     assert "Best at n = 64" in text
     assert text.isascii()
+
+
+def test_the_title_says_how_many_problems_are_compared() -> None:
+    values = evaluation(64, 50)
+    values["counts"]["problems"] = 52
+    few = [{**m, "n": 128, "accuracy": 1.0, "problems": 1} for m in values["methods"] if m["n"] == 64]
+    values["methods"] += few
+    text = results_table(values)
+    assert "50 of 52 test problems, n = 64" in text and "128" not in text
+    assert {r.problems for r in rows(values)} == {50}

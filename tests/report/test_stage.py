@@ -24,7 +24,7 @@ def test_the_report_is_made_anew_only_when_what_it_shows_changes(copy: Run) -> N
     other = config(copy.path, evaluate={"ns": [2, 8]})
     evaluate(other, copy)
     report(other, copy)
-    assert b"Results at n = 8<" in copy.read_bytes("report.html")
+    assert b"Results at n = 8, 8 problems<" in copy.read_bytes("report.html")
 
 
 @pytest.mark.parametrize("name", ["critiques", "scores/critic"])

@@ -6,11 +6,12 @@ import pyarrow as pa
 import pytest
 
 from minos_ray import schema
+from minos_ray.candidates.engine import Text
 from minos_ray.config import Config
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.models import load_tokenizer
 from minos_ray.resources import Engine, Resources
-from minos_ray.scoring.judge import UNITS, CriticJudge, judge, verdicts
+from minos_ray.scoring.judge import UNITS, CriticJudge, judge, rate, verdicts
 from minos_ray.sections import Judge, Model, Score
 from minos_ray.store import Run
 from minos_ray.training import encoding
@@ -159,5 +160,9 @@ def test_units_whose_engine_died_score_nothing_and_are_counted() -> None:
     unit = {"unit_id": "p/0", "candidate_ids": ["p/0", "p/2"], "problem_id": "p", "question": QUESTION, "steps": RIGHT}
     rows, stats = CriticJudge.failed(pa.Table.from_pylist([unit], schema=UNITS), Judge(samples=3), run="run")
     assert [(row["candidate_id"], row["score"]) for row in rows.to_pylist()] == [("p/0", 0.0), ("p/2", 0.0)]
+    assert rows["step_scores"].to_pylist() == [[], []], "score 0 and no step scores: there is none"
+    unit["steps"] = RIGHT[:2]
+    no = Text("Step 1: a. This step is incorrect.\nThe final answer is False.", "stop", 9)
+    assert rate(unit, [no, Text("Step", "length", 9)], {})[0]["step_scores"] == [0.0, 0.0]
     assert stats["engine_died"] == 3
     assert stats["candidates"] == 2

@@ -5,10 +5,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.scoring.scorer import AGGREGATIONS, Scorer
+from minos_ray.scoring.scorer import AGGREGATIONS, Scorer, scored
 from minos_ray.training.encoding import encode_solution
 from tests.tiny import tiny_model
 
@@ -170,3 +171,9 @@ def test_what_rotary_encodings_tell_apart_goes_alone(models: Callable[[str], str
     assert alone["tokens"] == alone["tokens_of_solutions"] > together["tokens"]
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_no_score_of_a_solution_is_zero_for_that_stands_for_none() -> None:
+    unit = {"problem_id": "p", "question": "?", "candidate_ids": ["p/0", "p/1"], "steps": [["a"], ["b"]]}
+    rows, _ = scored(pa.Table.from_pylist([unit]), lambda _: ([[0.0], []], {}), AGGREGATIONS["last"], by_step=False)
+    assert [row["score"] > 0 for row in rows.to_pylist()] == [True, False]

@@ -39,7 +39,7 @@ def finished(run: Run) -> tuple[Config, list[dict[str, Any]]]:
         drawn = (rng.random(len(PROBLEMS)) < level).astype(float)
         verifier = verifiers(made, trial.arm)[0]
         found = {Method(name, verifier, N): drawn for name in ("best-of-n", "weighted-vote")}
-        outcomes.write(trial_run(run, trial), found, pa.array(PROBLEMS))
+        outcomes.write(trial_run(run, trial), found, N, pa.array(PROBLEMS))
         row = {"arm": trial.arm.name, "kind": "orm", "seed": trial.seed, "n": N, "critiques": trial.arm.critiques}
         row |= {"stage_1_rows": 7, "stage_1_steps": 3, "stage_1_tokens": 100}
         row |= {"f1": f1, "auc": f1, "accuracy": f1, "step_f1": None, "steps": 40, "steps_to_base": None}

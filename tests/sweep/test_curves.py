@@ -13,6 +13,7 @@ from minos_ray.evaluation.comparison import Method
 from minos_ray.store import Run
 from minos_ray.sweep.curves import curves
 from minos_ray.sweep.space import Trial, trial_run, trials, verifiers
+from minos_ray.sweep.trial import row
 
 N = 8
 PROBLEMS = [f"p{i}" for i in range(12)]
@@ -38,7 +39,7 @@ def finished(run: Run, **sweep: object) -> tuple[Config, list[dict]]:
         for verifier in verifiers(made, trial):
             names = ("best-of-n", "weighted-vote")
             found = {Method(name, verifier, n): outcome(trial, name) for name in names for n in (4, N)}
-            outcomes.write(trial_run(run, trial), found, pa.array(PROBLEMS))
+            outcomes.write(trial_run(run, trial), found, N, pa.array(PROBLEMS))
             measures = {"f1": 0.5 + trial.critiques / 1000, "auc": 0.75 if trial.seed else None}
             rows.append({"critiques": trial.critiques, "seed": trial.seed, "kind": "orm", "n": N, **measures})
     return made, rows
@@ -77,3 +78,25 @@ def test_a_trial_without_outcomes_by_problem_is_named(tmp_path: Path) -> None:
     trial_run(run, Trial(50, 1)).delete(outcomes.NAME)
     with pytest.raises(UserError, match=r"critiques-000050-seed-1/outcomes\.parquet is not there"):
         curves(made, run, rows)
+
+
+def test_a_trial_is_measured_where_nearly_all_problems_have_candidates() -> None:
+    names = {"self-consistency": "", "best-of-n": "orm-minos", "weighted-vote": "orm-minos"}
+    methods = [
+        {
+            "method": name,
+            "verifier": verifier,
+            "n": n,
+            "accuracy": n / 100,
+            "ci_low": 0,
+            "ci_high": 1,
+            "problems": count,
+        }
+        for name, verifier in names.items()
+        for n, count in ((1, 100), (16, 98), (32, 60), (64, 1))
+    ]
+    methods.append({**methods[0], "method": "pass@1", "problems": 98})
+    judged = {"verifier": "orm-minos", "level": "outcome", "accuracy": 0.5, "f1": 0.5, "auc": 0.5}
+    evaluation = {"methods": methods, "meta": [judged], "counts": {"problems": 100}}
+    found = row(Trial(0, 0), "orm-minos", evaluation, {"models/orm-minos": None, "scores/orm-minos": None})
+    assert (found["n"], found["problems"], found["best_of_n"], found["weighted_vote"]) == (16, 98, 0.16, 0.16)

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.schema import SCHEMAS
 from minos_ray.store import Run
-from minos_ray.sweep.inputs import Inputs
+from minos_ray.sweep.inputs import Inputs, chosen_problems
 from minos_ray.sweep.space import Trial, trial_run
 from tests.training.world import fill
 
@@ -80,6 +82,28 @@ def test_fewer_test_problems_and_only_their_candidates(run: Run) -> None:
     assert problems["split"].to_pylist().count("test") == 2
     assert problems["split"].to_pylist().count("train") == 36
     assert set(ids(run, Trial(0, 0), "labels", "problem_id")) == set(problems["problem_id"].to_pylist())
+
+
+def test_the_chosen_test_problems_are_a_seeded_sample_and_not_the_first() -> None:
+    rows = [{"problem_id": str(at), "split": "test" if at % 2 else "train"} for at in range(2000)]
+    table, drawn = pa.Table.from_pylist(rows), []
+    for seed in (0, 0, 1):
+        found = chosen_problems(table, 100, seed).filter(pc.field("split") == "test")["problem_id"].to_pylist()
+        assert found == sorted(found) and len(set(found)) == 100
+        drawn.append(found)
+    by_id = sorted(row["problem_id"] for row in rows if row["split"] == "test")
+    assert drawn[0] == drawn[1] != drawn[2] and by_id[:100] not in drawn
+    assert 350 < np.mean([by_id.index(name) for name in drawn[0]]) < 650
+    assert len(chosen_problems(table, None, 0)) == len(chosen_problems(table, 5000, 0)) == 2000
+
+
+def test_other_problems_are_other_inputs(run: Run) -> None:
+    for seed in (0, 1):
+        Inputs(Config(run=run.path, seed=seed, base={"model": "x"}, sweep={"problems": 2}), run).give(Trial(0, 0))
+        choice = trial_run(run, Trial(0, 0)).artefact("problems").manifest().inputs["choice"]
+        assert choice == {"problems": 2, "seed": seed}
+    Inputs(config(run), run).give(Trial(0, 0))
+    assert trial_run(run, Trial(0, 0)).artefact("problems").manifest().inputs["choice"] == {"problems": None}
 
 
 def test_more_critiques_than_there_are_is_refused_with_numbers(run: Run) -> None:
