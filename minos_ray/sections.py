@@ -92,7 +92,7 @@ class Label(Section):
     """
 
     grader: str = "minos_ray.labels.answers:gsm8k"
-    splitter: str = "minos_ray.labels.steps:lines"
+    splitter: str = "minos_ray.labels.steps:paragraphs_or_lines"
     steps: str | None = None
     rollouts: Rollouts | None = None
     after_first_error: Literal["keep", "mask", "inherited"] = Field("keep", description="paper: keep")

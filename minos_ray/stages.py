@@ -9,6 +9,7 @@ from minos_ray.store import Artefact, Manifest, Run, fingerprint
 
 # Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
 VERSIONS = {
+    "labels": 2,
     "step_encoding": 2,
     "stage_1": 1,
     "critique_prompt": 2,
@@ -103,8 +104,8 @@ def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
         sections, completer = ("label", "sample", "generator", "seed"), config.label.rollouts.completer
         model = (completer.model.removeprefix("run:"),) if completer and completer.model.startswith("run:") else ()
         needs = (*data, *(model if completer else generator))
-        found, rollouts = [Spec("rollouts", "label", sections, needs)], ("rollouts",)
-    found.append(Spec("labels", "label", ("label",), (*data, *rollouts)))
+        found, rollouts = [Spec("rollouts", "label", sections, needs, ("labels",))], ("rollouts",)
+    found.append(Spec("labels", "label", ("label",), (*data, *rollouts), ("labels",)))
     if config.inserted.count:
         needs = ("problems", "labels") if config.inserted.source == "candidates" else ("problems",)
         found.append(Spec("inserted", "label", ("inserted", "seed"), needs, ("inserted",)))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.training import encoding
 
 Messages = list[dict[str, str]]
@@ -103,7 +104,7 @@ def _labelled(line: str, label: int) -> str:
 
 def _reference(case: Case) -> str:
     """The right answer and, where there is one, the solution: no blank lines, without GSM8K's calculator marks."""
-    lines = CALCULATION.sub("", case.solution or "").splitlines()
+    lines = CALCULATION.sub("", without_thinking(case.solution or "")).splitlines()
     solution = "\n".join(line.strip() for line in lines if line.strip())
     return f"Right final answer: {case.answer}" + (f"\nA right solution:\n{solution}" if solution else "")
 

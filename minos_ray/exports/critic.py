@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from minos_ray.exports.rows import Row, Split, batched, problems_of
 from minos_ray.exports.write import Exported, write_file
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.store import Run
 from minos_ray.training.data import refused_critique
 from minos_ray.training.encoding import CRITIQUE, question_text, step_text
@@ -39,7 +40,7 @@ def critiques(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
         if reason:
             dropped[reason] += 1
         else:
-            yield pair(asked[solution["problem_id"]], solution["steps"], critique["text"])
+            yield pair(asked[solution["problem_id"]], solution["steps"], without_thinking(critique["text"]))
 
 
 def notes(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:

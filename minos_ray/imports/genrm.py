@@ -13,7 +13,8 @@ from minos_ray.imports.genrm_files import COLUMNS, batches, question_ids
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.imports.write import Row, begin_import, candidate, label, write_rows
 from minos_ray.labels.answers import gsm8k
-from minos_ray.labels.steps import lines
+from minos_ray.labels.steps import paragraphs_or_lines
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.problems.files import files
 from minos_ray.progress import Progress
 from minos_ray.store import Artefact, Manifest, Run
@@ -106,7 +107,7 @@ class Importer:
         solution = (row["question_id"], hash(row["solution"]))
         self.labels["repeated solutions"] += solution in self.solutions
         self.solutions.add(solution)
-        steps = lines(row["solution"])
+        steps = paragraphs_or_lines(without_thinking(row["solution"]))
         return label(own, grade.answer, given, steps, [-1] * len(steps), "none")
 
     def _critique(self, row: Row, given: Row) -> Row:

@@ -1,7 +1,8 @@
 """Collecting rows of one solution each into problems, candidates, labels and, where there are some, critiques."""
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -10,11 +11,13 @@ from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.imports.write import Row, begin_import, candidate, label, write_tables
 from minos_ray.labels.policy import after_first_error
+from minos_ray.labels.steps import paragraphs_or_lines
 from minos_ray.problems.files import BadRow, files, opened, records
 from minos_ray.store import Manifest, Run
 
 CHUNK = 20_000
 LARGE_FILE_POINTER = b"version https://git-lfs"
+EMPTY_LINES = re.compile(r"\n\s*\n")
 Policy = Literal["keep", "mask", "inherited"]
 Parsed = TypeVar("Parsed")
 
@@ -68,6 +71,14 @@ def why_none(src: str, dropped: Counter[str], columns: list[str]) -> str:
     return f"{reasons}; columns there: {', '.join(columns)}" if columns else reasons
 
 
+def written(steps: Sequence[str]) -> str:
+    """The text of a solution, in which the default splitter finds the steps again: as lines, or else as paragraphs."""
+    text = "\n".join(steps)
+    if list(map(str.split, paragraphs_or_lines(text))) == list(map(str.split, steps)):
+        return text
+    return "\n\n".join(EMPTY_LINES.sub("\n", step.strip()) for step in steps)
+
+
 class Collection:
     """Problems by data set and question, with the candidates, labels and critiques that came with them."""
 
@@ -90,7 +101,7 @@ class Collection:
             self.dropped[f"{found.split}: question also in {problem['split']}"] += 1
             return None
         problem["answer"] = problem["answer"] or found.gold or (found.answer if found.correct else None) or ""
-        own = candidate(problem["problem_id"], self._index(problem), "\n".join(found.steps), found.model)
+        own = candidate(problem["problem_id"], self._index(problem), written(found.steps), found.model)
         labels, errors = after_first_error(found.step_labels, [], self.policy)
         row = label(own, found.answer, found.correct, found.steps, labels, found.source)
         self._keep("candidates", own)

@@ -1,9 +1,136 @@
 """Step splitters: a solution's text as its steps. The last step is the line with the answer."""
 
 import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9$\\(])")
+GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9$\\(])")
+ABBREVIATION = re.compile(
+    r"(?:Mrs?|Ms|Mx|Dr|Prof|Rev|Hon|Gen|Col|Lt|Sgt|Capt|Sen|Gov|Jr|Sr)\."
+    r"|(?:i\.?e|e\.?g|cf|vs|viz|resp|approx|incl|excl|w\.?r\.?t|a\.k\.a|wlog)\.",
+    re.IGNORECASE,
+)
+BEFORE_NUMBER = re.compile(
+    r"(?:Nos?|Figs?|Eqs?|Eqn|Ex|Sec|Ch|Vol|Thm|Prop|Lem|Cor|pp?|ca?|max|min|avg"
+    r"|Jan|Feb|Mar|Apr|Aug|Sept?|Oct|Nov|Dec|ft|in|yd|mi|lbs?|oz|hrs?|mins?|secs?|sq|cu|gal|qt|pt)\.",
+    re.IGNORECASE,
+)
+# Ends of sentences only before a word with which sentences begin: `the U.S. Army`, `Elm St. The`, `J. K. Rowling`.
+SHORTENED_NAME = re.compile(r"(?:St|Mt|Ave|Rd|Co|Inc|Ltd|Corp|Univ|(?:[A-Z]\.)+[A-Z])\.")
+INITIAL = re.compile(r"[A-Z]\.")
+STARTER = re.compile(
+    r"[$\\(]|(?:The|Then|Th[iu]s|These|Those|That|They|Their|There|Therefore|So|Since|It|Its|If|He|His|She|Her|We|Our|I"
+    r"|In|On|At|As|An?|And|But|By|For|From|To|Let|Now|Next|Hence|Because|Each|Every|All|Both|First|Second|Third|Finally"
+    r"|Also|After|Before|When|What|Which|While|How|Given|Using|Note|Similarly|However|Adding|Answer|Step|Case)\b"
+)
+# A sentence that is only the number of an item: `1.`, `(2).`, `Step 3.`
+NUMBERED = re.compile(r"(?:(?:Step|Case|Part)\s+)?\(?(?:[0-9]{1,3}|[A-Za-z])\)?\.", re.IGNORECASE)
 MARKER = re.compile(r"(?m)^\s*(?=Step\s+[0-9]+\s*[:.])")
+
+# What stays in one piece, however many lines it has: code, displayed formulas, environments (align, cases, tabular).
+OPENING = re.compile(r"(?m)^[ \t]*(?P<fence>```|~~~)|\$\$|\\\[|\\begin\{(?P<name>[A-Za-z]+\*?)\}")
+CLOSING = {"$$": "$$", "\\[": "\\]"}
+DISPLAYED = re.compile(r"\$\$|\\\[|\\begin\{|```|~~~")
+BULLET = re.compile(r"[-*+\u2022]\s")
+ROW = "|"
+# More line breaks than so many for each empty line, and the empty lines are stray ones.
+RARE = 2
+# Where a step begins although no empty line stands before it: a numbered step, and the line with the answer.
+HEAD = r"(?:[#>*_]+\s*)*"
+BEGINNING = re.compile(rf"{HEAD}Step\s+[0-9]+\b", re.IGNORECASE)
+ANSWER = re.compile(
+    rf"####|{HEAD}(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+)?answer\b(?:\s+is\b|[\s*]*:[\s*]*\S)",
+    re.IGNORECASE,
+)
+
+
+def paragraphs_or_lines(text: str) -> list[str]:
+    """The steps as they were written: paragraphs, or lines where there is no or hardly an empty line between them.
+
+    Displayed formulas, code and tables stay in one piece, and with the words before them; so does a list that a colon
+    introduces. A line `Step k` begins a step, and so does a line with the answer.
+    """
+    blocks = [grouped(block, belongs) for block in paragraphs_of(pieces(text))]
+    divided = [grouped(block, goes_on) for block in blocks]
+    breaks = sum(map(len, blocks)) - sum(map(len, divided))
+    empty = sum(not ANSWER.match(block[0].lstrip()) for block in blocks) - 1
+    found = chain.from_iterable(divided if empty > 0 and breaks <= RARE * empty else blocks)
+    return [step.strip() for step in grouped(found, belongs)]
+
+
+def pieces(text: str) -> list[str]:
+    """The lines; one in which something begins that a later line ends goes on to there. Together they are the text."""
+    wholes, found = list(closings(text))[::-1], []
+    start = end = 0
+    for line in text.splitlines(keepends=True):
+        end += len(line)
+        while wholes and wholes[-1][1] <= end:
+            wholes.pop()
+        if not wholes or wholes[-1][0] >= end:
+            found.append(text[start:end])
+            start = end
+    return found
+
+
+def closings(text: str) -> Iterator[tuple[int, int]]:
+    """Where each code block, displayed formula and environment begins and ends; what is never closed is none."""
+    never: set[str] = set()
+    at = 0
+    while found := OPENING.search(text, at):
+        closing = f"\n{found['fence']}" if found["fence"] else CLOSING.get(found[0], f"\\end{{{found['name']}}}")
+        end = -1 if closing in never else text.find(closing, found.end())
+        if end < 0:
+            never.add(closing)
+            at = found.end()
+        else:
+            at = end + len(closing)
+            yield found.start(), at
+
+
+def paragraphs_of(lines: list[str]) -> list[list[str]]:
+    """Lines between empty ones."""
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        if line.strip():
+            blocks[-1].append(line)
+        else:
+            blocks.append([])
+    return [block for block in blocks if block]
+
+
+def grouped(parts: Iterable[str], same: Callable[[str, list[str]], bool]) -> list[str]:
+    """Parts put together where one is of the same group as those before it."""
+    groups: list[list[str]] = []
+    for part in parts:
+        if groups and same(part, groups[-1]):
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return ["".join(group) for group in groups]
+
+
+def goes_on(line: str, paragraph: list[str]) -> bool:
+    """Whether a line of a paragraph begins no step of its own."""
+    return not (BEGINNING.match(line.lstrip()) or ANSWER.match(line.strip()))
+
+
+def belongs(part: str, step: list[str]) -> bool:
+    """Whether a part is a formula, a row or an item that belongs to the words before it."""
+    words, before = part.strip(), step[-1].rstrip()
+    last = before.rpartition("\n")[2].lstrip()
+    if DISPLAYED.match(words):
+        return before[-1] not in ".!?"
+    if words.startswith(ROW):
+        return before.endswith(":") or last.startswith(ROW)
+    if BULLET.match(words):
+        listed = (len(step) > 1 or "\n" in before) and BULLET.match(last)
+        return before.endswith(":") or bool(listed) or indent(part) >= indent(step[0]) + 2
+    return False
+
+
+def indent(part: str) -> int:
+    """Blanks before the first word."""
+    return len(part) - len(part.lstrip())
 
 
 def lines(text: str) -> list[str]:
@@ -17,8 +144,35 @@ def paragraphs(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Each sentence of each line is a step; for solutions written as running text."""
-    return [sentence.strip() for line in lines(text) for sentence in SENTENCE_END.split(line)]
+    """Each sentence of each line is a step; for solutions written as running text.
+
+    No sentence ends behind an abbreviation, an initial or a number that stands before an item.
+    """
+    return [sentence for line in lines(text) for sentence in sentences_of(line)]
+
+
+def sentences_of(line: str) -> Iterator[str]:
+    """The sentences of one line."""
+    start = 0
+    for gap in GAP.finditer(line):
+        if is_end(line[start : gap.start()], line[gap.end() : gap.end() + 20]):
+            yield line[start : gap.start()]
+            start = gap.end()
+    yield line[start:]
+
+
+def is_end(before: str, after: str) -> bool:
+    """Whether a sentence ends at a full stop, given what it says up to there and the first letters behind."""
+    *earlier, word = before.rsplit(None, 2)[-2:]
+    word = word.lstrip("(\"'$")
+    if ABBREVIATION.fullmatch(word) or NUMBERED.fullmatch(before):
+        return False
+    if after.lstrip("(\\")[:1].isdigit():
+        return not BEFORE_NUMBER.fullmatch(word)
+    if STARTER.match(after):
+        return True
+    named = not earlier or earlier[0][0].isupper()
+    return not (SHORTENED_NAME.fullmatch(word) or (named and INITIAL.fullmatch(word)))
 
 
 def markers(text: str) -> list[str]:

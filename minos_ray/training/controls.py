@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from minos_ray.labels.inserted.reading import without_annotations
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.store import Run
 from minos_ray.training.data import Data, Row, read, train_questions
@@ -52,7 +53,7 @@ def solutions(run: Run) -> list[Document]:
     """The train problems' own solutions, where they have one."""
     rows = read(run, "problems", ["problem_id", "split", "question", "solution"])
     told = [row for row in rows if row["split"] == "train" and row["solution"]]
-    plain = [without_annotations(row["solution"])[0] for row in told]
+    plain = [without_annotations(without_thinking(row["solution"]))[0] for row in told]
     lines = [[line for line in text.splitlines() if line.strip()] for text in plain]
     return [(row["problem_id"], row["question"], steps) for row, steps in zip(told, lines, strict=True)]
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.sections import Config
@@ -93,8 +94,8 @@ def bought_rows(run: Run, asked: dict[str, str], agreeing: bool, dropped: Counte
         if reason:
             dropped[reason] += 1
         else:
-            told = {"question": asked[solution["problem_id"]], "critique": critique["text"], "source": "critiques"}
-            rows.append({**solution, **told})
+            told = {"question": asked[solution["problem_id"]], "source": "critiques"}
+            rows.append({**solution, **told, "critique": without_thinking(critique["text"])})
     return rows
 
 

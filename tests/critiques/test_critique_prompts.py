@@ -56,6 +56,11 @@ def test_answer_guided_shows_answer_and_solution_and_no_label() -> None:
     assert "abel" not in shown and "do not mention that there is a reference" in shown
 
 
+def test_a_reference_is_shown_without_its_thinking() -> None:
+    thought = CASE._replace(solution=f"<think>\nMaybe 15?\n</think>\n{CASE.solution}")
+    assert content(answer_guided(thought)) == content(answer_guided(CASE))
+
+
 @pytest.mark.parametrize("solution", [None, "", " \n"])
 def test_answer_guided_without_a_solution(solution: str | None) -> None:
     shown = content(answer_guided(CASE._replace(solution=solution)))

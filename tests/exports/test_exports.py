@@ -53,6 +53,10 @@ def critique(candidate: str, status: str = "ok", agrees: bool = True) -> dict[st
     }
 
 
+def thinking(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "text": f"<think>\nIs it?\n</think>\n\n{row['text']}"}
+
+
 STEPS = ["It is 1.", "The answer is: 1"]
 
 
@@ -71,7 +75,12 @@ def run(tmp_path: Path) -> Run:
         label("c", 0, STEPS, [1, 1]),
     ]
     put(made, "labels", labels)
-    critiques = [critique("a/0"), critique("a/1", agrees=False), critique("b/0", "truncated"), critique("c/0")]
+    critiques = [
+        thinking(critique("a/0")),
+        critique("a/1", agrees=False),
+        critique("b/0", "truncated"),
+        critique("c/0"),
+    ]
     put(made, "critiques", critiques)
     return made
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minos_ray import schema
+from minos_ray.labels.steps import paragraphs_or_lines
 from minos_ray.store import Run
 
 TAG = "\u043a\u0438"
@@ -26,3 +27,12 @@ def shepherd_row(question: str, signs: str, tag: str = TAG) -> dict[str, str]:
     steps = ["Step 1: 2 - 1 = <<2-1=1>>1 + 0 {}\n", f"Step 2: 1 + 1 = 2. The answer is: {signs.count('+')} {{}}"]
     text = f"{question} " + "".join(steps)
     return {"input": text.format(tag, tag), "label": text.format(*signs), "task": "GSM8K"}
+
+
+def found_again(run: Run) -> float:
+    """The share of solutions of several steps in whose text the default splitter finds the imported steps."""
+    texts = {row["candidate_id"]: row["text"] for row in stored(run, "candidates")}
+    labels = [row for row in stored(run, "labels") if len(row["steps"]) > 1]
+    same = [paragraphs_or_lines(texts[row["candidate_id"]]) for row in labels]
+    pairs = zip(same, labels, strict=True)
+    return sum([s.split() for s in steps] == [s.split() for s in row["steps"]] for steps, row in pairs) / len(labels)

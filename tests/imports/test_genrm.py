@@ -17,6 +17,7 @@ from minos_ray.imports import bring
 from minos_ray.imports.genrm_files import COLUMNS, PUBLISHED
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.store import Run
+from tests.imports.files import found_again
 
 STEPS = "**Verification:**\n\nStep 1: 2 * 5 = 10 pens. (Correct)\n\n"
 VERDICTS = [
@@ -115,6 +116,7 @@ def test_import_of_two_parts(source: Path, tmp_path: Path) -> None:
     labels = {r["candidate_id"]: r for r in run.artefact("labels").read().to_pylist()}
     assert labels["gsm8k-gemini-2/1"]["steps"] == ["We add 0.", "The answer is 999."]
     assert labels["gsm8k-gemini-2/1"]["step_labels"] == [-1, -1]
+    assert found_again(run) == 1
     assert labels["gsm8k-gemini-2/1"]["status"] == "wrong" and labels["gsm8k-gemini-2/1"]["answer"] == "999"
 
 

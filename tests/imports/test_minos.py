@@ -11,7 +11,7 @@ from minos_ray.imports import bring
 from minos_ray.imports.minos import numbered, sources, step_verdicts
 from minos_ray.store import Run
 from minos_ray.training_sections import Sft
-from tests.imports.files import TAG, jsonl, shepherd_row, stored
+from tests.imports.files import TAG, found_again, jsonl, shepherd_row, stored
 from tests.tiny import tiny_tokenizer
 
 SHORT_TAG = "\u0438"
@@ -86,6 +86,7 @@ def test_the_prm_set_with_either_tag(run: Run, tmp_path: Path, tag: str) -> None
     for label in stored(run, "labels"):
         assert (label["step_labels"], label["correct"], len(label["steps"])) == ([1, 0], False, 2)
     assert {row["question"] for row in stored(run, "problems")} == {"How many?"}
+    assert found_again(run) == 1
 
 
 def save_to_disk(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -107,6 +108,7 @@ def test_the_orm_set_as_datasets_saves_it(run: Run, tmp_path: Path) -> None:
     assert problems.counts == {"rows": 6, "train": 5, "test": 1}
     assert labels.counts["rows"] == 6 and labels.dropped == {"test: question also in train": 1}
     assert [row["correct"] for row in stored(run, "labels")] == [True, False, True, False, True, True]
+    assert found_again(run) == 1
 
 
 def test_a_file_of_the_hub_is_one_split() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minos_ray.imports import bring
 from minos_ray.imports.shepherd import pieces
 from minos_ray.store import Run
-from tests.imports.files import TAG, jsonl, shepherd_row, stored
+from tests.imports.files import TAG, found_again, jsonl, shepherd_row, stored
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def test_real_processbench(run: Run, shared_data: Path) -> None:
     assert made["labels"].counts == {"rows": 1400, "right answer, wrong step": 7 + 94} and not made["labels"].dropped
     assert made["problems"].counts["rows"] < 1400
     labels = stored(run, "labels")
+    assert found_again(run) > 0.97
     assert Counter(0 in row["step_labels"] for row in labels) == {True: 207 + 594, False: 193 + 406}
     assert Counter(row["correct"] for row in labels) == {True: 700, False: 700}
     for row in labels:
@@ -77,6 +78,7 @@ def test_math_shepherd(run: Run, tmp_path: Path) -> None:
     assert [row["correct"] for row in found] == [True, False, False]
     assert found[0]["steps"] == ["Step 1: 2 - 1 = <<2-1=1>>1 + 0", "Step 2: 1 + 1 = 2. The answer is: 2"]
     assert {row["question"]: row["answer"] for row in stored(run, "problems")} == {"How many?": "2", "Else?": ""}
+    assert found_again(run) == 1
 
 
 def test_odd_rows_of_math_shepherd(run: Run, tmp_path: Path) -> None:
@@ -158,6 +160,7 @@ def test_prmbench(run: Run, tmp_path: Path) -> None:
         "prmbench-multi_solutions": ([1, 1, 1, 1], True),
     }
     assert problems.counts == {"rows": 4, "test": 4}
+    assert found_again(run) == 1
 
 
 def prm_step(*ratings: int | None, chosen: int | None = 0, human: str | None = None) -> dict[str, Any]:
@@ -210,6 +213,7 @@ def test_prm800k(run: Run, tmp_path: Path) -> None:
     assert wrong["steps"][:2] == ["step rated 1", "step rated -1"] and wrong["step_labels"] == [1, 0, -1]
     assert (wrong["answer"], wrong["status"]) == ("\\frac{1}{3}", "wrong")
     assert (open_ended["step_labels"], open_ended["status"]) == ([-1], "no_answer")
+    assert found_again(run) == 1
 
 
 def test_the_other_readings_of_prm800k(run: Run, tmp_path: Path) -> None:

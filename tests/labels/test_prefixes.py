@@ -59,7 +59,7 @@ def test_steps_that_are_not_the_text_are_joined_anew_and_said_to_be() -> None:
     assert prefixes("Intro. Step 1: 3 + 4 = 7\nThe answer is: 7", steps) == (["Step 1: 3 + 4 = 7\n"], False)
 
 
-@pytest.mark.parametrize("splitter", ["lines", "paragraphs", "sentences", "markers"])
+@pytest.mark.parametrize("splitter", ["lines", "paragraphs", "paragraphs_or_lines", "sentences", "markers"])
 @given(lines=LINES, breaks=st.lists(st.sampled_from(["\n", "\n\n", " \n", "\r\n", "\n  "]), min_size=5, max_size=5))
 def test_every_splitter_gives_beginnings_of_the_text(splitter: str, lines: list[str], breaks: list[str]) -> None:
     text = "".join(line + end for line, end in zip(lines, breaks, strict=False))

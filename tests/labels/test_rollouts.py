@@ -274,3 +274,12 @@ def test_problems_that_killed_every_engine_have_unlabelled_prefixes(tmp_path: Pa
     assert stats == {"engine_died": rows.num_rows} and rows.num_rows == made.prefixes
     assert set(rows["label"].to_pylist()) == {-1} and set(rows["completions"].to_pylist()) == {0}
     assert len(set(rows["prefix_id"].to_pylist())) == made.prefixes
+
+
+def test_no_prefix_holds_thinking(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    run = make_run(config)
+    trees = plan(config, run, graded=False).trees
+    rows = run.artefact("candidates").read().to_pylist()
+    put(run, "candidates", [{**row, "text": f"<think>\n1 + 1\n= 3\n</think>\n\n{row['text']}"} for row in rows])
+    assert plan(config, run, graded=False).trees == trees

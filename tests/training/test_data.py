@@ -14,6 +14,7 @@ from minos_ray.training import encoding
 from minos_ray.training.data import Data, base_tokenizer, critique_data, require_rows, reward_data
 from minos_ray.training.rows import as_table, write
 from minos_ray.training_sections import Reward, Sft
+from tests.runs import put
 from tests.training.world import candidate, world
 
 
@@ -147,6 +148,17 @@ def test_critic_learns_only_the_critique(small: tuple[Config, Run, Any]) -> None
     assert text.startswith("Step 1: so it is.") and text.endswith(".")
     before = tokenizer.decode(row["ids"][: row["positions"][0] + 1])
     assert before.endswith("Critique:\n")
+
+
+def test_no_thinking_is_trained_on(small: tuple[Config, Run, Any], tmp_path: Path) -> None:
+    _, run, tokenizer = small
+    other = Run(str(tmp_path))
+    for name in ("problems", "labels", "critiques"):
+        rows = run.artefact(name).read().to_pylist()
+        if name == "critiques":
+            rows = [{**row, "text": f"Step 1: or not?</think>\n\n{row['text']}"} for row in rows]
+        put(other, name, rows)
+    assert critique_data(other, tokenizer, Sft(max_length=256)) == critique_data(run, tokenizer, Sft(max_length=256))
 
 
 def test_disagreeing_critiques_are_left_out_and_sizes_nest(small: tuple[Config, Run, Any]) -> None:

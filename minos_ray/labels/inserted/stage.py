@@ -18,6 +18,7 @@ from minos_ray.labels.inserted.errors import insert
 from minos_ray.labels.inserted.rows import Row, right_row, wrong_row
 from minos_ray.labels.inserted.solution import Refused, Solution, read_solution
 from minos_ray.labels.steps import lines
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.progress import Progress
 from minos_ray.schema import table
@@ -63,7 +64,7 @@ def sources(config: Config, run: Run) -> list[tuple[str, Row, list[str]]]:
     problems = run.artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
     train = problems.filter(pc.equal(problems["split"], "train")).sort_by("problem_id").to_pylist()
     if config.inserted.source == "solutions":
-        return [(row["problem_id"], row, lines(row["solution"] or "")) for row in train]
+        return [(row["problem_id"], row, lines(without_thinking(row["solution"] or ""))) for row in train]
     by_id = {row["problem_id"]: row for row in train}
     columns = ["candidate_id", "problem_id", "correct", "steps", "step_labels"]
     labels = rows_of_problems(run.artefact("labels"), columns, by_id.keys())
