@@ -103,7 +103,7 @@ class Ours:
     def step(self, chosen: np.ndarray) -> None:
         """One optimizer step."""
         targets = int(self.rows.position_counts[chosen].sum())
-        for micro in batches.layout(chosen, self.rows.lengths, 1, MICRO_TOKENS)[0]:
+        for micro in batches.layout(chosen, self.rows.lengths, 1, batches.Room(MICRO_TOKENS))[0]:
             loss = self.forward(micro).main / targets
             self.engine.backward(loss) if self.engine else loss.backward()
         self.update()

@@ -92,6 +92,14 @@ class Progress:
                 self.bar.update(self.task, completed=self.done, text=self._text())
             self._line()
 
+    def tell(self, text: str) -> None:
+        """One line of its own."""
+        with self.lock:
+            if self.bar is not None:
+                self.bar.console.print(f"{self.label}: {text}")
+            else:
+                print(f"{self.label}: {text}", flush=True)
+
     def note(self, failures: dict[str, int] | None = None, **numbers: float) -> None:
         """Numbers so far: failures by reason, `tokens`, `queue`, `cost_usd` and the like."""
         with self.lock:

@@ -64,6 +64,7 @@ class Workers(Section):
     zero: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "all"] = Field("none", description="to host memory; all: weights too, ZeRO 3")
     gpu_memory_gb: float | None = Field(None, gt=0, description="what a GPU has; nvidia-smi is asked when empty")
+    packing: Literal["auto", "on", "off"] = Field("auto", description="rows without padding, where the model allows it")
     micro_tokens: int = Field(8192, ge=64)
     gradient_checkpointing: bool = False
     save_every: int = Field(200, ge=1, description="steps between checkpoints")

@@ -69,12 +69,3 @@ def trial(vocabulary: int) -> list[list[int]]:
     """Two sequences with a common beginning."""
     first, second = np.random.default_rng(0).integers(0, vocabulary, (2, TRIED)).tolist()
     return [first, first[: TRIED // 2] + second[TRIED // 2 :]]
-
-
-def longest_together(config: Any) -> int:
-    """Up to this length sequences may share a pass: beyond it some rotary encodings look at the longest of a pass."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", rope.get("type")) not in ("dynamic", "longrope"):
-        return 10**9
-    limits = [rope.get("original_max_position_embeddings"), getattr(config, "original_max_position_embeddings", None)]
-    return next((limit for limit in limits if limit), config.max_position_embeddings)

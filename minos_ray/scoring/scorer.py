@@ -97,7 +97,8 @@ class Scorer(Verifier):
         import torch
         from transformers.utils import logging
 
-        from minos_ray.scoring.backbone import Masked, backbone_of, longest_together
+        from minos_ray.scoring.backbone import Masked, backbone_of
+        from minos_ray.training.packing import longest_together
 
         resources = resources or Scoring()
         super().__init__(model, trust_remote_code, resources.max_model_len)

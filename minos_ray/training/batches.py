@@ -5,6 +5,7 @@ The rows of a step depend on (seed, step) alone; the layout (ranks, micro-batche
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,33 +31,50 @@ def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
-def layout(chosen: np.ndarray, lengths: np.ndarray, ranks: int, micro_tokens: int) -> list[list[np.ndarray]]:
+class Room(NamedTuple):
+    """What a micro-batch may hold: tokens, counted with the padding if there is any, and rows of up to `together`
+    tokens; a longer row has a pass of its own."""
+
+    tokens: int
+    padded: bool = False
+    together: int = 10**9
+
+    def has(self, lengths: np.ndarray) -> bool:
+        """Whether rows of these lengths may share a pass; one row always may."""
+        tokens = len(lengths) * lengths.max() if self.padded else lengths.sum()
+        return len(lengths) == 1 or (tokens <= self.tokens and lengths.max() <= self.together)
+
+
+def layout(chosen: np.ndarray, lengths: np.ndarray, ranks: int, room: Room) -> list[list[np.ndarray]]:
     """For each rank its micro-batches, equally many on every rank (some may be empty).
 
     Rows are sorted by length and dealt in turn, so that ranks get the same work and a micro-batch has rows of a length.
     The largest micro-batch comes first: what it leaves free in memory has room for all others.
     """
     order = chosen[np.argsort(lengths[chosen], kind="stable")]
-    packs = [cut(order[rank::ranks], lengths, micro_tokens) for rank in range(ranks)]
+    packs = [cut(order[rank::ranks], lengths, room) for rank in range(ranks)]
     dealt = [sorted(of_rank, key=lambda pack: lengths[pack].sum(), reverse=True) for of_rank in packs]
     most = max(len(micros) for micros in dealt)
     return [micros + [order[:0]] * (most - len(micros)) for micros in dealt]
 
 
-def cut(order: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[np.ndarray]:
-    """Cuts rows in order into the fewest packs of about equal size that have `micro_tokens` tokens at most or one row.
+def cut(order: np.ndarray, lengths: np.ndarray, room: Room) -> list[np.ndarray]:
+    """Cuts rows in order of their length into the fewest packs of about equal size for which there is room.
 
     Equal ones need less memory than full ones and a rest.
     """
+    shared = np.searchsorted(lengths[order], room.together, side="right")
+    singles = [order[at : at + 1] for at in range(shared, len(order))]
+    order = order[:shared]
     if not len(order):
-        return []
+        return singles
     ends = np.cumsum(lengths[order])
-    packs = math.ceil(ends[-1] / micro_tokens)
+    packs = math.ceil(ends[-1] / room.tokens)
     while True:
         bounds = np.searchsorted(ends, ends[-1] * np.arange(1, packs) / packs, side="right")
         parts = [part for part in np.split(order, bounds) if len(part)]
-        if all(len(part) == 1 or lengths[part].sum() <= micro_tokens for part in parts):
-            return parts
+        if all(room.has(lengths[part]) for part in parts):
+            return parts + singles
         packs += 1
 
 

@@ -29,13 +29,19 @@ def read_log(run: Run, name: str) -> list[Record]:
 
 
 class Log:
-    """Written by rank 0. `history` travels in checkpoints, so that a resumed training has the whole of it."""
+    """Written by rank 0. `history` travels in checkpoints, so that a resumed training has the whole of it.
 
-    def __init__(self, run: Run, name: str, history: list[Record], wandb: bool = False) -> None:
+    `slower` is what the user is told at the start: that and why rows are not packed.
+    """
+
+    def __init__(
+        self, run: Run, name: str, history: list[Record], wandb: bool = False, slower: str | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         last = history[-1]["step"] if history else None
-        history.append({"event": "start", "step": steps_done(history), "pid": os.getpid()})
+        told = {} if slower is None else {"text": slower}
+        history.append({"event": "start", "step": steps_done(history), "pid": os.getpid(), **told})
         self.run, self.name, self.history = run, name, history
         self.write()  # with the start: whoever follows takes the last one for this one
         self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp(prefix="minos-")

@@ -16,12 +16,13 @@ import torch.distributed as dist
 
 from minos_ray import models
 from minos_ray.store import Run
-from minos_ray.training import architecture, batches, engine, lora, metrics
+from minos_ray.training import architecture, batches, engine, lora, metrics, trial
 from minos_ray.training.card import card
 from minos_ray.training.checkpoint import Checkpoints
 from minos_ray.training.job import Job
 from minos_ray.training.log import Log, Record, curve, held_out_losses, losses
 from minos_ray.training.losses import Losses, Objective
+from minos_ray.training.packing import longest_together
 from minos_ray.training.rows import Rows, pack
 
 
@@ -36,12 +37,16 @@ class Training:
         self.tokenizer = models.load_tokenizer(path, job.start.trust_remote_code)
         self.model = self.load(path, options)
         vocabulary = architecture.vocabulary_head(self.model, path) if job.lm_weight else None
-        self.engine = engine.start(Objective(self.model, job.kind, vocabulary, job.dropout), job.section, job.workers)
+        objective = Objective(self.model, job.kind, vocabulary, job.dropout)
+        self.engine = engine.start(objective, job.section, job.workers)
+        self.slower = trial.choose(self.forward, objective, job.workers.packing, job.start.model)
+        padded, together = not objective.way.packed, longest_together(self.model.config.get_text_config())
+        self.room = batches.Room(job.workers.micro_tokens, padded, together)
         self.train, self.held_out = (Rows.read(run, f"{job.table.name}-{part}") for part in ("train", "held-out"))
         self.steps = batches.total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
-        self.log = Log(run, job.name, self.history, job.wandb) if self.rank == 0 else None
+        self.log = Log(run, job.name, self.history, job.wandb, self.slower) if self.rank == 0 else None
 
     def load(self, path: str, options: dict[str, Any]) -> Any:
         """The model to start from; with ZeRO 3 each rank has its share only."""
@@ -97,7 +102,7 @@ class Training:
 
     def micro_batches(self, rows: Rows, chosen: np.ndarray) -> list[np.ndarray]:
         """The share of this rank in the chosen rows."""
-        return batches.layout(chosen, rows.lengths, self.world, self.job.workers.micro_tokens)[self.rank]
+        return batches.layout(chosen, rows.lengths, self.world, self.room)[self.rank]
 
     def forward(self, rows: Rows, micro: np.ndarray, salt: int = 0) -> Losses:
         """Summed losses and logits of a micro-batch."""
@@ -190,6 +195,7 @@ class Training:
             "weights_of_step": weights_of,
             "workers": self.world,
             "zero": self.job.workers.zero,
+            "rows": self.slower or ("padded" if self.room.padded else "packed"),
             "tokens": tokens,
             "seconds": round(seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,

@@ -6,16 +6,33 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from minos_ray.training import packing
+from minos_ray.training import packing, vocabulary
 from minos_ray.training.job import Kind
+from minos_ray.training.vocabulary import backbone_of
 
 
 class Losses(NamedTuple):
-    """Sums over the places of a micro-batch, and the logits at the trained places."""
+    """Sums over the places of a micro-batch; at the trained places what the head read (none by the model's own
+    forward), and a verifier's logits or a language model's log-probabilities of the next tokens."""
 
     main: torch.Tensor
     language: torch.Tensor
+    read: torch.Tensor
     logits: torch.Tensor
+
+
+class Way(NamedTuple):
+    """How rows go through a model: `packed` or as a padded batch, by which attention of transformers.
+
+    `own`: the logits are what the model's own forward gives, those of all places and words at once.
+    """
+
+    packed: bool
+    attention: str
+    own: bool = False
+
+
+PACKED = Way(True, packing.NAME)
 
 
 class Objective(nn.Module):
@@ -26,10 +43,23 @@ class Objective(nn.Module):
     In training `dropout` zeroes that share of what the scalar head reads.
     """
 
-    def __init__(self, model: Any, kind: Kind, vocabulary: nn.Linear | None = None, dropout: float = 0.0) -> None:
+    def __init__(self, model: Any, kind: Kind, words: nn.Linear | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        self.model, self.kind, self.vocabulary, self.dropout = model, kind, vocabulary, dropout
-        packing.use(model)
+        self.model, self.kind, self.vocabulary, self.dropout = model, kind, words, dropout
+        # The implementation that transformers has chosen.
+        self.attention = model.config._attn_implementation
+        head = model.get_output_embeddings() if kind == "lm" else words
+        # A vocabulary head that is more than a linear layer and a scale is left to the model's own forward.
+        self.head_is_known = (kind != "lm" and words is None) or vocabulary.take_over(
+            head, vocabulary.scales_of(model, kind)
+        )
+        self.take(PACKED)
+
+    def take(self, way: Way) -> None:
+        """Computes rows in this way from now on."""
+        packing.register()
+        self.way = way
+        self.model.set_attn_implementation(way.attention)
 
     def forward(
         self,
@@ -42,22 +72,47 @@ class Objective(nn.Module):
     ) -> Losses:
         """Packed rows (`rows.Micro`); sums over no places are zero and give zero gradients."""
         packed = packing.Packed(lengths)
-        hidden = self.model.base_model(
-            input_ids=ids[None], position_ids=packed.position_ids, packed=packed, use_cache=False
-        ).last_hidden_state
-        read = hidden[0, places]
+        if self.way.own:
+            return self.by_model(ids, packed, places, targets)
+        if not self.head_is_known:
+            raise packing.NotPackable("its vocabulary head is more than a linear layer and a scale")
+        hidden = self.hidden(ids, packed)
+        read = hidden[places]
+        nothing = read.new_zeros((), dtype=torch.float32)
+        if self.kind == "lm":
+            loss, logs = self.head()(read, ids[places + 1])
+            return Losses(loss, nothing, read, logs)
         if self.training and self.dropout:
             read = read * kept(own, read.shape[1], self.dropout) / (1 - self.dropout)
-        logits = self.head()(read).float()
-        nothing = logits.new_zeros(())
-        if self.kind == "lm":
-            return Losses(functional.cross_entropy(logits, ids[places + 1], reduction="sum"), nothing, logits)
-        logits = logits.squeeze(-1)
+        logits = self.head()(read).float().squeeze(-1)
         main = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         if self.vocabulary is None:
-            return Losses(main, nothing, logits)
-        words = self.vocabulary(hidden[0, language]).float()
-        return Losses(main, functional.cross_entropy(words, ids[language + 1], reduction="sum"), logits)
+            return Losses(main, nothing, read, logits)
+        words, _ = self.vocabulary(hidden[language], ids[language + 1])
+        return Losses(main, words, read, logits)
+
+    def hidden(self, ids: torch.Tensor, packed: packing.Packed) -> torch.Tensor:
+        """[tokens, width]: what the backbone gives for each token of the packed rows."""
+        backbone = backbone_of(self.model)
+        if self.way.packed:
+            inputs = {"input_ids": ids[None], "position_ids": packed.position_ids, "packed": packed}
+            return backbone(**inputs, use_cache=False).last_hidden_state[0]
+        out = backbone(input_ids=packed.padded(ids), use_cache=False).last_hidden_state
+        return out.flatten(0, 1)[packed.back]
+
+    def by_model(
+        self, ids: torch.Tensor, packed: packing.Packed, places: torch.Tensor, targets: torch.Tensor
+    ) -> Losses:
+        """The losses from the logits of the model's own forward; an ORM's are of the last token of each row."""
+        logits = self.model(input_ids=packed.padded(ids), use_cache=False).logits.float()
+        nothing = logits.new_zeros(())
+        if self.kind == "lm":
+            logs = torch.log_softmax(logits.flatten(0, 1)[packed.back[places]], -1)
+            logs = logs.gather(1, ids[places + 1, None])[:, 0]
+            return Losses(-logs.sum(), nothing, nothing, logs)
+        logits = logits.flatten() if self.kind == "orm" else logits.flatten()[packed.back[places]]
+        main = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        return Losses(main, nothing, nothing, logits)
 
     def head(self) -> nn.Module:
         """The vocabulary head of a language model, the scalar head of a verifier."""

@@ -2,7 +2,8 @@
 
 Registered with transformers as the attention `minos_packed`. On GPUs in half precision it is torch's varlen flash
 attention; elsewhere queries, keys and values alone are laid out as a grid of rows for one causal attention, and all
-the rest of the model works on real tokens only.
+the rest of the model works on real tokens only. Scores that are capped (Gemma 2) or shared with a sink (gpt-oss) are
+written out. Whatever else a model asks of its attention is refused: it is trained on padded rows then (`trial.py`).
 """
 
 from functools import cached_property
@@ -12,6 +13,12 @@ import torch
 from torch.nn import functional
 
 NAME = "minos_packed"
+# What models hand on to their attention that says nothing about it.
+HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "layer_idx", "output_attentions"})
+
+
+class NotPackable(Exception):
+    """A model asks more of its attention than packed rows can give."""
 
 
 class Packed:
@@ -40,22 +47,43 @@ class Packed:
         rows = torch.arange(len(self.lengths), device=self.lengths.device)
         return torch.repeat_interleave(rows, self.lengths) * self.longest + self.position_ids[0]
 
+    def padded(self, ids: torch.Tensor) -> torch.Tensor:
+        """[tokens] as a batch [rows, longest]. What is causal gives the same for a row whatever follows it."""
+        return ids[self.grid].unflatten(0, (-1, self.longest))
+
 
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: None,
+    attention_mask: torch.Tensor | None,
     *,
-    packed: Packed,
+    packed: Packed | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each row: [1, heads, tokens, dim] in, [1, tokens, heads, dim] out."""
+    """Causal attention within each row: [1, heads, tokens, dim] in, [1, tokens, heads, dim] out.
+
+    `softcap` caps the scores by a tanh; `s_aux` [heads] is one more score that each token attends to, without a value.
+    """
+    if packed is None or attention_mask is not None:
+        raise NotPackable("its attention has a mask or a way of its own")
+    looks_ahead = is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False)
+    if unknown := [key for key, value in more.items() if value is not None and key not in HARMLESS]:
+        raise NotPackable(f"its attention wants {', '.join(unknown)}")
+    if looks_ahead:
+        raise NotPackable("its attention looks ahead")
     window = sliding_window if sliding_window is not None and sliding_window < packed.longest else None
+    if softcap is not None or s_aux is not None:
+        q, k, v = (in_grid(states, packed) for states in (query, key, value))
+        out = written_out(q, k, v, band(packed.longest, window, query.device), scaling, dropout, softcap, s_aux)
+        return out_of_grid(out, packed), None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
         return varlen(query, key, value, packed, scaling, window), None
     # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
@@ -65,7 +93,35 @@ def packed_attention(
     out = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=True
     )
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, packed.back)[None].to(query.dtype), None
+    return out_of_grid(out, packed).to(query.dtype), None
+
+
+def written_out(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sees: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention with its scores in memory: [rows, heads, longest, dim] in and out; `sees` is [longest, longest]."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.float().masked_fill(~sees, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1)
+    shares = torch.softmax(scores, -1)[..., : sees.shape[1]]
+    return functional.dropout(shares, dropout).to(value.dtype) @ value
+
+
+def out_of_grid(states: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """[rows, heads, longest, dim] as [1, tokens, heads, dim]."""
+    return states.transpose(1, 2).flatten(0, 1).index_select(0, packed.back)[None]
 
 
 def in_grid(states: torch.Tensor, packed: Packed) -> torch.Tensor:
@@ -74,11 +130,11 @@ def in_grid(states: torch.Tensor, packed: Packed) -> torch.Tensor:
     return rows.unflatten(0, (-1, packed.longest)).transpose(1, 2)
 
 
-def band(longest: int, window: int, device: torch.device) -> torch.Tensor:
-    """A causal mask of a sliding window: a token sees itself and the `window` - 1 tokens before it."""
+def band(longest: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """A causal mask, of a sliding window: a token sees itself and the `window` - 1 tokens before it."""
     places = torch.arange(longest, device=device)
     distance = places[:, None] - places[None]
-    return (distance >= 0) & (distance < window)
+    return (distance >= 0) & (distance < (longest if window is None else window))
 
 
 def varlen(
@@ -99,10 +155,34 @@ def varlen(
     return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=size, enable_gqa=True)[None]
 
 
-def use(model: Any) -> None:
-    """Makes a transformers model attend within packed rows only; its forward then needs the keyword `packed`."""
+def register() -> None:
+    """Makes transformers know the attention of this module."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+def use(model: Any) -> None:
+    """Makes a transformers model attend within packed rows only; its forward then needs the keyword `packed`."""
+    register()
     model.set_attn_implementation(NAME)
+
+
+def unpackable(config: Any) -> list[str]:
+    """Kinds of layers that are more than attention to a row or a window of it: they have a state or cut rows up, and
+    short rows need not show it."""
+    return sorted({*(getattr(config, "layer_types", None) or [])} - {"full_attention", "sliding_attention"})
+
+
+def longest_together(config: Any) -> int:
+    """Up to this length rows may share a pass: beyond it some rotary encodings look at the longest of a pass."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # Some families have an encoding for each kind of layer.
+    by_layer = [part for part in rope.values() if isinstance(part, dict)] or [rope]
+    looking = [part for part in by_layer if part.get("rope_type", part.get("type")) in ("dynamic", "longrope")]
+    if not looking:
+        return 10**9
+    limits = [part.get("original_max_position_embeddings") for part in looking]
+    limits.append(getattr(config, "original_max_position_embeddings", None))
+    return min((limit for limit in limits if limit), default=config.max_position_embeddings)

@@ -188,6 +188,8 @@ def follow(run: Run, job: Job, done: threading.Event) -> None:
             if done.wait(pause):
                 return progress.give_up()
         progress.begin(seen := max(starts))
+        if text := next((r["text"] for r in reversed(known) if "text" in r), None):
+            progress.tell(text)
         stopped, tokens = False, 0
         while seen < steps and not stopped:
             stopped = done.wait(pause)

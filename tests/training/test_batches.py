@@ -26,7 +26,7 @@ def test_every_epoch_sees_every_row_once(rows: int, batch: int, epochs: float, s
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 120))
 def test_layout_moves_rows_and_loses_none(sizes: list[int], ranks: int, budget: int) -> None:
     lengths = np.array(sizes)
-    laid = batches.layout(np.arange(len(sizes)), lengths, ranks, budget)
+    laid = batches.layout(np.arange(len(sizes)), lengths, ranks, batches.Room(budget))
     assert len({len(micros) for micros in laid}) == 1
     micros = [micro for rank in laid for micro in rank]
     assert sorted(np.concatenate(micros)) == list(range(len(sizes)))
@@ -35,7 +35,10 @@ def test_layout_moves_rows_and_loses_none(sizes: list[int], ranks: int, budget: 
 
 def test_ranks_get_the_same_work() -> None:
     lengths = np.random.default_rng(0).integers(40, 200, 512)
-    tokens = [sum(lengths[micro].sum() for micro in rank) for rank in batches.layout(np.arange(512), lengths, 4, 2048)]
+    tokens = [
+        sum(lengths[micro].sum() for micro in rank)
+        for rank in batches.layout(np.arange(512), lengths, 4, batches.Room(2048))
+    ]
     assert max(tokens) / min(tokens) < 1.02
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minos_ray.training import architecture
-from minos_ray.training.batches import layout
+from minos_ray.training.batches import Room, layout
 from minos_ray.training.losses import Objective, kept
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.rows import Rows, as_table, language_row, pack
@@ -46,7 +46,7 @@ def objective(path: str, kind: Any, seed: int = 0) -> Objective:
 def run(trained: Objective, data: Rows, micro_tokens: int) -> tuple[float, torch.Tensor]:
     """Summed loss and gradient of all rows, in micro-batches of that size."""
     total = 0.0
-    for micro in layout(np.arange(len(data)), data.lengths, 1, micro_tokens)[0]:
+    for micro in layout(np.arange(len(data)), data.lengths, 1, Room(micro_tokens))[0]:
         loss = trained(*map(torch.from_numpy, pack(data, micro))).main
         loss.backward()
         total += loss.item()
@@ -146,7 +146,7 @@ def test_dropout_acts_in_training_only_and_no_layout_changes_it(base: str) -> No
     for dropout in (0.0, 0.5):
         trained = Objective(model, "prm", dropout=dropout)
         for name, micro_tokens in (("one", 1), ("all", 10_000)):
-            micros = layout(np.arange(len(data)), data.lengths, 1, micro_tokens)[0]
+            micros = layout(np.arange(len(data)), data.lengths, 1, Room(micro_tokens))[0]
             packs = [tuple(map(torch.from_numpy, pack(data, micro, salt=3))) for micro in micros]
             losses[dropout, name] = sum(trained.train()(*arrays).main.item() for arrays in packs)
             losses[dropout, name, "eval"] = sum(trained.eval()(*arrays).main.item() for arrays in packs)

@@ -1,0 +1,193 @@
+"""The vocabulary head: the loss of the next token without the logits of all places at once, by the model's own scales.
+
+Logits are made, used and thrown away for a few places at a time, and their gradients are computed right then (Hsu et
+al. 2024, Liger Kernel, section 3.2): what is kept is of the size of the hidden states and of the head itself.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+CHUNK_BYTES = 2**26  # of fp32 logits that exist at once
+# Logits that are put in to see what comes out: one that no cap changes, one that every cap does.
+LOW, HIGH = 2.0**-10, 1e30
+
+
+class Scales(NamedTuple):
+    """What a model does around its head: hidden states times `before`, logits times `after`, then capped by a tanh."""
+
+    before: float = 1.0
+    after: float = 1.0
+    cap: float | None = None
+
+
+class VocabularyHead(nn.Linear):
+    """A model's own head, which also gives the loss of places; what it gives without targets stays as it was."""
+
+    scales: Scales
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        """Logits; with `targets` [places] their summed cross-entropy and each one's log-probability, both in fp32."""
+        if targets is None:
+            return super().forward(hidden)
+        return NextToken.apply(hidden, self.weight, self.bias, targets, self.scales, torch.is_grad_enabled())
+
+
+def take_over(head: nn.Module | None, scales: Scales | None) -> bool:
+    """Makes a linear layer a `VocabularyHead` in place; False where that would not be what the model computes."""
+    if type(head) is not nn.Linear or scales is None:
+        return False
+    head.__class__ = VocabularyHead
+    head.scales = scales
+    return True
+
+
+class NextToken(torch.autograd.Function):
+    """Cross-entropy over the vocabulary in chunks of places; the gradient of the head is summed in fp32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scales: Scales,
+        with_gradients: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[places, width], [vocabulary, width], [vocabulary], [places] in; the sum and [places] out."""
+        wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
+        found = [torch.zeros_like(hidden), *(None if x is None else zeros(x) for x in (weight, bias))]
+        ctx.gradients = [g if want else None for g, want in zip(found, wanted, strict=True)]
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        logs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        size = max(1, CHUNK_BYTES // (4 * len(weight)))
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            logs[part] = one_chunk(hidden[part], weight, bias, targets[part], scales, ctx.gradients, part)
+        ctx.mark_non_differentiable(logs)
+        return -logs.sum(), logs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients that the forward pass has found, times the one of the sum; they are let go."""
+        found, ctx.gradients = ctx.gradients, None
+        pairs = zip(found, ctx.dtypes, strict=True)
+        return (*(None if g is None else g.mul_(gradient).to(dtype) for g, dtype in pairs), None, None, None)
+
+
+def zeros(like: torch.Tensor) -> torch.Tensor:
+    """To sum a gradient in fp32."""
+    return torch.zeros(like.shape, dtype=torch.float32, device=like.device)
+
+
+def one_chunk(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    scales: Scales,
+    gradients: list[torch.Tensor | None],
+    part: slice,
+) -> torch.Tensor:
+    """Log-probabilities of the targets of one chunk; its gradients are added to `gradients` of hidden, weight, bias."""
+    read = hidden if scales.before == 1 else hidden * scales.before
+    logits = nn.functional.linear(read, weight, bias).float()
+    if scales.after != 1:
+        logits *= scales.after
+    slopes = None
+    if scales.cap is not None:
+        shares = torch.tanh_(logits.div_(scales.cap))
+        slopes, logits = 1 - shares.square(), shares * scales.cap
+    total = torch.logsumexp(logits, -1, keepdim=True)
+    logs = (logits.gather(1, targets[:, None]) - total)[:, 0]
+    of_hidden, of_weight, of_bias = gradients
+    if of_hidden is None and of_weight is None and of_bias is None:
+        return logs
+    logits.sub_(total).exp_()
+    logits.scatter_add_(1, targets[:, None], torch.full_like(total, -1.0))
+    if slopes is not None:
+        logits.mul_(slopes)
+    slope = (logits if scales.after == 1 else logits.mul_(scales.after)).to(hidden.dtype)
+    if of_hidden is not None:
+        torch.mm(slope, weight, out=of_hidden[part])
+        of_hidden[part] *= scales.before
+    if of_weight is not None:
+        add_product(of_weight, slope.T, read)
+    if of_bias is not None:
+        of_bias += slope.float().sum(0)
+    return logs
+
+
+def add_product(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Adds a matrix product of any precision to one in fp32."""
+    if a.dtype == to.dtype:
+        to.addmm_(a, b)
+    else:
+        to += a @ b
+
+
+def scales_of(model: Any, kind: str) -> Scales | None:
+    """Found by asking the language model of this kind: its own forward around a backbone and a head that are given.
+
+    None when it does more than scale and cap (another layer before the head, say): then only itself gives its logits.
+    """
+    language = without_memory(model, kind)
+    head, seen = language.get_output_embeddings(), []
+    if type(head) is not nn.Linear:
+        return None
+    asked = torch.tensor([[[LOW, 1.0, HIGH]]])
+
+    def answer(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden)
+        return asked.clone()
+
+    head.forward = answer
+    backbone = backbone_of(language)
+    for module in (backbone, getattr(backbone, "decoder", None)):
+        if module is not None:
+            module.forward = lambda *_, **__: Given(last_hidden_state=torch.ones(1, 1, head.in_features))
+    try:
+        with torch.no_grad():
+            found = language(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits
+        low, middle, high = found.flatten().tolist()
+        before = seen[0].flatten()
+    except Exception:
+        return None  # a forward that wants more than that; the trial before training compares whatever is used
+    after, cap = low / LOW, high if high < 1e20 * low else None
+    scales = Scales(before[0].item(), after if abs(after - 1) > 1e-6 else 1.0, cap)
+    same = (before == before[0]).all() and abs(capped(after, cap) - middle) <= 1e-5 * abs(middle)
+    return scales if same else None
+
+
+def capped(value: float, cap: float | None) -> float:
+    """A logit after the cap."""
+    return value if cap is None else cap * torch.tanh(torch.tensor(value / cap, dtype=torch.float64)).item()
+
+
+class Given(dict):
+    """The output of a backbone that was not asked; whatever else is looked for in it is None."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.get("last_hidden_state" if key == 0 else key)
+
+
+def backbone_of(model: Any) -> Any:
+    """The decoder below the head, which gives hidden states; some models do not say which of their parts it is."""
+    return model.base_model if model.base_model is not model else model.model
+
+
+def without_memory(model: Any, kind: str) -> Any:
+    """A language model of the same kind and config, on the device `meta`."""
+    from transformers import AutoModelForCausalLM
+
+    # Code from beside a model was trusted when that was loaded.
+    trusted = type(model).__module__.startswith("transformers_modules")
+    with torch.device("meta"):
+        if kind == "lm":
+            return type(model)(model.config)
+        return AutoModelForCausalLM.from_config(model.config, trust_remote_code=trusted)
