@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from minos_ray import __version__, exports, imports
@@ -10,6 +11,7 @@ from minos_ray.errors import UserError, WorkStopped
 
 if TYPE_CHECKING:
     from minos_ray.sections import Config
+    from minos_ray.store import Run
 
 STAGES = {
     "pretrain": "train a small base model from nothing (section 'pretrain')",
@@ -25,6 +27,8 @@ STAGES = {
     "study": "does Minos beat base? Arms and ablations over several seeds of data and training",
     "report": "one offline HTML file",
 }
+# What may be asked for while another command works on the run.
+READING = ("report",)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,12 +115,24 @@ def said(error: UserError | WorkStopped, code: int) -> int:
 def one_stage(arguments: argparse.Namespace) -> None:
     """`minos STAGE CONFIG`."""
     from minos_ray.config import load_config
-    from minos_ray.pipeline import open_run, run_stage
+    from minos_ray.pipeline import run_stage
 
     config = load_config(arguments.config, arguments.overrides)
-    with Work():
-        manifest = run_stage(config, open_run(config), arguments.command)
+    with working(config, f"{arguments.command} {arguments.config}", alone=arguments.command not in READING) as run:
+        manifest = run_stage(config, run, arguments.command)
     print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
+
+
+@contextmanager
+def working(config: "Config", command: str, alone: bool = True) -> "Iterator[Run]":
+    """The run of a config; no other command works on it meanwhile. UserError where one does already."""
+    from minos_ray.lock import held
+    from minos_ray.pipeline import open_run, refuse_fleeting
+    from minos_ray.store import Run
+
+    refuse_fleeting(config)
+    with held(Run(config.run), f"minos {command}") if alone else nullcontext(), Work():
+        yield open_run(config)
 
 
 class Work:
@@ -146,31 +162,32 @@ def run(arguments: argparse.Namespace) -> None:
     """`minos run CONFIG`."""
     from minos_ray.config import load_config
 
-    run_config(load_config(arguments.config, arguments.overrides))
+    run_config(load_config(arguments.config, arguments.overrides), f"run {arguments.config}")
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """`minos demo`."""
     from minos_ray.config import load_config
 
-    run_config(load_config("miniature", [f"run={arguments.out}"]))
+    run_config(load_config("miniature", [f"run={arguments.out}"]), "demo")
 
 
-def run_config(config: "Config") -> None:
+def run_config(config: "Config", command: str) -> None:
     """Runs all stages, then prints the results and where the report lies."""
     import json
     import time
 
     from minos_ray.check import refuse
-    from minos_ray.pipeline import open_run, run_all
+    from minos_ray.lock import refuse as refuse_another
+    from minos_ray.pipeline import run_all
     from minos_ray.progress import duration
     from minos_ray.report.text import results_table
     from minos_ray.store import Run
 
     start = time.monotonic()
+    refuse_another(Run(config.run))
     refuse(config, Run(config.run))
-    run = open_run(config)
-    with Work():
+    with working(config, command) as run:
         run_all(config, run)
     print(results_table(json.loads(run.read_bytes("evaluation.json"))))
     print(f"total {duration(time.monotonic() - start)}; report: {run.at('report.html')}")
@@ -203,11 +220,9 @@ def meta(arguments: argparse.Namespace) -> None:
     from minos_ray.config import load_config
     from minos_ray.evaluation.meta_command import meta as judge
     from minos_ray.observe.failure import reported
-    from minos_ray.pipeline import open_run
 
     config = load_config(arguments.config, arguments.overrides)
-    run = open_run(config)
-    with Work(), reported(run, "meta"):
+    with working(config, f"meta {arguments.config}") as run, reported(run, "meta"):
         judge(config, run)
 
 
@@ -223,12 +238,13 @@ def import_(arguments: argparse.Namespace) -> None:
     """`minos import FORMAT SRC RUN`."""
     from minos_ray.config import parse_override
     from minos_ray.imports import bring
+    from minos_ray.lock import held
     from minos_ray.observe.failure import reported
     from minos_ray.store import Run
 
     options = dict(parse_override(o) for o in arguments.overrides)
     run = Run(arguments.run)
-    with reported(run, "import"):
+    with held(run, f"minos import {arguments.format}"), reported(run, "import"):
         manifests = bring(arguments.format, arguments.src, run, **options)
     for manifest in manifests:
         print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
