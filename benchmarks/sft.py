@@ -1,7 +1,8 @@
 """Stage 1 on packed rows against TRL's SFTTrainer: same model, rows, loss on the critique, tokens of a pass.
 
-python benchmarks/sft.py [--rows 256] [--rounds 3] [--precision fp32|bf16] [--out FILE]
-Needs TRL (the extra `bench`) and real critiques in MINOS_SHARED. TRL packs best-fit decreasing into sequences of
+python benchmarks/sft.py [--rows 256] [--rounds 3] [--precision fp32|bf16] [--model DIR] [--out FILE]
+Needs TRL (the extra `bench`) and real critiques in MINOS_SHARED; `--model` is a language model in place of the small
+one, such as SmolLM2-135M of `python -m tests.real.smollm2 DIR`. TRL packs best-fit decreasing into sequences of
 MICRO_TOKENS, or of the longest row's length (less attention across rows); or pads batches of similar lengths. It warns
 that packs without flash attention mix rows; with transformers 5 they do not, as the first losses show: attention masks
 are made from the position ids, and the whole square of a pack is computed. Each run has a process.
@@ -30,13 +31,13 @@ WAYS: dict[str, str] = {
 class Sft:
     """TRL's SFTTrainer on tokenised rows with labels at the critiques."""
 
-    def __init__(self, tokenizer: Any, made: list[Row], precision: str, way: str) -> None:
+    def __init__(self, tokenizer: Any, made: list[Row], precision: str, way: str, start: str | None) -> None:
         import datasets
         from trl import SFTConfig, SFTTrainer
 
         arguments = trainers.trl_arguments(SFTConfig, precision=precision, **settings(made, way))
         data = datasets.Dataset.from_list([{"input_ids": row["ids"], "labels": trainers.labels(row)} for row in made])
-        model = trainers.model("lm", "fp32")
+        model = trainers.model("lm", "fp32", start=start)
         self.trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer)
 
     def run(self) -> None:
@@ -63,18 +64,18 @@ def settings(made: list[Row], way: str) -> dict[str, Any]:
     return {"rows": 1, "max_length": length, "packing": True, **packs}
 
 
-def maker(name: str, tokenizer: Any, made: list[Row], precision: str) -> Callable[[], Any]:
+def maker(name: str, tokenizer: Any, made: list[Row], precision: str, start: str | None) -> Callable[[], Any]:
     """What makes a contender."""
-    return (
-        partial(Sft, tokenizer, made, precision, WAYS[name]) if name in WAYS else partial(Ours, made, "lm", precision)
-    )
+    if name in WAYS:
+        return partial(Sft, tokenizer, made, precision, WAYS[name], start)
+    return partial(Ours, made, "lm", precision, start=start)
 
 
-def equality(tokenizer: Any, made: list[Row], precision: str, rows: int = 4) -> None:
+def equality(tokenizer: Any, made: list[Row], precision: str, start: str | None, rows: int = 4) -> None:
     """Prints the loss of the same rows before training, one batch for everyone."""
-    found = [f"ours {Ours(made, 'lm', precision).loss(rows):.6f}"]
+    found = [f"ours {Ours(made, 'lm', precision, start=start).loss(rows):.6f}"]
     for way in ("packed", "free", "padded"):
-        found.append(f"TRL {way} {Sft(tokenizer, made[:rows], precision, way).loss():.6f}")
+        found.append(f"TRL {way} {Sft(tokenizer, made[:rows], precision, way, start).loss():.6f}")
     print("  first loss:", ", ".join(found))
 
 
@@ -84,20 +85,24 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--model", help="a directory")
+    parser.add_argument("--ways", default=",".join(WAYS.values()), help="of TRL: %(default)s")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    tokenizer, made = trainers.critic_rows(arguments.rows)
+    tokenizer, made = trainers.critic_rows(arguments.rows, arguments.model)
     if arguments.only in (None, OURS):
         trainers.single_process()
     if arguments.only:
-        print(json.dumps(trainers.measured(maker(arguments.only, tokenizer, made, arguments.precision)().run)))
+        contender = maker(arguments.only, tokenizer, made, arguments.precision, arguments.model)()
+        print(json.dumps(trainers.measured(contender.run)))
         return
     tokens = sum(len(row["ids"]) for row in made)
     trained = sum(len(row["positions"]) for row in made)
     print(f"critiques, {arguments.precision}: {len(made)} rows, {tokens:,} tokens, of them {trained:,} trained")
-    equality(tokenizer, made, arguments.precision)
-    found = trainers.alternate([OURS, *WAYS], arguments.rounds)
+    equality(tokenizer, made, arguments.precision, arguments.model)
+    peers = [name for name, way in WAYS.items() if way in arguments.ways.split(",")]
+    found = trainers.alternate([OURS, *peers], arguments.rounds)
     trainers.show("stage 1", trained, "trained tokens", found, arguments.out)
 
 

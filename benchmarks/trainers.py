@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import torch
 
 from minos_ray.labels.steps import lines
+from minos_ray.models import load_tokenizer
 from minos_ray.resources import Workers
-from minos_ray.training import batches, encoding, engine
+from minos_ray.training import architecture, batches, encoding, engine
 from minos_ray.training.losses import Losses, Objective
 from minos_ray.training.rows import Rows, as_table, language_row, pack
 from minos_ray.training.tokenizer import byte_level_bpe
@@ -58,19 +59,25 @@ def verifier_rows(count: int, kind: str) -> tuple[Any, list[Row]]:
     return tokenizer, made
 
 
-def critic_rows(count: int) -> tuple[Any, list[Row]]:
-    """A tokenizer, and solutions with critiques, of which the critiques alone are trained."""
+def critic_rows(count: int, start: str | None = None) -> tuple[Any, list[Row]]:
+    """The tokenizer of `start` or one of these rows, and solutions with critiques, which alone are trained."""
     chosen = real_pairs(count)
     texts = ("\n".join((row["question"], row["solution"], row["critique"])) for row in chosen)
-    tokenizer = byte_level_bpe(texts, VOCABULARY)
+    tokenizer = load_tokenizer(start) if start else byte_level_bpe(texts, VOCABULARY)
     asked = [(row["question"], lines(row["solution"]), row["critique"]) for row in chosen]
     encoded = encoding.encode_critiques(tokenizer, asked)
     return tokenizer, [language_row(str(i), ids, first) for i, (ids, first) in enumerate(encoded)]
 
 
-def model(kind: str, precision: str, labels: int = 1) -> Any:
-    """The same backbone each time; the head of the two-label model gives the same probability as the one-label one."""
+def model(kind: str, precision: str, labels: int = 1, start: str | None = None) -> Any:
+    """The language model at `start`, or the same small backbone each time.
+
+    The head of its two-label model gives the same probability as the one-label one.
+    """
     import transformers
+
+    if start:
+        return architecture.load(start, kind, precision, 0, {})
 
     names = {"lm": "CausalLM", "orm": "SequenceClassification", "prm": "TokenClassification"}
     torch.manual_seed(0)
@@ -88,8 +95,10 @@ def model(kind: str, precision: str, labels: int = 1) -> Any:
 class Ours:
     """The steps of `minos_ray.training.loop` on one worker, DeepSpeed or plain PyTorch around the same module."""
 
-    def __init__(self, made: Sequence[Row], kind: str, precision: str, deepspeed: bool = True) -> None:
-        self.rows, self.objective = Rows(as_table(made)), Objective(model(kind, precision), kind)
+    def __init__(
+        self, made: Sequence[Row], kind: str, precision: str, deepspeed: bool = True, start: str | None = None
+    ) -> None:
+        self.rows, self.objective = Rows(as_table(made)), Objective(model(kind, precision, start=start), kind)
         section, workers = Train(lr=LR, precision=precision), Workers(micro_tokens=MICRO_TOKENS)
         self.engine = engine.start(self.objective, section, workers) if deepspeed else None
         groups = engine.parameter_groups(self.objective, 0.0)

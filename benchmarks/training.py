@@ -1,12 +1,14 @@
 """Stage 2 on packed rows against TRL's PRMTrainer and RewardTrainer: same backbone, rows and tokens of a pass.
 
-python benchmarks/training.py [--rows 512] [--rounds 3] [--precision fp32|bf16] [--out FILE]
-Needs TRL (the extra `bench`) and real solutions in MINOS_SHARED. RewardTrainer compares a right with a wrong solution
+python benchmarks/training.py [--kind prm|orm] [--rows 512] [--rounds 3] [--precision fp32|bf16] [--out FILE]
+Needs TRL (`make bench-trl` installs it) and real solutions in MINOS_SHARED. TRL dropped its PRMTrainer in 1.14: kind
+prm runs that of 1.13, which lies beside the environment's own TRL. RewardTrainer compares a right with a wrong solution
 of the same question, the ORM judges each, so the same tokens go through the same backbone. Each run has a process.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,10 @@ import trainers
 from trainers import Ours, Row
 
 PACKED, BARE = "minos_ray, packed", "  the same without DeepSpeed"
-PADDED, GROUPED, PAIRS = "TRL PRMTrainer, padded", "TRL PRMTrainer, grouped by length", "TRL RewardTrainer, padded"
+PADDED, GROUPED = "TRL PRMTrainer, padded", "TRL PRMTrainer, grouped by length"
+PAIRS, PAIRS_GROUPED = "TRL RewardTrainer, padded", "TRL RewardTrainer, grouped by length"
+# The last TRL with a PRMTrainer, where `make bench-trl` puts it.
+TRL_WITH_PRM = Path(sys.prefix) / "trl-1.13"
 
 
 class Prm:
@@ -26,6 +31,8 @@ class Prm:
 
     def __init__(self, tokenizer: Any, made: list[Row], precision: str, grouped: bool = False) -> None:
         import datasets
+
+        sys.path.insert(0, str(TRL_WITH_PRM))
         from trl.experimental.prm import PRMConfig, PRMTrainer
 
         rows = trainers.MICRO_TOKENS // longest(made)
@@ -48,15 +55,20 @@ class Prm:
 class Pairs:
     """TRL's RewardTrainer: the loss of a right solution against a wrong one."""
 
-    def __init__(self, tokenizer: Any, made: list[Row], precision: str) -> None:
+    def __init__(self, tokenizer: Any, made: list[Row], precision: str, grouped: bool = False) -> None:
         import datasets
         from trl import RewardConfig, RewardTrainer
 
         pairs = trainers.MICRO_TOKENS // longest(made) // 2
-        steps = {"gradient_accumulation_steps": round(trainers.BATCH_ROWS / 2 / pairs)}
-        arguments = trainers.trl_arguments(RewardConfig, pairs, precision, max_length=None, **steps)
+        more: dict[str, Any] = {"gradient_accumulation_steps": round(trainers.BATCH_ROWS / 2 / pairs)}
+        if grouped:
+            more |= {"train_sampling_strategy": "group_by_length"}
+        arguments = trainers.trl_arguments(RewardConfig, pairs, precision, max_length=None, **more)
         ids = [row["ids"] for row in made]
-        data = [{"chosen_ids": a, "rejected_ids": b} for a, b in zip(ids[::2], ids[1::2], strict=True)]
+        data = [
+            {"chosen_ids": a, "rejected_ids": b, "length": max(len(a), len(b))}
+            for a, b in zip(ids[::2], ids[1::2], strict=True)
+        ]
         options = {"train_dataset": datasets.Dataset.from_list(data), "processing_class": tokenizer}
         self.data, self.trainer = data, RewardTrainer(trainers.model("orm", "fp32"), arguments, **options)
 
@@ -84,7 +96,8 @@ def contenders(kind: str, tokenizer: Any, made: list[Row], precision: str) -> di
     """Makers of everyone who trains this kind of verifier; ours is the first."""
     ours = {PACKED: partial(Ours, made, kind, precision), BARE: partial(Ours, made, kind, precision, False)}
     if kind == "orm":
-        return ours | {PAIRS: partial(Pairs, tokenizer, made, precision)}
+        pairs = partial(Pairs, tokenizer, made, precision)
+        return ours | {PAIRS: pairs, PAIRS_GROUPED: partial(pairs, grouped=True)}
     theirs = partial(Prm, tokenizer, made, precision)
     return ours | {PADDED: theirs, GROUPED: partial(theirs, grouped=True)}
 
@@ -122,17 +135,16 @@ def compare(kind: str, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Prints the tables of both kinds."""
+    """Prints the table of a kind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--kind", default="prm,orm")
+    parser.add_argument("--kind", choices=("prm", "orm"), default="prm")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    for kind in arguments.kind.split(","):
-        compare(kind, arguments)
+    compare(arguments.kind, arguments)
 
 
 if __name__ == "__main__":
