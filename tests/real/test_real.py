@@ -1,4 +1,4 @@
-"""A real pretrained model trains, and is scored as transformers and vLLM score it. `make real` does more, on more rows."""
+"""A real pretrained model trains, and is scored as transformers and vLLM score it; `make real` does more."""
 
 from pathlib import Path
 
