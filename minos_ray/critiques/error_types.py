@@ -19,6 +19,7 @@ from minos_ray.critiques.prompts import MARKED, Case, Messages
 from minos_ray.critiques.select import Row, by_turns, distinct
 from minos_ray.critiques.server import MODEL
 from minos_ray.errors import UserError
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.schema import SCHEMAS, table
 from minos_ray.sections import Critique, ErrorType
@@ -80,7 +81,7 @@ class Sorted(NamedTuple):
 
 def parse_types(text: str, wanted: Sequence[int]) -> Sorted:
     """Reads one line per wrong step (indices from 0), in order; anything else spoils the whole answer. Never raises."""
-    lines = [line for line in text.splitlines() if line.strip(" \t\r*_`")]
+    lines = [line for line in without_thinking(text).splitlines() if line.strip(" \t\r*_`")]
     if not lines:
         return Sorted([], "empty")
     read = [LINE.fullmatch(line.strip(" \t\r`")) for line in lines]

@@ -1,13 +1,17 @@
 """Reading a critique strictly: one verdict per step, one final verdict, or a status that says what is wrong with it.
 
-Decoration that leaves no doubt is looked through (bold, headings, `Step 1.` for `Step 1:`, code fences, blank lines);
-what can be read in two ways is refused (two verdicts in a step, a verdict within a sentence or in quotation marks).
+Decoration that leaves no doubt is looked through (thinking before it, bold, headings, `Step 1.` for `Step 1:`, code
+fences, tags, blank lines), and the forms of published critics are read (`minos_ray.critiques.published`); what can be
+read in two ways is refused (two verdicts in a step, a verdict within a sentence or in quotation marks).
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from minos_ray.critiques.published import read_published
+from minos_ray.labels.thinking import without_thinking
 
 Status = Literal["ok", "empty", "no_verdict", "wrong_step_count", "unclear_step"]
 
@@ -16,10 +20,20 @@ EMPHASIS = str.maketrans("", "", "*`_")
 EDGE = " \t\r#~-\u2022"
 FENCE, QUOTED = "```", ">"
 
-# `Step 1:`, `Step 1.`, `Step 1)`, `Step 1 - ...` or `Step 1` alone on its line; never `Step 1.5` or `Step 1 - 3`.
+# `Step 1:`, `Step 1.`, `Step 1)`, `Step 1 (words):`, `Step 1 - ...` or `Step 1` alone on its line; never `Step 1.5` or
+# `Step 1 - 3`.
 STEP = re.compile(
-    r"(?:[0-9]+[.)]\s*)?Step\s*([0-9]+)\s*(?:[:)]|\.(?![0-9])|[-\u2013\u2014]\s(?!\s*[0-9])|\Z)", re.IGNORECASE
+    r"(?:[0-9]+[.)]\s*)?Step\s*([0-9]+)\s*"
+    r"(?:\([^()]*\)\s*(?:[:.\-\u2013\u2014]|\Z)|[:)]|\.(?![0-9])|[-\u2013\u2014]\s(?!\s*[0-9])|\Z)",
+    re.IGNORECASE,
 )
+# `**Step 1**` is a heading without any sign behind it.
+BOLD_STEP = re.compile(r"(?i)^(\W*)(\*\*|__)(Step\s*[0-9]+)\2(?!\s*[:.()\-\u2013\u2014])")
+# Where no line says `Step`: numbered paragraphs.
+ITEM = re.compile(r"\(?([0-9]+)[.)]\s")
+TAG = re.compile(r"(?i)</?(?:answer|critique|output|response|review|verdict)>")
+ANSWER = re.compile(r"(?is)<answer>((?:(?!</?answer>).)*)</answer>")
+BOXED = re.compile(r"(?i)\$?\\+boxed\s*\{(?:\\text\{)?(true|false)\}+\$?")
 VERDICT = re.compile(r"This step is (correct|incorrect)\b")
 JUDGED = r"is (?P<not>not )?(?P<word>correct|right|true|incorrect|wrong|false)\b"
 MENTION = re.compile(rf"\b(?:this step|step (?P<step>[0-9]+)) {JUDGED}", re.IGNORECASE)
@@ -47,14 +61,23 @@ class Parsed:
 def parse_critique(text: str, num_steps: int) -> Parsed:
     """The verdicts in `text` on a solution of `num_steps` steps, the answer line included. Never raises.
 
-    The answer line may have a `Step k:` line of its own; its verdict must then be the final one.
+    What stands in `<answer>` counts alone, if it is a critique. The answer line may have a `Step k:` line of its own;
+    its verdict must then be the final one.
     """
+    text = without_thinking(text)
+    answers = ANSWER.findall(text)
+    alone = _parse(answers[0], num_steps) if len(answers) == 1 else None
+    return alone if alone and alone.status == "ok" else _parse(TAG.sub("", text), num_steps)
+
+
+def _parse(text: str, num_steps: int) -> Parsed:
     lines = _plain(text)
     if not lines:
         return Parsed([], None, "empty")
     final = _final_verdict(lines)
     if final is None:
-        return Parsed([], None, "no_verdict")
+        told = read_published(text, num_steps) if num_steps > 0 else None
+        return Parsed(told, bool(told[-1]), "ok") if told else Parsed([], None, "no_verdict")
     blocks = _blocks(lines[:-1])
     numbers = [number for number, _ in blocks]
     if num_steps < 1 or numbers not in (list(range(1, num_steps)), list(range(1, num_steps + 1))):
@@ -102,7 +125,8 @@ def agreement(prompt: str, rows: Sequence[Mapping[str, Any]], correct: Sequence[
 def _plain(text: str) -> list[str]:
     """The lines without decoration; quoted lines (`> ...`) and those that hold nothing else are left out."""
     kept = [line for line in map(str.strip, text.splitlines()) if not line.startswith((FENCE, QUOTED))]
-    return list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in kept)))
+    marked = (BOXED.sub(r"\1", BOLD_STEP.sub(r"\1\3:", line)) for line in kept)
+    return list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in marked)))
 
 
 def _final_verdict(lines: list[str]) -> bool | None:
@@ -120,12 +144,13 @@ def _says(mention: re.Match[str]) -> bool:
 
 
 def _blocks(lines: list[str]) -> list[tuple[int, str]]:
-    """Step number and text of each step: its `Step k:` line and the lines up to the next one."""
+    """Step number and text of each step: its `Step k:` line (or `k.`, if no line has that) up to the next one."""
     while lines and FINAL_HEADING.fullmatch(lines[-1]):
         lines = lines[:-1]
+    beginning = STEP if any(map(STEP.match, lines)) else ITEM
     blocks: list[tuple[int, list[str]]] = []
     for line in lines:
-        start = STEP.match(line)
+        start = beginning.match(line)
         if start:
             blocks.append((_number(start[1]), [line[start.end() :]]))
         elif blocks:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from minos_ray.critiques.prompts import Messages
+from minos_ray.labels.thinking import without_thinking
 
 INSTRUCTION = """Answer as JSON. `steps` has one entry for each of these lines: `explanation` holds what the line would
 say, without `Step k:` and without the closing sentence, and `correct` the verdict on the step. `final` is true when the
@@ -25,6 +26,7 @@ FORMAT: dict[str, Any] = {
     "type": "json_schema",
     "json_schema": {"name": "critique", "strict": True, "schema": SCHEMA},
 }
+_FENCED = re.compile(r"(?ms)^[ \t]*```(?:json)?[ \t]*\n(.*?)^[ \t]*```")
 _OPENING = re.compile(r"^\s*Step\s+\d+\s*:\s*")
 _CLOSING = re.compile(r"\s*\bThis step is (in)?correct\b\.?\s*$")
 
@@ -40,9 +42,14 @@ def with_instruction(messages: Messages) -> Messages:
 
 
 def canonical(text: str) -> str:
-    """`Step 1: ... This step is correct.` for each step, then `The final answer is True.`; NotJson when it is none."""
+    """`Step 1: ... This step is correct.` for each step, then `The final answer is True.`; NotJson when it is none.
+
+    The JSON may stand behind thinking and in a code fence.
+    """
+    visible = without_thinking(text)
+    fenced = _FENCED.findall(visible)
     try:
-        value = json.loads(text)
+        value = json.loads(fenced[0] if len(fenced) == 1 else visible)
     except (ValueError, RecursionError) as error:
         raise NotJson(str(error)) from error
     if not isinstance(value, dict) or not isinstance(value.get("steps"), list):

@@ -27,8 +27,8 @@ from minos_ray.stages import VERSIONS
 from minos_ray.store import Artefact, Manifest, Run
 
 ANSWER_LINE = re.compile(r"\s*(?:Step\s+\d+\s*:\s*)?The (?:final )?answer is\b", re.IGNORECASE)
-# Raise it when `shown` changes.
-VERSION = 1
+# Raise it when `shown` changes, or how critiques are read.
+VERSION = 2
 TELLING = {"model", "prompt", "structured", "temperature", "max_tokens", "samples"}
 EXAMPLE = Case("1 + 1?", ["Step 1: 1 + 1 = 2", "The answer is: 2"], [1, 1], True, "2", None)
 

@@ -180,3 +180,133 @@ def test_agreement_with_labels(labels: list[int], correct: bool, same: bool) -> 
 def test_what_was_not_read_agrees_with_nothing() -> None:
     assert not agrees(parse_critique("", 3), [-1, -1, -1], False)
     assert not agrees(parse_critique(GOOD, 3), [1, 0], False)
+
+
+THOUGHT = "<think>\nStep 1: let me see. Maybe the final answer is false? No, the final answer is true.\n</think>\n\n"
+WRAPPED = [
+    THOUGHT + GOOD,
+    THOUGHT.removeprefix("<think>\n") + GOOD,
+    f"<answer>\n{GOOD}\n</answer>",
+    f"{THOUGHT}<answer>{GOOD}</answer>",
+    f"Step 1: let me see.\nThe final answer is True?\n\n<answer>\n{GOOD}\n</answer>",
+    f"<critique>{GOOD}</critique>",
+    GOOD.replace("Step 1:", "Step 1 (setup):").replace("Step 2:", "Step 2 (product) -"),
+    GOOD.replace("Step 1:", "**Step 1**").replace("Step 2:", "**Step 2** "),
+    GOOD.replace("Step 1:", "### Step 1\n").replace("Step 2:", "### **Step 2 (product)**:\n"),
+    GOOD.replace("Step 1:", "1.").replace("Step 2:", "2."),
+    GOOD.replace("Step 1:", "**1)**").replace("Step 2:", "**2)**"),
+    GOOD.replace(FINAL, "The final answer is $\\boxed{\\text{False}}$."),
+    GOOD.replace(FINAL, "The final answer is \\boxed{False}."),
+]
+
+
+@pytest.mark.parametrize("text", WRAPPED)
+def test_what_stands_around_a_critique_is_looked_through(text: str) -> None:
+    parsed = parse_critique(text, 3)
+    assert (parsed.status, parsed.step_verdicts, parsed.final_verdict) == ("ok", [1, 0, 0], False)
+
+
+def test_thinking_alone_says_nothing() -> None:
+    assert parse_critique(f"<think>\n{GOOD}", 3).status == "empty"
+    assert parse_critique(GOOD.replace("\nThe", "\n<think>\nThe"), 3).status == "no_verdict"
+
+
+def deep(verdicts: list[int], boxed: bool, first: int = 1) -> str:
+    """DeepCritic: a review of each step up to the first wrong one, perhaps with a verdict in a box, then its number."""
+    seen = verdicts[: verdicts.index(0) + 1] if 0 in verdicts else verdicts
+    said = [
+        f"**Critique of Step {k}**:\nWait, 3 + 4 is \\boxed{{7}}, as it says.\n"
+        + f"**Judgement**: The correctness of Step {k} is: \\boxed{{{1 if verdict else -1}}}\n" * boxed
+        for k, verdict in enumerate(seen, first)
+    ]
+    return "\n".join([*said, f"**Answer**: \\boxed{{{first + len(seen) - 1 if 0 in seen else -1}}}"])
+
+
+def process_bench(verdicts: list[int]) -> str:
+    """The critics of ProcessBench: paragraphs from 0 on, then the index."""
+    wrong = verdicts.index(0) if 0 in verdicts else -1
+    said = [f"**Paragraph {k}**: This {'holds' if v else 'fails'}." for k, v in enumerate(verdicts)]
+    return "\n\n".join([*said, f"So the earliest error is at index \\(\\boxed{{{wrong}}}\\)."])
+
+
+def gen_prm(verdicts: list[int], ended: bool) -> str:
+    """GenPRM: analysis, code and a Yes or No for each paragraph, or the index after all."""
+    code = "<verify>\n```python\nprint('Step 9: Judgement: No')\n```\n\n[Code Output]\n\n```\nNo\n```\n</verify>\n"
+    said = [
+        f"### Paragraph {k}\n<analyze>\nLet's analyze the Paragraph {k} step by step: fine.\n</analyze>\n{code}"
+        + f"<output>\n**Judgement**: $\\boxed{{{'Yes' if verdict else 'No'}}}$\n</output>\n" * (not ended)
+        for k, verdict in enumerate(verdicts, 1)
+    ]
+    index = verdicts.index(0) + 1 if 0 in verdicts else -1
+    end = f"### Final Conclusion\nI return the index of the earliest error.\n\nANSWER: $\\boxed{{{index}}}$"
+    return "\n".join([*said, end * ended])
+
+
+def r_prm(verdicts: list[int]) -> str:
+    """R-PRM: one analysis of each step after the other, each with its question and answer."""
+    said = (
+        "Analysis:\n**Previous Steps Analysis**:\n- Step 1: It adds.\n**Now Step Analysis**: It is {}.\n\nConclusion:\n"
+    )
+    asked = "There may be no error.\n**Verification**: Is the step correct (Yes/No)? {}"
+    return "\n\n".join(said.format(k) + asked.format("Yes" if v else "No") for k, v in enumerate(verdicts))
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=12))
+def test_published_forms_are_read_for_every_number_of_steps(verdicts: list[int]) -> None:
+    up_to_first = [int(0 not in verdicts[: k + 1]) for k in range(len(verdicts))]
+    forms = [
+        *[deep(verdicts, boxed) for boxed in (True, False)],
+        process_bench(verdicts),
+        gen_prm(verdicts, ended=True),
+        gen_prm(verdicts[: verdicts.index(0) + 1] if 0 in verdicts else verdicts, ended=False),
+    ]
+    for text in forms:
+        parsed = parse_critique(text, len(verdicts))
+        assert (parsed.status, parsed.step_verdicts) == ("ok", up_to_first), text
+        assert parsed.final_verdict is (0 not in verdicts)
+    for text in (gen_prm(verdicts, ended=False), r_prm(verdicts)):
+        parsed = parse_critique(THOUGHT + text, len(verdicts))
+        assert (parsed.status, parsed.step_verdicts, parsed.final_verdict) == ("ok", verdicts, bool(verdicts[-1]))
+
+
+TWO_WAYS = [
+    "The steps are fine.\n\n**Answer**: \\boxed{2}",
+    "Step 1: 1 + 1.\nStep 2: so 2.\nStep 3: yes.\n\nThe answer: \\boxed{2}",
+    "I return the index of the first wrong step: \\boxed{2}",
+    "Every step holds. The correct answer is \\boxed{-1}.",
+    deep([1, 0, 0], True).replace("\\boxed{2}", "\\boxed{1}"),
+    deep([1, 0, 0], False).replace("\\boxed{2}", "\\boxed{3}"),
+    deep([1, 1, 0], True).replace("of Step 2 is", "of Step 3 is"),
+    deep([1], False),
+    deep([1, 1, 1, 1, 1], False),
+    process_bench([1, 1, 0]).replace("index", "value").replace("Paragraph", "Remark"),
+    gen_prm([1, 1], ended=False),
+    gen_prm([0, 1], ended=False),
+    gen_prm([1, 1, 1, 1], ended=False),
+    gen_prm([1, 1, 1], ended=False).replace("{Yes}", "{Maybe}", 1),
+    gen_prm([1, 1, 1], ended=False).replace("$\\boxed{Yes}$", "No error was found.", 1),
+    gen_prm([1, 1], ended=False).replace("{Yes}$", "{Yes}$\nOr not? Judgement: No", 1),
+    f"{gen_prm([1, 1], ended=False)}\nIs the step correct (Yes/No)? Yes",
+    r_prm([1, 1]),
+    r_prm([0]),
+    r_prm([1, 1, 1]).replace("? Yes", "? Yes/No", 1),
+    f"{GOOD}\nIs the answer correct (Yes/No)? No",
+]
+
+
+@pytest.mark.parametrize("text", TWO_WAYS)
+def test_published_forms_with_a_doubt_are_not_read(text: str) -> None:
+    parsed = parse_critique(text, 3)
+    assert parsed.status in ("no_verdict", "wrong_step_count") and parsed.step_verdicts == []
+
+
+def test_an_index_without_numbered_paragraphs_is_read_where_it_can_be_one_only() -> None:
+    said = "The index of the earliest error is \\boxed{%d}."
+    assert [parse_critique(said % k, 3).step_verdicts for k in (-1, 0, 1, 2, 3, 4)] == [
+        [1, 1, 1],
+        [0, 0, 0],
+        [],
+        [],
+        [1, 1, 0],
+        [],
+    ]
