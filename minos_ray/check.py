@@ -142,6 +142,10 @@ def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Calla
     """Functions, models and files that the config names, trainings, the run directory."""
     todo = unfinished(states)
     yield from (lambda name=name: resolve(name) for name in functions(config, todo))
+    if "sample" in todo or rollouts_wanted(config, states):
+        from minos_ray.candidates.prompts import prompt_of
+
+        yield lambda: prompt_of(config.sample)
     yield from (lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo))
     if "problems" in todo:
         yield lambda: check_sources(config)

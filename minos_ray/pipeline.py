@@ -10,7 +10,7 @@ from minos_ray.config import Config, build, leaves, resolve
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.observe.failure import reported
 from minos_ray.progress import duration
-from minos_ray.stages import APART, FUNCTIONS, Spec, inputs, is_fresh, specs
+from minos_ray.stages import APART, FUNCTIONS, Spec, comparable, inputs, is_fresh, specs
 from minos_ray.storage import refuse_key
 from minos_ray.store import Artefact, Manifest, Run
 
@@ -110,12 +110,13 @@ def state_of(config: Config, run: Run, made: Spec) -> State:
     wanted = inputs(config, run, made)
     if manifest is None:
         begun = artefact.begun_inputs()
-        return State(
-            made.artefact, made.stage, "partial" if begun else "missing", halfway(artefact, begun, wanted), None
-        )
+        why = halfway(artefact, begun, comparable(wanted, begun))
+        return State(made.artefact, made.stage, "partial" if begun else "missing", why, None)
     if is_fresh(manifest, wanted):
         return State(made.artefact, made.stage, "done", "imported" if "import" in manifest.inputs else "", manifest)
-    return State(made.artefact, made.stage, "stale", difference(manifest.inputs, wanted), manifest)
+    return State(
+        made.artefact, made.stage, "stale", difference(manifest.inputs, comparable(wanted, manifest.inputs)), manifest
+    )
 
 
 def halfway(artefact: Artefact, begun: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
@@ -138,6 +139,8 @@ def describe(key: str, before: Any, now: Any) -> str:
     """One change in words."""
     if key.startswith("needs."):
         return f"{key.removeprefix('needs.')} changed"
+    if key.startswith("contents."):
+        return f"{key.removeprefix('contents.')} has other content"
     return f"{key.removeprefix('config.')}: {before} -> {now}"
 
 

@@ -57,7 +57,14 @@ class Sample(Section):
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, description="0 or -1: all tokens")
+    min_p: float = Field(0.0, ge=0, le=1, description="tokens less likely than this times the best one are left out")
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0)
     max_tokens: int = Field(256, ge=1)
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="end a text, beside EOS")
+    system: str | None = Field(None, description="the system turn of prompts:chat")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="as {enable_thinking: false}; same")
     stop: tuple[str, ...] = Field((), description="unset or null: where a shipped prompt's next question would begin")
     prompt: str = PLAIN
 

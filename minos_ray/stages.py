@@ -5,6 +5,7 @@ from typing import Any
 
 from minos_ray import __version__
 from minos_ray.config import Config
+from minos_ray.contents import of_model, of_path
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
 
 # Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
@@ -20,7 +21,24 @@ VERSIONS = {
 }
 # Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
 PRICES = {"usd_per_million_input", "usd_per_million_output"}
-NEUTRAL = {"critique": {"max_usd", "api_key_env", "mode", *PRICES}, "reward": {"verifiers"}}
+NEUTRAL: dict[str, set[str]] = {"critique": {"max_usd", "api_key_env", "mode", *PRICES}, "reward": {"verifiers"}}
+
+
+# Keys that came later: a section without them is the same as one with these values.
+UNSET = {
+    "sample": {
+        **{"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
+        **{"stop_token_ids": [], "system": None, "chat_template_kwargs": {}},
+    },
+}
+# Keys of `resources.*.extra` that change how fast vLLM is, not what it says; any other is in the fingerprint.
+FOR_SPEED = {
+    *("max_model_len", "max_num_batched_tokens", "max_num_seqs", "gpu_memory_utilization", "kv_cache_memory_bytes"),
+    *("enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "compilation_config", "block_size"),
+    *("swap_space", "cpu_offload_gb", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+    *("distributed_executor_backend", "disable_custom_all_reduce", "disable_log_stats", "max_parallel_loading_workers"),
+    *("download_dir", "tokenizer_mode", "async_scheduling", "num_gpu_blocks_override", "enable_expert_parallel"),
+}
 
 
 # Stages with trainings of their own, which `minos run` leaves alone.
@@ -155,8 +173,10 @@ def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
         sections["reward"] = {key: dump["reward"][key] for key in ("eval_rows", "wrong_share", "seed", "consensus")}
     if made.artefact == "rollouts":  # another policy or second opinion samples nothing again
         sections["label"] = {key: sections["label"][key] for key in ("rollouts", "grader", "splitter", "timeout_s")}
+    more = {"engines": engine_settings(config, made.artefact), "contents": contents(config, made)}
     return {
         "config": sections,
+        **{name: values for name, values in more.items() if values},
         "needs": {name: fingerprint_of(run, name) for name in made.needs + made.optional},
         "versions": {name: VERSIONS[name] for name in made.versions},
         "package": __version__,
@@ -164,8 +184,53 @@ def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
 
 
 def telling(name: str, section: Any) -> Any:
-    """A section of the config without its neutral keys."""
-    return {k: v for k, v in section.items() if k not in NEUTRAL[name]} if name in NEUTRAL else section
+    """A section of the config without its neutral keys, and without later ones that are not set."""
+    if name not in NEUTRAL and name not in UNSET:
+        return section
+    unset, neutral = UNSET.get(name, {}), NEUTRAL.get(name, ())
+    return {k: v for k, v in section.items() if k not in neutral and not (k in unset and v == unset[k])}
+
+
+def contents(config: Config, made: Spec) -> dict[str, str]:
+    """Digests of the files and of the models' directories that an artefact is made from, by their keys."""
+    found: dict[str, str | None] = {}
+    if "problems" in made.sections and config.problems:
+        for split in ("train", "test"):
+            if path := getattr(config.problems, split).path:
+                found[f"problems.{split}.path"] = of_path(path)
+    completer = config.label.rollouts.completer if config.label.rollouts else None
+    models = {"generator": config.generator, "base": config.base}
+    found |= {f"{name}.model": of_model(model) for name, model in models.items() if name in made.sections and model}
+    if made.artefact == "rollouts" and completer:
+        found["label.rollouts.completer"] = of_model(completer)
+    return {key: digest for key, digest in found.items() if digest}
+
+
+def comparable(wanted: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+    """What is wanted, as far as it can be held against older inputs.
+
+    Contents that nobody knew then, or nobody can tell now, are no change.
+    """
+    now, then = wanted.get("contents", {}), (old or {}).get("contents", {})
+    if old is None or now == then:
+        return wanted
+    both = {key: now.get(key, digest) for key, digest in then.items()}
+    rest = {name: value for name, value in wanted.items() if name != "contents"}
+    return {**rest, "contents": both} if both else rest
+
+
+def engine_settings(config: Config, artefact: str) -> dict[str, dict[str, Any]]:
+    """What `resources.*.extra` tells the engines of an artefact that changes what they say, as quantization does."""
+    pools = {
+        **{"candidates": ("sample",), "rollouts": ("sample",), "scores/critic": ("judge",)},
+        **{"sweep/results.parquet": ("score",), "study/results.parquet": ("sample", "score")},
+    }
+    default = ("score",) if artefact.startswith("scores/") else ()
+    extras = {pool: getattr(config.resources, pool).extra for pool in pools.get(artefact, default)}
+    if config.resources.score.engine != "vllm":
+        extras.pop("score", None)
+    told = {pool: {k: v for k, v in extra.items() if k not in FOR_SPEED} for pool, extra in extras.items()}
+    return {pool: extra for pool, extra in told.items() if extra}
 
 
 def fingerprint_of(run: Run, artefact: str) -> str | None:
@@ -186,7 +251,7 @@ def begin(config: Config, run: Run, artefact: str) -> Artefact | Manifest:
     if manifest is not None:
         return manifest
     target = run.artefact(artefact)
-    target.begin(inputs(config, run, spec(config, artefact)))
+    target.begin(comparable(inputs(config, run, spec(config, artefact)), target.begun_inputs()))
     return target
 
 
@@ -199,4 +264,4 @@ def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
 
 def is_fresh(manifest: Manifest, wanted: dict[str, Any]) -> bool:
     """Imported artefacts are fresh as long as they are there; made ones while their inputs are the same."""
-    return "import" in manifest.inputs or manifest.fingerprint == fingerprint(wanted)
+    return "import" in manifest.inputs or manifest.fingerprint == fingerprint(comparable(wanted, manifest.inputs))

@@ -46,6 +46,14 @@ STALE = {
     "pretrain.layers=3": BASE | CANDIDATES | FROM_CANDIDATES,
     "problems.test.limit=5": PROBLEMS | CANDIDATES | FROM_CANDIDATES,
     "sample.n_test=128": CANDIDATES | FROM_CANDIDATES,
+    "sample.min_p=0.1": CANDIDATES | FROM_CANDIDATES,
+    "sample.chat_template_kwargs={enable_thinking: false}": CANDIDATES | FROM_CANDIDATES,
+    "sample.repetition_penalty=1": set(),
+    "resources.sample.extra={quantization: fp8}": CANDIDATES | FROM_CANDIDATES,
+    "resources.sample.extra={max_num_batched_tokens: 9000}": set(),
+    "resources.judge.extra={kv_cache_dtype: fp8}": JUDGED | END,
+    "resources.score={engine: vllm, extra: {quantization: fp8}}": SCORES | END | SWEEP,
+    "resources.score={extra: {quantization: fp8}}": set(),
     "generator.model=other": CANDIDATES | FROM_CANDIDATES,
     "label.timeout_s=9": FROM_CANDIDATES,
     "critique.count=10": CRITIQUES | FROM_CRITIC,
@@ -103,6 +111,13 @@ def test_resources_make_nothing_stale(tmp_path: Path, key: str) -> None:
 
 def pool_change(key: str) -> str:
     return {"client": "concurrency: 3", "train": "workers: 5"}.get(key, "actors: 5")
+
+
+def test_later_keys_that_are_not_set_are_in_no_fingerprint(tmp_path: Path) -> None:
+    made = stages.inputs(load(tmp_path), Run(str(tmp_path)), stages.spec(load(tmp_path), "candidates"))
+    before = {"n_train", "n_test", "unit", "temperature", "top_p", "top_k", "max_tokens", "stop", "prompt"}
+    assert set(made["config"]["sample"]) == before
+    assert set(made) == {"config", "needs", "versions", "package"}
 
 
 def test_every_needed_artefact_comes_earlier_and_every_stage_has_its_function(tmp_path: Path) -> None:

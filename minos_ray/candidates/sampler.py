@@ -9,12 +9,18 @@ import pyarrow as pa
 
 from minos_ray import schema
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
-from minos_ray.config import resolve
+from minos_ray.candidates.prompts import prompt_of
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.parts import Finished, added
 from minos_ray.resources import Engine
 from minos_ray.sections import Model, Sample
 from minos_ray.store import Run
+
+# Keys of section `sample` that vLLM knows by the same names.
+SAMPLING = {
+    *("temperature", "top_p", "top_k", "min_p", "max_tokens"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+}
 
 
 class Sampler:
@@ -26,15 +32,9 @@ class Sampler:
     def __init__(self, run: str, model: Model, resources: Engine, sample: Sample, seed: int) -> None:
         path = locate(model, Run(run))
         self.generator = Generator(path, model, resources)
-        self.tokenizer, self.prompt = load_tokenizer(path, model.trust_remote_code), resolve(sample.prompt)
+        self.tokenizer, self.prompt = load_tokenizer(path, model.trust_remote_code), prompt_of(sample)
         self.model, self.seed = model.model, seed
-        self.sampling: dict[str, Any] = {
-            "temperature": sample.temperature,
-            "top_p": sample.top_p,
-            "top_k": sample.top_k,
-            "max_tokens": sample.max_tokens,
-            "stop": list(sample.stop) or None,
-        }
+        self.sampling = sampling_of(sample)
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Candidates of all units at once, and their numbers."""
@@ -63,6 +63,13 @@ class Sampler:
         made = [(unit, [empty] * unit["count"]) for unit in units.to_pylist()]
         rows = pa.concat_tables([candidates(unit, texts, model.model) for unit, texts in made])
         return rows, {ENGINE_DIED: rows.num_rows}
+
+
+def sampling_of(sample: Sample) -> dict[str, Any]:
+    """What vLLM's SamplingParams are given."""
+    named = sample.model_dump(include=SAMPLING)
+    ends = {"stop": list(sample.stop) or None, "stop_token_ids": list(sample.stop_token_ids) or None}
+    return {**named, **ends}
 
 
 def candidates(unit: dict[str, Any], texts: list[Text], model: str) -> pa.Table:

@@ -16,8 +16,9 @@ from minos_ray import cluster, stages
 from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
 from minos_ray.candidates.lengths import require_room
 from minos_ray.candidates.plan import Units, nothing, plan, task_units
+from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import Sampler
-from minos_ray.config import Config, resolve
+from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.reading import ahead
@@ -80,7 +81,7 @@ def check_prompt(config: Config, run: Run, wanted: Wanted) -> None:
     model = generator(config)
     path = locate(model, run)
     tokenizer = load_tokenizer(path, model.trust_remote_code)
-    prompt, questions = resolve(config.sample.prompt), wanted.problems["question"]
+    prompt, questions = prompt_of(config.sample), wanted.problems["question"]
     if len(questions):
         shortest = pc.index(lengths := pc.utf8_length(questions), pc.min(lengths)).as_py()
         tokens = len(prompt(questions[shortest].as_py(), tokenizer))
@@ -93,8 +94,8 @@ def extend(config: Config, run: Run) -> None:
     Its fingerprint changes, so that what was made from the smaller set is stale.
     """
     artefact = run.artefact("candidates")
-    inputs = stages.inputs(config, run, stages.spec(config, "candidates"))
     old = artefact.begun_inputs()
+    inputs = stages.comparable(stages.inputs(config, run, stages.spec(config, "candidates")), old)
     if old is None or fingerprint(old) == fingerprint(inputs):
         return
     grown = json.loads(json.dumps(old))

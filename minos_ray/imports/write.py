@@ -6,7 +6,9 @@ from typing import Any
 import pyarrow as pa
 
 from minos_ray import schema
+from minos_ray.contents import of_path
 from minos_ray.errors import UserError
+from minos_ray.problems.hub import download, is_hub
 from minos_ray.store import Artefact, Manifest, Run
 
 Row = dict[str, Any]
@@ -19,8 +21,9 @@ def refuse_empty(rows: Sized, src: str, dropped: Mapping[str, int]) -> None:
 
 
 def begin_import(run: Run, names: Iterable[str], form: str, src: str, **options: object) -> dict[str, Artefact]:
-    """The artefacts, ready to be written, with what is imported as their only input."""
-    inputs = {"import": {"format": form, "source": src, "options": options}}
+    """The artefacts, ready to be written, with what is imported, and its content, as their only input."""
+    digest = of_path(download(src) if is_hub(src) else src)
+    inputs = {"import": {"format": form, "source": src, "content": digest, "options": options}}
     artefacts = {name: run.artefact(name) for name in names}
     for artefact in artefacts.values():
         artefact.begin(inputs)

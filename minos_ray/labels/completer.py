@@ -7,6 +7,8 @@ import pyarrow as pa
 
 from minos_ray import schema
 from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG, Generator, Request, Text
+from minos_ray.candidates.prompts import prompt_of
+from minos_ray.candidates.sampler import sampling_of
 from minos_ray.config import resolve
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.prefixes import ids_after, prefix_id
@@ -35,9 +37,7 @@ class Completer:
         path = locate(model, Run(run))
         self.generator = Generator(path, model, resources)
         self.tokenizer = load_tokenizer(path, model.trust_remote_code)
-        self.prompt, self.seed = resolve(sample.prompt), seed
-        self.sampling: dict[str, Any] = sample.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
-        self.sampling["stop"] = list(sample.stop) or None
+        self.prompt, self.sampling, self.seed = prompt_of(sample), sampling_of(sample), seed
         self.grading = Grading(resolve(label.grader), label.timeout_s)
         self.rollouts = label.rollouts
         problems = Run(run).artefact("problems").read(["problem_id", "question", "answer"])

@@ -1,7 +1,7 @@
 """The engine inside an actor, with a real vLLM: against transformers, and what it promises about texts and seeds."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import pytest
 from minos_ray.candidates.engine import Generator, Request, arguments, cpu_dtype, stable_seed
 from minos_ray.candidates.lengths import longest
 from minos_ray.candidates.prompts import plain
+from minos_ray.candidates.sampler import sampling_of
 from minos_ray.models import load_tokenizer
 from minos_ray.resources import Engine
-from minos_ray.sections import Model
+from minos_ray.sections import Model, Sample
 from tests.tiny import tiny_model
 
 RESOURCES = Engine(kv_cache_gb=0.05, max_model_len=128, dtype="float32")
@@ -73,10 +74,16 @@ def prompts(path: str) -> list[list[int]]:
     return [plain(question, tokenizer) for question in QUESTIONS]
 
 
-def reference(path: str, prompts: list[list[int]], max_tokens: int) -> list[str]:
+def reference(
+    path: str,
+    prompts: list[list[int]],
+    max_tokens: int,
+    changed: Callable[[Any, list[int], list[int]], Any] = lambda logits, prompt, made: logits,
+) -> list[str]:
     """Greedy texts by the plainest means: the best token of transformers' logits, again and again.
 
-    vLLM keeps back the bytes of a character that is not complete at the end.
+    `changed` penalises logits for the tokens of the prompt and of the text so far. vLLM keeps back the bytes of a
+    character that is not complete at the end.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -87,7 +94,8 @@ def reference(path: str, prompts: list[list[int]], max_tokens: int) -> list[str]
         ids = list(prompt)
         while len(ids) < len(prompt) + max_tokens and ids[-1] != tokenizer.eos_token_id:
             with torch.no_grad():
-                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+                logits = model(torch.tensor([ids])).logits[0, -1]
+            ids.append(int(changed(logits, prompt, ids[len(prompt) :]).argmax()))
         texts.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).rstrip("\ufffd"))
     return texts
 
@@ -98,6 +106,49 @@ def test_greedy_texts_are_those_of_transformers(engine: Any, path: str, prompts:
     texts = [texts[0].text for texts in made]
     assert texts == reference(path, prompts, 24)
     assert len(set(texts)) == 3
+
+
+def repeated(logits: Any, prompt: list[int], made: list[int]) -> Any:
+    """The penalty of CTRL (Keskar et al., 2019), over prompt and text: here 1.7."""
+    for token in {*prompt, *made}:
+        logits[token] = logits[token] / 1.7 if logits[token] > 0 else logits[token] * 1.7
+    return logits
+
+
+def present(logits: Any, prompt: list[int], made: list[int]) -> Any:
+    """OpenAI's penalties, over the text alone: 1.5 for a token that is there, 0.8 for each time that it is."""
+    for token in set(made):
+        logits[token] -= 1.5 + 0.8 * made.count(token)
+    return logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "changed"),
+    [
+        ({"repetition_penalty": 1.7}, repeated),
+        ({"presence_penalty": 1.5, "frequency_penalty": 0.8}, present),
+        ({"temperature": 1.0, "min_p": 1.0}, lambda logits, prompt, made: logits),  # the best token alone is left
+    ],
+)
+def test_keys_of_sampling_do_what_their_papers_say(
+    engine: Any, path: str, prompts: list[list[int]], keys: dict[str, Any], changed: Any
+) -> None:
+    sampling = sampling_of(Sample(**{"temperature": 0.0, "max_tokens": 24, "stop": [], **keys}))
+    made = [texts[0].text for texts in engine([Request(prompt, 1) for prompt in prompts], sampling, "seed")]
+    assert made == reference(path, prompts, 24, changed)
+    assert (made == reference(path, prompts, 24)) == ("min_p" in keys)
+
+
+@pytest.mark.slow
+def test_a_text_ends_before_a_stop_token(engine: Any, path: str, prompts: list[list[int]]) -> None:
+    tokenizer = load_tokenizer(path)
+    [plain] = reference(path, prompts[:1], 24)
+    ids = tokenizer(plain, add_special_tokens=False)["input_ids"]
+    token = next(token for place, token in enumerate(ids) if place > 3 and token not in ids[:place])
+    sampling = sampling_of(Sample(temperature=0.0, max_tokens=24, stop=[], stop_token_ids=[token]))
+    [[text]] = engine([Request(prompts[0], 1)], sampling, "seed")
+    assert text.reason == "stop" and plain.startswith(text.text) and len(text.text) < len(plain)
 
 
 @pytest.mark.slow

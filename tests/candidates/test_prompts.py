@@ -71,3 +71,33 @@ def test_chat_without_template_says_what_would_do(plain_tokenizer: Any) -> None:
 def test_alpaca_holds_the_question_between_its_headings(plain_tokenizer: Any) -> None:
     text = plain_tokenizer.decode(prompts.alpaca("a {brace}?", plain_tokenizer), skip_special_tokens=True)
     assert "### Instruction:\na {brace}?\n\n### Response:" in text
+
+
+THINKS = (
+    "{% if messages[0]['role'] == 'system' %}{% if not systems %}{{ raise_exception('No system role') }}{% endif %}"
+    "{{ messages[0]['content'] }}|{% endif %}{{ messages[-1]['content'] }}"
+    "{% if not enable_thinking %}<think></think>{% endif %}"
+)
+
+
+def test_a_system_turn_and_what_else_a_template_reads(chat_tokenizer: Any) -> None:
+    chat = "minos_ray.candidates.prompts:chat"
+    asked = prompts.prompt_of(Sample(prompt=chat, system="Be brief."))
+    assert (
+        chat_tokenizer.decode(asked(QUESTION, chat_tokenizer))
+        == f"<s>[system] Be brief.\n[user] {QUESTION}\n[assistant] "
+    )
+    chat_tokenizer.chat_template = THINKS
+    values = {"enable_thinking": True, "systems": True}
+    thinking = prompts.prompt_of(Sample(prompt=chat, system="Be brief.", chat_template_kwargs=values))
+    assert chat_tokenizer.decode(thinking("1 </s> 2", chat_tokenizer)) == "Be brief.|1 </s> 2"
+    with pytest.raises(UserError, match=r"refuses a system turn or the question: No system role; leave"):
+        asked(QUESTION, chat_tokenizer)
+    assert chat_tokenizer.decode(prompts.prompt_of(Sample(prompt=chat))("2?", chat_tokenizer)) == "2?<think></think>"
+
+
+@pytest.mark.parametrize("given", [{"system": "Be brief."}, {"chat_template_kwargs": {"enable_thinking": False}}])
+def test_a_prompt_that_takes_no_system_turn_is_refused_one(given: dict[str, Any]) -> None:
+    [key] = given
+    with pytest.raises(UserError, match=f"sample.{key} is set, but sample.prompt = .*:plain takes none; use .*:chat"):
+        prompts.prompt_of(Sample(**given))
