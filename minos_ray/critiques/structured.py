@@ -46,16 +46,21 @@ def canonical(text: str) -> str:
 
     The JSON may stand behind thinking and in a code fence.
     """
-    visible = without_thinking(text)
-    fenced = _FENCED.findall(visible)
-    try:
-        value = json.loads(fenced[0] if len(fenced) == 1 else visible)
-    except (ValueError, RecursionError) as error:
-        raise NotJson(str(error)) from error
+    value = _value(text)
     if not isinstance(value, dict) or not isinstance(value.get("steps"), list):
         raise NotJson("no steps")
     lines = [_line(number, step) for number, step in enumerate(value["steps"], start=1)]
     return "\n".join([*lines, f"The final answer is {_verdict(value, 'final')}."])
+
+
+def _value(text: str) -> Any:
+    """What the JSON says; NotJson when there is none, or several blocks of code could be it."""
+    visible = without_thinking(text)
+    fenced = _FENCED.findall(visible)
+    try:
+        return json.loads(fenced[0] if len(fenced) == 1 else visible)
+    except (ValueError, RecursionError) as error:
+        raise NotJson(str(error)) from error
 
 
 def _line(number: int, step: Any) -> str:

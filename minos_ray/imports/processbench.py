@@ -1,8 +1,9 @@
 """ProcessBench: solutions of many models with the first wrong step as people see it (0-based, -1: none).
 
 Columns: id, generator (may be empty), problem, steps, final_answer_correct, label. The data set is the part of the id
-before its number (none in Mr-GSM8K, which comes in the same columns). The outcome is `final_answer_correct`, which says
-nothing about the steps: 521 of the 3,400 solutions have a right answer and a wrong step.
+before its number (none in Mr-GSM8K, which comes in the same columns). The outcome is `final_answer_correct`. It says
+nothing about ProcessBench's steps: 521 of the 3,400 solutions have a right answer and a wrong step. In Mr-GSM8K's file
+it is true where no step is wrong, and false in all other rows.
 """
 
 from collections.abc import Sequence

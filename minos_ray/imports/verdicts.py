@@ -17,12 +17,24 @@ GOOD = {"yes", "correct", "right"}
 # An open bracket before the word is the choice, cut off: `correct (Yes`.
 GAP = r"(?:[^\w(]*|\W*\((?=\w+\)))"
 ASKED = rf"\bis the (?:final |given )?(?:answer|solution) correct\b[^\w(]*(?:{CHOICE})?"
-QUESTION = rf"{ASKED}(?:\W*\banswer\b)?{GAP}{WORD}"
-HEADING = rf"\bfinal (?:grade|verdict|verification)\W*(?:verification\W*)?(?:correct\W*{CHOICE}\W*)?{WORD}"
-STATED = [re.compile(QUESTION, re.IGNORECASE), re.compile(HEADING, re.IGNORECASE)]
+QUESTION = rf"{ASKED}(?:\W*\b(?:answer|verification)\b)?{GAP}{WORD}"
+# `Grade: Yes` is said of steps, too; `Grade: Verification: Yes` of the whole.
+NAMED = r"\b(?:final (?:grade|verdict|verification)|(?:overall|grad(?:e|ing)|verdict)\W*(?=verification\b))"
+HEADING = rf"{NAMED}\W*(?:verification\W*)?(?:correct\W*{CHOICE}\W*)?{WORD}"
+# `(Yes/Yes)` where the choice was asked for: both say the same.
+TWICE = (
+    rf"(?:{NAMED}\W*(?:verification\W*)?|\bis the (?:final |given )?answer correct\W*)"
+    r"\(?(?P<verdict>yes|no)/(?P=verdict)\b"
+)
+STATED = [re.compile(form, re.IGNORECASE) for form in (QUESTION, HEADING, TWICE)]
 CLOSING = re.compile(
     r"(?:(?:final grade|conclusion|overall|therefore|verification)\W*)*"
-    rf"(?:the|this) (?:solution|answer) (?:provided |given )?is {WORD}",
+    rf"(?:the|this) (?:solution|answer) (?:provided |given |in the solution )?is (?P<not>not )?{WORD}",
+    re.IGNORECASE,
+)
+# A verdict on the answer line at the end, perhaps with the heading of another one that was cut off.
+ANSWER_LINE = re.compile(
+    rf"\bthe final answer is (?P<not>not )?{WORD}[^\n]*(?:\n\W*(?:final grade\W*)?(?:verification\W*)?)?\Z",
     re.IGNORECASE,
 )
 STEP_WRONG = re.compile(
@@ -54,9 +66,9 @@ def read_verdict(critique: str) -> Verdict:
         found = last(form, text[-TAIL:]) or last(form, text)
         if found:
             return Verdict(found["verdict"].lower() in GOOD, "stated")
-    closing = CLOSING.match(text.strip().rpartition("\n\n")[2])
+    closing = CLOSING.match(text.strip().rpartition("\n\n")[2]) or ANSWER_LINE.search(text[-TAIL:])
     if closing:
-        return Verdict(closing["verdict"].lower() in GOOD, "stated")
+        return Verdict((closing["verdict"].lower() in GOOD) != bool(closing["not"]), "stated")
     if STEP_WRONG.search(text):
         return Verdict(False, "implied")
     return Verdict(None, "no verdict" if text.rstrip()[-1:] in ENDINGS else "cut off")

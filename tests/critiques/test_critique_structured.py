@@ -27,6 +27,23 @@ def test_explanations_that_end_anyhow(explanation: str) -> None:
     assert parse_critique(canonical(json.dumps(value)), 2).status == "ok"
 
 
+JSON = json.dumps({"steps": [{"explanation": "3 + 4 = 7.", "correct": True}], "final": False}, indent=1)
+WRAPPED = ['<think>\n{{"steps": 1? Step 1: no.\n</think>\n{}', "Step 1?</think>{}", "```json\n{}\n```", "```\n{}```"]
+WRAPPED += ["Here it is:\n\n```json\n{}\n```\nThat is all.", "<think>\n```json\n1\n```\n</think>\n```json\n{}\n```"]
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_json_behind_thinking_and_in_a_code_fence(form: str) -> None:
+    parsed = parse_critique(canonical(form.format(JSON)), 2)
+    assert (parsed.status, parsed.step_verdicts) == ("ok", [1, 0])
+
+
+def test_two_blocks_of_json_and_thinking_alone_are_none() -> None:
+    for text in (f"```json\n{JSON}\n```\n" * 2, f"<think>\n{JSON}"):
+        with pytest.raises(NotJson):
+            canonical(text)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"steps": [{}], "final": true}', '{"steps": [], "final": "yes"}'])
 def test_anything_else_is_no_json_of_the_schema(text: str) -> None:
     with pytest.raises(NotJson):

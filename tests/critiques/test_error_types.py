@@ -35,6 +35,7 @@ def test_the_prompt_defines_every_type_and_marks_only_wrong_steps() -> None:
 
 def test_a_good_answer_is_read() -> None:
     assert parse_types(GOOD, [1]) == ([("logical", "it subtracts.")], "ok")
+    assert parse_types(f"<think>\nStep 1: other: or not?\n</think>\n\n{GOOD}", [1]) == parse_types(GOOD, [1])
     text = "\n**Step 1:** Calculation: 4 + 4 is 8.\n\n- Step 3: **accumulation**: from Step 1.\n"
     assert parse_types(text, [0, 2]) == ([("calculation", "4 + 4 is 8."), ("accumulation", "from Step 1.")], "ok")
 

@@ -51,6 +51,16 @@ VERDICTS = [
     (STEPS + "Step 2: the solution then adds the", None, "cut off"),
     (STEPS + "The answer is 10.", None, "no verdict"),
     ("", None, "cut off"),
+    (STEPS + "**Grade:** Verification: Yes.", True, "stated"),
+    (STEPS + "**Grading:**\n\n**Verification:** Incorrect", False, "stated"),
+    (STEPS + "**Overall Verification: No**\n\n**Final Grade: 0/4**", False, "stated"),
+    (STEPS + "**Grade:** Yes\n\nStep 2: so he", None, "cut off"),
+    (STEPS + "**Final Grade: Verification: Yes/Yes**", True, "stated"),
+    (STEPS + "Is the answer correct (Yes/Yes)? Yes\n\nIs the answer correct (Yes/No)? No", False, "stated"),
+    (STEPS + "**Verification: Is the answer correct? Yes/No**\n\n**Verification: Yes.**", True, "stated"),
+    (STEPS + "**Conclusion:** The solution is not correct. The final answer should be", False, "stated"),
+    (STEPS + "**Final Answer:** 10\n**Verification:** The final answer is correct.\n\n**Verification:", True, "stated"),
+    (STEPS + "The final answer is incorrect. It should be 12.", False, "stated"),
 ]
 
 
