@@ -26,7 +26,7 @@ FORMAT: dict[str, Any] = {
     "type": "json_schema",
     "json_schema": {"name": "critique", "strict": True, "schema": SCHEMA},
 }
-_FENCED = re.compile(r"(?ms)^[ \t]*```(?:json)?[ \t]*\n(.*?)^[ \t]*```")
+_FENCED = re.compile(r"(?ms)^[ \t]*```(?:json)?[ \t]*\n(.*?)```[ \t]*$")
 _OPENING = re.compile(r"^\s*Step\s+\d+\s*:\s*")
 _CLOSING = re.compile(r"\s*\bThis step is (in)?correct\b\.?\s*$")
 
