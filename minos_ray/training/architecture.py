@@ -1,5 +1,6 @@
 """Models: made from nothing, loaded for an objective, saved so that transformers and vLLM load them unaided."""
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def save(
 ) -> None:
     """Config, safetensors and tokenizer. `state` holds the whole weights, also when ranks hold shards.
 
-    `every_token`: an ORM that was trained at every token, so that its score means something after each step.
+    `every_token`: an ORM that was trained at every token, so that its score means something after each step. A critic
+    has no chat template: it goes on from the bare text, whatever its base was asked.
     """
     config = model.config
     config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -132,4 +134,7 @@ def save(
         config.orm_positions = "every_token" if every_token else "last"
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=state)
+    if kind == "lm" and getattr(tokenizer, "chat_template", None):
+        tokenizer = copy(tokenizer)
+        tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)

@@ -11,7 +11,8 @@ from minos_ray.training_sections import Lora
 
 PIPELINES: dict[Kind, str] = {"lm": "text-generation", "orm": "text-classification", "prm": "token-classification"}
 WHAT: dict[Kind, str] = {
-    "lm": "It writes a critique, step by step, of a solution of a mathematics problem.",
+    "lm": "It writes a critique, step by step, of a solution of a mathematics problem. It goes on from the text and "
+    "has no chat template.",
     "orm": "Its one logit at the last token scores a whole solution: the sigmoid is the chance that it is right.",
     "prm": "Its one logit, read at the last token of each step, scores that step.",
 }
@@ -36,7 +37,8 @@ def card(job: Job, details: dict[str, Any]) -> str:
             *([EVERY_TOKEN] if job.every_token else []),
             *([ADAPTER] if lora else []),
             f"Input: step encoding `{encoding.NAME}` version {encoding.VERSION}: `Question: ...`, `Answer:`, then a "
-            "line for each step, every line tokenised on its own.\n",
+            "line for each step, every line tokenised on its own. Where the tokenizer has a BOS token it stands first, "
+            "also where a call of the tokenizer adds none.\n",
             "## Data\n",
             table({"rows": job.table.rows, "held out": job.table.held_out_rows, **job.table.dropped}),
             "## Settings\n",

@@ -127,6 +127,16 @@ def test_many_at_once_are_as_one_by_one(name: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name not in ("unigram", "word-level")])
+def test_the_ids_are_those_that_the_docs_say(name: str) -> None:
+    """`docs/run-directory.md`: what a user of a saved verifier has to do."""
+    own = tokenizer(name)
+    ids = [] if own.bos_token_id is None else [own.bos_token_id]
+    for piece in [f"Question: {QUESTION}\nAnswer:\n", *(f"{step}\n" for step in STEPS)]:
+        ids += own(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert encoding.encode_solution(own, QUESTION, STEPS).ids == ids
+
+
 def test_refusal_instead_of_truncation() -> None:
     made = encoding.encode_solution(tokenizer("byte-level"), QUESTION, STEPS)
     assert encoding.refusal(made, len(made.ids)) is None
