@@ -10,6 +10,7 @@ from minos_ray.config import Config, build, leaves, resolve
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.observe.failure import reported
 from minos_ray.progress import duration
+from minos_ray.refused import outgrown
 from minos_ray.stages import APART, FUNCTIONS, Spec, comparable, inputs, is_fresh, specs
 from minos_ray.storage import refuse_key
 from minos_ray.store import Artefact, Manifest, Run
@@ -113,6 +114,8 @@ def state_of(config: Config, run: Run, made: Spec) -> State:
         why = halfway(artefact, begun, comparable(wanted, begun))
         return State(made.artefact, made.stage, "partial" if begun else "missing", why, None)
     if is_fresh(manifest, wanted):
+        if why := outgrown(config, manifest):
+            return State(made.artefact, made.stage, "partial", why, manifest)
         return State(made.artefact, made.stage, "done", "imported" if "import" in manifest.inputs else "", manifest)
     return State(
         made.artefact, made.stage, "stale", difference(manifest.inputs, comparable(wanted, manifest.inputs)), manifest

@@ -6,6 +6,7 @@ from typing import Any
 from minos_ray import __version__
 from minos_ray.config import Config
 from minos_ray.contents import of_model, of_path
+from minos_ray.refused import outgrown
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
 
 # Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
@@ -259,7 +260,8 @@ def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
     """The manifest when the artefact is complete and fresh. Stages that check more first ask it before `begin`."""
     manifest = run.artefact(artefact).manifest()
     wanted = inputs(config, run, spec(config, artefact))
-    return manifest if manifest is not None and is_fresh(manifest, wanted) else None
+    done = manifest is not None and is_fresh(manifest, wanted) and not outgrown(config, manifest)
+    return manifest if done else None
 
 
 def is_fresh(manifest: Manifest, wanted: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray import cluster, stages
+from minos_ray import cluster, refused, stages
 from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
 from minos_ray.candidates.lengths import require_room
 from minos_ray.candidates.plan import Units, nothing, plan, task_units
@@ -22,13 +22,12 @@ from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.reading import ahead
+from minos_ray.refused import DRAWN
 from minos_ray.sections import Model
 from minos_ray.store import Artefact, Manifest, Run, fingerprint
 from minos_ray.units import forget, joined_first, run_units
 
 AMOUNTS = ("n_train", "n_test")
-# There once all candidates were; holds a word when some were drawn again.
-DRAWN = "drawn.txt"
 # Units that are named at once: one array holds no more than 2 GiB of ids.
 NAMED = 1 << 20
 
@@ -56,9 +55,15 @@ def sample(config: Config, run: Run) -> Manifest:
     extend(config, run)
     artefact = stages.begin(config, run, "candidates")
     assert isinstance(artefact, Artefact)
+    refused.make_again(artefact, refused.length_of(config, "candidates", locate(generator(config), run)), not_refused)
     start = time.monotonic()
     before = sample_missing(config, run, artefact, wanted)
     return finish(config, artefact, wanted, before, time.monotonic() - start)
+
+
+def not_refused(part: pa.Table) -> pa.Table:
+    """The candidates whose prompt was not too long."""
+    return part.filter(pc.not_equal(part["finish_reason"], PROMPT_TOO_LONG))
 
 
 def generator(config: Config) -> Model:
@@ -221,31 +226,25 @@ def tell_drawn_again(artefact: Artefact) -> None:
         artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", secrets.token_hex(8).encode())
 
 
-def drawn_again(artefact: Artefact) -> dict[str, str]:
-    """The word, for the manifest; notes that the artefact has been complete once."""
-    name = f"{artefact.name}/{DRAWN}"
-    if not artefact.run.exists(name):
-        artefact.run.write_bytes(name, b"")
-    word = artefact.run.read_bytes(name).decode()
-    return {"drawn_again": word} if word else {}
-
-
 def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seconds: float) -> Manifest:
     """Makes sure that every (problem, index) is there once, then writes the manifest."""
     if lacks := wanted.rows - int(stored(artefact, wanted).sum()):
         raise RuntimeError(f"{lacks} candidates are missing; run again")
     artefact.run.delete(f"{artefact.name}/attempts")
+    if not artefact.run.exists(f"{artefact.name}/{DRAWN}"):
+        artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", b"")  # all candidates were there once
     reasons, tokens = tallied(artefact)
     counts = {"candidates": wanted.rows, "problems": len(wanted.amounts), "tokens": tokens}
     dropped = {"truncated_at_max_tokens": reasons.get("length", 0)}
     dropped |= {reason: reasons.get(reason, 0) for reason in (PROMPT_TOO_LONG, ENGINE_DIED)}
+    stats = artefact.stats()
     details: dict[str, Any] = {
         "seconds": round(seconds, 2),
         "candidates_before": before,
         "candidates_per_second": round((wanted.rows - before) / max(seconds, 1e-9), 1),
-        "engine_seconds": round(artefact.stats().get("seconds", 0.0), 2),
+        "engine_seconds": round(stats.get("seconds", 0.0), 2),
         "model": generator(config).model,
         "prompt": config.sample.prompt,
-        **drawn_again(artefact),
+        **refused.details(artefact, stats),
     }
     return artefact.complete(counts, dropped, details)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray import cluster, stages
+from minos_ray import cluster, refused, stages
 from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
 from minos_ray.candidates.lengths import require_room
 from minos_ray.candidates.stage import generator
@@ -74,6 +74,7 @@ def rollouts(config: Config, run: Run) -> Manifest:
         raise UserError("label.rollouts: no train candidate has an answer to go by; see sample.n_train")
     target = stages.begin(config, run, "rollouts")
     assert isinstance(target, Artefact)
+    refused.make_again(target, refused.length_of(config, target.name, path))
     print(made.cost(section), flush=True)
     before = complete_missing(config, run, target, made, model)
     return finish(target, made, section, before, {"model": model.model, "seconds": time.monotonic() - start})
@@ -220,7 +221,7 @@ def finish(target: Artefact, made: Plan, section: Rollouts, before: int, details
     counts["at_most"] = made.asked(section) * section.completions
     dropped = {reason: count for reason, count in made.counts.items() if reason != REJOINED}
     stats = target.stats()
-    details |= {
+    details |= refused.details(target, stats) | {
         "prefixes_with_repeats": made.steps,
         "prefixes_before": before,
         "reached": pc.sum(pc.equal(rows["label"], 1)).as_py() or 0,

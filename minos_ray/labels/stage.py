@@ -37,7 +37,8 @@ def label_candidates(config: Config, run: Run) -> Manifest:
     done = fresh(config, run, "labels")
     if done is not None:
         refuse_imported(config, done)
-        return done
+        if not config.label.rollouts or fresh(config, run, "rollouts"):
+            return done
     start = time.monotonic()
     units = plan(run.artefact("candidates"))
     if config.label.rollouts:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from minos_ray import cluster, schema, stages
+from minos_ray import cluster, refused, schema, stages
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
 from minos_ray.candidates.lengths import require_room
 from minos_ray.config import Config
@@ -119,6 +119,7 @@ def judge(config: Config, run: Run) -> Manifest:
     units = distinct(run)
     artefact = stages.begin(config, run, "scores/critic")
     assert isinstance(artefact, Artefact)
+    refused.make_again(artefact, refused.length_of(config, artefact.name, path))
     start = time.monotonic()
     judge_missing(config, run, artefact, units)
     return finish(artefact, units, time.monotonic() - start)
@@ -183,5 +184,9 @@ def finish(artefact: Artefact, units: list[dict[str, Any]], seconds: float) -> M
         raise RuntimeError(f"the critic judged {rows} of {wanted} candidates; run again")
     stats = {key: int(value) for key, value in artefact.stats().items()}
     counts = {key: stats.pop(key, 0) for key in ("candidates", "distinct", "critiques", "ok", "tokens")}
-    details = {"engine_seconds": stats.pop("seconds", 0), "seconds": round(seconds, 2)}
+    details = {
+        **refused.details(artefact, stats),
+        "engine_seconds": stats.pop("seconds", 0),
+        "seconds": round(seconds, 2),
+    }
     return artefact.complete(counts, {f"critique_{reason}": number for reason, number in stats.items()}, details)

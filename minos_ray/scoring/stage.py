@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray import cluster
+from minos_ray import cluster, refused
 from minos_ray.config import Config, resolve
 from minos_ray.models import locate
 from minos_ray.resources import Scoring
@@ -34,11 +34,12 @@ def score_verifiers(config: Config, run: Run) -> list[Manifest]:
     done = {name: fresh(config, run, name) for name in names}
     trust = config.base.trust_remote_code
     models = {name: Model(model=names[name], trust_remote_code=trust) for name in names if done[name] is None}
-    for model in models.values():
-        locate(model, run)
+    paths = {name: locate(model, run) for name, model in models.items()}
     if models:
         pieces = read_pieces(run, "test")
         begun = [artefact for name in models if isinstance(artefact := begin(config, run, name), Artefact)]
+        for artefact in begun:
+            refused.make_again(artefact, refused.length_of(config, artefact.name, paths[artefact.name]))
         done.update(score_artefacts(config, run, begun, models, run, pieces))
     return [manifest for manifest in done.values() if manifest]
 
@@ -124,13 +125,14 @@ def finish(artefact: Artefact, pieces: pa.Table, facts: dict[str, Any]) -> Manif
     if lacks := missing([artefact], pieces).num_rows:
         raise RuntimeError(f"{artefact.name} lacks the candidates of {lacks} units; run again")
     stats = artefact.stats()
-    refused = {key.removeprefix("refused_"): int(rows) for key, rows in stats.items() if key.startswith("refused_")}
+    left_out = {key.removeprefix("refused_"): int(rows) for key, rows in stats.items() if key.startswith("refused_")}
     details = {
         **facts,
+        **refused.details(artefact, stats),
         "refused": "kept with score 0",
         "model_seconds": round(stats.get("seconds", 0.0), 2),
         "tokens": int(stats.get("tokens", 0)),
         "tokens_of_solutions": int(stats.get("tokens_of_solutions", 0)),
     }
     counts = {"candidates": size(pieces), "problems": len(pieces["problem_id"].unique())}
-    return artefact.complete(counts, refused, details)
+    return artefact.complete(counts, left_out, details)
