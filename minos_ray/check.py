@@ -10,6 +10,7 @@ from minos_ray.config import Config, resolve
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
+from minos_ray.preflight.functions import named
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
 from minos_ray.preflight.settings import label_tests, length_tests
 from minos_ray.sections import Model
@@ -134,14 +135,14 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     elif needs:
         from minos_ray.preflight import joined
 
-        named = (models(config, todo), functions(config, todo))
-        yield from joined.findings(config, run, todo, needs, *named, waits=stages is not None)
+        of_config = (models(config, todo), {function.name for function in named(config, todo)})
+        yield from joined.findings(config, run, todo, needs, *of_config, waits=stages is not None)
 
 
 def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
     """Functions, models and files that the config names, trainings, the run directory."""
     todo = unfinished(states)
-    yield from (lambda name=name: resolve(name) for name in functions(config, todo))
+    yield from (function.check for function in named(config, todo))
     if "sample" in todo or rollouts_wanted(config, states):
         from minos_ray.candidates.prompts import prompt_of
 
@@ -238,22 +239,6 @@ def lora_tests(config: Config, run: Run, todo: set[str]) -> Iterator[Callable[[]
 def rollouts_wanted(config: Config, states: list[State]) -> bool:
     """Whether the stage `label` has completions to make."""
     return config.label.rollouts is not None and any(s.artefact == "rollouts" and s.state != "done" for s in states)
-
-
-def functions(config: Config, todo: set[str]) -> Iterator[str]:
-    """Names of functions that the stages to be done will call."""
-    if "problems" in todo and config.problems:
-        yield from {config.problems.train.loader, config.problems.test.loader}
-    if "sample" in todo:
-        yield config.sample.prompt
-    if "label" in todo:
-        yield from (n for n in (config.label.grader, config.label.splitter, config.label.steps) if n)
-        if config.label.rollouts:
-            yield config.sample.prompt
-    if "critique" in todo:
-        yield from {config.critique.prompt, config.error_analysis.prompt}
-    if "pretrain" in todo and config.pretrain:
-        yield config.pretrain.corpus
 
 
 def models(config: Config, todo: set[str]) -> Iterator[tuple[str, Model]]:

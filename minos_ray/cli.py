@@ -1,6 +1,7 @@
 """The command `minos`. Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one clear line)."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -87,6 +88,7 @@ def add_export(command: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     arguments = parser().parse_args(argv)
+    find_own_modules(getattr(arguments, "config", None))
     try:
         COMMANDS.get(arguments.command, one_stage)(arguments)
     except UserError as error:
@@ -101,6 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return said(told(None, arguments.command, error), 1)
     return 0
+
+
+def find_own_modules(config: str | None) -> None:
+    """Lets configs name functions in the working directory, as `python -m` does, and beside the config.
+
+    They come last, so that no file there takes the place of a package; Ray gives its workers the same places.
+    """
+    beside = [os.path.dirname(os.path.abspath(config))] if config and os.path.isfile(config) else []
+    for folder in (os.getcwd(), *beside):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def said(error: UserError | WorkStopped, code: int) -> int:

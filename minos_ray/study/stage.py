@@ -4,9 +4,10 @@ import json
 import time
 
 from minos_ray.check import refuse as preflight
-from minos_ray.config import Config, resolve
+from minos_ray.config import Config
 from minos_ray.errors import UserError
 from minos_ray.labels.sources import require_for_prms
+from minos_ray.preflight.functions import named as functions
 from minos_ray.stages import begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
 from minos_ray.study.arms import (
@@ -84,8 +85,8 @@ def refuse(config: Config, run: Run) -> None:
         raise UserError("study: sft.rows must be empty and sft.source 'critiques', for amounts to be what they say")
     owns = [trial_config(config, run, Trial(arm, config.study.seeds[0])) for arm in arms(config)]
     for own in owns:
-        for name in (own.critique.prompt, own.sample.prompt, own.label.grader, own.label.splitter):
-            resolve(name)
+        for function in functions(own, {"sample", "label", "critique"}):
+            function.check()
     for own in owns:
         require_for_prms(own, Run(own.run), "study.kinds", config.study.kinds)
 

@@ -1,6 +1,10 @@
 """What `minos check` and the stages say of settings that cannot go together, before any work."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,7 @@ import yaml
 
 from minos_ray.candidates.lengths import limit, positions
 from minos_ray.check import findings
-from minos_ray.config import Config, build
+from minos_ray.config import Config, assign, build
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError
 from minos_ray.resources import Engine
@@ -114,3 +118,71 @@ def test_positions_are_stated_under_several_names() -> None:
     assert positions({"max_position_embeddings": 8192, "model_max_length": 131072}) == 131072
     assert positions({}) == 2**31
     assert limit(Engine(max_model_len=100, extra={"max_model_len": 300}), None) == 300
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "why"),
+    [
+        ("label.grader", "minos_ray.labels.steps:lines", "that is no grader"),
+        (
+            "label.splitter",
+            "minos_ray.labels.answers:math",
+            "it cannot be called so (missing a required argument: 'text')",
+        ),
+        ("label.splitter", "builtins:len", "on an example it gives"),
+        ("label.splitter", "minos_ray.labels.steps:re", "that is no function"),
+        ("label.steps", "minos_ray.labels.steps:lines", "it cannot be called so (too many positional arguments)"),
+        ("sample.prompt", "minos_ray.critiques.prompts:blind", "it cannot be called so"),
+        ("critique.prompt", "minos_ray.labels.steps:lines", "it fails on an example (AttributeError"),
+        ("critique.prompt", "minos_ray.candidates.prompts:plain", "it cannot be called so"),
+        ("critique.prompt", "minos_ray.labels.steps:nothing", "does not name a function"),
+        ("problems.train.loader", "minos_ray.labels.steps:lines", "it cannot be called so"),
+        ("problems.test.options", {"colour": 1}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_function_of_another_kind_is_found(tmp_path: Path, key: str, name: object, why: str) -> None:
+    values = json.loads(config(tmp_path).model_dump_json())
+    assign(values, key.split("."), name)
+    [line] = found(build(values))
+    assert line.startswith(key.replace("options", "loader")) and why in line, line
+
+
+def test_functions_of_ones_own_kind_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_functions.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {"label": {key: f"own_functions:{key}" for key in ("splitter", "steps", "grader")}}
+    own |= {"critique": {**OFFLINE, "prompt": "own_functions:picky"}, "sample": {"prompt": "own_functions:prompt"}}
+    assert found(config(tmp_path, **own)) == []
+
+
+OWN = """
+from functools import partial
+from minos_ray.labels.answers import Grader
+
+splitter = partial(str.split, sep=". ")
+grader = Grader(str.strip, str.__eq__)
+
+def steps(question, solution, steps, *, strict=False):
+    raise ValueError("never called by a check")
+
+def picky(case):
+    if case.solution is None:
+        raise ValueError("this one needs solutions")
+    return [{"role": "user", "content": case.question}]
+
+def prompt(question, tokenizer, **more):
+    return tokenizer.encode(question)
+"""
+
+
+@pytest.mark.parametrize("place", ["here", "beside"])
+def test_functions_in_the_working_directory_and_beside_the_config_are_found(tmp_path: Path, place: str) -> None:
+    folders = {"here": tmp_path, "beside": tmp_path / "configs"}
+    (tmp_path / "configs").mkdir()
+    (folders[place] / "my_prompt.py").write_text("def ask(question, tokenizer):\n    return [1]\n")
+    made = config(tmp_path, sample={"prompt": "my_prompt:ask"})
+    (tmp_path / "configs/my.yaml").write_text(yaml.safe_dump(json.loads(made.model_dump_json())))
+    # -P: as the script `minos`, which does not look in the working directory by itself
+    command = [sys.executable, "-P", "-m", "minos_ray", "check", "configs/my.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

@@ -52,10 +52,10 @@ def prepare(folder: Path) -> None:
     for name in ("alone", "frozen", "tiny", "bin", "modules/here", "modules/partly"):
         (folder / name).mkdir(parents=True)
     (folder / "modules" / "here" / "everywhere.py").write_text(
-        "def plain(question: str) -> str:\n    return question\n"
+        "def plain(question: str, tokenizer: object) -> list[int]:\n    return [1]\n"
     )
     (folder / "modules" / "partly" / "somewhere.py").write_text(
-        "def plain(question: str) -> str:\n    return question\n"
+        "def plain(question: str, tokenizer: object) -> list[int]:\n    return [1]\n"
     )
     (folder / "bin" / "nvidia-smi").write_text(NVIDIA_SMI)
     (folder / "bin" / "nvidia-smi").chmod(0o755)
