@@ -1,5 +1,6 @@
 """The worker of the sampling actors: units in, candidate rows out as they are finished."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ SAMPLING = {
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 }
 
+THINKING_SIGN = re.compile(r"think|thought|reasoning|channel", re.IGNORECASE)
+
 
 class Sampler:
     """Samples the candidates of units with its own engine.
@@ -34,7 +37,7 @@ class Sampler:
         self.generator = Generator(path, model, resources)
         self.tokenizer, self.prompt = load_tokenizer(path, model.trust_remote_code), prompt_of(sample)
         self.model, self.seed = model.model, seed
-        self.sampling = sampling_of(sample)
+        self.sampling = sampling_of(sample, self.tokenizer)
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Candidates of all units at once, and their numbers."""
@@ -65,11 +68,19 @@ class Sampler:
         return rows, {ENGINE_DIED: rows.num_rows}
 
 
-def sampling_of(sample: Sample) -> dict[str, Any]:
+def sampling_of(sample: Sample, tokenizer: Any) -> dict[str, Any]:
     """What vLLM's SamplingParams are given."""
     named = sample.model_dump(include=SAMPLING)
     ends = {"stop": list(sample.stop) or None, "stop_token_ids": list(sample.stop_token_ids) or None}
-    return {**named, **ends}
+    return {**named, **ends, **({"skip_special_tokens": False} if has_thinking_signs(tokenizer) else {})}
+
+
+def has_thinking_signs(tokenizer: Any) -> bool:
+    """Whether special tokens begin and end a model's thinking (Magistral, gpt-oss), which is lost if they are skipped:
+    nobody could tell it from the solution."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    return any(THINKING_SIGN.search(name) for name in names)
 
 
 def candidates(unit: dict[str, Any], texts: list[Text], model: str) -> pa.Table:

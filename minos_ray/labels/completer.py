@@ -37,7 +37,7 @@ class Completer:
         path = locate(model, Run(run))
         self.generator = Generator(path, model, resources)
         self.tokenizer = load_tokenizer(path, model.trust_remote_code)
-        self.prompt, self.sampling, self.seed = prompt_of(sample), sampling_of(sample), seed
+        self.prompt, self.sampling, self.seed = prompt_of(sample), sampling_of(sample, self.tokenizer), seed
         self.grading = Grading(resolve(label.grader), label.timeout_s)
         self.rollouts = label.rollouts
         problems = Run(run).artefact("problems").read(["problem_id", "question", "answer"])

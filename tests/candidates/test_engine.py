@@ -134,7 +134,7 @@ def present(logits: Any, prompt: list[int], made: list[int]) -> Any:
 def test_keys_of_sampling_do_what_their_papers_say(
     engine: Any, path: str, prompts: list[list[int]], keys: dict[str, Any], changed: Any
 ) -> None:
-    sampling = sampling_of(Sample(**{"temperature": 0.0, "max_tokens": 24, "stop": [], **keys}))
+    sampling = sampling_of(Sample(**{"temperature": 0.0, "max_tokens": 24, "stop": [], **keys}), load_tokenizer(path))
     made = [texts[0].text for texts in engine([Request(prompt, 1) for prompt in prompts], sampling, "seed")]
     assert made == reference(path, prompts, 24, changed)
     assert (made == reference(path, prompts, 24)) == ("min_p" in keys)
@@ -146,7 +146,7 @@ def test_a_text_ends_before_a_stop_token(engine: Any, path: str, prompts: list[l
     [plain] = reference(path, prompts[:1], 24)
     ids = tokenizer(plain, add_special_tokens=False)["input_ids"]
     token = next(token for place, token in enumerate(ids) if place > 3 and token not in ids[:place])
-    sampling = sampling_of(Sample(temperature=0.0, max_tokens=24, stop=[], stop_token_ids=[token]))
+    sampling = sampling_of(Sample(temperature=0.0, max_tokens=24, stop=[], stop_token_ids=[token]), tokenizer)
     [[text]] = engine([Request(prompts[0], 1)], sampling, "seed")
     assert text.reason == "stop" and plain.startswith(text.text) and len(text.text) < len(plain)
 

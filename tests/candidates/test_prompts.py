@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from minos_ray.candidates import prompts
+from minos_ray.candidates.sampler import sampling_of
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer
 from minos_ray.sections import Sample
@@ -61,6 +62,18 @@ def test_what_begins_the_next_question_of_a_shipped_prompt_ends_a_text(plain_tok
     assert Sample(prompt=name, stop=("x",)).stop == ("x",) and Sample(prompt=name, stop=()).stop == ()
     assert Sample.model_validate({"prompt": name, "stop": None}).stop == stop
     assert Sample(prompt="minos_ray.candidates.prompts:chat").stop == ()
+
+
+@pytest.mark.parametrize("sign", ["[THINK]", "<think>", "<|channel|>", "<|tool|>"])
+@pytest.mark.parametrize("special", [True, False])
+def test_signs_of_thinking_stay_in_the_text(plain_tokenizer: Any, sign: str, special: bool) -> None:
+    from tokenizers import AddedToken
+
+    plain_tokenizer.add_tokens([AddedToken(sign, special=special)], special_tokens=special)
+    kept = sampling_of(Sample(), plain_tokenizer).get("skip_special_tokens") is False
+    assert kept == (special and sign != "<|tool|>")
+    ids = plain_tokenizer(f"{sign} 9?")["input_ids"]
+    assert (sign in plain_tokenizer.decode(ids, skip_special_tokens=not kept)) == (kept or not special)
 
 
 def test_chat_without_template_says_what_would_do(plain_tokenizer: Any) -> None:
