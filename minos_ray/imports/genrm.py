@@ -111,7 +111,8 @@ class Importer:
         return label(own, grade.answer, given, steps, [-1] * len(steps), "none")
 
     def _critique(self, row: Row, given: Row) -> Row:
-        verdict = read_verdict(row["critique"])
+        critique = without_thinking(row["critique"])
+        verdict = read_verdict(critique)
         agrees = verdict.right == given["correct"]
         self.critiques[f"verdict {verdict.how}"] += 1
         self.critiques["agrees"] += agrees
@@ -119,7 +120,7 @@ class Importer:
             "candidate_id": given["candidate_id"],
             "critic": MODEL,
             "prompt_version": PROMPT,
-            "text": training_text(row["critique"], verdict),
+            "text": training_text(critique, verdict),
             "step_verdicts": given["step_labels"],
             "final_verdict": verdict.right,
             "agrees": agrees,

@@ -16,6 +16,7 @@ from minos_ray.imports.grouping import Collection, Policy, Solution, usable
 from minos_ray.imports.write import Row
 from minos_ray.labels.latex import extract_latex
 from minos_ray.labels.steps import lines
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.problems.files import BadRow
 from minos_ray.problems.hub import is_hub
 from minos_ray.problems.rows import text_of
@@ -93,7 +94,7 @@ def read(record: Row, split: str) -> Found:
 
 def read_query(record: Row, split: str) -> Found:
     """A critique, or a solution that was judged by its answer, or both."""
-    response = text_of(record, "response") if record.get("response") else None
+    response = without_thinking(text_of(record, "response")) if record.get("response") else None
     judged = record.get("label")
     if judged is not None:
         return Found(judged_solution(text_of(record, "query"), judged), response)
@@ -127,6 +128,7 @@ def solution(text: str, correct: bool, split: str) -> Solution:
     if not mark:
         first = shepherd.FIRST_STEP.search(text)
         question, rest = (text[: first.start()], text[first.start() :]) if first else ("", "")
+    rest = without_thinking(rest)
     steps = numbered(rest)
     if not question.strip() or not steps:
         raise BadRow("no question and solution in the text")

@@ -6,6 +6,7 @@ from typing import Any
 
 from minos_ray import schema
 from minos_ray.labels.steps import paragraphs_or_lines
+from minos_ray.labels.thinking import without_thinking
 from minos_ray.store import Run
 
 TAG = "\u043a\u0438"
@@ -30,9 +31,9 @@ def shepherd_row(question: str, signs: str, tag: str = TAG) -> dict[str, str]:
 
 
 def found_again(run: Run) -> float:
-    """The share of solutions of several steps in whose text the default splitter finds the imported steps."""
+    """The share of solutions of several steps in whose text stage `label` finds the imported steps."""
     texts = {row["candidate_id"]: row["text"] for row in stored(run, "candidates")}
     labels = [row for row in stored(run, "labels") if len(row["steps"]) > 1]
-    same = [paragraphs_or_lines(texts[row["candidate_id"]]) for row in labels]
+    same = [paragraphs_or_lines(without_thinking(texts[row["candidate_id"]])) for row in labels]
     pairs = zip(same, labels, strict=True)
     return sum([s.split() for s in steps] == [s.split() for s in row["steps"]] for steps, row in pairs) / len(labels)

@@ -103,6 +103,8 @@ def source(tmp_path: Path) -> Path:
     folder.mkdir()
     first = [row(question, index) for question in range(4) for index in range(3)]
     second = [row(3, 3), row(3, 0), row(5, 0), row(5, 1, critique=None), row(5, 2, critique="Step 1: cut")]
+    first[0]["critique"] = f"<think>\nIs the answer correct (Yes/No)? No\n</think>\n\n{first[0]['critique']}"
+    first[0]["solution"] = f"<think>\nWe add 1?\n</think>\n\n{first[0]['solution']}"
     for name, rows in {"part-0.parquet": first, "part-1.parquet": second}.items():
         pq.write_table(pa.Table.from_pylist(rows), folder / name)
     return folder
@@ -123,7 +125,9 @@ def test_import_of_two_parts(source: Path, tmp_path: Path) -> None:
     assert critiques["gsm8k-gemini-0/0"]["agrees"] and not critiques["gsm8k-gemini-0/1"]["agrees"]
     assert critiques["gsm8k-gemini-5/2"]["status"] == "unparsable"
     assert critiques["gsm8k-gemini-5/2"]["final_verdict"] is None and not critiques["gsm8k-gemini-5/2"]["agrees"]
+    assert not any("think" in row["text"] for row in critiques.values())
     labels = {r["candidate_id"]: r for r in run.artefact("labels").read().to_pylist()}
+    assert labels["gsm8k-gemini-0/0"]["steps"] == labels["gsm8k-gemini-0/2"]["steps"]
     assert labels["gsm8k-gemini-2/1"]["steps"] == ["We add 0.", "The answer is 999."]
     assert labels["gsm8k-gemini-2/1"]["step_labels"] == [-1, -1]
     assert found_again(run) == 1

@@ -28,6 +28,8 @@ def run(tmp_path: Path) -> Run:
 
 def critique_rows() -> list[dict[str, Any]]:
     rows = [{"query": QUERY.format(n, n + 4 + n % 2), "response": WRONG if n % 2 else RIGHT} for n in range(8)]
+    rows[0]["response"] = f"<think>\nStep 1: The final answer is false?\n</think>\n\n{RIGHT}"
+    rows[1]["query"] = rows[1]["query"].replace("Step 1:", "<think>\nStep 1: maybe 9?\n</think>\n\nStep 1:", 1)
     return [*rows, {"query": QUERY.format(9, 13), "response": "Step 1: This is"}, {"query": "Hi", "response": RIGHT}]
 
 
