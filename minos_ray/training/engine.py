@@ -38,6 +38,8 @@ def start(objective: Objective, section: Train, workers: Workers) -> Any:
     optimizer = torch.optim.AdamW(parameter_groups(objective, section.weight_decay), lr=0.0, fused=True)
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings(section, workers))
     forget_first_step(optimizer)
+    if section.precision == "bf16" and not workers.zero:
+        add_up_in_fp32(objective)
     return engine
 
 
@@ -46,6 +48,22 @@ def forget_first_step(optimizer: torch.optim.Optimizer) -> None:
     would count it: the first update was a quarter too small."""
     for state in optimizer.state.values():
         state["step"].zero_()
+
+
+def add_up_in_fp32(objective: Objective) -> None:
+    """Gradients of bf16 weights are added up in fp32 (torch's `grad_dtype`): in bf16 a sum over many packs stops
+    growing. With ZeRO the settings say so, without it DeepSpeed 0.19 has no way; its own first step wants bf16 ones."""
+    for parameter in objective.parameters():
+        parameter.grad_dtype = torch.float32
+
+
+def update(engine: Any) -> None:
+    """One optimizer step. What no pack has used (an expert) has a gradient of zero: DeepSpeed would make one in bf16,
+    which is refused where gradients are fp32."""
+    for parameter in engine.module.parameters():
+        if parameter.requires_grad and parameter.grad is None and parameter.grad_dtype != parameter.dtype:
+            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+    engine.step()
 
 
 def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
@@ -59,14 +77,21 @@ def parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str
 
 
 def settings(section: Train, workers: Workers) -> dict[str, Any]:
-    """DeepSpeed's configuration. The loop owns accumulation: a step has as many micro-batches as it needs."""
+    """DeepSpeed's configuration. The loop owns accumulation: a step has as many micro-batches as it needs.
+
+    Gradients are added up, over packs and over ranks, in fp32.
+    """
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if workers.zero else {}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": section.clip,
         "bf16": {"enabled": section.precision == "bf16"},
-        "zero_optimization": {"stage": workers.zero, **offload(workers)},
+        "communication_data_type": "fp32",
+        **sums,
+        # In fp32 as many bytes as DeepSpeed's own 5e8 in bf16.
+        "zero_optimization": {"stage": workers.zero, "reduce_bucket_size": 250_000_000, **offload(workers)},
         # torch's fused AdamW runs on host memory as well; DeepSpeed's own would have to be compiled on every node.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

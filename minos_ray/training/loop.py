@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from minos_ray import models
 from minos_ray.store import Run
-from minos_ray.training import architecture, batches, engine, lora, metrics, trial
+from minos_ray.training import architecture, batches, dropout, engine, lora, metrics, trial
 from minos_ray.training.card import card
 from minos_ray.training.checkpoint import Checkpoints
 from minos_ray.training.job import Job
@@ -36,6 +36,7 @@ class Training:
         options = {"revision": job.start.revision, "trust_remote_code": job.start.trust_remote_code}
         self.tokenizer = models.load_tokenizer(path, job.start.trust_remote_code)
         self.model = self.load(path, options)
+        self.own_dropout = dropout.switch_off(self.model)
         vocabulary = architecture.vocabulary_head(self.model, path) if job.lm_weight else None
         objective = Objective(self.model, job.kind, vocabulary, job.dropout)
         self.engine = engine.start(objective, job.section, job.workers)
@@ -47,6 +48,8 @@ class Training:
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
         self.log = Log(run, job.name, self.history, job.wandb, self.slower) if self.rank == 0 else None
+        # transformers loads in the mode for evaluation, in which nothing is checkpointed or dropped.
+        self.engine.train()
 
     def load(self, path: str, options: dict[str, Any]) -> Any:
         """The model to start from; with ZeRO 3 each rank has its share only."""
@@ -93,7 +96,7 @@ class Training:
             loss = found.main / targets + found.language * (self.job.lm_weight / words)
             self.engine.backward(loss * self.world)
             total += torch.stack([found.main.detach(), found.language.detach()])
-        self.engine.step()
+        engine.update(self.engine)
         dist.all_reduce(total)
         main, language = total.tolist()
         numbers = {"loss": main / targets} | ({"lm_loss": language / words} if self.job.lm_weight else {})
@@ -161,6 +164,7 @@ class Training:
                 if self.section.lora is not None:
                     lora.save(weights, self.job, models.public_name(self.job.start, self.run), folder)
                     weights = lora.merged(weights, self.section.lora)
+                dropout.put_back(self.own_dropout)
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)
                 (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of)))
                 self.run.upload(folder, artefact.name)

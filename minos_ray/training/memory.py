@@ -19,6 +19,8 @@ from minos_ray.training_sections import Train
 
 ADAM = 8  # two moments in fp32
 MASTER = 4  # the fp32 copy of weights trained in bf16
+SUM = 4  # gradients are added up in fp32
+LIVE = 10**9  # DeepSpeed's stage3_max_live_parameters and sub_group_size
 # CUDA context, buffers of NCCL and of DeepSpeed's buckets, fragmentation.
 OVERHEAD_GB = 3.0
 GB = 1e9
@@ -48,11 +50,13 @@ class Estimate:
     optimizer: float
     activations: float
     host: float = 0.0
+    update: float = 0.0  # the gradients again, while they are applied: activations are gone by then
 
     @property
     def gpu(self) -> float:
         """All that must fit on the GPU."""
-        return self.parameters + self.gradients + self.optimizer + self.activations + OVERHEAD_GB
+        held = self.parameters + self.gradients + self.optimizer
+        return held + max(self.activations, self.update) + OVERHEAD_GB
 
 
 def shape(config: Any, trust_remote_code: bool = False) -> Shape:
@@ -86,19 +90,32 @@ def estimate(of: Shape, section: Train, workers: Workers, kind: str) -> Estimate
     # DeepSpeed keeps a copy of the weights in fp32 under bf16, and under ZeRO 1 and 2 always.
     copied = size == 2 or workers.zero in (1, 2)
     optimizer = trained * (ADAM + (MASTER if copied else 0)) / (ranks if workers.zero >= 1 else 1)
-    # Without ZeRO, bf16 gradients are copied to fp32 all at once.
-    gradients = trained * (size + (4 if size == 2 and not workers.zero else 0)) / (ranks if workers.zero >= 2 else 1)
+    gradients, update = gradient_bytes(trained, size, workers)
+    # Beside an optimizer in host memory lie the gradients that its rank applies.
+    aside = gradients if workers.offload != "none" and workers.zero >= 2 else 0
     parameters = (backbone + added) * size / (ranks if workers.zero == 3 else 1)
-    away = (optimizer if workers.offload != "none" else 0) + (parameters if workers.offload == "all" else 0)
-    # One layer is gathered at a time when its weights are partitioned or elsewhere.
-    gathered = 2 * of.parameters * size / of.layers if workers.zero == 3 else 0
+    away = aside + (optimizer if workers.offload != "none" else 0) + (parameters if workers.offload == "all" else 0)
+    # Partitioned weights are gathered layer by layer, and kept while so many more are not needed before them.
+    gathered = max(2 * of.parameters / of.layers, min(backbone, LIVE)) * size if workers.zero == 3 else 0
     return Estimate(
         parameters=(gathered + (0 if workers.offload == "all" else parameters)) / GB,
-        gradients=gradients / GB,
+        gradients=(gradients - aside) / GB,
         optimizer=(0 if workers.offload != "none" else optimizer) / GB,
         activations=activations(of, workers, kind, size) / GB,
         host=away / GB,
+        update=(update if workers.offload == "none" else 0) / GB,
     )
+
+
+def gradient_bytes(trained: int, size: int, workers: Workers) -> tuple[float, float]:
+    """Of the gradients' sums in fp32, and of their copy while they are applied; as DeepSpeed 0.19 keeps them."""
+    sums, copied = SUM * trained, SUM * trained / workers.workers
+    if workers.zero == 0:
+        return sums, 0
+    if workers.zero == 1:
+        # Sums of all weights; those of a pass in bf16 stay beside them, and DeepSpeed then applies its share in place.
+        return (sums + size * trained, 0) if size == 2 else (sums, copied)
+    return copied, copied if workers.zero == 2 else min(copied, SUM * LIVE)
 
 
 def adapter(of: Shape, section: Train, kind: str) -> tuple[int, int]:

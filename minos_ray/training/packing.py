@@ -1,9 +1,10 @@
 """Packed rows: many rows in one sequence without padding, and an attention in which each token sees its own row only.
 
 Registered with transformers as the attention `minos_packed`. On GPUs in half precision it is torch's varlen flash
-attention; elsewhere queries, keys and values alone are laid out as a grid of rows for one causal attention, and all
-the rest of the model works on real tokens only. Scores that are capped (Gemma 2) or shared with a sink (gpt-oss) are
-written out. Whatever else a model asks of its attention is refused: it is trained on padded rows then (`trial.py`).
+attention, where head size and GPU allow it; elsewhere queries, keys and values alone are laid out as a grid of rows for
+one causal attention, and all the rest of the model works on real tokens only. Scores that are capped (Gemma 2) or
+shared with a sink (gpt-oss) are written out. Whatever else a model asks of its attention is refused: it is trained on
+padded rows then (`trial.py`).
 """
 
 from functools import cached_property
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+
+from minos_ray.training import kernels
 
 NAME = "minos_packed"
 # What models hand on to their attention that says nothing about it.
@@ -84,15 +87,14 @@ def packed_attention(
         q, k, v = (in_grid(states, packed) for states in (query, key, value))
         out = written_out(q, k, v, band(packed.longest, window, query.device), scaling, dropout, softcap, s_aux)
         return out_of_grid(out, packed), None
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+    sizes = {key.shape[-1], value.shape[-1]}
+    if kernels.takes_varlen(query.dtype, sizes, kernels.capability_of(query)) and not dropout:
         return varlen(query, key, value, packed, scaling, window), None
     # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
     dtype = query.dtype if query.is_cuda else torch.float32
     q, k, v = (in_grid(states.to(dtype), packed) for states in (query, key, value))
     mask = None if window is None else band(packed.longest, window, query.device)
-    out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=True
-    )
+    out = kernels.attend(q, k, v, mask, scaling, dropout)
     return out_of_grid(out, packed).to(query.dtype), None
 
 

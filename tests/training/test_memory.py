@@ -59,22 +59,28 @@ def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:
 
 
 def test_seven_billion_by_hand() -> None:
-    """bf16 and Adam: 2 + 2 + 12 bytes a parameter, each divided by the ranks from its ZeRO stage on.
+    """bf16 and Adam: 2 + 4 + 12 bytes a parameter, each divided by the ranks from its ZeRO stage on.
 
-    Without ZeRO DeepSpeed makes fp32 gradients, too; in fp32 ZeRO 1 and 2 keep a second copy of the weights.
+    With ZeRO 1 the gradients of a pass lie in bf16 beside their sums; in fp32 ZeRO 1 and 2 keep a second copy of the
+    weights. ZeRO 2 and 3 copy the gradients while they are applied, ZeRO 3 keeps 1e9 weights gathered.
     """
     whole = 7.241732096
     alone = memory.estimate(SEVEN, BF16, Workers(), "orm")
-    assert (alone.parameters, alone.gradients, alone.optimizer) == pytest.approx((2 * whole, 6 * whole, 12 * whole))
+    assert (alone.parameters, alone.gradients, alone.optimizer) == pytest.approx((2 * whole, 4 * whole, 12 * whole))
     sizes = {zero: memory.estimate(SEVEN, Train(precision="fp32"), Workers(zero=zero), "orm") for zero in (0, 1, 2, 3)}
     assert [size.optimizer for size in sizes.values()] == pytest.approx([8 * whole, 12 * whole, 12 * whole, 8 * whole])
     headless = replace(SEVEN, head=32000 * 4096)
-    assert memory.estimate(headless, BF16, Workers(zero=1), "orm").gradients == pytest.approx(2 * (whole - 0.131072))
-    assert memory.estimate(headless, BF16, Workers(zero=1), "lm").gradients == pytest.approx(2 * whole)
+    assert memory.estimate(headless, BF16, Workers(zero=1), "orm").gradients == pytest.approx(6 * (whole - 0.131072))
+    assert memory.estimate(headless, BF16, Workers(zero=1), "lm").gradients == pytest.approx(6 * whole)
     shared = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3), "orm")
-    assert shared.optimizer == pytest.approx(12 * whole / 8) and shared.gradients == pytest.approx(2 * whole / 8)
+    assert shared.optimizer == pytest.approx(12 * whole / 8) and shared.gradients == pytest.approx(4 * whole / 8)
+    assert shared.parameters == pytest.approx(2 * whole / 8 + 2)
+    shared = memory.estimate(SEVEN, BF16, Workers(workers=2, zero=2, micro_tokens=64), "orm")
+    assert shared.update == shared.gradients == pytest.approx(4 * whole / 2) and shared.update > shared.activations
+    held = shared.parameters + shared.optimizer + 2 * shared.gradients
+    assert shared.gpu == pytest.approx(held + memory.OVERHEAD_GB)
     away = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3, offload="all"), "orm")
-    assert away.optimizer == 0 and away.host == pytest.approx((12 + 2) * whole / 8)
+    assert away.optimizer == away.gradients == 0 and away.host == pytest.approx((12 + 2 + 4) * whole / 8)
 
 
 def test_lora_has_gradients_and_optimizer_for_its_matrices_only() -> None:
@@ -86,10 +92,10 @@ def test_lora_has_gradients_and_optimizer_for_its_matrices_only() -> None:
     section = BF16.model_copy(update={"lora": Lora(rank=16)})
     critic = memory.estimate(seven, section, Workers(), "lm")
     found = (critic.parameters, critic.gradients, critic.optimizer)
-    assert found == pytest.approx((2 * (whole + added), 6 * added, 12 * added))
+    assert found == pytest.approx((2 * (whole + added), 4 * added, 12 * added))
     orm = memory.estimate(seven, section, Workers(workers=8, zero=3, offload="optimizer"), "orm")
-    assert orm.gradients == pytest.approx(2 * (added + 4096e-9) / 8)
-    assert orm.optimizer == 0 and orm.host == pytest.approx(12 * (added + 4096e-9) / 8)
+    assert orm.gradients == orm.optimizer == 0
+    assert orm.host == pytest.approx((12 + 4) * (added + 4096e-9) / 8)
 
 
 def test_linear_layers_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
