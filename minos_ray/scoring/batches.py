@@ -8,7 +8,7 @@ Nodes are numbered depth first. So the nodes below one follow it directly, and w
 attends to is in the run itself or on the path to its first node: attention is computed run by run (`attention.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +30,19 @@ class Forest(NamedTuple):
     paths: list[np.ndarray]
 
 
-def forests(sequences: Sequence[Sequence[int]], members: Sequence[int], budget: int) -> Iterator[Forest]:
-    """Covers each of `members` (indices of sequences) once, with at most `budget` nodes a forest (or one sequence)."""
+def forests(
+    sequences: Sequence[Sequence[int]], members: Sequence[int], budget: int | Callable[[], int]
+) -> Iterator[Forest]:
+    """Covers each of `members` (indices of sequences) once, with at most `budget` nodes a forest (or one sequence).
+
+    A budget that may change between two forests is asked for.
+    """
     chosen: list[tuple[int, int]] = []  # member, tokens that it shares with the one before
     nodes = 0
+    limit = budget if callable(budget) else lambda: budget
     for member in sorted(members, key=lambda m: sequences[m]):
         shared = common(sequences[chosen[-1][0]], sequences[member]) if chosen else 0
-        if chosen and nodes + len(sequences[member]) - shared > budget:
+        if chosen and nodes + len(sequences[member]) - shared > limit():
             yield merged(sequences, chosen, nodes)
             chosen, nodes, shared = [], 0, 0
         chosen.append((member, shared))

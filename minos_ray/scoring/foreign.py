@@ -11,6 +11,7 @@ import pyarrow as pa
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer, locate
 from minos_ray.resources import Scoring
+from minos_ray.scoring.device import device_of, give_back
 from minos_ray.scoring.formats import Reading, format_of, refusal, signs
 from minos_ray.scoring.scorer import AGGREGATIONS, scored
 from minos_ray.sections import ForeignModel
@@ -41,7 +42,7 @@ class ForeignScorers:
 
     def __init__(self, run: str, models: dict[str, ForeignModel], aggregation: str, resources: Scoring) -> None:
         self.run, self.models, self.aggregate = Run(run), models, AGGREGATIONS[aggregation]
-        self.longest = resources.max_model_len
+        self.longest, self.gpus = resources.max_model_len, resources.gpus
         self.name: str | None = None
         self.scorer: ForeignScorer | None = None
 
@@ -54,20 +55,20 @@ class ForeignScorers:
         """The model of an artefact; the one before is let go first."""
         if self.scorer is None or self.name != artefact:
             self.scorer = None
+            give_back()
             model = self.models[artefact]
-            self.scorer, self.name = ForeignScorer(model, locate(model, self.run), self.longest), artefact
+            self.scorer = ForeignScorer(model, locate(model, self.run), self.longest, self.gpus)
+            self.name = artefact
         return self.scorer
 
 
 class ForeignScorer:
     """A loaded model; `by_step` says whether it gives a score per step. Solutions have at most `longest` tokens."""
 
-    def __init__(self, model: ForeignModel, path: str, longest: int = 10**9) -> None:
-        import torch
-
+    def __init__(self, model: ForeignModel, path: str, longest: int = 10**9, gpus: int = 0) -> None:
         refuse_kind(model, path)
         self.by_step = model.kind != "sequence"
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_of(gpus)
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
         self.tokenizer = load_tokenizer(path, model.trust_remote_code)
         self.encode = format_of(model, self.tokenizer)

@@ -4,14 +4,14 @@ An ORM is `classify` (prompts in order, so that the cache of prefixes holds the 
 is `token_classify`, for which vLLM computes every token: it does not read its cache there.
 """
 
-import gc
 from typing import Any
 
 import numpy as np
 
-from minos_ray.candidates.engine import arguments, dead_engine, die, set_environment
-from minos_ray.candidates.lifeline import tied
+from minos_ray.candidates.engine import arguments, dead_engine, die, require_build, set_environment
+from minos_ray.candidates.lifeline import shut_down, tied
 from minos_ray.resources import Scoring
+from minos_ray.scoring.device import give_back
 from minos_ray.scoring.verifier import Verifier
 from minos_ray.sections import Model
 
@@ -21,8 +21,8 @@ class Pooling(Verifier):
 
     def __init__(self, model: str, trust_remote_code: bool, resources: Scoring) -> None:
         super().__init__(model, trust_remote_code, resources.max_model_len)
-        gc.collect()  # an engine in this process that was let go still holds its memory
         set_environment(resources)
+        require_build(resources.gpus)
         from vllm import LLM, PoolingParams
         from vllm.config import PoolerConfig
 
@@ -31,6 +31,12 @@ class Pooling(Verifier):
         settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), self.fitted(resources))
         self.llm = LLM(model, runner="pooling", pooler_config=PoolerConfig(task=self.task), **settings)
         self.guards = tied(self.llm)
+
+    def close(self) -> None:
+        """Ends the engine, which vLLM keeps alive after its `LLM` is gone, and with it its GPU memory."""
+        shut_down(self.llm, self.guards)
+        del self.llm
+        give_back()
 
     def fitted(self, resources: Scoring) -> Scoring:
         """With the limit of the model and the precision that it is saved in (vLLM's `auto` halves float32)."""

