@@ -4,6 +4,7 @@ The rows of a step depend on (seed, step) alone; the layout (ranks, micro-batche
 """
 
 import math
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -80,7 +81,7 @@ def cut(order: np.ndarray, lengths: np.ndarray, room: Room) -> list[np.ndarray]:
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     """Linear warm-up, then a cosine to zero."""
-    warm = math.ceil(steps * warmup_ratio)
+    warm = math.ceil(steps * Fraction(str(warmup_ratio)))  # as it is written: 100 steps at 0.07 are 7, not 7.000...1
     if step < warm:
         return peak * (step + 1) / warm
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

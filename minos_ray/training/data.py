@@ -1,8 +1,10 @@
 """From artefacts to tokenised rows: what stage 1 and stage 2 are trained on; rows left out are counted by reason."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -131,31 +133,60 @@ def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Cou
 
 
 def held_out_problems(run: Run, section: Reward) -> set[str]:
-    """Problems that stage 2 holds out. Stage 1 must not see them either, or Minos would be watched on problems whose
-    critiques it has read, while the base knows nothing of them. None where stage 2 would have nothing left."""
-    kinds = ("orm", "prm") if section.consensus else ("orm",)
-    parts = [reward_rows(run, section, kind) for kind in kinds]
+    """Problems that stage 2 holds out, for whichever verifier. Stage 1 must not see them either, or Minos would be
+    watched on problems whose critiques it has read, while the base knows nothing of them. None where stage 2 would have
+    nothing left."""
+    parts = [reward_rows(run, section, kind) for kind in ("orm", "prm")]
     return {row["problem_id"] for train, held_out, _ in parts if train for row in held_out}
 
 
 def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[Row], Counter[str]]:
-    """(train, held out, dropped) before balancing."""
+    """(train, held out, dropped) before balancing: of rows that have the labels that the kind reads."""
     rows, dropped = labelled(run)
     if section.consensus and kind == "prm":
         rows = agreed(run, rows, dropped)
+    if kind == "prm":
+        rows = with_step_labels(rows, dropped)
     return *split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed), dropped
 
 
 def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str) -> Data:
     """Stage 2 (`kind` orm or prm): labelled train candidates; held-out rows are of problems never trained on."""
-    train, held_out, dropped = reward_rows(run, section, kind)
-    train = balanced(train, section.wrong_share, section.rows, section.seed, dropped)
-    held_out = balanced(held_out, section.wrong_share, section.eval_rows, section.seed, dropped)
+    *parts, dropped = reward_rows(run, section, kind)
+    train, held_out = (
+        balanced(fitting(tokenizer, part, limit, section, dropped), section.wrong_share, limit, section.seed, dropped)
+        for part, limit in zip(parts, (section.rows, section.eval_rows), strict=True)
+    )
     # Held-out rows are judged by hard labels at the places that are scored, whatever is trained on.
     plain = section.model_copy(update={"soft_labels": False, "orm_positions": "last"})
     sections = ((train, section), (held_out, plain))
     made = [list(verifier_rows(tokenizer, part, kind, its, dropped)) for part, its in sections]
     return Data(made[0], made[1], dropped)
+
+
+def with_step_labels(rows: list[Row], dropped: Counter[str]) -> list[Row]:
+    """The rows whose step labels a PRM can be trained on."""
+    reasons = [refused_labels(row) for row in rows]
+    dropped.update(filter(None, reasons))
+    return [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
+
+
+def fitting(tokenizer: Any, rows: list[Row], limit: int | None, section: Reward, dropped: Counter[str]) -> list[Row]:
+    """The rows that are short enough, where some are chosen from them: the choice counts rows that can be used.
+
+    Where all are taken nothing is tokenised twice; `verifier_rows` leaves out what is too long.
+    """
+    if section.wrong_share is None and (limit is None or limit >= len(rows)):
+        return rows
+    kept = []
+    for chunk in chunks(rows):
+        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk])
+        for row, solution in zip(chunk, encoded, strict=True):
+            if reason := encoding.refusal(solution, section.max_length):
+                dropped[reason] += 1
+            else:
+                kept.append(row)
+    return kept
 
 
 def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
@@ -198,7 +229,8 @@ def room(rows: list[Row], wrong_share: float | None) -> int:
     if wrong_share is None:
         return len(rows)
     wrong = sum(not row["correct"] for row in rows)
-    return int(min(wrong / wrong_share, (len(rows) - wrong) / (1 - wrong_share)))
+    share = Fraction(str(wrong_share))  # as it is written: 7 / 0.07 is 100, not 99.99
+    return math.floor(min(wrong / share, (len(rows) - wrong) / (1 - share)))
 
 
 def balanced(
@@ -229,8 +261,7 @@ def verifier_rows(tokenizer: Any, rows: list[Row], kind: str, section: Reward, d
         encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk])
         for row, solution in zip(chunk, encoded, strict=True):
             labels = row["step_labels"] if kind == "prm" else outcome_labels(row, solution)
-            reason = encoding.refusal(solution, section.max_length) or refused_labels(labels, solution)
-            if reason:
+            if reason := encoding.refusal(solution, section.max_length):
                 dropped[reason] += 1
             elif kind == "orm" and section.orm_positions == "every_token":
                 yield every_token_row(row, solution)
@@ -245,11 +276,11 @@ def outcome_labels(row: Row, solution: encoding.Encoded) -> list[int]:
     return [-1] * (len(solution.positions) - 1) + [int(row["correct"])]
 
 
-def refused_labels(labels: list[int], solution: encoding.Encoded) -> str | None:
-    """Why step labels cannot be trained on."""
-    if len(labels) != len(solution.positions):
+def refused_labels(row: Row) -> str | None:
+    """Why a row's step labels cannot be trained on; one without steps is refused for that."""
+    if len(row["step_labels"]) != len(row["steps"]):
         return "labels_unlike_steps"
-    return "no_step_labels" if all(label < 0 for label in labels) else None
+    return "no_step_labels" if row["steps"] and all(label < 0 for label in row["step_labels"]) else None
 
 
 def soft(row: Row, labels: Sequence[float]) -> Sequence[float]:

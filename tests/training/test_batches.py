@@ -53,3 +53,10 @@ def test_learning_rate_warms_up_then_falls_to_zero() -> None:
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[55] == pytest.approx(1.0)
     assert rates[-1] < 0.001
+
+
+def test_warm_up_is_the_share_that_was_written() -> None:
+    """100 x 0.07 is 7.000000000000001 to a computer."""
+    rates = [batches.learning_rate(step, 100, 1.0, 0.07) for step in range(8)]
+    assert rates[6] == 1.0 and rates[5] == pytest.approx(6 / 7)
+    assert [batches.learning_rate(step, 10, 1.0, 0.03) for step in range(1)] == [1.0]

@@ -14,7 +14,7 @@ from minos_ray.stages import spec
 from minos_ray.store import Run
 from minos_ray.sweep.inputs import Inputs
 from minos_ray.training.consensus import agreed, refuse_told
-from minos_ray.training.data import base_tokenizer, reward_data
+from minos_ray.training.data import base_tokenizer, reward_data, reward_rows
 from minos_ray.training_sections import Reward
 from tests.training.world import world
 
@@ -83,8 +83,10 @@ def test_prm_rows_are_filtered_and_counted_orm_rows_are_not(judged: tuple[Config
         assert len(made.train) + len(made.held_out) + sum(made.dropped.values()) == 36 * 8
     assert data["prm"].dropped["no_consensus"] > 0 and data["prm"].dropped["consensus_no_critique"] > 0
     assert not any("consensus" in reason for reason in data["orm"].dropped)
-    without = reward_data(run, tokenizer, section(consensus=False), "prm")
-    kept, everything = ({tuple(row["ids"]) for row in (*d.train, *d.held_out)} for d in (data["prm"], without))
+    kept, everything = (
+        {row["candidate_id"] for part in reward_rows(run, its, "prm")[:2] for row in part}
+        for its in (section(), section(consensus=False))
+    )
     assert kept < everything
 
 

@@ -5,13 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
 from minos_ray.schema import table
 from minos_ray.sections import Config
 from minos_ray.store import Run
 from minos_ray.training import encoding
-from minos_ray.training.data import Data, base_tokenizer, critique_data, require_rows, reward_data
+from minos_ray.training.data import (
+    Data,
+    base_tokenizer,
+    critique_data,
+    held_out_problems,
+    require_rows,
+    reward_data,
+    room,
+)
 from minos_ray.training.rows import as_table, write
 from minos_ray.training_sections import Reward, Sft
 from tests.runs import put
@@ -232,3 +242,56 @@ def test_nothing_to_train_on_is_said_plainly(small: tuple[Config, Run, Any]) -> 
         require_rows("reward", data)
     with pytest.raises(UserError, match="3 critique_empty"):
         require_rows("sft", Data([], [], Counter(critique_empty=3)))
+
+
+@pytest.fixture(scope="module")
+def few_labelled(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Step labels for one candidate in ten only, as `label.rollouts.candidates` makes; some texts are long."""
+    run = Run(str(tmp_path_factory.mktemp("few")))
+    asked = [
+        {"problem_id": f"p{p:03}", "dataset": "sums", "split": "train", "question": f"Set {p}?"} for p in range(100)
+    ]
+    labels = [candidate(p, i) for p in range(100) for i in range(20)]
+    for number, label in enumerate(labels):
+        first = f"Step 0: {number} " + "1 " * (0 if number % 7 else 60)
+        label["steps"] = [first, *label["steps"][1:]]
+        if number % 10:
+            label["step_labels"] = [-1, -1, -1]
+        elif label["step_labels"][0] < 0:
+            label["step_labels"] = [1, int(label["correct"]), int(label["correct"])]
+    put(run, "problems", [{**row, "answer": "1", "solution": None} for row in asked])
+    put(run, "labels", labels)
+    return run
+
+
+@pytest.mark.parametrize("wrong_share", [None, 0.4])
+def test_limits_count_rows_that_a_prm_can_use(
+    small: tuple[Config, Run, Any], few_labelled: Run, wrong_share: float | None
+) -> None:
+    data = reward_data(few_labelled, small[2], section(rows=60, eval_rows=30, wrong_share=wrong_share), "prm")
+    assert len(data.train) == 60 and 24 <= len(data.held_out) <= 30
+    assert data.dropped["no_step_labels"] == 1800
+    assert len(data.train) + len(data.held_out) + sum(data.dropped.values()) == 2000
+    if wrong_share is not None:
+        assert sum(not row["correct"] for row in data.train) == 24
+
+
+def test_stage_1_sees_no_problem_that_a_prm_holds_out(small: tuple[Config, Run, Any], few_labelled: Run) -> None:
+    """A PRM has fewer rows of each problem, and so holds out more problems."""
+    kept_out = held_out_problems(few_labelled, section(eval_rows=30))
+    for kind in ("orm", "prm"):
+        held_out = problems(reward_data(few_labelled, small[2], section(eval_rows=30), kind).held_out)
+        assert held_out and held_out <= kept_out
+
+
+def test_rows_that_are_too_long_do_not_count(small: tuple[Config, Run, Any], few_labelled: Run) -> None:
+    data = reward_data(few_labelled, small[2], section(rows=1000, eval_rows=100, max_length=110), "orm")
+    assert len(data.train) == 1000 and data.dropped["over_max_length"] > 200
+
+
+@given(wrong=st.integers(0, 300), right=st.integers(0, 300), share=st.integers(1, 99))
+def test_room_is_exact(wrong: int, right: int, share: int) -> None:
+    """The largest size of which that share is wrong and there."""
+    size = room([{"correct": False}] * wrong + [{"correct": True}] * right, share / 100)
+    assert share * size <= 100 * wrong and (100 - share) * size <= 100 * right
+    assert share * (size + 1) > 100 * wrong or (100 - share) * (size + 1) > 100 * right
