@@ -253,7 +253,7 @@ def few_labelled(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ]
     labels = [candidate(p, i) for p in range(100) for i in range(20)]
     for number, label in enumerate(labels):
-        first = f"Step 0: {number} " + "1 " * (0 if number % 7 else 60)
+        first = f"Step 0: {number} " + "1 " * (0 if number % 7 else 100)
         label["steps"] = [first, *label["steps"][1:]]
         if number % 10:
             label["step_labels"] = [-1, -1, -1]
