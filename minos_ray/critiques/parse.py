@@ -31,7 +31,7 @@ STEP = re.compile(
 BOLD_STEP = re.compile(r"(?i)^(\W*)(\*\*|__)(Step\s*[0-9]+)\2(?!\s*[:.()\-\u2013\u2014])")
 # Where no line says `Step`: numbered paragraphs.
 ITEM = re.compile(r"\(?([0-9]+)[.)]\s")
-TAG = re.compile(r"(?i)</?(?:answer|critique|output|response|review|verdict)>")
+TAG = re.compile(r"(?i)</?(?:answer|critique|output|response|review|verdict)>|<\|\w+\|>\s*\Z|</s>\s*\Z")
 ANSWER = re.compile(r"(?is)<answer>((?:(?!</?answer>).)*)</answer>")
 BOXED = re.compile(r"(?i)\$?\\+boxed\s*\{(?:\\text\{)?(true|false)\}+\$?")
 VERDICT = re.compile(r"This step is (correct|incorrect)\b")

@@ -7,8 +7,7 @@ from itertools import chain
 GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9$\\(])")
 ABBREVIATION = re.compile(
     r"(?:Mrs?|Ms|Mx|Dr|Prof|Rev|Hon|Gen|Col|Lt|Sgt|Capt|Sen|Gov|Jr|Sr)\."
-    r"|(?:i\.?e|e\.?g|cf|vs|viz|resp|approx|incl|excl|w\.?r\.?t|a\.k\.a|wlog)\.",
-    re.IGNORECASE,
+    r"|(?i:i\.?e|e\.?g|cf|vs|viz|resp|approx|incl|excl|w\.?r\.?t|a\.k\.a|wlog)\."
 )
 BEFORE_NUMBER = re.compile(
     r"(?:Nos?|Figs?|Eqs?|Eqn|Ex|Sec|Ch|Vol|Thm|Prop|Lem|Cor|pp?|ca?|max|min|avg"
@@ -27,10 +26,11 @@ STARTER = re.compile(
 NUMBERED = re.compile(r"(?:(?:Step|Case|Part)\s+)?\(?(?:[0-9]{1,3}|[A-Za-z])\)?\.", re.IGNORECASE)
 MARKER = re.compile(r"(?m)^\s*(?=Step\s+[0-9]+\s*[:.])")
 
-# What stays in one piece, however many lines it has: code, displayed formulas, environments (align, cases, tabular).
-OPENING = re.compile(r"(?m)^[ \t]*(?P<fence>```|~~~)|\$\$|\\\[|\\begin\{(?P<name>[A-Za-z]+\*?)\}")
-CLOSING = {"$$": "$$", "\\[": "\\]"}
-DISPLAYED = re.compile(r"\$\$|\\\[|\\begin\{|```|~~~")
+# What stays in one piece, however many lines it has: code, displayed formulas, environments (align, cases, tabular),
+# the drawings of MATH.
+OPENING = re.compile(r"(?m)^[ \t]*(?P<fence>```|~~~)|\$\$|\\\[|\[asy\]|\\begin\{(?P<name>[A-Za-z]+\*?)\}")
+CLOSING = {"$$": "$$", "\\[": "\\]", "[asy]": "[/asy]"}
+DISPLAYED = re.compile(r"\$\$|\\\[|\[asy\]|\\begin\{|```|~~~")
 BULLET = re.compile(r"[-*+\u2022]\s")
 ROW = "|"
 # More line breaks than so many for each empty line, and the empty lines are stray ones.
@@ -146,9 +146,11 @@ def paragraphs(text: str) -> list[str]:
 def sentences(text: str) -> list[str]:
     """Each sentence of each line is a step; for solutions written as running text.
 
-    No sentence ends behind an abbreviation, an initial or a number that stands before an item.
+    No sentence ends behind an abbreviation, an initial or a number that stands before an item, nor inside of what goes
+    over several lines (a displayed formula, code).
     """
-    return [sentence for line in lines(text) for sentence in sentences_of(line)]
+    found = [piece.strip() for piece in pieces(text) if piece.strip()]
+    return [sentence for piece in found for sentence in ([piece] if "\n" in piece else sentences_of(piece))]
 
 
 def sentences_of(line: str) -> Iterator[str]:

@@ -190,6 +190,8 @@ WRAPPED = [
     f"{THOUGHT}<answer>{GOOD}</answer>",
     f"Step 1: let me see.\nThe final answer is True?\n\n<answer>\n{GOOD}\n</answer>",
     f"<critique>{GOOD}</critique>",
+    f"{GOOD}<|im_end|>\n",
+    f"{GOOD}</s>",
     GOOD.replace("Step 1:", "Step 1 (setup):").replace("Step 2:", "Step 2 (product) -"),
     GOOD.replace("Step 1:", "**Step 1**").replace("Step 2:", "**Step 2** "),
     GOOD.replace("Step 1:", "### Step 1\n").replace("Step 2:", "### **Step 2 (product)**:\n"),

@@ -47,6 +47,7 @@ WHOLE = [
     ["By cases,\n\\[ f(x) = \\begin{cases}\n1 & x > 0 \\\\\n0\n\\end{cases} \\]", "So $f(1) = 1$."],
     ["It follows:\n\\[ a = 1 \\]\n\\[ b = 2 \\]", "**Final answer:** 3"],
     ["Let us run this:\n```python\nx = 1\n\nprint(x)\n```", "It prints 1.", "The answer is 1."],
+    ["This is the triangle:\n[asy]\ndraw((0,0)--(1,0));\n\nlabel(A);\n[/asy]", "Its side is 1.", "#### 1"],
     ["| n | f |\n|---|---|\n| 1 | 2 |", "The sum is 2.", "So the answer is 2."],
     ["There are these:\n- two reds,\n- two greens\n  * a dark one\n  * a light one", "In all 4.", "#### 4"],
 ]
@@ -91,6 +92,7 @@ SENTENCES = [
     ["1. Find x.", "2. Find y.", "Step 3. Add."],
     ["He lives on Elm St.", "The St. Louis arch is 5 ft. 3 in. tall, approx. 12 m.", "The U.S. Army has 5."],
     ["See Eq. (3) and Fig. 4, e.g. $x$.", "\\(x\\) is 3!", "(It is.)"],
+    ["It runs 5 ms.", "Tom stops it after 2 rev.", "So 7."],
     ["On Oct. 3 he had 2 oz.", "Prof. Li, Mrs. Ray et al. had 3.", "So 5."],
 ]
 
@@ -98,6 +100,11 @@ SENTENCES = [
 @pytest.mark.parametrize("found", SENTENCES)
 def test_sentences_end_behind_no_abbreviation(found: list[str]) -> None:
     assert sentences(" ".join(found)) == found
+
+
+def test_no_sentence_ends_within_a_formula_of_several_lines() -> None:
+    text = "We have this.\n\\[\nx = 1. \\\\\nY = 2.\n\\]\nSo 3. It is."
+    assert sentences(text) == ["We have this.", "\\[\nx = 1. \\\\\nY = 2.\n\\]", "So 3.", "It is."]
 
 
 def test_markers() -> None:
