@@ -8,12 +8,12 @@ from contextlib import suppress
 from minos_ray.cluster import joins
 from minos_ray.config import Config, resolve
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
+from minos_ray.model_checks import check_model, judged, model_tests, models, unseen
 from minos_ray.pipeline import State, status
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.functions import named
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
 from minos_ray.preflight.settings import label_tests, length_tests
-from minos_ray.sections import Model
 from minos_ray.stages import APART, FUNCTIONS
 from minos_ray.store import Run
 
@@ -47,6 +47,8 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
         for line in estimates(config, run, states):
             log(line)
     refuse(config, run)
+    for line in unseen(config, unfinished(states)):
+        log(line)
     log("config, files, models, credentials: fine")
     if joins(config.resources) and needs:
         from minos_ray.preflight.joined import stated
@@ -119,6 +121,8 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     states = [s for s in states if (s.stage not in APART if stages is None else s.stage in stages)]
     todo, needs = unfinished(states), pools(config, states)
     tests = [*local_tests(config, run, states)]
+    if stages is None:  # `minos meta` asks itself
+        tests += [lambda key=key, model=model: check_model(key, model, run) for key, model in judged(config)]
     if stages is None and config.study.seeds:  # `minos study` asks itself
         tests.append(lambda: resolve("minos_ray.study.stage:refuse")(config, run))
     if stages is None and "critique" in todo and asks_critic(config):
@@ -147,7 +151,7 @@ def local_tests(config: Config, run: Run, states: list[State]) -> Iterator[Calla
         from minos_ray.candidates.prompts import prompt_of
 
         yield lambda: prompt_of(config.sample)
-    yield from (lambda key=key, model=model: check_model(key, model, run) for key, model in models(config, todo))
+    yield from model_tests(config, run, todo)
     if "problems" in todo:
         yield lambda: check_sources(config)
     left = [s for s in states if s.state != "done"]
@@ -239,31 +243,6 @@ def lora_tests(config: Config, run: Run, todo: set[str]) -> Iterator[Callable[[]
 def rollouts_wanted(config: Config, states: list[State]) -> bool:
     """Whether the stage `label` has completions to make."""
     return config.label.rollouts is not None and any(s.artefact == "rollouts" and s.state != "done" for s in states)
-
-
-def models(config: Config, todo: set[str]) -> Iterator[tuple[str, Model]]:
-    """Models that must be there already."""
-    rollouts = config.label.rollouts if "label" in todo else None
-    if config.generator and ("sample" in todo or (rollouts and not rollouts.completer)):
-        yield "generator.model", config.generator
-    if rollouts and rollouts.completer:
-        yield "label.rollouts.completer", rollouts.completer
-    if todo & {"sft", "reward"}:
-        yield "base.model", config.base
-
-
-def check_model(key: str, model: Model, run: Run) -> None:
-    """A directory must hold a whole model; hub ids are left to the first stage that loads them."""
-    from minos_ray.models import is_hub_id, locate
-    from minos_ray.preflight.estimate import tensors, weight_files
-
-    if model.model.startswith("run:") or is_hub_id(model.model):
-        return
-    try:
-        for file in weight_files(locate(model, run)):
-            tensors(file)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
 
 
 def check_sources(config: Config) -> None:

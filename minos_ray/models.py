@@ -30,8 +30,13 @@ def locate(model: Model, run: Run) -> str:
     if sign and kind == "run":
         return whole(_from_run(name, run), model.model)
     if is_hub_id(model.model):
-        return whole(_from_hub(model), model.model)
+        return locate_hub(model)
     return whole(Path(model.model).expanduser().absolute(), model.model)
+
+
+def locate_hub(model: Model) -> str:
+    """The copy of a hub model in this machine's cache, fetched when it is not there."""
+    return whole(_from_hub(model), model.model)
 
 
 def absolute(model: Model) -> Model:

@@ -16,7 +16,10 @@ from minos_ray.storage import refuse_key
 from minos_ray.store import Artefact, Manifest, Run
 
 # Stages that are only there where the config asks for them.
-WANTED = {"pretrain": "a section 'pretrain'", "study": "study.seeds, such as [1, 2, 3, 4, 5]"}
+WANTED = {
+    "pretrain": "a section 'pretrain' and base.model: run:models/base",
+    "study": "study.seeds, such as [1, 2, 3, 4, 5]",
+}
 ORDER = tuple(name for name in FUNCTIONS if name not in APART)
 
 

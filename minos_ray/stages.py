@@ -80,11 +80,12 @@ FUNCTIONS = {
 def specs(config: Config) -> list[Spec]:
     """Every artefact of a run of this config, each after what it needs."""
     base = ("models/base",) if config.base.model == "run:models/base" else ()
-    generator = base if config.generator and config.generator.model == "run:models/base" else ()
+    generator = ("models/base",) if config.generator and config.generator.model == "run:models/base" else ()
     models = [f"models/{v}" for v in config.reward.verifiers]
     scores = [f"scores/{v}" for v in config.reward.verifiers] + (["scores/critic"] if config.score.judge else [])
     data = ("problems", "candidates", "labels")
-    found = [Spec("models/base", "pretrain", ("pretrain",), config.pretrain.needs)] if config.pretrain else []
+    made = config.pretrain is not None and bool(base or generator or completer_of_run(config) == "models/base")
+    found = [Spec("models/base", "pretrain", ("pretrain",), config.pretrain.needs)] if made else []
     found += [
         Spec("problems", "problems", ("problems", "seed")),
         Spec("candidates", "sample", ("sample", "generator", "seed"), ("problems", *generator)),
@@ -120,15 +121,20 @@ def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
     data = ("problems", "candidates")
     found, rollouts = [], ()
     if config.label.rollouts:
-        sections, completer = ("label", "sample", "generator", "seed"), config.label.rollouts.completer
-        model = (completer.model.removeprefix("run:"),) if completer and completer.model.startswith("run:") else ()
-        needs = (*data, *(model if completer else generator))
+        sections, completer = ("label", "sample", "generator", "seed"), completer_of_run(config)
+        needs = (*data, *((completer,) if completer else () if config.label.rollouts.completer else generator))
         found, rollouts = [Spec("rollouts", "label", sections, needs, ("labels",))], ("rollouts",)
     found.append(Spec("labels", "label", ("label",), (*data, *rollouts), ("labels",)))
     if config.inserted.count:
         needs = ("problems", "labels") if config.inserted.source == "candidates" else ("problems",)
         found.append(Spec("inserted", "label", ("inserted", "seed"), needs, ("inserted",)))
     return found
+
+
+def completer_of_run(config: Config) -> str | None:
+    """The artefact that makes the completions of rollouts, None where that is another model or the generator."""
+    completer = config.label.rollouts.completer if config.label.rollouts else None
+    return completer.model.removeprefix("run:") if completer and completer.model.startswith("run:") else None
 
 
 def critic_sources(config: Config) -> tuple[str, ...]:

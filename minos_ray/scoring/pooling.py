@@ -14,6 +14,7 @@ from minos_ray.resources import Scoring
 from minos_ray.scoring.device import give_back
 from minos_ray.scoring.verifier import Verifier
 from minos_ray.sections import Model
+from minos_ray.training.heads import by_token
 
 
 class Pooling(Verifier):
@@ -26,7 +27,7 @@ class Pooling(Verifier):
         from vllm import LLM, PoolingParams
         from vllm.config import PoolerConfig
 
-        self.task = "token_classify" if self.every_step else "classify"
+        self.task = "token_classify" if self.every_step or by_token(self.config) else "classify"
         self.raw = PoolingParams(use_activation=False)
         settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), self.fitted(resources))
         self.llm = LLM(model, runner="pooling", pooler_config=PoolerConfig(task=self.task), **settings)
@@ -53,7 +54,7 @@ class Pooling(Verifier):
             die(error)
         scores = {ids: sigmoid(self.logits(output)) for ids, output in zip(distinct, outputs, strict=True)}
         tokens = sum(len(ids) - (output.num_cached_tokens or 0) for ids, output in zip(distinct, outputs, strict=True))
-        at = read if self.every_step else [[0]] * len(read)
+        at = read if self.task == "token_classify" else [[0]] * len(read)
         return [scores[tuple(ids)][places].tolist() for ids, places in zip(sequences, at, strict=True)], tokens
 
     def outputs(self, prompts: list[Any]) -> list[Any]:

@@ -6,13 +6,11 @@ Scores are computed in the precision that the model is saved in.
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from minos_ray import schema
-from minos_ray.errors import UserError
 from minos_ray.models import locate
 from minos_ray.resources import Scoring
 from minos_ray.scoring.batches import Forest, forests
@@ -100,6 +98,7 @@ class Scorer(Verifier):
         from transformers.utils import logging
 
         from minos_ray.scoring.backbone import Masked, backbone_of
+        from minos_ray.training.heads import saved_class, scalar_head
         from minos_ray.training.packing import longest_together
 
         resources = resources or Scoring()
@@ -107,8 +106,9 @@ class Scorer(Verifier):
         logging.disable_progress_bar()
         self.device = device_of(resources.gpus)
         options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
-        whole = auto_class(self.kind).from_pretrained(model, **options).to(self.device).eval()
-        self.backbone, self.head = backbone_of(whole, model), head_of(whole, model)
+        whole = saved_class(self.config).from_pretrained(model, **options).to(self.device).eval()
+        self.head = scalar_head(whole)
+        self.backbone = backbone_of(whole, model)
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
         if isinstance(self.backbone, Masked):
             self.budget //= 4
@@ -171,18 +171,3 @@ class Scorer(Verifier):
             scores = torch.sigmoid(self.head(self.backbone(forest, nodes))[:, 0].float()).cpu().numpy()[back]
         ends = np.cumsum([len(positions) for positions in read])[:-1]
         return [part.tolist() for part in np.split(scores, ends)]
-
-
-def auto_class(kind: str) -> Any:
-    """The transformers class that loads this kind."""
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-
-    return AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
-
-
-def head_of(whole: Any, model: str) -> Any:
-    """The linear layer from hidden state to logit."""
-    head = getattr(whole, "score", None) or getattr(whole, "classifier", None)
-    if head is None:
-        raise UserError(f"model '{model}' ({type(whole).__name__}) has no head named 'score' or 'classifier'")
-    return head

@@ -1,8 +1,9 @@
 """What every scoring engine shares: which kind of model it is, where it is read, what is refused.
 
 An ORM is a `*ForSequenceClassification` read at the last step's end, a PRM a `*ForTokenClassification` read at every
-step's end; so is an ORM that was trained at every token (config key `orm_positions`). A score is the sigmoid of the
-raw logit.
+step's end; so is an ORM that was trained at every token (config key `orm_positions`). Of families that have only one
+of the two classes both kinds are saved as that one (config key `verifier_kind`). A score is the sigmoid of the raw
+logit.
 """
 
 from abc import ABC, abstractmethod
@@ -67,11 +68,11 @@ class Verifier(ABC):
 
 
 def kind_of(config: Any, model: str) -> str:
-    """`orm` or `prm`, by the architecture that the model was saved with."""
+    """`orm` or `prm`, by the architecture that the model was saved with, unless the config says which."""
     for architecture in config.architectures or []:
         for ending, kind in KINDS.items():
             if architecture.endswith(ending) and config.num_labels == 1:
-                return kind
+                return getattr(config, "verifier_kind", None) or kind
     wanted = " or ".join(f"*{ending}" for ending in KINDS)
     raise UserError(f"model '{model}' is {config.architectures}; a verifier is {wanted} with one label")
 

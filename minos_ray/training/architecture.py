@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from minos_ray.errors import UserError
-from minos_ray.training import encoding
+from minos_ray.training import base_weights, buffers, encoding
+from minos_ray.training.buffers import without_memory
+from minos_ray.training.heads import auto_class, labels, own_class, reads_last, scalar_head
 from minos_ray.training.job import Kind
 from minos_ray.training.stored import Stored
 from minos_ray.training_sections import Pretrain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LABEL = "correct"
-HEAD = "score."
 
 
 def new_mistral(section: Pretrain, tokenizer: Any) -> Any:
@@ -41,10 +41,20 @@ def new_mistral(section: Pretrain, tokenizer: Any) -> Any:
 
 
 def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, Any]) -> Any:
-    """The model at `path` for an objective; the scalar head of a verifier is new, small and depends on `seed` only."""
-    model = auto_class(kind).from_pretrained(path, **heads(kind), **options, dtype=DTYPES[precision])
+    """The model at `path` for an objective; the scalar head of a verifier is new, small and depends on `seed` only.
+
+    UserError when weights are missing, of another shape, or tied by the config and yet not the same.
+    """
+    from transformers import AutoConfig
+
+    labelled = {**labels(kind), **options}
+    model, info = auto_class(kind, AutoConfig.from_pretrained(path, **labelled)).from_pretrained(
+        path, **labelled, dtype=DTYPES[precision], output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    base_weights.require_whole(model, kind, info, path)
+    base_weights.require_tied(model, path)
     if kind != "lm":
-        reset_head(model.score, seed)
+        reset_head(scalar_head(model), seed)
     return model
 
 
@@ -56,42 +66,42 @@ def load_partitioned(
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
-    config = AutoConfig.from_pretrained(path, **heads(kind), **options)
+    config = AutoConfig.from_pretrained(path, **labels(kind), **options)
     trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
+    auto = auto_class(kind, config)
     # Without `dtype`: where fp16 is unknown, DeepSpeed 0.19 turns a given one into bf16; the settings name it as well.
     with deepspeed.zero.Init(config_dict_or_path=settings), no_init_weights():
-        model = auto_class(kind).from_config(config, dtype=DTYPES[precision], **trusted)
+        model = auto.from_config(config, dtype=DTYPES[precision], **trusted)
+    model.tie_weights()  # part of the initialisation that was left out
+    with without_memory():
+        buffers.copy(auto.from_config(config, dtype=DTYPES[precision], **trusted), model)
+    head = None if kind == "lm" else scalar_head(model)
     with Stored(path) as weights:
+        base_weights.require_same(weights, base_weights.tied(model), path)
+        buffers.fill(model, weights, path)
         for name, parameter in model.named_parameters():
-            if name.startswith(HEAD):
-                continue
-            if name not in weights:
-                raise UserError(f"base.model: {path} has no weights for '{name}'; resources.train.zero below 3 may do")
-            # Said on every rank: the one that copies would fail alone.
-            if (shape := weights.shape(name)) != tuple(parameter.ds_shape):
-                wanted = tuple(parameter.ds_shape)
-                raise UserError(f"base.model: in {path} '{name}' is {shape}, and its config.json wants {wanted}")
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if torch.distributed.get_rank() == 0:
-                    parameter.data.copy_(weights[name])
-    if kind != "lm":
-        with deepspeed.zero.GatheredParameters(list(model.score.parameters()), modifier_rank=0):
+            if head is None or all(parameter is not own for own in head.parameters()):
+                fill(parameter, name, weights, path)
+    if head is not None:
+        with deepspeed.zero.GatheredParameters(list(head.parameters()), modifier_rank=0):
             if torch.distributed.get_rank() == 0:
-                reset_head(model.score, seed)
+                reset_head(head, seed)
     return model
 
 
-def auto_class(kind: Kind) -> Any:
-    """The class of transformers that a kind is saved as."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+def fill(parameter: torch.nn.Parameter, name: str, weights: Stored, path: str) -> None:
+    """Puts a stored tensor into every rank's share of a parameter; what is wrong is said on every rank: the one that
+    copies would fail alone."""
+    import deepspeed
 
-    verifier = AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
-    return AutoModelForCausalLM if kind == "lm" else verifier
-
-
-def heads(kind: Kind) -> dict[str, Any]:
-    """What a verifier's config says about its one label."""
-    return {} if kind == "lm" else {"num_labels": 1, "id2label": {0: LABEL}, "label2id": {LABEL: 0}}
+    if name not in weights:
+        raise UserError(f"base.model: {path} has no weights for '{name}'; resources.train.zero below 3 may do")
+    if (shape := weights.shape(name)) != tuple(parameter.ds_shape):
+        wanted = tuple(parameter.ds_shape)
+        raise UserError(f"base.model: in {path} '{name}' is {shape}, and its config.json wants {wanted}")
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            parameter.data.copy_(weights[name])
 
 
 def vocabulary_head(model: Any, path: str) -> torch.nn.Linear:
@@ -105,6 +115,8 @@ def vocabulary_head(model: Any, path: str) -> torch.nn.Linear:
         head.weight = embedding
     else:
         with Stored(path) as weights:
+            if "lm_head.weight" not in weights:
+                raise UserError(f"reward.lm_weight: {path} has no weights for 'lm_head.weight'")
             head.load_state_dict({"weight": weights["lm_head.weight"]})
     return head
 
@@ -129,8 +141,11 @@ def save(
     config = model.config
     config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config.step_encoding = {"name": encoding.NAME, "version": encoding.VERSION}
-    if kind == "orm":
+    if kind != "lm" and not own_class(model, kind):
+        config.verifier_kind = kind
+    if reads_last(model):
         config.problem_type = "multi_label_classification"
+    if kind == "orm":
         config.orm_positions = "every_token" if every_token else "last"
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=state)

@@ -6,6 +6,7 @@ import torch
 
 from minos_ray.resources import Workers
 from minos_ray.training import lora
+from minos_ray.training.buffers import persistent
 from minos_ray.training.losses import Objective
 from minos_ray.training_sections import Train
 
@@ -106,7 +107,10 @@ def offload(workers: Workers) -> dict[str, Any]:
 
 
 def whole_weights(engine: Any, zero: int) -> dict[str, torch.Tensor]:
-    """Every weight of the transformers model on the CPU, on rank 0 (empty elsewhere); all ranks must call it."""
+    """Every weight of the transformers model and every saved buffer, on the CPU of rank 0 (empty elsewhere).
+
+    All ranks must call it.
+    """
     import contextlib
 
     import deepspeed
@@ -117,4 +121,6 @@ def whole_weights(engine: Any, zero: int) -> dict[str, torch.Tensor]:
         with gathered:
             if engine.global_rank == 0:
                 state[name] = weight.detach().to("cpu", copy=True)
+    if engine.global_rank == 0:
+        state |= {name: buffer.to("cpu", copy=True) for name, buffer in persistent(engine.module.model).items()}
     return state

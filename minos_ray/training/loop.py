@@ -162,7 +162,7 @@ class Training:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
                 if self.section.lora is not None:
-                    lora.save(weights, self.job, models.public_name(self.job.start, self.run), folder)
+                    lora.save(self.model, weights, self.job, models.public_name(self.job.start, self.run), folder)
                     weights = lora.merged(weights, self.section.lora)
                 dropout.put_back(self.own_dropout)
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from minos_ray.errors import UserError
-from minos_ray.training.architecture import HEAD
-from minos_ray.training.job import Job, Kind
+from minos_ray.training.heads import CAUSAL, HEADS, SEQUENCE, TOKEN, head_name
+from minos_ray.training.job import Job
 from minos_ray.training_sections import Lora
 
-TASKS: dict[Kind, str] = {"lm": "CAUSAL_LM", "orm": "SEQ_CLS", "prm": "TOKEN_CLS"}
+TASKS = {CAUSAL: "CAUSAL_LM", SEQUENCE: "SEQ_CLS", TOKEN: "TOKEN_CLS"}  # by the end of a class's name
 FOLDER = "adapter"
 
 
@@ -58,7 +58,7 @@ def attach(objective: Any, lora: Lora, seed: int) -> None:
     """
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(peft_config(lora, objective.kind), objective.model)
+    inject_adapter_in_model(peft_config(lora, objective.model), objective.model)
     for name, parameter in objective.model.named_parameters():
         if ".lora_A." in name:
             reset(name, parameter, seed)
@@ -66,12 +66,12 @@ def attach(objective: Any, lora: Lora, seed: int) -> None:
         parameter.requires_grad_(is_trained(name.removeprefix("model.")))
 
 
-def peft_config(lora: Lora, kind: Kind, **more: Any) -> Any:
+def peft_config(lora: Lora, model: Any, **more: Any) -> Any:
     """What peft calls it."""
     from peft import LoraConfig
 
     return LoraConfig(
-        task_type=TASKS[kind],
+        task_type=next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), TASKS[CAUSAL]),
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -82,7 +82,7 @@ def peft_config(lora: Lora, kind: Kind, **more: Any) -> Any:
 
 def is_trained(name: str) -> bool:
     """Whether a parameter of the transformers model belongs to the adapter or is the scalar head."""
-    return ".lora_" in name or name.startswith(HEAD)
+    return ".lora_" in name or name.partition(".")[0] in HEADS
 
 
 @torch.no_grad()
@@ -107,15 +107,15 @@ def merged(state: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.Ten
     return plain
 
 
-def save(state: Mapping[str, torch.Tensor], job: Job, start: str, folder: str) -> None:
+def save(model: Any, state: Mapping[str, torch.Tensor], job: Job, start: str, folder: str) -> None:
     """The adapter alone (and a verifier's head) in peft's format, into `FOLDER` below the model's folder."""
     from safetensors.torch import save_file
 
     lora, target = job.section.lora, Path(folder) / FOLDER
     assert lora is not None
-    head = {} if job.kind == "lm" else {"modules_to_save": [HEAD.rstrip(".")]}
+    head = {} if job.kind == "lm" else {"modules_to_save": [head_name(model)]}
     revision = job.start.revision
-    config = peft_config(lora, job.kind, base_model_name_or_path=start, revision=revision, inference_mode=True, **head)
+    config = peft_config(lora, model, base_model_name_or_path=start, revision=revision, inference_mode=True, **head)
     config.save_pretrained(target)
     trained = {name: weight for name, weight in state.items() if is_trained(name)}
     named = {f"base_model.model.{n.replace('.default.', '.')}": weight for n, weight in trained.items()}

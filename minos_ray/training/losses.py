@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from minos_ray.training import packing, vocabulary
+from minos_ray.training.heads import reads_last, scalar_head
 from minos_ray.training.job import Kind
 from minos_ray.training.vocabulary import backbone_of
 
@@ -104,19 +105,30 @@ class Objective(nn.Module):
         self, ids: torch.Tensor, packed: packing.Packed, places: torch.Tensor, targets: torch.Tensor
     ) -> Losses:
         """The losses from the logits of the model's own forward; an ORM's are of the last token of each row."""
-        logits = self.model(input_ids=packed.padded(ids), use_cache=False).logits.float()
-        nothing = logits.new_zeros(())
         if self.kind == "lm":
+            logits = self.model(input_ids=packed.padded(ids), use_cache=False).logits.float()
             logs = torch.log_softmax(logits.flatten(0, 1)[packed.back[places]], -1)
             logs = logs.gather(1, ids[places + 1, None])[:, 0]
+            nothing = logits.new_zeros(())
             return Losses(-logs.sum(), nothing, nothing, logs)
-        logits = logits.flatten() if self.kind == "orm" else logits.flatten()[packed.back[places]]
+        logits = self.scores_by_model(ids, packed, places).float()
+        nothing = logits.new_zeros(())
         main = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         return Losses(main, nothing, nothing, logits)
 
+    def scores_by_model(self, ids: torch.Tensor, packed: packing.Packed, places: torch.Tensor) -> torch.Tensor:
+        """[places]: logits by the model's own forward. A class that reads the last token reads a step as the last."""
+        if not reads_last(self.model):
+            return self.model(input_ids=packed.padded(ids), use_cache=False).logits.flatten()[packed.back[places]]
+        if self.kind == "orm":
+            return self.model(input_ids=packed.padded(ids), use_cache=False).logits.flatten()
+        starts = packed.starts[torch.searchsorted(packed.starts, places, right=True) - 1]
+        ends = zip(starts.tolist(), (places + 1).tolist(), strict=True)
+        return torch.cat([self.model(input_ids=ids[None, a:b], use_cache=False).logits.flatten() for a, b in ends])
+
     def head(self) -> nn.Module:
         """The vocabulary head of a language model, the scalar head of a verifier."""
-        return self.model.get_output_embeddings() if self.kind == "lm" else self.model.score
+        return self.model.get_output_embeddings() if self.kind == "lm" else scalar_head(self.model)
 
 
 def kept(own: torch.Tensor, width: int, dropout: float) -> torch.Tensor:

@@ -44,3 +44,11 @@ class Stored:
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, without reading it."""
         return tuple(self.opened[self.files[name]].get_slice(name).get_shape())
+
+    def same(self, name: str, other: str, rows: int = 4096) -> bool:
+        """Whether two tensors are equal, so many rows of them read at a time."""
+        if self.shape(name) != self.shape(other):
+            return False
+        one, two = (self.opened[self.files[each]].get_slice(each) for each in (name, other))
+        starts = range(0, self.shape(name)[0], rows)
+        return all(torch.equal(one[start : start + rows], two[start : start + rows]) for start in starts)

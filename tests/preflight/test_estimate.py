@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.check import check, check_model, findings, models, unfinished
+from minos_ray.check import check, findings, unfinished
 from minos_ray.errors import UserError
+from minos_ray.model_checks import check_model, models
 from minos_ray.pipeline import State
 from minos_ray.preflight import disk, estimate
 from minos_ray.preflight.gpu_memory import trainings_too_large

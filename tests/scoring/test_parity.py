@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from minos_ray.models import load_tokenizer
 from minos_ray.resources import Scoring
-from minos_ray.scoring.scorer import auto_class, load
+from minos_ray.scoring.scorer import load
 from minos_ray.training import architecture, packing
 from minos_ray.training.encoding import Encoded, encode_solutions
+from minos_ray.training.heads import saved_class
 from tests.tiny import tiny_model
 
 Scores = list[list[float]]
@@ -21,10 +23,15 @@ KINDS = {"orm": "orm", "prm": "prm", "orm at every token": "orm"}
 ENGINE = Scoring(engine="vllm", kv_cache_gb=0.05)
 
 
+def whole(path: str) -> Any:
+    """The model as transformers loads it."""
+    return saved_class(AutoConfig.from_pretrained(path)).from_pretrained(path).eval()
+
+
 def saved(folder: Path, name: str) -> str:
     """A tiny verifier as training saves it."""
     kind, first = KINDS[name], tiny_model(folder / "first", KINDS[name], layers=3)
-    model, tokenizer = auto_class(kind).from_pretrained(first), load_tokenizer(first)
+    model, tokenizer = whole(first), load_tokenizer(first)
     target = str(folder / "verifier")
     architecture.save(model, model.state_dict(), tokenizer, kind, target, every_token=name == "orm at every token")
     return target
@@ -70,9 +77,8 @@ def test_all_ways_give_the_same_scores(name: str, tmp_path: Path) -> None:
     assert (forest.kind, forest.every_step) == (KINDS[name], every_step)
     encoded = encode_solutions(forest.tokenizer, solutions())
     with torch.inference_mode():
-        whole = auto_class(forest.kind).from_pretrained(path).eval()
-        table = {"padded": at(padded(whole, encoded), encoded, every_step)}
-        table["packed"] = at(packed(whole, encoded), encoded, every_step)
+        table = {"padded": at(padded(whole(path), encoded), encoded, every_step)}
+        table["packed"] = at(packed(whole(path), encoded), encoded, every_step)
     table["shared beginnings"], ours = forest.score(solutions())
     table["vLLM"], theirs = load(path, False, ENGINE).score(solutions())
     gc.collect()

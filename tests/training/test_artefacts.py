@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from minos_ray.models import load_tokenizer
 from minos_ray.resources import Engine, Workers
@@ -88,18 +89,17 @@ def encoded(path: Path | str) -> list[encoding.Encoded]:
 
 def loaded(path: Path, kind: Any) -> Any:
     """As transformers loads it."""
-    return architecture.auto_class(kind).from_pretrained(path).eval()
+    return architecture.auto_class(kind, AutoConfig.from_pretrained(path)).from_pretrained(path).eval()
 
 
 @pytest.mark.parametrize("way", ["zero3", "bf16", "padded", "sharded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tensor_is_whole(made: Path, kind: Any, way: str) -> None:
     """Named and shaped as the config says, and those that were trained without ZeRO."""
-    from transformers import AutoConfig
-
     path = made / f"{kind}-{way}"
+    config = AutoConfig.from_pretrained(path)
     with torch.device("meta"):
-        empty = architecture.auto_class(kind).from_config(AutoConfig.from_pretrained(path))
+        empty = architecture.auto_class(kind, config).from_config(config)
     found, plain = load_file(path / "model.safetensors"), load_file(made / f"{kind}-plain" / "model.safetensors")
     assert {name: weight.shape for name, weight in found.items()} == {n: p.shape for n, p in empty.named_parameters()}
     assert {weight.dtype for weight in found.values()} == {torch.bfloat16 if way == "bf16" else torch.float32}

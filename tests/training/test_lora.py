@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from minos_ray.check import check
 from minos_ray.config import build
@@ -194,7 +195,8 @@ def with_peft(trained: Trained, kind: Any) -> Any:
     from peft import PeftModel
 
     more = {} if kind == "lm" else {"num_labels": 1}
-    start = architecture.auto_class(kind).from_pretrained(trained.config.base.model, **more)
+    base = trained.config.base.model
+    start = architecture.auto_class(kind, AutoConfig.from_pretrained(base)).from_pretrained(base, **more)
     return PeftModel.from_pretrained(start, f"{trained.run.path}/models/{KINDS[kind]}/adapter").eval()
 
 
@@ -244,7 +246,8 @@ def test_frozen_weights_stay(trained: Trained, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_model_is_the_base_with_the_adapter(trained: Trained, kind: str) -> None:
     folder = f"{trained.run.path}/models/{KINDS[kind]}"
-    merged, ids = architecture.auto_class(kind).from_pretrained(folder).eval(), torch.arange(5, 45)[None]
+    auto, ids = architecture.auto_class(kind, AutoConfig.from_pretrained(folder)), torch.arange(5, 45)[None]
+    merged = auto.from_pretrained(folder).eval()
     adapted = with_peft(trained, kind)
     config = adapted.peft_config["default"]
     assert config.base_model_name_or_path == trained.config.base.model

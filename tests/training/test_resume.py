@@ -179,12 +179,12 @@ def held_out_loss(run: Run, name: str) -> float:
     """The loss of the saved model on the held-out rows."""
     import numpy as np
     import torch
+    from transformers import AutoModelForSequenceClassification
 
-    from minos_ray.training import architecture
     from minos_ray.training.losses import Objective
     from minos_ray.training.rows import Rows, pack
 
-    model = architecture.auto_class("orm").from_pretrained(f"{run.root}/models/{name}")
+    model = AutoModelForSequenceClassification.from_pretrained(f"{run.root}/models/{name}")
     rows = Rows.read(run, "orm-held-out")
     with torch.no_grad():
         found = Objective(model, "orm").eval()(*map(torch.from_numpy, pack(rows, np.arange(len(rows)))))
