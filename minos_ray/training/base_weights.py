@@ -83,9 +83,12 @@ def check(path: str, kinds: Iterable[Kind], options: Mapping[str, Any], shares: 
     """
     stored = shapes(path) if whole else {}
     for kind in kinds:
-        model = empty(path, kind, options)
-        if kind != "lm":
-            head_name(model)
+        try:
+            model = empty(path, kind, options)
+            if kind != "lm":
+                head_name(model)
+        except UserError as error:
+            raise UserError(f"base.model: {path}: {error}") from error
         if not stored or getattr(model.config, "quantization_config", None):
             continue  # a quantised model has other names, and its own way of loading
         require_whole(model, kind, loading_info(model, stored, path), path)
@@ -108,9 +111,7 @@ def empty(path: str, kind: Kind, options: Mapping[str, Any]) -> Any:
             return auto_class(kind, config).from_config(config, **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"base.model: transformers {__version__} makes no model of {path}/config.json: {line}"
-        ) from error
+        raise UserError(f"transformers {__version__} makes no model of its config.json: {line}") from error
 
 
 def shapes(path: str) -> dict[str, tuple[int, ...]]:
