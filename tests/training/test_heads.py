@@ -115,3 +115,16 @@ def test_a_head_of_several_parts_is_refused(name: str, parts: str) -> None:
         model = heads.auto_class("orm", config).from_config(config)
     with pytest.raises(UserError, match=f"ForSequenceClassification has {parts}"):
         heads.head_name(model)
+
+
+def test_the_docs_name_the_families_that_have_one_class_or_none() -> None:
+    from transformers.models.auto import modeling_auto as auto
+
+    language = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    classes = (auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    has = {name: sum(name in mapping for mapping in classes) for name in language}
+    docs = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    for count, start in ((1, "| one of them |"), (0, "| neither |")):
+        listed = ", ".join(f"`{name}`" for name in sorted(language) if has[name] == count)
+        [row] = [line for line in docs.splitlines() if line.startswith(start)]
+        assert row.endswith(f"| {listed} |"), listed
