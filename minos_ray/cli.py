@@ -108,12 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def find_own_modules(config: str | None) -> None:
     """Lets configs name functions in the working directory, as `python -m` does, and beside the config.
 
-    They come last, so that no file there takes the place of a package; Ray gives its workers the same places.
+    They come last, so that no file there takes the place of a package. Ray gives its workers the working directory;
+    those of this machine, and the processes that compare answers, get the other folder with their environment.
     """
-    beside = [os.path.dirname(os.path.abspath(config))] if config and os.path.isfile(config) else []
-    for folder in (os.getcwd(), *beside):
+    beside = os.path.dirname(os.path.abspath(config)) if config and os.path.isfile(config) else os.getcwd()
+    for folder in dict.fromkeys((os.getcwd(), beside)):
         if folder not in sys.path:
             sys.path.append(folder)
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if beside != os.getcwd() and beside not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, inherited), beside])
 
 
 def said(error: UserError | WorkStopped, code: int) -> int:
