@@ -9,7 +9,8 @@ from hashlib import blake2b
 
 from minos_ray import schema
 from minos_ray.errors import UserError
-from minos_ray.imports.genrm_files import COLUMNS, batches, question_ids
+from minos_ray.imports.genrm_files import COLUMNS, TYPES, batches, question_ids
+from minos_ray.imports.grouping import OTHER_GOLD
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.imports.write import Row, begin_import, candidate, label, write_rows
 from minos_ray.labels.answers import gsm8k
@@ -20,6 +21,7 @@ from minos_ray.progress import Progress
 from minos_ray.store import Artefact, Manifest, Run
 
 MODEL, PROMPT = "gemini-1.0-pro", "genrm-round-0"
+LARGEST = 1 << 31
 ROW_ARTEFACTS = ("candidates", "labels", "critiques")
 
 
@@ -87,16 +89,24 @@ class Importer:
     def _keep(self, row: Row) -> bool:
         """Whether a row is usable and wanted; remembers its problem."""
         empty = next((f"empty {name}" for name in COLUMNS if row[name] is None or row[name] == ""), None)
-        key = (row["question_id"], row["candidate_id"])
-        reason = row.get("unread") or empty or ("repeated candidate_id" if key in self.ids else None)
+        reason = row.get("unread") or empty or odd(row) or self._again(row)
         if reason:
             self.dropped[reason] += 1
             return False
         if row["question_id"] not in self.wanted:
             return False
-        self.ids.add(key)
+        self.ids.add((row["question_id"], row["candidate_id"]))
         self.problems.setdefault(row["question_id"], row)
         return True
+
+    def _again(self, row: Row) -> str | None:
+        """Why a row does not go with those before it."""
+        if (row["question_id"], row["candidate_id"]) in self.ids:
+            return "repeated candidate_id"
+        first = self.problems.get(row["question_id"], row)
+        if row["question"] != first["question"]:
+            return "another question for the same id"
+        return OTHER_GOLD if row["target"] != first["target"] else None
 
     def _label(self, row: Row, own: Row) -> Row:
         """The label as given, with the answer that our grader reads; counts where it judges otherwise."""
@@ -142,6 +152,15 @@ class Importer:
     def _problems(self, split: str) -> list[Row]:
         found = sorted(question for question in self.problems if self.wanted[question] == split)
         return [problem(self.problems[question], split) for question in found]
+
+
+def odd(row: Row) -> str | None:
+    """The first column that holds something else than it should."""
+    for name, kind in zip(COLUMNS, TYPES, strict=True):
+        if not isinstance(row[name], kind):
+            return f"another type of {name}"
+    index = row["candidate_id"]
+    return None if type(index) is int and 0 <= index < LARGEST else "candidate_id is no index"
 
 
 def problem_id(row: Row) -> str:

@@ -3,16 +3,15 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
 from minos_ray.imports.write import Row
-from minos_ray.problems.files import BadRow, kind, read_file
+from minos_ray.problems.files import BadRow, kind, read_file, read_parquet, readable, refuse_pointer
 from minos_ray.store import open_path
 
 COLUMNS = ("question_id", "question", "target", "candidate_id", "solution", "correct", "critique")
+TYPES = (int | str, str, str, int, str, bool | int | float, str)
 PUBLISHED = ("question_id", "question", "target", "model_output_id", "model_output", "correctness", "verifier_output")
 REFERENCE = "\nExpected Answer: "
 BATCH = 8192
@@ -23,9 +22,10 @@ def question_ids(paths: Iterable[str]) -> tuple[set[int], int]:
     found: set[int] = set()
     rows = 0
     for path in paths:
-        ids = parquet_ids(path) if kind(path) == ".parquet" else [row["question_id"] for row in published(path)]
-        rows += len(ids)
-        found.update(name for name in ids if name is not None)
+        for row in parquet_rows(path, ["question_id"]) if kind(path) == ".parquet" else published(path):
+            rows += 1
+            if isinstance(row["question_id"], int | str):
+                found.add(row["question_id"])
     return found, rows
 
 
@@ -37,23 +37,18 @@ def batches(paths: Iterable[str]) -> Iterator[list[Row]]:
             yield batch
 
 
-def parquet_ids(path: str) -> list[int | None]:
-    """The column of question ids."""
-    fs, root = open_path(path)
-    try:
-        there = pq.read_schema(root, filesystem=fs).names
-    except pa.ArrowInvalid as error:
-        raise UserError(f"import genrm: '{path}' is no Parquet file: {error}") from error
-    refuse_missing(path, COLUMNS, there)
-    return pc.cast(pq.read_table(root, filesystem=fs, columns=["question_id"])["question_id"], pa.int64()).to_pylist()
+def parquet_rows(path: str, columns: Iterable[str] = COLUMNS) -> Iterator[Row]:
+    """The rows of one Parquet file; one that cannot be read as `published` gives it."""
+    with readable(path):
+        refuse_pointer(path)
+        fs, root = open_path(path)
+        refuse_missing(path, COLUMNS, pq.read_schema(root, filesystem=fs).names)
+        yield from (row if isinstance(row, dict) else unread(row) for row in read_parquet(path, list(columns)))
 
 
-def parquet_rows(path: str) -> Iterator[Row]:
-    """The rows of one Parquet file."""
-    fs, root = open_path(path)
-    with fs.open_input_file(root) as source:
-        for batch in pq.ParquetFile(source).iter_batches(BATCH, columns=list(COLUMNS)):
-            yield from batch.to_pylist()
+def unread(row: BadRow) -> Row:
+    """A row that could not be read: empty columns, and the reason."""
+    return {**dict.fromkeys(COLUMNS), "unread": str(row)}
 
 
 def published(path: str) -> Iterator[Row]:
@@ -64,13 +59,15 @@ def published(path: str) -> Iterator[Row]:
     checked = False
     for record in read_file(path):
         if isinstance(record, BadRow):
-            yield {**dict.fromkeys(COLUMNS), "unread": str(record)}
+            yield unread(record)
             continue
         if not checked:
             refuse_missing(path, PUBLISHED, list(record))
             checked = True
         row = {ours: record.get(theirs) for ours, theirs in zip(COLUMNS, PUBLISHED, strict=True)}
-        yield {**row, "reference": (record.get("verifier_prompt") or "").partition(REFERENCE)[2].strip() or None}
+        prompt = record.get("verifier_prompt")
+        reference = prompt.partition(REFERENCE)[2].strip() if isinstance(prompt, str) else ""
+        yield {**row, "reference": reference or None}
 
 
 def refuse_missing(path: str, wanted: Iterable[str], there: list[str]) -> None:

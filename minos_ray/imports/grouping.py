@@ -12,11 +12,11 @@ from minos_ray.errors import UserError
 from minos_ray.imports.write import Row, begin_import, candidate, label, write_tables
 from minos_ray.labels.policy import after_first_error
 from minos_ray.labels.steps import paragraphs_or_lines
-from minos_ray.problems.files import BadRow, files, opened, records
+from minos_ray.problems.files import BadRow, records
 from minos_ray.store import Manifest, Run
 
 CHUNK = 20_000
-LARGE_FILE_POINTER = b"version https://git-lfs"
+OTHER_GOLD = "another gold answer for the same question"
 EMPTY_LINES = re.compile(r"\n\s*\n")
 Policy = Literal["keep", "mask", "inherited"]
 Parsed = TypeVar("Parsed")
@@ -59,14 +59,11 @@ def usable(form: str, src: str, dropped: Counter[str], parse: Callable[[Row], Pa
         any_row = True
         yield made
     if not any_row:
-        raise UserError(f"import {form}: no row of '{src}' can be used: {why_none(src, dropped, list(columns))}")
+        raise UserError(f"import {form}: no row of '{src}' can be used: {why_none(dropped, list(columns))}")
 
 
-def why_none(src: str, dropped: Counter[str], columns: list[str]) -> str:
+def why_none(dropped: Counter[str], columns: list[str]) -> str:
     """What is wrong with a file none of whose rows can be used."""
-    with opened(files(src)[0]) as stream:
-        if stream.read(len(LARGE_FILE_POINTER)) == LARGE_FILE_POINTER:
-            return "it is a Git LFS pointer, not the data; `git lfs pull` brings the data"
     reasons = ", ".join(f"{reason} ({rows})" for reason, rows in dropped.most_common(3))
     return f"{reasons}; columns there: {', '.join(columns)}" if columns else reasons
 
@@ -94,12 +91,14 @@ class Collection:
     def add(self, found: Solution) -> Row | None:
         """One solution; returns its label, or None (counted) when its question belongs to the other split.
 
-        Where the gold answer is not given, the answer of a right solution is it.
+        Where the gold answer is not given, the answer of a right solution is it; of several the first, counted.
         """
         problem = self._problem(found)
         if problem["split"] != found.split:
             self.dropped[f"{found.split}: question also in {problem['split']}"] += 1
             return None
+        if problem["answer"] and found.gold and found.gold != problem["answer"]:
+            self.notes[OTHER_GOLD] += 1
         problem["answer"] = problem["answer"] or found.gold or (found.answer if found.correct else None) or ""
         own = candidate(problem["problem_id"], self._index(problem), written(found.steps), found.model)
         labels, errors = after_first_error(found.step_labels, [], self.policy)

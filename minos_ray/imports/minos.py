@@ -19,7 +19,7 @@ from minos_ray.labels.steps import lines
 from minos_ray.labels.thinking import without_thinking
 from minos_ray.problems.files import BadRow
 from minos_ray.problems.hub import is_hub
-from minos_ray.problems.rows import text_of
+from minos_ray.problems.rows import text_of, text_or_none
 from minos_ray.store import Manifest, Run, open_path
 
 DATASET, CRITIC, PROMPT = "math-minos", "gpt-4", "math-minos-30k"
@@ -94,7 +94,8 @@ def read(record: Row, split: str) -> Found:
 
 def read_query(record: Row, split: str) -> Found:
     """A critique, or a solution that was judged by its answer, or both."""
-    response = without_thinking(text_of(record, "response")) if record.get("response") else None
+    text = text_or_none(record, "response")
+    response = None if text is None else without_thinking(text)
     judged = record.get("label")
     if judged is not None:
         return Found(judged_solution(text_of(record, "query"), judged), response)

@@ -88,6 +88,9 @@ def parse(record: Row, neutral: bool, quality_control: bool = False) -> Rated:
     if not choices or not gold or not question:
         raise BadRow("no question, gold answer or steps")
     rated = [choice.text for choice in choices]
+    others = [text for choice in choices for text, _ in choice.others]
+    if not all(isinstance(text, str) for text in (gold, *rated, *others, *written)):
+        raise BadRow("not the shape of PRM800K")
     return Rated(question, gold, choices, written[len(rated) :] if rated == written[: len(rated)] else [])
 
 

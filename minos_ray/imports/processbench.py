@@ -12,7 +12,7 @@ from minos_ray.imports.grouping import Collection, Policy, Solution, usable
 from minos_ray.imports.write import Row
 from minos_ray.labels.latex import extract_latex
 from minos_ray.problems.files import BadRow
-from minos_ray.problems.rows import text_of
+from minos_ray.problems.rows import text_of, text_or_none
 from minos_ray.store import Manifest, Run
 
 RIGHT_BUT_WRONG = "right answer, wrong step"
@@ -36,13 +36,13 @@ def parse(record: Row) -> Solution:
     steps, first, correct = (record.get(column) for column in ("steps", "label", "final_answer_correct"))
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) and step.strip() for step in steps):
         raise BadRow("'steps' is not a list of texts")
-    if not isinstance(first, int) or not -1 <= first < len(steps):
+    if type(first) is not int or not -1 <= first < len(steps):
         raise BadRow("'label' is not -1 or the number of a step")
     if not isinstance(correct, bool):
         raise BadRow("'final_answer_correct' is not true or false")
     dataset = "-".join(["processbench", *name.split("-")[:-1]])
     answer, labels = extract_latex("\n".join(steps)), until_error(steps, first)
-    model = record.get("generator") or "unknown"
+    model = text_or_none(record, "generator") or "unknown"
     return Solution(question, dataset, steps, labels, correct, answer, model=model, split="test")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from minos_ray.errors import UserError
+from minos_ray.imports.grouping import OTHER_GOLD
 from minos_ray.imports.write import Row, begin_import, candidate, refuse_empty, write_rows
 from minos_ray.problems import gsm8k, math, table
 from minos_ray.problems.files import BadRow, files, records
@@ -103,7 +104,7 @@ def import_jsonl(
 def grouped(
     src: str, split: str, columns: dict[str, str], dataset: str | None, text: str, model: str
 ) -> tuple[list[Row], list[Row], Counter[str]]:
-    """Problems and their candidates from rows of one candidate each."""
+    """Problems and their candidates from rows of one candidate each, which agree on the problem."""
     dataset = table.dataset_name(src, dataset)
     problems: dict[str, Row] = {}
     candidates: list[Row] = []
@@ -115,12 +116,17 @@ def grouped(
                 raise record
             fields = table.convert(record, columns)
             words = text_of(record, text)
+            key = fields.get("problem_id", fields["question"])
+            default = {"problem_id": f"{dataset}-{split}-{len(problems)}", "dataset": dataset, "split": split}
+            problem = problems.get(key, {**default, **fields})
+            if fields["question"] != problem["question"]:
+                raise BadRow("another question for the same id")
+            if fields["answer"] != problem["answer"]:
+                raise BadRow(OTHER_GOLD)
         except BadRow as error:
             dropped[str(error)] += 1
             continue
-        key = fields.get("problem_id", fields["question"])
-        default = {"problem_id": f"{dataset}-{split}-{len(problems)}", "dataset": dataset, "split": split}
-        problem = problems.setdefault(key, {**default, **fields})
+        problems[key] = problem
         candidates.append(candidate(problem["problem_id"], counted[key], words, model))
         counted[key] += 1
     return list(problems.values()), candidates, dropped

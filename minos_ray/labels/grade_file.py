@@ -15,6 +15,8 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.labels.answers import STYLES
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.slices import Reader, Rows, Slice, beside, units
+from minos_ray.problems.files import is_nothing, readable
+from minos_ray.problems.rows import written
 from minos_ray.progress import Progress
 
 STATUSES = ("correct", "wrong", "no_answer", "timeout")
@@ -42,7 +44,7 @@ def grade_file(
     start, aside, staged = time.monotonic(), f"{out}.{os.getpid()}.tmp", f"{out}.{os.getpid()}.rows.tmp"
     try:
         refuse_unwritable(out, aside)
-        rows = Rows(file, staged)
+        rows = Rows(file, staged, (gold, text))
         refuse_missing(rows, file, gold, text)
         slices = rows.slices()
         if not slices:
@@ -89,7 +91,8 @@ class SliceGrader:
         """The result columns of a slice."""
         self.grading = self.grading or Grading(STYLES[self.style], self.timeout_s, self.workers)
         rows = self.read(part)
-        golds, texts = strings(rows, self.gold), strings(rows, self.text)
+        with readable(part.file):
+            golds, texts = strings(rows, self.gold), strings(rows, self.text)
         grades, strict = self.grading(golds, texts), self.grading.strict(golds, texts)
         columns = [[getattr(grade, name) for grade in grades] for name in ADDED[:3]]
         return pa.table([*columns, strict], schema=RESULT)
@@ -113,7 +116,7 @@ def strings(rows: pa.Table, column: str) -> list[str]:
     """A column as texts; an empty cell, or a file without it, is an empty text, which answers nothing."""
     if column not in rows.column_names:
         return [""] * rows.num_rows
-    return ["" if value is None else str(value) for value in rows[column].to_pylist()]
+    return ["" if is_nothing(value) else written(value) for value in rows[column].to_pylist()]
 
 
 def here(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -11,10 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
-from minos_ray.problems.files import BadRow, files, kind, records
+from minos_ray.problems.files import BadRow, files, is_nothing, kind, readable, records, refuse_pointer, refuse_repeated
 from minos_ray.store import open_path
 
 SLICE_ROWS = 4096
+# What can be graded, and is written in one way.
+TEXTS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_boolean,
+    pa.types.is_null,
+)
 
 
 @dataclass(frozen=True)
@@ -28,12 +39,15 @@ class Slice:
 
 
 class Rows:
-    """The rows of a file or folder, a block in memory at a time; `aside` takes what is not Parquet yet."""
+    """The rows of a file or folder, a block in memory at a time; `aside` takes what is not Parquet yet.
 
-    def __init__(self, path: str, aside: str) -> None:
+    UserError when one of the columns `texts` holds something else, such as lists.
+    """
+
+    def __init__(self, path: str, aside: str, texts: Sequence[str]) -> None:
         found = [os.path.abspath(file) if os.path.exists(file) else file for file in files(path)]
         if any(kind(file) != ".parquet" for file in found):
-            stage(path, aside)
+            stage(path, aside, texts)
             found = [os.path.abspath(aside)]
         self.files = found
         schemas = [parquet(file).schema_arrow for file in found]
@@ -41,6 +55,9 @@ class Rows:
             self.schema = pa.unify_schemas(schemas, promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise UserError(f"the files of '{path}' do not fit together: {error}") from error
+        refuse_repeated(path, self.schema.names)
+        for name in texts:
+            refuse_no_texts(path, name, self.schema)
 
     def slices(self) -> list[Slice]:
         """All rows in order, none in two slices and none across two row groups."""
@@ -55,8 +72,9 @@ class Rows:
     def blocks(self) -> Iterator[pa.Table]:
         """All rows in order, in the common schema."""
         for file in self.files:
-            for batch in parquet(file).iter_batches(SLICE_ROWS):
-                yield conformed(pa.Table.from_batches([batch]), self.schema)
+            with readable(file):
+                for batch in parquet(file).iter_batches(SLICE_ROWS):
+                    yield conformed(pa.Table.from_batches([batch]), self.schema)
 
 
 class Reader:
@@ -70,18 +88,29 @@ class Reader:
         """The rows of a slice, of the wanted columns."""
         if self.last != (part.file, part.group):
             source = parquet(part.file)
-            self.group = source.read_row_group(part.group, [c for c in self.columns if c in source.schema_arrow.names])
+            there = [name for name in self.columns if name in source.schema_arrow.names]
+            with readable(part.file):
+                self.group = source.read_row_group(part.group, there)
             self.last = (part.file, part.group)
         return self.group.slice(part.at, part.rows)
 
 
 def parquet(file: str) -> pq.ParquetFile:
     """An open Parquet file; UserError when it is none."""
-    fs, root = open_path(file)
-    try:
+    with readable(file):
+        refuse_pointer(file)
+        fs, root = open_path(file)
         return pq.ParquetFile(fs.open_input_file(root))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"file '{file}' is no Parquet file: {error}") from error
+
+
+def refuse_no_texts(path: str, name: str, schema: pa.Schema) -> None:
+    """UserError when a column is there and holds neither texts nor numbers; what it holds would be graded as Python
+    writes it."""
+    if name in schema.names:
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(fits(kind) for fits in TEXTS):
+            raise UserError(f"file '{path}': column '{name}' holds {kind}, not texts; write one text into each cell")
 
 
 def conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -91,30 +120,33 @@ def conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def stage(path: str, aside: str) -> None:
+def stage(path: str, aside: str, texts: Sequence[str]) -> None:
     """Writes the rows of jsonl, json or csv files as Parquet. They are read twice: types first, so that a late row can
     widen a column. A row that cannot be read is an error, since no row may be left out."""
     kinds: dict[str, pa.DataType] = {}
-    for block in checked(path):
+    for block in checked(path, texts):
         for name in dict.fromkeys(name for row in block for name in row):
             kinds[name] = widened(kinds.get(name), [row.get(name) for row in block])
     schema = pa.schema(list(kinds.items()))
     with pq.ParquetWriter(aside, schema) as writer:
-        for block in checked(path):
+        for block in checked(path, ()):
             columns = [column([row.get(name) for row in block], kind) for name, kind in kinds.items()]
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def checked(path: str) -> Iterator[list[dict[str, Any]]]:
-    """Blocks of rows; UserError for the first that cannot be read."""
+def checked(path: str, texts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Blocks of rows; UserError for the first that cannot be read, or has a list where there should be a text."""
     rows = records(path)
     at = 0
     while block := list(islice(rows, SLICE_ROWS)):
         for number, row in enumerate(block, at + 1):
             if isinstance(row, BadRow):
                 raise UserError(f"file '{path}', row {number}: {row}")
-            if None in row:
-                raise UserError(f"file '{path}', row {number}: more fields than the header names")
+            if wrong := [name for name in texts if isinstance(row.get(name), list | dict | bytes)]:
+                held = type(row[wrong[0]]).__name__
+                raise UserError(
+                    f"file '{path}', row {number}: '{wrong[0]}' is no text but a {held}; write one text into each cell"
+                )
         at += len(block)
         yield block
 
@@ -133,7 +165,7 @@ def widened(known: pa.DataType | None, values: list[Any]) -> pa.DataType:
 def column(values: list[Any], kind: pa.DataType) -> pa.Array:
     """Values as a column of a type found by `widened`."""
     if pa.types.is_string(kind):
-        values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+        values = [None if is_nothing(v) else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
     return pa.array(values, kind)
 
 

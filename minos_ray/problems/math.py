@@ -6,7 +6,7 @@ from typing import Any
 from minos_ray.labels.latex import last_boxed
 from minos_ray.labels.steps import lines
 from minos_ray.problems.files import BadRow
-from minos_ray.problems.rows import load_rows, text_of, with_answer
+from minos_ray.problems.rows import load_rows, text_of, text_or_none, with_answer
 
 
 def load(path: str | None, split: str, limit: int | None, seed: int) -> Iterator[dict[str, Any]]:
@@ -17,7 +17,7 @@ def load(path: str | None, split: str, limit: int | None, seed: int) -> Iterator
 def convert(record: dict[str, Any]) -> dict[str, Any]:
     """Question, gold expression and solution of one row; BadRow without a gold answer."""
     question, solution = text_of(record, "problem"), text_of(record, "solution")
-    gold = text_of(record, "answer") if record.get("answer") else last_boxed(solution)
+    gold = text_or_none(record, "answer") or last_boxed(solution)
     if not gold:
         raise BadRow("no \\boxed{} in 'solution'")
     return {"question": question, "answer": gold, "solution": with_answer(lines(solution), gold)}

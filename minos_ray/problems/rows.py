@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.problems.files import BadRow, records
+from minos_ray.problems.files import BadRow, is_nothing, records
 
 Row = dict[str, Any]
 
@@ -47,16 +49,31 @@ def draw(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
 
 
 def text_of(record: Mapping[str, Any], column: str) -> str:
-    """The text in a column; BadRow when it is missing, empty or no text or number."""
+    """The text in a column; BadRow when it is missing, empty (null, NaN) or no text or finite number."""
     if column not in record:
         raise BadRow(f"no column '{column}'")
     value = record[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRow(f"empty '{column}'" if value is None else f"'{column}' is not a text")
-    text = str(value).strip()
+    if is_nothing(value):
+        raise BadRow(f"empty '{column}'")
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        raise BadRow(f"'{column}' is not a text")
+    if isinstance(value, float | Decimal) and not isfinite(value):
+        raise BadRow(f"'{column}' is not a finite number")
+    text = written(value).strip()
     if not text:
         raise BadRow(f"empty '{column}'")
     return text
+
+
+def text_or_none(record: Mapping[str, Any], column: str) -> str | None:
+    """The text in a column that a row need not have; BadRow when there is something else."""
+    value = record.get(column)
+    return None if is_nothing(value) or value == "" else text_of(record, column)
+
+
+def written(value: str | float | Decimal) -> str:
+    """A cell as text; decimals without an exponent."""
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def with_answer(lines: Iterable[str], answer: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.problems.rows import load_rows, text_of
+from minos_ray.problems.rows import load_rows, text_of, text_or_none
 
 FIELDS = ("question", "answer", "solution", "id")
 
@@ -41,8 +41,7 @@ def dataset_name(path: str | None, dataset: str | None) -> str:
 def convert(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The fields of one row."""
     row = {field: text_of(record, names.get(field, field)) for field in ("question", "answer")}
-    solution = "solution" in names or record.get("solution")
-    row["solution"] = text_of(record, names.get("solution", "solution")) if solution else None
+    row["solution"] = text_of(record, names["solution"]) if "solution" in names else text_or_none(record, "solution")
     if "id" in names:
         row["problem_id"] = text_of(record, names["id"])
     return row

@@ -1,8 +1,11 @@
 """What all imports share, and imports of problems, from real files and from small ones of the same shape."""
 
+import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,14 @@ import pytest
 
 from minos_ray.errors import UserError
 from minos_ray.imports import FORMATS, bring
+from minos_ray.imports.minos import read as read_minos
+from minos_ray.imports.prm800k import parse as parse_prm
+from minos_ray.imports.prm800k import unfinished, whole
+from minos_ray.imports.processbench import parse as parse_bench
+from minos_ray.imports.shepherd import read as read_shepherd
+from minos_ray.problems.files import BadRow
 from minos_ray.store import Run
-from tests.imports.files import jsonl, stored
+from tests.imports.files import jsonl, shepherd_row, stored
 
 
 @pytest.fixture
@@ -94,3 +103,97 @@ def test_any_table_with_candidates(run: Run, tmp_path: Path, kind: str) -> None:
         with pytest.raises(UserError, match=r"rows? .*can be used.*no column 'nobody'"):
             bring("jsonl", path, run, columns={"question": "nobody", "answer": "a"}, text=text)
     assert len(stored(run, "problems")) == 2, "what was there stays"
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_rows_of_one_problem_agree_on_it(run: Run, tmp_path: Path, by_id: bool) -> None:
+    one = {"id": "1", "question": "What is 2?", "answer": "2", "text": "It is 2"}
+    path = jsonl(
+        tmp_path / "two.jsonl", one, {**one, "answer": "3"}, {**one, "text": "Two"}, {**one, "question": "Why?"}
+    )
+    problems, candidates = bring("jsonl", path, run, text="text", columns={"id": "id"} if by_id else None)
+    other = {"another gold answer for the same question": 1}
+    assert candidates.dropped == (other | {"another question for the same id": 1} if by_id else other)
+    assert (problems.counts["rows"], candidates.counts["rows"]) == ((1, 2) if by_id else (2, 3))
+
+
+def test_a_comma_that_nobody_quoted_moves_no_text_into_the_gold(run: Run, tmp_path: Path) -> None:
+    rows = "How many, all in all?,5,1\nAnd then, how many?,6,2\nHow many?,7,3\n"
+    (tmp_path / "a.csv").write_text("question,answer,id\n" + rows)
+    (made,) = bring("jsonl", str(tmp_path / "a.csv"), run)
+    assert made.dropped == {"test: more fields than the header names": 2}
+    assert [(row["question"], row["answer"]) for row in stored(run, "problems")] == [("How many?", "7")]
+    (tmp_path / "b.csv").write_text("q,a,id\n" + rows)
+    for form in ("jsonl", "processbench"):
+        with pytest.raises(UserError, match=r"can be used: (no column|more fields).*; columns there: q, a, id"):
+            bring(form, str(tmp_path / "b.csv"), run)
+
+
+def test_other_golds_of_a_question_are_counted(run: Run, tmp_path: Path) -> None:
+    row = {"question": {"problem": "x?", "ground_truth_answer": "1"}, "label": {"finish_reason": "solution"}}
+    row["label"]["steps"] = [{"completions": [{"text": "# Answer\n\n1", "rating": 1}], "chosen_completion": 0}]
+    other = {**row, "question": {"problem": "x?", "ground_truth_answer": "2"}}
+    made = bring("prm800k", jsonl(tmp_path / "a.jsonl", row, other), run)[2]
+    assert made.counts["another gold answer for the same question"] == 1
+
+
+ODD = [None, float("nan"), 10**400, True, 0, 2.5, "", [], [None], ["a", None], {}, {"a": 1}]
+PRM800K = {
+    "question": {"problem": "x?", "ground_truth_answer": "1"},
+    "label": {
+        "finish_reason": "solution",
+        "steps": [
+            {"completions": [{"text": "a", "rating": 1}, {"text": "b", "rating": 0}], "chosen_completion": 0},
+            {"completions": [{"text": "# Answer\n\n1", "rating": 1}], "chosen_completion": 0},
+        ],
+    },
+}
+GENRM = {
+    "question_id": 1, "question": "x?", "target": "1", "model_output_id": 0, "model_output": "1", "correctness": True,
+    "verifier_output": "Yes", "verifier_prompt": "p",
+}  # fmt: skip
+BENCH = {"id": "a-1", "generator": "g", "problem": "p", "steps": ["a"], "final_answer_correct": True, "label": -1}
+QUERY = {"query": "Human: x?\n\nAssistant: Step 1: 1.\n", "label": {"y_pred": "1", "acc": "True"}, "response": "True."}
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every value in a row."""
+    if place:
+        yield place
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[key], (*place, key))
+
+
+def texts_of_prm800k(row: dict[str, Any]) -> list[str]:
+    """What the grader is given."""
+    rated = parse_prm(row, True)
+    solutions = [whole(rated, "train"), *unfinished(rated, "train")]
+    return ["\n".join([solution.gold or "", *solution.steps]) for solution in solutions]
+
+
+@pytest.mark.parametrize(
+    ("parse", "row"),
+    [
+        (texts_of_prm800k, PRM800K),
+        (parse_bench, BENCH),
+        (lambda row: read_minos(row, "train"), QUERY),
+        (lambda row: read_shepherd(row, "train"), shepherd_row("x?", "++")),
+    ],
+)  # fmt: skip
+def test_odd_values_are_the_rows_fault(parse: Callable[[Any], Any], row: dict[str, Any]) -> None:
+    for place in leaves(row):
+        for odd in ODD:
+            changed = target = copy.deepcopy(row)
+            for key in place[:-1]:
+                target = target[key]
+            target[place[-1]] = odd
+            with suppress(BadRow):
+                parse(changed)
+
+
+def test_odd_values_of_genrm_are_counted(run: Run, tmp_path: Path) -> None:
+    odd = [{**GENRM, "question_id": 2, name: value} for name in GENRM for value in ODD]
+    made = bring("genrm", jsonl(tmp_path / "a.jsonl", GENRM, {**GENRM, "question_id": 3}, *odd), run, test_fraction=0.5)
+    assert made[1].counts["rows"] + sum(made[1].dropped.values()) == len(odd) + 2
+    assert {"another type of question", "candidate_id is no index", "empty critique"} <= made[1].dropped.keys()

@@ -42,10 +42,11 @@ def test_processbench_rows_that_do_not_fit(run: Run, tmp_path: Path) -> None:
     good = {"id": "gsm8k-0", "generator": "g", "problem": "p", "steps": ["a", "b", "c"], "label": 1}
     good["final_answer_correct"] = False
     bad = [{**good, "label": 3}, {**good, "steps": []}, {**good, "final_answer_correct": None}]
+    bad += [{**good, "label": True}, {**good, "generator": ["g"]}]
     mr_gsm8k = {**good, "id": 7, "generator": "", "label": -1, "final_answer_correct": True}
     (tmp_path / "a.json").write_text(json.dumps([good, *bad, mr_gsm8k]))
     problems, _, labels = bring("processbench", str(tmp_path / "a.json"), run)
-    assert labels.counts["rows"] == 2 and sum(labels.dropped.values()) == 3
+    assert labels.counts["rows"] == 2 and sum(labels.dropped.values()) == 5
     assert [row["step_labels"] for row in stored(run, "labels")] == [[1, 0, -1], [1, 1, 1]]
     assert [row["dataset"] for row in stored(run, "problems")] == ["processbench-gsm8k", "processbench"]
     assert problems.counts == {"rows": 2, "test": 2}
