@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 from openai.types import Batch, BatchError
 
 from minos_ray.critiques import retry
-from minos_ray.critiques.batch_api import NO_MONEY, BatchAPI, RowError, most_in_batch, read_lines, request_line
+from minos_ray.critiques.batch_api import BatchAPI, most_in_batch, read_lines, request_line
 from minos_ray.critiques.batch_record import Chunk, not_collected, path, record
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache
-from minos_ray.critiques.client import Request
-from minos_ray.critiques.reply import body, note
+from minos_ray.critiques.client import Reader, Request, status_of
+from minos_ray.critiques.reply import NO_MONEY, RowError, body, note
+from minos_ray.critiques.trouble import FAILED_AT_LEAST, FAILED_SHARE, Trouble
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress, duration
 from minos_ray.resources import Client
@@ -29,7 +30,6 @@ from minos_ray.sections import Critique
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
 QUEUE_FULL = "token_limit_exceeded"
-FAILED_SHARE, FAILED_AT_LEAST = 0.01, 3
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,34 @@ def ask_batch(
     requests: Sequence[Request],
     progress: Progress,
     plan: Plan | None = None,
+    reader: Reader | None = None,
+    known: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Answer], dict[str, Any]]:
     """The answers by key and what the manifest tells; bought ones are in the cache.
 
     Raises StopAtBudget at `critique.max_usd`, WorkStopped after `client.batch_wait_s` or when a batch was cancelled.
     """
     api = BatchAPI(section, limits, base_url, key, seed=len(requests))
-    return asyncio.run(Batches(api, cache, requests, progress, plan or Plan()).ask())
+    trouble = Trouble(section, progress.total, known or {})
+    return asyncio.run(Batches(api, cache, requests, progress, plan or Plan(), trouble, reader).ask())
 
 
 class Batches:
     """The batches of one call: what waits to be sent, what is open, what came back."""
 
     def __init__(
-        self, api: BatchAPI, cache: Cache, requests: Sequence[Request], progress: Progress, plan: Plan
+        self,
+        api: BatchAPI,
+        cache: Cache,
+        requests: Sequence[Request],
+        progress: Progress,
+        plan: Plan,
+        trouble: Trouble,
+        reader: Reader | None,
     ) -> None:
         self.api, self.section, self.cache, self.progress, self.plan = api, api.section, cache, progress, plan
+        self.trouble, self.reader = trouble, reader
+        self.requests = {request.key: request for request in requests}
         self.messages = {request.key: request.messages for request in requests}
         self.waiting: deque[str] = deque()
         self.open: list[Chunk] = []
@@ -202,6 +214,8 @@ class Batches:
         record(self.cache.run, chunk)
         self.open.remove(chunk)
         self.answers |= {key: self.cache.answers[key] for key in bought}
+        for key in bought.keys() & self.requests.keys():
+            self.trouble.statuses[status_of(self.answers[key], self.requests[key], self.reader)] += 1
         self.done.append({"id": batch.id, "status": batch.status, "requests": len(chunk.keys), "answers": len(bought)})
         self.progress.advance(len(bought.keys() & self.messages.keys()))
         missing = [key for key in chunk.keys if key not in bought and key in self.messages]
@@ -242,13 +256,14 @@ class Batches:
         """A passing error is sent again at most `plan.resends` times; the rest is set aside under its own name."""
         assert isinstance(error, Exception)
         meaning = retry.meaning(error)
-        if meaning in ("no_access", "no_quota") or getattr(error, "code", None) in NO_MONEY:
+        if meaning in ("no_access", "no_quota"):
             return self.stop_at(error)
         self.complaints[self.api.told(error)] += 1
         if meaning == "again" and self.sent[key] <= self.plan.resends:
             self.waiting.append(key)
         else:
-            self.answers[key] = Answer("", "bad_request" if meaning == "bad_request" else "failed")
+            self.answers[key] = Answer("", "failed" if meaning == "again" else "bad_request")
+            self.trouble.statuses[self.answers[key].outcome] += 1
             self.progress.advance(1)
 
     def stop_at(self, error: Exception) -> None:
@@ -259,13 +274,16 @@ class Batches:
             self.stop = self.stop or stop
 
     def check(self, chunk: Chunk) -> None:
-        """Stops when nothing but bad requests has come back, or when more failed than a run may lose."""
+        """Stops when nothing usable has come back and more is to come, or when more failed than a run may lose."""
         outcomes = Counter(answer.outcome for answer in self.answers.values())
         told = self.complaints.most_common(1)[0][0] if self.complaints else ""
         where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.api.base_url}'"
         nothing_else = not self.progress.first and outcomes["bad_request"] == outcomes.total()
         if nothing_else and outcomes.total() >= len(chunk.keys):
             self.stop = self.stop or UserError(f"{where}: every request of a batch is refused: {told}")
+        useless = self.trouble.useless(told) if self.waiting or self.open else None
+        if useless:
+            self.stop = self.stop or UserError(useless.message)
         if outcomes["failed"] > max(FAILED_AT_LEAST, FAILED_SHARE * self.progress.total):
             times = self.plan.resends + 1
             self.stop = self.stop or WorkStopped(

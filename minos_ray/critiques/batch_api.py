@@ -14,12 +14,11 @@ from typing import Any, NoReturn, TypeVar
 
 import openai
 from openai.types import Batch
-from openai.types.chat import ChatCompletion
 
 from minos_ray.critiques import retry
 from minos_ray.critiques.cache import Answer
 from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.reply import BadReply, most, read
+from minos_ray.critiques.reply import BadReply, RowError, error_inside, most, read, shown
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
@@ -29,18 +28,9 @@ PRICE = 0.5
 CHAT = "/v1/chat/completions"
 CHUNK = "minos_chunk"
 """The key of a batch's metadata under which the name of our chunk stands."""
-NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 PREFLIGHT_S = 30.0
 
 T = TypeVar("T")
-
-
-class RowError(openai.APIStatusError):
-    """What the endpoint would have answered to one request of a batch online, so that `retry` can sort it."""
-
-    def __init__(self, status: int, code: str | None, message: str) -> None:
-        Exception.__init__(self, message)
-        self.status_code, self.code, self.message = status, code, message
 
 
 class BatchAPI:
@@ -134,9 +124,9 @@ class BatchAPI:
         """The one line for an error that no repetition helps; the key is not in it."""
         key, url = f"the key in ${self.section.api_key_env}", f"critique.base_url = '{self.base_url}'"
         meaning, code = retry.meaning(error), getattr(error, "status_code", 0)
-        if meaning == "no_quota" or getattr(error, "code", None) in NO_MONEY:
+        if meaning == "no_quota":
             raise UserError(f"critic: the account of {key} has no quota left ({code}); top it up and run again")
-        if meaning == "no_access":
+        if meaning in ("no_access", "forbidden"):
             raise UserError(f"critic refused {key} ({code}) at {url}; set a valid one")
         if code in (404, 405):
             raise UserError(f"critique.mode = 'batch': {url} has no Batch API ({code}); use critique.mode = 'online'")
@@ -152,7 +142,7 @@ def _objects(content: bytes) -> Iterator[dict[str, Any]]:
     for line in content.split(b"\n"):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             yield value
@@ -174,27 +164,25 @@ def read_lines(
             continue
         try:
             found[key] = read_line(section, messages.get(key, []), line)
-        except (RowError, BadReply, ValueError, TypeError, AttributeError) as error:
+        except (RowError, BadReply) as error:
             found[key] = error
     return found
 
 
 def read_line(section: Critique, messages: Messages, line: dict[str, Any]) -> Answer:
     """The answer of one row, at the price of the Batch API. Raises RowError or BadReply for any other row."""
-    reply, error = _dict(line.get("response")), _dict(line.get("error"))
-    if not reply:
-        code = str(error.get("code"))
-        raise RowError(400 if code.startswith("invalid") else 503, code, str(error.get("message") or code))
-    status, content = reply.get("status_code"), _dict(reply.get("body"))
+    reply = line.get("response")
+    if not isinstance(reply, dict) or not reply:
+        error = error_inside({"error": line.get("error")}, {}) or RowError(503, None, "no response")
+        invalid = (error.code or "").startswith("invalid")
+        raise RowError(400 if invalid else error.status_code, error.code, error.message)
+    status, content = reply.get("status_code"), reply.get("body")
     if status != 200:
-        told = _dict(content.get("error"))
-        raise RowError(status if isinstance(status, int) else 503, told.get("code"), str(told.get("message") or status))
-    answer = read(section, messages, ChatCompletion.construct(**content))
+        error = error_inside(content, {}) or RowError(503, None, shown(content or status))
+        stated = status if isinstance(status, int) and status >= 400 else error.status_code
+        raise RowError(stated, error.code, error.message)
+    answer = read(section, messages, content)
     return replace(answer, cost_usd=PRICE * answer.cost_usd)
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def most_in_batch(section: Critique, messages: Messages) -> float:

@@ -14,21 +14,26 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Literal
+from math import isfinite
+from typing import Any, Literal
 
+from minos_ray.critiques.content import visible
 from minos_ray.critiques.prompts import Messages
 from minos_ray.errors import StorageFailed
 from minos_ray.reading import ahead
 from minos_ray.store import Run
 
 FOLDER = "cache/critiques"
-Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_request", "failed"]
-BOUGHT = ("answered", "truncated", "refused", "bad_json")
+Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_reply", "bad_request", "failed"]
+BOUGHT = ("answered", "truncated", "refused", "bad_json", "bad_reply")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one request. Only what was paid for (`BOUGHT`) is kept; `text` is the raw one if need be."""
+    """What came back for one request. Only what was paid for (`BOUGHT`) is kept; `text` is what the reader is to see.
+
+    So the thinking of a model is in no file: only what stands behind it is read and trained on.
+    """
 
     text: str
     outcome: Outcome
@@ -44,6 +49,20 @@ def content_key(
     asked = [critic, messages, temperature, max_tokens, *(["structured"] if structured else [])]
     content = json.dumps(asked, ensure_ascii=True, separators=(",", ":"))
     return blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def checked(text: Any, outcome: Any, prompt_tokens: Any = 0, completion_tokens: Any = 0, cost_usd: Any = 0.0) -> Answer:
+    """An answer out of a file, whoever wrote it; TypeError or ValueError when it cannot be one.
+
+    Earlier versions kept what the endpoint sent: chunks, thinking, half characters. That is paid for, and read.
+    """
+    shown = visible(text)
+    if shown is None or outcome not in BOUGHT:
+        raise ValueError("no text that was bought")
+    counts = [count for count in (prompt_tokens, completion_tokens) if 0 <= count < 2**63]
+    if len(counts) < 2 or not isfinite(cost_usd):
+        raise ValueError("no counts")
+    return Answer(shown, outcome, int(counts[0]), int(counts[1]), float(cost_usd))
 
 
 class Cache:
@@ -69,8 +88,8 @@ class Cache:
             try:
                 row = json.loads(line)
                 key = row.pop("key")
-                self.take(key, Answer(**row))
-            except (ValueError, TypeError, KeyError, AttributeError):
+                self.take(key, checked(**row))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 self.unreadable += 1
 
     def take(self, key: str, answer: Answer) -> None:

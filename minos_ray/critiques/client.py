@@ -2,31 +2,43 @@
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import openai
 
 from minos_ray.critiques import retry
 from minos_ray.critiques.cache import Answer, Cache
+from minos_ray.critiques.content import clean
 from minos_ray.critiques.gate import Gate, Stopped
-from minos_ray.critiques.limiter import Done, Stop
+from minos_ray.critiques.limiter import Done
 from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.reply import body, most, most_tokens, read
+from minos_ray.critiques.reply import RowError, body, decoded, most, most_tokens, read, shown, thought_only
+from minos_ray.critiques.trouble import Stop
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
 
 PREFLIGHT_S = 30.0
+TIMEOUTS = 3
+"""A request that takes too long is given twice the time when it is sent again, and is sent so often at most."""
+
+Reader = Callable[[str, Sequence[int]], str]
+"""(text of an answer, `Request.wanted`) -> its status, `ok` when it can be used; a function of a module."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One text to ask for; `key` names its content. `structured` asks for a critique as JSON."""
+    """One text to ask for; `key` names its content. `structured` asks for a critique as JSON.
+
+    `wanted` is what the reader of the answer needs to know, such as the number of steps.
+    """
 
     key: str
     messages: Messages
     structured: bool = False
+    wanted: tuple[int, ...] = ()
 
 
 @dataclass
@@ -34,6 +46,7 @@ class Reply:
     """What became of one request: its answer (None when the work was stopped before), and what went wrong meanwhile."""
 
     answer: Answer | None = None
+    timeouts: int = 0
     retries: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
@@ -71,20 +84,53 @@ class Endpoint:
 
     def told(self, error: Exception) -> str:
         """What the endpoint said, on one short line without the key."""
+        if retry.name(error) == "timeout":
+            return f"timeout: no answer in resources.client.timeout_s = {self.limits.timeout_s:g}"
         text = " ".join(f"{retry.name(error)}: {getattr(error, 'message', '') or error}".split())
-        return text.replace(self.key, "***")[:200]
+        return clean(text.replace(self.key, "***"))[:200]
+
+    def doubt(self, error: Exception) -> Stop | None:
+        """The reason to stop should others be refused like this one: an error that is likely to be meant for all."""
+        meaning, told = retry.meaning(error), self.told(error)
+        if meaning == "forbidden" and not retry.FLAGGED.search(told):
+            return Stop("user", f"{self.refused(error)}: {told}")
+        if meaning != "bad_request":
+            return None
+        missing = retry.name(error) in ("404", "405")
+        advice = retry.address_hint(self.base_url) if missing else retry.hint(error, self.section)
+        where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
+        return Stop("user", f"{where}: every request is refused: {told}{advice}") if missing or advice else None
 
 
 async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
     """One free request: is anybody there, is the key good? An endpoint without a list of models passes."""
     try:
         async with endpoint.open() as api, asyncio.timeout(within_s):
-            await api.models.list()
+            try:
+                await api.models.list()
+            except retry.STATED as error:
+                if error.status_code < 429:
+                    await knock(endpoint, api)
     except (openai.APIConnectionError, TimeoutError) as error:
         reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {within_s:.0f} s"
         raise UserError(f"critique.base_url = '{endpoint.base_url}' cannot be reached: {reason}") from error
-    except openai.AuthenticationError as error:
+    except retry.ERRORS:
+        return
+
+
+async def knock(endpoint: Endpoint, api: openai.AsyncOpenAI) -> None:
+    """Asks the chat itself where the list of models is refused: without messages, which no endpoint answers or bills.
+
+    UserError when the key is refused there too, or nothing is found at that address. Anything else passes.
+    """
+    try:
+        await api.chat.completions.create(model=endpoint.section.model, messages=[], max_tokens=1)
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise UserError(endpoint.refused(error)) from error
+    except openai.APIStatusError as error:
+        stop = endpoint.doubt(error) if error.status_code in (404, 405) else None
+        if stop:
+            raise UserError(stop.message) from error
     except retry.ERRORS:
         return
 
@@ -92,8 +138,8 @@ async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
 class Critic:
     """Asks an endpoint through one connection pool, `concurrency` requests in flight at most; `gate` says when."""
 
-    def __init__(self, endpoint: Endpoint, cache: Cache, gate: Gate, seed: str) -> None:
-        self.endpoint, self.cache, self.gate = endpoint, cache, gate
+    def __init__(self, endpoint: Endpoint, cache: Cache, gate: Gate, seed: str, reader: Reader | None = None) -> None:
+        self.endpoint, self.cache, self.gate, self.reader = endpoint, cache, gate, reader
         self.section, self.limits = endpoint.section, endpoint.limits
         self.api = endpoint.open()
         self.slots = asyncio.Semaphore(endpoint.limits.concurrency)
@@ -123,9 +169,11 @@ class Critic:
         size = most_tokens(request.messages)
         done = Done(await self.gate.start(size, most(self.section, request.messages)), usd=None)
         try:
-            answer, headers = await self._send(request)
+            raw, headers = await self._send(request, self.limits.timeout_s * 2**reply.timeouts)
+            answer = read_stated(self.section, request.messages, raw, headers)
             await self.cache.add(request.key, answer)
-            reply.answer, done = answer, bought(done, answer, retry.hold_s(headers, size / 4 + self.section.max_tokens))
+            reply.answer, done = answer, self._bought(done, request, answer, raw)
+            done = done._replace(pause_s=retry.hold_s(headers, size / 4 + self.section.max_tokens))
         except retry.ERRORS as error:
             done = self._failed(done, error, attempt, reply)
             return retry.wait_s(error, attempt, self.rng)
@@ -135,32 +183,52 @@ class Critic:
             self.gate.end(done)
         return 0.0
 
-    async def _send(self, request: Request) -> tuple[Answer, Mapping[str, str]]:
-        async with asyncio.timeout(self.limits.timeout_s):
-            raw = await self.api.chat.completions.with_raw_response.create(**body(self.section, request.messages))
-        return read(self.section, request.messages, raw.parse()), raw.headers
+    async def _send(self, request: Request, within_s: float) -> tuple[Any, Mapping[str, str]]:
+        """The JSON that came back, and its headers."""
+        async with asyncio.timeout(within_s):
+            asked = body(self.section, request.messages)
+            raw = await self.api.chat.completions.with_raw_response.create(**asked, timeout=within_s)
+        return decoded(raw.content), raw.headers
+
+    def _bought(self, done: Done, request: Request, answer: Answer, raw: Any) -> Done:
+        """The end of a request that was answered, and what its reader makes of it."""
+        status, told = status_of(answer, request, self.reader), ""
+        if status != "ok":
+            told = "the text is in 'reasoning_content'" if thought_only(raw) else f"one begins {shown(answer.text)!r}"
+        return done._replace(
+            usd=answer.cost_usd,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            outcome=status,
+            told=told,
+        )
 
     def _failed(self, done: Done, error: Exception, attempt: int, reply: Reply) -> Done:
         """Sorts an error: it stops everybody, sets the row aside, or the row is to be sent again."""
-        meaning, told = retry.meaning(error), self.endpoint.told(error)
+        meaning, told, name = retry.meaning(error), self.endpoint.told(error), retry.name(error)
         if meaning in ("no_access", "no_quota"):
             return done._replace(usd=0.0, stop=Stop("user", self.endpoint.refused(error)))
         reply.complaints.append(told)
-        done = done._replace(usd=None if retry.maybe_billed(error) else 0.0, pause_s=retry.asked_s(error), told=told)
-        if meaning == "again" and attempt < self.limits.max_retries:
-            reply.retries.append(retry.name(error))
+        reply.timeouts += name == "timeout"
+        usd, pause_s = None if retry.maybe_billed(error) else 0.0, retry.asked_s(error)
+        done = done._replace(usd=usd, pause_s=pause_s, error=name, told=told)
+        if meaning == "again" and attempt < self.limits.max_retries and reply.timeouts < TIMEOUTS:
+            reply.retries.append(name)
             return done
-        reply.answer = Answer(told, "bad_request" if meaning == "bad_request" else "failed")
-        return done._replace(outcome=reply.answer.outcome, stop=self._unknown_parameter(meaning, told))
-
-    def _unknown_parameter(self, meaning: retry.Meaning, told: str) -> Stop | None:
-        """A 400 that names something of `critique` that the model does not take: no other row would fare better."""
-        advice = retry.hint(told) if meaning == "bad_request" else ""
-        return Stop("user", f"critique.model = '{self.section.model}': {told}{advice}") if advice else None
+        reply.answer = Answer(told, "failed" if meaning == "again" else "bad_request")
+        return done._replace(outcome=reply.answer.outcome, doubt=self.endpoint.doubt(error))
 
 
-def bought(done: Done, answer: Answer, pause_s: float) -> Done:
-    """The end of a request that was answered."""
-    return Done(
-        done.ticket, answer.cost_usd, answer.prompt_tokens, answer.completion_tokens, pause_s, answer.outcome, ""
-    )
+def read_stated(section: Critique, messages: Messages, raw: Any, headers: Mapping[str, str]) -> Answer:
+    """What `read` makes of a reply; an error in it has the headers of the reply, which may say how long to wait."""
+    try:
+        return read(section, messages, raw)
+    except RowError as error:
+        raise RowError(error.status_code, error.code, error.message, headers) from error
+
+
+def status_of(answer: Answer, request: Request, reader: Reader | None) -> str:
+    """What the reader makes of an answer, or why there is nothing to read."""
+    if answer.outcome != "answered":
+        return answer.outcome
+    return reader(answer.text, request.wanted) if reader else "ok"

@@ -143,7 +143,8 @@ def task(config: Config, source: Literal["candidate", "inserted"], row: Row, pro
     messages = resolve(config.error_analysis.prompt)(case)
     section = critic(config)
     key = content_key(section.model, messages, section.temperature, section.max_tokens)
-    return Task(source, row, row["error_types"] if source == "inserted" else None, Request(key, messages))
+    request = Request(key, messages, wanted=tuple(wrong_steps(row["step_labels"])))
+    return Task(source, row, row["error_types"] if source == "inserted" else None, request)
 
 
 def critic(config: Config) -> Critique:
@@ -157,7 +158,12 @@ def answered(config: Config, run: Run, tasks: list[Task]) -> tuple[dict[str, Ans
     """Answers by key, from the same client, cache and budget as critiques; what was bought is kept if this stops."""
     from minos_ray.critiques.stage import ask  # it imports this module
 
-    return ask(config, critic(config), tasks, Cache(run))
+    return ask(config, critic(config), tasks, Cache(run), types_status)
+
+
+def types_status(text: str, wanted: Sequence[int]) -> str:
+    """The status of an answer about the wrong steps of that indices."""
+    return parse_types(text, wanted).status
 
 
 def rows_of(config: Config, asked: Task, answer: Answer) -> list[Row]:

@@ -6,7 +6,8 @@ import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from minos_ray.critiques.limiter import Done, Stop, Turn, Want
+from minos_ray.critiques.limiter import Done, Turn, Want
+from minos_ray.critiques.trouble import Stop
 
 HEARTBEAT_S = 1.0
 MANY = 256
@@ -49,15 +50,18 @@ class Gate:
     async def sleep(self, seconds: float) -> None:
         """Waits; raises Stopped as soon as nothing more is asked for."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stopped.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.stopped.wait()
         if self.stop:
             raise self.why
 
     async def run(self) -> None:
         """Calls the limiter again and again, at least once a second; ends with its task, or when the limiter died."""
         while self.stop is not GONE:
+            # asyncio.wait_for (Python 3.11) would swallow a cancel that comes together with the news.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.news.wait(), HEARTBEAT_S)
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self.news.wait()
             self.news.clear()
             try:
                 await self._call()

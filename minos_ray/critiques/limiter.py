@@ -6,12 +6,14 @@ that a call covers many requests and the limiter is no bottleneck.
 """
 
 import asyncio
+import contextlib
 import time
-from collections import Counter
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from minos_ray.critiques.budget import Budget
 from minos_ray.critiques.pace import Pace
+from minos_ray.critiques.trouble import Stop, Trouble
 from minos_ray.critiques.usage import Usage
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
@@ -20,14 +22,6 @@ AHEAD_S = 0.2
 """Starts are granted so far ahead; a call that gets none comes back after this time."""
 SILENT_S = 30.0
 """A client that has not called for so long is dead; what it held comes back."""
-BAD_IN_A_ROW = 16
-USELESS = {
-    "bad_request": "every request is refused",
-    "bad_json": "no answer is JSON of the given schema; set critique.structured=false",
-}
-FAILED_SHARE, FAILED_AT_LEAST = 0.01, 3
-
-Kind = Literal["user", "budget", "gone"]
 
 
 class Want(NamedTuple):
@@ -38,18 +32,12 @@ class Want(NamedTuple):
     most_usd: float
 
 
-class Stop(NamedTuple):
-    """Why nothing more is asked for; `kind` decides on the exception."""
-
-    kind: Kind
-    message: str
-
-
 class Done(NamedTuple):
     """How a request that was started ended.
 
-    Tokens and USD (None: perhaps billed, never seen), what the endpoint asks all to wait, the outcome when this was the
-    row's last attempt, what the endpoint complained about, and a reason to stop everybody.
+    Tokens and USD (None: perhaps billed, never seen), what the endpoint asks all to wait, the status when this was the
+    row's last attempt, the name of an error, what the endpoint complained about, and a reason to stop everybody: at
+    once, or when others end like this one.
     """
 
     ticket: int
@@ -58,8 +46,10 @@ class Done(NamedTuple):
     completion_tokens: int = 0
     pause_s: float = 0.0
     outcome: str | None = None
+    error: str = ""
     told: str = ""
     stop: Stop | None = None
+    doubt: Stop | None = None
 
 
 class Turn(NamedTuple):
@@ -70,18 +60,24 @@ class Turn(NamedTuple):
 
 
 class Limiter:
-    """Grants starts to clients by name. `total` rows are wanted, `known` of them were answered before."""
+    """Grants starts to clients by name. `total` rows are wanted; `known` were answered before, by their status."""
 
-    def __init__(self, section: Critique, limits: Client, spent_usd: float, total: int, known: int = 0) -> None:
+    def __init__(
+        self,
+        section: Critique,
+        limits: Client,
+        spent_usd: float,
+        total: int,
+        known: Mapping[str, int] | None = None,
+    ) -> None:
         now = time.monotonic()
-        self.section, self.total, self.known = section, total, known
+        self.trouble = Trouble(section, total, known or {})
         self.requests, self.tokens = Pace(limits.requests_per_minute, now), Pace(limits.tokens_per_minute, now)
         self.budget = Budget(section.max_usd, spent_usd)
         self.usage = Usage(section.max_tokens)
         self.held: dict[str, dict[int, tuple[Want, float]]] = {}
         self.heard: dict[str, float] = {}
         self.waiting: dict[str, int] = {}
-        self.outcomes: Counter[str] = Counter()
         self.stop: Stop | None = None
         self.changed = asyncio.Event()
 
@@ -127,14 +123,19 @@ class Limiter:
         """Requests of all clients that wait for their start, and those in flight."""
         return {"queue": sum(self.waiting.values()), "in_flight": sum(map(len, self.held.values()))}
 
+    async def ends(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Rows that have ended by status, and what went wrong on the way by name."""
+        return dict(self.trouble.statuses), dict(self.trouble.errors)
+
     def _start(self, now: float) -> float:
         return max(self.requests.start(now), self.tokens.start(now))
 
     def _grant(self, client: str, wants: list[Want], now: float) -> list[float]:
         starts: list[float] = []
-        for want in wants:
+        in_flight, room = sum(map(len, self.held.values())), self.trouble.room()
+        for number, want in enumerate(wants, in_flight):
             start = self._start(now)
-            if start > now + AHEAD_S or not self._affordable(want):
+            if number >= room or start > now + AHEAD_S or not self._affordable(want):
                 break
             expected = self.usage.expected(want.size)
             self.requests.take(1, start)
@@ -170,10 +171,12 @@ class Limiter:
         if end.pause_s:
             self.requests.pause(time.monotonic() + end.pause_s)
             self.tokens.pause(time.monotonic() + end.pause_s)
+        stop = end.stop
+        if end.error:
+            stop = self.trouble.attempt(end.error, end.told) or stop
         if end.outcome:
-            self.outcomes[end.outcome] += 1
-            self.stop = self.stop or self._trouble(end.told)
-        self.stop = self.stop or end.stop
+            stop = self.trouble.ended(end.outcome, end.told, end.doubt) or stop
+        self.stop = self.stop or stop
         self._wake()
 
     def _release(self, client: str) -> None:
@@ -188,24 +191,12 @@ class Limiter:
         for client in [name for name, heard in self.heard.items() if now - heard > SILENT_S]:
             self._release(client)
 
-    def _trouble(self, told: str) -> Stop | None:
-        """A reason to stop when nothing usable comes back, or when more failed than a run may lose."""
-        many, failed = min(BAD_IN_A_ROW, self.total), self.outcomes["failed"]
-        for useless, meaning in USELESS.items():
-            if not self.known and many <= self.outcomes[useless] == self.outcomes.total():
-                where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.section.base_url}'"
-                return Stop("user", f"{where}: {meaning}{f': {told}' if told else ''}")
-        if failed > max(FAILED_AT_LEAST, FAILED_SHARE * self.total):
-            return Stop("gone", f"critique: {failed} requests failed after all retries ({told}); run again to go on")
-        return None
-
     def _wake(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
 
     async def _wait(self, seconds: float) -> None:
-        """Until something ends, or for that long."""
-        try:
-            await asyncio.wait_for(self.changed.wait(), max(seconds, 0.001))
-        except TimeoutError:
-            return
+        """Until something ends, or for that long. (asyncio.wait_for would swallow a cancel that comes with the end.)"""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0.001)):
+                await self.changed.wait()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,10 @@ from minos_ray import cluster
 from minos_ray.config import Config
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import BOUGHT, Answer, Cache
-from minos_ray.critiques.client import Endpoint, Request, preflight
+from minos_ray.critiques.client import Endpoint, Reader, Request, preflight
 from minos_ray.critiques.gate import GONE
-from minos_ray.critiques.limiter import Limiter, Stop
+from minos_ray.critiques.limiter import Limiter
+from minos_ray.critiques.trouble import Stop
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.live import ANSWER_S, ended, polled
 from minos_ray.progress import Progress
@@ -44,10 +45,13 @@ def ask_online(
     cache: Cache,
     requests: list[Request],
     progress: Progress,
+    reader: Reader | None,
+    known: Mapping[str, int],
 ) -> tuple[dict[str, Answer], dict[str, Any]]:
     """The answers by key, and what went wrong; whatever was bought is in the cache, also when this raises.
 
-    `progress.total` counts the requests answered by the cache too: what may fail is a share of it.
+    `progress.total` counts the requests answered by the cache too: what may fail is a share of it. `known` says what
+    the reader makes of some of those.
     """
     limits = config.resources.client
     endpoint = Endpoint(section, limits, base_url, key)
@@ -55,11 +59,11 @@ def ask_online(
     cluster.connect(config)
     if not endpoint.loopback:  # clients of one on this machine take no CPUs, see `replies`
         cluster.require("client", limits, config.resources.wait_s)
-    tally = Tally(cache, progress)
-    with limiter(section, limits, cache.spent_usd, progress.total, progress.done) as shared:
+    tally = Tally(cache, progress, f"resources.client.timeout_s = {limits.timeout_s:g}")
+    with limiter(section, limits, cache.spent_usd, progress.total, known) as shared:
         with (
-            polled(lambda: progress.note(**load(shared))),
-            ended(replies(endpoint, shared, cache.run.path, requests, config.seed)) as rows,
+            polled(lambda: tally.look(shared)),
+            ended(replies(endpoint, shared, cache.run.path, requests, config.seed, reader)) as rows,
         ):
             for row in rows:
                 tally.add(row)
@@ -72,7 +76,7 @@ def ask_online(
 
 
 @contextmanager
-def limiter(section: Critique, limits: Client, spent_usd: float, total: int, known: int) -> Iterator[Any]:
+def limiter(section: Critique, limits: Client, spent_usd: float, total: int, known: Mapping[str, int]) -> Iterator[Any]:
     """The limiter as an actor on this node. When this process is interrupted, what is in flight may still arrive."""
     import ray
 
@@ -98,14 +102,9 @@ def state(shared: Any) -> tuple[Stop | None, float]:
         return GONE, 0.0
 
 
-def load(shared: Any) -> dict[str, int]:
-    """Requests that wait for their start, and those in flight."""
-    import ray
-
-    return ray.get(shared.load.remote(), timeout=ANSWER_S)
-
-
-def replies(endpoint: Endpoint, shared: Any, run: str, requests: list[Request], seed: int) -> Iterator[dict[str, Any]]:
+def replies(
+    endpoint: Endpoint, shared: Any, run: str, requests: list[Request], seed: int, reader: Reader | None
+) -> Iterator[dict[str, Any]]:
     """Rows of `worker.REPLIES`, as they come."""
     import ray
     from ray.data import ActorPoolStrategy
@@ -116,6 +115,7 @@ def replies(endpoint: Endpoint, shared: Any, run: str, requests: list[Request], 
     size = batch_size(len(requests), limits)
     threads = -(-IN_HAND * limits.concurrency // size)
     kwargs = {"section": endpoint.section, "limits": limits, "base_url": endpoint.base_url, "run": run, "seed": seed}
+    kwargs["reader"] = reader
     # What listens on the driver's loopback is reached from its node alone, which may offer no CPUs.
     place = (
         {"scheduling_strategy": cluster.on_this_node(), "num_cpus": 0}
@@ -156,20 +156,20 @@ def blocks(requests: list[Request], size: int) -> list[pa.Table]:
     """One block per batch."""
     from minos_ray.critiques.worker import REQUESTS
 
-    rows = [{"key": request.key, "messages": request.messages} for request in requests]
+    rows = [{"key": request.key, "messages": request.messages, "wanted": request.wanted} for request in requests]
     return [pa.Table.from_pylist(rows[i : i + size], schema=REQUESTS) for i in range(0, len(rows), size)]
 
 
 class Tally:
-    """Sums up replies and shows the progress: cost so far and expected in all, retries."""
+    """Sums up replies and shows the progress: cost so far and expected in all, retries; `timeout` is that key."""
 
-    def __init__(self, cache: Cache, progress: Progress) -> None:
-        self.cache, self.progress = cache, progress
+    def __init__(self, cache: Cache, progress: Progress, timeout: str) -> None:
+        self.cache, self.progress, self.timeout = cache, progress, timeout
         self.answers: dict[str, Answer] = {}
         self.spent_before, self.cost, self.tokens = cache.spent_usd, 0.0, 0
-        self.outcomes: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
         self.complaints: Counter[str] = Counter()
+        self.first = progress.done
 
     def add(self, row: dict[str, Any]) -> None:
         """One row of `worker.REPLIES`; those that were stopped have no outcome and are only asked for again later."""
@@ -183,15 +183,28 @@ class Tally:
             self.cache.take(key, answer)
         self.cost += answer.cost_usd
         self.tokens += answer.prompt_tokens + answer.completion_tokens
-        self.outcomes[answer.outcome] += 1
-        failed = {name: number for name, number in self.outcomes.items() if name != "answered"}
         spent = self.spent_before + self.cost
-        self.progress.note(failed, tokens=self.tokens, cost_usd=round(spent, 6), retries=self.retries.total())
-        self.progress.advance(1, cost=self._cost(), retries=self.retries.total())
+        self.progress.note(tokens=self.tokens, cost_usd=round(spent, 6))
+        self.show(len(self.answers), cost=self._cost())
+
+    def look(self, shared: Any) -> None:
+        """Shows what the limiter knows already of rows whose batch is not complete: statuses, retries, timeouts."""
+        import ray
+
+        load, (statuses, errors) = ray.get([shared.load.remote(), shared.ends.remote()], timeout=ANSWER_S)
+        lost = {status: number for status, number in statuses.items() if status != "ok"}
+        self.progress.note(lost, retries=sum(errors.values()), **load)
+        late = {"timeout": f"{errors['timeout']} ({self.timeout})"} if errors.get("timeout") else {}
+        self.show(sum(statuses.values()), retries=sum(errors.values()), **late)
+
+    def show(self, came: int, **shown: object) -> None:
+        """At least so many rows have ended in this run."""
+        with self.progress.lock:
+            self.progress.advance(max(0, self.first + came - self.progress.done), **shown)
 
     def _cost(self) -> str:
         """`1.20 of about 3.40 USD`, with what earlier runs spent."""
-        todo = self.progress.total - self.progress.done - 1
+        todo = self.progress.total - self.first - len(self.answers)
         expected = self.spent_before + self.cost * (1 + todo / len(self.answers))
         return f"{self.spent_before + self.cost:.2f} of about {expected:.2f} USD"
 

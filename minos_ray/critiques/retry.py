@@ -6,57 +6,95 @@ import re
 import time
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import urlsplit
 
 import openai
 
-from minos_ray.critiques.reply import BadReply
+from minos_ray.critiques.reply import NO_MONEY, BadReply, RowError
+from minos_ray.sections import Critique
 
-Meaning = Literal["again", "bad_request", "no_access", "no_quota"]
+Meaning = Literal["again", "bad_request", "forbidden", "no_access", "no_quota"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 PASSING = {408, 409, 425, 429}
 SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-HINTS = {
-    "max_completion_tokens": "set critique.token_limit=max_completion_tokens",
-    "temperature": "leave critique.temperature empty",
-    "response_format": "set critique.structured=false",
-    "json_schema": "set critique.structured=false",
-}
+# A complaint about a parameter itself, not about its value or what stands in the prompt.
+UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
+UNSUPPORTED = re.compile(
+    r"unsupported|not supported|(?:not|n't) support|unrecognized|unknown (?:parameter|argument|field)|extra inputs?\b"
+    r"|not (?:permitted|allowed|available)|deprecated|cannot both",
+    re.IGNORECASE,
+)
+FLAGGED = re.compile(r"\bflagged\b|moderation", re.IGNORECASE)
+CHAT_PATH = re.compile(r"/(?:chat/completions|chat|completions|responses|messages|models)/*$")
 
-# json.JSONDecodeError is a ValueError; asyncio.timeout raises TimeoutError.
-ERRORS = (openai.APIError, BadReply, ValueError, TimeoutError)
+STATED = (openai.APIStatusError, RowError)
+"""Errors with a status of the endpoint."""
+# asyncio.timeout raises TimeoutError; the client a ValueError for what it cannot take in.
+ERRORS = (openai.APIError, RowError, BadReply, ValueError, TimeoutError)
 
 
 def meaning(error: Exception) -> Meaning:
-    """Sorts an error of the client into the four things that can be done about it."""
-    if not isinstance(error, openai.APIStatusError):
+    """Sorts an error of the client into the things that can be done about it.
+
+    `forbidden` may be meant for one request (a moderated input) or for the key.
+    """
+    if not isinstance(error, STATED):
         return "again"
-    if error.status_code in (401, 403):
-        return "no_access"
-    if error.code == "insufficient_quota" or error.status_code == 402:
+    if error.status_code == 402 or names(error) & NO_MONEY:
         return "no_quota"
+    if error.status_code in (401, 403):
+        return "no_access" if error.status_code == 401 else "forbidden"
     return "again" if error.status_code in PASSING or error.status_code >= 500 else "bad_request"
+
+
+def names(error: Exception) -> set[str]:
+    """What the endpoint calls the error: its code and its type, where it gives them as words."""
+    return {name for name in (getattr(error, "code", None), getattr(error, "type", None)) if isinstance(name, str)}
 
 
 def name(error: Exception) -> str:
     """A short name for counting: the status code, `timeout`, `connection` or `bad_reply`."""
-    if isinstance(error, openai.APIStatusError):
+    if isinstance(error, STATED):
         return str(error.status_code)
     if isinstance(error, (openai.APITimeoutError, TimeoutError)):
         return "timeout"
     return "connection" if isinstance(error, openai.APIConnectionError) else "bad_reply"
 
 
-def hint(told: str) -> str:
-    """What to change in the config after a 400 that says which parameter the model does not take, or nothing."""
-    return next((f"; {advice}" for word, advice in HINTS.items() if word in told), "")
+def hint(error: Exception, section: Critique) -> str:
+    """What to change in the config when a 400 says that the model does not take a parameter that we send, or nothing.
+
+    A parameter is named in the field `param` of the error, or else in its words.
+    """
+    told, param = str(getattr(error, "message", "") or error), getattr(error, "param", None)
+    if not (names(error) & UNSUPPORTED_CODES or UNSUPPORTED.search(told)):
+        return ""
+    about = param if isinstance(param, str) and param else told
+    other = "max_tokens" if section.token_limit == "max_completion_tokens" else "max_completion_tokens"
+    advice = {
+        r"max_(?:completion_)?tokens": f"set critique.token_limit={other}",
+        "temperature": "leave critique.temperature empty" if section.temperature is not None else "",
+        r"response_format|json_schema": "set critique.structured=false" if section.structured else "",
+    }
+    return next((text for word, text in advice.items() if text and re.search(rf"\b(?:{word})\b", about)), "")
+
+
+def address_hint(base_url: str) -> str:
+    """What may be wrong with an address at which nothing is found: it ends too late, or its `/v1` is missing."""
+    if CHAT_PATH.search(base_url):
+        return f"; leave the end out: critique.base_url={CHAT_PATH.sub('', base_url)}"
+    path = urlsplit(base_url).path.strip("/")
+    if not re.search(r"\bv\d", path):
+        return f"; is it critique.base_url={base_url.rstrip('/')}/v1 ?"
+    return ""
 
 
 def maybe_billed(error: Exception) -> bool:
     """Whether a request that ended like this may have been answered: it was sent, and no status came back."""
-    if isinstance(error, openai.APIStatusError):
+    if isinstance(error, STATED):
         return False
     return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
@@ -70,15 +108,20 @@ def wait_s(error: Exception, attempt: int, rng: random.Random) -> float:
 
 
 def asked_s(error: Exception) -> float:
-    """Seconds that the endpoint asks for; all wait so long, since its limits are for all."""
+    """Seconds that the endpoint asks for; all wait so long, since its limits are for all.
+
+    Gateways that put the error into a reply of 200 lose the header; their 429 makes all wait a moment.
+    """
+    if isinstance(error, RowError) and error.status_code == 429 and retry_after(error) is None:
+        return FIRST_WAIT_S
     return min(retry_after(error) or 0.0, LONGEST_RETRY_AFTER_S)
 
 
 def retry_after(error: Exception) -> float | None:
     """Seconds of the header Retry-After (a number or an HTTP date) or retry-after-ms; None without one."""
-    if not isinstance(error, openai.APIStatusError):
+    if not isinstance(error, STATED):
         return None
-    headers = error.response.headers
+    headers = error.headers if isinstance(error, RowError) else error.response.headers
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)

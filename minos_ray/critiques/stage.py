@@ -1,5 +1,6 @@
 """The stage: choose candidates, ask the critic, read the critiques, set apart what contradicts the labels."""
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 from minos_ray.config import Config, resolve, secret
 from minos_ray.critiques.batch_record import refuse_open
 from minos_ray.critiques.cache import Answer, Cache, content_key
-from minos_ray.critiques.client import Request
+from minos_ray.critiques.client import Reader, Request, status_of
 from minos_ray.critiques.error_types import error_types
 from minos_ray.critiques.parse import Parsed, agreement, agrees, parse_critique
 from minos_ray.critiques.prices import has_prices, priced
@@ -20,6 +21,7 @@ from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
 from minos_ray.critiques.structured import with_instruction
+from minos_ray.critiques.trouble import meaning
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.labels.sources import require_for_error_analysis
 from minos_ray.problems.split import rows_of_problems
@@ -31,6 +33,8 @@ from minos_ray.store import Artefact, Manifest, Run
 
 PART_ROWS = 5000
 OFFLINE = "offline"
+KNOWN = 200
+"""So many answers of earlier runs are read before more is bought."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
     cache = Cache(run)
     known = sum(task.request.key in cache.answers for task in tasks)
     try:
-        answers, details = ask(config, section, tasks, cache)
+        answers, details = ask(config, section, tasks, cache, critique_status)
     except (WorkStopped, KeyboardInterrupt):
         cache = Cache(run)
         kept = [task for task in tasks if task.request.key in cache.answers]
@@ -80,7 +84,7 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
     details |= {"seconds": round(time.monotonic() - start, 1), "unreadable_cache_rows": cache.unreadable}
     details |= {"spent_usd_in_this_run": round(cache.spent_usd, 6)}
     details |= {"agreement": agreement(section.prompt, rows, [task.row["correct"] for task in tasks])}
-    return finish(target, rows, selection, known, details)
+    return finish(target, section, rows, selection, known, details)
 
 
 def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list[Task]]:
@@ -115,15 +119,21 @@ def plan(section: Critique, row: Row, problem: Row) -> Task:
     if section.structured:
         messages = with_instruction(messages)
     key = content_key(section.model, messages, section.temperature, section.max_tokens, section.structured)
-    return Task(row, Request(key, messages, section.structured))
+    return Task(row, Request(key, messages, section.structured, (len(row["steps"]),)))
+
+
+def critique_status(text: str, wanted: Sequence[int]) -> str:
+    """The status of a critique of a solution with `wanted` (one number) steps."""
+    return parse_critique(text, *wanted).status
 
 
 def ask(
-    config: Config, section: Critique, tasks: Sequence[Any], cache: Cache, label: str = "critique"
+    config: Config, section: Critique, tasks: Sequence[Any], cache: Cache, reader: Reader
 ) -> tuple[dict[str, Answer], dict[str, Any]]:
     """Answers of all tasks by key, from the cache or the endpoint, and what the endpoint complained about.
 
-    Any tasks with a `request` will do; they are asked for as JSON when their requests say so.
+    Any tasks with a `request` will do; they are asked for as JSON when their requests say so. `reader` tells of each
+    answer, as it comes, whether it can be used: when none of the first can, no more are bought.
     """
     wanted = {task.request.key: task.request for task in tasks}
     missing = [request for key, request in wanted.items() if key not in cache.answers]
@@ -131,19 +141,25 @@ def ask(
         return cache.answers, {}
     if section.mode == "online":
         refuse_open(cache.run, [request.key for request in missing])
+    known = Counter(
+        status_of(cache.answers[key], request, reader)
+        for key, request in itertools.islice(((k, r) for k, r in wanted.items() if k in cache.answers), KNOWN)
+    )
     section = priced(section).model_copy(update={"structured": any(request.structured for request in missing)})
     with (
         endpoint(section, config.seed) as (base_url, key),
-        Progress(label, len(wanted), f"{label}s", len(wanted) - len(missing), cache.run) as progress,
+        Progress("critique", len(wanted), "critiques", len(wanted) - len(missing), cache.run) as progress,
     ):
         if section.mode == "batch":
             from minos_ray.critiques.batch import ask_batch
 
-            asked, details = ask_batch(section, config.resources.client, base_url, key, cache, missing, progress)
+            asked, details = ask_batch(
+                section, config.resources.client, base_url, key, cache, missing, progress, reader=reader, known=known
+            )
         else:
             from minos_ray.critiques.online import ask_online
 
-            asked, details = ask_online(config, section, base_url, key, cache, missing, progress)
+            asked, details = ask_online(config, section, base_url, key, cache, missing, progress, reader, known)
     return cache.answers | asked, details
 
 
@@ -188,12 +204,15 @@ def critique_row(section: Critique, task: Task, answer: Answer) -> Row:
     }
 
 
-def finish(target: Artefact, rows: list[Row], selection: Selection, known: int, details: dict[str, Any]) -> Manifest:
+def finish(
+    target: Artefact, section: Critique, rows: list[Row], selection: Selection, known: int, details: dict[str, Any]
+) -> Manifest:
     """The manifest: how many were asked for and can be used, and why the others cannot."""
     dropped = Counter("disagrees" if row["status"] == "ok" else row["status"] for row in rows if not row["agrees"])
     usable = len(rows) - dropped.total()
     if rows and not usable:
-        raise UserError(f"critique: none of {len(rows)} critiques can be used ({dict(dropped)}); see critique.prompt")
+        advice = "see critique.prompt" if dropped["disagrees"] else meaning(section, dropped)
+        raise UserError(f"critique: none of {len(rows)} critiques can be used ({dict(dropped)}): {advice}")
     counts = {"rows": len(rows), "usable": usable, "asked": len(rows) - known, "from_cache": known}
     sums = {key: sum(row[key] for row in rows) for key in ("prompt_tokens", "completion_tokens", "cost_usd")}
     return target.complete(counts | selection.short, dict(dropped) | selection.passed_over, details | sums)

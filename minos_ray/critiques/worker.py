@@ -13,14 +13,18 @@ import ray
 from pydantic import SecretStr
 
 from minos_ray.critiques.cache import Cache
-from minos_ray.critiques.client import Critic, Endpoint, Reply, Request
+from minos_ray.critiques.client import Critic, Endpoint, Reader, Reply, Request
 from minos_ray.critiques.gate import Gate
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
 from minos_ray.store import Run
 
 REQUESTS = pa.schema(
-    [("key", pa.string()), ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))]
+    [
+        ("key", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("wanted", pa.list_(pa.int64())),
+    ]
 )
 REPLIES = pa.schema(
     [
@@ -43,26 +47,34 @@ class Asker:
     """
 
     def __init__(
-        self, limiter: Any, section: Critique, limits: Client, base_url: str, key: SecretStr, run: str, seed: int
+        self,
+        limiter: Any,
+        section: Critique,
+        limits: Client,
+        base_url: str,
+        key: SecretStr,
+        run: str,
+        seed: int,
+        reader: Reader | None,
     ) -> None:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         endpoint = Endpoint(section, limits, base_url, key.get_secret_value())
-        self.critic = self._await(self._start(limiter, endpoint, Cache(Run(run)), seed))
+        self.critic = self._await(self._start(limiter, endpoint, Cache(Run(run)), seed, reader))
 
-    async def _start(self, limiter: Any, endpoint: Endpoint, cache: Cache, seed: int) -> Critic:
+    async def _start(self, limiter: Any, endpoint: Endpoint, cache: Cache, seed: int, reader: Reader | None) -> Critic:
         name = ray.get_runtime_context().get_actor_id()
         await limiter.hello.remote(name)
         gate = Gate(limiter.turn.remote, name, (ray.exceptions.RayActorError,))
         self.calls = asyncio.create_task(gate.run())
-        return Critic(endpoint, cache, gate, f"{seed} {name}")
+        return Critic(endpoint, cache, gate, f"{seed} {name}", reader)
 
     def _await(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Called by several threads at once."""
-        requests = [Request(row["key"], row["messages"]) for row in batch.to_pylist()]
+        requests = [Request(row["key"], row["messages"], wanted=tuple(row["wanted"])) for row in batch.to_pylist()]
         replies = self._await(self.critic.ask(requests))
         rows = [reply_row(request.key, reply) for request, reply in zip(requests, replies, strict=True)]
         return pa.Table.from_pylist(rows, schema=REPLIES)

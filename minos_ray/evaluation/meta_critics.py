@@ -18,7 +18,7 @@ from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.critiques.prices import has_prices
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.server import MODEL
-from minos_ray.critiques.stage import OFFLINE, ask
+from minos_ray.critiques.stage import OFFLINE, ask, critique_status
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError
 from minos_ray.scoring.judge import verdicts
@@ -79,7 +79,7 @@ def judge(config: Config, run: Run, name: str, section: MetaCritic, labelled: Ru
         print(f"meta.critics.{name}: no price of model '{section.model}' is known; costs count as 0 USD")
     questions = [question for at, row in enumerate(rows) for question in ask_about(section, at, row)]
     try:
-        answers, details = ask(config, section, questions, Cache(run))
+        answers, details = ask(config, section, questions, Cache(run), critique_status)
     except UserError as error:
         raise UserError(f"meta.critics.{name}: {error}") from error
     replies: list[list[Answer]] = [[] for _ in rows]
@@ -154,7 +154,7 @@ def ask_about(section: MetaCritic, at: int, row: Mapping[str, Any]) -> Iterator[
     key = content_key(section.model, messages, section.temperature, section.max_tokens, section.structured)
     for sample in range(section.samples):
         own = blake2b(f"{key} {sample}".encode(), digest_size=16).hexdigest() if sample else key
-        yield Question(at, Request(own, messages, section.structured))
+        yield Question(at, Request(own, messages, section.structured, (len(row["lines"]),)))
 
 
 def rated(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[str]) -> dict[str, Any]:

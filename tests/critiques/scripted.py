@@ -24,6 +24,15 @@ def faithful(content: str) -> str:
     return "\n".join([*lines[:-1], f"The final answer is {bool(labels[-1])}."])
 
 
+def completion(content: Any, usage: Any = None) -> dict[str, Any]:
+    """A chat completion of this content, whatever that is."""
+    usage = usage or {"prompt_tokens": 100, "completion_tokens": 50}
+    return {
+        "choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}],
+        "usage": usage,
+    }
+
+
 @dataclass
 class Reply:
     """What the server does with one request: cut the connection, or wait, then send this."""
@@ -52,6 +61,11 @@ class Reply:
         return json.dumps({**fixed, "choices": [choice], "usage": usage}).encode()
 
 
+def refusal(status: int, message: str, **error: Any) -> Reply:
+    """An error as endpoints send it; `error` are further fields such as `param` and `code`."""
+    return Reply(status=status, body=json.dumps({"error": {"message": message, **error}}).encode())
+
+
 Script = Callable[[str, int], Reply]
 Serve = Callable[[Script], "ScriptedServer"]
 MakeRun = Callable[..., Run]
@@ -72,6 +86,9 @@ class ScriptedServer(ThreadingHTTPServer):
         self.sent: Counter[int] = Counter()
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
+        self.models = 200
+        """The status of the list of models."""
+        self.path = "/v1"
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
     def times(self) -> Counter[str]:
@@ -88,10 +105,16 @@ class ScriptedHandler(BaseHTTPRequestHandler):
     server: ScriptedServer
 
     def do_GET(self) -> None:
-        self._send(self._allowed(200), b'{"object": "list", "data": []}', {})
+        status = self.server.models if self.path == f"{self.server.path}/models" else 404
+        self._send(self._allowed(status), b'{"object": "list", "data": []}', {})
 
     def do_POST(self) -> None:
+        """Like every endpoint it sees to the key first, then to the path, then to what is asked."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        found = 200 if self.path == f"{self.server.path}/chat/completions" else 404
+        status = self._allowed(found if body["messages"] or found == 404 else 400)
+        if status != 200:
+            return self._send(status, b'{"error": {"message": "scripted", "code": null}}', {})
         content, server = body["messages"][-1]["content"], self.server
         with server.lock:
             before = server.times()[content]

@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import pytest
 from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Critic, Endpoint, Request, preflight
 from minos_ray.critiques.gate import Gate
-from minos_ray.critiques.limiter import Limiter
+from minos_ray.critiques.limiter import Limiter, Turn
 from minos_ray.critiques.online import ERRORS, EndpointGone, StopAtBudget
 from minos_ray.critiques.prompts import Case, label_aware
+from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import UserError
 from minos_ray.store import Run
-from tests.critiques.scripted import KEY, MakeConfig, Reply, Script, ScriptedServer, Serve
+from tests.critiques.scripted import KEY, MakeConfig, Reply, Script, ScriptedServer, Serve, completion, refusal
 
 
 class Seen:
@@ -48,11 +49,13 @@ class Ask:
         client: dict[str, Any] | None = None,
         key: str = KEY,
         clients: int = 1,
+        models: int = 200,
         **critique: Any,
     ) -> tuple[dict[str, Answer], Seen, ScriptedServer]:
         """Asks `rows` requests, spread over `clients` clients."""
         run = Run(str(self.path))
         self.server, self.cache = self.serve(script), Cache(run)
+        self.server.models = models
         config = self.make_config(run, self.server.url, client, **critique)
         endpoint = Endpoint(config.critique, config.resources.client, self.server.url, key)
         return asyncio.run(self._ask(endpoint, requests(rows), clients))
@@ -63,7 +66,7 @@ class Ask:
         await preflight(endpoint)
         self.limiter = Limiter(endpoint.section, endpoint.limits, self.cache.spent_usd, len(wanted))
         gates = [Gate(self.limiter.turn, f"client {i}") for i in range(clients)]
-        critics = [Critic(endpoint, self.cache, gate, f"{i}") for i, gate in enumerate(gates)]
+        critics = [Critic(endpoint, self.cache, gate, f"{i}", critique_status) for i, gate in enumerate(gates)]
         calls = [asyncio.create_task(gate.run()) for gate in gates]
         shares = [wanted[i::clients] for i in range(clients)]
         asked = (critic.ask(share) for critic, share in zip(critics, shares, strict=True))
@@ -101,7 +104,7 @@ def requests(rows: int) -> list[Request]:
     """Different questions about one solution."""
     steps = ["Step 1: 1 + 1 = 2", "The answer is: 2"]
     texts = [label_aware(Case(f"Question {i}?", steps, [1, 1], True, "0", None)) for i in range(rows)]
-    return [Request(content_key("m", text, 0.0, 9), text) for text in texts]
+    return [Request(content_key("m", text, 0.0, 9), text, wanted=(2,)) for text in texts]
 
 
 def only(answers: dict[str, Answer]) -> Answer:
@@ -394,3 +397,165 @@ def test_what_newer_models_take(ask: Ask) -> None:
     with pytest.raises(UserError, match=r"set critique\.token_limit=max_completion_tokens"):
         ask(lambda *_: Reply(status=400, body=told), rows=300)
     assert len(ask.server.seen) <= 16
+
+
+TOO_LARGE = (
+    "'max_tokens' or 'max_completion_tokens' is too large: 1024. This model's maximum context length is 8192 tokens "
+    "and your request has 8000 input tokens"
+)
+FLAGGED = "Invalid prompt: your prompt 'The temperature fell by 5 degrees' was flagged"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refusal(400, TOO_LARGE),
+        refusal(400, "max_completion_tokens=4096 cannot be greater than max_model_len=2048"),
+        refusal(400, FLAGGED),
+        refusal(400, "'temperature' is not supported", param="temperature"),
+        refusal(403, "openai/gpt-4 requires moderation. Your input was flagged for violence", code=403),
+        refusal(403, "Forbidden"),
+        refusal(404, "nothing here"),
+        refusal(413, "too large"),
+        Reply(body=json.dumps({"choices": None, "error": {"message": TOO_LARGE, "code": 400}}).encode()),
+    ],
+)
+@pytest.mark.parametrize("rows", [[0], [5], [7, 20, 31, 50]])
+def test_a_refusal_of_some_rows_is_theirs(ask: Ask, refused: Reply, rows: list[int]) -> None:
+    asked = {f"Question {row}?" for row in rows}
+    answers, _, server = ask(lambda c, _: refused if any(q in c for q in asked) else Reply(delay=0.002), rows=60)
+    outcomes = Counter(answer.outcome for answer in answers.values())
+    assert outcomes == {"answered": 60 - len(rows), "bad_request": len(rows)}
+    assert max(server.times().values()) == 1 and len(ask.cache.answers) == 60 - len(rows)
+
+
+@pytest.mark.parametrize(
+    ("refused", "asked", "advice"),
+    [
+        (refusal(400, "no", param="max_tokens", code="unsupported_parameter"), {}, "set critique.token_limit=max_comp"),
+        (
+            refusal(400, "Unrecognized request argument supplied: max_completion_tokens"),
+            {"token_limit": "max_completion_tokens"},
+            "set critique.token_limit=max_tokens",
+        ),
+        (refusal(400, "Unsupported value: 'temperature' does not support 0"), {}, "leave critique.temperature empty"),
+        (refusal(400, "no", param="temperature", code="unsupported_value"), {}, "leave critique.temperature empty"),
+        (refusal(403, "no such right"), {}, r"critic refused the key in \$TEST_CRITIC_KEY \(403\).*no such right"),
+        (refusal(404, "The model `m` does not exist"), {}, "every request is refused: 404: .*does not exist"),
+        (Reply(body=json.dumps({"error": {"message": "no credits", "code": 402}}).encode()), {}, "no quota left"),
+        (refusal(429, "no", type="insufficient_quota"), {}, "no quota left"),
+    ],
+)
+def test_what_is_meant_for_every_request_stops_after_a_few(
+    ask: Ask, refused: Reply, asked: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(UserError, match=advice):
+        ask(lambda *_: refused, rows=300, **asked)
+    assert len(ask.server.seen) <= 3 + 8
+
+
+USELESS = {
+    "truncated": (Reply(text="", finish="length"), r"critique\.max_tokens = 1024; raise critique\.max_tokens"),
+    "empty": (
+        Reply(body=json.dumps({"choices": [{"message": {"content": "", "reasoning": "x"}}]}).encode()),
+        r"raise it, or set critique\.reasoning_effort: the text is in 'reasoning_content'",
+    ),
+    "no_verdict": (Reply(text="<think>hm</think>I like it."), r"see critique\.prompt = .*: one begins 'I like it\.'"),
+    "wrong_step_count": (Reply(text="The final answer is True."), r"see critique\.prompt"),
+    "refused": (Reply(text="", refusal="I cannot"), r"content filter"),
+    "bad_request": (refusal(400, "no"), "every request is refused: 400: "),
+}
+
+
+@pytest.mark.parametrize("status", USELESS)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_answers_of_which_none_can_be_used_stop_the_work_and_name_the_key(ask: Ask, status: str, mixed: bool) -> None:
+    reply, advice = USELESS[status]
+    others = itertools.cycle([reply, reply, Reply(text="Sure!") if mixed else reply])
+    with pytest.raises(UserError, match=rf"none of \d+ answers can be used \(.*'{status}': \d+.*{advice}"):
+        ask(lambda *_: next(others), rows=300)
+    assert 16 <= len(ask.server.seen) <= 16 + 8 + 8
+
+
+@pytest.mark.parametrize("status", USELESS)
+def test_a_good_answer_among_the_first_goes_on(ask: Ask, status: str) -> None:
+    useless = replace(USELESS[status][0], delay=0.03)
+    answers, _, _ = ask(lambda c, _: Reply() if "Question 3?" in c else useless, rows=100)
+    assert len(answers) == 100 and ask.limiter.trouble.statuses == {"ok": 1, status: 99}
+
+
+def test_replies_that_are_no_completions_stop_the_work(ask: Ask) -> None:
+    with pytest.raises(UserError, match=r"no reply is a chat completion; see critique\.base_url: .*Ollama is running"):
+        ask(lambda *_: Reply(body=b"Ollama is running"), rows=300)
+    assert len(ask.server.seen) <= 16 + 16
+
+
+def test_the_words_of_an_error_in_a_reply_are_told(ask: Ask) -> None:
+    said = "Rate limit exceeded: free-models-per-day"
+    reply = Reply(body=json.dumps({"choices": None, "error": {"message": said, "code": 429}}).encode())
+    with pytest.raises(EndpointGone, match=rf"429: {said}"):
+        ask(lambda *_: reply, rows=300, client={"max_retries": 1})
+
+
+def test_a_list_of_models_that_is_refused_is_no_refusal_of_the_chat(ask: Ask) -> None:
+    for models in (401, 403, 404, 405):
+        assert len(ask(lambda *_: Reply(), rows=3, models=models)[0]) == 3
+    with pytest.raises(UserError, match=r"critic refused the key in \$TEST_CRITIC_KEY \(401\)"):
+        ask(lambda *_: Reply(), models=401, key="sk-wrong-0123456789")
+    assert ask.server.seen == []
+
+
+@pytest.mark.parametrize(
+    ("base_url", "advice"),
+    [
+        ("HOST", r"is it critique\.base_url=http://127\.0\.0\.1:\d+/v1 \?"),
+        ("HOST/v1/chat/completions", r"leave the end out: critique\.base_url=http://127\.0\.0\.1:\d+/v1$"),
+        ("HOST/v1/models/", r"leave the end out: critique\.base_url=http://127\.0\.0\.1:\d+/v1$"),
+        ("HOST/v2", r"every request is refused: 404: .*scripted$"),
+    ],
+)
+def test_a_wrong_address_is_told_before_anything_is_asked(
+    tmp_path: Path, serve: Serve, make_config: MakeConfig, base_url: str, advice: str
+) -> None:
+    server = serve(lambda *_: Reply())
+    url = base_url.replace("HOST", server.url.removesuffix("/v1"))
+    config = make_config(Run(str(tmp_path)), url)
+    with pytest.raises(UserError, match=advice):
+        asyncio.run(preflight(Endpoint(config.critique, config.resources.client, url, KEY)))
+    assert server.seen == []
+
+
+def test_a_slow_answer_gets_more_time_and_is_not_begun_again_for_ever(ask: Ask) -> None:
+    def script(content: str, before: int) -> Reply:
+        return Reply(delay=9 if "Question 1?" in content else 0.7 if "Question 2?" in content else 0)
+
+    answers, seen, server = ask(script, rows=4, client={"timeout_s": 0.5})
+    assert sorted(answer.outcome for answer in answers.values()) == ["answered"] * 3 + ["failed"]
+    assert sorted(server.times().values()) == [1, 1, 2, 3] and ask.limiter.trouble.errors == {"timeout": 4}
+    assert set(seen.complaints) == {"timeout: no answer in resources.client.timeout_s = 0.5"}
+
+
+def test_odd_replies_are_bought_once_and_read_past(ask: Ask) -> None:
+    bodies = [completion([{"type": "thinking"}]), completion(7), {"choices": [{"message": "x"}]}, completion("\ud83d")]
+    odd = {f"Question {i}?": Reply(body=json.dumps(value).encode()) for i, value in enumerate(bodies)}
+    for _ in range(2):
+        answers, _, server = ask(lambda c, _: next((odd[q] for q in odd if q in c), Reply()), rows=8)
+        assert len(answers) == 8 and {answer.outcome for answer in answers.values()} == {"answered", "bad_reply"}
+        assert max(server.times().values(), default=0) <= 1
+    assert server.seen == [], "all of it is in the cache"
+
+
+def test_a_gate_ends_with_its_task_also_when_the_cancel_comes_with_news() -> None:
+    async def scenario() -> None:
+        async def turn(*_: Any) -> Turn:
+            return Turn([], None)
+
+        gate = Gate(turn, "a")
+        task = asyncio.create_task(gate.run())
+        await asyncio.sleep(0.01)
+        gate.news.set()
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert task in done and task.cancelled()
+
+    asyncio.run(scenario())

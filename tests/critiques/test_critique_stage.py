@@ -22,7 +22,7 @@ from minos_ray.critiques.stage import critique
 from minos_ray.critiques.structured import INSTRUCTION
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store import Manifest, Run
-from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, ScriptedServer, Serve, faithful
+from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, ScriptedServer, Serve, completion, faithful
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
@@ -166,9 +166,63 @@ def test_every_wrong_row_means_an_error(
     local_ray: None, make_run: MakeRun, make_config: MakeConfig, serve: Serve
 ) -> None:
     run = make_run()
-    with pytest.raises(UserError, match=r"none of 40 critiques can be used \(\{'no_verdict': 40\}\)"):
-        critique(make_config(run, serve(lambda *_: Reply(text="Sure!")).url), run)
+    with pytest.raises(UserError, match=r"none of 12 critiques can be used \(\{'no_verdict': 12\}\)"):
+        critique(make_config(run, serve(lambda *_: Reply(text="Sure!")).url, count=12), run)
     assert run.artefact("critiques").manifest() is None
+
+
+def test_a_critic_that_nothing_can_be_made_of_is_not_paid_to_the_end(
+    local_ray: None, make_run: MakeRun, make_config: MakeConfig, serve: Serve
+) -> None:
+    """Nor by a rerun, which finds in the cache what came of the first answers."""
+    run, server = make_run(problems=40), serve(lambda *_: Reply(text="Sure!", delay=0.02))
+    for most in (16 + 8, 0):
+        before = len(server.seen)
+        with pytest.raises(
+            UserError, match=r"none of \d+ answers can be used .*see critique\.prompt .*one begins 'Sure!'"
+        ):
+            critique(make_config(run, server.url, count=200), run)
+        assert len(server.seen) - before <= most + 8
+
+
+def test_odd_replies_cost_their_row_alone_and_what_an_earlier_version_kept_of_them_is_read(
+    local_ray: None, make_run: MakeRun, make_config: MakeConfig, serve: Serve
+) -> None:
+    """Chunks, thinking, half characters and a `usage` of nulls, first from the endpoint and then from the cache."""
+    order: list[str] = []
+    usage = {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}
+
+    def script(content: str, before: int) -> Reply:
+        order.append(content)
+        text = faithful(content)
+        chunks = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": text}]
+        odd = [
+            completion(chunks),
+            completion(f"<think>\nStep 1: is the final answer false?\n</think>\n{text}", usage),
+            completion(f"{text}\ud83d"),
+            completion(7),
+            {"choices": None, "error": {"message": "too long for me", "code": 400}},
+        ]
+        number = order.index(content)
+        return Reply(body=json.dumps(odd[number]).encode()) if number < len(odd) else Reply()
+
+    run, server = make_run(), serve(script)
+    manifest = critique(make_config(run, server.url, client={"concurrency": 1}), run)
+    assert manifest.counts["usable"] == 37 and set(server.times().values()) == {1}
+    lost = {"bad_reply": 1, "bad_request": 1, "no_verdict": 1}
+    assert {k: v for k, v in manifest.dropped.items() if not k.startswith("candidate_")} == lost
+    assert not [row["text"] for row in rows(run) if "think" in row["text"] or row["text"].startswith("[")]
+    [name] = [name for name in run.files("cache/critiques") if run.read_bytes(f"cache/critiques/{name}")]
+    kept = [json.loads(line) for line in run.read_bytes(f"cache/critiques/{name}").splitlines()]
+    for row in kept[:3]:
+        row["text"] = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": f"{row['text']}"}]
+    kept[3]["text"] = {"no": "text"}
+    kept[4] |= {"text": f"<think>no</think>{kept[4]['text']}"}
+    run.write_bytes(f"cache/critiques/{name}", b"".join(json.dumps(row).encode() + b"\n" for row in kept))
+    again(run)
+    second = critique(make_config(run, server.url), run)
+    assert second.details["unreadable_cache_rows"] == 1 and second.counts["from_cache"] == 38
+    assert second.counts["usable"] == 38 and sorted(server.times().values())[-3:] == [1, 2, 2], "the lost one, the 400"
 
 
 def test_no_candidates_means_an_error(make_run: MakeRun, make_config: MakeConfig) -> None:
