@@ -219,11 +219,12 @@ def asks_critic(config: Config) -> bool:
 
 def check_critic(config: Config) -> None:
     """UserError when the key is missing or refused, or nobody answers; one request that costs nothing."""
-    from minos_ray.critiques.client import Endpoint, preflight
+    from minos_ray.critiques.client import Endpoint, headers, preflight
     from minos_ray.critiques.stage import endpoint
 
     with endpoint(config.critique, config.seed) as (base_url, key):
-        asyncio.run(preflight(Endpoint(config.critique, config.resources.client, base_url, key), CRITIC_S))
+        asked = Endpoint(config.critique, config.resources.client, base_url, key, headers(config.critique))
+        asyncio.run(preflight(asked, CRITIC_S))
 
 
 def lora_tests(config: Config, run: Run, todo: set[str]) -> Iterator[Callable[[], object]]:

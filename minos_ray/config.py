@@ -99,8 +99,9 @@ def explain(error: ValidationError) -> str:
         return f"unknown config key '{key}'{suggestion(first['loc'])}"
     if first["type"] == "missing":
         return f"config key '{key}' is missing"
-    where = f"config key '{key}' = {first['input']!r}: " if key else "config: "
-    return where + first["msg"]
+    # A whole section may hold what no log should, and says little.
+    value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return (f"config key '{key}'{value}: " if key else "config: ") + first["msg"]
 
 
 def suggestion(loc: tuple[int | str, ...]) -> str:

@@ -11,7 +11,7 @@ from minos_ray.errors import StorageFailed, UserError
 from minos_ray.observe.failure import reported
 from minos_ray.progress import duration
 from minos_ray.refused import outgrown
-from minos_ray.stages import APART, FUNCTIONS, Spec, comparable, inputs, is_fresh, specs
+from minos_ray.stages import APART, FUNCTIONS, Spec, comparable, inputs, is_fresh, specs, still_telling
 from minos_ray.storage import refuse_key
 from minos_ray.store import Artefact, Manifest, Run
 
@@ -121,14 +121,18 @@ def state_of(config: Config, run: Run, made: Spec) -> State:
             return State(made.artefact, made.stage, "partial", why, manifest)
         return State(made.artefact, made.stage, "done", "imported" if "import" in manifest.inputs else "", manifest)
     return State(
-        made.artefact, made.stage, "stale", difference(manifest.inputs, comparable(wanted, manifest.inputs)), manifest
+        made.artefact,
+        made.stage,
+        "stale",
+        difference(still_telling(manifest.inputs), comparable(wanted, manifest.inputs)),
+        manifest,
     )
 
 
 def halfway(artefact: Artefact, begun: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
     """What is there of an artefact that is not complete, and whether it was begun with other inputs."""
     parts = len(artefact.part_names()) if begun else 0
-    other = difference(begun, wanted) if begun else ""
+    other = difference(still_telling(begun), wanted) if begun else ""
     return ", ".join([*([f"{parts} parts so far"] if parts else []), *([f"begun with {other}"] if other else [])])
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from minos_ray.endpoints import check_address, check_body, check_headers
 from minos_ray.resources import Resources
 from minos_ray.section import Section, Seed
 from minos_ray.study_sections import Study, Sweep
@@ -130,9 +131,21 @@ class Critique(Section):
     temperature: float | None = Field(0.0, ge=0, description="empty for models that take none")
     max_tokens: int = Field(1024, ge=1)
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    top_p: float | None = Field(None, gt=0, le=1, description="sent where it is set")
+    reasoning_effort: str | None = Field(None, min_length=1, description="sent where it is set: low, medium, high, ...")
+    extra_body: dict[str, Any] = Field({}, description="further parameters of each request, as the endpoint knows them")
+    extra_headers: dict[str, str] = Field({}, description="of each request; $NAME is a variable of the environment")
     usd_per_million_input: float | None = Field(None, ge=0, description="empty: from the price table, else 0")
     usd_per_million_output: float | None = Field(None, ge=0, description="empty: from the price table, else 0")
     max_usd: float | None = Field(None, gt=0, description="stop cleanly before this is spent")
+
+    @model_validator(mode="after")
+    def requests_hold_no_secret(self) -> "Critique":
+        """What is added to a request is fit to be sent, and to stand in the files of the run."""
+        check_address(self.base_url)
+        check_headers(self.extra_headers)
+        check_body(self.extra_body)
+        return self
 
 
 class ErrorAnalysis(Section):

@@ -22,7 +22,9 @@ VERSIONS = {
 }
 # Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
 PRICES = {"usd_per_million_input", "usd_per_million_output"}
-NEUTRAL: dict[str, set[str]] = {"critique": {"max_usd", "api_key_env", "mode", *PRICES}, "reward": {"verifiers"}}
+# Where an endpoint lies and how it is spoken to: another server of the same model writes the same.
+ADDRESS = {"api_key_env", "base_url", "token_limit", "extra_headers"}
+NEUTRAL: dict[str, set[str]] = {"critique": {"max_usd", "mode", *ADDRESS, *PRICES}, "reward": {"verifiers"}}
 
 
 # Keys that came later: a section without them is the same as one with these values.
@@ -31,6 +33,7 @@ UNSET = {
         **{"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
         **{"stop_token_ids": [], "system": None, "chat_template_kwargs": {}},
     },
+    "critique": {"top_p": None, "reasoning_effort": None, "extra_body": {}},
 }
 # Keys of `resources.*.extra` that change how fast vLLM is, not what it says; any other is in the fingerprint.
 FOR_SPEED = {
@@ -194,6 +197,8 @@ def telling(name: str, section: Any) -> Any:
     """A section of the config without its neutral keys, and without later ones that are not set."""
     if name not in NEUTRAL and name not in UNSET:
         return section
+    if name == "critique" and section.get("base_url") == "offline":  # another critic, whatever the model is called
+        section = {**section, "model": "offline"}
     unset, neutral = UNSET.get(name, {}), NEUTRAL.get(name, ())
     return {k: v for k, v in section.items() if k not in neutral and not (k in unset and v == unset[k])}
 
@@ -271,5 +276,17 @@ def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
 
 
 def is_fresh(manifest: Manifest, wanted: dict[str, Any]) -> bool:
-    """Imported artefacts are fresh as long as they are there; made ones while their inputs are the same."""
-    return "import" in manifest.inputs or manifest.fingerprint == fingerprint(comparable(wanted, manifest.inputs))
+    """Imported artefacts are fresh as long as they are there; made ones while what tells in their inputs is the same."""
+    made = manifest.inputs
+    return "import" in made or fingerprint(comparable(wanted, made)) in (
+        manifest.fingerprint,
+        fingerprint(still_telling(made)),
+    )
+
+
+def still_telling(made: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that an artefact was made from, of which an earlier version may have kept more than what tells."""
+    config = made.get("config")
+    if not isinstance(config, dict):
+        return made
+    return {**made, "config": {name: telling(name, section) for name, section in config.items()}}

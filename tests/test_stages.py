@@ -10,7 +10,7 @@ from minos_ray.errors import UserError
 from minos_ray.pipeline import open_run, run_stage, saved_config, status
 from minos_ray.resources import Resources
 from minos_ray.stages import FUNCTIONS, begin, specs
-from minos_ray.store import Manifest, Run
+from minos_ray.store import Manifest, Run, fingerprint
 
 CONFIG = """
 run: {run}
@@ -60,6 +60,13 @@ STALE = {
     "critique.model=other": CRITIQUES | FROM_CRITIC,
     "critique.max_usd=5": set(),
     "critique.api_key_env=OTHER_KEY": set(),
+    "critique.base_url=http://10.0.0.7:41231/v1": set(),
+    "critique.token_limit=max_completion_tokens": set(),
+    "critique.extra_headers={X-Org: minos}": set(),
+    "critique.base_url=offline": CRITIQUES | FROM_CRITIC,
+    "critique.top_p=0.9": CRITIQUES | FROM_CRITIC,
+    "critique.reasoning_effort=low": CRITIQUES | FROM_CRITIC,
+    "critique.extra_body={seed: 1}": CRITIQUES | FROM_CRITIC,
     "sft.epochs=1": FROM_CRITIC,
     "reward.lr=0.5": PLAIN | MINOS | SCORES | END | SWEEP,
     "reward.eval_rows=9": FROM_CRITIC | PLAIN | MINOS | SCORES | END | SWEEP,
@@ -135,6 +142,29 @@ def test_a_new_prompt_version_makes_critiques_stale(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(stages.VERSIONS, "step_encoding", 999)
     expected = CRITIC | PLAIN | MINOS | SCORES | JUDGED | END
     assert set(make_all(load(tmp_path))) >= expected
+
+
+def test_what_an_earlier_version_made_is_fresh_though_its_inputs_name_the_address(tmp_path: Path) -> None:
+    """Its fingerprint covers keys that are neutral now, and none of those that came later."""
+    run, everything = Run(load(tmp_path).run), make_all(load(tmp_path))
+    for name in everything:
+        artefact = run.artefact(name)
+        manifest = artefact.manifest()
+        critique = manifest.inputs["config"].get("critique")
+        if critique:
+            critique |= {"base_url": "http://127.0.0.1:32993/v1", "token_limit": "max_tokens"}
+        old = {"inputs": manifest.inputs, "fingerprint": fingerprint(manifest.inputs)}
+        changed = manifest.model_copy(update=old if critique else {})
+        run.write_bytes(artefact.manifest_name, changed.model_dump_json().encode())
+    critic = run.artefact("models/critic")
+    needs = {**critic.manifest().inputs["needs"], "critiques": run.artefact("critiques").manifest().fingerprint}
+    inputs = {**critic.manifest().inputs, "needs": needs}
+    changed = critic.manifest().model_copy(update={"inputs": inputs, "fingerprint": fingerprint(inputs)})
+    run.write_bytes(critic.manifest_name, changed.model_dump_json().encode())
+    states = {state.artefact: state for state in status(load(tmp_path), run)}
+    assert (states["critiques"].state, states["models/critic"].state) == ("done", "done")
+    states = {state.artefact: state for state in status(load(tmp_path, "critique.count=10"), run)}
+    assert states["critiques"].why == "critique.count: 30000 -> 10"
 
 
 def test_another_release_makes_everything_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from openai.types import Batch
 
 from minos_ray.critiques import retry
 from minos_ray.critiques.cache import Answer
+from minos_ray.critiques.client import headers, hidden
+from minos_ray.critiques.content import clean
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.reply import BadReply, RowError, error_inside, most, read, shown
 from minos_ray.errors import UserError, WorkStopped
@@ -41,7 +43,10 @@ class BatchAPI:
         self.rng = random.Random(seed)
         self.retries: Counter[str] = Counter()
         http = openai.DefaultAsyncHttpxClient(timeout=limits.timeout_s, trust_env="//127.0.0.1" not in base_url)
-        self.client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, http_client=http)
+        self.headers = headers(section)
+        self.client = openai.AsyncOpenAI(
+            base_url=base_url, api_key=key, max_retries=0, http_client=http, default_headers=self.headers
+        )
 
     async def preflight(self) -> None:
         """One free request: is anybody there, is the key good, is there a Batch API at all?"""
@@ -135,7 +140,7 @@ class BatchAPI:
     def told(self, error: Exception) -> str:
         """What the endpoint said, on one short line without the key."""
         text = " ".join(f"{retry.name(error)}: {getattr(error, 'message', '') or error}".split())
-        return text.replace(self.key, "***")[:200]
+        return clean(hidden(text, self.section, self.key, self.headers))[:200]
 
 
 def _objects(content: bytes) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """What was bought, kept by content in RUN/cache/critiques: no critique is paid for twice.
 
-The key is a hash of all that decides the text: critic, messages, temperature, longest answer. The address of the
-endpoint is not part of it, so a proxy or another region of the same critic buys nothing again; another critic needs
-another model name. The cache outlives the artefact: another amount, share or seed finds here what it shares with the
-earlier one.
+The key is a hash of all that decides the text: critic, messages, temperature, longest answer, further parameters. The
+address of the endpoint is not part of it, so a proxy or another region of the same critic buys nothing again; another
+critic needs another model name. The cache outlives the artefact: another amount, share or seed finds here what it
+shares with the earlier one.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from math import isfinite
@@ -43,10 +43,16 @@ class Answer:
 
 
 def content_key(
-    critic: str, messages: Messages, temperature: float | None, max_tokens: int, structured: bool = False
+    critic: str,
+    messages: Messages,
+    temperature: float | None,
+    max_tokens: int,
+    structured: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> str:
-    """32 hex digits that name a request by its content."""
+    """32 hex digits that name a request by its content; `more` are further parameters, where there are any."""
     asked = [critic, messages, temperature, max_tokens, *(["structured"] if structured else [])]
+    asked += [json.dumps(more, sort_keys=True)] if more else []
     content = json.dumps(asked, ensure_ascii=True, separators=(",", ":"))
     return blake2b(content.encode(), digest_size=16).hexdigest()
 

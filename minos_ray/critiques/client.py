@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 
+from minos_ray.config import secret
 from minos_ray.critiques import retry
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.content import clean
@@ -59,6 +60,7 @@ class Endpoint:
     limits: Client
     base_url: str
     key: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def open(self) -> openai.AsyncOpenAI:
         """One client over one connection pool of explicit size."""
@@ -67,7 +69,12 @@ class Endpoint:
         pool = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=many, max_keepalive_connections=many)
         http = openai.DefaultAsyncHttpxClient(limits=pool, timeout=limit, trust_env=not self.loopback)
         return openai.AsyncOpenAI(
-            base_url=self.base_url, api_key=self.key, max_retries=0, timeout=limit, http_client=http
+            base_url=self.base_url,
+            api_key=self.key,
+            max_retries=0,
+            timeout=limit,
+            http_client=http,
+            default_headers=self.headers,
         )
 
     @property
@@ -87,7 +94,7 @@ class Endpoint:
         if retry.name(error) == "timeout":
             return f"timeout: no answer in resources.client.timeout_s = {self.limits.timeout_s:g}"
         text = " ".join(f"{retry.name(error)}: {getattr(error, 'message', '') or error}".split())
-        return clean(text.replace(self.key, "***"))[:200]
+        return clean(hidden(text, self.section, self.key, self.headers))[:200]
 
     def doubt(self, error: Exception) -> Stop | None:
         """The reason to stop should others be refused like this one: an error that is likely to be meant for all."""
@@ -100,6 +107,19 @@ class Endpoint:
         advice = retry.address_hint(self.base_url) if missing else retry.hint(error, self.section)
         where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
         return Stop("user", f"{where}: every request is refused: {told}{advice}") if missing or advice else None
+
+
+def headers(section: Critique) -> dict[str, str]:
+    """The headers of each request, on the driver, whose environment holds what `$NAME` means."""
+    return {name: secret(v[1:]).strip() if v.startswith("$") else v for name, v in section.extra_headers.items()}
+
+
+def hidden(text: str, section: Critique, key: str, headers: Mapping[str, str]) -> str:
+    """The text without the key, and without what headers hold that came from the environment."""
+    secrets = [value for name, value in headers.items() if section.extra_headers.get(name, "").startswith("$")]
+    for value in filter(None, (key, *secrets)):
+        text = text.replace(value, "***")
+    return text
 
 
 async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
@@ -187,7 +207,10 @@ class Critic:
         """The JSON that came back, and its headers."""
         async with asyncio.timeout(within_s):
             asked = body(self.section, request.messages)
-            raw = await self.api.chat.completions.with_raw_response.create(**asked, timeout=within_s)
+            model, messages = asked.pop("model"), asked.pop("messages")
+            raw = await self.api.chat.completions.with_raw_response.create(
+                model=model, messages=messages, extra_body=asked, timeout=within_s
+            )
         return decoded(raw.content), raw.headers
 
     def _bought(self, done: Done, request: Request, answer: Answer, raw: Any) -> Done:

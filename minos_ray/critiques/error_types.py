@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import pyarrow.compute as pc
 
 from minos_ray.config import Config, resolve
-from minos_ray.critiques.cache import Answer, Cache, content_key
+from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.prompts import MARKED, Case, Messages
+from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.select import Row, by_turns, distinct
 from minos_ray.critiques.server import MODEL
 from minos_ray.errors import UserError
@@ -141,9 +142,7 @@ def task(config: Config, source: Literal["candidate", "inserted"], row: Row, pro
     given = {key: row[key] for key in ("steps", "step_labels", "correct")}
     case = Case(**given, **{key: problem[key] for key in ("question", "answer", "solution")})
     messages = resolve(config.error_analysis.prompt)(case)
-    section = critic(config)
-    key = content_key(section.model, messages, section.temperature, section.max_tokens)
-    request = Request(key, messages, wanted=tuple(wrong_steps(row["step_labels"])))
+    request = Request(key_of(critic(config), messages), messages, wanted=tuple(wrong_steps(row["step_labels"])))
     return Task(source, row, row["error_types"] if source == "inserted" else None, request)
 
 

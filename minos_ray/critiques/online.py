@@ -13,7 +13,7 @@ from minos_ray import cluster
 from minos_ray.config import Config
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import BOUGHT, Answer, Cache
-from minos_ray.critiques.client import Endpoint, Reader, Request, preflight
+from minos_ray.critiques.client import Endpoint, Reader, Request, headers, preflight
 from minos_ray.critiques.gate import GONE
 from minos_ray.critiques.limiter import Limiter
 from minos_ray.critiques.trouble import Stop
@@ -54,7 +54,7 @@ def ask_online(
     the reader makes of some of those.
     """
     limits = config.resources.client
-    endpoint = Endpoint(section, limits, base_url, key)
+    endpoint = Endpoint(section, limits, base_url, key, headers(section))
     asyncio.run(preflight(endpoint))
     cluster.connect(config)
     if not endpoint.loopback:  # clients of one on this machine take no CPUs, see `replies`
@@ -115,7 +115,7 @@ def replies(
     size = batch_size(len(requests), limits)
     threads = -(-IN_HAND * limits.concurrency // size)
     kwargs = {"section": endpoint.section, "limits": limits, "base_url": endpoint.base_url, "run": run, "seed": seed}
-    kwargs["reader"] = reader
+    kwargs |= {"reader": reader, "headers": {name: SecretStr(value) for name, value in endpoint.headers.items()}}
     # What listens on the driver's loopback is reached from its node alone, which may offer no CPUs.
     place = (
         {"scheduling_strategy": cluster.on_this_node(), "num_cpus": 0}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from minos_ray.critiques.cache import Answer, Cache, Outcome
+from minos_ray.critiques.cache import Answer, Cache, Outcome, content_key
 from minos_ray.critiques.content import clean, visible
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.structured import FORMAT, NotJson, canonical
@@ -50,11 +50,24 @@ class RowError(Exception):
 
 
 def body(section: Critique, messages: Messages) -> dict[str, Any]:
-    """The arguments of one chat completion."""
+    """The body of one chat completion."""
     asked: dict[str, Any] = {"model": section.model, "messages": messages, section.token_limit: section.max_tokens}
     if section.temperature is not None:
         asked["temperature"] = section.temperature
+    asked |= chosen(section) | section.extra_body
     return {**asked, "response_format": FORMAT} if section.structured else asked
+
+
+def chosen(section: Critique) -> dict[str, Any]:
+    """The parameters that are only sent where the config sets them."""
+    found = {"top_p": section.top_p, "reasoning_effort": section.reasoning_effort}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def key_of(section: Critique, messages: Messages) -> str:
+    """The name in the cache of what `body` asks for; the address and the name of the token limit say nothing of it."""
+    more = chosen(section) | ({"extra_body": section.extra_body} if section.extra_body else {})
+    return content_key(section.model, messages, section.temperature, section.max_tokens, section.structured, more)
 
 
 def decoded(content: bytes) -> Any:

@@ -78,6 +78,9 @@ def hint(error: Exception, section: Critique) -> str:
         r"max_(?:completion_)?tokens": f"set critique.token_limit={other}",
         "temperature": "leave critique.temperature empty" if section.temperature is not None else "",
         r"response_format|json_schema": "set critique.structured=false" if section.structured else "",
+        "top_p": "leave critique.top_p empty" if section.top_p is not None else "",
+        "reasoning_effort": "leave critique.reasoning_effort empty" if section.reasoning_effort else "",
+        **{re.escape(name): f"take critique.extra_body.{name} out" for name in section.extra_body},
     }
     return next((text for word, text in advice.items() if text and re.search(rf"\b(?:{word})\b", about)), "")
 

@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 
 from minos_ray.config import Config, resolve, secret
 from minos_ray.critiques.batch_record import refuse_open
-from minos_ray.critiques.cache import Answer, Cache, content_key
+from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Reader, Request, status_of
 from minos_ray.critiques.error_types import error_types
 from minos_ray.critiques.parse import Parsed, agreement, agrees, parse_critique
 from minos_ray.critiques.prices import has_prices, priced
 from minos_ray.critiques.prompts import Case
+from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.select import Row, Selection, select
 from minos_ray.critiques.server import MODEL, offline_critic
 from minos_ray.critiques.structured import with_instruction
@@ -118,8 +119,7 @@ def plan(section: Critique, row: Row, problem: Row) -> Task:
     messages = resolve(section.prompt)(case)
     if section.structured:
         messages = with_instruction(messages)
-    key = content_key(section.model, messages, section.temperature, section.max_tokens, section.structured)
-    return Task(row, Request(key, messages, section.structured, (len(row["steps"]),)))
+    return Task(row, Request(key_of(section, messages), messages, section.structured, (len(row["steps"]),)))
 
 
 def critique_status(text: str, wanted: Sequence[int]) -> str:

@@ -56,10 +56,12 @@ class Asker:
         run: str,
         seed: int,
         reader: Reader | None,
+        headers: dict[str, SecretStr],
     ) -> None:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        endpoint = Endpoint(section, limits, base_url, key.get_secret_value())
+        plain = {name: value.get_secret_value() for name, value in headers.items()}
+        endpoint = Endpoint(section, limits, base_url, key.get_secret_value(), plain)
         self.critic = self._await(self._start(limiter, endpoint, Cache(Run(run)), seed, reader))
 
     async def _start(self, limiter: Any, endpoint: Endpoint, cache: Cache, seed: int, reader: Reader | None) -> Critic:

@@ -12,24 +12,25 @@ from typing import Any, NamedTuple, get_args
 
 from minos_ray import schema
 from minos_ray.config import Config, resolve
-from minos_ray.critiques.cache import BOUGHT, Answer, Cache, Outcome, content_key
+from minos_ray.critiques.cache import BOUGHT, Answer, Cache, Outcome
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.critiques.prices import has_prices
 from minos_ray.critiques.prompts import Case
+from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.server import MODEL
 from minos_ray.critiques.stage import OFFLINE, ask, critique_status
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError
 from minos_ray.scoring.judge import verdicts
 from minos_ray.sections import MetaCritic
-from minos_ray.stages import VERSIONS
+from minos_ray.stages import UNSET, VERSIONS, telling
 from minos_ray.store import Artefact, Manifest, Run
 
 ANSWER_LINE = re.compile(r"\s*(?:Step\s+\d+\s*:\s*)?The (?:final )?answer is\b", re.IGNORECASE)
 # Raise it when `shown` changes, or how critiques are read.
 VERSION = 2
-TELLING = {"model", "prompt", "structured", "temperature", "max_tokens", "samples"}
+TELLING = {"model", "prompt", "structured", "temperature", "max_tokens", "samples", *UNSET["critique"]}
 EXAMPLE = Case("1 + 1?", ["Step 1: 1 + 1 = 2", "The answer is: 2"], [1, 1], True, "2", None)
 
 
@@ -43,7 +44,7 @@ class Question(NamedTuple):
 def inputs(section: MetaCritic) -> dict[str, Any]:
     """What the scores depend on; like in the cache, the address of the endpoint does not matter."""
     return {
-        "critic": named(section).model_dump(mode="json", include=TELLING),
+        "critic": telling("critique", named(section).model_dump(mode="json", include=TELLING)),
         "versions": {"critique_prompt": VERSIONS["critique_prompt"], "shown": VERSION},
     }
 
@@ -151,7 +152,7 @@ def ask_about(section: MetaCritic, at: int, row: Mapping[str, Any]) -> Iterator[
     messages = resolve(section.prompt)(case)
     if section.structured:
         messages = with_instruction(messages)
-    key = content_key(section.model, messages, section.temperature, section.max_tokens, section.structured)
+    key = key_of(section, messages)
     for sample in range(section.samples):
         own = blake2b(f"{key} {sample}".encode(), digest_size=16).hexdigest() if sample else key
         yield Question(at, Request(own, messages, section.structured, (len(row["lines"]),)))

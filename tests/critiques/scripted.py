@@ -83,6 +83,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.script = script
         self.seen: list[tuple[float, str]] = []
         self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.sent: Counter[int] = Counter()
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
@@ -120,6 +121,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
             before = server.times()[content]
             server.seen.append((time.monotonic(), content))
             server.bodies.append(body)
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
         try:

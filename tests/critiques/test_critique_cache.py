@@ -1,13 +1,17 @@
 """The cache on real files: rows survive, torn lines cost one row, remote runs get small files."""
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from minos_ray.critiques.cache import FOLDER, Answer, Cache, content_key
+from minos_ray.critiques.reply import key_of
 from minos_ray.errors import StorageFailed
+from minos_ray.sections import Critique
 from minos_ray.store import Run
 
 MESSAGES = [{"role": "user", "content": "2 + 2 = 5?"}]
@@ -97,6 +101,46 @@ def test_foreign_lines_are_counted_not_trusted(tmp_path: Path, line: bytes) -> N
     run = Run(str(tmp_path))
     run.write_bytes(f"{FOLDER}/1-1.jsonl", line + b"\n")
     assert (Cache(run).answers, Cache(run).unreadable) == ({}, 1)
+
+
+def test_what_earlier_versions_bought_is_found_again() -> None:
+    """Keys as version 0.1 made them; parameters that came later are part of the key where they are set."""
+    messages = [{"role": "user", "content": "2 + 2 = 5? \u00e9"}]
+    section = Critique(model="gpt-4", base_url="http://127.0.0.1:1/v1", token_limit="max_completion_tokens")
+    assert key_of(section, messages) == "e1b6f2d975f624a544b76f9b5612c4f0"
+    structured = {"temperature": None, "structured": True}
+    assert key_of(section.model_copy(update=structured), messages) == "311384731a7de1932a68978936cd5247"
+    later = ({"top_p": 0.9}, {"reasoning_effort": "low"}, {"extra_body": {"seed": 1}}, {"extra_body": {"seed": 2}})
+    keys = {key_of(section.model_copy(update=update), messages) for update in ({}, *later)}
+    assert len(keys) == 5
+    orders = [{"extra_body": dict(order)} for order in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)])]
+    assert len({key_of(section.model_copy(update=order), messages) for order in orders}) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"text": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Step 1"}]}, "Step 1"),
+        ({"text": "<think>no</think>Step 1"}, "Step 1"),
+        ({"text": "Step 1\ud83d"}, "Step 1\ufffd"),
+        ({"text": 7}, None),
+        ({"text": {"a": 1}}, None),
+        ({"text": "x", "outcome": "unheard of"}, None),
+        ({"text": "x", "outcome": ["answered"]}, None),
+        ({"text": "x", "prompt_tokens": None}, None),
+        ({"text": "x", "completion_tokens": 10**30}, None),
+        ({"text": "x", "cost_usd": float("nan")}, None),
+        ({"text": "x", "prompt_tokens": -1}, None),
+        ({"text": "x", "prompt_tokens": 7.0}, "x"),
+    ],
+)
+def test_rows_of_earlier_versions_are_read_or_counted(tmp_path: Path, row: dict[str, Any], text: str | None) -> None:
+    run = Run(str(tmp_path))
+    whole = {"key": "k", "outcome": "answered", "prompt_tokens": 1, "completion_tokens": 1, "cost_usd": 0.5} | row
+    run.write_bytes(f"{FOLDER}/1-1.jsonl", json.dumps(whole).encode() + b"\n")
+    cache = Cache(run)
+    assert [answer.text for answer in cache.answers.values()] == ([] if text is None else [text])
+    assert (cache.unreadable, cache.spent_usd) == ((1, 0.0) if text is None else (0, 0.5))
 
 
 def test_the_key_is_the_content() -> None:

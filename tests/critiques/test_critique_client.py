@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from minos_ray.critiques.cache import Answer, Cache, content_key
-from minos_ray.critiques.client import Critic, Endpoint, Request, preflight
+from minos_ray.critiques.client import Critic, Endpoint, Request, headers, preflight
 from minos_ray.critiques.gate import Gate
 from minos_ray.critiques.limiter import Limiter, Turn
 from minos_ray.critiques.online import ERRORS, EndpointGone, StopAtBudget
@@ -57,7 +57,7 @@ class Ask:
         self.server, self.cache = self.serve(script), Cache(run)
         self.server.models = models
         config = self.make_config(run, self.server.url, client, **critique)
-        endpoint = Endpoint(config.critique, config.resources.client, self.server.url, key)
+        endpoint = Endpoint(config.critique, config.resources.client, self.server.url, key, headers(config.critique))
         return asyncio.run(self._ask(endpoint, requests(rows), clients))
 
     async def _ask(
@@ -559,3 +559,35 @@ def test_a_gate_ends_with_its_task_also_when_the_cancel_comes_with_news() -> Non
         assert task in done and task.cancelled()
 
     asyncio.run(scenario())
+
+
+def test_further_parameters_and_headers_are_sent_and_no_secret_of_them_is_told(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_KEY", "s3cret-0123")
+    keys = {"top_p": 0.9, "reasoning_effort": "low", "extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    told = refusal(400, "header api-key: s3cret-0123 is odd")
+    _, seen, server = ask(
+        lambda c, _: told if "Question 1?" in c else Reply(),
+        rows=3,
+        extra_headers={"X-Org": "minos", "api-key": "$GATEWAY_KEY"},
+        **keys,
+    )
+    assert all(body | keys.pop("extra_body", {}) | keys == body for body in server.bodies)
+    assert {(head["x-org"], head["api-key"]) for head in server.headers} == {("minos", "s3cret-0123")}
+    assert [text.endswith("api-key: *** is odd") for text in seen.complaints] == [True]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"reasoning_effort": "max"}, "leave critique.reasoning_effort empty"),
+        ({"top_p": 0.9}, "leave critique.top_p empty"),
+        ({"extra_body": {"top_k": 3}}, "take critique.extra_body.top_k out"),
+    ],
+)
+def test_a_further_parameter_that_a_model_does_not_take_is_named(ask: Ask, keys: dict[str, Any], told: str) -> None:
+    name = next(iter(keys.get("extra_body", keys)))
+    with pytest.raises(UserError, match=told):
+        ask(lambda *_: refusal(400, f"Unknown parameter: '{name}'.", param=name), rows=300, **keys)
+    assert len(ask.server.seen) <= 3 + 8

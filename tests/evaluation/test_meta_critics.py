@@ -76,3 +76,5 @@ def test_money_and_address_make_no_score_stale() -> None:
     changed = section.model_copy(update={"max_usd": 3.0, "base_url": "http://127.0.0.1:1/v1", "api_key_env": "X"})
     assert inputs(section) == inputs(changed)
     assert inputs(section) != inputs(section.model_copy(update={"model": "gpt-5"}))
+    assert inputs(section)["critic"].keys() == {"model", "prompt", "structured", "temperature", "max_tokens", "samples"}
+    assert inputs(section) != inputs(section.model_copy(update={"reasoning_effort": "low"}))

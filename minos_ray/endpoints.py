@@ -1,0 +1,66 @@
+"""What a config may say of an endpoint and add to each request of it; no secret stands in a config."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+SECRET = re.compile(r"auth|key|token|secret|pass|cookie|credential|signature", re.IGNORECASE)
+SECRET_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
+SECRET_VALUE = re.compile(r"(?:bearer|basic)\s|sk-", re.IGNORECASE)
+SECRET_KEY = re.compile(
+    r"api.?key|secret|password|authorization|credential|(?:access|auth|bearer).?token", re.IGNORECASE
+)
+HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+OWN = {"model", "max_tokens", "temperature", "top_p", "reasoning_effort"}
+FIXED = {"messages", "response_format", "max_completion_tokens", "stream", "n"}
+
+
+def check_address(base_url: str) -> str:
+    """ValueError when an address holds a name and a password, which logs would show."""
+    if "@" in urlsplit(base_url).netloc:
+        raise ValueError("an address with a password would stand in logs; set the key in the environment")
+    return base_url
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """ValueError for a header that no request can have, or that holds a secret rather than the name of a variable."""
+    for name, value in headers.items():
+        if not HEADER.fullmatch(name) or not value.isascii() or not value.isprintable():
+            raise ValueError(f"extra_headers.{name}: no request can have this header")
+        if is_secret(name, value):
+            raise ValueError(
+                f"extra_headers.{name} may hold a secret, which no config should: set a variable of the environment, "
+                "with KEY or TOKEN in its name, and write $NAME"
+            )
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a header may hold a secret in plain text."""
+    if SECRET_VARIABLE.fullmatch(value):
+        return SECRET.search(name) is not None and not SECRET.search(value)
+    return SECRET.search(name) is not None or SECRET_VALUE.match(value) is not None
+
+
+def check_body(extra: Mapping[str, Any]) -> None:
+    """ValueError for what has a key of its own in the config, for what is no JSON, and for secrets."""
+    for name in extra.keys() & (OWN | FIXED):
+        own = f"; set critique.{name}" if name in OWN else ""
+        raise ValueError(f"extra_body.{name} is set by each request itself{own}")
+    for name in names(extra):
+        if SECRET_KEY.search(name):
+            raise ValueError(f"extra_body: {name} may hold a secret, which would stand in the files of the run")
+    try:
+        json.dumps(extra, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra_body is no JSON: {error}") from error
+
+
+def names(value: Any) -> Iterator[str]:
+    """The keys of all mappings in a JSON value."""
+    for key, inner in (
+        value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ())
+    ):
+        yield str(key)
+        yield from names(inner)
