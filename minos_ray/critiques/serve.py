@@ -2,7 +2,8 @@
 
     python jobs/critic_server.py MODEL [options] [-- arguments of vLLM]
 
-Prints the address to set as `critique.base_url`. The key is what $MINOS_CRITIC_KEY holds; clients need the same one.
+Prints the address to set as `critique.base_url` and the name to set as `critique.model`, which tells this model from
+others: what it writes is kept under that name. The key is what $MINOS_CRITIC_KEY holds; clients need the same one.
 """
 
 import argparse
@@ -17,8 +18,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from minos_ray.critiques import door
+from minos_ray.critiques.served_name import served_name
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.models import locate
 from minos_ray.sections import Model
@@ -27,6 +31,8 @@ from minos_ray.store import Run
 KEY_ENV = "MINOS_CRITIC_KEY"
 PLAIN = "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The chat template of `--plain`: the text of the messages and nothing else, as a stage-1 critic of ours wants it."""
+ROOT = str(Path(__file__).parents[2])
+NAME = "--served-model-name"
 LOOK_EVERY_S, END_S = 5.0, 30.0
 # Ends the server with all its engine processes when it ends, or when standard input does: when the actor is gone.
 # Ray kills the children of a dead actor, but not theirs: so it is a grandchild that watches.
@@ -43,8 +49,11 @@ class CriticServer:
         self.host = ray.util.get_node_ip_address() if options.node else "127.0.0.1"
         self.port = options.port or free_port(self.host)
 
-    def start(self) -> str:
-        """The address, once the server answers; raises with the end of its log when it ends or takes too long."""
+    def start(self) -> tuple[str, str]:
+        """The address and the name of the model, once the server answers.
+
+        Raises with the end of its log when it ends or takes too long.
+        """
         self.launch()
         until = time.monotonic() + self.options.wait_s
         while not self.answers():
@@ -52,14 +61,17 @@ class CriticServer:
             if code is not None or time.monotonic() > until:
                 raise WorkStopped(f"vLLM does not serve; end of its log:\n{self.tail()}")
             time.sleep(0.2)
-        return f"http://{self.host}:{self.port}/v1"
+        return f"http://{self.host}:{self.port}/v1", self.name
 
     def launch(self) -> None:
         """Starts vLLM; the key goes through the environment, its output into a log."""
-        environment = {**os.environ, "VLLM_API_KEY": self.key, "VLLM_NO_USAGE_STATS": "1"}
+        environment = {**os.environ, door.KEY_ENV: self.key, "VLLM_NO_USAGE_STATS": "1"}
+        # The door is imported by vLLM's process, wherever that looks for modules.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
         if not self.options.gpus:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         asked = command(self.options, self.host, self.port)
+        self.name = asked[asked.index(NAME) + 1]
         log, self.log = tempfile.mkstemp(prefix="minos-critic-server-", suffix=".log")
         self.process = subprocess.Popen(
             ["sh", "-c", GUARD, "sh", *asked],
@@ -72,10 +84,12 @@ class CriticServer:
         os.close(log)
 
     def answers(self) -> bool:
-        """Whether the server is ready; /health needs no key."""
+        """Whether the server is ready."""
         try:
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with direct.open(f"http://{self.host}:{self.port}/health", timeout=2) as reply:
+            head = {"Authorization": f"Bearer {self.key}"}
+            request = urllib.request.Request(f"http://{self.host}:{self.port}/health", headers=head)
+            with direct.open(request, timeout=2) as reply:
                 return reply.status == 200
         except (urllib.error.URLError, OSError):
             return False
@@ -113,8 +127,10 @@ class CriticServer:
 def command(options: argparse.Namespace, host: str, port: int) -> list[str]:
     """vLLM's server by its module, which every build of vLLM has (`vllm serve` is missing from the CPU build)."""
     path = locate(Model(model=options.model), Run("."))
+    name = options.name or served_name(options.model, path, options.plain, options.vllm)
     # Loopback and node addresses only; vLLM itself would listen on all of them.
-    asked = ["--model", path, "--served-model-name", options.name, "--host", host, "--port", str(port)]
+    asked = ["--model", path, NAME, name, "--host", host, "--port", str(port)]
+    asked += ["--middleware", f"{door.__name__}.{door.Door.__name__}"]
     asked += ["--chat-template", PLAIN] if options.plain else []
     asked += ["--tensor-parallel-size", str(options.gpus)] if options.gpus > 1 else []
     # The CPU build shares prompts block by block, and 32 is its smallest block.
@@ -134,7 +150,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     own, sign, vllm = " ".join(map(shlex.quote, arguments)).partition(" -- ")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a directory that all nodes see, a hub id, or package:FOLDER")
-    parser.add_argument("--name", default="critic", help="the name to set as critique.model")
+    parser.add_argument("--name", default="", help="the name to set as critique.model, another one for each model")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of one node, the model is split over them; 0: CPU")
     parser.add_argument("--cpus", type=float, default=1, help="CPUs that Ray sets aside for it")
     parser.add_argument("--node", action="store_true", help="bind to the node's address, for clients on other nodes")
@@ -153,8 +169,8 @@ def serve(options: argparse.Namespace, key: str) -> None:
     needs = {"num_cpus": options.cpus, "num_gpus": options.gpus}
     server: Any = ray.remote(CriticServer).options(**needs).remote(options, key)
     try:
-        address = ray.get(server.start.remote(), timeout=options.wait_s + LOOK_EVERY_S)
-        print(f"critique.base_url={address} critique.model={options.name} critique.api_key_env={KEY_ENV}", flush=True)
+        address, name = ray.get(server.start.remote(), timeout=options.wait_s + LOOK_EVERY_S)
+        print(f"critique.base_url={address} critique.model={name} critique.api_key_env={KEY_ENV}", flush=True)
         try:
             while True:
                 ray.get(server.check.remote())

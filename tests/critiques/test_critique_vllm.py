@@ -1,6 +1,8 @@
 """A critic served by vLLM's own OpenAI server: the job serves, the stage buys, everything ends with it."""
 
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import pytest
 
+from minos_ray.critiques import served_name
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.prompts import Case, Messages
 from minos_ray.critiques.serve import CriticServer, command, parse
@@ -41,12 +45,13 @@ def start(*options: str, key: str = KEY) -> "subprocess.Popen[str]":
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """The job with the shipped model, and the address that it printed."""
+def server() -> Iterator[tuple["subprocess.Popen[str]", str, str]]:
+    """The job with the shipped model, and the address and the name that it printed."""
     job = start(MODEL, "--gpus", "0", "--plain", "--", *SMALL)
     line = job.stdout.readline()
     assert line.startswith("critique.base_url=http://127.0.0.1:"), job.communicate(timeout=60)
-    yield job, line.split()[0].partition("=")[2]
+    address, model = (part.partition("=")[2] for part in line.split()[:2])
+    yield job, address, model
     if job.poll() is None:
         job.kill()
     job.communicate()
@@ -66,13 +71,13 @@ def engines() -> list[int]:
 
 @pytest.mark.slow
 def test_the_stage_buys_from_it_and_every_row_ends_in_a_status(
-    server: tuple["subprocess.Popen[str]", str], make_run: MakeRun, make_config: MakeConfig
+    server: tuple["subprocess.Popen[str]", str, str], make_run: MakeRun, make_config: MakeConfig
 ) -> None:
     """The shipped model never learnt to criticise: what it writes is a solution, and each row says that."""
-    _, address = server
+    _, address, model = server
     run = make_run()
     prompt = "tests.critiques.test_critique_vllm:question_only"
-    config = make_config(run, address, count=24, model="critic", prompt=prompt, max_tokens=120)
+    config = make_config(run, address, count=24, model=model, prompt=prompt, max_tokens=120)
     with pytest.raises(UserError, match="none of 24 critiques can be used"):
         critique(config, run)
     rows = run.artefact("critiques").read(partial=True).to_pylist()
@@ -85,10 +90,10 @@ def test_the_stage_buys_from_it_and_every_row_ends_in_a_status(
 
 @pytest.mark.slow
 def test_a_prompt_too_long_for_the_model_is_a_bad_request(
-    server: tuple["subprocess.Popen[str]", str], make_run: MakeRun, make_config: MakeConfig
+    server: tuple["subprocess.Popen[str]", str, str], make_run: MakeRun, make_config: MakeConfig
 ) -> None:
     run = make_run()
-    config = make_config(run, server[1], count=20, model="critic", max_tokens=500)
+    config = make_config(run, server[1], count=20, model=server[2], max_tokens=500)
     with pytest.raises(UserError, match=r"every request is refused: 400: .*maximum context length"):
         critique(config, run)
 
@@ -103,7 +108,7 @@ def test_a_prompt_too_long_for_the_model_is_a_bad_request(
     ],
 )
 def test_wrong_requests(
-    server: tuple["subprocess.Popen[str]", str],
+    server: tuple["subprocess.Popen[str]", str, str],
     make_run: MakeRun,
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
@@ -113,14 +118,31 @@ def test_wrong_requests(
 ) -> None:
     run = make_run()
     monkeypatch.setenv("TEST_CRITIC_KEY", key)
-    config = make_config(run, server[1], **{"count": 20, "model": "critic", "max_tokens": 8, **change})
+    config = make_config(run, server[1], **{"count": 20, "model": server[2], "max_tokens": 8, **change})
     with pytest.raises(UserError, match=told):
         critique(config, run)
 
 
 @pytest.mark.slow
-def test_the_server_ends_with_a_killed_job(server: tuple["subprocess.Popen[str]", str]) -> None:
-    job, address = server
+def test_no_route_of_it_answers_without_the_key(server: tuple["subprocess.Popen[str]", str, str]) -> None:
+    """The routes are those that the server itself lists, with the key."""
+    host, lines = server[1].removesuffix("/v1"), []
+    with httpx.Client(base_url=host, trust_env=False, headers={"Authorization": f"Bearer {KEY}"}) as inside:
+        routes = {path: list(methods) for path, methods in inside.get("/openapi.json").json()["paths"].items()}
+        assert inside.get("/health").status_code == 200
+    assert {"/v1/chat/completions", "/invocations", "/tokenize", "/health", "/version"} <= routes.keys()
+    routes |= {"/metrics": ["get"], "/docs": ["get"], "/openapi.json": ["get"], "/none": ["get"]}
+    with httpx.Client(base_url=host, trust_env=False) as outside:
+        for path, methods in routes.items():
+            for method in {*methods, "options", "head"}:
+                for key in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
+                    lines.append(outside.request(method.upper(), path, headers=key).status_code)
+    assert set(lines) == {401} and len(lines) > 60
+
+
+@pytest.mark.slow
+def test_the_server_ends_with_a_killed_job(server: tuple["subprocess.Popen[str]", str, str]) -> None:
+    job, address, _ = server
     assert listens(address) and engines()
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
@@ -173,3 +195,34 @@ def test_a_server_that_ends_says_why() -> None:
     with pytest.raises(WorkStopped, match=r"vLLM does not serve; [^~]*no-such-option"):
         server.start()
     server.end()
+
+
+def test_what_is_served_by_default_is_named_by_what_it_is(tmp_path: Path) -> None:
+    """A model trained again, another template or quantisation: another critic. Elsewhere, or faster: the same."""
+
+    def name(*options: str) -> str:
+        made = command(parse([str(tmp_path / "critic"), *options]), "127.0.0.1", 8000)
+        return made[made.index("--served-model-name") + 1]
+
+    shutil.copytree(ROOT / "minos_ray/problems/miniature/model", tmp_path / "critic")
+    first = name()
+    assert first.startswith("critic@") and name("--gpus", "0", "--", "--max-model-len", "512") == first
+    shutil.move(tmp_path / "critic", tmp_path / "away")
+    shutil.copytree(tmp_path / "away", tmp_path / "critic")
+    (tmp_path / "critic" / "README.md").write_text("a card")
+    assert name() == first, "files are compared, not their times"
+    others = {name("--plain"), name("--", "--quantization", "fp8"), name("--", "--quantization=int8")}
+    weights = next((tmp_path / "critic").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert len({first, *others, name()}) == 5
+    assert name("--name", "judge") == "judge"
+
+
+def test_samples_of_a_large_file_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_name, "WHOLE", 1000)
+    monkeypatch.setattr(served_name, "SAMPLE", 100)
+    names = set()
+    for seed in range(3):
+        (tmp_path / "model.safetensors").write_bytes(random.Random(seed).randbytes(100_000))
+        names.add(served_name.served_name(str(tmp_path), str(tmp_path), False, []))
+    assert len(names) == 3
