@@ -34,9 +34,14 @@ QUEUE_FULL = "token_limit_exceeded"
 
 @dataclass(frozen=True)
 class Plan:
-    """Size of one batch (OpenAI's limits: 50,000 requests, 200 MB), resends of a row, pauses between looks, s."""
+    """Size of one batch (OpenAI's limits: 50,000 requests, 200 MB), resends of a row, pauses between looks, s.
+
+    Where at least `many` are wanted, the first batch holds `trial` requests: the rest is bought when that was of use.
+    """
 
     requests: int = 50_000
+    trial: int = 100
+    many: int = 2000
     size: int = 200_000_000
     resends: int = 2
     first_pause_s: float = 5.0
@@ -87,7 +92,7 @@ class Batches:
         self.sent: Counter[str] = Counter()
         self.complaints: Counter[str] = Counter()
         self.done: list[dict[str, Any]] = []
-        self.per_batch, self.held = plan.requests, False
+        self.per_batch, self.held, self.untried = plan.requests, False, False
         self.stop: Exception | None = None
 
     async def ask(self) -> tuple[dict[str, Answer], dict[str, Any]]:
@@ -95,6 +100,7 @@ class Batches:
         async with self.api.client:
             await self.api.preflight()
             await self.take_up()
+            self.untried = len(self.waiting) >= self.plan.many and not self.trouble.known["ok"]
             until, pause = time.monotonic() + self.api.limits.batch_wait_s, self.plan.first_pause_s
             while self.waiting or self.open:
                 await self.send()
@@ -132,7 +138,7 @@ class Batches:
 
     async def send(self) -> None:
         """Creates batches until nothing waits, money does not suffice or the endpoint's queue is full."""
-        while self.waiting and not self.held and not self.stop:
+        while self.waiting and not self.held and not self.stop and not (self.untried and self.open):
             keys, content, most = self.cut()
             if not keys:
                 return
@@ -154,7 +160,10 @@ class Batches:
         for key in self.waiting:
             line = request_line(key, body(self.section, self.messages[key]))
             costs = most_in_batch(self.section, self.messages[key])
-            if len(keys) == self.per_batch or size + len(line) > self.plan.size:
+            if (
+                len(keys) == (min(self.plan.trial, self.per_batch) if self.untried else self.per_batch)
+                or size + len(line) > self.plan.size
+            ):
                 break
             if most + costs > left:
                 if self.open:
@@ -216,6 +225,7 @@ class Batches:
         self.answers |= {key: self.cache.answers[key] for key in bought}
         for key in bought.keys() & self.requests.keys():
             self.trouble.statuses[status_of(self.answers[key], self.requests[key], self.reader)] += 1
+        self.untried = self.untried and not self.trouble.statuses["ok"]
         self.done.append({"id": batch.id, "status": batch.status, "requests": len(chunk.keys), "answers": len(bought)})
         self.progress.advance(len(bought.keys() & self.messages.keys()))
         missing = [key for key in chunk.keys if key not in bought and key in self.messages]

@@ -22,7 +22,7 @@ MEANING = {
     "thinks before it writes needs several thousand), or set critique.reasoning_effort",
     "empty": "answers hold no text; a model that thinks may have used up critique.max_tokens = {max_tokens}: raise it, "
     "or set critique.reasoning_effort",
-    **dict.fromkeys(("unreadable_line", "unknown_type", "wrong_steps"), "no answer sorts the steps; see {errors}"),
+    **dict.fromkeys(("unreadable_line", "unknown_type", "wrong_steps"), "no answer could be read; see {errors}"),
 }
 FORM = "no answer has the form of a critique; see {prompt}, or set critique.structured=true"
 

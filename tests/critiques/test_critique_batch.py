@@ -23,12 +23,12 @@ from minos_ray.critiques.cache import Answer, Cache, content_key
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.prompts import Case, label_aware
 from minos_ray.critiques.reply import most
-from minos_ray.critiques.stage import critique
+from minos_ray.critiques.stage import critique, critique_status
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.progress import Progress
 from minos_ray.store import Run
 from tests.critiques.batch_server import BatchServer, Fate, Script
-from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply
+from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, completion, refusal
 
 QUICK = Plan(first_pause_s=0.02, longest_pause_s=0.1)
 PRICES = {"usd_per_million_input": 10.0, "usd_per_million_output": 20.0}
@@ -61,7 +61,7 @@ def requests(rows: int) -> list[Request]:
     """Different questions about one solution."""
     steps = ["Step 1: 1 + 1 = 2", "The answer is: 2"]
     texts = [label_aware(Case(f"Question {i}?", steps, [1, 1], True, "0", None)) for i in range(rows)]
-    return [Request(content_key("m", text, 0.0, 9), text) for text in texts]
+    return [Request(content_key("m", text, 0.0, 9), text, wanted=(2,)) for text in texts]
 
 
 class Ask:
@@ -85,7 +85,9 @@ class Ask:
         missing = [request for request in requests(rows) if request.key not in self.cache.answers]
         limits = config.resources.client
         with Progress("critique", rows, "critiques", rows - len(missing)) as progress:
-            asked = ask_batch(config.critique, limits, server.url, key, self.cache, missing, progress, plan)
+            asked = ask_batch(
+                config.critique, limits, server.url, key, self.cache, missing, progress, plan, critique_status
+            )
         answers = self.cache.answers | asked[0]
         return [answers[request.key] for request in requests(rows)], asked[1]
 
@@ -464,3 +466,49 @@ def test_killed_and_run_again_nothing_is_bought_twice(
     assert manifest.counts["usable"] == 40 and manifest.details["batches"][0]["answers"] == 40
     everything = b"".join(path.read_bytes() for path in Path(run.path).rglob("*") if path.is_file())
     assert KEY.encode() not in everything
+
+
+def test_odd_replies_of_a_batch_are_bought_once_and_read_past(ask: Ask, serve_batch: ServeBatch) -> None:
+    bodies = [
+        completion([{"type": "thinking"}, {"type": "text", "text": "Step"}], usage={"prompt_tokens": None}),
+        completion("half \ud83d"),
+        completion(7),
+        {"choices": {"0": "x"}},
+        {"choices": None, "error": {"message": "too long for me", "code": 400}},
+    ]
+    odd = {question(i): Reply(body=json.dumps(body).encode()) for i, body in enumerate(bodies)}
+    server = serve_batch(lambda c, _: next((odd[q] for q in odd if q in c), Reply()))
+    for _ in range(2):
+        answers, details = ask(server, rows=8)
+    outcomes = [answer.outcome for answer in answers]
+    assert outcomes == ["answered"] * 2 + ["bad_reply"] * 2 + ["bad_request"] + ["answered"] * 3
+    assert [answer.text for answer in answers[:2]] == ["Step", "half \ufffd"]
+    assert details["complaints"] == {"400: too long for me": 1}
+    assert sorted(server.bought.values()) == [1] * 7 + [2], "a refused one is asked again, as online"
+
+
+def test_lines_of_a_result_file_that_are_no_rows_are_left_out() -> None:
+    content = b"[]\n" + b"[" * 100_000 + b'\n\xff\n{"custom_id": "a"}\n'
+    assert list(batch_api._objects(content)) == [{"custom_id": "a"}]
+
+
+def test_a_row_that_is_forbidden_is_set_aside(ask: Ask, serve_batch: ServeBatch) -> None:
+    server = serve_batch(lambda c, _: refusal(403, "flagged") if question(1) in c else Reply())
+    assert [answer.outcome for answer in ask(server)[0]].count("bad_request") == 1
+
+
+TRIAL = Plan(trial=16, many=40, first_pause_s=0.02, longest_pause_s=0.1)
+
+
+def test_a_large_order_begins_with_a_small_batch_and_ends_with_it_when_nothing_can_be_used(
+    ask: Ask, serve_batch: ServeBatch
+) -> None:
+    server = serve_batch(lambda *_: Reply(text="", finish="length"))
+    with pytest.raises(
+        UserError, match=r"none of 16 answers can be used \(\{'truncated': 16\}\): .*raise critique.max_t"
+    ):
+        ask(server, rows=60, plan=TRIAL)
+    assert len(server.batches) == 1 and server.bought.total() == 16
+    server.script = lambda *_: Reply()
+    answers, details = ask(server, rows=60, plan=TRIAL, max_tokens=2000)
+    assert [batch["requests"] for batch in details["batches"]] == [16, 28] and len(answers) == 60
