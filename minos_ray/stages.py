@@ -276,7 +276,7 @@ def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
 
 
 def is_fresh(manifest: Manifest, wanted: dict[str, Any]) -> bool:
-    """Imported artefacts are fresh as long as they are there; made ones while what tells in their inputs is the same."""
+    """Imported artefacts are fresh as long as they are there; made ones while what tells in their inputs stays."""
     made = manifest.inputs
     return "import" in made or fingerprint(comparable(wanted, made)) in (
         manifest.fingerprint,

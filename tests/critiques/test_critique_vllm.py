@@ -1,7 +1,6 @@
 """A critic served by vLLM's own OpenAI server: the job serves, the stage buys, everything ends with it."""
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -16,10 +15,10 @@ import httpx
 import psutil
 import pytest
 
-from minos_ray.critiques import served_name
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.prompts import Case, Messages
 from minos_ray.critiques.serve import CriticServer, command, parse
+from minos_ray.critiques.served_name import served_name
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.training.encoding import question_text
@@ -215,14 +214,6 @@ def test_what_is_served_by_default_is_named_by_what_it_is(tmp_path: Path) -> Non
     weights = next((tmp_path / "critic").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert len({first, *others, name()}) == 5
+    hub = parse(["Qwen/Qwen2.5-72B-Instruct", "--", "--max-model-len=512"])
+    assert served_name(hub.model, "/models/x", hub.plain, hub.vllm) == "Qwen/Qwen2.5-72B-Instruct"
     assert name("--name", "judge") == "judge"
-
-
-def test_samples_of_a_large_file_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served_name, "WHOLE", 1000)
-    monkeypatch.setattr(served_name, "SAMPLE", 100)
-    names = set()
-    for seed in range(3):
-        (tmp_path / "model.safetensors").write_bytes(random.Random(seed).randbytes(100_000))
-        names.add(served_name.served_name(str(tmp_path), str(tmp_path), False, []))
-    assert len(names) == 3
