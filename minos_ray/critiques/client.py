@@ -130,7 +130,7 @@ async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
                 await api.models.list()
             except retry.STATED as error:
                 if error.status_code < 429:
-                    await knock(endpoint, api)
+                    await knock(endpoint, api, error)
     except (openai.APIConnectionError, TimeoutError) as error:
         reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {within_s:.0f} s"
         raise UserError(f"critique.base_url = '{endpoint.base_url}' cannot be reached: {reason}") from error
@@ -138,17 +138,20 @@ async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
         return
 
 
-async def knock(endpoint: Endpoint, api: openai.AsyncOpenAI) -> None:
+async def knock(endpoint: Endpoint, api: openai.AsyncOpenAI, unlisted: Exception) -> None:
     """Asks the chat itself where the list of models is refused: without messages, which no endpoint answers or bills.
 
-    UserError when the key is refused there too, or nothing is found at that address. Anything else passes.
+    UserError when the key is refused there too, or nothing that could take it is found at that address.
     """
     try:
         await api.chat.completions.create(model=endpoint.section.model, messages=[], max_tokens=1)
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise UserError(endpoint.refused(error)) from error
     except openai.APIStatusError as error:
-        stop = endpoint.doubt(error) if error.status_code in (404, 405) else None
+        if error.status_code in (401, 403):
+            raise UserError(endpoint.refused(error)) from error
+        absent = error.status_code in (404, 405, 501)
+        if absent and retry.meaning(unlisted) in ("no_access", "forbidden"):
+            raise UserError(endpoint.refused(unlisted)) from error
+        stop = endpoint.doubt(error) if absent else None
         if stop:
             raise UserError(stop.message) from error
     except retry.ERRORS:
