@@ -1,5 +1,7 @@
 """What the critique stage will cost, as far as that can be known before it starts."""
 
+import re
+
 from minos_ray.config import Config
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.prices import has_prices, priced
@@ -12,9 +14,24 @@ BYTES_PER_TOKEN = 4
 PROMPT_TOKENS, ANSWER_TOKENS = 500, 250
 """Of a GSM8K-sized case: the label-aware prompt has about 2,000 bytes, the paper's 30,000 critiques about 1,000."""
 
+THINKS = re.compile(
+    r"\b(?:o[134]|gpt-5|gpt-oss|qwq|magistral|grok-4|gemini-[23]\.?\d*-pro)\b|thinking|reason|deepseek-r", re.I
+)
+"""Names of models that think before they write, which counts as output."""
+ENOUGH_TO_THINK = 4096
+
 
 def expected_cost(config: Config, run: Run) -> str:
-    """One line for `minos check`: count x what one critique is likely to cost, or why that cannot be said."""
+    """One line for `minos check`: what the critiques are likely to cost, and whether `max_tokens` is likely to do."""
+    section = config.critique
+    if THINKS.search(section.model) and section.max_tokens < ENOUGH_TO_THINK and section.reasoning_effort is None:
+        few = f"; critique.max_tokens = {section.max_tokens} may be too few for a model that thinks before it writes"
+        return costs(config, run) + few
+    return costs(config, run)
+
+
+def costs(config: Config, run: Run) -> str:
+    """Count x what one critique is likely to cost, or why that cannot be said."""
     section = config.critique
     if section.base_url == OFFLINE:
         return f"critique: {section.count:,} critiques of the miniature's own critic, free"

@@ -62,7 +62,7 @@ def ask_online(
     tally = Tally(cache, progress, f"resources.client.timeout_s = {limits.timeout_s:g}")
     with limiter(section, limits, cache.spent_usd, progress.total, known) as shared:
         with (
-            polled(lambda: tally.look(shared)),
+            polled(lambda: tally.look(*seen(shared))),
             ended(replies(endpoint, shared, cache.run.path, requests, config.seed, reader)) as rows,
         ):
             for row in rows:
@@ -100,6 +100,14 @@ def state(shared: Any) -> tuple[Stop | None, float]:
         return ray.get(shared.state.remote(), timeout=STATE_S)
     except ray.exceptions.RayActorError:
         return GONE, 0.0
+
+
+def seen(shared: Any) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """What the limiter has seen: requests that wait and fly, rows that ended by status, errors by name."""
+    import ray
+
+    load, (statuses, errors) = ray.get([shared.load.remote(), shared.ends.remote()], timeout=ANSWER_S)
+    return load, statuses, errors
 
 
 def replies(
@@ -187,11 +195,8 @@ class Tally:
         self.progress.note(tokens=self.tokens, cost_usd=round(spent, 6))
         self.show(len(self.answers), cost=self._cost())
 
-    def look(self, shared: Any) -> None:
+    def look(self, load: dict[str, int], statuses: dict[str, int], errors: dict[str, int]) -> None:
         """Shows what the limiter knows already of rows whose batch is not complete: statuses, retries, timeouts."""
-        import ray
-
-        load, (statuses, errors) = ray.get([shared.load.remote(), shared.ends.remote()], timeout=ANSWER_S)
         lost = {status: number for status, number in statuses.items() if status != "ok"}
         self.progress.note(lost, retries=sum(errors.values()), **load)
         late = {"timeout": f"{errors['timeout']} ({self.timeout})"} if errors.get("timeout") else {}

@@ -18,6 +18,14 @@ def test_before_there_are_labels(make_config: MakeConfig, tmp_path: object) -> N
     assert line == "critique: 100 critiques, about 1.00 USD (of the usual size: no labels yet)"
     assert "about 0.50 USD" in expected_cost(make_config(run, URL, count=100, mode="batch", **PRICES), run)
     assert "free" in expected_cost(make_config(run, "offline"), run)
+    few = "critique.max_tokens = 1024 may be too few for a model that thinks"
+    assert few in expected_cost(make_config(run, URL, model="gpt-5-mini"), run)
+    for enough in (
+        {"model": "gpt-4o"},
+        {"model": "o3", "max_tokens": 9000},
+        {"model": "o3", "reasoning_effort": "low"},
+    ):
+        assert "may be too few" not in expected_cost(make_config(run, URL, **enough), run)
     assert "cannot be told" in expected_cost(make_config(run, URL, model="of-my-own"), run)
 
 

@@ -1,6 +1,7 @@
 """The limiter's arithmetic: pace, money, tokens, and what a dead client held."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,11 +9,15 @@ from hypothesis import strategies as st
 
 from minos_ray.critiques import limiter as module
 from minos_ray.critiques.budget import Budget
+from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.limiter import Done, Limiter, Stop, Want
+from minos_ray.critiques.online import Tally
 from minos_ray.critiques.pace import SLACK_S, USED, Pace
 from minos_ray.critiques.usage import Usage
+from minos_ray.progress import Progress
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
+from minos_ray.store import Run
 
 PRICES = {"usd_per_million_input": 10, "usd_per_million_output": 10}
 
@@ -153,3 +158,24 @@ def test_money_stops_only_when_nothing_in_flight_can_turn_out_cheaper() -> None:
         assert turn.stop is not None and turn.stop.kind == "budget" and "stopped at 0.0200 USD" in turn.stop.message
 
     asyncio.run(scenario())
+
+
+def test_answers_and_timeouts_are_shown_before_their_batch_is_complete(tmp_path: Path) -> None:
+    """The progress counts what has come, and names the key that decides how long is waited."""
+
+    async def scenario() -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        limiter = shared()
+        await limiter.turn("a", wants(20), [])
+        late = [Done(ticket, None, error="timeout", told="timeout") for ticket in range(3)]
+        ended = [Done(3, outcome="ok"), Done(4, outcome="truncated"), Done(5, outcome="failed", error="500")]
+        await limiter.turn("a", [], [*late, *ended])
+        return (await limiter.load(), *await limiter.ends())
+
+    with Progress("critique", 100, "critiques", 40) as progress:
+        tally = Tally(Cache(Run(str(tmp_path))), progress, "resources.client.timeout_s = 120")
+        tally.look(*asyncio.run(scenario()))
+        assert progress.done == 43 and "timeout 3 (resources.client.timeout_s = 120)" in progress._text()
+        assert progress.failures == {"truncated": 1, "failed": 1} and progress.numbers["in_flight"] == 14
+        row = {"key": "k", "text": "x", "outcome": "answered", "prompt_tokens": 1, "completion_tokens": 1}
+        tally.add({**row, "cost_usd": 0.0, "retries": ["timeout"], "complaints": []})
+        assert progress.done == 43, "a row counts once"
