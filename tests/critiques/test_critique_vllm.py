@@ -74,7 +74,7 @@ def test_the_stage_buys_from_it_and_every_row_ends_in_a_status(
 ) -> None:
     """The shipped model never learnt to criticise: what it writes is a solution, and each row says that."""
     _, address, model = server
-    run = make_run()
+    run = make_run(problems=10)
     prompt = "tests.critiques.test_critique_vllm:question_only"
     config = make_config(run, address, count=24, model=model, prompt=prompt, max_tokens=120)
     with pytest.raises(UserError, match="none of 24 critiques can be used"):
