@@ -23,8 +23,8 @@ FENCE, QUOTED = "```", ">"
 # `Step 1:`, `Step 1.`, `Step 1)`, `Step 1 (words):`, `Step 1 - ...` or `Step 1` alone on its line; never `Step 1.5` or
 # `Step 1 - 3`.
 STEP = re.compile(
-    r"(?:[0-9]+[.)]\s*)?Step\s*([0-9]+)\s*"
-    r"(?:\([^()]*\)\s*(?:[:.\-\u2013\u2014]|\Z)|[:)]|\.(?![0-9])|[-\u2013\u2014]\s(?!\s*[0-9])|\Z)",
+    r"(?:[0-9]+[.)]\s*)?Step\s*#?([0-9]+)\s*"
+    r"(?:\([^()]*\)\s*(?:[:\uff1a.\-\u2013\u2014]|\Z)|[:\uff1a)]|\.(?![0-9])|[-\u2013\u2014]\s(?!\s*[0-9])|\Z)",
     re.IGNORECASE,
 )
 # `**Step 1**` is a heading without any sign behind it.

@@ -35,6 +35,12 @@ FORMS = [
     "\u2022 Step {k}: \\({word}\\) {says}",
     "Step {k}:\n```\n{word}\n```\n{says}",
     "Step{k}: {word} {says}",
+    "Step #{k}: {word} {says}",
+    "Step {k}\uff1a{word}\n{says}",
+    "Step {k} (so far): {word} {says}",
+    "**Step {k}** {word} {says}",
+    "{k}. {word} {says}",
+    "**({k})** {word}\n\n{says}",
 ]
 word = st.lists(
     st.sampled_from(["3 + 4 = 7", "$x^2_1$", "that is", "\\frac{1}{2}", "**not** 8", "12%", "'quoted'", "a*b"])
