@@ -11,7 +11,7 @@ from minos_ray.imports.grouping import Collection, Policy, Solution, usable
 from minos_ray.imports.write import Row
 from minos_ray.labels.answers import Grader
 from minos_ray.labels.grading import Grading
-from minos_ray.labels.latex import same_text
+from minos_ray.labels.same import same_text
 from minos_ray.problems.files import BadRow
 from minos_ray.store import Manifest, Run
 
@@ -153,7 +153,7 @@ def solution(rated: Rated, split: str, steps: list[str], labels: list[int]) -> S
 
 def graded(rows: list[Solution], timeout_s: float) -> list[Solution]:
     """The rows with their answers and outcomes."""
-    grader = Grader(answer_of, same_text, slow="minos_ray.labels.latex:same_value")
+    grader = Grader(answer_of, same_text, slow="minos_ray.labels.same:same_value")
     with Grading(grader, timeout_s, workers=os.cpu_count() or 1) as grading:
         grades = grading([row.gold or "" for row in rows], ["\n".join(row.steps) for row in rows])
     return [row._replace(answer=g.answer, correct=g.correct) for row, g in zip(rows, grades, strict=True)]

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Literal
 
 from minos_ray.config import resolve
-from minos_ray.labels.latex import extract_latex, gold_latex, same_text
+from minos_ray.labels.latex import extract_latex, gold_latex
 from minos_ray.labels.numbers import extract_number, gold_number
+from minos_ray.labels.same import same_text
 from minos_ray.labels.strict import strict_latex, strict_number
 
 Status = Literal["correct", "wrong", "no_answer", "timeout"]
@@ -55,7 +56,7 @@ class Grader:
         return graded(answer, same)
 
 
-SLOW = "minos_ray.labels.latex:same_value"
+SLOW = "minos_ray.labels.same:same_value"
 gsm8k = Grader(extract_number, str.__eq__, gold=gold_number, strict=strict_number)
 gsm8k_marked = Grader(partial(extract_number, fallback=False), str.__eq__, gold=gold_number, strict=strict_number)
 math = Grader(extract_latex, same_text, SLOW, gold_latex, strict_latex)

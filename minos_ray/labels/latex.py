@@ -1,13 +1,18 @@
-"""Answers that are mathematics (MATH): finding the final expression, a string form for votes, math-verify."""
+"""Answers that are mathematics (MATH): finding what a text, or a gold cell, gives as its answer."""
 
 import re
-from functools import lru_cache
-from typing import Any
 
+from minos_ray.labels.forms import LONGEST, bare
 from minos_ray.labels.numbers import HASHES, TRIES, canonical, first_number, last_number, simplify
+from minos_ray.labels.runs_on import own_solution
+from minos_ray.labels.signs import latex_signs
 
 BOXED = re.compile(r"\\f?boxed\s*(?=\{)|\\f?boxed\s+(?=[^\s{])")
 SAYS = re.compile(r"\banswer\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:*]*", re.IGNORECASE)
+TAGGED = re.compile(r"<answer>\s*(?=[^<\n]{1,500}</answer>)", re.IGNORECASE)
+TAGS = re.compile(
+    r"</?answer>|<\|(?:end|begin)_of_solution\|>|<\|(?:im_end|eot_id|endoftext|end)\|>|</s>|<eos>", re.IGNORECASE
+)
 # Displayed mathematics, then inline on one line; a dollar sign before a digit opens an amount, it closes nothing.
 MATHS = re.compile(
     r"(?<!\\)\$\$([^$]{1,2000}?)(?<!\\)\$\$|\\\[(.{1,2000}?)\\\]"
@@ -17,6 +22,9 @@ MATHS = re.compile(
 STATES = re.compile(r"[a-zA-Z ]*\b(?:is|are|was|were)\b:?\s*(?=\S)")
 # An answer in a whole sentence, `Jane needs 12 apples`, unless the number is only part of it.
 HEDGED = re.compile(r"\b(?:except|than|least|most|not|all|every|between|and|or)\b|[^\w\s.,'$%-]")
+REMARK = re.compile(r"\s\([a-zA-Z][^()=]*\)$|,\s+(?:as|because|since|which|so|where|when|hence|thus|if)\b.*", re.DOTALL)
+# Words that no question asks for: behind them nothing is stated.
+IDLE = {"unique", "clear", "and", "obvious", "simple", "therefore", "correct", "wrong", "given", "known", "immediate"}
 # Minerva's format; it comes after the work, so it counts before a box.
 FINAL = re.compile(r"\bfinal answer is:?\s*(?=\$|\\[(\[])", re.IGNORECASE)
 # What may stand between the boxes of one answer: \boxed{1} \text{ and } x = \boxed{2}, \boxed{3} hours and \boxed{20}.
@@ -26,21 +34,15 @@ BETWEEN = re.compile(
 )
 LISTS = re.compile(r"[,;]|\band\b")
 ALSO = re.compile(r"\s*,?\s*(?:and|or)\s*|\s*\\text\s*\{\s*(?:and|or)\s*\}\s*")
+COMMA = re.compile(r"\s*[,;]\s*")
+SENTENCE = re.compile(r"\.(?:\s|$)")
+EMPTY = re.compile(r"\\f?boxed\s*\{?[\s$]*\}?|\(\s*\^?\s*\{?\*+\}?\s*\)|\\q?quad|")
+EQUATION = re.compile(r"(?<![<>!:\\=])=(?!=)")
+NOTHING = re.compile(r"nan|none|null|n/?a|", re.IGNORECASE)
+SIGNED = re.compile(
+    "[0-9.,/]*\\s*[\u221a\u221b](?:\\([^()]*\\)|[0-9.]*[0-9])|[0-9.,/]*\u03c0(?:/[0-9]+)?|[0-9]+[\u00b2\u00b3]"
+)
 
-WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|textrm|operatorname)\s*\{([^{}]*)\}")
-SPACING = re.compile(r"\\[!,;: ]|\\q?quad\b|~|\\left(?![a-z])|\\right(?![a-z])|\\limits\b|\\displaystyle\b")
-UNIT = re.compile(r"(?<=[0-9}])\\(?:text|mbox|mathrm)\s*\{\s*[a-zA-Z][^{}]*\}(?:\^\{?[0-9]\}?)?$")
-DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree\b")
-SHORT_ABOVE = re.compile(r"\\frac\s*([0-9a-z])")
-SHORT_BELOW = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9a-z])")
-SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-z])")
-THOUSANDS = re.compile(r"(?<![0-9])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
-MIXED = re.compile(r"(?<![0-9./])([0-9]+)\s+([0-9]+)/([0-9]+)")  # 3 1/2
-LEADING_DOT = re.compile(r"(?<![0-9])\.(?=[0-9])")
-DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
-CHOICE = re.compile(r"\(([A-Z])\)")
-PERCENT = re.compile(r"\\?%|(?<=[0-9}\s])(?:percent(?:age)?|pct)\b")
-LONGEST = 2000  # characters of an answer
 TAIL = 20_000  # characters at the end of a text where an unmarked answer is looked for
 BETWEEN_LONGEST = 80
 
@@ -49,25 +51,40 @@ def extract_latex(text: str, fallback: bool = True) -> str | None:
     """The expression that `text` gives as its answer, None without one.
 
     The last `\\boxed{X}` counts (with the boxes listed before it), else the last `The answer is: X` or `#### X`, else,
-    if `fallback`, the last formula, or the number behind it.
+    if `fallback`, the last formula, or the number behind it. Thinking and a next question are no part of the text.
     """
+    text = own_solution(text)
     finals, boxes = [m.end() for m in FINAL.finditer(text)], boxes_of(text)
     if boxes and not (finals and finals[-1] > boxes[-1][1]):
         answer = last_listed(text, boxes)
     else:
-        marks = sorted(m.end() for mark in (SAYS, HASHES) for m in mark.finditer(text))
+        marks = sorted(m.end() for mark in (SAYS, HASHES, TAGGED) for m in mark.finditer(text))
         answer = next((line for start in reversed(marks[-TRIES:]) if (line := line_at(text, start))), None)
     if answer is None and fallback:
         answer = unmarked(text)
     return answer if answer and len(answer) <= LONGEST else None
 
 
-def gold_latex(gold: str) -> str:
-    """The answer that a gold cell holds: the marked one of a whole solution, a formula, or the cell as it is."""
+def gold_latex(gold: str) -> str | None:
+    """The answer that a gold cell holds: the marked one of a whole solution, its formulas, or the cell as it is; None
+    for an empty cell and for a missing value that became a text, `nan`."""
+    if NOTHING.fullmatch(gold.strip()):
+        return None
+    found = list(MATHS.finditer(gold))
+    if found and not re.sub(r"\b(?:and|or)\b|[\s.,;$]|\\text\{ *(?:and|or) *\}", "", MATHS.sub("", gold)):
+        return last_boxed(gold) or ", ".join(filter(None, (bare(formula(part)) for part in found)))
     marked = extract_latex(gold, fallback=False)
-    if marked is None and MATHS.search(gold):
-        marked = unmarked(gold)
-    return marked or gold.strip()
+    if marked is not None or not found:
+        return marked or gold.strip()
+    return first_formula(gold, found) or unmarked(gold) or gold.strip()
+
+
+def first_formula(gold: str, found: list[re.Match[str]]) -> str | None:
+    """The formula that a gold cell begins with and the condition behind it: `$f(x)=ax$, where $a$ is an integer`."""
+    behind = gold[found[0].end() :].lstrip(" ,")
+    if found[0].start() or not re.match(r"(?:where|for|with|if|such that)\b", behind):
+        return None
+    return re.sub(r"(?<!\\)\$|\\[()]", "", gold).strip()
 
 
 def last_boxed(text: str) -> str | None:
@@ -80,7 +97,7 @@ def boxes_of(text: str) -> list[tuple[int, int, str]]:
     """Start, end and content of the last boxes that close and hold something."""
     marks = list(BOXED.finditer(text))[-TRIES:]
     found = [(mark.start(), *boxed_at(text, mark.end())) for mark in marks]
-    return [(start, end, content) for start, end, content in found if content]
+    return [(start, end, content) for start, end, content in found if content and bare(content)]
 
 
 def last_listed(text: str, boxes: list[tuple[int, int, str]]) -> str:
@@ -118,26 +135,58 @@ def boxed_at(text: str, start: int) -> tuple[int, str | None]:
 
 
 def line_at(text: str, start: int) -> str | None:
-    """The answer at the beginning of a sentence: its box or formula, else its words without the full stop; of a
+    """The answer at the beginning of a sentence: its box or its formulas, else its words without the full stop; of a
     sentence such as `The volume is 120`, what it states."""
-    line = text[start : start + LONGEST].lstrip().partition("\n")[0].strip()
-    inside = last_boxed(line)
-    if inside is not None:
-        return inside
+    line = TAGS.sub(" ", text[start : start + LONGEST].lstrip().partition("\n")[0]).strip()
+    boxes = boxes_of(line)
+    if boxes:
+        return last_listed(line, boxes)
     found = MATHS.match(line)
     if found:
-        return formula(found)
-    words = re.split(r"\.(?:\s|$)", line, maxsplit=1)[0].strip().strip("*").strip()
+        return formulas_at(line, found)
+    if opens_display(line):
+        found = MATHS.match(text[start : start + LONGEST].lstrip())
+        return bare(formula(found)) if found else None
+    words = SENTENCE.split(line, maxsplit=1)[0].strip().strip("*").strip()
     states = STATES.search(words)
     return (line_at(words, states.end()) if states else counted(words)) or None
 
 
-def counted(words: str) -> str:
-    """The number of a sentence that says nothing but how many: `Jane needs 12 apples`; else the words."""
-    value = first_number(words)
-    if value is None or len(words.split()) < 4 or HEDGED.search(words) or value != last_number(words):
+def opens_display(line: str) -> bool:
+    """Whether a displayed formula begins here and goes on in the next line."""
+    return line.startswith(("$$", "\\["))
+
+
+def formulas_at(line: str, first: re.Match[str]) -> str | None:
+    """The formulas that a sentence begins with, `$1$ and $-2$` or `$1$, $2$ and $3$`, as a list."""
+    found, joints = [first], []
+    while following := MATHS.search(line, found[-1].end()):
+        between = line[found[-1].end() : following.start()]
+        if not ALSO.fullmatch(between) and not COMMA.fullmatch(between):
+            break
+        found.append(following)
+        joints.append(between)
+    behind = line[found[-1].end() :]
+    while joints and COMMA.fullmatch(joints[-1]) and not re.match(r"\W*(?:$|\.\s)", behind):
+        del found[-1], joints[-1]
+    parts = [part for each in found if not EMPTY.fullmatch(part := bare(formula(each)))]
+    return ", ".join(parts) or None
+
+
+def counted(words: str) -> str | None:
+    """What a sentence that holds one formula, or says nothing but how many, states: `therefore $x+1$`, `Jane needs 12
+    apples`, `12, as required`; else the words. None for words that state nothing."""
+    words = REMARK.sub("", words)
+    if words.casefold().strip(" ,:") in IDLE or EMPTY.fullmatch(bare(words)):
+        return None
+    formulas = list(MATHS.finditer(words))
+    outside = MATHS.sub("", words)
+    if len(formulas) == 1 and not re.search(r"[0-9\\]", outside) and not HEDGED.search(outside):
+        return bare(formula(formulas[0])) or None
+    value = None if formulas else first_number(simplify(words))
+    if value is None or len(words.split()) < 2 or HEDGED.search(words) or value != last_number(simplify(words)):
         return words
-    return canonical(value)
+    return words if SIGNED.search(words) or len(re.findall(r"[0-9][0-9.,/]*", words)) > 1 else canonical(value)
 
 
 def formula(found: re.Match[str]) -> str:
@@ -146,63 +195,38 @@ def formula(found: re.Match[str]) -> str:
 
 
 def unmarked(text: str) -> str | None:
-    """The last formula of a text (`$1$ and $2$` is one), or the last number where one stands behind it."""
-    text = text[-TAIL:]
-    found = list(MATHS.finditer(text))
-    behind = last_number(simplify(text[found[-1].end() :] if found else text))
+    """The last formula of a text (`$1$, $2$ and $3$` are one), or the last number where one stands behind it."""
+    text = TAGS.sub(" ", text[-TAIL:])
+    found = [each for each in MATHS.finditer(text) if not EMPTY.fullmatch(bare(formula(each)))]
+    tail = text[found[-1].end() :] if found else text
+    signed = signed_value(tail)
+    if signed is not None:
+        return signed
+    behind = last_number(simplify(tail))
     if behind is not None or not found:
         return None if behind is None else canonical(behind)
-    parts = [formula(found[-1])]
+    return ", ".join(joined(text, found)) or None
+
+
+def signed_value(text: str) -> str | None:
+    """The last value of a text where that is written with a sign of Unicode: `The side is 2\u221a3.`"""
+    found = None if text.isascii() else list(SIGNED.finditer(text))
+    if not found or re.search(r"[0-9]", text[found[-1].end() :]):
+        return None
+    return bare(latex_signs(found[-1][0]))
+
+
+def joined(text: str, found: list[re.Match[str]]) -> list[str]:
+    """The last formula with those that `and` or `or` join to it (and commas before that); equations of different
+    unknowns are steps of the work, of which only the last counts."""
+    parts = [bare(formula(found[-1]))]
     for before, after in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
-        if not ALSO.fullmatch(text[before.end() : after.start()]):
+        between = text[before.end() : after.start()]
+        if not ALSO.fullmatch(between) and not (len(parts) > 1 and COMMA.fullmatch(between)):
             break
-        parts.insert(0, formula(before))
-    return ", ".join(parts)
-
-
-def normal(answer: str) -> str:
-    """A string form in which the common ways of writing one answer are equal."""
-    text = answer.strip().strip("$").rstrip(".").replace("\\$", "")
-    text = MIXED.sub(r"\1\\frac{\2}{\3}", PERCENT.sub("", text))
-    text = SPACING.sub("", DEGREES.sub("", UNIT.sub("", text)))
-    text = WRAPPER.sub(r"\1", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = SHORT_BELOW.sub(r"\1{\2}", SHORT_ABOVE.sub(r"\\frac{\1}", text))
-    text = SHORT_ROOT.sub(r"\\sqrt{\1}", text).replace("{,}", ",")
-    text = LEADING_DOT.sub("0.", THOUSANDS.sub(lambda m: m[0].replace(",", ""), text))
-    text = re.sub(r"\s+", "", text)
-    choice = CHOICE.fullmatch(text)
-    return choice[1] if choice else plain_number(text)
-
-
-def plain_number(text: str) -> str:
-    """The canonical form of what is nothing but a number, anything else as it is."""
-    if not re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?", text):
-        return text
-    value = first_number(text)
-    return text if value is None else canonical(value)
-
-
-def same_text(gold: str, answer: str) -> bool:
-    """Whether two answers have the same string form; never wrong about a yes, often about a no."""
-    return point(normal(gold)) == point(normal(answer))
-
-
-def point(text: str) -> str:
-    """`1.22` for the `1,22` of many languages: as a list it could not equal a decimal number anyway."""
-    return text.replace(",", ".") if DECIMAL_COMMA.fullmatch(text) else text
-
-
-def same_value(gold: str, answer: str) -> bool:
-    """Whether math-verify holds the answer for the gold one; may take forever, so it belongs in a `Comparer`."""
-    from math_verify import verify
-
-    return verify(parsed(gold), parsed(answer), timeout_seconds=None)
-
-
-@lru_cache(maxsize=4096)
-def parsed(answer: str) -> list[Any]:
-    """What math-verify reads in an expression; no limit of its own, since its signals fail outside a main thread."""
-    from math_verify import LatexExtractionConfig, parse
-
-    # LaTeX only: the reader of plain expressions ends in eval().
-    return parse(f"\\boxed{{{answer}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+        parts.insert(0, bare(formula(before)))
+    left = [EQUATION.split(part)[0].strip() if EQUATION.search(part) else None for part in parts]
+    alike = len(set(left)) == 1 or all(
+        name is not None and re.fullmatch(r"\\?[a-zA-Z]+(?:_\w|_\{\w+\})?", name) for name in left
+    )
+    return parts if alike else parts[-1:]

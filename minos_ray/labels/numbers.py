@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from minos_ray.labels.runs_on import own_solution
+
 CURRENCY = r"[$\u20ac\u00a3\u00a5\u20b9]"
 # 1,234,567.89  16,80,000 (Indian)  1.234,50 and 1.234.567 (European)  2,75 (money, alone)  1234.5  .5
 DIGITS = (
@@ -29,11 +31,24 @@ PLAIN = str.maketrans(
     | {"\u00bd": " 1/2", "\u00bc": " 1/4", "\u00be": " 3/4", "\u2153": " 1/3", "\u2154": " 2/3"}
 )
 
-SAYS = re.compile(r"\banswer\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:=*]*", re.IGNORECASE)
+SAYS = re.compile(r"\b[aA](?:nswer|NSWER)\s*(?:\*+\s*)?(?:is|are|IS|ARE|:|=)(?![a-zA-Z_])[\s:=*]*")
+TAGGED = re.compile(r"<answer>\s*(?=[^<\n]{1,200}</answer>)")
 HASHES = re.compile(r"####")
 BOXED = re.compile(r"\\f?boxed\s*\{?")
 LETTER = re.compile(r"^[ \t]*\**A[ \t]*:", re.MULTILINE)
 SENTENCE = re.compile(r"\.(?:\s|$)")
+# 2\u221a3 has no exact value as a number; 3 is not what it says.
+IRRATIONAL = re.compile("[0-9.,]*[ ]?[\u221a\u221b] ?\\(?[0-9.,]+\\)?(?! ?=)|[0-9.,]*\u03c0")
+# Sentences of which the first number is not the answer: `not 12 but 15`, `4 times 6, which gives 24`, `that each of the
+# 3 friends gets 5`.
+CONTRAST = re.compile(r"\bnot\b[^0-9]*[0-9][0-9.,/]*[^0-9]*\bbut\b(?=[^0-9]*[0-9])")
+OPERATION = re.compile(r"\s*[a-z]*\s*(?:times|plus|minus|multiplied by|divided by)\b")
+RESULT = re.compile(r"\b(?:which|that|this)\s+(?:gives|makes|is|equals|comes to|leaves)\b|\b(?:giving|making)\b")
+CLAUSE = re.compile(r"that\b")
+ASIDE = re.compile(
+    r"\b(?:of|in|to|for|from|per|among|by|with|every|each|all|than|at|on|after|before)\s+"
+    r"(?:(?:the|his|her|their|its|these|those|other)\s+)*[$]?$"
+)
 MAX_DIGITS = 100
 TRIES = 50  # marks of a text, from the last one on
 
@@ -42,15 +57,15 @@ def extract_number(text: str, fallback: bool = True) -> str | None:
     """The canonical number that `text` gives as its answer, None without one.
 
     `The answer is: X`, `#### X` and `\\boxed{X}` count (the last one that holds a number), then a line `A: X`,
-    then, if `fallback`, the last number of the text.
+    then, if `fallback`, the last number of the text. Thinking and a next question are no part of the text.
     """
-    text = simplify(text)
-    marks = sorted(m.end() for mark in (SAYS, HASHES, BOXED) for m in mark.finditer(text))
-    letters = [m.end() for m in LETTER.finditer(text)]
-    for start in [*reversed(marks[-TRIES:]), *reversed(letters[-TRIES:])]:
-        value = number_after(text, start)
-        if value is not None:
-            return canonical(value)
+    text = simplify(own_solution(text))
+    for kinds in ((SAYS, HASHES, BOXED, TAGGED), (LETTER,)):
+        marks = sorted([m.end() for mark in kinds for m in mark.finditer(text)])
+        for start in reversed(marks[-TRIES:]):
+            value = number_after(text, start)
+            if value is not None:
+                return canonical(value)
     value = last_number(text) if fallback else None
     return None if value is None else canonical(value)
 
@@ -66,7 +81,7 @@ def gold_number(gold: str) -> str | None:
 
 def simplify(text: str) -> str:
     """LaTeX fractions, spaces and escapes, and typographic signs, in plain characters."""
-    text = text if text.isascii() else NARROW.sub(",", text).translate(PLAIN)
+    text = text if text.isascii() else NARROW.sub(",", IRRATIONAL.sub(" ", text)).translate(PLAIN)
     if "\\" in text or "{,}" in text:
         text = THIN.sub(lambda m: "," if m[0] == "{,}" else "", text)
         text = LATEX_FRACTION.sub(plain_fraction, text).replace("\\times", "*").replace("\\cdot", "*")
@@ -80,12 +95,37 @@ def plain_fraction(found: re.Match[str]) -> str:
 
 
 def number_after(text: str, start: int) -> Fraction | None:
-    """The first number of the sentence at `start`, behind its last `=` if it has one."""
+    """The number that the sentence at `start` states, behind its last `=` if it has one."""
     line = text[start : start + 500].lstrip().partition("\n")[0]
     sentence = SPACED.sub(lambda m: m[0].replace(" ", ""), SENTENCE.split(line, maxsplit=1)[0])
     result = sentence.rpartition("=")[2]
-    value = first_number(result)
+    value = stated_number(result)
     return first_number(sentence) if value is None else value
+
+
+def stated_number(text: str) -> Fraction | None:
+    """The first number of a phrase, unless the phrase says that another is meant."""
+    found = NUMBER.search(text)
+    if found is None:
+        return None
+    value, end = value_of(found, text)
+    contrast = CONTRAST.search(text)
+    if contrast and contrast.start() < found.start():
+        return first_number(text[contrast.end() :])
+    if OPERATION.match(text, end):
+        results = list(RESULT.finditer(text, end))
+        result = first_number(text[results[-1].end() :]) if results else None
+        return value if result is None else result
+    return clause_number(text) if CLAUSE.match(text) else value
+
+
+def clause_number(text: str) -> Fraction | None:
+    """The last number of a clause that is no aside (`of the 3 friends`), else the first."""
+    values, end = [], 0
+    while found := NUMBER.search(text, end):
+        value, end = value_of(found, text)
+        values.append((value, ASIDE.search(text, max(0, found.start() - 40), found.start()) is None))
+    return next((value for value, meant in reversed(values) if meant), values[0][0])
 
 
 def first_number(text: str) -> Fraction | None:

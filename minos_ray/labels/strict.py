@@ -8,6 +8,7 @@ from minos_ray.labels.latex import gold_latex
 from minos_ray.labels.numbers import gold_number
 
 MARK = "The answer is: "
+LARGEST, LONGEST = 10**300, 300  # value and digits beyond which no float compares numbers
 NUMBER = re.compile(r"[-+]?\d*[.,/]?\d+")
 DEGREES = re.compile(r"\^(?:\{\\circ\}|\\circ)")
 QUOTIENT = re.compile(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)")
@@ -16,7 +17,9 @@ QUOTIENT = re.compile(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)")
 def strict_number(gold: str, text: str) -> bool:
     """GSM8K: the first number behind the last `The answer is: `, rounded to an integer, equals the gold number."""
     expected, stated = gold_number(gold), stated_number(text)
-    return expected is not None and stated is not None and float(Fraction(expected)) == stated
+    if expected is None or stated is None or abs(Fraction(expected)) > LARGEST:
+        return False
+    return float(Fraction(expected)) == stated
 
 
 def stated_number(text: str) -> int | None:
@@ -26,7 +29,7 @@ def stated_number(text: str) -> int | None:
     if found is None:
         return None
     above, slash, below = found[0].replace(",", "").partition("/")
-    if slash and not re.search(r"\d", above):
+    if slash and (len(above) > LONGEST or len(below) > LONGEST or not re.search(r"\d", above)):
         return None
     value = float(above)
     if slash and below != "0":
@@ -39,7 +42,8 @@ def strict_latex(gold: str, text: str) -> bool:
     as a string, after the normalisation of Hendrycks et al. (2021)."""
     _, mark, after = text.rpartition(MARK)
     answer = after.split(".\n", 1)[0].strip().removesuffix(".").strip()
-    return bool(mark) and same_string(gold_latex(gold), answer)
+    expected = gold_latex(gold)
+    return bool(mark) and expected is not None and same_string(expected, answer)
 
 
 def same_string(gold: str, answer: str) -> bool:

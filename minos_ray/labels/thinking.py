@@ -6,15 +6,20 @@ has its end alone; a text that was cut off has its beginning alone.
 
 import re
 
-# DeepSeek-R1, QwQ, Qwen3 and most others; Magistral; Kimi; Seed-OSS; gpt-oss (harmony: the analysis channel).
-OPENING = r"<(?:seed:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>"
-CLOSING = (
-    r"</(?:seed:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷"
-    r"|<\|end\|>(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>"
+# DeepSeek-R1, QwQ, Qwen3 and most others, with a prefix (Seed-OSS, MiniMax M3) or a suffix; Magistral; Kimi; Command A;
+# OpenThoughts; gpt-oss (harmony: the analysis channel); Gemma 4; Granite 3.2.
+TAG = r"(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|scratchpad)(?::\w+)?"
+OPENING = (
+    rf"<{TAG}>|\[THINK\]|\u25c1think\u25b7|<\|START_THINKING\|>|<\|begin_of_thought\|>"
+    r"|<\|channel\|>analysis<\|message\|>|<\|channel>thought\b|^\s*here(?:'s| is) my thought process:"
 )
-CLOSED = re.compile(f"(?:{OPENING}).*?(?:{CLOSING})", re.DOTALL)
-FIRST_PART = re.compile(f"^.*(?:{CLOSING})", re.DOTALL)
-CUT_OFF = re.compile(f"(?:{OPENING}).*$", re.DOTALL)
+CLOSING = (
+    rf"</{TAG}>|\[/THINK\]|\u25c1/think\u25b7|<\|END_THINKING\|>|<\|end_of_thought\|>"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>|<channel\|>|here(?:'s| is) my response:"
+)
+CLOSED = re.compile(f"(?:{OPENING}).*?(?:{CLOSING})", re.DOTALL | re.IGNORECASE)
+FIRST_PART = re.compile(f"^.*(?:{CLOSING})", re.DOTALL | re.IGNORECASE)
+CUT_OFF = re.compile(f"(?:{OPENING}).*$", re.DOTALL | re.IGNORECASE)
 
 
 def without_thinking(text: str) -> str:
@@ -22,5 +27,8 @@ def without_thinking(text: str) -> str:
 
     A text without thinking comes back unchanged.
     """
+    # Most texts have no bracket of a tag at all, and looking for a character is far cheaper than the expressions.
+    if "<" not in text and "[" not in text and "\u25b7" not in text and "my thought process" not in text:
+        return text
     visible = CUT_OFF.sub("", FIRST_PART.sub("", CLOSED.sub("", text)))
     return text if visible == text else visible.strip()

@@ -66,6 +66,16 @@ def test_the_answer_ends_with_its_sentence_at_a_line_end() -> None:
     assert strict_latex("so it is \\boxed{3}", "The answer is: 3")
 
 
+@pytest.mark.parametrize("digits", ["1" * 400 + "/7", "1/" + "3" * 5000, "1" * 5000, "9" * 400 + "/" + "9" * 399])
+def test_numbers_beyond_floats_are_stated_by_none(digits: str) -> None:
+    """One such text must not end a stage."""
+    text = f"The answer is: {digits}"
+    assert (
+        stated_number(text) is None and not strict_number("7", text) and not strict_number("1e400", "The answer is: 7")
+    )
+    assert not strict_latex("nan", text) and not strict_number("nan", text)
+
+
 @given(st.text("0123456789.,/+- $", max_size=30))
 def test_any_text_states_a_number_or_none(text: str) -> None:
     stated = stated_number(f"The answer is: {text}")

@@ -27,17 +27,20 @@ from sympy import (
     Set,
     Symbol,
     Tuple,
+    UnevaluatedExpr,
     Union,
     expand,
     oo,
 )
+from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import GreaterThan, StrictGreaterThan
 from sympy.logic.boolalg import Boolean, BooleanFunction
 from sympy.sets.fancysets import Reals
 
-from minos_ray.labels.latex import PERCENT, parsed
+from minos_ray.labels.forms import PERCENT, readable
 from minos_ray.labels.numbers import canonical
+from minos_ray.labels.parsing import parsed
 
 # Two quantities with units, such as feet and inches, of which math-verify reads the first only.
 UNIT = r"\\(?:text|mbox|mathrm)\s*\{(?!\s*(?:and|or)\b)[^{}]*[a-zA-Z]{2,}[^{}]*\}|(?!and\b)[a-zA-Z]{3,}\b"
@@ -62,11 +65,30 @@ def key(answer: str) -> str | None:
     """
     if SEVERAL.search(answer):
         return None
-    read = parsed(PERCENT.sub("", answer))
+    read = parsed(readable(PERCENT.sub("", answer)))
+    return key_of(read[0]) if read else None
+
+
+def key_of(value: Any) -> str | None:
+    """The key of what math-verify returns; None for a text and for what has no value."""
+    if isinstance(value, str):
+        return None
     try:
-        return form(read[0]) if read and not isinstance(read[0], str) else None
+        return form(value)
     except Exception:  # sympy raises anything on expressions it does not expect; the caller counts these answers
         return None
+
+
+def exact_key(value: Any) -> str | None:
+    """The key of a constant without decimals and sums, which has one exact value; None for anything else."""
+    if not isinstance(value, Expr) or value.free_symbols or value.atoms(Float, UnevaluatedExpr, ExprWithLimits):
+        return None
+    return key_of(value)
+
+
+def has_imaginary(value: Any) -> bool:
+    """Whether an expression has the imaginary unit, which math-verify reads as a letter."""
+    return isinstance(value, Expr) and any(symbol.name == "i" for symbol in value.free_symbols)
 
 
 def form(value: Any) -> str:

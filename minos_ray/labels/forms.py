@@ -1,0 +1,152 @@
+"""How answers are written: in a form that math-verify reads as people do, and as a string in which the common ways are
+equal."""
+
+import re
+from functools import lru_cache
+
+from minos_ray.labels.numbers import canonical, first_number
+from minos_ray.labels.signs import latex_signs
+
+# What surrounds an answer and is no part of it; a full stop behind it above all.
+LEADING = re.compile(r"(?:\s|\$|\*\*|~|\\[,;:! ]|\\q?quad\b|\\displaystyle\b|:)+")
+TRAILING = re.compile(r"(?:\s|\\?\$|\*\*|~|\\[,;:!]|\\q?quad\b|\\\\|\\text\{\s*[.,;]?\s*\}|(?<!\\)[.,;:]|\\(?=$))+$")
+LONGEST = 2000  # characters of an answer
+DISPLAYED = re.compile(r"\\\((?P<inline>.*)\\\)|\\\[(?P<block>.*)\\\]", re.DOTALL)
+
+FONT = r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|boldsymbol|operatorname\*?)"
+WRAPPER = re.compile(FONT + r"\s*\{([^{}]*)\}")
+BOLD_DIGITS = re.compile(r"\\(?:mathbf|boldsymbol|textbf)\s*\{\s*([0-9](?:[0-9 .]*[0-9])?)\s*\}")
+SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\limits\b|\\(?:display|text)style\b")
+SPACING = re.compile(r"(?<!\\)\\[!,;:> ]|\\q?quad\b|(?<!\\)~|\\thinspace\b|\\(?:phantom|hspace)\{[^{}]*\}")
+DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree\b|\\text\{\s*degrees?\s*\}")
+PERCENT = re.compile(r"\\?%|(?<=[0-9}\s])(?:percent(?:age)?|pct)\b")
+
+SHORT_ABOVE = re.compile(r"\\frac\s*([0-9a-z])")
+SHORT_BELOW = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9a-z])")
+SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-z])")
+BARE_POWER = re.compile(r"\^\s*(\\(?:frac\s*\{[^{}]*\}\s*\{[^{}]*\}|sqrt\s*\{[^{}]*\})|-[0-9]+)")
+CHOOSE = re.compile(r"\{\s*([^{}]*?)\\choose\b\s*([^{}]*?)\}")
+# math-verify adds numbers that stand side by side (2(3) is 5 to it), as in 2 1/2.
+FACTORS = re.compile(
+    r"(?<![0-9a-zA-Z_^.\\])[0-9]+(?:\.[0-9]+)?\s*(?=\((?!\s*\\?(?:bmod|pmod|mod|text)\b)|\\binom)|\)\s*(?=[(0-9]|\\binom)"
+    r"|\\binom\s*\{[^{}]*\}\s*\{[^{}]*\}\s*(?=\\binom)"
+)
+MIXED = re.compile(r"(?<![0-9./_^\w])([0-9]+)\s+(?:([0-9]+)/([0-9]+)(?![0-9])|(?=\\frac))")  # 3 1/2
+ADJACENT = re.compile(r"[0-9]\s+[0-9]")
+REPEATING = re.compile(r"(?<![0-9])([0-9]{0,20})\.([0-9]{0,20})\\(?:overline|bar|dot)\s*\{?([0-9]{1,20})\}?(?![0-9])")
+BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])")
+
+JOINED = re.compile(r"(?<=[0-9])(?:\{,\}|\\[!,;:> ]\s*,?\s*(?:\\!)?|,\s*\\!\s*|~)(?=[0-9]{3}(?![0-9]))")
+THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+SPACED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9]| [0-9])")
+LEADING_DOT = re.compile(r"(?<![0-9])\.(?=[0-9])")
+DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
+PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?")
+
+# Units behind a number: any words in \text{}, plain ones from a list or of four letters and more.
+SPACE = r"(?:\s|~|\\[,;:! ])*"
+UNIT = re.compile(
+    rf"(?<=[0-9}})\]]){SPACE}(?:\\(?:text(?:rm|bf|it)?|mbox|mathrm)\s*\{{(?!\s*(?:and|or|if|for)\b)[\s~]*[a-zA-Z]"
+    rf"[^{{}}]*\}}{SPACE}(?:\^\s*\{{?\s*[0-9]\s*\}}?)?{SPACE}[/.]?{SPACE}|\\(?:mathrm|rm)\s+[a-z]+)+$"
+)
+SHORT_UNITS = "cm|mm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|kph|min|sec|hrs?|yds?|gal|men|day|way|deg|rad|pts|sq|cu|am|pm|in"
+NO_UNITS = (
+    "and|or|if|for|when|where|mod|times|plus|minus|over|more|less|fewer|than|divided|percent|percentage|pct|sqrt|choose"
+    "|factorial|million|billion|thousand|hundred|dozen|inf|infinity|base|except|squared|cubed|point|with|to|not|even|odd"
+    "|sin|cos|tan|log|but"
+)
+PLAIN_UNIT = re.compile(
+    rf"(?<=[0-9])\s*(?<!\^)\s+(?!(?:{NO_UNITS})\b)(?:(?:{SHORT_UNITS})\b|[a-zA-Z]{{4,}}\b)"
+    rf"(?:[\s/.-]+(?!(?:{NO_UNITS})\b)[a-zA-Z]+)*\s*(?:\^\s*\{{?\s*[23]\s*\}}?)?$"
+)
+NOTE = re.compile(r"(?<=[0-9}])\s+\((?:\\text\s*\{)?[a-zA-Z]{2,}\b[a-zA-Z0-9\s,.'-]*\}?\)$")  # 1 (no reducing required)
+
+CHOICE = re.compile(r"\(?([A-J])\)?")
+CHOICE_WITH_TEXT = re.compile(r"\(([A-J])\)\s*(\S.*)|([A-J])\s*[:.)]\s*(\S.*)", re.DOTALL)
+
+
+def bare(answer: str) -> str:
+    """The answer without what surrounds it: spaces, dollar signs, brackets of mathematics, a full stop."""
+    text, before = answer, None
+    while text != before:
+        before = text
+        found = LEADING.match(text)
+        text = TRAILING.sub("", text[found.end() :] if found else text)
+        displayed = DISPLAYED.fullmatch(text)
+        text = text if displayed is None else displayed["inline"] or displayed["block"] or ""
+    return text
+
+
+@lru_cache(maxsize=65_536)
+def readable(answer: str) -> str:
+    """The answer in LaTeX that math-verify reads as people do."""
+    if len(answer) > LONGEST:
+        return answer
+    text = bare(latex_signs(answer))
+    if text.isalnum():
+        return text
+    text = SIZES.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
+    text = text.replace("[\\begin{matrix}", "\\begin{bmatrix}").replace("\\end{matrix}]", "\\end{bmatrix}")
+    text = BOLD_DIGITS.sub(lambda m: m[1].replace(" ", ""), text)
+    text = thousands_joined(text.replace("\\$", ""))
+    text = NOTE.sub("", PLAIN_UNIT.sub("", UNIT.sub("", bare(DEGREES.sub("", text)))))
+    text = SPACING.sub(" ", text).replace("{,}", ",")
+    text = (
+        BLACKBOARD.sub(r"\\mathbb{\1}", text.replace("\\varnothing", "\\emptyset"))
+        .replace("\\dbinom", "\\binom")
+        .replace("\\tbinom", "\\binom")
+    )
+    text = SHORT_ROOT.sub(r"\\sqrt{\1}", SHORT_BELOW.sub(r"\1{\2}", SHORT_ABOVE.sub(r"\\frac{\1}", text)))
+    text = CHOOSE.sub(r"\\binom{\1}{\2}", MIXED.sub(mixed_number, BARE_POWER.sub(r"^{\1}", text)))
+    text = REPEATING.sub(repeating_decimal, LEADING_DOT.sub("0.", text))
+    return bare(re.sub(r"\s+", " ", FACTORS.sub(r"\g<0>\\cdot ", text))) or answer.strip().strip("$")
+
+
+def thousands_joined(text: str) -> str:
+    """Numbers in groups of three digits as one; in brackets a comma separates (`(12,102)` is a pair)."""
+    text = JOINED.sub("", text)
+    if "(" not in text and "[" not in text and "\\{" not in text:
+        text = THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+    return SPACED.sub(lambda m: m[0].replace(" ", ""), text)
+
+
+def mixed_number(found: re.Match[str]) -> str:
+    """`3\\frac{1}{2}` for 3 1/2."""
+    return found[1] + (f"\\frac{{{found[2]}}}{{{found[3]}}}" if found[2] else "")
+
+
+def repeating_decimal(found: re.Match[str]) -> str:
+    """`\\frac{1}{6}` for 0.1\\overline{6}, its numerator and denominator unreduced."""
+    whole, fixed, period = found.groups()
+    above = int(f"0{whole}{fixed}{period}") - int(f"0{whole}{fixed}")
+    return f"\\frac{{{above}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
+
+
+@lru_cache(maxsize=65_536)
+def normal(answer: str) -> str:
+    """A string form in which the common ways of writing one answer are equal."""
+    if answer.isdecimal() and answer.isascii():
+        return plain_number(answer)
+    text = WRAPPER.sub(r"\1", PERCENT.sub("", readable(answer)))
+    text = re.sub(r"\s+|(?<=[0-9])\\cdot (?=\()", "", bare(text) or text)
+    choice = CHOICE.fullmatch(text)
+    return choice[1] if choice else plain_number(text)
+
+
+def plain_number(text: str) -> str:
+    """The canonical form of what is nothing but a number, anything else as it is."""
+    if not PLAIN_NUMBER.fullmatch(text):
+        return text
+    value = first_number(text)
+    return text if value is None else canonical(value)
+
+
+def point(text: str) -> str:
+    """`1.22` for the `1,22` of many languages: as a list it could not equal a decimal number anyway."""
+    return text.replace(",", ".") if DECIMAL_COMMA.fullmatch(text) else text
+
+
+def choice_with_text(answer: str) -> tuple[str, str] | None:
+    """The letter and the text of `(C) 14`, `C. 14` or `E: cooling the sample`; None for anything else."""
+    found = CHOICE_WITH_TEXT.fullmatch(bare(WRAPPER.sub(r"\1", latex_signs(answer))))
+    return None if found is None else (found[1] or found[3], found[2] or found[4])

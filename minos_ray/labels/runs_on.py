@@ -1,0 +1,36 @@
+"""Texts that run on: a base model writes the next question behind its answer, and answers that too."""
+
+import re
+
+from minos_ray.labels.thinking import without_thinking
+
+# A new turn of a chat, whatever stands before it.
+TURN = re.compile(
+    r"<\|(?:user|im_start\|>\s*user|start_header_id\|>\s*user|start\|>\s*user)|<start_of_turn>\s*user|\[INST\]"
+    r"|\n#{2,}\s*(?:Instruction|Human|User|Question|Problem|Input)s?\s*:"
+)
+# The next question of a few-shot prompt: these words begin solutions too, so a stated answer must stand before.
+HEAD = r"[ \t>*_#]*(?:Question|Problem|Exercise|Q|User|Human|Instruction|Input)[ \t]*[0-9]*[*_]*[ \t]*:"
+BEGINS = re.compile(r"\s*" + HEAD)
+NEXT = re.compile(r"\n" + HEAD + r"(?!\s*$)")
+STATED = re.compile(
+    r"\banswer\s*(?:\*+\s*)?(?:(?:is|are)\b[^\n]{0,60}?[0-9$\\]|(?:is|are)?\s*[:=][\s*]*\S)|####\s*\S"
+    r"|\\f?boxed\s*\{?\s*[^\s{}]|^[ \t]*\**A[ \t]*:[ \t]*\S",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def own_solution(text: str) -> str:
+    """What a reader of a model's text grades: not its thinking, and not the next question with its answer.
+
+    The cut is at a new turn of a chat, or at a line that begins with `Question:`, `Q:`, `Problem:` or the like behind a
+    stated answer; a text that repeats or lists questions before it answers anything is not cut.
+    """
+    text = without_thinking(text)
+    # A character is far cheaper to look for than the expression, and stands in few texts.
+    if "<" in text or "[" in text or "##" in text:
+        text = next((text[: m.start()] for m in TURN.finditer(text) if text[: m.start()].strip()), text)
+    following = NEXT.search(text)
+    if following is None or BEGINS.match(text) or STATED.search(text, 0, following.start()) is None:
+        return text
+    return text[: following.start()]

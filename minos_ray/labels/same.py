@@ -1,0 +1,201 @@
+"""When two answers in mathematics are the same: by their string forms, else by what math-verify says of their parts."""
+
+import re
+from collections.abc import Sequence
+from math import gcd
+from typing import Any
+
+from minos_ray.labels.forms import ADJACENT, choice_with_text, normal, point, readable
+from minos_ray.labels.parsing import parsed
+from minos_ray.labels.parts import (
+    APPROXIMATES,
+    CONDITIONAL,
+    HEDGE,
+    RELATION,
+    conclusion,
+    counted_out,
+    elements,
+    is_name,
+    sides,
+    value_side,
+    without_condition,
+)
+
+BASED = re.compile(r"([0-9A-Fa-f]+)_\{?(?:\\text\{)?([0-9]+)\}*")
+CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])")
+MANY = 40  # elements of a list, beyond which only equal strings are the same
+
+
+def same_text(gold: str, answer: str) -> bool:
+    """Whether two answers have the same string form; never wrong about a yes, often about a no."""
+    expected, given = normal(gold), normal(answer)
+    if expected == given:
+        return True
+    return point(expected) == point(given) or same_choice(gold, answer, expected, given)
+
+
+def same_choice(gold: str, answer: str, expected: str, given: str) -> bool:
+    """Whether one of them is a choice with its text, `(C) 14`, and the other the letter (or, for a gold, the text)."""
+    if len(expected) == 1 and expected.isalpha():
+        chosen = choice_with_text(answer)
+        return chosen is not None and chosen[0] == expected
+    chosen = choice_with_text(gold)
+    return chosen is not None and given in (chosen[0], normal(chosen[1]))
+
+
+def same_value(gold: str, answer: str) -> bool:
+    """Whether the answer states the gold one, as a reader would say; may take forever: it belongs in a `Comparer`."""
+    expected, given = readable(gold), readable(answer)
+    if same_list(expected, given):
+        return True
+    return any(same_text(gold, other) or same_list(expected, readable(other)) for other in restated(expected, given))
+
+
+def restated(gold: str, answer: str) -> list[str]:
+    """Shorter forms of what the answer says in the end: without a remark, without its calculation."""
+    forms: list[str | None] = [without_condition(answer)] if without_condition(gold) == gold else []
+    if APPROXIMATES.search(answer) and not APPROXIMATES.search(gold):
+        forms += [part for part in APPROXIMATES.split(answer) if part.strip()]
+    forms += [counted_out(answer), conclusion(answer)]
+    return [form for form in forms if form and form != answer]
+
+
+def same_list(gold: str, answer: str) -> bool:
+    """Whether two readable answers agree as lists, element by element, or as single values."""
+    (outer, golds), (brackets, answers) = elements(gold), elements(answer)
+    if len(golds) < 2 and len(answers) < 2:
+        return same_single(gold, answer)
+    if len(golds) < 2 and not brackets and len(answers) <= MANY and in_order([gold] * len(answers), answers):
+        return True  # 3/4 or 0.75
+    if len(golds) < 2 or len(answers) < 2:
+        return same_single(gold, answer)
+    if len(golds) != len(answers):
+        return len(set(golds)) == len(set(answers)) and verified(gold, answer)
+    if ("()" in (outer, brackets) and "{}" in (outer, brackets)) or outer == brackets == "()":
+        return in_order(unnamed(golds), unnamed(answers))
+    if len(golds) == 2 and ("[" in outer + brackets or "]" in outer + brackets):
+        return outer == brackets and in_order(golds, answers)
+    if "()" in (outer, brackets) and in_order(by_name(golds), by_name(answers)):
+        return True
+    return in_any_order(golds, answers)
+
+
+def in_order(golds: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether the elements are the same, one by one."""
+    return all(same_element(gold, answer) for gold, answer in zip(golds, answers, strict=True))
+
+
+def in_any_order(golds: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether the elements are the same in some order; equal strings are paired first."""
+    left, missing = list(answers), []
+    for gold in golds:
+        twin = next((at for at, answer in enumerate(left) if normal(answer) == normal(gold)), None)
+        if twin is None:
+            missing.append(gold)
+        else:
+            del left[twin]
+    if len(missing) > MANY:
+        return False
+    for gold in missing:
+        twin = next((at for at, answer in enumerate(left) if same_element(gold, answer)), None)
+        if twin is None:
+            return False
+        del left[twin]
+    return True
+
+
+def same_element(gold: str, answer: str) -> bool:
+    """Whether two elements of lists are the same."""
+    return same_text(gold, answer) or same_list(gold, answer)
+
+
+def unnamed(parts: Sequence[str]) -> list[str]:
+    """The values of `(x=1, y=2)`."""
+    return [value_side(part) for part in parts]
+
+
+def by_name(parts: Sequence[str]) -> list[str]:
+    """The values of `y=2, x=1` in the order of the names, of anything else in its own."""
+    names = [sides(part)[0] if len(sides(part)) > 1 and is_name(sides(part)[0]) else None for part in parts]
+    if None in names or len(set(names)) < len(names):
+        return list(parts)
+    return [value_side(part) for _, part in sorted(zip(names, parts, strict=True), key=lambda pair: pair[0])]
+
+
+def same_single(gold: str, answer: str) -> bool:
+    """Whether two values or equations are the same; what math-verify would misread is compared as text."""
+    for rule in (same_base, same_clock):
+        said = rule(gold, answer)
+        if said is not None:
+            return said
+    if HEDGE.search(answer) and not HEDGE.search(gold):
+        return False
+    left = sides(answer)[0]
+    if left != answer and "\\text" in left and CONDITIONAL.search(left):
+        return normal(gold) == normal(answer)  # \text{no solution for } n = 3
+    expected, given = one_sided(gold, answer)
+    if not expected or not given:
+        return gold == answer
+    if normal(expected) == normal(given):
+        return True
+    if ADJACENT.search(expected) or ADJACENT.search(given):
+        return False
+    return verified(expected, given)
+
+
+def one_sided(gold: str, answer: str) -> tuple[str, str]:
+    """Without the left side that only one of them has, or that both share: `k_{\\max} = 7` and `7`."""
+    golds, answers = sides(gold, membership=True), sides(answer, membership=True)
+    if len(golds) == 1 and len(answers) > 1 and RELATION.search(gold) is None:
+        return gold, value_side(answer)
+    if len(golds) > 1 and len(answers) == 1 and is_name(golds[0]) and RELATION.search(answer) is None:
+        return golds[-1], answer
+    if len(golds) > 1 and len(answers) > 1 and is_name(golds[0]) and normal(golds[0]) == normal(answers[0]):
+        return golds[-1], answers[-1]
+    return gold, answer
+
+
+def same_base(gold: str, answer: str) -> bool | None:
+    """Numbers with a stated base: the digits must agree, and the bases where both are stated; None for others."""
+    first, second = BASED.fullmatch(gold.replace(" ", "")), BASED.fullmatch(answer.replace(" ", ""))
+    if not first or not second:
+        return None
+    return first[1].upper() == second[1].upper() and first[2] == second[2]
+
+
+def same_clock(gold: str, answer: str) -> bool | None:
+    """Times of day, `12:30`, which a ratio in lowest terms cannot be: the same text; None for others."""
+    found = CLOCK.fullmatch(gold)
+    if found is None or gcd(int(found[1]), int(found[2])) == 1:
+        return None
+    return normal(gold) == normal(answer)
+
+
+def verified(gold: str, answer: str) -> bool:
+    """What math-verify says, corrected where its fifteen digits or its reading of `i` as a letter are not enough."""
+    from math_verify import verify
+
+    expected, given = parsed(gold), parsed(answer)
+    if is_rational(expected) and is_rational(given):
+        return expected[0] == given[0]
+    return settled(verify(expected, given, timeout_seconds=None), expected, given)
+
+
+def is_rational(read: Sequence[Any]) -> bool:
+    """Whether an exact fraction was read, which needs no further thought."""
+    return bool(read) and getattr(read[0], "is_Rational", False)
+
+
+def settled(said: bool, expected: Sequence[Any], given: Sequence[Any]) -> bool:
+    """The verdict on two expressions: exact constants are the same when their values are."""
+    from minos_ray.labels.values import exact_key, has_imaginary, key_of
+
+    if not expected or not given:
+        return said
+    if said:
+        keys = [exact_key(read[0]) for read in (expected, given)]
+        return None in keys or keys[0] == keys[1]
+    if has_imaginary(expected[0]) or has_imaginary(given[0]):
+        keys = [key_of(read[0]) for read in (expected, given)]
+        return None not in keys and keys[0] == keys[1]
+    return False
