@@ -139,7 +139,10 @@ def check_base(config: Config, run: Run, todo: set[str]) -> None:
         return
     if file:
         options = {"trust_remote_code": base.trust_remote_code}
-        base_weights.check(os.path.dirname(file), kinds, options, config.resources.train.zero == 3, whole=not on_hub)
+        folder = os.path.dirname(file)
+        base_weights.check(folder, kinds, options, config.resources.train.zero == 3, whole=not on_hub)
+        if config.reward.lm_weight and "reward" in todo and not on_hub:
+            base_weights.require_vocabulary_head(folder, options)
 
 
 def trained_kinds(config: Config, todo: set[str]) -> list[Any]:

@@ -65,6 +65,11 @@ def whole(path: Path, name: str) -> str:
     if not (path / "config.json").is_file():
         raise UserError(f"model '{name}': {path} has no config.json")
     if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
+        if any(path.glob("*.gguf")):
+            raise UserError(
+                f"model '{name}': {path} has its weights as GGUF only; make them safetensors with transformers first: "
+                "from_pretrained(FOLDER, gguf_file=NAME), then save_pretrained"
+            )
         raise UserError(f"model '{name}': {path} has no weights ({' or '.join(WEIGHTS)})")
     if not any((path / file).is_file() for file in TOKENIZERS):
         raise UserError(f"model '{name}': {path} has no tokenizer (tokenizer.json); save it beside the model")

@@ -174,6 +174,17 @@ def test_older_files_of_weights_are_looked_into(tmp_path: Path) -> None:
     assert "is no file of weights" in said(tmp_path, pointer)[0]
 
 
+def test_a_language_loss_needs_a_head_of_the_known_name(tmp_path: Path) -> None:
+    """GPT-NeoX's is stored as `embed_out.weight`."""
+    other, known = tiny(tmp_path / "other", "GPTNeoXConfig"), tiny_model(tmp_path / "known")
+    section = {"lm_weight": 0.5, "verifiers": ["orm-base"]}
+    made = config(tmp_path, other, reward=section)
+    [line] = [line for line in findings(made, Run(made.run), {"reward"}) if "lm_weight" in line]
+    assert line.startswith("reward.lm_weight: ") and "has no 'lm_head.weight' in safetensors files" in line
+    assert said(tmp_path, other, {"reward"}, reward={**section, "lm_weight": 0.0}) == []
+    assert said(tmp_path, known, {"reward"}, reward=section) == []
+
+
 def test_a_family_without_the_class_is_refused_before_any_work(tmp_path: Path) -> None:
     base = tiny(tmp_path / "base", "GraniteConfig")
     [line] = said(tmp_path, base, {"sft", "reward"}, reward={"verifiers": ["prm-minos"]})

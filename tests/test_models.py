@@ -56,6 +56,13 @@ def test_an_incomplete_directory_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_a_directory_of_gguf_files_is_told_what_would_do(directory: Path, tmp_path: Path, run: Run) -> None:
+    other = copy_without(directory, tmp_path / "other", "model.safetensors")
+    (other / "model-Q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"as GGUF only; .*gguf_file=NAME"):
+        locate(Model(model=str(other)), run)
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere-at-all"])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, run: Run) -> None:
     with pytest.raises(UserError, match="there is no directory"):

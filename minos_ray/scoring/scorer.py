@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from minos_ray import schema
+from minos_ray.errors import UserError
 from minos_ray.models import locate
 from minos_ray.resources import Scoring
 from minos_ray.scoring.batches import Forest, forests
@@ -98,6 +99,7 @@ class Scorer(Verifier):
         from transformers.utils import logging
 
         from minos_ray.scoring.backbone import Masked, backbone_of
+        from minos_ray.training.base_weights import shown
         from minos_ray.training.heads import saved_class, scalar_head
         from minos_ray.training.packing import longest_together
 
@@ -106,7 +108,10 @@ class Scorer(Verifier):
         logging.disable_progress_bar()
         self.device = device_of(resources.gpus)
         options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
-        whole = saved_class(self.config).from_pretrained(model, **options).to(self.device).eval()
+        whole, info = saved_class(self.config).from_pretrained(model, **options, output_loading_info=True)
+        if info["missing_keys"]:
+            raise UserError(f"model '{model}' has no weights for {shown(sorted(info['missing_keys']))}")
+        whole = whole.to(self.device).eval()
         self.head = scalar_head(whole)
         self.backbone = backbone_of(whole, model)
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS

@@ -174,3 +174,16 @@ def require_safetensors(path: str, shares: bool) -> None:
             f"base.model: {path} has no safetensors files, which resources.train.zero 3 loads; set it below 3, or save "
             "the model anew with transformers"
         )
+
+
+def require_vocabulary_head(path: str, options: Mapping[str, Any]) -> None:
+    """UserError when a verifier's language loss has no vocabulary head to train along: it is read by its name."""
+    from transformers import AutoConfig
+
+    if AutoConfig.from_pretrained(path, **options).get_text_config().tie_word_embeddings:
+        return
+    if bin_files(path) or "lm_head.weight" not in shapes(path):
+        raise UserError(
+            f"reward.lm_weight: {path} has no 'lm_head.weight' in safetensors files, which would be trained along; "
+            "save the model anew with transformers, or set it to 0"
+        )

@@ -10,6 +10,7 @@ from minos_ray.training.job import Job, Kind
 from minos_ray.training_sections import Lora
 
 PIPELINES: dict[Kind, str] = {"lm": "text-generation", "orm": "text-classification", "prm": "token-classification"}
+OTHER: dict[Kind, Kind] = {"lm": "lm", "orm": "prm", "prm": "orm"}
 WHAT: dict[Kind, str] = {
     "lm": "It writes a critique, step by step, of a solution of a mathematics problem. It goes on from the text and "
     "has no chat template.",
@@ -25,9 +26,13 @@ ADAPTER = (
 )
 
 
-def card(job: Job, details: dict[str, Any]) -> str:
-    """Markdown with the YAML head that model hubs read; numbers as the manifest has them."""
-    head = {"library_name": "transformers", "pipeline_tag": PIPELINES[job.kind], "tags": ["minos_ray", "math-minos"]}
+def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
+    """Markdown with the YAML head that model hubs read; numbers as the manifest has them.
+
+    `own_class`: a verifier is saved as the class of its kind, not as the other one (`heads.own_class`).
+    """
+    pipeline = PIPELINES[job.kind if own_class else OTHER[job.kind]]
+    head = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["minos_ray", "math-minos"]}
     curve, lora = details.get("curve") or [], job.section.lora
     return "\n".join(
         [

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from minos_ray import models
 from minos_ray.store import Run
-from minos_ray.training import architecture, batches, dropout, engine, lora, metrics, trial
+from minos_ray.training import architecture, batches, dropout, engine, heads, lora, metrics, trial
 from minos_ray.training.card import card
 from minos_ray.training.checkpoint import Checkpoints
 from minos_ray.training.job import Job
@@ -166,7 +166,8 @@ class Training:
                     weights = lora.merged(weights, self.section.lora)
                 dropout.put_back(self.own_dropout)
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)
-                (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of)))
+                own_class = heads.own_class(self.model, self.job.kind)
+                (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of), own_class))
                 self.run.upload(folder, artefact.name)
             self.log.close()
             table = self.job.table

@@ -177,3 +177,13 @@ def test_no_score_of_a_solution_is_zero_for_that_stands_for_none() -> None:
     unit = {"problem_id": "p", "question": "?", "candidate_ids": ["p/0", "p/1"], "steps": [["a"], ["b"]]}
     rows, _ = scored(pa.Table.from_pylist([unit]), lambda _: ([[0.0], []], {}), AGGREGATIONS["last"], by_step=False)
     assert [row["score"] > 0 for row in rows.to_pylist()] == [True, False]
+
+
+def test_a_verifier_without_its_head_is_not_scored_with_a_random_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = tiny_model(tmp_path, "prm")
+    weights = load_file(f"{path}/model.safetensors")
+    save_file({n: w for n, w in weights.items() if "score" not in n}, f"{path}/model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"has no weights for 'score\.bias', 'score\.weight'"):
+        Scorer(path)

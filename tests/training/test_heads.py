@@ -9,8 +9,9 @@ import torch
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer
 from minos_ray.scoring.scorer import Scorer
-from minos_ray.training import architecture, heads
+from minos_ray.training import architecture, heads, lora
 from minos_ray.training.losses import Objective
+from minos_ray.training_sections import Lora
 from tests.tiny import tiny_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -85,6 +86,16 @@ def test_a_verifier_is_saved_so_that_transformers_loads_it_and_scored_as_it_is(
     nothing = torch.zeros(0, dtype=torch.long)
     found = trained(ids, torch.tensor([len(ids)]), ends, torch.ones(len(ends)), nothing, nothing)
     assert torch.sigmoid(found.logits)[-len(scores) :].tolist() == pytest.approx(scores, abs=1e-5)
+
+
+def test_an_adapter_is_trained_with_the_head_whatever_it_is_called(tmp_path: Path) -> None:
+    base = language_model("gpt_neox", tmp_path)
+    objective = Objective(architecture.load(base, "prm", "fp32", 0, {}), "prm")
+    lora.attach(objective, Lora(targets=("query_key_value",)), 0)
+    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert {"model.classifier.weight", "model.classifier.bias"} < trained
+    assert all(".lora_" in name or ".classifier." in name for name in trained)
+    assert lora.peft_config(Lora(), objective.model).task_type == "TOKEN_CLS"
 
 
 @pytest.mark.parametrize(
