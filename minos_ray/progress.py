@@ -22,6 +22,11 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+def pace(rate: float, unit: str) -> str:
+    """`5.0 rows/s`, and for slow work `42.0 s/row`."""
+    return f"{1 / rate:,.1f} s/{unit.removesuffix('s')}" if 0 < rate < 0.5 else f"{rate:,.1f} {unit}/s"
+
+
 class Progress:
     """Counts `total` units of work; `advance` shows done, rate, time left and what the caller adds.
 
@@ -135,13 +140,23 @@ class Progress:
         return max(time.monotonic() - self.start, 1e-9)
 
     def _text(self) -> str:
-        rate = (self.done - self.first) / self._seconds()
+        rate = self._rate()
         going_on = rate > 0 and self.done < self.total and not self.over.is_set()
-        left = f", {duration((self.total - self.done) / rate)} left" if going_on else ""
+        left = f", {duration(self._left(rate))} left" if going_on else ""
         tokens = f", {self.numbers['tokens'] / self._seconds():,.0f} tokens/s" if self.numbers.get("tokens") else ""
         failed = f", failed {sum(self.failures.values()):,}" if any(self.failures.values()) else ""
         extra = "".join(f", {key} {value}" for key, value in self.shown.items())
-        return f"{rate:,.1f} {self.unit}/s{left}{tokens}{extra}{failed}"
+        return f"{pace(rate, self.unit)}{left}{tokens}{extra}{failed}"
+
+    def _rate(self) -> float:
+        """Units a second, up to the last one that was done: what is in work then is not held against it."""
+        seconds = self._seconds() if self.over.is_set() else self.moved - self.start
+        return (self.done - self.first) / max(seconds, 1e-9)
+
+    def _left(self, rate: float) -> float:
+        """Seconds for the units that are not done, one of which has been in work since the last one was."""
+        rest = self.total - self.done
+        return max(rest / rate - (time.monotonic() - self.moved), (rest - 1) / rate)
 
     def _stall(self, now: float) -> str:
         quiet = now - self.moved

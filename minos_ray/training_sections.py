@@ -74,7 +74,9 @@ class Sft(Train):
 
     epochs: float = Field(3, gt=0)
     lr: float = Field(5e-6, gt=0)
-    rows: int | None = Field(None, ge=1, description="critiques used; all usable ones when empty")
+    rows: int | None = Field(
+        None, ge=1, description="critiques used, a fiftieth of them held out; all usable ones when empty"
+    )
     source: Source = Field(
         "both", description="bought ones, inserted errors, or both; as controls plain text of as many tokens"
     )

@@ -44,6 +44,32 @@ def test_what_was_done_before_does_not_count_for_the_rate(
     assert lines[1] == "sample: 920/1,000 0.5 candidates/s, 2m40s left"
 
 
+def test_slow_work_is_shown_by_the_unit_and_its_time_left_falls(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("critic", 10, "steps") as shown:
+        for _ in range(2):
+            for _ in range(3):
+                clock[0] += 30
+                shown.advance(0)
+            clock[0] += 10
+            shown.advance(1)
+        for _ in range(5):
+            clock[0] += 30
+            shown.advance(0)
+    lines = [line.partition(" left")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines[3:-1] == [
+        "critic: 1/10 100.0 s/step, 14m30s",
+        "critic: 1/10 100.0 s/step, 14m00s",
+        "critic: 1/10 100.0 s/step, 13m30s",
+        "critic: 2/10 100.0 s/step, 12m50s",
+        "critic: 2/10 100.0 s/step, 12m20s",
+        "critic: 2/10 100.0 s/step, 11m50s",
+        "critic: 2/10 100.0 s/step, 11m40s",
+        "critic: 2/10 100.0 s/step, 11m40s",
+    ]
+
+
 def test_failed_work_is_not_said_to_be_done(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyError), Progress("sample", 10):
         raise KeyError

@@ -63,7 +63,8 @@ def critique_data(
     kept_out: Collection[str] = (),
 ) -> Data:
     """Stage 1: critiques that are whole and agree with the labels, `inserted` errors with their notes, or both, as
-    `section.source` says (where it names a control: the critiques). A smaller `limit` takes a subset of a larger.
+    `section.source` says (where it names a control: the critiques). A smaller `limit`, of rows that are short enough,
+    takes a subset of a larger.
 
     Problems that are `kept_out` give no rows.
     """
@@ -75,10 +76,10 @@ def critique_data(
     kept = [row for row in rows if row["problem_id"] not in kept_out]
     if len(kept) < len(rows):
         dropped["held_out_in_stage_2"] = len(rows) - len(kept)
-    rows = sampled(kept, limit, "critiques", "over_limit", dropped)
-    made = list(language_rows(tokenizer, rows, section.max_length, dropped))
+    short = list(language_rows(tokenizer, kept, section.max_length, dropped))
+    made = sampled(short, limit, "critiques", "over_limit", dropped)
     parts = split_by_problem(made, min(HELD_OUT_CRITIQUES, len(made) // 50), None, section.seed)
-    return Data(*parts, dropped, Counter(row["source"] for row in rows))
+    return Data(*parts, dropped, Counter(row["source"] for row in made))
 
 
 def bought_rows(run: Run, asked: dict[str, str], agreeing: bool, dropped: Counter[str]) -> list[Row]:
@@ -129,7 +130,7 @@ def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Cou
             if len(ids) > max_length:
                 dropped["over_max_length"] += 1
             else:
-                yield language_row(row["problem_id"], ids, first)
+                yield {**language_row(row["problem_id"], ids, first), "source": row["source"]}
 
 
 def held_out_problems(run: Run, section: Reward) -> set[str]:

@@ -295,3 +295,12 @@ def test_room_is_exact(wrong: int, right: int, share: int) -> None:
     size = room([{"correct": False}] * wrong + [{"correct": True}] * right, share / 100)
     assert share * size <= 100 * wrong and (100 - share) * size <= 100 * right
     assert share * (size + 1) > 100 * wrong or (100 - share) * (size + 1) > 100 * right
+
+
+def test_critiques_that_are_too_long_do_not_count(small: tuple[Config, Run, Any]) -> None:
+    """24 asked for are 24, though some are too long."""
+    _, run, tokenizer = small
+    lengths = sorted(len(row["ids"]) for row in critique_data(run, tokenizer, Sft(max_length=256)).train)
+    data = critique_data(run, tokenizer, Sft(max_length=lengths[len(lengths) // 2]), 24)
+    assert len(data.train) + len(data.held_out) == 24 == sum(data.sources.values())
+    assert data.dropped["over_max_length"] > 0
