@@ -9,8 +9,10 @@ from typing import Any
 from minos_ray.errors import UserError
 from minos_ray.models import is_hub_id, locate
 from minos_ray.preflight.bundles import bundles, room
+from minos_ray.resources import Workers
 from minos_ray.sections import Config, Model
 from minos_ray.store import Run
+from minos_ray.training.batches import total_steps
 from minos_ray.training_sections import Train
 
 Tensor = dict[str, Any]
@@ -28,8 +30,10 @@ def run_bytes(config: Config, run: Run, todo: Set[str], models: int) -> dict[str
     if size := base_parameters(config, run):
         widths = [width(section) for _, section in trainings(config, todo)]
         found["models"] = models * size * max(widths, default=0)
-        kept = (config.resources.train.keep + 2) * checkpoint(config, size, todo)
-        found |= {"checkpoints": kept} if kept else {}
+        workers = config.resources.train
+        found["checkpoints"] = max(
+            (kept(section, workers) * checkpoint(section, size) for _, section in trainings(config, todo)), default=0
+        )
     return {what: amount for what, amount in found.items() if amount}
 
 
@@ -38,7 +42,9 @@ def node_bytes(config: Config, run: Run, todo: Set[str]) -> Callable[[Mapping[st
 
     As many workers as could be there are counted.
     """
-    workers, whole = bundles(config.resources.train), checkpoint(config, base_parameters(config, run) or 0, todo)
+    workers, size = bundles(config.resources.train), base_parameters(config, run) or 0
+    saved = [section for _, section in trainings(config, todo) if kept(section, config.resources.train)]
+    whole = max((checkpoint(section, size) for section in saved), default=0)
     return lambda has: ANYWAY + whole * room(workers, [has]) / workers.count
 
 
@@ -62,10 +68,25 @@ def trainings(config: Config, todo: Set[str]) -> Iterator[tuple[str, Train]]:
     return ((name, section) for name, section in (("sft", config.sft), ("reward", config.reward)) if name in todo)
 
 
-def checkpoint(config: Config, size: int, todo: Set[str]) -> float:
-    """Bytes of one checkpoint of the largest training; one of LoRA is small."""
-    full = [section for _, section in trainings(config, todo) if section.lora is None]
-    return size * max((STATE_BYTES + (2 if section.precision == "bf16" else 0) for section in full), default=0)
+def checkpoint(section: Train, size: int) -> float:
+    """Bytes of one checkpoint of a training; one of LoRA is small."""
+    if section.lora is not None:
+        return 0
+    return size * (STATE_BYTES + (2 if section.precision == "bf16" else 0))
+
+
+def kept(section: Train, workers: Workers) -> int:
+    """Checkpoints that may lie there at once: those kept, the best and the one on its way, if there are so many steps.
+
+    None is written before the first step or after the last one.
+    """
+    most = workers.keep + 2
+    rows = getattr(section, "rows", None)
+    if rows is None:
+        return most
+    between = total_steps(rows, section.epochs, section.batch_rows) - 1
+    judged = between // section.eval_every if section.pick == "best" else 0
+    return min(most, between // workers.save_every + judged)
 
 
 def width(section: Train) -> int:

@@ -53,6 +53,28 @@ def test_sizes_follow_the_config(tmp_path: Path, base: str) -> None:
     assert estimate.run_bytes(half, run, {"score"}, models=0) == {}
 
 
+@pytest.mark.parametrize(
+    ("section", "workers", "count"),
+    [
+        ({"rows": 24, "batch_rows": 8}, {}, 0),  # three steps
+        ({"rows": 24, "batch_rows": 8}, {"save_every": 1}, 2),
+        ({"rows": 24, "batch_rows": 8, "pick": "best", "eval_every": 2}, {}, 1),
+        ({"rows": 1600, "batch_rows": 8, "epochs": 1}, {}, 0),  # 200 steps, and none is saved after the last
+        ({"rows": 1601, "batch_rows": 8, "epochs": 1}, {}, 1),
+        ({"rows": 80000, "batch_rows": 8}, {"keep": 4}, 6),
+        ({}, {}, 3),
+    ],
+)
+def test_no_more_checkpoints_are_counted_than_a_training_writes(
+    tmp_path: Path, base: str, section: dict[str, object], workers: dict[str, object], count: int
+) -> None:
+    made = config(tmp_path, base, sft={"precision": "fp32", "epochs": 1, **section}, resources={"train": workers})
+    run, size = Run(made.run), estimate.parameters(Model(model=base), Run(made.run))
+    assert estimate.run_bytes(made, run, {"sft"}, models=0).get("checkpoints", 0) == count * size * 12
+    aside = estimate.node_bytes(made, run, {"sft"})({"CPU": 1.0})
+    assert aside == estimate.ANYWAY + (size * 12 if count else 0)
+
+
 def test_a_run_that_the_disk_cannot_hold_is_refused(tmp_path: Path, base: str) -> None:
     made = config(tmp_path, base, sample={"n_test": 10**9, "max_tokens": 10**6})
     [line] = [line for line in findings(made, Run(made.run), {"sample"}) if "GB" in line]
