@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 SECRET = re.compile(r"auth|key|token|secret|pass|cookie|credential|signature", re.IGNORECASE)
 SECRET_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
@@ -17,11 +17,17 @@ OWN = {"model", "max_tokens", "temperature", "top_p", "reasoning_effort"}
 FIXED = {"messages", "response_format", "max_completion_tokens", "stream", "n"}
 
 
-def check_address(base_url: str) -> str:
-    """ValueError when an address holds a name and a password, which logs would show."""
-    if "@" in urlsplit(base_url).netloc:
-        raise ValueError("an address with a password would stand in logs; set the key in the environment")
-    return base_url
+def check_address(base_url: str) -> None:
+    """ValueError when an address holds a name and a password, or a key in its query, which logs would show."""
+    _, query = address(base_url)
+    if "@" in urlsplit(base_url).netloc or any(map(SECRET.search, query)):
+        raise ValueError("base_url with a password or key would stand in logs; set the key in the environment")
+
+
+def address(base_url: str) -> tuple[str, dict[str, str]]:
+    """The address and the parameters that each request has besides, as Azure's `?api-version=...`."""
+    parts = urlsplit(base_url)
+    return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query, keep_blank_values=True))
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

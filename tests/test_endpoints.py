@@ -28,6 +28,7 @@ from minos_ray.sections import Critique, MetaCritic
         ("extra_body", {"x": {1, 2}}),
         ("extra_body", {"x": "\ud83d"}),
         ("base_url", "https://me:abc@host/v1"),
+        ("base_url", "https://host/v1?api-key=abc"),
         ("top_p", 0),
         ("reasoning_effort", ""),
     ],

@@ -21,6 +21,7 @@ from minos_ray.critiques.client import headers, hidden
 from minos_ray.critiques.content import clean
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.reply import BadReply, RowError, error_inside, most, read, shown
+from minos_ray.endpoints import address
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
@@ -45,7 +46,12 @@ class BatchAPI:
         http = openai.DefaultAsyncHttpxClient(timeout=limits.timeout_s, trust_env="//127.0.0.1" not in base_url)
         self.headers = headers(section)
         self.client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=key, max_retries=0, http_client=http, default_headers=self.headers
+            base_url=address(base_url)[0],
+            default_query=address(base_url)[1],
+            api_key=key,
+            max_retries=0,
+            http_client=http,
+            default_headers=self.headers,
         )
 
     async def preflight(self) -> None:
@@ -133,8 +139,11 @@ class BatchAPI:
             raise UserError(f"critic: the account of {key} has no quota left ({code}); top it up and run again")
         if meaning in ("no_access", "forbidden"):
             raise UserError(f"critic refused {key} ({code}) at {url}; set a valid one")
+        hint = retry.address_hint(self.base_url)
         if code in (404, 405):
-            raise UserError(f"critique.mode = 'batch': {url} has no Batch API ({code}); use critique.mode = 'online'")
+            raise UserError(
+                f"critique.mode = 'batch': {url} has no Batch API ({code}); use critique.mode = 'online'{hint}"
+            )
         raise UserError(f"critique.mode = 'batch': {url} refuses the batch: {self.told(error)}")
 
     def told(self, error: Exception) -> str:

@@ -15,8 +15,9 @@ from minos_ray.critiques.content import clean
 from minos_ray.critiques.gate import Gate, Stopped
 from minos_ray.critiques.limiter import Done
 from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.reply import RowError, body, decoded, most, most_tokens, read, shown, thought_only
+from minos_ray.critiques.reply import BadReply, RowError, body, decoded, most, most_tokens, read, shown, thought_only
 from minos_ray.critiques.trouble import Stop
+from minos_ray.endpoints import address
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.resources import Client
 from minos_ray.sections import Critique
@@ -68,8 +69,10 @@ class Endpoint:
         # The Limits class of the very HTTP library that this version of openai is built on.
         pool = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=many, max_keepalive_connections=many)
         http = openai.DefaultAsyncHttpxClient(limits=pool, timeout=limit, trust_env=not self.loopback)
+        base_url, query = address(self.base_url)
         return openai.AsyncOpenAI(
-            base_url=self.base_url,
+            base_url=base_url,
+            default_query=query,
             api_key=self.key,
             max_retries=0,
             timeout=limit,
@@ -127,9 +130,11 @@ async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
     try:
         async with endpoint.open() as api, asyncio.timeout(within_s):
             try:
-                await api.models.list()
-            except retry.STATED as error:
-                if error.status_code < 429:
+                listed = decoded((await api.models.with_raw_response.list()).content)
+                if not isinstance(listed, (dict, list)):
+                    raise BadReply(f"no list of models: {shown(listed)}")
+            except (openai.APIStatusError, BadReply) as error:
+                if getattr(error, "status_code", 0) < 429:
                     await knock(endpoint, api, error)
     except (openai.APIConnectionError, TimeoutError) as error:
         reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {within_s:.0f} s"
@@ -143,8 +148,12 @@ async def knock(endpoint: Endpoint, api: openai.AsyncOpenAI, unlisted: Exception
 
     UserError when the key is refused there too, or nothing that could take it is found at that address.
     """
+    asked: dict[str, Any] = {"model": endpoint.section.model, "messages": [], "max_tokens": 1}
     try:
-        await api.chat.completions.create(model=endpoint.section.model, messages=[], max_tokens=1)
+        decoded((await api.chat.completions.with_raw_response.create(**asked)).content)
+    except BadReply as error:
+        advice = retry.address_hint(endpoint.base_url)
+        raise UserError(f"critique.base_url = '{endpoint.base_url}' answers with {error}{advice}") from error
     except openai.APIStatusError as error:
         if error.status_code in (401, 403):
             raise UserError(endpoint.refused(error)) from error

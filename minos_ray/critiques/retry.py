@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import openai
 
 from minos_ray.critiques.reply import NO_MONEY, BadReply, RowError
+from minos_ray.endpoints import address
 from minos_ray.sections import Critique
 
 Meaning = Literal["again", "bad_request", "forbidden", "no_access", "no_quota"]
@@ -87,11 +88,11 @@ def hint(error: Exception, section: Critique) -> str:
 
 def address_hint(base_url: str) -> str:
     """What may be wrong with an address at which nothing is found: it ends too late, or its `/v1` is missing."""
-    if CHAT_PATH.search(base_url):
-        return f"; leave the end out: critique.base_url={CHAT_PATH.sub('', base_url)}"
-    path = urlsplit(base_url).path.strip("/")
-    if not re.search(r"\bv\d", path):
-        return f"; is it critique.base_url={base_url.rstrip('/')}/v1 ?"
+    url, _ = address(base_url)
+    if CHAT_PATH.search(url):
+        return f"; leave the end out: critique.base_url={CHAT_PATH.sub('', url)}"
+    if not re.search(r"\bv\d", urlsplit(url).path):
+        return f"; is it critique.base_url={url.rstrip('/')}/v1 ?"
     return ""
 
 

@@ -84,6 +84,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.seen: list[tuple[float, str]] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.sent: Counter[int] = Counter()
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
@@ -106,13 +107,13 @@ class ScriptedHandler(BaseHTTPRequestHandler):
     server: ScriptedServer
 
     def do_GET(self) -> None:
-        status = self.server.models if self.path == f"{self.server.path}/models" else 404
+        status = self.server.models if self.path.partition("?")[0] == f"{self.server.path}/models" else 404
         self._send(self._allowed(status), b'{"object": "list", "data": []}', {})
 
     def do_POST(self) -> None:
         """Like every endpoint it sees to the key first, then to the path, then to what is asked."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        found = 200 if self.path == f"{self.server.path}/chat/completions" else 404
+        found = 200 if self.path.partition("?")[0] == f"{self.server.path}/chat/completions" else 404
         status = self._allowed(found if body["messages"] or found == 404 else 400)
         if status != 200:
             return self._send(status, b'{"error": {"message": "scripted", "code": null}}', {})
@@ -121,6 +122,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
             before = server.times()[content]
             server.seen.append((time.monotonic(), content))
             server.bodies.append(body)
+            server.paths.append(self.path)
             server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)

@@ -23,7 +23,17 @@ from minos_ray.critiques.prompts import Case, label_aware
 from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import UserError
 from minos_ray.store import Run
-from tests.critiques.scripted import KEY, MakeConfig, Reply, Script, ScriptedServer, Serve, completion, refusal
+from tests.critiques.scripted import (
+    KEY,
+    MakeConfig,
+    Reply,
+    Script,
+    ScriptedHandler,
+    ScriptedServer,
+    Serve,
+    completion,
+    refusal,
+)
 
 
 class Seen:
@@ -50,6 +60,7 @@ class Ask:
         key: str = KEY,
         clients: int = 1,
         models: int = 200,
+        query: str = "",
         **critique: Any,
     ) -> tuple[dict[str, Answer], Seen, ScriptedServer]:
         """Asks `rows` requests, spread over `clients` clients."""
@@ -57,7 +68,8 @@ class Ask:
         self.server, self.cache = self.serve(script), Cache(run)
         self.server.models = models
         config = self.make_config(run, self.server.url, client, **critique)
-        endpoint = Endpoint(config.critique, config.resources.client, self.server.url, key, headers(config.critique))
+        url = self.server.url + query
+        endpoint = Endpoint(config.critique, config.resources.client, url, key, headers(config.critique))
         return asyncio.run(self._ask(endpoint, requests(rows), clients))
 
     async def _ask(
@@ -591,3 +603,22 @@ def test_a_further_parameter_that_a_model_does_not_take_is_named(ask: Ask, keys:
     with pytest.raises(UserError, match=told):
         ask(lambda *_: refusal(400, f"Unknown parameter: '{name}'.", param=name), rows=300, **keys)
     assert len(ask.server.seen) <= 3 + 8
+
+
+@pytest.mark.parametrize("status", [200, 405])
+def test_an_address_of_web_pages_is_told_before_anything_is_asked(
+    tmp_path: Path, serve: Serve, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """As of a server's own page, or of a site that answers every path with one."""
+    page, send = b"<html>Ollama is running</html>", ScriptedHandler._send
+    monkeypatch.setattr(ScriptedHandler, "do_GET", lambda self: send(self, 200, page, {}))
+    monkeypatch.setattr(ScriptedHandler, "do_POST", lambda self: send(self, status, page, {}))
+    url = serve(lambda *_: Reply()).url.removesuffix("/v1")
+    config = make_config(Run(str(tmp_path)), url)
+    with pytest.raises(UserError, match=r"critique\.base_url = .*; is it critique\.base_url=http://.*/v1 \?"):
+        asyncio.run(preflight(Endpoint(config.critique, config.resources.client, url, KEY)))
+
+
+def test_the_query_of_an_address_is_that_of_each_request(ask: Ask) -> None:
+    _, _, server = ask(lambda *_: Reply(), rows=2, query="?api-version=2024-10-21")
+    assert set(server.paths) == {"/v1/chat/completions?api-version=2024-10-21"}
