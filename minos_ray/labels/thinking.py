@@ -19,6 +19,7 @@ CLOSING = (
 )
 CLOSED = re.compile(f"(?:{OPENING}).*?(?:{CLOSING})", re.DOTALL | re.IGNORECASE)
 FIRST_PART = re.compile(f"^.*(?:{CLOSING})", re.DOTALL | re.IGNORECASE)
+END = re.compile(CLOSING, re.IGNORECASE)
 CUT_OFF = re.compile(f"(?:{OPENING}).*$", re.DOTALL | re.IGNORECASE)
 
 
@@ -30,5 +31,7 @@ def without_thinking(text: str) -> str:
     # Most texts have no bracket of a tag at all, and looking for a character is far cheaper than the expressions.
     if "<" not in text and "[" not in text and "\u25b7" not in text and "my thought process" not in text:
         return text
-    visible = CUT_OFF.sub("", FIRST_PART.sub("", CLOSED.sub("", text)))
+    # Behind the last end nothing is closed: to look for that from each of many beginnings would take for ever.
+    last = max((end.end() for end in END.finditer(text)), default=0)
+    visible = CUT_OFF.sub("", FIRST_PART.sub("", CLOSED.sub("", text[:last]) + text[last:]))
     return text if visible == text else visible.strip()

@@ -36,3 +36,10 @@ from minos_ray.labels.thinking import without_thinking
 )
 def test_what_stands_outside_of_the_thinking_is_kept(text: str, visible: str) -> None:
     assert without_thinking(text) == visible
+
+
+def test_a_model_that_says_one_mark_for_ever_keeps_no_reader_busy() -> None:
+    """A million beginnings without an end, which took minutes with a search from each."""
+    many = 1_000_000
+    assert without_thinking("5 " + "<think>" * many) == "5"
+    assert without_thinking("</think>" * many + "<think>" * many) == ""
