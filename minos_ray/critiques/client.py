@@ -229,7 +229,8 @@ class Critic:
         """The end of a request that was answered, and what its reader makes of it."""
         status, told = status_of(answer, request, self.reader), ""
         if status != "ok":
-            told = "the text is in 'reasoning_content'" if thought_only(raw) else f"one begins {shown(answer.text)!r}"
+            told = f"one begins {shown(answer.text)!r}" if answer.text else ""
+            told = "the text is in 'reasoning_content'" if thought_only(raw) else told
         return done._replace(
             usd=answer.cost_usd,
             prompt_tokens=answer.prompt_tokens,

@@ -121,19 +121,22 @@ class Limiter:
 
     async def load(self) -> dict[str, int]:
         """Requests of all clients that wait for their start, and those in flight."""
-        return {"queue": sum(self.waiting.values()), "in_flight": sum(map(len, self.held.values()))}
+        return {"queue": sum(self.waiting.values()), "in_flight": self._in_flight()}
 
     async def ends(self) -> tuple[dict[str, int], dict[str, int]]:
         """Rows that have ended by status, and what went wrong on the way by name."""
         return dict(self.trouble.statuses), dict(self.trouble.errors)
+
+    def _in_flight(self) -> int:
+        return sum(map(len, self.held.values()))
 
     def _start(self, now: float) -> float:
         return max(self.requests.start(now), self.tokens.start(now))
 
     def _grant(self, client: str, wants: list[Want], now: float) -> list[float]:
         starts: list[float] = []
-        in_flight, room = sum(map(len, self.held.values())), self.trouble.room()
-        for number, want in enumerate(wants, in_flight):
+        room = self.trouble.room()
+        for number, want in enumerate(wants, self._in_flight()):
             start = self._start(now)
             if number >= room or start > now + AHEAD_S or not self._affordable(want):
                 break
@@ -175,7 +178,7 @@ class Limiter:
         if end.error:
             stop = self.trouble.attempt(end.error, end.told) or stop
         if end.outcome:
-            stop = self.trouble.ended(end.outcome, end.told, end.doubt) or stop
+            stop = self.trouble.ended(end.outcome, end.told, end.doubt, self._in_flight()) or stop
         self.stop = self.stop or stop
         self._wake()
 

@@ -63,11 +63,14 @@ class Trouble:
             return Stop("user", f"{self._where()}: {MEANING['bad_reply']}: {told}")
         return None
 
-    def ended(self, status: str, told: str, doubt: Stop | None) -> Stop | None:
-        """The last attempt of a row ended so. `doubt` is a reason to stop when others end like it."""
+    def ended(self, status: str, told: str, doubt: Stop | None, in_flight: int) -> Stop | None:
+        """The last attempt of a row ended so. `doubt` is a reason to stop when others end like it.
+
+        A refusal comes at once, an answer takes its time: what is in flight is waited for before such a stop.
+        """
         self.statuses[status] += 1
         self.doubts = self.doubts + bool(doubt) if status in ("bad_request", "failed") else 0
-        if doubt and self.doubts >= self._doubts_to_stop():
+        if doubt and self.doubts >= self._doubts_to_stop() and not in_flight:
             return doubt
         return self.useless(told) or self._failing(told)
 

@@ -622,3 +622,15 @@ def test_an_address_of_web_pages_is_told_before_anything_is_asked(
 def test_the_query_of_an_address_is_that_of_each_request(ask: Ask) -> None:
     _, _, server = ask(lambda *_: Reply(), rows=2, query="?api-version=2024-10-21")
     assert set(server.paths) == {"/v1/chat/completions?api-version=2024-10-21"}
+
+
+def test_refusals_that_come_before_slower_answers_are_those_of_their_rows(ask: Ask) -> None:
+    """A moderated input is refused at once, while the answers to the others take their time."""
+
+    def script(content: str, _: int) -> Reply:
+        row = int(content.partition("Question ")[2].partition("?")[0])
+        return refusal(403, "Forbidden") if row < 4 else Reply(delay=0.3)
+
+    answers, _, server = ask(script, rows=20)
+    assert Counter(answer.outcome for answer in answers.values()) == {"answered": 16, "bad_request": 4}
+    assert max(server.times().values()) == 1
