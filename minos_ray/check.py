@@ -10,6 +10,7 @@ from minos_ray.config import Config, resolve
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.model_checks import check_model, judged, model_tests, models, unseen
 from minos_ray.pipeline import State, status
+from minos_ray.preflight import host_memory
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.functions import named
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
@@ -66,7 +67,7 @@ def known(config: Config, run: Run) -> list[State]:
 
 
 def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
-    """What the work will cost: money, completions, memory of GPUs."""
+    """What the work will cost: money, completions, memory of GPUs or of this machine."""
     if any(state.artefact == "critiques" and state.state != "done" for state in states):
         from minos_ray.critiques.estimate import expected_cost
 
@@ -75,6 +76,7 @@ def estimates(config: Config, run: Run, states: list[State]) -> Iterator[str]:
         from minos_ray.training.memory import stated
 
         yield from stated(config, run, unfinished(states))
+    yield from host_memory.stated(config, run, unfinished(states))
     if rollouts_wanted(config, states):
         from minos_ray.labels.rollouts import cost
 
@@ -173,7 +175,7 @@ def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Ite
 
 
 def training_tests(config: Config, run: Run, states: list[State]) -> Iterator[Callable[[], object]]:
-    """What rollouts, memory of GPUs, adapters and consensus need."""
+    """What rollouts, memory of GPUs or of this machine, adapters and consensus need."""
     todo = unfinished(states)
     if rollouts_wanted(config, states):
         from minos_ray.labels.rollouts import completer, settings
@@ -184,6 +186,7 @@ def training_tests(config: Config, run: Run, states: list[State]) -> Iterator[Ca
         from minos_ray.training.memory import refuse as refuse_memory
 
         yield lambda: refuse_memory(config, run, todo)
+    yield lambda: host_memory.refuse(config, run, todo)
     yield from lora_tests(config, run, todo)
     if config.reward.consensus and "reward" in todo and not imported(run, "critiques"):
         from minos_ray.training.consensus import refuse_told

@@ -20,6 +20,7 @@ from minos_ray.training_sections import Train
 ADAM = 8  # two moments in fp32
 MASTER = 4  # the fp32 copy of weights trained in bf16
 SUM = 4  # gradients are added up in fp32
+CHUNK_BYTES = 2**26  # of logits, as `vocabulary.CHUNK_BYTES`
 LIVE = 10**9  # DeepSpeed's stage3_max_live_parameters and sub_group_size
 # CUDA context, buffers of NCCL and of DeepSpeed's buckets, fragmentation.
 OVERHEAD_GB = 3.0
@@ -131,8 +132,9 @@ def activations(of: Shape, workers: Workers, kind: str, size: int) -> float:
     # Residuals, norms, queries and attention output: 9 hidden; keys and values, rotated too: 3; the MLP: 4.
     layer = size * (9 * of.hidden + 3 * of.kv + 4 * of.intermediate)
     kept = of.layers * size * of.hidden + layer if workers.gradient_checkpointing else of.layers * layer
-    logits = 3 * 4 * of.vocabulary if kind == "lm" else 0
-    return workers.micro_tokens * (kept + logits)
+    # The vocabulary head works chunk by chunk, with the gradient of its weights in fp32 (`vocabulary`).
+    head = 3 * CHUNK_BYTES + SUM * of.vocabulary * of.hidden if kind == "lm" else 0
+    return workers.micro_tokens * kept + head
 
 
 def plans(workers: Workers) -> Iterator[Workers]:

@@ -1,0 +1,73 @@
+"""What trainings on CPUs take of the machine's memory."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from minos_ray.config import build
+from minos_ray.errors import UserError
+from minos_ray.preflight import host_memory
+from minos_ray.sections import Config
+from minos_ray.store import Run
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("base"), tied=True)
+
+
+def config(folder: Path, base: str, **train: object) -> Config:
+    return build({"run": str(folder / "run"), "base": {"model": base}, "resources": {"train": train}})
+
+
+def test_smollm_by_hand(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """134.5 million tied weights of 30 layers in fp32: 4 + 4 + 8 bytes each, 1.43 MB of activations a token.
+
+    A critic with two workers was seen to take 13.7 GiB with 2.3 thousand tokens each.
+    """
+    values = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    folder = Path(shutil.copytree(base, tmp_path / "smollm"))
+    (folder / "config.json").write_text(json.dumps({**values, "intermediate_size": 1536, "vocab_size": 49152}))
+    monkeypatch.setattr(host_memory, "base_parameters", lambda config, run: 134_515_008)
+    made = config(tmp_path, str(folder), workers=2, micro_tokens=2300)
+    made = made.model_copy(update={"sft": made.sft.model_copy(update={"precision": "fp32"})})
+    (need,) = host_memory.needs(made, Run(made.run), {"sft"})
+    assert need.model == pytest.approx(16 * 0.134515 + host_memory.PROCESS_GB, abs=0.01)
+    assert 2 * need.full == pytest.approx(13.7 * 1.074, rel=0.2)
+    lines = list(host_memory.stated(made, Run(made.run), {"sft"}))
+    assert len(lines) == 1 and "GB of memory for each of 2 workers on CPUs" in lines[0]
+
+
+def test_what_this_machine_cannot_hold_is_refused(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More workers than fit: each has the whole model unless ZeRO divides it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(host_memory, "base_parameters", lambda config, run: 7 * 10**8)
+    monkeypatch.setattr(host_memory, "machine_gb", lambda: 24.0)
+    run = Run(str(tmp_path / "run"))
+    host_memory.refuse(config(tmp_path, base, workers=1), run, {"sft"})
+    with pytest.raises(
+        UserError, match=r"sft needs at least 26\.8 GB of memory for 2 workers.* has 24\.0; set .*zero: 3"
+    ):
+        host_memory.refuse(config(tmp_path, base, workers=2), run, {"sft"})
+    host_memory.refuse(config(tmp_path, base, workers=2, zero=3), run, {"reward"})
+    host_memory.refuse(config(tmp_path, base, workers=2, gpu=True), run, {"sft"})
+    host_memory.refuse(config(tmp_path, base, workers=2), run, {"score"})
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    host_memory.refuse(config(tmp_path, base, workers=2), run, {"sft"})
+
+
+def test_a_base_whose_sizes_are_not_told_has_no_line(tmp_path: Path) -> None:
+    made = config(tmp_path, "org/name")
+    assert not list(host_memory.stated(made, Run(made.run), {"sft", "reward"}))
+
+
+def test_memory_of_a_container_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "CGROUP", tmp_path / "memory.max")
+    whole = host_memory.machine_gb()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_memory.machine_gb() == whole > 0
+    (tmp_path / "memory.max").write_text("1000000000\n")
+    assert host_memory.machine_gb() == 1.0
