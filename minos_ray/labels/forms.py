@@ -47,7 +47,7 @@ PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?")
 SPACE = r"(?:\s|~|\\[,;:! ])*"
 UNIT = re.compile(
     rf"(?<=[0-9}})\]]){SPACE}(?:\\(?:text(?:rm|bf|it)?|mbox|mathrm)\s*\{{(?!\s*(?:and|or|if|for)\b)[\s~]*[a-zA-Z]"
-    rf"[^{{}}]*\}}{SPACE}(?:\^\s*\{{?\s*[0-9]\s*\}}?)?{SPACE}[/.]?{SPACE}|\\(?:mathrm|rm)\s+[a-z]+)+$"
+    rf"[^{{}}()]*\}}{SPACE}(?:\^\s*\{{?\s*[0-9]\s*\}}?)?{SPACE}[/.]?{SPACE}|\\(?:mathrm|rm)\s+[a-z]+)+$"
 )
 SHORT_UNITS = "cm|mm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|kph|min|sec|hrs?|yds?|gal|men|day|way|deg|rad|pts|sq|cu|am|pm|in"
 NO_UNITS = (

@@ -44,6 +44,7 @@ CONDITION = re.compile(
 )
 IS = re.compile(r"(?<![\\a-zA-Z])(?:is|are|equals|gives|giving|probability)(?![a-zA-Z])")
 ASIDE = re.compile(r"\((?:i\.e\.|that is|which is|or|about)[^()]*\)$")
+NEGATED = re.compile(r"\b(?:no|none|never|cannot|if|unless)\b")
 HEDGE = re.compile(r"\bat (?:least|most)\b|\b(?:more|less|fewer|greater|smaller) than\b|\bor (?:more|less|fewer)\b")
 COUNT = re.compile(
     rf"(-?[0-9][0-9.,]*(?:/[0-9]+)?)(?:\s+(?!(?:{NO_UNITS})\b)[a-zA-Z]{{2,}}[.'/-]?)+(?:\s*\([a-zA-Z.\s]*\))?"

@@ -9,8 +9,8 @@ from minos_ray.labels.forms import ADJACENT, choice_with_text, normal, point, re
 from minos_ray.labels.parsing import parsed
 from minos_ray.labels.parts import (
     APPROXIMATES,
-    CONDITIONAL,
     HEDGE,
+    NEGATED,
     RELATION,
     conclusion,
     counted_out,
@@ -131,7 +131,7 @@ def same_single(gold: str, answer: str) -> bool:
     if HEDGE.search(answer) and not HEDGE.search(gold):
         return False
     left = sides(answer)[0]
-    if left != answer and "\\text" in left and CONDITIONAL.search(left):
+    if left != answer and "\\text" in left and NEGATED.search(left):
         return normal(gold) == normal(answer)  # \text{no solution for } n = 3
     expected, given = one_sided(gold, answer)
     if not expected or not given:

@@ -15,6 +15,11 @@ from minos_ray.labels.same import same_text, same_value
 
 MATH = [
     # gold, text, correct
+    ("7200 \\mathrm{MB}", "\\boxed{7200\\text{ MB (i.e., }7\\text{ GB }32\\text{ MB)}}", True),
+    ("7", "\\boxed{\\text{Students with black hair but not glasses} = 10 - 3 = 7}", True),
+    ("25", "\\boxed{\\text{Then }x=5.\\ \\text{So the area is }25.}", True),
+    ("5", "\\boxed{\\text{Then }x=5.\\ \\text{So the area is }25.}", False),
+    ("5", "\\boxed{5 \\text{ if } n = 2 \\text{ and } 6 \\text{ otherwise}}", False),
     ("1", "The answer is $1$ and $-2$.", False),
     ("a=1", "The answer is $a=1$ or $a=-2$.", False),
     ("3", "The final answer is: $x = 3$ or $x = 5$. I hope it is correct.", False),
