@@ -28,6 +28,7 @@ ADDED = tuple(RESULT.names)
 RETRIES = 3
 # Below, starting Ray costs more than its actors save (docs/grading.md has the measurement).
 RAY_ROWS = 1_000_000
+WAIT_S = 600.0  # for the first CPU, as `resources.wait_s` of a config
 
 
 def grade_file(
@@ -134,17 +135,18 @@ def on_ray(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
     import ray
     from ray.data import ActorPoolStrategy
 
-    from minos_ray.cluster import join
-    from minos_ray.resources import Resources
+    from minos_ray.cluster import can_grow, join, require
+    from minos_ray.resources import Actors, Resources
 
     join(Resources())
-    actors = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(slices)))
+    require("grade", Actors(), WAIT_S)
+    least, most = actors(len(slices), int(ray.cluster_resources()["CPU"]), can_grow())
     done = ray.data.from_arrow(units(slices)).map_batches(
         Actor,
         fn_constructor_args=(grader,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
         max_restarts=-1,
         max_task_retries=RETRIES,
@@ -159,6 +161,12 @@ def on_ray(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
                 wanted += 1
     except ray.exceptions.RayActorError as error:
         raise WorkStopped(f"grade: a slice killed {RETRIES + 1} actors in a row (memory?)") from error
+
+
+def actors(slices: int, cpus: int, grows: bool) -> tuple[int, int]:
+    """The least and the most actors for so many slices: one on each CPU, and more where nodes may come."""
+    least = max(1, min(cpus, slices))
+    return least, max(least, slices) if grows else least
 
 
 def write(rows: Rows, results: Iterator[pa.Table], total: int, aside: str) -> dict[str, int]:

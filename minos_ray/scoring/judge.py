@@ -3,11 +3,14 @@
 The same solution of the same problem is judged once and the verdict given to every candidate that wrote it.
 """
 
+import json
 import time
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from minos_ray import cluster, refused, schema, stages
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
@@ -125,39 +128,57 @@ def judge(config: Config, run: Run) -> Manifest:
     return finish(artefact, units, time.monotonic() - start)
 
 
-def distinct(run: Run) -> list[dict[str, Any]]:
-    """The different solutions of each test problem, in order of problems, with the candidates that wrote them."""
-    problems = run.artefact("problems").read(columns=["problem_id", "split", "question"]).to_pylist()
-    questions = {p["problem_id"]: p["question"] for p in problems if p["split"] == "test"}
-    labels = run.artefact("labels").read(columns=["candidate_id", "problem_id", "steps"]).to_pylist()
-    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for row in labels:
-        if row["problem_id"] in questions:
-            found.setdefault((row["problem_id"], tuple(row["steps"])), []).append(row["candidate_id"])
-    return [
-        {
-            "unit_id": min(names),
-            "candidate_ids": sorted(names),
-            "problem_id": problem_id,
-            "question": questions[problem_id],
-            "steps": steps,
-        }
-        for (problem_id, steps), names in sorted(found.items())
-    ]
+def distinct(run: Run) -> pa.Table:
+    """The different solutions of each test problem (`UNITS`), in order of problems and texts.
+
+    The labels are read part by part. What is in memory are the steps of each different solution once, in Arrow, and of
+    all test candidates the names.
+    """
+    problems = run.artefact("problems").read(columns=["problem_id", "split", "question"])
+    problems = problems.filter(pc.equal(problems["split"], "test")).combine_chunks()
+    wanted = problems["problem_id"].combine_chunks()
+    names: dict[tuple[str, bytes], list[str]] = {}
+    first = [run.artefact("labels").nothing(["problem_id", "steps"])]
+    for part in run.artefact("labels").parts(["candidate_id", "problem_id", "steps"]):
+        rows = part.filter(pc.is_in(part["problem_id"], value_set=wanted))
+        new = []
+        for place, row in enumerate(rows.to_pylist()):
+            key = row["problem_id"], blake2b(json.dumps(row["steps"]).encode(), digest_size=16).digest()
+            if key not in names:
+                new.append(place)
+            names.setdefault(key, []).append(row["candidate_id"])
+        first.append(rows.select(["problem_id", "steps"]).take(pa.array(new, pa.int64())))
+    return as_units(pa.concat_tables(first), list(map(sorted, names.values())), problems)
 
 
-def judge_missing(config: Config, run: Run, artefact: Artefact, units: list[dict[str, Any]]) -> None:
+def as_units(solutions: pa.Table, names: list[list[str]], problems: pa.Table) -> pa.Table:
+    """Units of different solutions and the candidates that wrote each; solutions with the same beginning are
+    neighbours, for engines that keep it."""
+    question = problems["question"].take(pc.index_in(solutions["problem_id"], problems["problem_id"].combine_chunks()))
+    columns = {
+        "unit_id": pa.array([its[0] for its in names], pa.string()),
+        "candidate_ids": pa.array(names, UNITS.field("candidate_ids").type),
+        "problem_id": solutions["problem_id"],
+        "question": question,
+        "steps": solutions["steps"],
+        "text": pc.binary_join(solutions["steps"], "\n"),
+    }
+    ordered = pa.table(columns).sort_by([("problem_id", "ascending"), ("text", "ascending")])
+    return ordered.drop_columns("text").cast(UNITS)
+
+
+def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table) -> None:
     """Has the units judged whose rows are not stored."""
     stored = stored_ids(artefact, "candidate_id")
-    todo = [unit for unit in units if unit["unit_id"] not in stored]
-    if not todo or config.score.judge is None:
+    todo = units.filter(pa.array([name not in stored for name in units["unit_id"].to_pylist()], pa.bool_()))
+    if not todo.num_rows or config.score.judge is None:
         return forget(run, artefact.name)
     resources = config.resources.judge
     cluster.connect(config)
     run_units(
         run,
         artefact.name,
-        pa.Table.from_pylist(todo, schema=UNITS),
+        todo,
         CriticJudge,
         {
             "run": run.path,
@@ -169,17 +190,22 @@ def judge_missing(config: Config, run: Run, artefact: Artefact, units: list[dict
         resources,
         batch_units=max(1, resources.units_per_task * config.sample.unit // config.score.judge.samples),
         label="judge",
-        rows=sum(len(unit["candidate_ids"]) for unit in units),
+        rows=size(units),
         rows_before=len(stored),
         unit="candidates",
         wait_s=config.resources.wait_s,
     )
 
 
-def finish(artefact: Artefact, units: list[dict[str, Any]], seconds: float) -> Manifest:
+def size(units: pa.Table) -> int:
+    """Candidates of units."""
+    return pc.sum(pc.list_value_length(units["candidate_ids"])).as_py() or 0
+
+
+def finish(artefact: Artefact, units: pa.Table, seconds: float) -> Manifest:
     """Makes sure that every candidate has its score once, then writes the manifest."""
     rows = len(stored_ids(artefact, "candidate_id"))
-    wanted = sum(len(unit["candidate_ids"]) for unit in units)
+    wanted = size(units)
     if rows != wanted:
         raise RuntimeError(f"the critic judged {rows} of {wanted} candidates; run again")
     stats = {key: int(value) for key, value in artefact.stats().items()}

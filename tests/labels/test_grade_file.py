@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.labels import grade_file as grade_file_module
 from minos_ray.labels import slices
-from minos_ray.labels.grade_file import SliceGrader, grade_file
+from minos_ray.labels.grade_file import SliceGrader, actors, grade_file
 from minos_ray.labels.slices import beside
 
 ROWS = [
@@ -114,6 +115,29 @@ def test_actors_of_ray_data_give_what_one_process_gives(tmp_path: Path, monkeypa
     assert pq.read_table(here).equals(pq.read_table(there))
     assert pq.read_table(there)["id"].to_pylist() == list(range(500))
     assert counts["correct"] == 250 and counts["strict_correct"] == 125 == counts["only_here"]
+
+
+@pytest.mark.parametrize(
+    ("slices", "cpus", "grows", "pool"),
+    [(50, 8, False, (8, 8)), (3, 8, False, (3, 3)), (50, 1, True, (1, 50)), (3, 8, True, (3, 3)), (1, 0, True, (1, 1))],
+)
+def test_a_cluster_that_grows_gets_more_actors(slices: int, cpus: int, grows: bool, pool: tuple[int, int]) -> None:
+    assert actors(slices, cpus, grows) == pool
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_grading_waits_for_a_cpu_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(grade_file_module, "WAIT_S", 0.5)
+    path, out = write_jsonl(tmp_path / "in.jsonl", [{"gold": "5", "text": "5"}]), str(tmp_path / "out.parquet")
+    held = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    ray.get(held.ready())
+    try:
+        with pytest.raises(WorkStopped, match="grade: waited"):
+            grade_file(path, "gold", "text", out, ray_rows=1)
+    finally:
+        ray.util.remove_placement_group(held)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -11,7 +11,7 @@ from minos_ray.config import Config
 from minos_ray.critiques.parse import Parsed, parse_critique
 from minos_ray.models import load_tokenizer
 from minos_ray.resources import Engine, Resources
-from minos_ray.scoring.judge import UNITS, CriticJudge, judge, rate, verdicts
+from minos_ray.scoring.judge import UNITS, CriticJudge, distinct, judge, rate, size, verdicts
 from minos_ray.sections import Judge, Model, Score
 from minos_ray.store import Run
 from minos_ray.training import encoding
@@ -102,7 +102,7 @@ def test_verdicts_become_scores_and_the_same_solution_is_judged_once(tmp_path: P
         "p/0": (1.0, [1.0, 1.0]),
         "p/1": (0.0, [0.0, 0.0]),
         "p/2": (1.0, [1.0, 1.0]),
-        "p/3": (0.0, [0.0, 0.0]),
+        "p/3": (0.0, []),
         "p/4": (0.0, []),
     }
     assert manifest.counts == {
@@ -166,3 +166,34 @@ def test_units_whose_engine_died_score_nothing_and_are_counted() -> None:
     assert rate(unit, [no, Text("Step", "length", 9)], {})[0]["step_scores"] == [0.0, 0.0]
     assert stats["engine_died"] == 3
     assert stats["candidates"] == 2
+
+
+def test_solutions_are_told_apart_part_by_part(tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"))
+    problem = {"dataset": "test", "question": QUESTION, "answer": "7", "solution": None}
+    splits = (("q", "test"), ("p", "test"), ("t", "train"))
+    imported(run, "problems", [{"problem_id": p, "split": s, **problem} for p, s in splits])
+    written = {
+        "p/3": ["a", "b"],
+        "q/0": ["a"],
+        "p/10": ["a", "b"],
+        "p/2": ["a\nb"],
+        "t/0": ["a"],
+        "p/4": [],
+        "p/5": ["A"],
+    }
+    artefact = run.artefact("labels")
+    artefact.begin({"import": "test"})
+    for number, some in enumerate(list(written.items())[at : at + 2] for at in range(0, 7, 2)):
+        artefact.write_part(str(number), schema.table("labels", [label(name, steps) for name, steps in some]))
+    artefact.complete({"rows": 7})
+    units = distinct(run)
+    assert units.schema == UNITS
+    assert [(u["unit_id"], u["candidate_ids"], u["steps"]) for u in units.to_pylist()] == [
+        ("p/4", ["p/4"], []),
+        ("p/5", ["p/5"], ["A"]),
+        ("p/10", ["p/10", "p/3"], ["a", "b"]),
+        ("p/2", ["p/2"], ["a\nb"]),
+        ("q/0", ["q/0"], ["a"]),
+    ]
+    assert {u["question"] for u in units.to_pylist()} == {QUESTION} and size(units) == 6
