@@ -104,14 +104,21 @@ def subsets(size: int, ns: Sequence[int], trials: int, rng: np.random.Generator)
 def in_tiers(clusters: np.ndarray, ballot: Ballot, chosen: np.ndarray) -> np.ndarray:
     """`elected`, where a voter sees only the highest tier that has an answer of a subset."""
     found = elected(clusters, ballot.weights, ballot.means, chosen)
-    patterns, of_voter = np.unique(ballot.tiers, axis=0, return_inverse=True)
-    for number, tiers in enumerate(patterns):
-        who = np.flatnonzero(of_voter.ravel() == number)
-        for tier in np.unique(tiers)[1:]:
+    for tiers, who in same_tiers(ballot.tiers):
+        for tier in range(1, tiers.max() + 1):
             kept = np.where(tiers >= tier, clusters, -1)
             some = chosen @ (kept >= 0) > 0
             found[who] = np.where(some, elected(kept, ballot.weights[who], ballot.means[who], chosen), found[who])
     return found
+
+
+def same_tiers(tiers: np.ndarray) -> list[tuple[np.ndarray, list[int]]]:
+    """The different orders of candidates, as tiers from 0 on, and the voters of each; none for a single tier."""
+    groups: dict[bytes, tuple[np.ndarray, list[int]]] = {}
+    for voter in np.flatnonzero(tiers.min(axis=1) != tiers.max(axis=1)).tolist():
+        ranks = np.unique(tiers[voter], return_inverse=True)[1]
+        groups.setdefault(ranks.tobytes(), (ranks, []))[1].append(voter)
+    return list(groups.values())
 
 
 def elected(clusters: np.ndarray, weights: np.ndarray, means: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ def scored(name: str, label: dict[str, Any], rng: random.Random) -> dict[str, An
     steps = [1 / (1 + math.exp(-logit)) for logit in logits]
     score = min(steps) if name.startswith("prm") else steps[-1]
     if name == "critic":
-        score, steps = float(score > 0.5), []
+        score, steps = float(score > 0.5), [float(step > 0.5) for step in steps]
     row = {"candidate_id": label["candidate_id"], "problem_id": label["problem_id"], "score": score}
     return row | {"step_scores": steps if name.startswith("prm") else []}
 
