@@ -14,6 +14,7 @@ from minos_ray.imports.grouping import OTHER_GOLD
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.imports.write import Row, begin_import, candidate, label, write_rows
 from minos_ray.labels.answers import gsm8k
+from minos_ray.labels.runs_on import own_solution
 from minos_ray.labels.steps import paragraphs_or_lines
 from minos_ray.labels.thinking import without_thinking
 from minos_ray.problems.files import files
@@ -117,7 +118,7 @@ class Importer:
         solution = (row["question_id"], hash(row["solution"]))
         self.labels["repeated solutions"] += solution in self.solutions
         self.solutions.add(solution)
-        steps = paragraphs_or_lines(without_thinking(row["solution"]))
+        steps = paragraphs_or_lines(own_solution(row["solution"]))
         return label(own, grade.answer, given, steps, [-1] * len(steps), "none")
 
     def _critique(self, row: Row, given: Row) -> Row:

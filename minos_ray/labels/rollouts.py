@@ -22,7 +22,7 @@ from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import Tree, grow
-from minos_ray.labels.thinking import without_thinking
+from minos_ray.labels.runs_on import own_solution
 from minos_ray.models import locate
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.sections import Label, Model, Rollouts
@@ -127,7 +127,7 @@ def plan(config: Config, run: Run, graded: bool) -> Plan:
     split = resolve(config.label.splitter)
     trees, steps = [], 0
     for problem_id, group in groupby(kept, key=lambda pair: pair[0]["problem_id"]):
-        texts = [(without_thinking(row["text"]), correct) for row, correct in group]
+        texts = [(own_solution(row["text"]), correct) for row, correct in group]
         cuts = [(*prefixes(text, split(text)), correct) for text, correct in texts]
         counts[REJOINED] += sum(not whole for _, whole, _ in cuts)
         steps += sum(len(cut) for cut, _, _ in cuts)

@@ -10,7 +10,7 @@ from minos_ray.config import resolve
 from minos_ray.labels.answers import Graded
 from minos_ray.labels.policy import after_first_error, first_error
 from minos_ray.labels.prefixes import prefix_id, prefixes
-from minos_ray.labels.thinking import without_thinking
+from minos_ray.labels.runs_on import own_solution
 from minos_ray.sections import Label
 from minos_ray.store import Run
 
@@ -56,8 +56,8 @@ class StepLabeller:
         self.counts: Counter[str] = Counter()
 
     def __call__(self, problem: dict[str, Any], text: str, grade: Graded) -> dict[str, Any]:
-        """The columns of the labels that are about steps; a model's thinking is none, and is not part of a prefix."""
-        text = without_thinking(text)
+        """The columns of the labels that are about steps: of the part of the text that is graded."""
+        text = own_solution(text)
         steps = self.split(text)
         labels, errors, source, scores = [-1] * len(steps), [], "none", None
         if self.function:

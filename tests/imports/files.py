@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from minos_ray import schema
+from minos_ray.labels.runs_on import own_solution
 from minos_ray.labels.steps import paragraphs_or_lines
-from minos_ray.labels.thinking import without_thinking
 from minos_ray.store import Run
 
 TAG = "\u043a\u0438"
@@ -34,6 +34,6 @@ def found_again(run: Run) -> float:
     """The share of solutions of several steps in whose text stage `label` finds the imported steps."""
     texts = {row["candidate_id"]: row["text"] for row in stored(run, "candidates")}
     labels = [row for row in stored(run, "labels") if len(row["steps"]) > 1]
-    same = [paragraphs_or_lines(without_thinking(texts[row["candidate_id"]])) for row in labels]
+    same = [paragraphs_or_lines(own_solution(texts[row["candidate_id"]])) for row in labels]
     pairs = zip(same, labels, strict=True)
     return sum([s.split() for s in steps] == [s.split() for s in row["steps"]] for steps, row in pairs) / len(labels)

@@ -115,9 +115,11 @@ def test_the_policy_holds_for_every_source(run: Run, policy: str, labels: list[i
     assert rolled["step_labels"] == {"keep": [1, 0, -1, 0], "mask": [1, 0, -1, -1], "inherited": [1, 0, 0, 0]}[policy]
 
 
-def test_thinking_has_no_steps_and_is_no_prefix(run: Run) -> None:
+def test_thinking_and_the_next_question_have_no_steps_and_are_no_prefix(run: Run) -> None:
     labels = labeller(run)
     thought = labels(problem(), f"<think>\na\nStep 9: or b?\n</think>\n\n{TEXT}", WRONG)
     assert thought == labels(problem(), TEXT, WRONG)
+    runs_on = labels(problem(), f"{TEXT}\n\nQuestion: What is 2?\nAnswer:\nd\nThe answer is: 2", WRONG)
+    assert runs_on == labels(problem(), TEXT, WRONG)
     cut_off = labels(problem(), "<think>\na\nStep 9: or", graded(None, None))
     assert cut_off["steps"] == cut_off["step_labels"] == []
