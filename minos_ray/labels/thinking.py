@@ -22,6 +22,13 @@ FIRST_PART = re.compile(f"^.*(?:{CLOSING})", re.DOTALL | re.IGNORECASE)
 END = re.compile(CLOSING, re.IGNORECASE)
 CUT_OFF = re.compile(f"(?:{OPENING}).*$", re.DOTALL | re.IGNORECASE)
 
+# What some put around the answer behind their thinking: Command A, OpenThoughts, DeepSeek-R1's own prompt.
+FRAMED = re.compile(
+    r"\s*(?:<\|START_RESPONSE\|>|<\|begin_of_solution\|>|<answer>)(.*?)"
+    r"(?:<\|END_RESPONSE\|>|<\|end_of_solution\|>|</answer>)?\s*",
+    re.DOTALL | re.IGNORECASE,
+)
+
 
 def without_thinking(text: str) -> str:
     """The text outside of the model's thinking; of one that was cut off while it thinks, what stood before.
@@ -34,4 +41,7 @@ def without_thinking(text: str) -> str:
     # Behind the last end nothing is closed: to look for that from each of many beginnings would take for ever.
     last = max((end.end() for end in END.finditer(text)), default=0)
     visible = CUT_OFF.sub("", FIRST_PART.sub("", CLOSED.sub("", text[:last]) + text[last:]))
-    return text if visible == text else visible.strip()
+    if visible == text:
+        return text
+    framed = FRAMED.fullmatch(visible)
+    return (framed[1] if framed else visible).strip()
