@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from minos_ray.errors import UserError
 from minos_ray.evaluation.blocks import Block
 from minos_ray.evaluation.candidates import Scores
-from minos_ray.evaluation.headline import SINGLE, headline_n
+from minos_ray.evaluation.headline import NEARLY_ALL, SINGLE, headline_n
 from minos_ray.evaluation.methods import AGGREGATIONS, Choice, aggregated, rankings, voters
 from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
 from minos_ray.evaluation.statistics import flip_test, intervals, sign_test
@@ -42,12 +42,12 @@ Named = Mapping[Any, np.ndarray]
 
 
 def ns_of(sizes: np.ndarray, section: Evaluate) -> list[int]:
-    """The ns asked for that some problem has candidates for; by default powers of two and, if all agree, N itself."""
+    """The ns asked for that some problem has candidates for; by default powers of two and N, if nearly all have N."""
     most = int(sizes.max(initial=0))
     sizes = sizes // section.groups
     largest = int(sizes.max(initial=0))
     powers = [2**k for k in range(largest.bit_length())]
-    whole = [largest] if len(np.unique(sizes)) == 1 else []
+    whole = [largest] if (sizes == largest).mean() >= NEARLY_ALL else []
     found = sorted({n for n in section.ns or (*powers, *whole) if 0 < n <= largest})
     if not found:
         of = f"evaluate.groups = {section.groups}, evaluate.ns = {list(section.ns)}"

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from minos_ray.evaluation.answers import Keys, clusters
 from minos_ray.report.canvas import HEAT, TINT
 from minos_ray.report.chunks import Content, Critique, columns, finite, pack
-from minos_ray.report.samples import PREFERRED, complete
+from minos_ray.report.samples import PREFERRED, complete, is_scored
 from minos_ray.store import Run
 
 LABELS = ["candidate_id", "problem_id", "answer", "correct", "status"]
@@ -152,11 +152,6 @@ def content(row: dict[str, Any], cluster: int, scored: dict[str, dict[str, Any] 
             for c in source.critiques.get(row["candidate_id"], [])
         ),
     )
-
-
-def is_scored(row: dict[str, Any]) -> bool:
-    """Whether a candidate has a score: score 0 without step scores stands for none."""
-    return bool(row["score"] or row["step_scores"])
 
 
 def thousandths(scores: Sequence[float]) -> tuple[int | None, ...]:

@@ -103,8 +103,9 @@ def pick_test(run: Run, judge: str, count: int, rng: random.Random, problems: Se
     if not judge:
         of_test = labels.filter(pc.is_in(labels["problem_id"], value_set=tests(run)))["candidate_id"]
         return dict.fromkeys(take(sorted(of_test.to_pylist()), count, rng), "any")
-    rows = run.artefact(f"scores/{judge}").read_where("problem_id", problems, ["candidate_id", "score"])
-    rows = rows.sort_by("score")
+    rows = run.artefact(f"scores/{judge}").read_where("problem_id", problems, ["candidate_id", "score", "step_scores"])
+    unscored = pc.and_(pc.equal(rows["score"], 0), pc.equal(pc.list_value_length(rows["step_scores"]), 0))
+    rows = rows.filter(pc.invert(unscored)).sort_by("score")
     ordered = [identity for identity in rows["candidate_id"].to_pylist() if identity in correct]
     chosen: dict[str, str] = {}
     for at, (right, end) in enumerate((r, e) for r in (True, False) for e in ("high", "low")):
@@ -142,12 +143,17 @@ def only(run: Run, name: str, column: str, wanted: Iterable[str]) -> list[dict[s
     return run.artefact(name).read_where(column, wanted).to_pylist() if complete(run, name) else []
 
 
+def is_scored(row: dict[str, Any]) -> bool:
+    """Whether a row of scores holds one: score 0 without step scores stands for none."""
+    return bool(row["score"] or row["step_scores"])
+
+
 def fill(run: Run, samples: dict[str, Sample], scored: Sequence[str], steps_by: str) -> None:
     """Reads question, labels, scores and critiques of the samples."""
     step_scores: dict[str, list[float | None]] = {}
     for name in scored:
         for row in only(run, f"scores/{name}", "candidate_id", samples):
-            if finite(row["score"]) is not None:
+            if finite(row["score"]) is not None and is_scored(row):
                 samples[row["candidate_id"]].scores[name] = row["score"]
             if name == steps_by:
                 step_scores[row["candidate_id"]] = [finite(score) for score in row["step_scores"] or []]

@@ -131,8 +131,13 @@ def test_one_sample_is_of_the_problems_that_are_compared(tmp_path: Path) -> None
     assert content["n"] == 8 and [(m["accuracy"], m["problems"]) for m in found] == [(1.0, 39)] * 2
 
 
-@pytest.mark.parametrize("section, too_few", [({}, 1), ({"ns": [1, 2, 4]}, 1)])
-def test_groups_are_compared_at_the_same_n(tmp_path: Path, section: dict[str, Any], too_few: int) -> None:
+def test_a_candidate_that_is_missing_does_not_change_n(tmp_path: Path) -> None:
+    content = evaluated(make_run(tmp_path, [12] * 39 + [11]))
+    assert content["n"] == 12 and entry(content, "self-consistency", "", 12)["problems"] == 39
+
+
+@pytest.mark.parametrize("section", [{}, {"ns": [1, 2, 4]}])
+def test_groups_are_compared_at_the_same_n(tmp_path: Path, section: dict[str, Any]) -> None:
     content = evaluated(make_run(tmp_path, [12] * 39 + [24]), evaluate={"groups": 3, **section})
     assert content["groups"]["n"] == content["n"] == 4
     vote = next(m for m in content["groups"]["methods"] if m["method"] == "self-consistency")

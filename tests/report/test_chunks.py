@@ -16,6 +16,7 @@ from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.blocks import blocks, planned
 from minos_ray.report.browse import browser
 from minos_ray.report.chunks import Content, Critique, columns, pack
+from minos_ray.report.samples import gallery
 from minos_ray.store import Run
 from tests.report.test_page import Page, page
 
@@ -130,6 +131,19 @@ def test_steps_are_coloured_by_an_orm_that_scores_them_but_not_by_soft_labels(co
     missing = [content for content in contents if content.scores[0] is None]
     assert len(missing) == 1 and missing[0].step_scores == ((),)
     assert {content.step_scores[0] for content in contents} == {(500, 250), ()}
+
+
+def test_what_was_refused_has_no_score_on_the_page(copy: Run) -> None:
+    refused = {f"test-1/{index}" for index in range(64)}
+    nothing = {"score": 0.0, "step_scores": []}
+    for name in ("orm-base", "prm-minos"):
+        rewritten(copy, f"scores/{name}", lambda row: row | (nothing if row["candidate_id"] in refused else {}))
+    found = browser(copy, 8, 0, ("orm-base",))
+    contents = [content for chunk in found.chunks for _, content in unpacked(chunk)]
+    assert sum(content.scores[0] is None for content in contents) >= 1
+    shown = gallery(copy, 40, 0).samples
+    assert not refused & {sample.candidate_id for sample in shown if sample.group.endswith("low")}
+    assert all(score > 0 for sample in shown for name, score in sample.scores.items() if name != "critic")
 
 
 def test_answers_are_the_same_as_in_the_evaluation(copy: Run) -> None:
