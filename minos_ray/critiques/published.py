@@ -16,7 +16,7 @@ FENCE = "```"
 SECTION = re.compile(
     r"(?im)^[^\w\n]*(?:let(?:'|\u2019)s\s+(?:analyze|verify|check|review)\s+(?:the\s+)?)?"
     r"(?P<of>(?:critique|analysis|verification|review|evaluation)\s+(?:of|for)\s+(?:the\s+)?)?"
-    r"(?P<kind>step|paragraph)[\s_]*(?P<number>[0-9]{1,4})\b"
+    r"(?P<kind>step|paragraph)[\s_]*(?P<number>[0-9]{1,4})\b(?P<alone>[^\w\n]*$)?"
 )
 BOX = r"\$?\\+(?:boxed|fbox)\s*\{\s*(?:\\text\s*\{\s*)?"
 # `No.`, never `No error was found`.
@@ -67,14 +67,20 @@ def first_wrong(verdicts: list[int] | None) -> int | None:
 
 
 def numbered(text: str) -> list[re.Match[str]]:
-    """The headings of the steps, one for each; none when they do not come one after the other."""
-    found: list[re.Match[str]] = []
-    for heading in SECTION.finditer(text):
-        if not found or heading["number"] != found[-1]["number"]:
-            found.append(heading)
+    """The headings of the steps, one for each; none when they do not come one after the other.
+
+    Lines that only begin with a step count where no clearer headings do.
+    """
+    found = list(SECTION.finditer(text))
+    clearer = [heading for heading in found if heading["of"]], [heading for heading in found if heading["alone"]]
+    return next((rest for some in (*clearer, found) if (rest := in_order(some))), [])
+
+
+def in_order(headings: Sequence[re.Match[str]]) -> list[re.Match[str]]:
+    """Headings without those that repeat the one before; none unless they count from 0 or 1 on."""
+    found = [h for before, h in pairwise([None, *headings]) if h and not (before and before["number"] == h["number"])]
     numbers = [int(heading["number"]) for heading in found]
-    in_order = all(after == before + 1 for before, after in pairwise(numbers))
-    return found if numbers and numbers[0] in (0, 1) and in_order else []
+    return found if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < 2 else []
 
 
 def by_marks(
@@ -85,7 +91,7 @@ def by_marks(
     R-PRM's are of one step each, and quote earlier ones.
     """
     verdicts = [int(mark["verdict"].lower() in GOOD) for mark in marks]
-    if len({mark.re for mark in marks}) != 1 or mismatched(marks):
+    if len({mark.re for mark in marks}) != 1 or len(marks) > num_steps or mismatched(marks):
         return None
     one_step = marks[0].re is ASKED
     bounds = [*(section.start() for section in sections), len(text)]

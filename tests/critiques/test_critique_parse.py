@@ -223,7 +223,7 @@ def deep(verdicts: list[int], boxed: bool, first: int = 1) -> str:
     """DeepCritic: a review of each step up to the first wrong one, perhaps with a verdict in a box, then its number."""
     seen = verdicts[: verdicts.index(0) + 1] if 0 in verdicts else verdicts
     said = [
-        f"**Critique of Step {k}**:\nWait, 3 + 4 is \\boxed{{7}}, as it says.\n"
+        f"**Critique of Step {k}**:\nStep 1 adds.\nWait, 3 + 4 is \\boxed{{7}}, as it says.\n"
         + f"**Judgement**: The correctness of Step {k} is: \\boxed{{{1 if verdict else -1}}}\n" * boxed
         for k, verdict in enumerate(seen, first)
     ]
