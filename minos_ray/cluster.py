@@ -2,7 +2,9 @@
 
 import gc
 import os
+import signal
 import socket
+import threading
 from typing import Any
 
 from minos_ray.errors import UserError
@@ -44,7 +46,14 @@ def join(resources: Resources) -> None:
         os.environ["RAY_ADDRESS"] = address
     else:
         ray.init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
+    heed_sigterm()
     quiet_data()
+
+
+def heed_sigterm() -> None:
+    """Lets SIGTERM end the command as Ctrl-C does; once joined, Ray 2.60 aborts with a C++ stack instead."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def enter(address: str, key: str, options: dict[str, Any]) -> None:

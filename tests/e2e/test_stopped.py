@@ -1,0 +1,28 @@
+"""What a command says when it is told to stop."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Any command that has joined Ray; it stops itself, since nobody outside knows when it has.
+JOINED = """
+import os, signal, sys, time
+from minos_ray import cli, cluster
+from minos_ray.resources import Resources
+
+def work(arguments):
+    with cli.Work():
+        cluster.join(Resources(num_cpus=1))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+cli.COMMANDS["status"] = work
+sys.exit(cli.main(["status", "run"]))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_command_as_control_c_does() -> None:
+    done = subprocess.run([sys.executable, "-c", JOINED], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "minos: interrupted; the same command resumes\n")
