@@ -472,7 +472,10 @@ USELESS = {
         Reply(body=json.dumps({"choices": [{"message": {"content": "", "reasoning": "x"}}]}).encode()),
         r"raise it, or set critique\.reasoning_effort: the text is in 'reasoning_content'",
     ),
-    "no_verdict": (Reply(text="<think>hm</think>I like it."), r"see critique\.prompt = .*: one begins 'I like it\.'"),
+    "no_verdict": (
+        Reply(text="<think>hm</think>I like it."),
+        r"see critique\.prompt = .*: one begins '(?:I like it\.|Sure!)'",
+    ),
     "wrong_step_count": (Reply(text="The final answer is True."), r"see critique\.prompt"),
     "refused": (Reply(text="", refusal="I cannot"), r"content filter"),
     "bad_request": (refusal(400, "no"), "every request is refused: 400: "),
