@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -53,6 +53,8 @@ def ask_online(
     `progress.total` counts the requests answered by the cache too: what may fail is a share of it. `known` says what
     the reader makes of some of those.
     """
+    import ray
+
     limits = config.resources.client
     endpoint = Endpoint(section, limits, base_url, key, headers(section))
     asyncio.run(preflight(endpoint))
@@ -67,6 +69,8 @@ def ask_online(
         ):
             for row in rows:
                 tally.add(row)
+            with suppress(ray.exceptions.RayError):  # then the limiter is dead, as `state` says below
+                tally.look(*seen(shared))
         stop, lost_usd = state(shared)
     if stop:
         raise ERRORS[stop.kind](stop.message)
@@ -198,9 +202,11 @@ class Tally:
     def look(self, load: dict[str, int], statuses: dict[str, int], errors: dict[str, int]) -> None:
         """Shows what the limiter knows already of rows whose batch is not complete: statuses, retries, timeouts."""
         lost = {status: number for status, number in statuses.items() if status != "ok"}
-        self.progress.note(lost, retries=sum(errors.values()), **load)
+        # The last error of a row that was given up is not followed by a retry.
+        retries = sum(errors.values()) - statuses.get("failed", 0) - statuses.get("bad_request", 0)
+        self.progress.note(lost, retries=retries, **load)
         late = {"timeout": f"{errors['timeout']} ({self.timeout})"} if errors.get("timeout") else {}
-        self.show(sum(statuses.values()), retries=sum(errors.values()), **late)
+        self.show(sum(statuses.values()), retries=retries, **late)
 
     def show(self, came: int, **shown: object) -> None:
         """At least so many rows have ended in this run."""

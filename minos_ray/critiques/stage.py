@@ -1,9 +1,8 @@
 """The stage: choose candidates, ask the critic, read the critiques, set apart what contradicts the labels."""
 
-import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +33,6 @@ from minos_ray.store import Artefact, Manifest, Run
 
 PART_ROWS = 5000
 OFFLINE = "offline"
-KNOWN = 200
-"""So many answers of earlier runs are read before more is bought."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +138,7 @@ def ask(
         return cache.answers, {}
     if section.mode == "online":
         refuse_open(cache.run, [request.key for request in missing])
-    known = Counter(
-        status_of(cache.answers[key], request, reader)
-        for key, request in itertools.islice(((k, r) for k, r in wanted.items() if k in cache.answers), KNOWN)
-    )
+    known = until_useful(wanted.values(), cache, reader)
     section = priced(section).model_copy(update={"structured": any(request.structured for request in missing)})
     with (
         endpoint(section, config.seed) as (base_url, key),
@@ -161,6 +155,15 @@ def ask(
 
             asked, details = ask_online(config, section, base_url, key, cache, missing, progress, reader, known)
     return cache.answers | asked, details
+
+
+def until_useful(requests: Iterable[Request], cache: Cache, reader: Reader) -> Counter[str]:
+    """The statuses of what the cache holds, up to the first answer that can be used: then others can be, too."""
+    statuses: Counter[str] = Counter()
+    for request in requests:
+        if request.key in cache.answers and not statuses["ok"]:
+            statuses[status_of(cache.answers[request.key], request, reader)] += 1
+    return statuses
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from minos_ray.critiques.cache import FOLDER, Answer, Cache, content_key
+from minos_ray.critiques.client import Request
 from minos_ray.critiques.reply import key_of
+from minos_ray.critiques.stage import critique_status, until_useful
 from minos_ray.errors import StorageFailed
 from minos_ray.sections import Critique
 from minos_ray.store import Run
@@ -153,3 +155,13 @@ def test_the_key_is_the_content() -> None:
     }
     assert key == content_key("gpt-4", [dict(m) for m in MESSAGES], 0.0, 100)
     assert len(others | {key}) == 5
+
+
+def test_what_was_bought_before_is_read_up_to_the_first_answer_of_use(tmp_path: Path) -> None:
+    """However many there are before it."""
+    cache, good = Cache(Run(str(tmp_path))), "Step 1: fine. This step is correct.\nThe final answer is True."
+    for number in range(400):
+        outcome = "truncated" if number % 2 else "answered"
+        cache.take(f"k{number}", Answer(good if number >= 300 else "Sure!", outcome))
+    requests = [Request(f"k{number}", MESSAGES, wanted=(2,)) for number in range(-5, 400)]
+    assert until_useful(requests, cache, critique_status) == {"no_verdict": 150, "truncated": 150, "ok": 1}

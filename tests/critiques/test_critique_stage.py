@@ -105,7 +105,7 @@ def test_a_fresh_artefact_is_left_alone(
 
 
 def test_everything_that_cannot_be_used_is_counted(
-    local_ray: None, make_run: MakeRun, make_config: MakeConfig, serve: Serve
+    local_ray: None, make_run: MakeRun, make_config: MakeConfig, serve: Serve, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spoilt = {
         0: Reply(text=""),
@@ -134,6 +134,7 @@ def test_everything_that_cannot_be_used_is_counted(
     reasons = ["empty", "no_verdict", "wrong_step_count", "truncated", "refused", "bad_request", "failed", "disagrees"]
     assert {k: v for k, v in manifest.dropped.items() if not k.startswith("candidate_")} == dict.fromkeys(reasons, 1)
     assert manifest.counts["usable"] == 32 and manifest.details["retries"] == {"500": 1}
+    assert "retries 1, " in capfd.readouterr().out
     again(run)
     second = critique(config, run)
     assert second.counts["from_cache"] == 38 and len(server.seen) == 41 + 3, (
