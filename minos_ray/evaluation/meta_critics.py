@@ -22,6 +22,7 @@ from minos_ray.critiques.server import MODEL
 from minos_ray.critiques.stage import OFFLINE, ask, critique_status
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError
+from minos_ray.preflight.functions import critic_prompt
 from minos_ray.scoring.judge import verdicts
 from minos_ray.sections import MetaCritic
 from minos_ray.stages import UNSET, VERSIONS, telling
@@ -55,7 +56,8 @@ def named(section: MetaCritic) -> MetaCritic:
 
 
 def refuse_told(name: str, prompt: str) -> None:
-    """UserError when a prompt shows the labels: found by trying it with others."""
+    """UserError when a prompt is none, or shows the labels: found by trying it with others."""
+    critic_prompt(f"meta.critics.{name}.prompt", prompt).check()
     if asks_by(prompt, step_labels=[0, 0], correct=False):
         raise UserError(
             f"meta.critics.{name}.prompt = {prompt} shows the critic the labels that it is judged by; take "

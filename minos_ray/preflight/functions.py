@@ -70,6 +70,11 @@ class Named(NamedTuple):
         return "" if self.good(value) else f"on an example it gives {value!r:.60}"
 
 
+def critic_prompt(key: str, name: str) -> Named:
+    """A prompt that asks a critic."""
+    return Named(key, name, "(case) -> list of chat messages", (CASE,), {}, messages)
+
+
 def named(config: Config, todo: Set[str]) -> Iterator[Named]:
     """The functions that the stages to be done will call."""
     if "problems" in todo and config.problems:
@@ -86,9 +91,8 @@ def named(config: Config, todo: Set[str]) -> Iterator[Named]:
             form = "(question, solution, steps) -> labels and error types"
             yield Named("label.steps", config.label.steps, form, (CASE.question, CASE.solution, CASE.steps))
     if "critique" in todo:
-        form = "(case) -> list of chat messages"
-        yield Named("critique.prompt", config.critique.prompt, form, (CASE,), {}, messages)
-        yield Named("error_analysis.prompt", config.error_analysis.prompt, form, (CASE,), {}, messages)
+        yield critic_prompt("critique.prompt", config.critique.prompt)
+        yield critic_prompt("error_analysis.prompt", config.error_analysis.prompt)
     if "pretrain" in todo and config.pretrain:
         source = {"run": None} if config.pretrain.needs else {}
         options = {"seed": 0, **source, **config.pretrain.options}

@@ -67,6 +67,10 @@ def test_samples_have_keys_of_their_own_and_the_first_is_that_of_one() -> None:
 def test_a_prompt_that_shows_labels_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"meta\.critics\.gpt\.prompt = .*label_aware shows the critic the labels"):
         refuse_told("gpt", f"{PROMPTS}:label_aware")
+    with pytest.raises(
+        UserError, match=r"meta\.critics\.gpt\.prompt = minos_ray\.labels\.steps:lines: it fails on an example"
+    ):
+        refuse_told("gpt", "minos_ray.labels.steps:lines")
     for fine in ("blind", "answer_guided", "plain"):
         refuse_told("gpt", f"{PROMPTS}:{fine}")
 
