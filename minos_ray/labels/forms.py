@@ -18,18 +18,20 @@ WRAPPER = re.compile(FONT + r"\s*\{([^{}]*)\}")
 BOLD_DIGITS = re.compile(r"\\(?:mathbf|boldsymbol|textbf)\s*\{\s*([0-9](?:[0-9 .]*[0-9])?)\s*\}")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\limits\b|\\(?:display|text)style\b")
 SPACING = re.compile(r"(?<!\\)\\[!,;:> ]|\\q?quad\b|(?<!\\)~|\\thinspace\b|\\(?:phantom|hspace)\{[^{}]*\}")
-DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree\b|\\text\{\s*degrees?\s*\}")
+DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))(?:\s*[CF]\b)?|\\degree\b|\\text\{\s*degrees?\s*\}")
 PERCENT = re.compile(r"\\?%|(?<=[0-9}\s])(?:percent(?:age)?|pct)\b")
 
 SHORT_ABOVE = re.compile(r"\\frac\s*([0-9a-z])")
 SHORT_BELOW = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9a-z])")
+SHORT_CHOICE = re.compile(r"\\binom\s*([0-9a-z])\s*([0-9a-z])")
+CURRENCY = re.compile("\\\\\\$|[\u20ac\u00a3\u00a5\u20b9]")
 SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-z])")
 BARE_POWER = re.compile(r"\^\s*(\\(?:frac\s*\{[^{}]*\}\s*\{[^{}]*\}|sqrt\s*\{[^{}]*\})|-[0-9]+)")
 CHOOSE = re.compile(r"\{\s*([^{}]*?)\\choose\b\s*([^{}]*?)\}")
 # math-verify adds numbers that stand side by side (2(3) is 5 to it), as in 2 1/2.
 FACTORS = re.compile(
     r"(?<![0-9a-zA-Z_^.\\])[0-9]+(?:\.[0-9]+)?\s*(?=\((?!\s*\\?(?:bmod|pmod|mod|text)\b)|\\binom)|\)\s*(?=[(0-9]|\\binom)"
-    r"|\\binom\s*\{[^{}]*\}\s*\{[^{}]*\}\s*(?=\\binom)"
+    r"|\\binom\s*\{[^{}]*\}\s*\{[^{}]*\}\s*(?=\\binom|[0-9])"
 )
 MIXED = re.compile(r"(?<![0-9./_^\w])([0-9]+)\s+(?:([0-9]+)/([0-9]+)(?![0-9])|(?=\\frac))")  # 3 1/2
 ADJACENT = re.compile(r"[0-9]\s+[0-9]")
@@ -88,7 +90,7 @@ def readable(answer: str) -> str:
     text = SIZES.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
     text = text.replace("[\\begin{matrix}", "\\begin{bmatrix}").replace("\\end{matrix}]", "\\end{bmatrix}")
     text = BOLD_DIGITS.sub(lambda m: m[1].replace(" ", ""), text)
-    text = thousands_joined(text.replace("\\$", ""))
+    text = thousands_joined(CURRENCY.sub("", text))
     text = NOTE.sub("", PLAIN_UNIT.sub("", UNIT.sub("", bare(DEGREES.sub("", text)))))
     text = SPACING.sub(" ", text).replace("{,}", ",")
     text = (
@@ -97,6 +99,7 @@ def readable(answer: str) -> str:
         .replace("\\tbinom", "\\binom")
     )
     text = SHORT_ROOT.sub(r"\\sqrt{\1}", SHORT_BELOW.sub(r"\1{\2}", SHORT_ABOVE.sub(r"\\frac{\1}", text)))
+    text = SHORT_CHOICE.sub(r"\\binom{\1}{\2}", text)
     text = CHOOSE.sub(r"\\binom{\1}{\2}", MIXED.sub(mixed_number, BARE_POWER.sub(r"^{\1}", text)))
     text = REPEATING.sub(repeating_decimal, LEADING_DOT.sub("0.", text))
     return bare(re.sub(r"\s+", " ", FACTORS.sub(r"\g<0>\\cdot ", text))) or answer.strip().strip("$")

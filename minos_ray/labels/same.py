@@ -21,7 +21,19 @@ from minos_ray.labels.parts import (
     without_condition,
 )
 
-BASED = re.compile(r"([0-9A-Fa-f]+)_\{?(?:\\text\{)?([0-9]+)\}*")
+BASED = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?(?:\\text\{)?([0-9]+|[a-z]{3,})\}*")
+BASES = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+EXTREME = re.compile(r"_\{?\\?(?:max|min|text\{(?:max|min)\})\}?")
 CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])")
 MANY = 40  # elements of a list, beyond which only equal strings are the same
 
@@ -150,8 +162,9 @@ def one_sided(gold: str, answer: str) -> tuple[str, str]:
         return gold, value_side(answer)
     if len(golds) > 1 and len(answers) == 1 and is_name(golds[0]) and RELATION.search(answer) is None:
         return golds[-1], answer
-    if len(golds) > 1 and len(answers) > 1 and is_name(golds[0]) and normal(golds[0]) == normal(answers[0]):
-        return golds[-1], answers[-1]
+    if len(golds) > 1 and len(answers) > 1 and is_name(golds[0]):
+        names = [normal(EXTREME.sub("", parts[0])) for parts in (golds, answers)]
+        return (golds[-1], answers[-1]) if names[0] == names[1] else (gold, answer)
     return gold, answer
 
 
@@ -160,7 +173,7 @@ def same_base(gold: str, answer: str) -> bool | None:
     first, second = BASED.fullmatch(gold.replace(" ", "")), BASED.fullmatch(answer.replace(" ", ""))
     if not first or not second:
         return None
-    return first[1].upper() == second[1].upper() and first[2] == second[2]
+    return first[1].upper() == second[1].upper() and BASES.get(first[2], first[2]) == BASES.get(second[2], second[2])
 
 
 def same_clock(gold: str, answer: str) -> bool | None:

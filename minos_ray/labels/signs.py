@@ -62,6 +62,8 @@ WORDS = {
 }
 OTHERS = {
     "\u00b0": "^\\circ",
+    "\u00ba": "^\\circ",
+    "\u02da": "^\\circ",
     "\u2115": "\\mathbb{N}",
     "\u2124": "\\mathbb{Z}",
     "\u211a": "\\mathbb{Q}",

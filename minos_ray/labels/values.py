@@ -41,13 +41,14 @@ from sympy.sets.fancysets import Reals
 from minos_ray.labels.forms import PERCENT, readable
 from minos_ray.labels.numbers import canonical
 from minos_ray.labels.parsing import parsed
+from minos_ray.labels.parts import value_side
 
 # Two quantities with units, such as feet and inches, of which math-verify reads the first only.
 UNIT = r"\\(?:text|mbox|mathrm)\s*\{(?!\s*(?:and|or)\b)[^{}]*[a-zA-Z]{2,}[^{}]*\}|(?!and\b)[a-zA-Z]{3,}\b"
 SEVERAL = re.compile(rf"\d\s*(?:{UNIT})[^0-9^]*\d")
 POINTS = 3
 WORKING, PRECISE, SHOWN = 60, 40, 15  # digits: at the points, of a value, in a key
-ZERO = Fraction(1, 10**35)
+ZERO, NOTHING = Fraction(1, 10**35), Fraction(1, 10**50)  # e^{-100} is not 0
 LARGEST_SNAPPED, LARGEST_DENOMINATOR = 10**15, 10**6
 LONGEST_INTEGER = 4000  # digits; Python refuses to write longer ones
 NAMED = {"i": I, "e": E}  # math-verify reads both as letters
@@ -65,8 +66,10 @@ def key(answer: str) -> str | None:
     """
     if SEVERAL.search(answer):
         return None
-    read = parsed(readable(PERCENT.sub("", answer)))
-    return key_of(read[0]) if read else None
+    text = readable(PERCENT.sub("", answer))
+    forms = [text, value_side(text)] if "=" in text else [text]  # the grader reads k_{\\max} = 7 as 7, too
+    found = (key_of(read[0]) for form in forms if (read := parsed(form)))
+    return next((key for key in found if key is not None), None)
 
 
 def key_of(value: Any) -> str | None:
@@ -224,6 +227,6 @@ def part_form(value: Expr) -> str:
     exact = Fraction(Rational(value).p, Rational(value).q)
     if abs(exact) < LARGEST_SNAPPED:
         near = exact.limit_denominator(LARGEST_DENOMINATOR)
-        if abs(near - exact) < ZERO:
+        if abs(near - exact) < (ZERO if near else NOTHING):
             return canonical(near)
     return str(Float(value, SHOWN))
