@@ -78,11 +78,14 @@ def hub_config(name: str, revision: str | None) -> str | None:
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=HUB_S)  # tried once
         return hf_hub_download(name, "config.json", revision=revision)
-    except errors.GatedRepoError as error:
+    except errors.RepositoryNotFoundError as error:
+        if found := in_cache(name, revision):  # a stage will take it from there
+            return found
+        if not isinstance(error, errors.GatedRepoError):
+            unknown = "the model hub has none of that name (or it is private)"
+            raise UserError(f"{no_directory(name)}, and {unknown}") from error
         granted = "is given by the model hub to those only who were granted access"
         raise UserError(f"model '{name}' {granted}: ask for it on its page, and set HF_TOKEN") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{no_directory(name)}, and the model hub has none of that name (or it is private)") from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"model '{name}': the model hub has no revision '{revision}' of it") from error
     except errors.EntryNotFoundError as error:
@@ -105,11 +108,17 @@ def cached(name: str, revision: str | None) -> str:
 
 def silent(name: str, revision: str | None) -> str | None:
     """What is known where the hub does not answer: an older answer; UserError where the name is surely a directory."""
+    found = in_cache(name, revision)
+    if found is None and "/" in name and Path(name).parent.is_dir():
+        raise UserError(f"{no_directory(name)}, and the model hub does not answer")
+    return found
+
+
+def in_cache(name: str, revision: str | None) -> str | None:
+    """The config.json in the cache of hub models, None when it holds none."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "config.json", revision=revision)
-    if not isinstance(found, str) and "/" in name and Path(name).parent.is_dir():
-        raise UserError(f"{no_directory(name)}, and the model hub does not answer")
     return found if isinstance(found, str) else None
 
 

@@ -238,7 +238,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.answer(b'{"model_type": "granite", "architectures": ["GraniteForCausalLM"]}')
 
     def answer(self, body: bytes) -> None:
-        kind = self.path.split("/")[2]
+        kind = next((kind for kind in ("good", "gated", "absent", "broken") if kind in self.path), "")
         status = {"good": 200, "gated": 403, "broken": 500}.get(kind, 404)
         self.send_response(status)
         error = {"gated": "GatedRepo", "absent": "RepoNotFound"}.get(kind)
@@ -265,7 +265,7 @@ def test_the_hub_is_asked_for_its_models(hub: str, tmp_path: Path) -> None:
     """In one process, since the hub's address is read at import; the last name is a directory with a typo."""
     names = ["org/good", "org/gated", "org/absent", "org/broken"]
     code = f"""
-import json, sys
+import json, os
 from minos_ray.model_checks import check_base, check_model, unseen
 from minos_ray.errors import UserError
 from minos_ray.sections import Model
@@ -277,7 +277,12 @@ def said(test):
     try: return test()
     except UserError as error: return str(error)
 
+kept = Path(os.environ["HF_HOME"], "hub", "models--gated--kept")
+for file, text in (("refs/main", "f" * 40), ("snapshots/" + "f" * 40 + "/config.json", "{{}}")):
+    (kept / file).parent.mkdir(parents=True)
+    (kept / file).write_text(text)
 run = Run({str(tmp_path / "run")!r})
+print(json.dumps(said(lambda: check_model("base.model", Model(model="gated/kept"), run))))
 for name in {names!r}:
     made = config(Path({str(tmp_path)!r}), name)
     print(json.dumps([said(lambda: check_model("base.model", made.base, run)),
@@ -287,7 +292,8 @@ for name in {names!r}:
     env = {**os.environ, **where, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
-    good, gated, absent, broken = map(json.loads, done.stdout.splitlines())
+    kept, good, gated, absent, broken = map(json.loads, done.stdout.splitlines())
+    assert kept is None, "a model in the cache is taken from there, whatever the hub says"
     assert good[0] is None and "for model type 'granite'" in good[1] and good[2] == []
     assert "granted access" in gated[0] and gated[1] is None
     assert "there is no directory" in absent[0] and "the model hub has none of that name" in absent[0]
