@@ -125,9 +125,9 @@ def section_type(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
-def secret(name: str) -> str:
+def secret(name: str, key: str = "critique.api_key_env") -> str:
     """The value of an environment variable that holds a key; UserError (without the value) when it is not set."""
     value = os.environ.get(name, "")
     if not value:
-        raise UserError(f"critique.api_key_env: the environment variable {name} is not set")
+        raise UserError(f"{key}: the environment variable {name} is not set")
     return value

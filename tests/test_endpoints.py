@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from minos_ray.config import build
+from minos_ray.critiques.client import headers
 from minos_ray.errors import UserError
 from minos_ray.sections import Critique, MetaCritic
 
@@ -44,6 +45,14 @@ def test_the_line_about_a_secret_does_not_show_it() -> None:
     with pytest.raises(UserError, match=r"'critique': .*extra_headers.api-key may hold a secret") as error:
         build({"run": "r", "base": {"model": "x"}, "critique": {"extra_headers": {"api-key": "abc123"}}})
     assert "abc123" not in str(error.value)
+
+
+def test_a_header_whose_variable_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GATEWAY_KEY", raising=False)
+    with pytest.raises(
+        UserError, match=r"critique\.extra_headers\.api-key: the environment variable GATEWAY_KEY is not"
+    ):
+        headers(Critique(extra_headers={"api-key": "$GATEWAY_KEY"}))
 
 
 @pytest.mark.parametrize(

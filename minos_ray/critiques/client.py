@@ -114,7 +114,10 @@ class Endpoint:
 
 def headers(section: Critique) -> dict[str, str]:
     """The headers of each request, on the driver, whose environment holds what `$NAME` means."""
-    return {name: secret(v[1:]).strip() if v.startswith("$") else v for name, v in section.extra_headers.items()}
+    return {
+        name: secret(value[1:], f"critique.extra_headers.{name}").strip() if value.startswith("$") else value
+        for name, value in section.extra_headers.items()
+    }
 
 
 def hidden(text: str, section: Critique, key: str, headers: Mapping[str, str]) -> str:
