@@ -8,7 +8,7 @@ from minos_ray.labels.runs_on import own_solution
 from minos_ray.labels.signs import latex_signs
 
 BOXED = re.compile(r"\\f?boxed\s*(?=\{)|\\f?boxed\s+(?=[^\s{])")
-SAYS = re.compile(r"\banswers?\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:*]*", re.IGNORECASE)
+SAYS = re.compile(r"\banswer(?:s(?=\s+are\b))?\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:*]*", re.IGNORECASE)
 TAGGED = re.compile(r"<answer>\s*(?=[^<\n]{1,500}</answer>)", re.IGNORECASE)
 TAGS = re.compile(
     r"</?answer>|<\|(?:end|begin)_of_solution\|>|<\|(?:im_end|eot_id|endoftext|end)\|>|</s>|<eos>", re.IGNORECASE

@@ -15,6 +15,7 @@ from minos_ray.labels.same import same_text, same_value
 
 MATH = [
     # gold, text, correct
+    ("32", "The number of correct answers is $13 + 0.25(n - 20)$. So $n = 32$.\nThe test had **32** questions.", True),
     ("1,2,3", "The answer is: $1$, $2$, and $3$.", True),
     ("1,-2", "The answers are $1$ and $-2$.", True),
     ("1,-2", "The answers are 1 and -2.", True),
