@@ -4,9 +4,10 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from minos_ray.errors import UserError
 
@@ -27,13 +28,21 @@ class Stored:
         for name in sorted(names):
             if not (self.folder / name).is_file():
                 raise UserError(f"{self.folder} has no {name}; its weights must be whole and in safetensors files")
-        self.opened = {name: self.stack.enter_context(safe_open(self.folder / name, "pt")) for name in names}
+        self.opened = {name: self.open(name) for name in sorted(names)}
         if not self.files:
             self.files = dict.fromkeys(self.opened[SINGLE].keys(), SINGLE)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stack.close()
+
+    def open(self, name: str) -> Any:
+        """One file; UserError when it is none of safetensors."""
+        try:
+            return self.stack.enter_context(safe_open(self.folder / name, "pt"))
+        except SafetensorError as error:
+            hint = "a Git LFS pointer, or cut off while it was copied?"
+            raise UserError(f"{self.folder / name} is no file of safetensors ({hint}): {error}") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self.files

@@ -13,7 +13,7 @@ from minos_ray.cluster import quiet_data
 from minos_ray.config import build
 from minos_ray.errors import WorkStopped
 from minos_ray.pipeline import run_stage
-from minos_ray.sections import Config, Model
+from minos_ray.sections import Config
 from minos_ray.store import Run
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
 from tests.raylets import STORE, all_is_free, cluster_of_raylets
@@ -91,12 +91,12 @@ def sampled(made: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def broken(folder: Path, config: Config) -> Config:
-    """The config with a base model whose weights are cut off."""
-    copied = shutil.copytree(config.base.model, folder / "broken")
-    weights = copied / "model.safetensors"
-    weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"F99"'))
-    return config.model_copy(update={"base": Model(model=str(copied)), "generator": Model(model=str(copied))})
+def without_logs(folder: Path, config: Config) -> Config:
+    """The config of a copy of the run, where a file lies in the way of the logs that a training worker writes."""
+    shutil.copytree(config.run, folder / "run")
+    shutil.rmtree(folder / "run/logs/tb", ignore_errors=True)
+    Run(str(folder / "run")).write_bytes("logs/tb", b"a file where the worker wants a folder")
+    return config.model_copy(update={"run": str(folder / "run")})
 
 
 def without_splitting(folder: Path, config: Config) -> Config:
@@ -123,7 +123,7 @@ Break = Callable[[Path, Config], Config]
 FAILURES: dict[str, Break] = {
     "label": without_splitting,
     "critique": without_critic,
-    "sft": broken,
+    "sft": without_logs,
     "score": broken_verifier,
 }
 
