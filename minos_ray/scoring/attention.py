@@ -74,7 +74,9 @@ class ReadOnly(nn.Module):
         self.places: torch.Tensor | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[1, tokens, width] in and out, though the widths may differ."""
+        """[1, tokens, width] in and out, though the widths may differ; without `places` everywhere."""
+        if self.places is None:
+            return self.module(hidden)
         return spread(self.module(hidden[0, self.places]), self.places, hidden.shape[1])[None]
 
 
@@ -86,7 +88,7 @@ class Backbone:
 
         AttentionInterface.register(NAME, forest_attention)
         AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-        self.module = model.base_model
+        self.model, self.module = model, model.base_model
         last = last_layer(self.module)
         model.set_attn_implementation(NAME)
         pack(self.module)
@@ -100,7 +102,10 @@ class Backbone:
         for module in self.read_only:
             module.places = view.places
         ids, depths = (torch.from_numpy(array).to(device)[None] for array in (forest.ids, forest.depths))
+        self.model.set_attn_implementation(NAME)
         hidden = self.module(input_ids=ids, position_ids=depths, view=view, use_cache=False).last_hidden_state
+        for module in self.read_only:
+            module.places = None
         return hidden[0, view.places]
 
 

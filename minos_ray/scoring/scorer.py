@@ -98,10 +98,9 @@ class Scorer(Verifier):
     def __init__(self, model: str, trust_remote_code: bool = False, resources: Scoring | None = None) -> None:
         from transformers.utils import logging
 
-        from minos_ray.scoring.backbone import Masked, backbone_of
+        from minos_ray.scoring.backbone import Masked, backbone_of, longest_shared
         from minos_ray.training.base_weights import shown
         from minos_ray.training.heads import saved_class, scalar_head
-        from minos_ray.training.packing import longest_together
 
         resources = resources or Scoring()
         super().__init__(model, trust_remote_code, resources.max_model_len)
@@ -113,15 +112,15 @@ class Scorer(Verifier):
             raise UserError(f"model '{model}' has no weights for {shown(sorted(info['missing_keys']))}")
         whole = whole.to(self.device).eval()
         self.head = scalar_head(whole)
-        self.backbone = backbone_of(whole, model)
+        self.backbone, self.alone = backbone_of(whole, self.head, model)
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
         if isinstance(self.backbone, Masked):
             self.budget //= 4
-        self.together = longest_together(self.config)
+        self.together = longest_shared(self.config.get_text_config())
 
     def close(self) -> None:
         """Drops the weights."""
-        del self.backbone, self.head
+        del self.backbone, self.alone, self.head
         give_back()
 
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
@@ -172,7 +171,8 @@ class Scorer(Verifier):
 
         places = np.concatenate([path[positions] for path, positions in zip(forest.paths, read, strict=True)])
         nodes, back = np.unique(places, return_inverse=True)
+        decoder = self.backbone if max(map(len, forest.paths)) <= self.together else self.alone
         with torch.inference_mode():
-            scores = torch.sigmoid(self.head(self.backbone(forest, nodes))[:, 0].float()).cpu().numpy()[back]
+            scores = torch.sigmoid(self.head(decoder(forest, nodes))[:, 0].float()).cpu().numpy()[back]
         ends = np.cumsum([len(positions) for positions in read])[:-1]
         return [part.tolist() for part in np.split(scores, ends)]

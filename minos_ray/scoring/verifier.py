@@ -78,6 +78,5 @@ def kind_of(config: Any, model: str) -> str:
 
 
 def longest(config: Any) -> int:
-    """Tokens that every position can attend to: limited by the positions and by a sliding window."""
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-    return min(limit for limit in (*limits, 10**9) if limit)
+    """Tokens that the model has positions for."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9

@@ -19,6 +19,9 @@ NAME = "minos_packed"
 # What models hand on to their attention that says nothing about it.
 HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "layer_idx", "output_attentions"})
 
+# Families whose layers do not tell their attention how wide the window is.
+WINDOW_IN_MASK = frozenset({"phimoe"})
+
 
 class NotPackable(Exception):
     """A model asks more of its attention than packed rows can give."""
@@ -171,10 +174,18 @@ def use(model: Any) -> None:
     model.set_attn_implementation(NAME)
 
 
-def unpackable(config: Any) -> list[str]:
-    """Kinds of layers that are more than attention to a row or a window of it: they have a state or cut rows up, and
-    short rows need not show it."""
-    return sorted({*(getattr(config, "layer_types", None) or [])} - {"full_attention", "sliding_attention"})
+def unpackable(model: Any) -> str | None:
+    """What short rows need not show: why a model that uses the attention of this module cannot be packed."""
+    config = model.config.get_text_config()
+    if model.config._attn_implementation != NAME:
+        return "its attention is not of transformers' attention interface"
+    # Layers that are more than attention to a row or a window of it have a state or cut rows up.
+    layers = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
+    if kinds := {*layers} - {"attention", "full_attention", "sliding_attention"}:
+        return f"it has layers of the kind {', '.join(sorted(kinds))}"
+    if config.model_type in WINDOW_IN_MASK and config.sliding_window is not None:
+        return "the window of its attention is in its mask only"
+    return None
 
 
 def longest_together(config: Any) -> int:

@@ -73,7 +73,9 @@ def short_rows(objective: Objective) -> Rows:
     """Two rows of random tokens, none of which is the padding token."""
     config = objective.model.config.get_text_config()
     rng = np.random.default_rng(0)
-    words = rng.permutation(np.setdiff1d(np.arange(min(config.vocab_size, 30_000)), [config.pad_token_id or 0]))
+    words = rng.permutation(
+        np.setdiff1d(np.arange(min(config.vocab_size, 30_000)), [getattr(config, "pad_token_id", None) or 0])
+    )
     made: list[dict[str, Any]] = []
     for number, length in enumerate(LENGTHS):
         ids = rng.choice(words, length).tolist()
@@ -98,10 +100,10 @@ def difference(
     forward: Forward, objective: Objective, way: Way, rows: Rows, expected: tuple[torch.Tensor, torch.Tensor]
 ) -> str | None:
     """In what rows together differ from each alone in a way, None when they do not."""
-    if way.packed and (kinds := unpackable(objective.model.config.get_text_config())):
-        return f"it has layers of the kind {', '.join(kinds)}"
     try:
         objective.take(way)
+        if way.packed and (reason := unpackable(objective.model)):
+            return reason
         found = forward(rows, np.arange(len(rows)))
     except Exception as error:
         return said(error)

@@ -11,6 +11,7 @@ from minos_ray.scoring import attention
 from minos_ray.scoring.attention import Backbone
 from minos_ray.scoring.backbone import BY_RUNS, backbone_of
 from minos_ray.scoring.batches import forests
+from minos_ray.training.heads import scalar_head
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -94,17 +95,20 @@ def test_a_model_of_another_build_is_refused() -> None:
 def test_families_are_read_as_alone(family: str) -> None:
     model, sequences = verifier(family), tree(12)
     expected = [model.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in sequences]
-    made = backbone_of(model, "m")
+    made, plain = backbone_of(model, scalar_head(model), "m")
     assert isinstance(made, Backbone) == (family in BY_RUNS)
     (forest,) = forests(sequences, range(len(sequences)), 10_000)
     hidden = made(forest, np.arange(len(forest.ids)))
+    some = np.unique([path[-1] for path in forest.paths])
     for member, path in zip(forest.members, forest.paths, strict=True):
         assert torch.allclose(hidden[path], expected[member], atol=2e-5)
+    assert torch.allclose(plain(forest, some), hidden[some], atol=2e-5)
 
 
 def test_what_reads_both_ways_is_refused() -> None:
+    model = verifier("bert")
     with pytest.raises(UserError, match=r"model 'm' .* does not read a sequence as it does beside others"):
-        backbone_of(verifier("bert"), "m")
+        backbone_of(model, scalar_head(model), "m")
 
 
 @torch.inference_mode()
