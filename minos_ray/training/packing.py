@@ -94,7 +94,7 @@ def packed_attention(
     if kernels.takes_varlen(query.dtype, sizes, kernels.capability_of(query)) and not dropout:
         return varlen(query, key, value, packed, scaling, window), None
     # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
-    dtype = query.dtype if query.is_cuda else torch.float32
+    dtype = torch.float32 if query.dtype in kernels.HALF and not query.is_cuda else query.dtype
     q, k, v = (in_grid(states.to(dtype), packed) for states in (query, key, value))
     mask = None if window is None else band(packed.longest, window, query.device)
     out = kernels.attend(q, k, v, mask, scaling, dropout)

@@ -42,6 +42,9 @@ REFUSED = {
     "cpmant": "its attention sees a prompt in both directions",
     "prophetnet": "its logits are of n-gram streams that depend on the length of the row",
 }
+# Their attention scores are not divided by the width of a head, so that rounding in fp32 grows to 1e-5 in gradients
+# (and in fp64, where the loss alone is fp32, to 1.5e-6).
+IN_DOUBLE = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
 # The scorer's own refusals.
 HEADS = {
     "reads more": "refused: its head reads more than a token's hidden state",
@@ -79,6 +82,8 @@ def trained(family: str) -> str:
     from transformers import AutoModelForCausalLM
 
     model = tiny_model(family, AutoModelForCausalLM)
+    if family in IN_DOUBLE:
+        model = model.double()
     objective = Objective(model, "lm").eval()
     reason = trial.choose(partial(run, objective), objective, "auto", family)
     rows = trial.short_rows(objective)
