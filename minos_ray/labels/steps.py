@@ -24,7 +24,8 @@ STARTER = re.compile(
 )
 # A sentence that is only the number of an item: `1.`, `(2).`, `Step 3.`
 NUMBERED = re.compile(r"(?:(?:Step|Case|Part)\s+)?\(?(?:[0-9]{1,3}|[A-Za-z])\)?\.", re.IGNORECASE)
-MARKER = re.compile(r"(?m)^\s*(?=Step\s+[0-9]+\s*[:.])")
+MARKER = re.compile(r"(?m)^[^\S\n]*(?=Step\s+[0-9]+\s*[:.])")
+ANSWER_LINE = re.compile(r"(?m)^[^\S\n]*(?=The answer is\b)")
 
 # What stays in one piece, however many lines it has: code, displayed formulas, environments (align, cases, tabular),
 # the drawings of MATH.
@@ -36,7 +37,7 @@ ROW = "|"
 # More line breaks than so many for each empty line, and the empty lines are stray ones.
 RARE = 2
 # Where a step begins although no empty line stands before it: a numbered step, and the line with the answer.
-HEAD = r"(?:[#>*_]+\s*)*"
+HEAD = r"[#>*_\s]*"
 BEGINNING = re.compile(rf"{HEAD}Step\s+[0-9]+\b", re.IGNORECASE)
 ANSWER = re.compile(
     rf"####|{HEAD}(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+)?answer\b(?:\s+is\b|[\s*]*:[\s*]*\S)",
@@ -180,5 +181,5 @@ def is_end(before: str, after: str) -> bool:
 def markers(text: str) -> list[str]:
     """Each `Step k:` up to the next one is a step, lines of one step joined; a line `The answer is` stands alone."""
     blocks = MARKER.split(text)
-    parts = [part for block in blocks for part in re.split(r"(?m)^\s*(?=The answer is\b)", block)]
+    parts = [part for block in blocks for part in ANSWER_LINE.split(block)]
     return [" ".join(part.split()) for part in parts if part.strip()]

@@ -134,3 +134,11 @@ words = st.sampled_from(["2 + 3 = 5.", "So x = 1", "Then:", "Step 2: add.", "it 
 def test_steps_of_single_lines_are_found_again_in_an_imported_text(steps: list[str]) -> None:
     text = written(steps)
     assert lines(text) == steps and set(text.split("\n")) - {""} == set(steps)
+
+
+@pytest.mark.parametrize("piece", ["*", "_", "#", "* ", "> "])
+def test_a_line_of_decoration_keeps_no_splitter_busy(piece: str) -> None:
+    rule = piece * 40 + "x"  # each further character once took twice the time
+    text = f"Words.\n{rule}\n\nThe answer is 3."
+    assert paragraphs_or_lines(text) == ["Words.", rule, "The answer is 3."]
+    assert markers(f"Step 1: a\n{rule}" + "\n" * 1000 + "The answer is 3.")[-1] == "The answer is 3."
