@@ -12,12 +12,12 @@ from minos_ray.errors import UserError
 from minos_ray.imports.genrm_files import COLUMNS, TYPES, batches, question_ids
 from minos_ray.imports.grouping import OTHER_GOLD
 from minos_ray.imports.verdicts import read_verdict, training_text
-from minos_ray.imports.write import Row, begin_import, candidate, label, write_rows
+from minos_ray.imports.write import Row, begin_import, candidate, label, refuse_empty, write_rows
 from minos_ray.labels.answers import gsm8k
 from minos_ray.labels.runs_on import own_solution
 from minos_ray.labels.steps import paragraphs_or_lines
 from minos_ray.labels.thinking import without_thinking
-from minos_ray.problems.files import files
+from minos_ray.problems.files import files, is_nothing
 from minos_ray.progress import Progress
 from minos_ray.store import Artefact, Manifest, Run
 
@@ -50,6 +50,7 @@ def import_genrm(
         for number, batch in enumerate(batches(paths)):
             importer.add(f"{number:05d}", batch)
             progress.advance(len(batch))
+    refuse_empty(importer.problems, src, importer.dropped)
     return importer.finish(time.monotonic() - start)
 
 
@@ -89,7 +90,7 @@ class Importer:
 
     def _keep(self, row: Row) -> bool:
         """Whether a row is usable and wanted; remembers its problem."""
-        empty = next((f"empty {name}" for name in COLUMNS if row[name] is None or row[name] == ""), None)
+        empty = next((f"empty {name}" for name in COLUMNS if is_nothing(row[name]) or row[name] == ""), None)
         reason = row.get("unread") or empty or odd(row) or self._again(row)
         if reason:
             self.dropped[reason] += 1
@@ -151,7 +152,8 @@ class Importer:
         return made
 
     def _problems(self, split: str) -> list[Row]:
-        found = sorted(question for question in self.problems if self.wanted[question] == split)
+        found = [question for question in self.problems if self.wanted[question] == split]
+        found.sort(key=lambda question: (isinstance(question, str), question))
         return [problem(self.problems[question], split) for question in found]
 
 
@@ -160,6 +162,8 @@ def odd(row: Row) -> str | None:
     for name, kind in zip(COLUMNS, TYPES, strict=True):
         if not isinstance(row[name], kind):
             return f"another type of {name}"
+    if row["correct"] not in (0, 1):
+        return "correct is neither 0 nor 1"
     index = row["candidate_id"]
     return None if type(index) is int and 0 <= index < LARGEST else "candidate_id is no index"
 

@@ -17,7 +17,7 @@ from minos_ray.imports.write import Row
 from minos_ray.labels.latex import extract_latex
 from minos_ray.labels.steps import lines
 from minos_ray.labels.thinking import without_thinking
-from minos_ray.problems.files import BadRow
+from minos_ray.problems.files import BadRow, is_nothing
 from minos_ray.problems.hub import is_hub
 from minos_ray.problems.rows import text_of, text_or_none
 from minos_ray.store import Manifest, Run, open_path
@@ -109,8 +109,9 @@ def judged_solution(query: str, judged: Any) -> Solution:
     """A solution with `y_pred` (its answer, `[invalid]` without one) and `acc` (True or False, as text)."""
     if not isinstance(judged, dict) or str(judged.get("acc")) not in ("True", "False"):
         raise BadRow("'label' has no 'acc' True or False")
-    answer = str(judged.get("y_pred", "")).strip()
-    known = None if answer in ("", "[invalid]") else answer
+    answer = judged.get("y_pred")
+    text = "" if is_nothing(answer) else str(answer).strip()
+    known = None if text in ("", "[invalid]") else text
     return solution(query, str(judged["acc"]) == "True", "test")._replace(answer=known)
 
 

@@ -15,7 +15,7 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.labels.answers import STYLES
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.slices import Reader, Rows, Slice, beside, units
-from minos_ray.problems.files import is_nothing, readable
+from minos_ray.problems.files import is_nothing, kind, readable
 from minos_ray.problems.rows import written
 from minos_ray.progress import Progress
 
@@ -44,7 +44,7 @@ def grade_file(
         raise UserError(f"--style '{style}' is not known; there are {', '.join(STYLES)}")
     start, aside, staged = time.monotonic(), f"{out}.{os.getpid()}.tmp", f"{out}.{os.getpid()}.rows.tmp"
     try:
-        refuse_unwritable(out, aside)
+        refuse_unwritable(file, out, aside)
         rows = Rows(file, staged, (gold, text))
         refuse_missing(rows, file, gold, text)
         slices = rows.slices()
@@ -63,10 +63,13 @@ def grade_file(
     return counts
 
 
-def refuse_unwritable(out: str, aside: str) -> None:
-    """UserError when the output cannot be written, found out before any work."""
+def refuse_unwritable(file: str, out: str, aside: str) -> None:
+    """UserError when the output cannot be written, or would take the place of rows in another format, found out before
+    any work."""
     if os.path.isdir(out):
         raise UserError(f"--out '{out}' is a folder; it must name a Parquet file")
+    if kind(file) != ".parquet" and os.path.exists(file) and os.path.exists(out) and os.path.samefile(file, out):
+        raise UserError(f"--out '{out}' is the file with the rows itself, and would become Parquet; name another one")
     try:
         open(aside, "xb").close()
     except OSError as error:

@@ -159,7 +159,13 @@ def widened(known: pa.DataType | None, values: list[Any]) -> pa.DataType:
         kind = pa.unify_schemas(fields, promote_options="permissive").field("value").type
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.string()
-    return pa.string() if pa.types.is_struct(kind) and kind.num_fields == 0 else kind
+    return pa.string() if has_empty_struct(kind) else kind
+
+
+def has_empty_struct(kind: pa.DataType) -> bool:
+    """Whether a type holds `{}` somewhere, which Parquet cannot."""
+    inside = [kind.field(at).type for at in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not inside) or any(map(has_empty_struct, inside))
 
 
 def column(values: list[Any], kind: pa.DataType) -> pa.Array:

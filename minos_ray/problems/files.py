@@ -34,6 +34,7 @@ POINTERS = {
 # What torn or foreign bytes raise: in gzip, in Arrow and its codecs, where bytes are no text.
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowInvalid, pa.ArrowNotImplementedError)
 LARGEST_CELL = 1 << 26  # characters in csv; far more than any solution, and less than what a lost quote would swallow
+GZIP = b"\x1f\x8b"
 NOT_UTF8, NESTED, SURROGATE = "not UTF-8", "nested too deeply", "half of a surrogate pair"
 TOO_MANY, TOO_FEW = "more fields than the header names", "fewer fields than the header names"
 QUOTES = "text behind a closing quote"
@@ -120,9 +121,11 @@ def opened(path: str) -> BinaryIO:
     return io.BufferedReader(gzip.GzipFile(fileobj=source)) if path.endswith(".gz") else source  # type: ignore[arg-type]
 
 
-def refuse_utf16(path: str, stream: BinaryIO) -> None:
-    """UserError for a text in two or four bytes a character, whose lines cannot be found."""
+def require_lines(path: str, stream: BinaryIO) -> None:
+    """UserError for what is compressed, and for a text in two or four bytes a character: no lines can be found."""
     head = stream.peek(4)[:4]  # type: ignore[attr-defined]
+    if head.startswith(GZIP):
+        raise UserError(f"file '{path}' is gzipped; let its name end in {kind(path)}.gz")
     if b"\0" in head or head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"file '{path}' is not UTF-8 but UTF-16 or the like; save it as UTF-8")
 
@@ -136,7 +139,7 @@ def refuse_repeated(path: str, names: Iterable[str]) -> None:
 def read_lines(path: str) -> Iterator[Row | BadRow]:
     """The objects of jsonl."""
     with opened(path) as stream:
-        refuse_utf16(path, stream)
+        require_lines(path, stream)
         yield from (parse_line(line) for line in stream if line.strip())
 
 
@@ -186,7 +189,7 @@ def read_csv(path: str) -> Iterator[Row | BadRow]:
     """The rows of csv, read strictly: a row with more or fewer fields has texts in the wrong columns."""
     csv.field_size_limit(LARGEST_CELL)
     with opened(path) as stream:
-        refuse_utf16(path, stream)
+        require_lines(path, stream)
         # Bytes that are no UTF-8 become half characters, by which their row is known.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         rows = csv.reader(text, strict=True)

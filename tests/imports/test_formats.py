@@ -194,6 +194,10 @@ def test_odd_values_are_the_rows_fault(parse: Callable[[Any], Any], row: dict[st
 
 def test_odd_values_of_genrm_are_counted(run: Run, tmp_path: Path) -> None:
     odd = [{**GENRM, "question_id": 2, name: value} for name in GENRM for value in ODD]
-    made = bring("genrm", jsonl(tmp_path / "a.jsonl", GENRM, {**GENRM, "question_id": 3}, *odd), run, test_fraction=0.5)
-    assert made[1].counts["rows"] + sum(made[1].dropped.values()) == len(odd) + 2
-    assert {"another type of question", "candidate_id is no index", "empty critique"} <= made[1].dropped.keys()
+    right = [{**GENRM, "question_id": name} for name in (1, 3, "c")]
+    made = bring("genrm", jsonl(tmp_path / "a.jsonl", *right, *odd), run, test_fraction=0.5)
+    assert made[1].counts["rows"] + sum(made[1].dropped.values()) == len(odd) + 3
+    reasons = {"another type of question", "candidate_id is no index", "empty critique", "empty correct"}
+    assert reasons | {"correct is neither 0 nor 1"} <= made[1].dropped.keys()
+    with pytest.raises(UserError, match=r"no row of .* can be used; dropped: {'empty critique': 1}"):
+        bring("genrm", jsonl(tmp_path / "b.jsonl", {**GENRM, "verifier_output": None}), run)

@@ -67,13 +67,15 @@ def test_judged_solutions_are_in_the_test_split(run: Run, tmp_path: Path) -> Non
         {"query": QUERY.format(2, 7), "label": {"y_pred": "[invalid]", "acc": "False"}},
         {"query": QUERY.format(3, 7), "label": {"y_pred": "7", "acc": "True"}, "response": WRONG},
         {"query": QUERY.format(4, 7), "label": "?"},
+        {"query": QUERY.format(5, 7), "label": {"y_pred": None, "acc": "False"}},
     ]
     problems, _, labels, critiques = bring("math-minos", jsonl(tmp_path / "a.jsonl", *rows), run)
-    assert problems.counts == {"rows": 3, "test": 3} and labels.dropped == {"'label' has no 'acc' True or False": 1}
+    assert problems.counts == {"rows": 4, "test": 4} and labels.dropped == {"'label' has no 'acc' True or False": 1}
     assert [(r["answer"], r["status"]) for r in stored(run, "labels")] == [
         ("5", "correct"),
         (None, "no_answer"),
         ("7", "correct"),
+        (None, "no_answer"),
     ]
     assert critiques.counts == {"rows": 1} and not stored(run, "critiques")[0]["agrees"]
 

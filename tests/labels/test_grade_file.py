@@ -164,7 +164,7 @@ def test_a_folder_of_parts_is_one_file(tmp_path: Path) -> None:
 
 def test_late_rows_widen_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "SLICE_ROWS", 2)
-    rows = [{"gold": "1", "text": "#### 1", "n": 1, "m": 1, "o": {}}, {"gold": "1", "text": "#### 1"}]
+    rows = [{"gold": "1", "text": "#### 1", "n": 1, "m": 1, "o": {}, "p": [{"q": {}}]}, {"gold": "1", "text": "#### 1"}]
     rows += [{"gold": "1", "text": "#### 1", "n": 2.5, "m": "x", "late": [1], "o": {}, "big": 2**70}]
     out = str(tmp_path / "out.parquet")
     grade_file(write_jsonl(tmp_path / "in.jsonl", rows), "gold", "text", out)
@@ -172,6 +172,7 @@ def test_late_rows_widen_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert table["n"].to_pylist() == [1.0, None, 2.5]
     assert table["m"].to_pylist() == ["1", None, "x"]
     assert table["late"].to_pylist() == [None, None, [1]]
+    assert table["p"].to_pylist() == ['[{"q": {}}]', None, None]
     assert table["o"].to_pylist() == ["{}", None, "{}"] and table["big"].to_pylist() == [None, None, str(2**70)]
 
 
@@ -187,7 +188,7 @@ def test_golds_may_be_whole_solutions(tmp_path: Path) -> None:
     [("in.jsonl", "nowhere/out.parquet", "--out .*nowhere"), ("in.jsonl", "", "is a folder"),
      ("missing.jsonl", "out.parquet", "missing.jsonl' does not exist"), ("empty.parquet", "out.parquet", "no rows"),
      ("torn.parquet", "out.parquet", "no Parquet file"), ("in.txt", "out.parquet", "no known kind"),
-     ("wide.csv", "out.parquet", "row 1: more fields")],
+     ("wide.csv", "out.parquet", "row 1: more fields"), ("in.jsonl", "in.jsonl", "is the file with the rows itself")],
 )  # fmt: skip
 def test_requests_that_are_refused_before_any_work(tmp_path: Path, source: str, out: str, words: str) -> None:
     write_jsonl(tmp_path / "in.jsonl", ROWS)

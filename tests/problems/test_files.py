@@ -77,6 +77,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "twice.csv": (b"question,answer,answer\nq,5,6\n", "two columns named 'answer'"),
     "torn.csv.gz": (gzip.compress(MANY)[:9000], "end-of-stream marker was reached; is it whole?"),
     "torn.jsonl.gz": (gzip.compress(MANY)[:9000], "end-of-stream marker was reached; is it whole?"),
+    "gzipped.jsonl": (gzip.compress(ROW), "is gzipped; let its name end in .jsonl.gz"),
+    "gzipped.csv": (gzip.compress(ROW), "is gzipped; let its name end in .csv.gz"),
     "plain.jsonl.gz": (MANY, "Not a gzipped file"),
     "flipped.json.gz": (flipped(gzip.compress(b"[%s]" % MANY.replace(b"\n", b",")[:-1])), "cannot be read as .json"),
     "empty.jsonl.gz": (b"", "is empty: no rows"),
