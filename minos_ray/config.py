@@ -19,12 +19,14 @@ __all__ = ["Config", "leaves", "load_config", "resolve"]
 
 
 def resolve(name: str) -> Callable[..., Any]:
-    """The function that `package.module:function` names; UserError when there is none."""
+    """The function that `package.module:function` names; UserError when there is none, or its module fails."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"'{name}' does not name a function (package.module:function): {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"'{name}': importing {module} ends in {type(error).__name__}: {error}") from error
 
 
 def shipped() -> list[str]:

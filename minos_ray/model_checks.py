@@ -58,13 +58,15 @@ def check_model(key: str, model: Model, run: Run) -> None:
 
 
 def check_made(key: str, model: Model, config: Config, run: Run) -> None:
-    """A model of the run must be there or among those that the run makes."""
+    """A model of the run must be there, or be made before it is needed: what is trained on candidates is not."""
     from minos_ray.stages import specs
 
     kind, _, name = model.model.partition(":")
     made = [spec.artefact for spec in specs(config) if spec.artefact.startswith("models/")]
-    if kind == "run" and name not in made and run.artefact(name).manifest() is None:
-        raise UserError(f"{key}: '{model.model}' is not in {run.path}, and this run makes none of that name")
+    if kind != "run" or run.artefact(name).manifest() is not None or (name in made and name == "models/base"):
+        return
+    why = "makes it only after it is needed" if name in made else "makes none of that name"
+    raise UserError(f"{key}: '{model.model}' is not in {run.path}, and this run {why}")
 
 
 @lru_cache

@@ -74,7 +74,8 @@ class Sample(Section):
     def stops_of_the_prompt(cls, values: Any) -> Any:
         """Stated here, so that the resolved config and the fingerprint of the candidates name them."""
         if isinstance(values, dict) and values.get("stop") is None:
-            return {**values, "stop": NEXT_QUESTION.get(values.get("prompt", PLAIN), ())}
+            prompt = values.get("prompt", PLAIN)
+            return {**values, "stop": NEXT_QUESTION.get(prompt, ()) if isinstance(prompt, str) else ()}
         return values
 
 

@@ -88,6 +88,7 @@ def test_an_override_may_hold_an_equals_sign_and_make_a_section(minimal: Path) -
         ("sweep.seeds=[0, -1]", ["'sweep.seeds.1'", "= -1"]),
         ("study.seeds=[-1]", ["'study.seeds.0'", "= -1"]),
         ("sweep.critiques=[-5]", ["'sweep.critiques.0'", "= -5"]),
+        ("sample.prompt=[]", ["'sample.prompt'", "valid string"]),
         ("sample.top_k=-2", ["'sample.top_k'", "= -2"]),
         ("sample.temperature=.nan", ["'sample.temperature'", "finite"]),
         ("sft.lr=.inf", ["'sft.lr'", "finite"]),
@@ -180,6 +181,14 @@ def test_resolve() -> None:
     for name in ("os.path", "os.path:", "os.path:nothing", "no.such.module:f", ":f"):
         with pytest.raises(UserError, match=r"package\.module:function"):
             resolve(name)
+
+
+@pytest.mark.parametrize("text", ["def f(:", "f = nothing", "import sys\nsys.exit('bye')"])
+def test_a_module_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "own_functions.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"'own_functions:f': importing own_functions ends in (Syntax|Name|SystemExit)"):
+        resolve("own_functions:f")
 
 
 def test_leaves_are_the_values_under_dotted_keys() -> None:

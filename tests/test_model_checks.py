@@ -225,6 +225,13 @@ def test_a_directory_that_is_not_there_is_found_wherever_it_is_named(
 def test_a_model_that_the_run_never_makes_is_refused(tmp_path: Path) -> None:
     [line] = said(tmp_path, "run:models/mistyped", pretrain={"corpus": "a:b"})
     assert line.startswith("base.model: 'run:models/mistyped' is not in") and "makes none of that name" in line
+
+
+def test_a_model_of_the_run_is_made_before_it_is_needed(tmp_path: Path) -> None:
+    rollouts = {"completer": {"model": "run:models/critic"}, "candidates": 1}
+    made = config(tmp_path, tiny_model(tmp_path / "model"), label={"rollouts": rollouts})
+    lines = [line for line in findings(made, Run(made.run), {"label"}) if line.startswith("label.rollouts.completer")]
+    assert len(lines) == 1 and lines[0].endswith("makes it only after it is needed")
     assert said(tmp_path, "run:models/base", pretrain={"corpus": "a:b"}) == []
 
 
