@@ -138,13 +138,14 @@ def unseen(config: Config, todo: set[str]) -> Iterator[str]:
 
 def check_base(config: Config, run: Run, todo: set[str]) -> None:
     """The base must have the classes that are trained, and where its weights lie here all that these need."""
-    from minos_ray.training import base_weights
+    from minos_ray.training import base_tokens, base_weights
 
     base, kinds = config.base, trained_kinds(config, todo)
     if base.model.startswith("run:"):
         return
     on_hub = is_hub_id(base.model)
     try:
+        check_model("base.model", base, run)
         file = hub_config(base.model, base.revision) if on_hub else f"{locate(base, run)}/config.json"
     except UserError:  # said by `check_model`
         return
@@ -152,6 +153,8 @@ def check_base(config: Config, run: Run, todo: set[str]) -> None:
         options = {"trust_remote_code": base.trust_remote_code}
         folder = os.path.dirname(file)
         base_weights.check(folder, kinds, options, config.resources.train.zero == 3, whole=not on_hub)
+        if not on_hub:
+            base_tokens.tokenizer_of(folder, base.trust_remote_code, critic="sft" in todo)
         if config.reward.lm_weight and "reward" in todo and not on_hub:
             base_weights.require_vocabulary_head(folder, options)
 

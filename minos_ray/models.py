@@ -1,5 +1,6 @@
 """Finding a model named in the config: a directory, a hub id, `package:FOLDER` or `run:models/NAME`."""
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from minos_ray.store import Run
 DOWNLOAD_S = 3600
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
@@ -62,6 +65,11 @@ def whole(path: Path, name: str) -> str:
     """`path` as text when it is a complete model directory; UserError says what is missing."""
     if not path.is_dir():
         raise UserError(f"model '{name}': there is no directory {path}")
+    if (path / ADAPTER).is_file():
+        raise UserError(
+            f"model '{name}': {path} holds an adapter ({ADAPTER}), which would or would not be added to the weights; "
+            f"merge it into its model with peft (merge_and_unload) and save that, or take {ADAPTER} away"
+        )
     if not (path / "config.json").is_file():
         raise UserError(f"model '{name}': {path} has no config.json")
     if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
@@ -74,6 +82,20 @@ def whole(path: Path, name: str) -> str:
     if not any((path / file).is_file() for file in TOKENIZERS):
         raise UserError(f"model '{name}': {path} has no tokenizer (tokenizer.json); save it beside the model")
     return str(path)
+
+
+def safetensors_files(folder: str) -> list[Path]:
+    """The files that transformers takes a model's weights from: the single one before those of an index; others may lie
+    beside them. None where there is neither; UserError when the index cannot be read."""
+    single, index = Path(folder) / SINGLE, Path(folder) / INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    try:
+        return [Path(folder) / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of safetensors files: {error}") from error
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:

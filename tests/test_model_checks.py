@@ -20,7 +20,8 @@ from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer
 from minos_ray.sections import Config
 from minos_ray.store import Run
-from minos_ray.training import architecture
+from minos_ray.training import architecture, base_tokens
+from minos_ray.training.stored import Stored
 from tests.tiny import tiny_model, tiny_tokenizer
 
 Weights = dict[str, torch.Tensor]
@@ -100,6 +101,95 @@ def test_weights_that_would_be_made_up_are_refused_by_the_check_and_by_the_loade
     with pytest.raises(UserError) as refused:
         architecture.load(base, "lm", "fp32", 0, {})
     assert str(refused.value) == line
+
+
+def sharded(base: str, **more: str) -> None:
+    """The weights in two files, of which an index names the tensors; `more` are further entries of it."""
+    weights = load_file(f"{base}/model.safetensors")
+    Path(base, "model.safetensors").unlink()
+    names, places = sorted(weights), {}
+    for file, part in (("one.safetensors", names[::2]), ("two.safetensors", names[1::2])):
+        save_file({name: weights[name] for name in part}, f"{base}/{file}", {"format": "pt"})
+        places |= dict.fromkeys(part, file)
+    Path(base, "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {**places, **more}})
+    )
+
+
+def test_an_index_only_says_which_files_there_are(tmp_path: Path) -> None:
+    """As in transformers: it may name a tensor that is not there, or another file, and beside a whole file it is of
+    no use at all, whatever it says."""
+    base, stale = tiny_model(tmp_path / "base"), tiny_model(tmp_path / "stale", seed=1)
+    expected = load_file(f"{base}/model.safetensors")
+    sharded(base, **{"rotary.inv_freq": "two.safetensors", "lm_head.weight": "two.safetensors"})
+    for zero in (0, 3):
+        assert said(tmp_path, base, resources={"train": {"zero": zero}}) == []
+    with Stored(base) as weights:
+        assert {*weights.files} == {*expected}
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    Path(base, "two.safetensors").unlink()
+    [line] = said(tmp_path, base)
+    assert line.startswith("base.model: ") and "two.safetensors" in line
+    with pytest.raises(UserError, match=r"^base\.model: .* has no two\.safetensors"):
+        architecture.load(base, "lm", "fp32", 0, {})
+    Path(base, "model.safetensors.index.json").rename(f"{stale}/model.safetensors.index.json")
+    assert said(tmp_path, stale, resources={"train": {"zero": 3}}) == []
+
+
+def composite(folder: Path) -> str:
+    """A language model with a part for images."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tiny_tokenizer(folder)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**small, "head_dim": 16, "vocab_size": len(load_tokenizer(str(folder)))}
+    images = {**small, "image_size": 28, "patch_size": 14}
+    Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=images)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("part", ["whole", "text_config"])
+def test_quantised_weights_are_refused(part: str, tmp_path: Path) -> None:
+    """ZeRO 3 would take their numbers for the weights, GPUs would leave them as they are."""
+    base = tiny_model(tmp_path / "base") if part == "whole" else composite(tmp_path / "base")
+    values = json.loads(Path(base, "config.json").read_text())
+    of = values if part == "whole" else values[part]
+    of["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    Path(base, "config.json").write_text(json.dumps(values))
+    [line] = said(tmp_path, base)
+    assert line.startswith(f"base.model: {base}: its weights are quantised (fp8)")
+    with pytest.raises(UserError, match=r"quantised \(fp8\)"):
+        architecture.load(base, "orm", "fp32", 0, {})
+
+
+def test_an_adapter_is_no_base_with_or_without_its_weights(tmp_path: Path) -> None:
+    """transformers adds it to weights that lie beside it, vLLM does not."""
+    beside, alone = tiny_model(tmp_path / "beside"), tiny_model(tmp_path / "alone")
+    Path(alone, "model.safetensors").rename(f"{alone}/adapter_model.safetensors")
+    for base in (beside, alone):
+        Path(base, "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+        [line] = said(tmp_path, base)
+        assert line.startswith("base.model: ") and "holds an adapter (adapter_config.json)" in line
+
+
+def test_the_tokenizer_must_fit_the_embeddings(tmp_path: Path) -> None:
+    """Special tokens that were added are in no row, but EOS ends a critique."""
+    base = tiny_model(tmp_path / "base")
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_special_tokens({"pad_token": "<more>"})
+    tokenizer.save_pretrained(base)
+    assert said(tmp_path, base) == []
+    tokenizer.eos_token = "<more>"
+    tokenizer.save_pretrained(base)
+    assert "embeddings ('<more>')" in said(tmp_path, base)[0] and said(tmp_path, base, {"reward"}) == []
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(base)
+    assert "has no EOS token" in said(tmp_path, base)[0] and said(tmp_path, base, {"reward"}) == []
+    tokenizer.add_tokens(["<step>"])
+    tokenizer.save_pretrained(base)
+    assert "embeddings ('<step>')" in said(tmp_path, base, {"reward"})[0]
+    with pytest.raises(UserError, match="without resizing the model"):
+        base_tokens.tokenizer_of(base, False, critic=False)
 
 
 def test_a_foreign_head_is_no_start_of_a_verifier(tmp_path: Path) -> None:

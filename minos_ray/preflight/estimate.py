@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.models import is_hub_id, locate
+from minos_ray.models import is_hub_id, locate, safetensors_files
 from minos_ray.preflight.bundles import bundles, room
 from minos_ray.resources import Workers
 from minos_ray.sections import Config, Model
@@ -127,19 +127,9 @@ def stored(model: Model, run: Run) -> list[Tensor]:
 
 
 def weight_files(folder: str) -> list[Path]:
-    """The safetensors files of a model, those that are loaded: a second copy of the weights may lie beside them.
-
-    UserError when the index of them cannot be read.
-    """
-    whole, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
-        return sorted(Path(folder).glob("*.safetensors"))
-    try:
-        return [Path(folder) / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is no index of safetensors files: {error}") from error
+    """The safetensors files of a model: those that are loaded, else whatever there is. UserError when the index of them
+    cannot be read."""
+    return safetensors_files(folder) or sorted(Path(folder).glob("*.safetensors"))
 
 
 def tensors(file: Path) -> list[Tensor]:

@@ -54,11 +54,12 @@ def shape(config: Config, run: Run) -> "Shape | None":
     try:
         values = json.loads((Path(locate(config.base, run)) / "config.json").read_bytes())
         values = values.get("text_config") or values
-        hidden, heads = values["hidden_size"], values["num_attention_heads"]
+        hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
         kv = (values.get("num_key_value_heads") or heads) * (values.get("head_dim") or hidden // heads)
         inner = values.get("intermediate_size") or 4 * hidden
-        return Shape(size, values["num_hidden_layers"], hidden, inner, kv, values["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # what is wrong with it is said elsewhere
+        sizes = (size, values["num_hidden_layers"], hidden, inner, kv, values["vocab_size"])
+        return Shape(*map(int, sizes))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):  # told elsewhere
         return None
 
 

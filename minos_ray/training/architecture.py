@@ -45,12 +45,11 @@ def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, An
 
     UserError when weights are missing, of another shape, or tied by the config and yet not the same.
     """
-    from transformers import AutoConfig
-
-    labelled = {**labels(kind), **options}
-    model, info = auto_class(kind, AutoConfig.from_pretrained(path, **labelled)).from_pretrained(
-        path, **labelled, dtype=DTYPES[precision], output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    with base_weights.about(path):
+        auto = auto_class(kind, base_weights.config_of(path, kind, options))
+    base_weights.require_files(path)
+    how = {"dtype": DTYPES[precision], "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = auto.from_pretrained(path, **labels(kind), **options, **how)
     base_weights.require_whole(model, kind, info, path)
     base_weights.require_tied(model, path)
     if kind != "lm":
@@ -63,12 +62,12 @@ def load_partitioned(
 ) -> Any:
     """The same for ZeRO 3: weights go from the files into every rank's share, and no rank ever holds all of them."""
     import deepspeed
-    from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
-    config = AutoConfig.from_pretrained(path, **labels(kind), **options)
     trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
-    auto = auto_class(kind, config)
+    with base_weights.about(path):
+        config = base_weights.config_of(path, kind, options)
+        auto = auto_class(kind, config)
     # Without `dtype`: where fp16 is unknown, DeepSpeed 0.19 turns a given one into bf16; the settings name it as well.
     with deepspeed.zero.Init(config_dict_or_path=settings), no_init_weights():
         model = auto.from_config(config, dtype=DTYPES[precision], **trusted)
@@ -130,6 +129,13 @@ def reset_head(head: torch.nn.Linear, seed: int) -> None:
             head.bias.zero_()
 
 
+def padding_token(tokenizer: Any, embeddings: int) -> int | None:
+    """The tokenizer's own, else EOS. One that was added to the tokenizer alone has no embedding: transformers would not
+    load a model with it."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in known if token is not None and token < embeddings), None)
+
+
 def save(
     model: Any, state: dict[str, torch.Tensor], tokenizer: Any, kind: Kind, folder: str, every_token: bool = False
 ) -> None:
@@ -139,7 +145,7 @@ def save(
     has no chat template: it goes on from the bare text, whatever its base was asked.
     """
     config = model.config
-    config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    config.pad_token_id = padding_token(tokenizer, config.get_text_config().vocab_size)
     config.step_encoding = {"name": encoding.NAME, "version": encoding.VERSION}
     if kind != "lm" and not own_class(model, kind):
         config.verifier_kind = kind

@@ -4,13 +4,15 @@ Names and shapes are compared by transformers' own loading, renamings and conver
 work takes a model whose tensors have no memory, and says what the loader would say.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minos_ray.errors import UserError
+from minos_ray.models import safetensors_files
 from minos_ray.training.buffers import persistent
 from minos_ray.training.heads import HEADS, auto_class, head_name, labels
 from minos_ray.training.job import Kind
@@ -83,14 +85,9 @@ def check(path: str, kinds: Iterable[Kind], options: Mapping[str, Any], shares: 
     """
     stored = shapes(path) if whole else {}
     for kind in kinds:
-        try:
-            model = empty(path, kind, options)
-            if kind != "lm":
-                head_name(model)
-        except UserError as error:
-            raise UserError(f"base.model: {path}: {error}") from error
-        if not stored or getattr(model.config, "quantization_config", None):
-            continue  # a quantised model has other names, and its own way of loading
+        model = empty(path, kind, options)
+        if not stored:
+            continue
         require_whole(model, kind, loading_info(model, stored, path), path)
         if bin_files(path):
             require_safetensors(path, shares)
@@ -103,15 +100,46 @@ def check(path: str, kinds: Iterable[Kind], options: Mapping[str, Any], shares: 
 
 def empty(path: str, kind: Kind, options: Mapping[str, Any]) -> Any:
     """The model that a kind is trained as, without memory; UserError where transformers cannot make it."""
-    from transformers import AutoConfig, __version__
+    with about(path):
+        config = config_of(path, kind, options)
+        with torch.device("meta"):
+            model = auto_class(kind, config).from_config(config, **options)
+        if kind != "lm":
+            head_name(model)
+    return model
+
+
+def config_of(path: str, kind: Kind, options: Mapping[str, Any]) -> Any:
+    """The config of a base for what is trained; UserError for quantised weights: their numbers alone, which ZeRO 3
+    reads, are not the weights, and on GPUs they stay as they are, where nothing can be trained."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, **labels(kind), **options)
+    for part in (config, config.get_text_config()):
+        if settings := getattr(part, "quantization_config", None):
+            method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+            raise UserError(
+                f"its weights are quantised ({method}), and only others can be trained; give the model that they were "
+                "made from, or save it anew with transformers, dequantised"
+            )
+    return config
+
+
+@contextmanager
+def about(path: str) -> Iterator[None]:
+    """What goes wrong with a base that is made by transformers, as one line that names it."""
+    from transformers import __version__
 
     try:
-        config = AutoConfig.from_pretrained(path, **labels(kind), **options)
-        with torch.device("meta"):
-            return auto_class(kind, config).from_config(config, **options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        yield
+    except UserError as error:
+        raise UserError(f"base.model: {path}: {error}") from error
+    except Exception as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"transformers {__version__} makes no model of its config.json: {line}") from error
+        trust = "; base.trust_remote_code: true runs it" if "trust_remote_code" in str(error) else ""
+        raise UserError(
+            f"base.model: {path}: transformers {__version__} makes no model of its config.json: {line}{trust}"
+        ) from error
 
 
 def shapes(path: str) -> dict[str, tuple[int, ...]]:
@@ -122,10 +150,16 @@ def shapes(path: str) -> dict[str, tuple[int, ...]]:
         return {name: weights.shape(name) for name in weights.files}
 
 
+def require_files(path: str) -> None:
+    """UserError when a file of weights is missing, or none of safetensors."""
+    if not bin_files(path):
+        with Stored(path):
+            pass
+
+
 def bin_files(path: str) -> list[Path]:
     """The `pytorch_model*.bin` files of a model that has no safetensors files."""
-    folder = Path(path)
-    return [] if any(folder.glob("*.safetensors")) else sorted(folder.glob("pytorch_model*.bin"))
+    return [] if safetensors_files(path) else sorted(Path(path).glob("pytorch_model*.bin"))
 
 
 def read_bin(file: Path) -> dict[str, torch.Tensor]:

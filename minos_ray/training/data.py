@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
 from minos_ray.labels.thinking import without_thinking
-from minos_ray.models import load_tokenizer, locate
+from minos_ray.models import locate
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.sections import Config
 from minos_ray.store import Run
-from minos_ray.training import encoding
+from minos_ray.training import base_tokens, encoding
 from minos_ray.training.consensus import agreed
 from minos_ray.training.rows import language_row
 from minos_ray.training_sections import Reward, Sft
@@ -38,9 +38,9 @@ class Data(NamedTuple):
     sources: Mapping[str, int] = MappingProxyType({})
 
 
-def base_tokenizer(config: Config, run: Run) -> Any:
-    """The tokenizer of the base model, which every model of a run shares."""
-    return load_tokenizer(locate(config.base, run), config.base.trust_remote_code)
+def base_tokenizer(config: Config, run: Run, critic: bool = False) -> Any:
+    """The tokenizer of the base model, which every model of a run shares; UserError when it does not fit the model."""
+    return base_tokens.tokenizer_of(locate(config.base, run), config.base.trust_remote_code, critic)
 
 
 def read(run: Run, artefact: str, columns: list[str]) -> list[Row]:

@@ -27,7 +27,7 @@ def sft(config: Config, run: Run) -> Manifest:
 def critic_job(config: Config, run: Run) -> Job:
     """The training of a critic on at most `sft.rows` critiques; fewer rows are a subset of more."""
     inserted = config.inserted.count > 0
-    tokenizer = base_tokenizer(config, run)
+    tokenizer = base_tokenizer(config, run, critic=True)
     kept_out = held_out_problems(run, config.reward)
     data = critique_data(run, tokenizer, config.sft, config.sft.rows, inserted, kept_out)
     if config.sft.source in CONTROLS:

@@ -1,6 +1,5 @@
 """The tensors of a checkpoint on disk, one at a time."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -10,39 +9,40 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from minos_ray.errors import UserError
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from minos_ray.models import SINGLE, safetensors_files
 
 
 class Stored:
-    """Tensors by name, read from one or several safetensors files when they are asked for."""
+    """Tensors by name, read from one or several safetensors files when they are asked for.
+
+    As in transformers the files say what they hold; an index says only which files there are.
+    """
 
     def __init__(self, path: str) -> None:
         self.folder = Path(path)
-        index = self.folder / INDEX
-        self.files: dict[str, str] = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
 
     def __enter__(self) -> "Stored":
+        files = safetensors_files(str(self.folder)) or [self.folder / SINGLE]
+        for file in files:
+            if not file.is_file():
+                raise UserError(
+                    f"base.model: {self.folder} has no {file.name}; its weights must be whole and in safetensors files"
+                )
         self.stack = ExitStack()
-        names = set(self.files.values()) or {SINGLE}
-        for name in sorted(names):
-            if not (self.folder / name).is_file():
-                raise UserError(f"{self.folder} has no {name}; its weights must be whole and in safetensors files")
-        self.opened = {name: self.open(name) for name in sorted(names)}
-        if not self.files:
-            self.files = dict.fromkeys(self.opened[SINGLE].keys(), SINGLE)
+        self.opened = {file.name: self.open(file) for file in files}
+        self.files = {tensor: name for name, file in self.opened.items() for tensor in file.keys()}  # noqa: SIM118
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stack.close()
 
-    def open(self, name: str) -> Any:
+    def open(self, file: Path) -> Any:
         """One file; UserError when it is none of safetensors."""
         try:
-            return self.stack.enter_context(safe_open(self.folder / name, "pt"))
+            return self.stack.enter_context(safe_open(file, "pt"))
         except SafetensorError as error:
             hint = "a Git LFS pointer, or cut off while it was copied?"
-            raise UserError(f"{self.folder / name} is no file of safetensors ({hint}): {error}") from error
+            raise UserError(f"base.model: {file} is no file of safetensors ({hint}): {error}") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
