@@ -19,8 +19,8 @@ def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:
     embeddings = config.get_text_config().vocab_size
     if tokens := without_embedding(tokenizer, embeddings, critic):
         raise UserError(
-            f"base.model: the tokenizer in {path} has tokens that none of the model's {embeddings} embeddings is for "
-            f"({base_weights.shown(tokens)}): it is another model's, or tokens were added without resizing the model"
+            f"base.model: the tokenizer in {path} has tokens without one of the model's {embeddings} "
+            f"embeddings ({base_weights.shown(tokens)}): it is another model's, or tokens were added without resizing the model"
         )
     return tokenizer
 
