@@ -8,23 +8,24 @@ from minos_ray.labels.numbers import canonical, first_number
 from minos_ray.labels.signs import latex_signs
 
 # What surrounds an answer and is no part of it; a full stop behind it above all.
-LEADING = re.compile(r"(?:\s|\$|\*\*|~|\\[,;:! ]|\\q?quad\b|\\displaystyle\b|:)+")
-TRAILING = re.compile(r"(?:\s|\\?\$|\*\*|~|\\[,;:!]|\\q?quad\b|\\\\|\\text\{\s*[.,;]?\s*\}|(?<!\\)[.,;:]|\\(?=$))+$")
+LEADING = re.compile(r"(?:\s|\$|\*\*|`|~|\\[,;:! ]|\\q?quad\b|\\displaystyle\b|:)+")
+TRAILING = re.compile(r"(?:\s|\\?\$|\*\*|`|~|\\[,;:!]|\\q?quad\b|\\\\|\\text\{\s*[.,;]?\s*\}|(?<!\\)[.,;:]|\\(?=$))+$")
 LONGEST = 2000  # characters of an answer
 DISPLAYED = re.compile(r"\\\((?P<inline>.*)\\\)|\\\[(?P<block>.*)\\\]", re.DOTALL)
 
 FONT = r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|boldsymbol|operatorname\*?)"
 WRAPPER = re.compile(FONT + r"\s*\{([^{}]*)\}")
-BOLD_DIGITS = re.compile(r"\\(?:mathbf|boldsymbol|textbf)\s*\{\s*([0-9](?:[0-9 .]*[0-9])?)\s*\}")
+BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|textbf)\s*\{\s*([0-9](?:[0-9 .]*[0-9])?|[a-zA-Z])\s*\}")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\limits\b|\\(?:display|text)style\b")
 SPACING = re.compile(r"(?<!\\)\\[!,;:> ]|\\q?quad\b|(?<!\\)~|\\thinspace\b|\\(?:phantom|hspace)\{[^{}]*\}")
 DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))(?:\s*[CF]\b)?|\\degree\b|\\text\{\s*degrees?\s*\}")
+ORDINAL = re.compile(r"(?<=[0-9])\s*\^\s*\{\s*\\(?:text|mathrm)\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}$")
 PERCENT = re.compile(r"\\?%|(?<=[0-9}\s])(?:percent(?:age)?|pct)\b")
 
 SHORT_ABOVE = re.compile(r"\\frac\s*([0-9a-z])")
 SHORT_BELOW = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9a-z])")
 SHORT_CHOICE = re.compile(r"\\binom\s*([0-9a-z])\s*([0-9a-z])")
-CURRENCY = re.compile("\\\\\\$|[\u20ac\u00a3\u00a5\u20b9]")
+CURRENCY = re.compile("\\\\\\$|\\\\(?:euro|pounds|yen)\\b|[\u20ac\u00a3\u00a5\u20b9]")
 SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-z])")
 BARE_POWER = re.compile(r"\^\s*(\\(?:frac\s*\{[^{}]*\}\s*\{[^{}]*\}|sqrt\s*\{[^{}]*\})|-[0-9]+)")
 CHOOSE = re.compile(r"\{\s*([^{}]*?)\\choose\b\s*([^{}]*?)\}")
@@ -41,16 +42,25 @@ BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])")
 JOINED = re.compile(r"(?<=[0-9])(?:\{,\}|\\[!,;:> ]\s*,?\s*(?:\\!)?|,\s*\\!\s*|~)(?=[0-9]{3}(?![0-9]))")
 THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 SPACED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9]| [0-9])")
+SUBSCRIPT = re.compile(r"_([0-9])\s+(?=[0-9])")  # \log_2 8
+SCIENTIFIC = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,3})")
+PLAIN_PI = re.compile(r"(?<![a-zA-Z\\])pi(?![a-zA-Z])")
 LEADING_DOT = re.compile(r"(?<![0-9])\.(?=[0-9])")
 DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+")
 PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?")
 
+# The half of the day stays with its time: 3:30 p.m. is not 3:30 a.m.
+HALF = re.compile(r"(?<=[0-9])(?:\s|~|\\[,;: ])*(?:\\(?:text|mbox|mathrm)\s*\{[\s~]*)?([aApP])\.?\s?[mM]\b\.?\s*\}?$")
 # Units behind a number: any words in \text{}, plain ones from a list or of four letters and more.
 SPACE = r"(?:\s|~|\\[,;:! ])*"
 UNIT = re.compile(
     rf"(?<=[0-9}})\]]){SPACE}(?:\\(?:text(?:rm|bf|it)?|mbox|mathrm)\s*\{{(?!\s*(?:and|or|if|for)\b)[\s~]*[a-zA-Z]"
     rf"[^{{}}()]*\}}{SPACE}(?:\^\s*\{{?\s*[0-9]\s*\}}?)?{SPACE}[/.]?{SPACE}|\\(?:mathrm|rm)\s+[a-z]+)+$"
 )
+WORD_UNIT = r"\{\s*\\(?:text|mathrm)\s*\{[a-zA-Z\s]+\}\s*\}"
+UNIT_RATIO = re.compile(
+    rf"(?<=[0-9}}])(?:\s|~|\\[,;: ])*\\frac\s*{WORD_UNIT}\s*{WORD_UNIT}$"
+)  # 12\frac{\text{km}}{\text{h}}
 SHORT_UNITS = "cm|mm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|kph|min|sec|hrs?|yds?|gal|men|day|way|deg|rad|pts|sq|cu|am|pm|in"
 NO_UNITS = (
     "and|or|if|for|when|where|mod|times|plus|minus|over|more|less|fewer|than|divided|percent|percentage|pct|sqrt|choose"
@@ -64,6 +74,10 @@ PLAIN_UNIT = re.compile(
 NOTE = re.compile(r"(?<=[0-9}])\s+\((?:\\text\s*\{)?[a-zA-Z]{2,}\b[a-zA-Z0-9\s,.'-]*\}?\)$")  # 1 (no reducing required)
 
 CHOICE = re.compile(r"\(?([A-J])\)?")
+CHOICES = re.compile(r"(?:[,;&/\s]|and\b|or\b)+\(?[A-J]\)?[.)]?")  # (B) and (C) is no choice with its text
+OPTION = re.compile(
+    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?[\s:]*)(?=\(?[A-J]\b)", re.IGNORECASE
+)
 CHOICE_WITH_TEXT = re.compile(r"\(([A-J])\)\s*(\S.*)|([A-J])\s*[:.)]\s*(\S.*)", re.DOTALL)
 
 
@@ -85,13 +99,19 @@ def readable(answer: str) -> str:
     if len(answer) > LONGEST:
         return answer
     text = bare(latex_signs(answer))
-    if text.isalnum():
+    scientific = SCIENTIFIC.fullmatch(text)
+    if scientific:
+        return f"{scientific[1]}\\times 10^{{{int(scientific[2])}}}"
+    if text.isalnum() and "pi" not in text:
         return text
     text = SIZES.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
     text = text.replace("[\\begin{matrix}", "\\begin{bmatrix}").replace("\\end{matrix}]", "\\end{bmatrix}")
-    text = BOLD_DIGITS.sub(lambda m: m[1].replace(" ", ""), text)
+    text = BOLD.sub(lambda m: m[1].replace(" ", ""), text)
+    text = HALF.sub(lambda m: f"{m[1].lower()}m", PLAIN_PI.sub(r"\\pi ", SUBSCRIPT.sub(r"_{\1}", text)))
     text = thousands_joined(CURRENCY.sub("", text))
-    text = NOTE.sub("", PLAIN_UNIT.sub("", UNIT.sub("", bare(DEGREES.sub("", text)))))
+    text = NOTE.sub(
+        "", PLAIN_UNIT.sub("", UNIT.sub("", bare(UNIT_RATIO.sub("", ORDINAL.sub("", DEGREES.sub("", text))))))
+    )
     text = SPACING.sub(" ", text).replace("{,}", ",")
     text = (
         BLACKBOARD.sub(r"\\mathbb{\1}", text.replace("\\varnothing", "\\emptyset"))
@@ -132,7 +152,7 @@ def normal(answer: str) -> str:
         return plain_number(answer)
     text = WRAPPER.sub(r"\1", PERCENT.sub("", readable(answer)))
     text = re.sub(r"\s+|(?<=[0-9])\\cdot (?=\()", "", bare(text) or text)
-    choice = CHOICE.fullmatch(text)
+    choice = CHOICE.fullmatch(OPTION.sub("", text, count=1))
     return choice[1] if choice else plain_number(text)
 
 
@@ -152,4 +172,6 @@ def point(text: str) -> str:
 def choice_with_text(answer: str) -> tuple[str, str] | None:
     """The letter and the text of `(C) 14`, `C. 14` or `E: cooling the sample`; None for anything else."""
     found = CHOICE_WITH_TEXT.fullmatch(bare(WRAPPER.sub(r"\1", latex_signs(answer))))
-    return None if found is None else (found[1] or found[3], found[2] or found[4])
+    if found is None or CHOICES.fullmatch(words := found[2] or found[4]):
+        return None
+    return found[1] or found[3], words

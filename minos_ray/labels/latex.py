@@ -23,6 +23,11 @@ STATES = re.compile(r"[a-zA-Z ]*\b(?:is|are|was|were)\b:?\s*(?=\S)")
 # An answer in a whole sentence, `Jane needs 12 apples`, unless the number is only part of it.
 HEDGED = re.compile(r"\b(?:except|than|least|most|not|all|every|between|and|or)\b|[^\w\s.,'$%-]")
 REMARK = re.compile(r"\s\([a-zA-Z][^()=]*\)$|,\s+(?:as|because|since|which|so|where|when|hence|thus|if)\b.*", re.DOTALL)
+# What leads to an answer: `either 3 or 5`, `not 4 but 5`, `option B`.
+LEADS = re.compile(
+    r"^either\s+(?=.*\bor\b)|^not\s[^.,]{1,100}?\sbut\s+(?:rather\s+)?|^(?:option|choice)\s+(?=\(?[A-J]\b)",
+    re.IGNORECASE,
+)
 # Words that no question asks for: behind them nothing is stated.
 IDLE = {"unique", "clear", "and", "obvious", "simple", "therefore", "correct", "wrong", "given", "known", "immediate"}
 # Minerva's format; it comes after the work, so it counts before a box.
@@ -176,7 +181,7 @@ def formulas_at(line: str, first: re.Match[str]) -> str | None:
 def counted(words: str) -> str | None:
     """What a sentence that holds one formula, or says nothing but how many, states: `therefore $x+1$`, `Jane needs 12
     apples`, `12, as required`; else the words. None for words that state nothing."""
-    words = REMARK.sub("", words)
+    words = REMARK.sub("", LEADS.sub("", words))
     if words.casefold().strip(" ,:") in IDLE or EMPTY.fullmatch(bare(words)):
         return None
     formulas = list(MATHS.finditer(words))

@@ -25,6 +25,7 @@ SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
 PART = r"\s*(?:\{\s*(-?[0-9.,]+)\s*\}|([0-9]))"
 LATEX_FRACTION = re.compile(rf"([0-9])?\\[cdt]?frac{PART}{PART}")
 THIN = re.compile(r"\\[!,;: ] ?|\{,\}|~")
+APOSTROPHE = re.compile(r"(?<=[0-9])'(?=[0-9]{3}(?![0-9]))")  # 1'000, as in Switzerland
 NARROW = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
 PLAIN = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u00d7": "*"}
@@ -85,6 +86,7 @@ def simplify(text: str) -> str:
     if "\\" in text or "{,}" in text:
         text = THIN.sub(lambda m: "," if m[0] == "{,}" else "", text)
         text = LATEX_FRACTION.sub(plain_fraction, text).replace("\\times", "*").replace("\\cdot", "*")
+    text = APOSTROPHE.sub(",", text)
     return text.replace("\\$", "$").replace("\\%", "%")
 
 

@@ -1,8 +1,10 @@
 """The parts of an answer: elements of a list, sides of an equation, and what a sentence or a calculation ends in."""
 
 import re
+from fractions import Fraction
 
 from minos_ray.labels.forms import FONT, NO_UNITS, bare
+from minos_ray.labels.numbers import canonical
 
 OPENING, CLOSING = "([{", ")]}"
 BRACKETS = re.compile(r"\\[{}]|\\[lr](?:brace|brack|angle|floor|ceil|vert)\b|[()\[\]{}]")
@@ -39,7 +41,8 @@ WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 CONDITION = re.compile(
     r"(?:[\s,~]|\\[,;:! ]|\\q?quad\b|\()*(?:\\(?:text|mbox|mathrm)\s*\{\s*\(?\s*)?"
     r"\b(?:where|with|for (?:all|any|every|each|some)|as (?:required|desired|needed|wanted|expected|claimed|stated)"
-    r"|since|because|so|which|hence|thus|when)\b.*|\s*\(?\\(?:pmod|bmod|mod)\b.*",
+    r"|since|because|so|which|hence|thus|when)\b.*"
+    r"|[\s,;]+\(?[a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\s*\{?\s*[NZ].*|\s*\(?\\(?:pmod|bmod|mod)\b.*",
     re.DOTALL,
 )
 IS = re.compile(r"(?<![\\a-zA-Z])(?:is|are|equals|gives|giving|probability)(?![a-zA-Z])")
@@ -49,6 +52,8 @@ HEDGE = re.compile(r"\bat (?:least|most)\b|\b(?:more|less|fewer|greater|smaller)
 COUNT = re.compile(
     rf"(-?[0-9][0-9.,]*(?:/[0-9]+)?)(?:\s+(?!(?:{NO_UNITS})\b)[a-zA-Z]{{2,}}[.'/-]?)+(?:\s*\([a-zA-Z.\s]*\))?"
 )
+LARGE_NUMBERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+LARGE = re.compile(rf"(-?[0-9]{{1,20}}(?:\.[0-9]{{1,20}})?)\s*({'|'.join(LARGE_NUMBERS)})(?:\s+[a-z]+)?")
 APPROXIMATES = re.compile(r"\\(?:approx|doteq|simeq)(?![a-zA-Z])")
 
 
@@ -78,6 +83,8 @@ def elements(answer: str) -> tuple[str, list[str]]:
         inside, brackets = text[1:-1], text[0] + text[-1]
     elif text.startswith("\\{") and text.endswith("\\}") and closes_at_the_end(text):
         inside, brackets = text[2:-2], "{}"
+    elif text.startswith("\\langle") and text.endswith("\\rangle") and closes_at_the_end(text):
+        inside, brackets = text[7:-7], "()"
     elif text.startswith("{") and text.endswith("}") and closes_at_the_end(text):
         inside, brackets = text[1:-1], "{}"
     parts = [bare(part) for part in split(inside, SEPARATOR)]
@@ -128,6 +135,12 @@ def counted_out(answer: str) -> str | None:
     text = ASIDE.sub("", bare(TEXTS.sub(r" \1 ", answer)))
     found = COUNT.fullmatch(bare(text))
     return found[1] if found and CONDITIONAL.search(text) is None else None
+
+
+def in_full(answer: str) -> str | None:
+    """`2500000` for `2.5 million`; None for anything else."""
+    found = LARGE.fullmatch(bare(TEXTS.sub(r" \1 ", answer)))
+    return canonical(Fraction(found[1]) * LARGE_NUMBERS[found[2]]) if found else None
 
 
 def conclusion(answer: str) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
-from minos_ray.labels.forms import ADJACENT, choice_with_text, normal, point, readable
+from minos_ray.labels.forms import ADJACENT, PERCENT, choice_with_text, normal, point, readable
 from minos_ray.labels.parsing import parsed
 from minos_ray.labels.parts import (
     APPROXIMATES,
@@ -15,8 +15,10 @@ from minos_ray.labels.parts import (
     conclusion,
     counted_out,
     elements,
+    in_full,
     is_name,
     sides,
+    split,
     value_side,
     without_condition,
 )
@@ -33,8 +35,13 @@ BASES = {
     "nine": "9",
     "ten": "10",
 }
+UNKNOWN = re.compile(r"\\?[a-zA-Z]+")
 EXTREME = re.compile(r"_\{?\\?(?:max|min|text\{(?:max|min)\})\}?")
-CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])")
+# A gold interval that is no point, as (1,2) may be: x > 3 states (3, oo), too.
+INTERVAL = re.compile(r"\\infty|\\cup(?![a-zA-Z])|^\[.*[)\]]$|^\(.*\]$")
+CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?([ap]m)?")
+RATIO = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+){2,}")
+UNION = re.compile(r"\\cup(?![a-zA-Z])")
 MANY = 40  # elements of a list, beyond which only equal strings are the same
 
 
@@ -60,7 +67,10 @@ def same_value(gold: str, answer: str) -> bool:
     expected, given = readable(gold), readable(answer)
     if same_list(expected, given):
         return True
-    return any(same_text(gold, other) or same_list(expected, readable(other)) for other in restated(expected, given))
+    if any(same_text(gold, other) or same_list(expected, readable(other)) for other in restated(expected, given)):
+        return True
+    written = [in_full(gold), in_full(answer)]
+    return any(written) and same_text(written[0] or gold, written[1] or answer)
 
 
 def restated(gold: str, answer: str) -> list[str]:
@@ -80,6 +90,9 @@ def same_list(gold: str, answer: str) -> bool:
     if len(golds) < 2 and not brackets and len(answers) <= MANY and in_order([gold] * len(answers), answers):
         return True  # 3/4 or 0.75
     if len(golds) < 2 or len(answers) < 2:
+        intervals = split(gold, UNION)
+        if 2 <= len(answers) == len(intervals) and all(map(RELATION.search, answers)):
+            return in_any_order(intervals, answers)  # x < 1 or x > 2
         return same_single(gold, answer)
     if len(golds) != len(answers):
         return len(set(golds)) == len(set(answers)) and verified(gold, answer)
@@ -87,8 +100,12 @@ def same_list(gold: str, answer: str) -> bool:
         return in_order(unnamed(golds), unnamed(answers))
     if len(golds) == 2 and ("[" in outer + brackets or "]" in outer + brackets):
         return outer == brackets and in_order(golds, answers)
-    if "()" in (outer, brackets) and in_order(by_name(golds), by_name(answers)):
-        return True
+    named = ordered(golds)
+    if "()" in (outer, brackets) or named:
+        if in_order(by_name(golds), by_name(answers)) or (named and in_order(unnamed(golds), unnamed(answers))):
+            return True
+        if outer == "()" or named:
+            return False
     return in_any_order(golds, answers)
 
 
@@ -134,6 +151,12 @@ def by_name(parts: Sequence[str]) -> list[str]:
     return [value_side(part) for _, part in sorted(zip(names, parts, strict=True), key=lambda pair: pair[0])]
 
 
+def ordered(parts: Sequence[str]) -> bool:
+    """Whether the elements are values of different unknowns, `a=3, b=4`; roots are `x=3, x=4` or `x_1=3, x_2=4`."""
+    names = [sides(part)[0].strip() for part in parts if len(sides(part)) > 1]
+    return len(names) == len(parts) == len(set(names)) and all(UNKNOWN.fullmatch(name) for name in names)
+
+
 def same_single(gold: str, answer: str) -> bool:
     """Whether two values or equations are the same; what math-verify would misread is compared as text."""
     for rule in (same_base, same_clock):
@@ -150,9 +173,13 @@ def same_single(gold: str, answer: str) -> bool:
         return gold == answer
     if normal(expected) == normal(given):
         return True
-    if ADJACENT.search(expected) or ADJACENT.search(given):
-        return False
-    return verified(expected, given)
+    ratio = same_ratio(expected, given)
+    if ratio is not None or ADJACENT.search(expected) or ADJACENT.search(given):
+        return bool(ratio)
+    if verified(expected, given):
+        return True
+    plain = [PERCENT.sub("", text) for text in (expected, given)]
+    return plain != [expected, given] and verified(*plain)
 
 
 def one_sided(gold: str, answer: str) -> tuple[str, str]:
@@ -177,11 +204,30 @@ def same_base(gold: str, answer: str) -> bool | None:
 
 
 def same_clock(gold: str, answer: str) -> bool | None:
-    """Times of day, `12:30`, which a ratio in lowest terms cannot be: the same text; None for others."""
-    found = CLOCK.fullmatch(gold)
-    if found is None or gcd(int(found[1]), int(found[2])) == 1:
+    """Times of day, `12:30` or `3pm`, which a ratio in lowest terms cannot be: the same hour and minute, and no other
+    half of the day; None for others."""
+    first, second = CLOCK.fullmatch(gold), CLOCK.fullmatch(answer)
+    if first is None or second is None:
+        return False if is_time(first) and first and first[2] else None  # 3am may be a product
+    if not is_time(first) and not is_time(second):
         return None
-    return normal(gold) == normal(answer)
+    if (first[2] or first[3]) and not (second[2] or second[3]):
+        return False
+    hours, minutes = ([int(found[part] or 0) for found in (first, second)] for part in (1, 2))
+    return hours[0] == hours[1] and minutes[0] == minutes[1] and len({first[3], second[3]} - {None}) < 2
+
+
+def is_time(found: re.Match[str] | None) -> bool:
+    """Whether what looks like a time of day can be nothing else."""
+    return found is not None and bool(found[3] or (found[2] and gcd(int(found[1]), int(found[2])) != 1))
+
+
+def same_ratio(gold: str, answer: str) -> bool | None:
+    """Ratios of three and more, `1:2:3`, part by part; None for others."""
+    if not RATIO.fullmatch(gold) or not RATIO.fullmatch(answer):
+        return None
+    first, second = ([int(part) for part in text.split(":")] for text in (gold, answer))
+    return len(first) == len(second) and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
 
 
 def verified(gold: str, answer: str) -> bool:
@@ -191,7 +237,8 @@ def verified(gold: str, answer: str) -> bool:
     expected, given = parsed(gold), parsed(answer)
     if is_rational(expected) and is_rational(given):
         return expected[0] == given[0]
-    return settled(verify(expected, given, timeout_seconds=None), expected, given)
+    said = verify(expected, given, timeout_seconds=None, allow_set_relation_comp=INTERVAL.search(gold) is not None)
+    return settled(said, expected, given)
 
 
 def is_rational(read: Sequence[Any]) -> bool:

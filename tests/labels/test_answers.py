@@ -285,7 +285,11 @@ def test_long_texts_are_read_in_bounded_time(piece: str) -> None:
     assert time.process_time() - start < 30
 
 
-@given(st.recursive(st.text("ab1 ", min_size=1), lambda inner: inner.map(lambda text: f"\\frac{{{text}}}{{2}}")))
+@given(
+    st.recursive(
+        st.text("ab1 ", min_size=1).filter(str.strip), lambda inner: inner.map(lambda text: f"\\frac{{{text}}}{{2}}")
+    )
+)
 def test_boxes_may_nest(content: str) -> None:
     assert last_boxed(f"first \\boxed{{0}}, then $\\boxed{{{content}}}$.") == content.strip()
 

@@ -150,7 +150,9 @@ def seven_billion(folder: Path) -> Config:
 def test_what_the_gpu_has_is_asked_of_it(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus.memory_gb() == pytest.approx(25.8, abs=0.05)
     config = seven_billion(tmp_path)
-    with pytest.raises(UserError, match=r"sft needs about \d+ GB on each GPU, which has 26 .*this fits: .*zero=3 .*offload=optimizer"):
+    with pytest.raises(
+        UserError, match=r"sft needs about \d+ GB on each GPU, which has 26 .*this fits: .*zero=3 .*offload=optimizer"
+    ):
         memory.refuse(config, Run(config.run))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     memory.refuse(config, Run(config.run))
