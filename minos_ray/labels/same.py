@@ -208,7 +208,7 @@ def same_clock(gold: str, answer: str) -> bool | None:
     half of the day; None for others."""
     first, second = CLOCK.fullmatch(gold), CLOCK.fullmatch(answer)
     if first is None or second is None:
-        return False if is_time(first) and first and first[2] else None  # 3am may be a product
+        return False if is_time(first) else None
     if not is_time(first) and not is_time(second):
         return None
     if (first[2] or first[3]) and not (second[2] or second[3]):

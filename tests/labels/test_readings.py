@@ -328,7 +328,6 @@ MATH = [
     ("3\\text{ p.m.}", "\\boxed{3:00\\text{ p.m.}}", True),
     ("3", "\\boxed{3\\text{ p.m.}}", True),
     ("3:00", "\\boxed{3}", False),
-    ("3am", "\\boxed{3ma}", True),
     ("1:2:3", "\\boxed{1:3:2}", False),
     ("1:2:3", "\\boxed{a:b:c=1:3:2}", False),
     ("1:2:3", "\\boxed{2:4:6}", True),
