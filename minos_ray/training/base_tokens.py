@@ -20,8 +20,8 @@ def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:
     if tokens := without_embedding(tokenizer, embeddings, critic):
         raise UserError(
             f"base.model: the tokenizer in {path} has tokens without one of the model's {embeddings} "
-            f"embeddings ({base_weights.shown(tokens)}): it is another model's, or they were added without resizing the "
-            "model"
+            f"embeddings ({base_weights.shown(tokens)}): it is another model's, or they were added without resizing "
+            "the model"
         )
     return tokenizer
 
