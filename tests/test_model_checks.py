@@ -181,13 +181,13 @@ def test_the_tokenizer_must_fit_the_embeddings(tmp_path: Path) -> None:
     assert said(tmp_path, base) == []
     tokenizer.eos_token = "<more>"
     tokenizer.save_pretrained(base)
-    assert "embeddings ('<more>')" in said(tmp_path, base)[0] and said(tmp_path, base, {"reward"}) == []
+    assert "the first is '<more>'" in said(tmp_path, base)[0] and said(tmp_path, base, {"reward"}) == []
     tokenizer.eos_token = None
     tokenizer.save_pretrained(base)
     assert "has no EOS token" in said(tmp_path, base)[0] and said(tmp_path, base, {"reward"}) == []
     tokenizer.add_tokens(["<step>"])
     tokenizer.save_pretrained(base)
-    assert "embeddings ('<step>')" in said(tmp_path, base, {"reward"})[0]
+    assert "the first is '<step>'" in said(tmp_path, base, {"reward"})[0]
     with pytest.raises(UserError, match="without resizing the model"):
         base_tokens.tokenizer_of(base, False, critic=False)
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from minos_ray.errors import UserError
 from minos_ray.models import load_tokenizer
-from minos_ray.training import base_weights
 
 
 def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:
@@ -20,7 +19,7 @@ def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:
     if tokens := without_embedding(tokenizer, embeddings, critic):
         raise UserError(
             f"base.model: the tokenizer in {path} has tokens without one of the model's {embeddings} "
-            f"embeddings ({base_weights.shown(tokens)}): it is another model's, or they were added without resizing "
+            f"embeddings ({len(tokens)}, the first is '{tokens[0]}'): it is another model's, or they were added without resizing "
             "the model"
         )
     return tokenizer

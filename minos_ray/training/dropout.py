@@ -11,21 +11,32 @@ from torch import nn
 
 # Noise on what the experts of Mixtral, MiniMax, Phi-MoE and DBRX read.
 JITTER = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
+# Routers that draw the experts of a token by chance in training (SparseMixer), without a share that could be 0.
+DRAWING = ("PhimoeTopKRouter",)
 Share = tuple[Any, str, float]
 
 
 def switch_off(model: nn.Module) -> list[Share]:
     """Sets all shares of dropout, layer drop and jitter in a transformers model to 0, also in its configs, which some
-    attention reads at each call. Returns what was in the configs, for `put_back`."""
+    attention reads at each call; routers that draw experts draw no more. Returns what was in the configs, for
+    `put_back`."""
     for module in model.modules():
         names = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else shares(module, JITTER)
         for name in names:
             setattr(module, name, 0.0)
+        if type(module).__name__ in DRAWING:
+            stay_in_evaluation(module)
     configs = {id(config): config for module in model.modules() for config in with_parts(getattr(module, "config", 0))}
     had = [(config, name, getattr(config, name)) for config in configs.values() for name in shares(config)]
     for config, name, _ in had:
         setattr(config, name, 0.0)
     return had
+
+
+def stay_in_evaluation(module: nn.Module) -> None:
+    """The module computes what it computes in evaluation, also when its model is set to training."""
+    module.eval()
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
 
 
 def put_back(had: list[Share]) -> None:

@@ -121,7 +121,8 @@ def test_stopped_and_resumed_trains_as_never_stopped(folder: Path, case: int) ->
     assert (saved["resid_pdrop"], saved["embd_pdrop"], saved["attention_dropout"]) == (0.1, 0.2, 0.3)
 
 
-# Families by where their shares are: modules, numbers of modules, configs that are read at each call, layer drop.
+# Families by where their shares are: modules, numbers of modules, configs that are read at each call, layer drop, and
+# experts that are drawn.
 FAMILIES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2},
     "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "dropout": 0.2, "layerdrop": 0.5},
@@ -130,6 +131,7 @@ FAMILIES = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2, "hidden_dropout": 0.2, "attention_dropout": 0.2},
     "mixtral": {"hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 2, "router_jitter_noise": 0.3},
     "llama": {"hidden_size": 32, "intermediate_size": 64, "attention_dropout": 0.5},
+    "phimoe": {"hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 2, "initializer_range": 0.2},
 }
 
 
