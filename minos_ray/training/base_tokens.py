@@ -18,9 +18,8 @@ def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:
     embeddings = config.get_text_config().vocab_size
     if tokens := without_embedding(tokenizer, embeddings, critic):
         raise UserError(
-            f"base.model: the tokenizer in {path} has tokens without one of the model's {embeddings} "
-            f"embeddings ({len(tokens)}, the first is '{tokens[0]}'): it is another model's, or they were added without resizing "
-            "the model"
+            f"base.model: the tokenizer in {path} has {len(tokens)} tokens (the first is '{tokens[0]}') without one of "
+            f"the model's {embeddings} embeddings: it is another model's, or tokens were added without resizing the model"
         )
     return tokenizer
 
