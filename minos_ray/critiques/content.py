@@ -28,7 +28,9 @@ def chunk_text(chunk: Any) -> str | None:
         return chunk
     if not isinstance(chunk, dict):
         return None
-    kind, text = chunk.get("type", "text"), chunk.get("text")
+    if chunk.get("thought") or "reasoningContent" in chunk:  # Gemini's parts, Bedrock's blocks
+        return ""
+    kind, text = chunk.get("type") or "text", chunk.get("text")
     if not isinstance(kind, str):
         return None
     return (text if isinstance(text, str) else None) if kind in TEXTS else ""

@@ -33,8 +33,8 @@ BOLD_STEP = re.compile(r"(?i)^(\W*)(\*\*|__)(Step\s*[0-9]+)\2(?!\s*[:.()\-\u2013
 ITEM = re.compile(r"\(?([0-9]+)[.)]\s")
 TAG = re.compile(r"(?i)</?(?:answer|critique|output|response|review|verdict)>|<\|\w+\|>\s*\Z|</s>\s*\Z")
 ANSWER = re.compile(r"(?is)<answer>((?:(?!</?answer>).)*)</answer>")
-BOXED = re.compile(r"(?i)\$?\\+boxed\s*\{(?:\\text\{)?(true|false)\}+\$?")
-VERDICT = re.compile(r"This step is (correct|incorrect)\b")
+BOXED = re.compile(r"(?i)\$?(?<!\\)\\+boxed\s*\{(?:\\text\{)?(true|false)\}+\$?")
+VERDICT = re.compile(r"This step is ([Cc]orrect|[Ii]ncorrect)\b")
 JUDGED = r"is (?P<not>not )?(?P<word>correct|right|true|incorrect|wrong|false)\b"
 MENTION = re.compile(rf"\b(?:this step|step (?P<step>[0-9]+)) {JUDGED}", re.IGNORECASE)
 HEADING = r"(?:final )?(?:answer|verdict|conclusion)"
@@ -169,10 +169,10 @@ def _step_verdict(number: int, block: str) -> int:
     said = {_says(m) for m in MENTION.finditer(block) if m["step"] is None or _number(m["step"]) == number}
     if len(found) != 1 or len(said) != 1:
         return -1
-    before, after = block[: found[0].start()], block[found[0].end() :].strip(" .")
+    before, after = block[: found[0].start()], block[found[0].end() :].strip(" .!")
     if before.endswith("(") and after == ")":
         before, after = before[:-1] + ".", ""
-    return -1 if after or not _begins_a_sentence(before) else int(found[0][1] == "correct")
+    return -1 if after or not _begins_a_sentence(before) else int(found[0][1].lower() == "correct")
 
 
 def _begins_a_sentence(before: str) -> bool:

@@ -18,7 +18,7 @@ SECTION = re.compile(
     r"(?P<of>(?:critique|analysis|verification|review|evaluation)\s+(?:of|for)\s+(?:the\s+)?)?"
     r"(?P<kind>step|paragraph)[\s_]*(?P<number>[0-9]{1,4})\b(?P<alone>[^\w\n]*$)?"
 )
-BOX = r"\$?\\+(?:boxed|fbox)\s*\{\s*(?:\\text\s*\{\s*)?"
+BOX = r"\$?(?<!\\)\\+(?:boxed|fbox)\s*\{\s*(?:\\text\s*\{\s*)?"
 # `No.`, never `No error was found`.
 ENDS = r"(?=\s*(?:[.,;!)}<$\\]|\n|\Z))"
 ASKED = re.compile(

@@ -20,6 +20,8 @@ MOST_TOKENS = 10**9
 """No request takes more; a count above it is no count."""
 REFUSED = {"content_filter", "safety", "recitation", "prohibited_content", "blocklist", "refusal"}
 """How an answer ends that a filter has stopped: OpenAI's name, and what gateways to other models pass on."""
+BROKEN_OFF = {"error", "abort", "insufficient_system_resource"}
+"""How an answer ends whose endpoint gave up: OpenRouter, vLLM and SGLang, DeepSeek."""
 CUT_OFF = {"length", "max_tokens", "model_length"}
 SHOWN = 120
 NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
@@ -34,6 +36,13 @@ STATUS_OF = {
     "rate_limit_exceeded": 429,
     "invalid_request_error": 400,
     "BadRequestError": 400,
+    "content_filter": 400,
+    "content_policy_violation": 400,
+    "context_length_exceeded": 400,
+    "model_not_found": 404,
+    "not_found_error": 404,
+    "NotFoundError": 404,
+    "request_too_large": 413,
 }
 
 
@@ -87,7 +96,7 @@ def read(section: Critique, messages: Messages, reply: Any) -> Answer:
     message = message_of(choice)
     text = None if message is None else visible(message.get("content"))
     error = error_inside(reply, choice)
-    if error and (not text or choice.get("finish_reason") == "error"):
+    if error and (not text or broken_off(choice)):
         raise error
     asked, written = tokens(reply, "prompt_tokens"), tokens(reply, "completion_tokens")
     outcome: Outcome = "bad_reply"
@@ -133,6 +142,8 @@ def first_choice(reply: Any) -> Mapping[str, Any]:
 def message_of(choice: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The message of a choice, empty where it ended without one; None when it has another shape."""
     message = choice.get("message")
+    if message is None and isinstance(choice.get("text"), str):  # a completion that is no chat
+        return {"content": choice["text"]}
     if message is None and isinstance(choice.get("finish_reason"), str):
         return {}
     return message if isinstance(message, dict) else None
@@ -144,13 +155,23 @@ def thought_only(reply: Any) -> bool:
     return not visible(message.get("content")) and any(message.get(k) for k in ("reasoning_content", "reasoning"))
 
 
+def broken_off(choice: Mapping[str, Any]) -> bool:
+    """Whether the endpoint gave up in the middle of the answer."""
+    ended = choice.get("finish_reason")
+    return isinstance(ended, str) and ended.lower() in BROKEN_OFF
+
+
 def error_inside(reply: Any, choice: Mapping[str, Any]) -> RowError | None:
     """The error in a reply (`error` of it or of its choice, or the reply itself where it says that it is one)."""
     if not isinstance(reply, dict):
         return None
     error = reply.get("error") or choice.get("error") or (reply if reply.get("object") == "error" else None)
     if not error:
-        return None
+        return (
+            RowError(503, None, f"broken off: finish_reason = {choice['finish_reason']}")
+            if broken_off(choice)
+            else None
+        )
     if not isinstance(error, dict):
         return RowError(503, None, shown(error))
     names = [error[key] for key in ("code", "type") if isinstance(error.get(key), str)]

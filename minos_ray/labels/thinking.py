@@ -6,9 +6,9 @@ has its end alone; a text that was cut off has its beginning alone.
 
 import re
 
-# DeepSeek-R1, QwQ, Qwen3 and most others, with a prefix (Seed-OSS, MiniMax M3) or a suffix; Magistral; Kimi; Command A;
-# OpenThoughts; gpt-oss (harmony: the analysis channel); Gemma 4; Granite 3.2.
-TAG = r"(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|scratchpad)(?::\w+)?"
+# DeepSeek-R1, QwQ, Qwen3 and most others, with a prefix (Seed-OSS, MiniMax M3, LongCat) or a suffix; Magistral; Kimi;
+# Command A; OpenThoughts; gpt-oss (harmony: the analysis channel); Gemma 4; Granite 3.2.
+TAG = r"(?:\w+[:_])?(?:think|thinking|thought|thoughts|reasoning|scratchpad)(?::\w+)?"
 OPENING = (
     rf"<{TAG}>|\[THINK\]|\u25c1think\u25b7|<\|START_THINKING\|>|<\|begin_of_thought\|>"
     r"|<\|channel\|>analysis<\|message\|>|<\|channel>thought\b|^\s*here(?:'s| is) my thought process:"

@@ -93,6 +93,7 @@ LOOKED_THROUGH = [
     ("This step is correct.", "This step is **correct**."),
     ("This step is correct.", "This step is correct"),
     ("This step is correct.", "(This step is correct.)"),
+    ("This step is correct.", "This step is **Correct**!"),
     ("fine. This step is correct.", "3 + 4 = 7 apples (This step is correct)."),
     ("fine. This", '"3 + 4 = 7 apples." This'),
     ("fine. This", "3 + 4 = 7: This"),

@@ -454,6 +454,15 @@ RUNS_ON = [
         "That answer is about rabbits.\n**Question:** x\nThe answer is 3",
     ),
     ("The input is 3.\n2 < 3 and [1, 2]", "The input is 3.\n2 < 3 and [1, 2]"),
+    ("The answer is 5.<|endoftext|>Human: b \\boxed{6}", "The answer is 5."),
+    ("The answer is 5.</s> The answer is 6", "The answer is 5."),
+    ("\\boxed{5}\n\nExample 3: b\n\\boxed{6}", "\\boxed{5}\n"),
+    ("\\boxed{5}\n\n# Question\nb\n\\boxed{6}", "\\boxed{5}\n"),
+    ("\\boxed{5}\nNext question: b \\boxed{6}", "\\boxed{5}"),
+    ("It is 5.\n\n### Problem: b", "It is 5.\n"),
+    ("Sure!\n\n### Problem:\nb\n### Solution:\n5", "Sure!\n\n### Problem:\nb\n### Solution:\n5"),
+    ("</s>The answer is 5.", "</s>The answer is 5."),
+    ("For example: 3.\nExample: 4.", "For example: 3.\nExample: 4."),
 ]
 
 

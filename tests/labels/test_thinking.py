@@ -33,6 +33,7 @@ from minos_ray.labels.thinking import without_thinking
         ("<|begin_of_thought|>9?<|end_of_thought|>The answer is 12.", "The answer is 12."),
         ("Here is my thought process: 9? Here is my response: 12.", "12."),
         ("<mm:think>9?</mm:think><think:x>8?</think:x>12", "12"),
+        ("<longcat_think>9?</longcat_think>12", "12"),
         ("<Thinking>9?</Thinking>12", "12"),
         ("I think that 3 < 5; a thought: 12", "I think that 3 < 5; a thought: 12"),
         ("if a < b and x<think", "if a < b and x<think"),
