@@ -19,7 +19,7 @@ def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:
     if tokens := without_embedding(tokenizer, embeddings, critic):
         raise UserError(
             f"base.model: the tokenizer in {path} has {len(tokens)} tokens (the first is '{tokens[0]}') without one of "
-            f"the model's {embeddings} embeddings: it is another model's, or tokens were added without resizing the model"
+            f"the model's {embeddings} embeddings: another model's, or some were added without resizing the model"
         )
     return tokenizer
 
