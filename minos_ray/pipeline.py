@@ -138,7 +138,7 @@ def halfway(artefact: Artefact, begun: dict[str, Any] | None, wanted: dict[str, 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What changed between the inputs an artefact was made from and those of now."""
-    before, now = dict(leaves(old)), dict(leaves(new))
+    before, now = ({key: value for key, value in leaves(values) if value != {}} for values in (old, new))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     shown = [describe(key, before.get(key), now.get(key)) for key in changed[:3]]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -18,7 +18,7 @@ VERSIONS = {
     "error_prompt": 1,
     "inserted": 1,
     "judge": 2,
-    "evaluation": 2,
+    "evaluation": 3,
 }
 # Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
 PRICES = {"usd_per_million_input", "usd_per_million_output"}

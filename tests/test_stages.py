@@ -7,7 +7,7 @@ import pytest
 from minos_ray import stages
 from minos_ray.config import Config, load_config
 from minos_ray.errors import UserError
-from minos_ray.pipeline import open_run, run_stage, saved_config, status
+from minos_ray.pipeline import difference, open_run, run_stage, saved_config, status
 from minos_ray.resources import Resources
 from minos_ray.stages import FUNCTIONS, begin, specs
 from minos_ray.store import Manifest, Run, fingerprint
@@ -165,6 +165,12 @@ def test_what_an_earlier_version_made_is_fresh_though_its_inputs_name_the_addres
     assert (states["critiques"].state, states["models/critic"].state) == ("done", "done")
     states = {state.artefact: state for state in status(load(tmp_path, "critique.count=10"), run)}
     assert states["critiques"].why == "critique.count: 30000 -> 10"
+
+
+def test_a_version_that_came_later_is_all_that_is_said(tmp_path: Path) -> None:
+    made = stages.spec(load(tmp_path), "labels")
+    now = stages.inputs(load(tmp_path), Run(load(tmp_path).run), made)
+    assert difference({**now, "versions": {}}, now) == f"versions.labels: None -> {stages.VERSIONS['labels']}"
 
 
 def test_another_release_makes_everything_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
