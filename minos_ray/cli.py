@@ -111,12 +111,16 @@ def find_own_modules(config: str | None) -> None:
     They come last, so that no file there takes the place of a package. Ray gives its workers the working directory;
     those of this machine, and the processes that compare answers, get the other folder with their environment.
     """
-    beside = os.path.dirname(os.path.abspath(config)) if config and os.path.isfile(config) else os.getcwd()
-    for folder in dict.fromkeys((os.getcwd(), beside)):
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # removed meanwhile: there are no modules in it
+        return
+    beside = os.path.dirname(os.path.abspath(config)) if config and os.path.isfile(config) else here
+    for folder in dict.fromkeys((here, beside)):
         if folder not in sys.path:
             sys.path.append(folder)
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if beside != os.getcwd() and beside not in inherited:
+    if beside != here and beside not in inherited:
         os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, inherited), beside])
 
 

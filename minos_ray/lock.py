@@ -114,7 +114,8 @@ def renew(run: Run, mine: Holder, over: threading.Event) -> None:
     while not over.wait(BEAT_S):
         with suppress(StorageFailed):
             if not is_mine(run, mine):
-                print(f"run: {run.at(FILE)} is another command's now; end one of the two", file=sys.stderr, flush=True)
+                what = "was deleted" if holder(run) is None else "is another command's now"
+                print(f"run: {run.at(FILE)} {what}; let no other work on the run", file=sys.stderr, flush=True)
                 return
             write(run, mine._replace(beat=time.time()))
 

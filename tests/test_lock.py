@@ -112,6 +112,17 @@ def test_of_many_that_begin_at_once_one_has_the_run(run: Run) -> None:
     assert mine is not None and [word for word in outcomes if word] == [mine.word]
 
 
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_command_that_lost_the_run_says_so_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], deleted: bool
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    mine = take(run, "minos sample x.yaml")
+    run.delete(FILE) if deleted else lock.write(run, of(os.getpid()))
+    lock.renew(run, mine, threading.Event())
+    assert f"{FILE} {'was deleted' if deleted else 'is another command'}" in capsys.readouterr().err
+
+
 def test_a_torn_file_holds_nothing(run: Run) -> None:
     run.write_bytes(FILE, b'{"host": "h", "pi')
     with held(run, "minos run"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from minos_ray.cli import main
 from minos_ray.schema import table
 from minos_ray.store import Run
 
@@ -187,6 +188,13 @@ def test_stage_before_its_inputs(config: Path) -> None:
 
 def test_status_of_no_run(tmp_path: Path) -> None:
     refused(minos("status", str(tmp_path)), "config.yaml")
+
+
+def test_a_working_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["status", str(tmp_path)]) == 2
 
 
 def test_help_is_quick_and_light() -> None:
