@@ -9,6 +9,8 @@ from minos_ray.section import Section, Seed
 # `candidates` (those that have a critique) and `solutions` (the problems' own) are controls: text without a critique.
 Source = Literal["critiques", "inserted", "both", "candidates", "solutions"]
 Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
+# What a training makes: a language model, or an outcome or process reward model.
+Kind = Literal["lm", "orm", "prm"]
 VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
 
 

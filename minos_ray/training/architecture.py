@@ -10,9 +10,8 @@ from minos_ray.errors import UserError
 from minos_ray.training import base_weights, buffers, encoding
 from minos_ray.training.buffers import without_memory
 from minos_ray.training.heads import auto_class, labels, own_class, reads_last, scalar_head
-from minos_ray.training.job import Kind
 from minos_ray.training.stored import Stored
-from minos_ray.training_sections import Pretrain
+from minos_ray.training_sections import Kind, Pretrain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

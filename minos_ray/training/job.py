@@ -1,7 +1,5 @@
 """One training as data: what the driver tells the workers."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
 from minos_ray.models import absolute
@@ -10,9 +8,7 @@ from minos_ray.sections import Model
 from minos_ray.store import Run, fingerprint
 from minos_ray.training import rows
 from minos_ray.training.data import Data
-from minos_ray.training_sections import Reward, Train
-
-Kind = Literal["lm", "orm", "prm"]
+from minos_ray.training_sections import Kind, Reward, Train
 
 
 class Table(BaseModel):

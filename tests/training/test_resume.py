@@ -205,7 +205,8 @@ def test_what_a_worker_says_to_the_user_is_said(straight: Made, tmp_path: Path) 
 
 def test_checkpoints_that_a_kill_after_the_last_manifest_left_go_with_the_rerun(straight: Made, tmp_path: Path) -> None:
     run = copy(straight, tmp_path)
-    config = straight.config.model_copy(update={"run": run.path, "pretrain": Pretrain(corpus="no:corpus")})
+    made = {"base": Model(model="run:models/base"), "pretrain": Pretrain(corpus="no:corpus")}
+    config = straight.config.model_copy(update={"run": run.path, **made})
     for name in ("base", "critic", *config.reward.verifiers):
         run.artefact(f"models/{name}").begin({"import": "complete"})
         run.artefact(f"models/{name}").complete({})
