@@ -25,7 +25,7 @@ PERCENT = re.compile(r"\\?%|(?<=[0-9}\s])(?:percent(?:age)?|pct)\b")
 SHORT_ABOVE = re.compile(r"\\frac\s*([0-9a-z])")
 SHORT_BELOW = re.compile(r"(\\frac\{[^{}]*\})\s*([0-9a-z])")
 SHORT_CHOICE = re.compile(r"\\binom\s*([0-9a-z])\s*([0-9a-z])")
-CURRENCY = re.compile("\\\\\\$|\\\\(?:euro|pounds|yen)\\b|[\u20ac\u00a3\u00a5\u20b9]")
+CURRENCY = re.compile("(?:\\b(?:US|CA|AU|A|C))?\\\\\\$|\\\\(?:euro|pounds|yen)\\b|[\u00a2\u20ac\u00a3\u00a5\u20b9]")
 SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9a-z])")
 BARE_POWER = re.compile(r"\^\s*(\\(?:frac\s*\{[^{}]*\}\s*\{[^{}]*\}|sqrt\s*\{[^{}]*\})|-[0-9]+)")
 CHOOSE = re.compile(r"\{\s*([^{}]*?)\\choose\b\s*([^{}]*?)\}")
@@ -51,6 +51,9 @@ PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?")
 
 # The half of the day stays with its time: 3:30 p.m. is not 3:30 a.m.
 HALF = re.compile(r"(?<=[0-9])(?:\s|~|\\[,;: ])*(?:\\(?:text|mbox|mathrm)\s*\{[\s~]*)?([aApP])\.?\s?[mM]\b\.?\s*\}?$")
+SET_BUILDER = re.compile(
+    r"\\\{\s*([a-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\colon|[|:])\s*([^|:]*(?:[<>]|\\[lg]e)[^|:]*)\\\}"
+)
 # Units behind a number: any words in \text{}, plain ones from a list or of four letters and more.
 SPACE = r"(?:\s|~|\\[,;:! ])*"
 UNIT = re.compile(
@@ -113,6 +116,8 @@ def readable(answer: str) -> str:
         "", PLAIN_UNIT.sub("", UNIT.sub("", bare(UNIT_RATIO.sub("", ORDINAL.sub("", DEGREES.sub("", text))))))
     )
     text = SPACING.sub(" ", text).replace("{,}", ",")
+    builder = SET_BUILDER.fullmatch(text)
+    text = builder[2].strip() if builder else text  # \{x \mid x > 2\}
     text = (
         BLACKBOARD.sub(r"\\mathbb{\1}", text.replace("\\varnothing", "\\emptyset"))
         .replace("\\dbinom", "\\binom")

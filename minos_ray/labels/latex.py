@@ -9,6 +9,7 @@ from minos_ray.labels.signs import latex_signs
 
 BOXED = re.compile(r"\\f?boxed\s*(?=\{)|\\f?boxed\s+(?=[^\s{])")
 SAYS = re.compile(r"\banswer(?:s(?=\s+are\b))?\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:*]*", re.IGNORECASE)
+CHOSEN = re.compile(r"\b(?:option|choice)\s+is[\s:*]*(?=\(?[A-J]\b)", re.IGNORECASE)
 TAGGED = re.compile(r"<answer>\s*(?=[^<\n]{1,500}</answer>)", re.IGNORECASE)
 TAGS = re.compile(
     r"</?answer>|<\|(?:end|begin)_of_solution\|>|<\|(?:im_end|eot_id|endoftext|end)\|>|</s>|<eos>", re.IGNORECASE
@@ -22,7 +23,11 @@ MATHS = re.compile(
 STATES = re.compile(r"[a-zA-Z ]*\b(?:is|are|was|were)\b:?\s*(?=\S)")
 # An answer in a whole sentence, `Jane needs 12 apples`, unless the number is only part of it.
 HEDGED = re.compile(r"\b(?:except|than|least|most|not|all|every|between|and|or)\b|[^\w\s.,'$%-]")
-REMARK = re.compile(r"\s\([a-zA-Z][^()=]*\)$|,\s+(?:as|because|since|which|so|where|when|hence|thus|if)\b.*", re.DOTALL)
+REMARK = re.compile(
+    r"\s\((?:[a-zA-Z]|(?=[^()=]*[a-zA-Z]{2})[0-9$])[^()=]*\)$|;\s+(?!(?:and|or)\b)[a-zA-Z]{2,}\s[^;]*$"
+    r"|,\s+(?:as|because|since|which|so|where|when|hence|thus|if)\b.*",
+    re.DOTALL,
+)
 # What leads to an answer: `either 3 or 5`, `not 4 but 5`, `option B`.
 LEADS = re.compile(
     r"^either\s+(?=.*\bor\b)|^not\s[^.,]{1,100}?\sbut\s+(?:rather\s+)?|^(?:option|choice)\s+(?=\(?[A-J]\b)",
@@ -63,7 +68,7 @@ def extract_latex(text: str, fallback: bool = True) -> str | None:
     if boxes and not (finals and finals[-1] > boxes[-1][1]):
         answer = last_listed(text, boxes)
     else:
-        marks = sorted(m.end() for mark in (SAYS, HASHES, TAGGED) for m in mark.finditer(text))
+        marks = sorted(m.end() for mark in (SAYS, HASHES, TAGGED, CHOSEN) for m in mark.finditer(text))
         answer = next((line for start in reversed(marks[-TRIES:]) if (line := line_at(text, start))), None)
     if answer is None and fallback:
         answer = unmarked(text)

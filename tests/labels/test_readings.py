@@ -375,6 +375,16 @@ MATH = [
     ("3", "The answer is either 3 or 5.", False),
     ("15", "The answer is not 12 but 15.", True),
     ("12", "The answer is not 12 but 15.", False),
+    ("12", "The answer is 12 apples (3 each).", True),
+    ("3", "The answer is 12 apples (3 each).", False),
+    ("12", "The answer is 12; see above.", True),
+    ("1,2", "The answer is 1; and 2.", True),
+    ("D", "The correct option is (D).", True),
+    ("10", "\\boxed{US\\$10}", True),
+    ("10", "\\boxed{10¢}", True),
+    ("(2,\\infty)", "\\boxed{\\{x \\mid x>2\\}}", True),
+    ("\\{x \\mid x>2\\}", "\\boxed{x>2}", True),
+    ("\\{x : x>2\\}", "\\boxed{x>3}", False),
 ]
 
 GSM8K = [
