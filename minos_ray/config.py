@@ -128,8 +128,11 @@ def section_type(model: type[BaseModel], key: str) -> type[BaseModel] | None:
 
 
 def secret(name: str, key: str = "critique.api_key_env") -> str:
-    """The value of an environment variable that holds a key; UserError (without the value) when it is not set."""
-    value = os.environ.get(name, "")
+    """The value of an environment variable that holds a key; UserError (without the value) when it is not set, or when
+    no header can hold it: the HTTP library would name it in its error."""
+    value = os.environ.get(name, "").strip()
     if not value:
         raise UserError(f"{key}: the environment variable {name} is not set")
+    if not value.isascii() or not value.isprintable():
+        raise UserError(f"{key}: the key in ${name} holds characters that no key has")
     return value

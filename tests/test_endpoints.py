@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from minos_ray.config import build
+from minos_ray.config import build, secret
 from minos_ray.critiques.client import headers
 from minos_ray.errors import UserError
 from minos_ray.sections import Critique, MetaCritic
@@ -66,3 +66,11 @@ def test_a_header_whose_variable_is_not_set_is_named(monkeypatch: pytest.MonkeyP
 def test_what_endpoints_want_is_taken(keys: dict[str, Any]) -> None:
     section = Critique(**keys)
     assert section.model_dump(include=keys.keys()) == keys
+
+
+@pytest.mark.parametrize("value", ["sk-1\nx", "sk-1\x00", "sk-\u00e9"])
+def test_a_key_that_no_header_can_hold_is_refused_unnamed(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setattr("os.environ", {"CRITIC_KEY": f" {value}\n", "GOOD_KEY": " sk-2\n"})
+    with pytest.raises(UserError, match=r"\$CRITIC_KEY holds characters that no key has") as error:
+        secret("CRITIC_KEY")
+    assert "sk-" not in str(error.value) and secret("GOOD_KEY") == "sk-2"

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from math import isfinite
 from typing import Any, Literal
 
 from minos_ray.critiques.content import visible
@@ -25,6 +24,8 @@ from minos_ray.store import Run
 
 FOLDER = "cache/critiques"
 Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_reply", "bad_request", "failed"]
+DEAREST_USD = 1e9
+"""No answer costs more; an amount above it is none."""
 BOUGHT = ("answered", "truncated", "refused", "bad_json", "bad_reply")
 
 
@@ -66,7 +67,7 @@ def checked(text: Any, outcome: Any, prompt_tokens: Any = 0, completion_tokens: 
     if shown is None or outcome not in BOUGHT:
         raise ValueError("no text that was bought")
     counts = [count for count in (prompt_tokens, completion_tokens) if 0 <= count < 2**63]
-    if len(counts) < 2 or not isfinite(cost_usd):
+    if len(counts) < 2 or not 0 <= cost_usd <= DEAREST_USD:
         raise ValueError("no counts")
     return Answer(shown, outcome, int(counts[0]), int(counts[1]), float(cost_usd))
 

@@ -115,7 +115,7 @@ class Endpoint:
 def headers(section: Critique) -> dict[str, str]:
     """The headers of each request, on the driver, whose environment holds what `$NAME` means."""
     return {
-        name: secret(value[1:], f"critique.extra_headers.{name}").strip() if value.startswith("$") else value
+        name: secret(value[1:], f"critique.extra_headers.{name}") if value.startswith("$") else value
         for name, value in section.extra_headers.items()
     }
 

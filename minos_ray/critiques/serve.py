@@ -8,7 +8,6 @@ others: what it writes is kept under that name. The key is what $MINOS_CRITIC_KE
 
 import argparse
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -147,7 +146,7 @@ def free_port(host: str) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; what stands after `--` is vLLM's."""
-    own, sign, vllm = " ".join(map(shlex.quote, arguments)).partition(" -- ")
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a directory that all nodes see, a hub id, or package:FOLDER")
     parser.add_argument("--name", default="", help="the name to set as critique.model, another one for each model")
@@ -157,8 +156,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--plain", action="store_true", help="a chat template that adds nothing (prompts:plain)")
     parser.add_argument("--wait-s", type=float, default=1800, help="longest wait for resources and for the model")
-    options = parser.parse_args(shlex.split(own))
-    options.vllm = shlex.split(vllm) if sign else []
+    options = parser.parse_args(arguments[:end])
+    options.vllm = list(arguments[end + 1 :])
     return options
 
 

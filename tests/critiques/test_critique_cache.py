@@ -133,6 +133,8 @@ def test_what_earlier_versions_bought_is_found_again() -> None:
         ({"text": "x", "completion_tokens": 10**30}, None),
         ({"text": "x", "cost_usd": float("nan")}, None),
         ({"text": "x", "prompt_tokens": -1}, None),
+        ({"text": "x", "cost_usd": 10**400}, None),
+        ({"text": "x", "cost_usd": -5}, None),
         ({"text": "x", "prompt_tokens": 7.0}, "x"),
     ],
 )

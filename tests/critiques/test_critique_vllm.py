@@ -178,13 +178,13 @@ def test_what_cannot_be_served_is_one_line(options: list[str], code: int, told: 
 
 
 def test_the_command_is_vllms_and_the_key_is_not_in_it() -> None:
-    options = parse([MODEL, "--gpus", "2", "--name", "judge", "--", "--max-model-len", "4096", "--x", "a b"])
+    options = parse([MODEL, "--gpus", "2", "--name", "judge", "--", "--max-model-len", "4096", "--x", "a -- b"])
     made = command(options, "127.0.0.1", 8000)
     assert made[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
     asked = dict(zip(made[3:-4:2], made[4:-4:2], strict=True))
     assert asked["--host"] == "127.0.0.1" and asked["--served-model-name"] == "judge"
     assert asked["--tensor-parallel-size"] == "2" and "--chat-template" not in asked
-    assert made[-4:] == ["--max-model-len", "4096", "--x", "a b"] and not any("key" in part for part in made)
+    assert made[-4:] == ["--max-model-len", "4096", "--x", "a -- b"] and not any("key" in part for part in made)
 
 
 @pytest.mark.slow
