@@ -103,9 +103,11 @@ class Backbone:
             module.places = view.places
         ids, depths = (torch.from_numpy(array).to(device)[None] for array in (forest.ids, forest.depths))
         self.model.set_attn_implementation(NAME)
-        hidden = self.module(input_ids=ids, position_ids=depths, view=view, use_cache=False).last_hidden_state
-        for module in self.read_only:
-            module.places = None
+        try:
+            hidden = self.module(input_ids=ids, position_ids=depths, view=view, use_cache=False).last_hidden_state
+        finally:  # another decoder of the same model may follow
+            for module in self.read_only:
+                module.places = None
         return hidden[0, view.places]
 
 

@@ -56,33 +56,45 @@ class Padded:
 
     def __init__(self, model: Any, attention: str) -> None:
         self.model, self.module, self.attention = model, decoder_of(model), attention
+        self.room = GPU_TOKENS if self.module.device.type == "cuda" else CPU_TOKENS
 
     def __call__(self, forest: Forest, places: np.ndarray) -> torch.Tensor:
         """Hidden states at `places` (ascending nodes): [places, width]."""
         self.model.set_attn_implementation(self.attention)
         found: dict[int, torch.Tensor] = {}
-        for paths in self.batches(forest.paths):
-            longest = max(map(len, paths))
-            # What follows a sequence changes nothing in it: its last node is repeated.
-            grid = np.stack([path[np.minimum(np.arange(longest), len(path) - 1)] for path in paths])
-            ids = torch.from_numpy(forest.ids[grid]).to(self.module.device)
-            hidden = self.module(input_ids=ids, use_cache=False).last_hidden_state
-            for path, states in zip(paths, hidden, strict=True):
-                at = np.flatnonzero(np.isin(path, places))
-                found.update(zip(path[at].tolist(), states[torch.from_numpy(at)], strict=True))
+        left = sorted(forest.paths, key=len)
+        while left:
+            batch = left[: self.fitting(left)]
+            states = self.states(forest, batch, places)
+            if states is None:
+                self.room = len(batch) * len(batch[-1]) // 2
+            else:
+                found.update(states)
+                left = left[len(batch) :]
         return torch.stack([found[node] for node in places.tolist()])
 
-    def batches(self, paths: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        """The paths by length, so many at once as there is room for with their padding."""
-        room = GPU_TOKENS if self.module.device.type == "cuda" else CPU_TOKENS
-        batch: list[np.ndarray] = []
-        for path in sorted(paths, key=len):
-            if batch and (len(batch) + 1) * len(path) > room:
-                yield batch
-                batch = []
-            batch.append(path)
-        if batch:
-            yield batch
+    def fitting(self, paths: list[np.ndarray]) -> int:
+        """How many of the paths, by ascending length, there is room for with their padding; at least one."""
+        sizes = (number * len(path) for number, path in enumerate(paths, 1))
+        return max(1, sum(size <= self.room for size in sizes))
+
+    def states(self, forest: Forest, paths: list[np.ndarray], places: np.ndarray) -> dict[int, torch.Tensor] | None:
+        """Hidden states by node; None when memory runs out for several paths."""
+        longest = len(paths[-1])
+        # What follows a sequence changes nothing in it: its last node is repeated.
+        grid = np.stack([path[np.minimum(np.arange(longest), len(path) - 1)] for path in paths])
+        try:
+            ids = torch.from_numpy(forest.ids[grid]).to(self.module.device)
+            hidden = self.module(input_ids=ids, use_cache=False).last_hidden_state
+        except torch.OutOfMemoryError:
+            if len(paths) == 1:
+                raise
+            return None
+        found: dict[int, torch.Tensor] = {}
+        for path, states in zip(paths, hidden, strict=True):
+            at = np.flatnonzero(np.isin(path, places))
+            found.update(zip(path[at].tolist(), states[torch.from_numpy(at)], strict=True))
+        return found
 
 
 class Decoders(NamedTuple):

@@ -118,7 +118,8 @@ class ForeignScorer:
                 raise
         if self.device == "cuda":
             torch.cuda.empty_cache()
-        self.budget = max(1, self.budget // 2)
+        size = len(batch) * max(len(reading.ids) for reading in batch)
+        self.budget = max(1, min(self.budget, size // 2))
         half = len(batch) // 2
         return self.halving(batch[:half]) + self.halving(batch[half:])
 

@@ -13,7 +13,7 @@ import torch
 from minos_ray.candidates.engine import require_build
 from minos_ray.errors import UserError
 from minos_ray.resources import Scoring
-from minos_ray.scoring.batches import Forest
+from minos_ray.scoring.batches import Forest, forests
 from minos_ray.scoring.device import device
 from minos_ray.scoring.foreign import ForeignScorer
 from minos_ray.scoring.scorer import Scorer, Scorers
@@ -131,3 +131,41 @@ def test_an_engine_of_vllm_is_gone_when_the_next_is_loaded(orms: list[str]) -> N
     found = in_process(orms, resources, VLLM_ENABLE_V1_MULTIPROCESSING="1")
     assert [(at["engines"], at["after"]) for at in found["seen"]] == [(0, 1), (0, 1)]
     assert found["left"] == 0
+
+
+def test_a_padded_batch_without_room_is_made_smaller_and_no_smaller_than_that(orms: list[str]) -> None:
+    """12 solutions of one question have few nodes together, and many tokens each by itself."""
+    scorer, rows = Scorer(orms[0]), []
+    question = list(range(3, 203))
+    sequences = [[*question, 210 + number] for number in range(12)]
+    read = [[len(question)]] * len(sequences)
+    expected, _ = scorer.compute(sequences, read)
+
+    def small_memory(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        rows.append(len(kwargs["input_ids"]))
+        if rows[-1] > 4:
+            raise torch.OutOfMemoryError("no room for more than 4 rows")
+
+    scorer.backbone = scorer.alone
+    scorer.alone.module.register_forward_pre_hook(small_memory, with_kwargs=True)
+    budget = scorer.budget
+    found, _ = scorer.compute(sequences, read)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert rows == [10, 5, 2, 2, 2, 2, 2, 2] and scorer.budget == budget
+
+
+def test_a_forest_that_fails_leaves_nothing_behind(orms: list[str]) -> None:
+    """Its last layer works only where it is read; another decoder of the same model works everywhere."""
+    scorer = Scorer(orms[0])
+    (forest,) = forests([[5, 6, 7, 8], [5, 6, 9]], [0, 1], 100)
+    places = np.arange(len(forest.ids))
+    expected = scorer.alone(forest, places)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("in the middle of it")
+
+    handle = scorer.backbone.module.norm.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        scorer.backbone(forest, places[-1:])
+    handle.remove()
+    torch.testing.assert_close(scorer.alone(forest, places), expected)

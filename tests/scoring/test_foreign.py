@@ -180,6 +180,8 @@ def test_out_of_memory_halves_the_work(scorers: Scorers, solutions: Solutions) -
     scorer.budget = 5000
     found, _ = scorer.score(solutions)
     assert sizes[0] > 3 and sizes[-1] <= 3
+    longest = max(len(scorer.reading(*solution).ids) for solution in solutions)
+    assert scorer.budget > longest, "halves of a batch that both had no room count once"
     for mine, theirs in zip(found, expected, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
 
