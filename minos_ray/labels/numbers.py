@@ -4,6 +4,7 @@ import re
 from fractions import Fraction
 
 from minos_ray.labels.runs_on import own_solution
+from minos_ray.labels.signs import FRACTIONS, WIDE
 
 CURRENCY = r"[$\u20ac\u00a3\u00a5\u20b9]"
 # 1,234,567.89  16,80,000 (Indian)  1.234,50 and 1.234.567 (European)  2,75 (money, alone)  1234.5  .5
@@ -29,7 +30,8 @@ APOSTROPHE = re.compile(r"(?<=[0-9])'(?=[0-9]{3}(?![0-9]))")  # 1'000, as in Swi
 NARROW = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
 PLAIN = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u00d7": "*"}
-    | {"\u00bd": " 1/2", "\u00bc": " 1/4", "\u00be": " 3/4", "\u2153": " 1/3", "\u2154": " 2/3"}
+    | {sign: f" {digits[0]}/{digits[1]}" for sign, digits in FRACTIONS.items()}
+    | WIDE
 )
 
 SAYS = re.compile(r"\b[aA](?:nswer|NSWER)\s*(?:\*+\s*)?(?:is|are|IS|ARE|:|=)(?![a-zA-Z_])[\s:=*]*")

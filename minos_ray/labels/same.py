@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
-from minos_ray.labels.forms import ADJACENT, PERCENT, choice_with_text, normal, point, readable
+from minos_ray.labels.forms import ADJACENT, PERCENT, bare, choice_with_text, normal, point, readable
 from minos_ray.labels.parsing import parsed
 from minos_ray.labels.parts import (
     APPROXIMATES,
@@ -41,6 +41,7 @@ EXTREME = re.compile(r"_\{?\\?(?:max|min|text\{(?:max|min)\})\}?")
 INTERVAL = re.compile(r"\\infty|\\cup(?![a-zA-Z])|^\[.*[)\]]$|^\(.*\]$")
 CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?([ap]m)?")
 RATIO = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+){2,}")
+PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 UNION = re.compile(r"\\cup(?![a-zA-Z])")
 MANY = 40  # elements of a list, beyond which only equal strings are the same
 
@@ -85,6 +86,8 @@ def restated(gold: str, answer: str) -> list[str]:
 def same_list(gold: str, answer: str) -> bool:
     """Whether two readable answers agree as lists, element by element, or as single values."""
     (outer, golds), (brackets, answers) = elements(gold), elements(answer)
+    if len(golds) != len(answers) and both_signs(golds, answers):
+        return True
     if len(golds) < 2 and len(answers) < 2:
         return same_single(gold, answer)
     if len(golds) < 2 and not brackets and len(answers) <= MANY and in_order([gold] * len(answers), answers):
@@ -93,6 +96,9 @@ def same_list(gold: str, answer: str) -> bool:
         intervals = split(gold, UNION)
         if 2 <= len(answers) == len(intervals) and all(map(RELATION.search, answers)):
             return in_any_order(intervals, answers)  # x < 1 or x > 2
+        intervals = split(answer, UNION)
+        if 2 <= len(golds) == len(intervals) and all(map(RELATION.search, golds)):
+            return in_any_order(golds, intervals)
         return same_single(gold, answer)
     if len(golds) != len(answers):
         return len(set(golds)) == len(set(answers)) and verified(gold, answer)
@@ -149,6 +155,25 @@ def by_name(parts: Sequence[str]) -> list[str]:
     if None in names or len(set(names)) < len(names):
         return list(parts)
     return [value_side(part) for _, part in sorted(zip(names, parts, strict=True), key=lambda pair: pair[0])]
+
+
+def both_signs(golds: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether two lists are the same once `\\pm` in one of them is written as two elements."""
+    left, right = spread(golds), spread(answers)
+    return (
+        len(left) == len(right) and (len(left), len(right)) != (len(golds), len(answers)) and in_any_order(left, right)
+    )
+
+
+def spread(parts: Sequence[str]) -> list[str]:
+    """The elements, each with one `\\pm` as two."""
+    return [
+        bare(PLUS_MINUS.sub(sign, part))
+        for part in parts
+        for sign in (
+            ("", "-") if PLUS_MINUS.match(part) else ("+", "-") if len(PLUS_MINUS.findall(part)) == 1 else (r"\g<0>",)
+        )
+    ]
 
 
 def ordered(parts: Sequence[str]) -> bool:
@@ -211,10 +236,16 @@ def same_clock(gold: str, answer: str) -> bool | None:
         return False if is_time(first) else None
     if not is_time(first) and not is_time(second):
         return None
-    if (first[2] or first[3]) and not (second[2] or second[3]):
+    if first[2] and not (second[2] or second[3]):
         return False
-    hours, minutes = ([int(found[part] or 0) for found in (first, second)] for part in (1, 2))
-    return hours[0] == hours[1] and minutes[0] == minutes[1] and len({first[3], second[3]} - {None}) < 2
+    return bool(moments(first) & moments(second))
+
+
+def moments(found: re.Match[str]) -> set[tuple[int, int]]:
+    """The hours and minutes, of 24 hours, that a time of day may be: two without its half of the day."""
+    hour, minute = int(found[1]), int(found[2] or 0)
+    halves = {"am": (0,), "pm": (12,)}.get(found[3], (0, 12))
+    return {(hour % 12 + half if 0 < hour <= 12 else hour, minute) for half in halves}
 
 
 def is_time(found: re.Match[str] | None) -> bool:

@@ -101,10 +101,14 @@ FRACTIONS = {
     "\u215d": "58",
     "\u215e": "78",
 }
+WIDE = {chr(0xFF10 + digit): str(digit) for digit in range(10)} | {"\ufe63": "-", "\uff0d": "-", "\uff0e": "."}
+"""Digits and signs as wide as a Chinese character."""
 SIGNS = str.maketrans(
     {sign: f"\\{word} " for sign, word in WORDS.items()}
     | OTHERS
     | SPACES
+    | WIDE
+    | {"\uff5b": "\\{", "\uff5d": "\\}"}
     | {sign: f"\\frac{{{digits[0]}}}{{{digits[1]}}}" for sign, digits in FRACTIONS.items()}
 )
 RAISED, LOWERED = (

@@ -328,6 +328,16 @@ MATH = [
     ("3\\text{ p.m.}", "\\boxed{3:00\\text{ p.m.}}", True),
     ("3", "\\boxed{3\\text{ p.m.}}", True),
     ("3:00", "\\boxed{3}", False),
+    ("8\\text{ p.m.}", "The answer is 8 p.m.", True),
+    ("15:45", "\\boxed{3:45\\text{ p.m.}}", True),
+    ("15:45", "\\boxed{3:45\\text{ a.m.}}", False),
+    ("12:30\\text{ p.m.}", "\\boxed{0:30}", False),
+    ("\\frac{1\\pm\\sqrt5}{2}", "\\boxed{\\frac{1+\\sqrt5}{2},\\frac{1-\\sqrt5}{2}}", True),
+    ("1,-1,2,-2", "\\boxed{\\pm1,\\pm2}", True),
+    ("1,-1,2,-3", "\\boxed{\\pm1,\\pm2}", False),
+    ("x<1\\text{ or }x>2", "\\boxed{(-\\infty,1)\\cup(2,\\infty)}", True),
+    ("x<1\\text{ or }x>2", "\\boxed{(-\\infty,1)\\cup(3,\\infty)}", False),
+    ("12", "\\boxed{\uff11\uff12}", True),
     ("1:2:3", "\\boxed{1:3:2}", False),
     ("1:2:3", "\\boxed{a:b:c=1:3:2}", False),
     ("1:2:3", "\\boxed{2:4:6}", True),
@@ -411,6 +421,8 @@ GSM8K = [
     ("18", "The answer is: 18 dollars per day for 2 days", True),
     ("1200000", "The answer is 1'200'000.", True),
     ("5", "The answer is '5'.", True),
+    ("5.375", "The answer is 5\u215c.", True),
+    ("12", "The answer is \uff11\uff12.", True),
 ]
 
 
