@@ -166,14 +166,16 @@ def both_signs(golds: Sequence[str], answers: Sequence[str]) -> bool:
 
 
 def spread(parts: Sequence[str]) -> list[str]:
-    """The elements, each with one `\\pm` as two."""
-    return [
-        bare(PLUS_MINUS.sub(sign, part))
-        for part in parts
-        for sign in (
-            ("", "-") if PLUS_MINUS.match(part) else ("+", "-") if len(PLUS_MINUS.findall(part)) == 1 else (r"\g<0>",)
-        )
-    ]
+    """The elements, each that has one `\\pm` as two."""
+    return [value for part in parts for value in signed(part)]
+
+
+def signed(part: str) -> list[str]:
+    """`1+\\sqrt{2}` and `1-\\sqrt{2}` for `1\\pm\\sqrt{2}`; anything else as it is."""
+    if len(PLUS_MINUS.findall(part)) != 1:
+        return [part]
+    plus = "" if PLUS_MINUS.match(part) else "+"
+    return [bare(PLUS_MINUS.sub(sign, part)) for sign in (plus, "-")]
 
 
 def ordered(parts: Sequence[str]) -> bool:
