@@ -8,7 +8,7 @@ from contextlib import suppress
 from minos_ray.cluster import joins
 from minos_ray.config import Config, resolve
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
-from minos_ray.model_checks import check_model, judged, model_tests, models, unseen
+from minos_ray.model_checks import judged_tests, model_tests, models, unseen
 from minos_ray.pipeline import State, status
 from minos_ray.preflight import host_memory
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
@@ -124,7 +124,7 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     todo, needs = unfinished(states), pools(config, states)
     tests = [*local_tests(config, run, states)]
     if stages is None:  # `minos meta` asks itself
-        tests += [lambda key=key, model=model: check_model(key, model, run) for key, model in judged(config)]
+        tests += judged_tests(config, run)
     if stages is None and config.study.seeds:  # `minos study` asks itself
         tests.append(lambda: resolve("minos_ray.study.stage:refuse")(config, run))
     if stages is None and "critique" in todo and asks_critic(config):

@@ -1,7 +1,7 @@
 """Whether the models that a config names are there, whole, and of a family that can be trained, before any work."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,19 @@ def models(config: Config, todo: set[str]) -> Iterator[tuple[str, Model]]:
         yield "base.model", config.base
 
 
-def judged(config: Config) -> Iterator[tuple[str, Model]]:
-    """Models that `minos meta` alone needs."""
-    yield from ((f"meta.models.{name}.model", model) for name, model in config.meta.models.items())
+def judged_tests(config: Config, run: Run) -> Iterator[Callable[[], object]]:
+    """Tests of the models that `minos meta` alone needs."""
+    for name, model in config.meta.models.items():
+        key = f"meta.models.{name}.model"
+        yield lambda key=key, model=model: check_model(key, model, run)
+        yield lambda key=key, model=model: check_made(key, model, config, run)
 
 
 def model_tests(config: Config, run: Run, todo: set[str]) -> Iterator[Callable[[], object]]:
     """One test for each model, and one for what is trained."""
     for key, model in models(config, todo):
         yield lambda key=key, model=model: check_model(key, model, run)
-        yield lambda key=key, model=model: check_made(key, model, config, run)
+        yield lambda key=key, model=model: check_made(key, model, config, run, ready=("models/base",))
     if todo & TRAINED:
         yield lambda: check_base(config, run, todo)
 
@@ -57,13 +60,14 @@ def check_model(key: str, model: Model, run: Run) -> None:
         raise UserError(f"{key}: {error}") from error
 
 
-def check_made(key: str, model: Model, config: Config, run: Run) -> None:
-    """A model of the run must be there, or be made before it is needed: what is trained on candidates is not."""
+def check_made(key: str, model: Model, config: Config, run: Run, ready: Container[str] | None = None) -> None:
+    """A model of the run must be there, or be made before it is needed, as those named `ready` are (None: all)."""
     from minos_ray.stages import specs
 
     kind, _, name = model.model.partition(":")
     made = [spec.artefact for spec in specs(config) if spec.artefact.startswith("models/")]
-    if kind != "run" or run.artefact(name).manifest() is not None or (name in made and name == "models/base"):
+    in_time = name in made and (ready is None or name in ready)
+    if kind != "run" or in_time or run.artefact(name).manifest() is not None:
         return
     why = "makes it only after it is needed" if name in made else "makes none of that name"
     raise UserError(f"{key}: '{model.model}' is not in {run.path}, and this run {why}")

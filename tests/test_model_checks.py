@@ -315,6 +315,7 @@ def test_a_directory_that_is_not_there_is_found_wherever_it_is_named(
 def test_a_model_that_the_run_never_makes_is_refused(tmp_path: Path) -> None:
     [line] = said(tmp_path, "run:models/mistyped", pretrain={"corpus": "a:b"})
     assert line.startswith("base.model: 'run:models/mistyped' is not in") and "makes none of that name" in line
+    assert said(tmp_path, "run:models/base", pretrain={"corpus": "a:b"}) == []
 
 
 def test_a_model_of_the_run_is_made_before_it_is_needed(tmp_path: Path) -> None:
@@ -322,7 +323,10 @@ def test_a_model_of_the_run_is_made_before_it_is_needed(tmp_path: Path) -> None:
     made = config(tmp_path, tiny_model(tmp_path / "model"), label={"rollouts": rollouts})
     lines = [line for line in findings(made, Run(made.run), {"label"}) if line.startswith("label.rollouts.completer")]
     assert len(lines) == 1 and lines[0].endswith("makes it only after it is needed")
-    assert said(tmp_path, "run:models/base", pretrain={"corpus": "a:b"}) == []
+    judged = {f"a-{name}": {"model": f"run:models/{name}", "kind": "minos"} for name in ("orm-base", "mistyped")}
+    made = config(tmp_path, tiny_model(tmp_path / "model"), critique={"base_url": "offline"}, meta={"models": judged})
+    lines = [line for line in findings(made, Run(made.run)) if line.startswith("meta.models")]
+    assert len(lines) == 1 and lines[0].startswith("meta.models.a-mistyped.model") and "makes none" in lines[0]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -28,9 +28,16 @@ def positions(config: Mapping[str, Any]) -> int:
 
 
 def limit(resources: Engine, path: str | None) -> int:
-    """Tokens of prompt and text together in an engine with the model at `path`, if it is known; as vLLM is told."""
-    told = resources.extra.get("max_model_len")
-    return int(told) if told else min(resources.max_model_len, longest(path) if path else 2**31)
+    """Tokens of prompt and text together in an engine with the model at `path`, if it is known; as vLLM is told.
+
+    In `extra` -1 means those that the model allows. UserError for what is no number there.
+    """
+    told, most = resources.extra.get("max_model_len"), longest(path) if path else 2**31
+    if told is None:
+        return min(resources.max_model_len, most)
+    if type(told) is not int or (told < 1 and told != -1):
+        raise UserError(f"resources: extra.max_model_len = {told!r} is no number of tokens, nor -1 (all of the model)")
+    return most if told == -1 else told
 
 
 def require_room(key: str, max_tokens: int, pool: str, resources: Engine, path: str | None, prompt: int = 1) -> None:

@@ -118,6 +118,13 @@ def test_positions_are_stated_under_several_names() -> None:
     assert positions({"max_position_embeddings": 8192, "model_max_length": 131072}) == 131072
     assert positions({}) == 2**31
     assert limit(Engine(max_model_len=100, extra={"max_model_len": 300}), None) == 300
+    assert limit(Engine(max_model_len=100, extra={"max_model_len": -1}), None) == 2**31
+
+
+@pytest.mark.parametrize("told", ["x", -2, 0, True, 1.5])
+def test_a_length_that_is_none_is_named(told: object) -> None:
+    with pytest.raises(UserError, match=rf"extra\.max_model_len = {told!r} is no number of tokens"):
+        limit(Engine(extra={"max_model_len": told}), None)
 
 
 @pytest.mark.parametrize(
