@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Set
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -62,7 +64,9 @@ class Named(NamedTuple):
         if self.good is None:
             return ""
         try:
-            value = function(*self.arguments, **self.options)
+            # In a process of its own: a user's code may end the one that it runs in.
+            with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+                value = pool.submit(function, *self.arguments, **self.options).result()
         except (TypeError, AttributeError) as error:
             return f"it fails on an example ({type(error).__name__}: {error})"
         except Exception:  # of what it does not like about the example: no sign of another kind
