@@ -26,7 +26,7 @@ def checked(where: str, function: Callable[..., Any], options: Mapping[str, Any]
         if name not in accepted:
             there = ", ".join(accepted) or "none"
             raise UserError(f"{where}: unknown option '{name}'; accepted: {there}{nearest(name, accepted)}")
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     return {name: typed(f"{where}: {name}", hints[name], value) for name, value in options.items()}
 
 

@@ -19,6 +19,7 @@ from minos_ray.labels.steps import paragraphs_or_lines
 from minos_ray.labels.thinking import without_thinking
 from minos_ray.problems.files import files, is_nothing
 from minos_ray.progress import Progress
+from minos_ray.section import Count
 from minos_ray.store import Artefact, Manifest, Run
 
 MODEL, PROMPT = "gemini-1.0-pro", "genrm-round-0"
@@ -27,7 +28,7 @@ ROW_ARTEFACTS = ("candidates", "labels", "critiques")
 
 
 def import_genrm(
-    src: str, run: Run, *, test_fraction: float = 0.1, seed: int = 0, questions: int | None = None
+    src: str, run: Run, *, test_fraction: float = 0.1, seed: int = 0, questions: Count | None = None
 ) -> list[Manifest]:
     """Problems, candidates, labels and critiques of a file or a folder of files, published or as Parquet.
 

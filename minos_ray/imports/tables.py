@@ -10,6 +10,7 @@ from minos_ray.imports.write import Row, begin_import, candidate, refuse_empty, 
 from minos_ray.problems import gsm8k, math, table
 from minos_ray.problems.files import BadRow, files, records
 from minos_ray.problems.rows import text_of
+from minos_ray.section import Count
 from minos_ray.store import Manifest, Run
 
 Split = Literal["train", "test"]
@@ -21,7 +22,7 @@ def import_gsm8k(
     run: Run,
     *,
     split: Split | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
     seed: int = 0,
     calculations: bool = False,
 ) -> list[Manifest]:
@@ -32,7 +33,7 @@ def import_gsm8k(
 
 
 def import_math(
-    src: str, run: Run, *, split: Split | None = None, limit: int | None = None, seed: int = 0
+    src: str, run: Run, *, split: Split | None = None, limit: Count | None = None, seed: int = 0
 ) -> list[Manifest]:
     """Problems of a MATH file (with `split`), or of a folder with a file for each split."""
     rows = loaded(math.load, src, split, limit, seed)

@@ -44,6 +44,8 @@ def test_every_format_names_a_function() -> None:
         ("gsm8k", {"src": "other"}, "unknown option 'src'"),
         ("gsm8k", {"split": "dev"}, "split = 'dev': Input should be 'train' or 'test'"),
         ("gsm8k", {"limit": "few"}, "limit = 'few': Input should be a valid integer"),
+        ("gsm8k", {"limit": -1}, "limit = -1: Input should be greater than or equal to 1"),
+        ("genrm", {"questions": -3}, "questions = -3: Input should be greater"),
         ("prm800k", {"after_first_error": "masked"}, "Input should be 'keep', 'mask' or 'inherited'"),
     ],
 )
