@@ -148,6 +148,13 @@ def composite(folder: Path) -> str:
     return str(folder)
 
 
+def test_a_language_loss_takes_the_sizes_of_the_part_for_text(tmp_path: Path) -> None:
+    base = composite(tmp_path / "base")
+    model = architecture.load(base, "orm", "fp32", 0, {})
+    head = architecture.vocabulary_head(model, base)
+    assert head.weight is model.get_input_embeddings().weight and head.in_features == 32
+
+
 @pytest.mark.parametrize("part", ["whole", "text_config"])
 def test_quantised_weights_are_refused(part: str, tmp_path: Path) -> None:
     """ZeRO 3 would take their numbers for the weights, GPUs would leave them as they are."""

@@ -107,7 +107,7 @@ def vocabulary_head(model: Any, path: str) -> torch.nn.Linear:
 
     It is the embedding itself where both are tied; it is trained along, but no part of the saved verifier.
     """
-    embedding, config = model.get_input_embeddings().weight, model.config
+    embedding, config = model.get_input_embeddings().weight, model.config.get_text_config()
     head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=embedding.dtype)
     if config.tie_word_embeddings:
         head.weight = embedding
