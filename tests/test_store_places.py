@@ -57,4 +57,4 @@ def test_what_cannot_be_written_is_said_in_one_line(capfd: pytest.CaptureFixture
         Run("/proc/minos/x").write_bytes("a.json", b"{}")
     assert main(["problems", "miniature", "run=/proc/minos/x"]) == 2
     told = capfd.readouterr().err.strip()
-    assert "run: /proc/minos/x/config.yaml cannot be written" in told and "\n" not in told
+    assert "run: /proc/minos/x/lock.json cannot be written" in told and "\n" not in told

@@ -137,13 +137,14 @@ def require_close(what: str, difference: float, limit: float) -> str:
 def by_transformers(path: str, asked: list[tuple[str, list[str]]]) -> list[list[float]]:
     """Scores of each solution on its own, by transformers alone."""
     import torch
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     from minos_ray.models import load_tokenizer
-    from minos_ray.scoring.scorer import auto_class
     from minos_ray.training.encoding import encode_solutions
 
     kind = "orm" if "/orm" in path else "prm"
-    model = auto_class(kind).from_pretrained(path).eval()
+    auto = AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
+    model = auto.from_pretrained(path).eval()
     scores = []
     with torch.inference_mode():
         for row in encode_solutions(load_tokenizer(path), asked):
