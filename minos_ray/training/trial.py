@@ -25,6 +25,8 @@ EAGER = "eager"
 # What is rounding, relative to the hidden states and to log-probabilities or logits (but at least 1): fp32 and half.
 LIMITS = {torch.float32: (1e-4, 1e-4)}
 HALF = (0.06, 0.06)
+# These say something about the machine, not about the model.
+DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 @torch.no_grad()
@@ -39,6 +41,8 @@ def choose(forward: Forward, objective: Objective, packing: str, name: str) -> s
     rows = short_rows(objective)
     try:
         expected = alone(forward, objective, rows)
+    except DEVICE_ERRORS:
+        raise
     except Exception as error:
         raise UserError(f"model '{name}' ({type(objective.model).__name__}) cannot be run: {said(error)}") from error
     wrong: dict[Way, str] = {}
@@ -105,6 +109,8 @@ def difference(
         if way.packed and (reason := unpackable(objective.model)):
             return reason
         found = forward(rows, np.arange(len(rows)))
+    except DEVICE_ERRORS:
+        raise
     except Exception as error:
         return said(error)
     states, logits = expected
