@@ -68,7 +68,8 @@ def make_again(artefact: Artefact, length: Length, kept: Callable[[pa.Table], pa
                 artefact.write_part(part, rows, {**notes.stats, name: 0}, notes.units)
             else:
                 artefact.run.delete(f"{artefact.name}/part-{part}.parquet")
-    artefact.run.write_bytes(f"{artefact.name}/{FILE}", json.dumps(length._asdict()).encode())
+    if length != before:
+        artefact.run.write_bytes(f"{artefact.name}/{FILE}", json.dumps(length._asdict()).encode())
 
 
 def read(artefact: Artefact) -> Length | None:
