@@ -176,11 +176,11 @@ def memory(field: str) -> float:
 
 
 def measured(run: Callable[[], object]) -> dict[str, float]:
-    """Seconds, CPU seconds, and what a run adds to the peak of memory before it."""
+    """Seconds, CPU seconds, what a run adds to the peak of memory before it, and the peak of the whole process."""
     before, cpu, start = memory("VmHWM"), time.process_time(), time.perf_counter()
     run()
     times = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-    return times | {"mib": memory("VmHWM") - before}
+    return times | {"mib": memory("VmHWM") - before, "peak": memory("VmHWM")}
 
 
 def alternate(names: Sequence[str], rounds: int, *more: str) -> dict[str, list[dict[str, float]]]:
@@ -202,7 +202,7 @@ def show(title: str, tokens: int, unit: str, found: dict[str, list[dict[str, flo
     seconds = {name: [run["seconds"] for run in runs] for name, runs in found.items()}
     common.show(title, tokens, unit, seconds)
     for name, runs in found.items():
-        cpu, mib = (statistics.median(run[key] for run in runs) for key in ("cpu", "mib"))
-        print(f"  {name:34} {cpu:8.2f} s of CPU, {mib:6.0f} MiB more than before training")
+        cpu, mib, peak = (statistics.median(run[key] for run in runs) for key in ("cpu", "mib", "peak"))
+        print(f"  {name:34} {cpu:8.2f} s of CPU, {mib:6.0f} MiB more than before training, {peak:6.0f} MiB at most")
     if out is not None:
         out.write_text(json.dumps({"title": title, "tokens": tokens, "runs": found}, indent=1))
