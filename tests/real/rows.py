@@ -11,8 +11,6 @@ from tests.runs import put
 
 Row = dict[str, Any]
 OWN = Path(__file__).with_name("candidates.jsonl")
-# The problems whose candidates are held out, scored and judged.
-TEST_PROBLEMS = 2
 
 
 def own_rows() -> list[Row]:
@@ -57,8 +55,8 @@ def step_labels(steps: int, first_error: int) -> list[int]:
     return [1] * first_error + [0] + [-1] * (steps - first_error - 1)
 
 
-def fill(run: Run, rows: Iterable[Row]) -> None:
-    """Writes problems, candidates, labels and critiques, as an import would; the last problems are the test split."""
+def fill(run: Run, rows: Iterable[Row], test_problems: int = 2) -> None:
+    """Writes problems, candidates, labels and critiques, as an import would; the first problems are the test split."""
     questions: dict[str, str] = {}
     candidates, labels, critiques = [], [], []
     problems: list[Row] = []
@@ -73,7 +71,7 @@ def fill(run: Run, rows: Iterable[Row]) -> None:
         labels.append({**ids, **label(row)})
         if row["critique"] is not None:
             critiques.append({"candidate_id": ids["candidate_id"], **critique(row)})
-    for problem in problems[:TEST_PROBLEMS]:
+    for problem in problems[:test_problems]:
         problem["split"] = "test"
     tables = {"problems": problems, "candidates": candidates, "labels": labels, "critiques": critiques}
     for name, table in tables.items():
