@@ -187,7 +187,7 @@ def parity(run: Run, engine: str, limit: float = 1e-4) -> str:
 
 
 def zero_3(config: Config, run: Run, reference: Run, limit: float = 1e-4) -> str:
-    """The critic again, by two workers that hold a part of it each: the same loss in every step."""
+    """The critic again, with its weights, gradients and optimizer in ZeRO 3: the same loss in every step."""
     run_stage(config, run, "sft")
     ours, other = (manifest(one, "models/critic").details["loss"] for one in (reference, run))
     assert [record["step"] for record in ours] == [record["step"] for record in other]
