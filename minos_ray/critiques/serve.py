@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minos_ray.cluster import disconnect, join
 from minos_ray.critiques import door
 from minos_ray.critiques.served_name import served_name
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.models import locate
+from minos_ray.resources import Resources
 from minos_ray.sections import Model
 from minos_ray.store import Run
 
@@ -192,15 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not key:
         print(f"minos: set {KEY_ENV} to a key of your own; clients of the critic need the same", file=sys.stderr)
         return 2
-    import logging
-
     import ray
 
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has set its own
     try:
+        # A bare ray.init() would join the last cluster that was started on this machine, even when that is dead.
+        join(Resources())
         serve(options, key)
     except KeyboardInterrupt:
         return 0
@@ -209,5 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"minos: {cause}", file=sys.stderr)
         return 2 if isinstance(cause, UserError) else 1
     finally:
-        ray.shutdown()
+        disconnect()
     return 0

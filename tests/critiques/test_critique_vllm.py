@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,10 +35,10 @@ def question_only(case: Case) -> Messages:
     return [{"role": "user", "content": question_text(case.question)}]
 
 
-def start(*options: str, key: str = KEY) -> "subprocess.Popen[str]":
+def start(*options: str, key: str = KEY, **environment: str) -> "subprocess.Popen[str]":
     """The job in a process of its own, with a Ray of its own."""
     arguments = [sys.executable, "jobs/critic_server.py", *options]
-    environment = {**os.environ, "MINOS_CRITIC_KEY": key}
+    environment = {**os.environ, "MINOS_CRITIC_KEY": key, **environment}
     return subprocess.Popen(
         arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -45,8 +46,20 @@ def start(*options: str, key: str = KEY) -> "subprocess.Popen[str]":
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple["subprocess.Popen[str]", str, str]]:
-    """The job with the shipped model, and the address and the name that it printed."""
-    job = start(MODEL, "--gpus", "0", "--plain", "--", *SMALL)
+    """The job with the shipped model, and the address and the name that it printed.
+
+    A cluster that was killed has left its address on the machine, where Ray's own `ray.init()` would look for it.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as machine:
+        left = Path(machine, "ray", "ray_current_cluster")
+        left.parent.mkdir()
+        left.write_text("127.0.0.1:1")
+        yield from served(RAY_TMPDIR=machine)
+
+
+def served(**environment: str) -> Iterator[tuple["subprocess.Popen[str]", str, str]]:
+    """The job while it serves; killed at the end."""
+    job = start(MODEL, "--gpus", "0", "--plain", "--", *SMALL, **environment)
     line = job.stdout.readline()
     assert line.startswith("critique.base_url=http://127.0.0.1:"), job.communicate(timeout=60)
     address, model = (part.partition("=")[2] for part in line.split()[:2])
