@@ -148,9 +148,9 @@ def ours(given: dict[str, Any]) -> None:
     from types import SimpleNamespace
 
     from minos_ray.config import Config
+    from minos_ray.critiques.ask import ask
     from minos_ray.critiques.cache import Cache, content_key
     from minos_ray.critiques.client import Request
-    from minos_ray.critiques.stage import ask
     from minos_ray.store import Run
 
     run = Run(f"{given['folder']}/run")

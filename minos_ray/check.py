@@ -9,13 +9,13 @@ from minos_ray.cluster import joins
 from minos_ray.config import Config, resolve
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.model_checks import judged_tests, model_tests, models, unseen
-from minos_ray.pipeline import State, status
 from minos_ray.preflight import host_memory
 from minos_ray.preflight.bundles import Bundles, amounts, bundles, lack
 from minos_ray.preflight.functions import named
 from minos_ray.preflight.gpu_memory import base_is_here, engines_too_large, memory_matters
 from minos_ray.preflight.settings import label_tests, length_tests
 from minos_ray.stages import APART, FUNCTIONS
+from minos_ray.state import State, status
 from minos_ray.store import Run
 
 # Stage -> which pools of `resources` it uses.
@@ -222,8 +222,8 @@ def asks_critic(config: Config) -> bool:
 
 def check_critic(config: Config) -> None:
     """UserError when the key is missing or refused, or nobody answers; one request that costs nothing."""
+    from minos_ray.critiques.ask import endpoint
     from minos_ray.critiques.client import Endpoint, headers, preflight
-    from minos_ray.critiques.stage import endpoint
 
     with endpoint(config.critique, config.seed) as (base_url, key):
         asked = Endpoint(config.critique, config.resources.client, base_url, key, headers(config.critique))

@@ -226,7 +226,7 @@ def check(arguments: argparse.Namespace) -> None:
 def status(arguments: argparse.Namespace) -> None:
     """`minos status RUN`."""
     from minos_ray.pipeline import saved_config
-    from minos_ray.pipeline import status as states
+    from minos_ray.state import status as states
     from minos_ray.store import Run
 
     run = Run(arguments.run)

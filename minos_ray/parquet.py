@@ -2,14 +2,14 @@
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
-    from minos_ray.store import Run
+    pass
 
 Found = TypeVar("Found")
 
@@ -86,24 +86,6 @@ def opened(source: pa.NativeFile) -> tuple[pq.ParquetFile, dict[bytes, bytes]]:
     metadata = pq.read_metadata(pa.BufferReader(alone))
     file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, pre_buffer=True)
     return file, metadata.metadata or {}
-
-
-def whole(run: "Run", name: str, read: Callable[[pa.NativeFile], Found]) -> Found | None:
-    """What `read` gets from a part; None when it is torn.
-
-    Of that one is sure only with all bytes at hand, since a storage that fails and a torn file raise the same errors.
-    """
-    with run.said("read", name):
-        source = run.fs.open_input_file(f"{run.root}/{name}")
-    try:
-        with source:
-            return read(source)
-    except TORN:
-        content = run.read_bytes(name)
-    try:
-        return read(pa.BufferReader(content))
-    except TORN:
-        return None
 
 
 def notes(source: pa.NativeFile) -> Notes:

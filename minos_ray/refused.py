@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from minos_ray.candidates.engine import PROMPT_TOO_LONG
-from minos_ray.candidates.lengths import limit, longest
+from minos_ray.candidates.lengths import PROMPT_TOO_LONG, limit, longest
 from minos_ray.config import Config
 from minos_ray.resources import Engine
 from minos_ray.store import Artefact, Manifest

@@ -5,7 +5,7 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). No file is ever se
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
@@ -294,3 +294,21 @@ class Artefact:
             for key, value in notes.stats.items():
                 total[key] = total.get(key, 0) + value
         return total
+
+
+def whole(run: Run, name: str, read: Callable[[pa.NativeFile], Found]) -> Found | None:
+    """What `read` gets from a part; None when it is torn.
+
+    Of that one is sure only with all bytes at hand, since a storage that fails and a torn file raise the same errors.
+    """
+    with run.said("read", name):
+        source = run.fs.open_input_file(f"{run.root}/{name}")
+    try:
+        with source:
+            return read(source)
+    except parquet.TORN:
+        content = run.read_bytes(name)
+    try:
+        return read(pa.BufferReader(content))
+    except parquet.TORN:
+        return None

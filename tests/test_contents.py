@@ -11,10 +11,10 @@ from minos_ray import contents, stages
 from minos_ray.config import Config, build
 from minos_ray.contents import of_model, of_path
 from minos_ray.imports import bring
-from minos_ray.pipeline import status
 from minos_ray.problems.stage import problems
 from minos_ray.sections import Model
 from minos_ray.stages import begin
+from minos_ray.state import status
 from minos_ray.store import Artefact, Run
 from tests.tiny import tiny_model
 

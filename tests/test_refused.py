@@ -13,8 +13,8 @@ from minos_ray.candidates import stage
 from minos_ray.candidates.engine import Text
 from minos_ray.candidates.sampler import candidates
 from minos_ray.config import Config
-from minos_ray.pipeline import status
 from minos_ray.refused import Length, make_again
+from minos_ray.state import status
 from minos_ray.store import Artefact, Run
 from tests.candidates.test_sampling import make_config, make_run
 from tests.tiny import tiny_model

@@ -7,9 +7,10 @@ import pytest
 from minos_ray import stages
 from minos_ray.config import Config, load_config
 from minos_ray.errors import UserError
-from minos_ray.pipeline import difference, open_run, run_stage, saved_config, status
+from minos_ray.pipeline import open_run, run_stage, saved_config
 from minos_ray.resources import Resources
 from minos_ray.stages import FUNCTIONS, begin, specs
+from minos_ray.state import difference, status
 from minos_ray.store import Manifest, Run, fingerprint
 
 CONFIG = """

@@ -8,6 +8,7 @@ from typing import Any
 from minos_ray.errors import UserError
 from minos_ray.resources import Engine
 
+PROMPT_TOO_LONG = "prompt_too_long"
 # Keys under which configs state it (as vLLM 0.32 reads them); no key: no limit.
 POSITIONS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray import cluster, refused, stages
-from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
-from minos_ray.candidates.lengths import require_room
+from minos_ray.candidates.engine import ENGINE_DIED
+from minos_ray.candidates.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.candidates.plan import Units, nothing, plan, task_units
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import Sampler

@@ -17,11 +17,11 @@ from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.prompts import MARKED, Case, Messages
 from minos_ray.critiques.reply import key_of
-from minos_ray.critiques.select import Row, by_turns, distinct
+from minos_ray.critiques.select import Row, distinct
 from minos_ray.critiques.server import MODEL
 from minos_ray.errors import UserError
 from minos_ray.labels.thinking import without_thinking
-from minos_ray.problems.split import rows_of_problems
+from minos_ray.problems.split import by_turns, rows_of_problems
 from minos_ray.schema import SCHEMAS, table
 from minos_ray.sections import Critique, ErrorType
 from minos_ray.stages import begin
@@ -155,7 +155,7 @@ def critic(config: Config) -> Critique:
 
 def answered(config: Config, run: Run, tasks: list[Task]) -> tuple[dict[str, Answer], dict[str, Any]]:
     """Answers by key, from the same client, cache and budget as critiques; what was bought is kept if this stops."""
-    from minos_ray.critiques.stage import ask  # it imports this module
+    from minos_ray.critiques.ask import ask
 
     return ask(config, critic(config), tasks, Cache(run), types_status)
 

@@ -1,10 +1,11 @@
 """Which candidates get a critique: one seeded order; every amount is a prefix of it, so a sweep over amounts nests."""
 
-import random
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from minos_ray.problems.split import by_turns, quota
 
 Row = dict[str, Any]
 
@@ -53,23 +54,6 @@ def unusable(row: Row) -> str | None:
     if row["status"] not in ("correct", "wrong"):
         return f"candidate_{row['status']}"
     return "candidate_without_steps" if len(row["steps"]) < 2 else None
-
-
-def by_turns(rows: Sequence[Row], seed: str) -> list[Row]:
-    """Shuffled rows such that each problem gives its first before any gives its second, and so on."""
-    shuffled = random.Random(seed).sample(rows, len(rows))
-    turn: Counter[str] = Counter()
-    turns = []
-    for row in shuffled:
-        turns.append(turn[row["problem_id"]])
-        turn[row["problem_id"]] += 1
-    order = sorted(range(len(rows)), key=turns.__getitem__)
-    return [shuffled[i] for i in order]
-
-
-def quota(length: int, share: float) -> int:
-    """How many of the first `length` rows are wrong ones."""
-    return int(length * share + 0.5)
 
 
 def alternate(wrong: list[Row], right: list[Row], share: float) -> list[Row]:

@@ -2,37 +2,34 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
 
-from minos_ray.config import Config, resolve, secret
-from minos_ray.critiques.batch_record import refuse_open
+from minos_ray.config import Config, resolve
+from minos_ray.critiques.ask import OFFLINE, ask
 from minos_ray.critiques.cache import Answer, Cache
-from minos_ray.critiques.client import Reader, Request, status_of
+from minos_ray.critiques.client import Request
 from minos_ray.critiques.error_types import error_types
 from minos_ray.critiques.parse import Parsed, agreement, agrees, parse_critique
-from minos_ray.critiques.prices import has_prices, priced
+from minos_ray.critiques.prices import has_prices
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.select import Row, Selection, select
-from minos_ray.critiques.server import MODEL, offline_critic
+from minos_ray.critiques.server import MODEL
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.critiques.trouble import meaning
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.labels.sources import require_for_error_analysis
 from minos_ray.problems.split import rows_of_problems
-from minos_ray.progress import Progress
 from minos_ray.schema import table
 from minos_ray.sections import Critique
 from minos_ray.stages import VERSIONS, begin, fresh
 from minos_ray.store import Artefact, Manifest, Run
 
 PART_ROWS = 5000
-OFFLINE = "offline"
 
 
 @dataclass(frozen=True)
@@ -122,58 +119,6 @@ def plan(section: Critique, row: Row, problem: Row) -> Task:
 def critique_status(text: str, wanted: Sequence[int]) -> str:
     """The status of a critique of a solution with `wanted` (one number) steps."""
     return parse_critique(text, *wanted).status
-
-
-def ask(
-    config: Config, section: Critique, tasks: Sequence[Any], cache: Cache, reader: Reader
-) -> tuple[dict[str, Answer], dict[str, Any]]:
-    """Answers of all tasks by key, from the cache or the endpoint, and what the endpoint complained about.
-
-    Any tasks with a `request` will do; they are asked for as JSON when their requests say so. `reader` tells of each
-    answer, as it comes, whether it can be used: when none of the first can, no more are bought.
-    """
-    wanted = {task.request.key: task.request for task in tasks}
-    missing = [request for key, request in wanted.items() if key not in cache.answers]
-    if not missing:
-        return cache.answers, {}
-    if section.mode == "online":
-        refuse_open(cache.run, [request.key for request in missing])
-    known = until_useful(wanted.values(), cache, reader)
-    section = priced(section).model_copy(update={"structured": any(request.structured for request in missing)})
-    with (
-        endpoint(section, config.seed) as (base_url, key),
-        Progress("critique", len(wanted), "critiques", len(wanted) - len(missing), cache.run) as progress,
-    ):
-        if section.mode == "batch":
-            from minos_ray.critiques.batch import ask_batch
-
-            asked, details = ask_batch(
-                section, config.resources.client, base_url, key, cache, missing, progress, reader=reader, known=known
-            )
-        else:
-            from minos_ray.critiques.online import ask_online
-
-            asked, details = ask_online(config, section, base_url, key, cache, missing, progress, reader, known)
-    return cache.answers | asked, details
-
-
-def until_useful(requests: Iterable[Request], cache: Cache, reader: Reader) -> Counter[str]:
-    """The statuses of what the cache holds, up to the first answer that can be used: then others can be, too."""
-    statuses: Counter[str] = Counter()
-    for request in requests:
-        if request.key in cache.answers and not statuses["ok"]:
-            statuses[status_of(cache.answers[request.key], request, reader)] += 1
-    return statuses
-
-
-@contextmanager
-def endpoint(section: Critique, seed: int) -> Iterator[tuple[str, str]]:
-    """Address and key of the critic; `offline` starts the miniature's own and ends it."""
-    if section.base_url == OFFLINE:
-        with offline_critic(seed) as address_and_key:
-            yield address_and_key
-        return
-    yield section.base_url, secret(section.api_key_env)
 
 
 def write(target: Artefact, section: Critique, tasks: list[Task], answers: dict[str, Answer]) -> list[Row]:

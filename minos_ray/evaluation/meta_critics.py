@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 
 from minos_ray import schema
 from minos_ray.config import Config, resolve
+from minos_ray.critiques.ask import OFFLINE, ask
 from minos_ray.critiques.cache import BOUGHT, Answer, Cache, Outcome
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.parse import Parsed, parse_critique
@@ -19,7 +20,7 @@ from minos_ray.critiques.prices import has_prices
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.server import MODEL
-from minos_ray.critiques.stage import OFFLINE, ask, critique_status
+from minos_ray.critiques.stage import critique_status
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError
 from minos_ray.preflight.functions import critic_prompt

@@ -6,7 +6,8 @@ from typing import Any
 import pyarrow as pa
 
 from minos_ray import schema
-from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG, Generator, Request, Text
+from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
+from minos_ray.candidates.lengths import PROMPT_TOO_LONG
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import sampling_of
 from minos_ray.config import resolve

@@ -15,8 +15,7 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.labels.answers import STYLES
 from minos_ray.labels.grading import Grading
 from minos_ray.labels.slices import Reader, Rows, Slice, beside, units
-from minos_ray.problems.files import is_nothing, kind, readable
-from minos_ray.problems.rows import written
+from minos_ray.problems.files import is_nothing, kind, readable, written
 from minos_ray.progress import Progress
 
 STATUSES = ("correct", "wrong", "no_answer", "timeout")

@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray import cluster, refused, stages
-from minos_ray.candidates.engine import ENGINE_DIED, PROMPT_TOO_LONG
-from minos_ray.candidates.lengths import require_room
+from minos_ray.candidates.engine import ENGINE_DIED
+from minos_ray.candidates.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.candidates.stage import generator
 from minos_ray.config import Config, resolve
-from minos_ray.critiques.select import by_turns
 from minos_ray.errors import UserError
 from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.grading import Grading
@@ -24,7 +23,7 @@ from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import Tree, grow
 from minos_ray.labels.runs_on import own_solution
 from minos_ray.models import locate
-from minos_ray.problems.split import rows_of_problems
+from minos_ray.problems.split import by_turns, rows_of_problems
 from minos_ray.sections import Label, Model, Rollouts
 from minos_ray.store import Artefact, Manifest, Run
 from minos_ray.units import forget, run_units, whole_units

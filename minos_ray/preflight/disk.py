@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from minos_ray.errors import UserError
-from minos_ray.pipeline import State
 from minos_ray.preflight.compare import GB
 from minos_ray.preflight.estimate import run_bytes
 from minos_ray.preflight.probe import free
 from minos_ray.sections import Config
+from minos_ray.state import State
 from minos_ray.store import Run
 
 

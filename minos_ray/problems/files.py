@@ -269,3 +269,8 @@ READERS = {
 def is_nothing(value: Any) -> bool:
     """Whether a cell is empty: null, or what tables and `json` write for it, NaN."""
     return value is None or (isinstance(value, float | Decimal) and isnan(value))
+
+
+def written(value: str | float | Decimal) -> str:
+    """A cell as text; decimals without an exponent."""
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)

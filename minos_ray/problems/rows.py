@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.problems.files import BadRow, is_nothing, records
+from minos_ray.problems.files import BadRow, is_nothing, records, written
 
 Row = dict[str, Any]
 
@@ -69,11 +69,6 @@ def text_or_none(record: Mapping[str, Any], column: str) -> str | None:
     """The text in a column that a row need not have; BadRow when there is something else."""
     value = record.get(column)
     return None if is_nothing(value) or value == "" else text_of(record, column)
-
-
-def written(value: str | float | Decimal) -> str:
-    """A cell as text; decimals without an exponent."""
-    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def with_answer(lines: Iterable[str], answer: str) -> str:

@@ -1,11 +1,16 @@
 """Rows of an artefact that belong to some problems: a train split is small beside 256 candidates a test problem."""
 
-from collections.abc import Set
+import random
+from collections import Counter
+from collections.abc import Sequence, Set
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.store import Artefact
+
+Row = dict[str, Any]
 
 
 def rows_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[str]) -> pa.Table:
@@ -19,3 +24,20 @@ def rows_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[st
         if here:
             kept.append(part.filter(pc.is_in(part["problem_id"], value_set=pa.array(here, pa.string()))))
     return pa.concat_tables(kept)
+
+
+def by_turns(rows: Sequence[Row], seed: str) -> list[Row]:
+    """Shuffled rows such that each problem gives its first before any gives its second, and so on."""
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    turn: Counter[str] = Counter()
+    turns = []
+    for row in shuffled:
+        turns.append(turn[row["problem_id"]])
+        turn[row["problem_id"]] += 1
+    order = sorted(range(len(rows)), key=turns.__getitem__)
+    return [shuffled[i] for i in order]
+
+
+def quota(length: int, share: float) -> int:
+    """How many of the first `length` rows are wrong ones."""
+    return int(length * share + 0.5)

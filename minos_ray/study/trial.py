@@ -7,8 +7,8 @@ from typing import Any
 from minos_ray.config import Config, resolve
 from minos_ray.evaluation.headline import SINGLE, headline_of
 from minos_ray.observe.failure import reported
-from minos_ray.pipeline import state_of
 from minos_ray.stages import FUNCTIONS
+from minos_ray.state import state_of
 from minos_ray.store import Run
 from minos_ray.study.arms import Trial, amounts, trial_config, trial_run, verifiers
 from minos_ray.study.data import give, is_given, made

@@ -7,8 +7,8 @@ from typing import Any
 from minos_ray.config import Config, resolve
 from minos_ray.evaluation.headline import headline_of
 from minos_ray.observe.failure import reported
-from minos_ray.pipeline import state_of
 from minos_ray.stages import FUNCTIONS, Spec, specs
+from minos_ray.state import state_of
 from minos_ray.store import Manifest, Run
 from minos_ray.sweep.space import Trial, trial_config, trial_run, verifiers
 

@@ -162,7 +162,8 @@ class Training:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
                 if self.section.lora is not None:
-                    lora.save(self.model, weights, self.job, models.public_name(self.job.start, self.run), folder)
+                    base = (models.public_name(self.job.start, self.run), self.job.start.revision)
+                    lora.save(self.model, weights, self.job.section.lora, self.job.kind, base, folder)
                     weights = lora.merged(weights, self.section.lora)
                 dropout.put_back(self.own_dropout)
                 architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)

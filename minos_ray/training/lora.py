@@ -13,8 +13,7 @@ import torch
 
 from minos_ray.errors import UserError
 from minos_ray.training.heads import CAUSAL, HEADS, SEQUENCE, TOKEN, head_name
-from minos_ray.training.job import Job
-from minos_ray.training_sections import Lora
+from minos_ray.training_sections import Kind, Lora
 
 TASKS = {CAUSAL: "CAUSAL_LM", SEQUENCE: "SEQ_CLS", TOKEN: "TOKEN_CLS"}  # by the end of a class's name
 FOLDER = "adapter"
@@ -107,14 +106,22 @@ def merged(state: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.Ten
     return plain
 
 
-def save(model: Any, state: Mapping[str, torch.Tensor], job: Job, start: str, folder: str) -> None:
-    """The adapter alone (and a verifier's head) in peft's format, into `FOLDER` below the model's folder."""
+def save(
+    model: Any,
+    state: Mapping[str, torch.Tensor],
+    lora: Lora,
+    kind: Kind,
+    base: tuple[str, str | None],
+    folder: str,
+) -> None:
+    """The adapter alone (and a verifier's head) in peft's format, into `FOLDER` below the model's folder.
+
+    `base` is the name and the revision of the model that it belongs to.
+    """
     from safetensors.torch import save_file
 
-    lora, target = job.section.lora, Path(folder) / FOLDER
-    assert lora is not None
-    head = {} if job.kind == "lm" else {"modules_to_save": [head_name(model)]}
-    revision = job.start.revision
+    target, (start, revision) = Path(folder) / FOLDER, base
+    head = {} if kind == "lm" else {"modules_to_save": [head_name(model)]}
     config = peft_config(lora, model, base_model_name_or_path=start, revision=revision, inference_mode=True, **head)
     config.save_pretrained(target)
     trained = {name: weight for name, weight in state.items() if is_trained(name)}

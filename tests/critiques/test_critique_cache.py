@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from minos_ray.critiques.ask import until_useful
 from minos_ray.critiques.cache import FOLDER, Answer, Cache, content_key
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.reply import key_of
-from minos_ray.critiques.stage import critique_status, until_useful
+from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import StorageFailed
 from minos_ray.sections import Critique
 from minos_ray.store import Run

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.critiques.select import Row, quota, select
+from minos_ray.critiques.select import Row, select
+from minos_ray.problems.split import quota
 
 
 def row(problem: int, index: int, correct: bool, text: str | None = None, status: str | None = None) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def test_the_split_is_by_question_and_nested(source: Path, tmp_path: Path) -> No
 
 def test_an_import_is_fresh_for_the_stages(source: Path, tmp_path: Path) -> None:
     from minos_ray.config import Config
-    from minos_ray.pipeline import status
+    from minos_ray.state import status
 
     run = Run(str(tmp_path / "run"))
     bring("genrm", str(source), run)

@@ -37,7 +37,7 @@ def test_critiques_alone_train_stage_1(run: Run, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     from minos_ray.config import Config
-    from minos_ray.pipeline import status
+    from minos_ray.state import status
     from minos_ray.training.data import critique_data
 
     made = {m.artefact: m for m in bring("math-minos", jsonl(tmp_path / "a.jsonl", *critique_rows()), run)}

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow.compute as pc
 
 from minos_ray.config import Config
-from minos_ray.critiques.select import quota
 from minos_ray.errors import UserError
 from minos_ray.labels.inserted.donors import Donor, donors_of
 from minos_ray.labels.inserted.errors import insert
@@ -19,7 +18,7 @@ from minos_ray.labels.inserted.rows import Row, right_row, wrong_row
 from minos_ray.labels.inserted.solution import Refused, Solution, read_solution
 from minos_ray.labels.steps import lines
 from minos_ray.labels.thinking import without_thinking
-from minos_ray.problems.split import rows_of_problems
+from minos_ray.problems.split import quota, rows_of_problems
 from minos_ray.progress import Progress
 from minos_ray.schema import table
 from minos_ray.sections import Inserted, InsertedType
