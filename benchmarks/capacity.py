@@ -22,15 +22,15 @@ import numpy as np
 from planned import MODEL, UNIT
 from planning import peak
 
-from minos_ray import schema
 from minos_ray.candidates.plan import nothing, plan
+from minos_ray.config.training import Reward
 from minos_ray.imports.genrm import import_genrm
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.store import Run
+from minos_ray.store import columns as schema
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Run
 from minos_ray.training.data import labelled, reward_data
 from minos_ray.training.rows import as_table, write
-from minos_ray.training_sections import Reward
-from minos_ray.units import PARTS
+from minos_ray.work.run_units import PARTS
 
 ARTEFACTS = ("problems", "candidates", "labels", "critiques")
 GIB = 2**30

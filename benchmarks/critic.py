@@ -147,11 +147,11 @@ def ours(given: dict[str, Any]) -> None:
     """The contender: `stage.ask`, as `minos critique` calls it."""
     from types import SimpleNamespace
 
-    from minos_ray.config import Config
+    from minos_ray.config.load import Config
     from minos_ray.critiques.ask import ask
     from minos_ray.critiques.cache import Cache, content_key
     from minos_ray.critiques.client import Request
-    from minos_ray.store import Run
+    from minos_ray.store.run import Run
 
     run = Run(f"{given['folder']}/run")
     client = {"actors": given["actors"], "cpus": 0.5, "concurrency": 64, "timeout_s": 20}

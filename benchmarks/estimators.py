@@ -12,11 +12,11 @@ from math import sqrt
 import numpy as np
 from simulated import Population, population, scores
 
+from minos_ray.config.schema import Evaluate
 from minos_ray.evaluation.comparison import chosen
 from minos_ray.evaluation.methods import Choice, rankings, voters
 from minos_ray.evaluation.selection import best_of
 from minos_ray.evaluation.statistics import intervals, sign_test
-from minos_ray.sections import Evaluate
 
 PROBLEMS, CANDIDATES = 20_000, 32
 SIZES = (250, 500, 1319, 2500, 5000, 10_000)

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from simulated import population, scores
 
-from minos_ray import schema
-from minos_ray.store import Run
+from minos_ray.store import columns as schema
+from minos_ray.store.run import Run
 
 SHARPNESS = {"orm-base": 0.8, "orm-minos": 1.0, "prm-base": 0.9, "prm-minos": 1.1, "critic": 0.6}
 CHUNK, QUARTERS, STEPS = 2000, 4, 4

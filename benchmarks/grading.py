@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from common import alternate, show
 from math_verify import parse, verify
 
-from minos_ray.labels.answers import Grader, gsm8k, math
-from minos_ray.labels.grading import Grading
-from minos_ray.problems.miniature.chain import gold_chain, solution_text
-from minos_ray.problems.miniature.maker import draw
-from minos_ray.problems.miniature.noise import attempt
+from minos_ray.grading.graders import Grader, gsm8k, math
+from minos_ray.grading.pool import Grading
+from minos_ray.miniature.arithmetic import gold_chain, solution_text
+from minos_ray.miniature.corpus import attempt
+from minos_ray.miniature.problems import draw
 
 Pairs = list[tuple[str, str]]
 SHARED = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[2] / "shared" / "data")

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.raylets import STORE, cluster_of_raylets
 
 ROOT = Path(__file__).parents[1]

@@ -19,10 +19,10 @@ from typing import Any
 
 import trainers
 
-from minos_ray import cluster
-from minos_ray.config import build
-from minos_ray.sections import Config
-from minos_ray.store import Run
+from minos_ray.cluster import connect
+from minos_ray.config.load import build
+from minos_ray.config.schema import Config
+from minos_ray.store.run import Run
 from minos_ray.training import batches
 from minos_ray.training.data import Data
 from minos_ray.training.job import make_job, write_table
@@ -107,14 +107,14 @@ def main() -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Alternating rounds; Ray runs all the time, as it does between the stages of a run."""
     start = time.perf_counter()
-    cluster.connect(configured(Path("/"), arguments.cpus))
+    connect.connect(configured(Path("/"), arguments.cpus))
     found: dict[str, list[float]] = {"ray_seconds": [time.perf_counter() - start], "fit": [], "bare": [], "around": []}
     for _ in range(arguments.rounds):
         steps, seconds = fitted(arguments.rows, arguments.cpus)
         found["fit"].append(rate(steps[arguments.skip :]))
         found["around"].append(seconds - sum(step["seconds"] for step in steps))
         found["bare"].append(rate(bare_elsewhere(arguments.rows, arguments.cpus)[arguments.skip :]))
-    cluster.disconnect()
+    connect.disconnect()
     ray, ours, theirs, around = (median(found[key]) for key in ("ray_seconds", "fit", "bare", "around"))
     print(f"overhead of Ray Train and DeepSpeed: PRM, {arguments.cpus} threads, medians of {arguments.rounds} rounds")
     print(f"  fit with one worker {ours:,.0f} tokens/s, bare loop {theirs:,.0f}: overhead {theirs / ours - 1:.1%}")

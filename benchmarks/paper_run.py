@@ -9,8 +9,8 @@ solutions and critiques of it. Speeds and prices are assumptions, each a range f
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from minos_ray.config import load_config
-from minos_ray.sections import Config
+from minos_ray.config.load import load_config
+from minos_ray.config.schema import Config
 
 PROBLEMS = {"train": 7_473, "test": 1_319}
 QUESTION, SOLUTION, CRITIQUE = 64, 120, 290  # tokens: 63.3 and 64.9; Gemini's 122 (GSM8K's own: 97); Gemini's

@@ -11,15 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sampling import MODEL, questions
 
-from minos_ray import schema, stages
 from minos_ray.candidates.plan import nothing, plan
 from minos_ray.candidates.stage import read_wanted
-from minos_ray.config import Config
-from minos_ray.models import locate
-from minos_ray.parts import hashed
-from minos_ray.resources import Actors, Engine, Resources, Scoring
-from minos_ray.sections import Sample
-from minos_ray.store import Run
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Actors, Engine, Resources, Scoring
+from minos_ray.config.schema import Sample
+from minos_ray.graph import specs
+from minos_ray.store import columns as schema
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Run
+from minos_ray.work.actor import hashed
 
 N, UNIT, ACTORS = 256, 32, 2
 VERIFIERS = ["orm-base", "orm-minos", "prm-base", "prm-minos"]
@@ -104,7 +105,7 @@ def tasks(run: Run, config: Config, number: int) -> Iterator[Task]:
 
 def make_candidates(run: Run, config: Config, files: int, share: float) -> None:
     """That share of the candidates in as many parts as given."""
-    artefact = stages.begin(config, run, "candidates")
+    artefact = specs.begin(config, run, "candidates")
     for task in islice(tasks(run, config, round(files / share)), files):
         artefact.write_part(hashed(task.ids), task.rows("candidates"), {"seconds": 1.0}, task.ids)
     if share == 1:
@@ -128,7 +129,7 @@ def make_scores(run: Run, config: Config, files: int) -> None:
         shutil.copytree(locate(MODEL, run), model.path, dirs_exist_ok=True)
         model.complete({})
     for name in VERIFIERS[:2]:
-        scores = stages.begin(config, run, f"scores/{name}")
+        scores = specs.begin(config, run, f"scores/{name}")
         for task in tasks(run, config, files):
             part = hashed(task.ids)
             units = [f"scores/{name} {part} {problem}" for problem in dict.fromkeys(task.problems)]

@@ -23,12 +23,13 @@ from typing import Any
 import planned
 import pyarrow as pa
 
-from minos_ray import cluster, units
 from minos_ray.candidates import stage
-from minos_ray.config import Config
+from minos_ray.cluster import connect
+from minos_ray.config.load import Config
 from minos_ray.labels import stage as label_stage
 from minos_ray.scoring import stage as scoring
-from minos_ray.store import Run
+from minos_ray.store.run import Run
+from minos_ray.work import run_units
 
 FIRST = "first.json"
 KINDS = {"sample": "new", "resume": "half", "label": "sampled", "rescore": "scored", "score": "scored"}
@@ -81,8 +82,8 @@ def run_case(case: str, folder: Path) -> dict[str, Any]:
     run, config = Run(str(folder)), planned.configured(folder)
     run.delete(FIRST)
     steps = Steps()
-    steps.follow(cluster, "connect")
-    steps.follow(units, "tasks")
+    steps.follow(connect, "connect")
+    steps.follow(run_units, "tasks")
     work = prepared(case, config, run, steps)
     start, cpu = time.time(), time.process_time()
     try:
@@ -91,7 +92,7 @@ def run_case(case: str, folder: Path) -> dict[str, Any]:
         if not run.exists(FIRST):
             raise
     took = {"seconds": json.loads(run.read_bytes(FIRST)) - start, "cpu": time.process_time() - cpu}
-    cluster.disconnect()
+    connect.disconnect()
     return {"case": case, "peak_mib": peak(), **{k: round(v, 1) for k, v in took.items()}, "steps": steps.seen}
 
 

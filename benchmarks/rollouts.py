@@ -12,22 +12,22 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from minos_ray import schema
 from minos_ray.candidates.engine import Request
-from minos_ray.config import Config, build
+from minos_ray.config.load import Config, build
 from minos_ray.labels.completer import Completer, Draws
-from minos_ray.labels.miniature import label_steps
-from minos_ray.labels.policy import first_error
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import ROOT, Draw, decide, forest
 from minos_ray.labels.rollouts import Plan, plan
-from minos_ray.labels.steps import lines
-from minos_ray.problems.miniature.maker import draw, row
-from minos_ray.store import Run
+from minos_ray.miniature.problems import draw, row
+from minos_ray.miniature.step_labels import label_steps
+from minos_ray.steps.policy import first_error
+from minos_ray.steps.split import lines
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 
 N = 8
 SEED = 11
-MODEL = {"model": "package:problems/miniature/model"}
+MODEL = {"model": "package:miniature/model"}
 Solution = tuple[list[int], list[int]]
 
 
@@ -50,7 +50,7 @@ def put(run: Run, name: str, rows: list[dict[str, object]]) -> None:
     """Writes a whole artefact."""
     artefact = run.artefact(name)
     artefact.begin({"import": "benchmark"})
-    artefact.write_part("0", schema.table(name, rows))
+    artefact.write_part("0", columns.table(name, rows))
     artefact.complete({})
 
 

@@ -18,19 +18,19 @@ from typing import Any
 
 from common import alternate, show
 
-from minos_ray import schema
 from minos_ray.candidates.engine import Generator, Request, arguments, set_environment
 from minos_ray.candidates.prompts import plain
 from minos_ray.candidates.stage import sample
-from minos_ray.config import Config
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.problems.miniature.maker import draw
-from minos_ray.resources import Engine, Resources
-from minos_ray.sections import Model, Sample
-from minos_ray.store import Run
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Engine, Resources
+from minos_ray.config.schema import Model, Sample
+from minos_ray.miniature.problems import draw
+from minos_ray.store import columns
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Run
 
 N, UNIT, SMALL = 256, 64, 4
-MODEL = Model(model="package:problems/miniature/model")
+MODEL = Model(model="package:miniature/model")
 ENGINE = Engine(max_model_len=512, dtype="float32", kv_cache_gb=0.5)
 SAMPLING = {"temperature": 0.7, "max_tokens": 120}
 
@@ -71,7 +71,7 @@ def our_stage(problems: int) -> int:
         artefact.begin({"import": "benchmark"})
         common = {"dataset": "miniature", "split": "test", "answer": "0", "solution": None}
         rows = [{"problem_id": f"p{i}", "question": q, **common} for i, q in enumerate(questions(problems))]
-        artefact.write_part("0", schema.table("problems", rows))
+        artefact.write_part("0", columns.table("problems", rows))
         artefact.complete({"problems": len(rows)})
         settings = Sample(n_train=0, n_test=N, unit=UNIT, **SAMPLING)
         resources = Resources(sample=ENGINE)
@@ -146,7 +146,7 @@ def whole_pipelines(problems: int, rounds: int, names: list[str]) -> None:
 
 def connect() -> None:
     """Starts Ray on this machine, with the settings of every engine in its environment."""
-    from minos_ray import cluster
+    from minos_ray.cluster import connect as cluster
 
     set_environment(ENGINE)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

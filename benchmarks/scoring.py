@@ -22,15 +22,15 @@ import torch
 from common import alternate, show
 from transformers.utils import logging
 
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.problems.miniature.chain import solution_text
-from minos_ray.problems.miniature.maker import draw
-from minos_ray.problems.miniature.noise import attempt
-from minos_ray.resources import Scoring
+from minos_ray.config.resources import Scoring
+from minos_ray.config.schema import Model
+from minos_ray.miniature.arithmetic import solution_text
+from minos_ray.miniature.corpus import attempt
+from minos_ray.miniature.problems import draw
 from minos_ray.scoring.scorer import auto_class, load
-from minos_ray.sections import Model
-from minos_ray.store import Run
-from minos_ray.training.encoding import Encoded, encode_solutions
+from minos_ray.steps.encoding import Encoded, encode_solutions
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Run
 from minos_ray.training.tokenizer import byte_level_bpe
 
 Scores = list[list[float]]
@@ -75,7 +75,7 @@ def gemini() -> list[tuple[str, list[str]]]:
 def save_tokenizer(folder: str, real: list[tuple[str, list[str]]]) -> Any:
     """A byte-level BPE trained on the real solutions; without them, the miniature's."""
     if not real:
-        tokenizer = load_tokenizer(locate(Model(model="package:problems/miniature/model"), Run(folder)))
+        tokenizer = load_tokenizer(locate(Model(model="package:miniature/model"), Run(folder)))
     else:
         tokenizer = byte_level_bpe((part for q, steps in real for part in (q, *steps)), 2048)
     tokenizer.save_pretrained(folder)

@@ -17,14 +17,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from minos_ray.labels.steps import lines
-from minos_ray.models import load_tokenizer
-from minos_ray.resources import Workers
-from minos_ray.training import architecture, batches, encoding, engine
+from minos_ray.config.resources import Workers
+from minos_ray.config.training import Train
+from minos_ray.steps import encoding
+from minos_ray.steps.split import lines
+from minos_ray.store.model_files import load_tokenizer
+from minos_ray.training import architecture, batches, engine
 from minos_ray.training.losses import Losses, Objective
 from minos_ray.training.rows import Rows, as_table, language_row, pack
 from minos_ray.training.tokenizer import byte_level_bpe
-from minos_ray.training_sections import Train
 
 SIZE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
 HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048}

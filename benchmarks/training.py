@@ -62,7 +62,8 @@ class Pairs:
         pairs = trainers.MICRO_TOKENS // longest(made) // 2
         more: dict[str, Any] = {"gradient_accumulation_steps": round(trainers.BATCH_ROWS / 2 / pairs)}
         if grouped:
-            more |= {"train_sampling_strategy": "group_by_length"}
+            # The column `length` is none of the signature's: the trainer would drop it before it groups by it.
+            more |= {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
         arguments = trainers.trl_arguments(RewardConfig, pairs, precision, max_length=None, **more)
         ids = [row["ids"] for row in made]
         data = [

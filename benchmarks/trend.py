@@ -15,7 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from minos_ray.sweep import trend
+from minos_ray.evaluation import trend
 
 AMOUNTS = tuple(range(0, 30_001, 5_000))
 PROBLEMS, START, DIFFICULTY = 1_319, 0.866, 2.0

@@ -28,18 +28,18 @@ from typing import Any
 import planned
 import pyarrow as pa
 
-from minos_ray import schema
 from minos_ray.candidates import stage
 from minos_ray.candidates.engine import Text
 from minos_ray.candidates.sampler import candidates, numbers
-from minos_ray.cluster import quiet_data
-from minos_ray.config import Config
-from minos_ray.parts import Finished
-from minos_ray.resources import Engine, Scoring
+from minos_ray.cluster.connect import quiet_data
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Engine, Scoring
+from minos_ray.config.schema import Model
 from minos_ray.scoring.solutions import read_pieces
 from minos_ray.scoring.stage import score_artefacts
-from minos_ray.sections import Model
-from minos_ray.store import Run
+from minos_ray.store import columns
+from minos_ray.store.run import Run
+from minos_ray.work.actor import Finished
 
 SAMPLED, SCORED = 100.0, 300.0  # candidates a second of one actor
 TEXT = Text("Step 1: 3 + 4 = 7. " * 20, "stop", 125)
@@ -94,7 +94,7 @@ class AsleepScorer:
             for name in unit["candidate_ids"]
         ]
         self.clock.work(len(rows))
-        return schema.table("scores", rows), {}
+        return columns.table("scores", rows), {}
 
 
 def configured(folder: str, address: str, actors: int) -> Config:

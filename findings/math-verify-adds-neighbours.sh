@@ -2,8 +2,8 @@
 # math-verify 0.9.0 (latex2sympy2_extended 1.11.0) adds numbers that stand side by side, loses the exponent in
 # 2^\frac{1}{3}, and calls all values below its fifteen digits equal.
 # Seen: 2(3) -> 5; 2\binom{5}{2} -> 12; 2 1/4 -> 3/4; 12\,345 -> 357; 2^\frac{1}{3} -> 2; 1/2^80 = 1/2^81 -> True.
-# Depends on it: minos_ray/labels/forms.py writes these forms out before math-verify reads them, and
-# minos_ray/labels/same.py compares exact constants by their exact values.
+# Depends on it: minos_ray/grading/forms.py writes these forms out before math-verify reads them, and
+# minos_ray/grading/same.py compares exact constants by their exact values.
 set -e
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

@@ -6,10 +6,10 @@ __version__ = "0.1.0"
 __all__ = ["Config", "Manifest", "Run", "UserError", "load_config"]
 
 _HOMES = {
-    "Config": "minos_ray.config",
-    "load_config": "minos_ray.config",
-    "Run": "minos_ray.store",
-    "Manifest": "minos_ray.store",
+    "Config": "minos_ray.config.load",
+    "load_config": "minos_ray.config.load",
+    "Run": "minos_ray.store.run",
+    "Manifest": "minos_ray.store.run",
     "UserError": "minos_ray.errors",
 }
 

@@ -11,8 +11,8 @@ from minos_ray import __version__, exports, imports
 from minos_ray.errors import UserError, WorkStopped
 
 if TYPE_CHECKING:
-    from minos_ray.sections import Config
-    from minos_ray.store import Run
+    from minos_ray.config.schema import Config
+    from minos_ray.store.run import Run
 
 STAGES = {
     "pretrain": "train a small base model from nothing (section 'pretrain')",
@@ -135,8 +135,8 @@ def said(error: UserError | WorkStopped, code: int) -> int:
 
 def one_stage(arguments: argparse.Namespace) -> None:
     """`minos STAGE CONFIG`."""
-    from minos_ray.config import load_config
-    from minos_ray.pipeline import run_stage
+    from minos_ray.config.load import load_config
+    from minos_ray.pipeline.run import run_stage
 
     config = load_config(arguments.config, arguments.overrides)
     with working(config, f"{arguments.command} {arguments.config}", alone=arguments.command not in READING) as run:
@@ -147,9 +147,9 @@ def one_stage(arguments: argparse.Namespace) -> None:
 @contextmanager
 def working(config: "Config", command: str, alone: bool = True) -> "Iterator[Run]":
     """The run of a config; no other command works on it meanwhile. UserError where one does already."""
-    from minos_ray.lock import held
-    from minos_ray.pipeline import open_run, refuse_fleeting
-    from minos_ray.store import Run
+    from minos_ray.pipeline.run import open_run, refuse_fleeting
+    from minos_ray.store.run import Run
+    from minos_ray.work.lock import held
 
     refuse_fleeting(config)
     with held(Run(config.run), f"minos {command}") if alone else nullcontext(), Work():
@@ -163,7 +163,7 @@ class Work:
         return None
 
     def __exit__(self, *_: object) -> None:
-        from minos_ray.cluster import disconnect
+        from minos_ray.cluster.connect import disconnect
 
         if "ray" in sys.modules:
             disconnect()
@@ -181,14 +181,14 @@ def dropped(reasons: dict[str, int]) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """`minos run CONFIG`."""
-    from minos_ray.config import load_config
+    from minos_ray.config.load import load_config
 
     run_config(load_config(arguments.config, arguments.overrides), f"run {arguments.config}")
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """`minos demo`."""
-    from minos_ray.config import load_config
+    from minos_ray.config.load import load_config
 
     run_config(load_config("miniature", [f"run={arguments.out}"]), "demo")
 
@@ -198,12 +198,12 @@ def run_config(config: "Config", command: str) -> None:
     import json
     import time
 
-    from minos_ray.check import refuse
-    from minos_ray.lock import refuse as refuse_another
-    from minos_ray.pipeline import run_all
-    from minos_ray.progress import duration
+    from minos_ray.observe.progress import duration
+    from minos_ray.pipeline.check import refuse
+    from minos_ray.pipeline.run import run_all
     from minos_ray.report.text import results_table
-    from minos_ray.store import Run
+    from minos_ray.store.run import Run
+    from minos_ray.work.lock import refuse as refuse_another
 
     start = time.monotonic()
     refuse_another(Run(config.run))
@@ -216,8 +216,8 @@ def run_config(config: "Config", command: str) -> None:
 
 def check(arguments: argparse.Namespace) -> None:
     """`minos check CONFIG`."""
-    from minos_ray.check import check as check_config
-    from minos_ray.config import load_config
+    from minos_ray.config.load import load_config
+    from minos_ray.pipeline.check import check as check_config
 
     with Work():
         check_config(load_config(arguments.config, arguments.overrides))
@@ -225,9 +225,9 @@ def check(arguments: argparse.Namespace) -> None:
 
 def status(arguments: argparse.Namespace) -> None:
     """`minos status RUN`."""
-    from minos_ray.pipeline import saved_config
-    from minos_ray.state import status as states
-    from minos_ray.store import Run
+    from minos_ray.graph.state import status as states
+    from minos_ray.pipeline.run import saved_config
+    from minos_ray.store.run import Run
 
     run = Run(arguments.run)
     for state in states(saved_config(run), run):
@@ -238,8 +238,8 @@ def status(arguments: argparse.Namespace) -> None:
 
 def meta(arguments: argparse.Namespace) -> None:
     """`minos meta CONFIG`."""
-    from minos_ray.config import load_config
-    from minos_ray.evaluation.meta_command import meta as judge
+    from minos_ray.config.load import load_config
+    from minos_ray.meta.command import meta as judge
     from minos_ray.observe.failure import reported
 
     config = load_config(arguments.config, arguments.overrides)
@@ -249,7 +249,7 @@ def meta(arguments: argparse.Namespace) -> None:
 
 def grade(arguments: argparse.Namespace) -> None:
     """`minos grade FILE`."""
-    from minos_ray.labels.grade_file import grade_file
+    from minos_ray.grading.grade_file import grade_file
 
     with Work():
         grade_file(arguments.file, arguments.gold, arguments.text, arguments.out, arguments.style)
@@ -257,11 +257,11 @@ def grade(arguments: argparse.Namespace) -> None:
 
 def import_(arguments: argparse.Namespace) -> None:
     """`minos import FORMAT SRC RUN`."""
-    from minos_ray.config import parse_override
+    from minos_ray.config.load import parse_override
     from minos_ray.imports import bring
-    from minos_ray.lock import held
     from minos_ray.observe.failure import reported
-    from minos_ray.store import Run
+    from minos_ray.store.run import Run
+    from minos_ray.work.lock import held
 
     options = dict(parse_override(o) for o in arguments.overrides)
     run = Run(arguments.run)
@@ -273,9 +273,9 @@ def import_(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """`minos export FORMAT RUN OUT`."""
-    from minos_ray.config import parse_override
+    from minos_ray.config.load import parse_override
     from minos_ray.exports import send
-    from minos_ray.store import Run
+    from minos_ray.store.run import Run
 
     options = dict(parse_override(o) for o in arguments.overrides)
     made = send(arguments.format, Run(arguments.run), arguments.out, **options)

@@ -42,7 +42,7 @@ def local_ray(end_of_ray: None) -> None:
 
     import ray
 
-    from minos_ray.cluster import quiet_data
+    from minos_ray.cluster.connect import quiet_data
 
     if not ray.is_initialized():
         ray.init(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minos_ray.cluster import disconnect
+from minos_ray.cluster.connect import disconnect
 
 STORE = {"object_store_memory": 100 << 20}
 # Ray's own actors that live as long as the driver or longer, and hold nothing.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minos_ray import schema
-from minos_ray.config import Config
-from minos_ray.store import Manifest, Run
+from minos_ray.config.load import Config
+from minos_ray.store import columns
+from minos_ray.store.run import Manifest, Run
 
 TYPES = ("calculation", "logical", "accumulation")
 
@@ -21,7 +21,7 @@ def put(run: Run, name: str, rows: list[dict[str, Any]], dropped: dict[str, int]
     """Writes a whole artefact, as an import would."""
     artefact = run.artefact(name)
     artefact.begin({"import": name})
-    artefact.write_part("0", schema.table(name.partition("/")[0], rows))
+    artefact.write_part("0", columns.table(name.partition("/")[0], rows))
     return artefact.complete({"rows": len(rows)}, dropped)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.attempts import BARREN, DEATHS, Attempts, Lives
-from minos_ray.store import Run
+from minos_ray.store.run import Run
+from minos_ray.work.poison import BARREN, DEATHS, Attempts, Lives
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from minos_ray.config import build, leaves, load_config, read_yaml, resolve, secret, shipped
+from minos_ray.config.load import build, leaves, load_config, read_yaml, resolve, secret, shipped
+from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
-from minos_ray.sections import Config
 
 MINIMAL = {"run": "runs/x", "base": {"model": "tiny"}}
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray import contents, stages
-from minos_ray.config import Config, build
-from minos_ray.contents import of_model, of_path
+from minos_ray.config.load import Config, build
+from minos_ray.config.schema import Model
+from minos_ray.graph import specs
+from minos_ray.graph.specs import begin
+from minos_ray.graph.state import status
 from minos_ray.imports import bring
 from minos_ray.problems.stage import problems
-from minos_ray.sections import Model
-from minos_ray.stages import begin
-from minos_ray.state import status
-from minos_ray.store import Artefact, Run
+from minos_ray.store import contents
+from minos_ray.store.contents import of_model, of_path
+from minos_ray.store.run import Artefact, Run
 from tests.tiny import tiny_model
 
 
@@ -75,7 +76,7 @@ def test_another_model_in_the_same_directory_makes_stale_what_it_made(config: Co
 def test_runs_from_before_contents_were_known_stay_valid(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(config.run)
     with monkeypatch.context() as before:
-        before.setattr(stages, "contents", lambda config, made: {})
+        before.setattr(specs, "contents", lambda config, made: {})
         problems(config, run)
         half = begin(config, run, "candidates")
         assert isinstance(half, Artefact)

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from minos_ray.config import build, secret
+from minos_ray.config.load import build, secret
+from minos_ray.config.schema import Critique, MetaCritic
 from minos_ray.critiques.client import headers
 from minos_ray.errors import UserError
-from minos_ray.sections import Critique, MetaCritic
 
 
 @pytest.mark.parametrize(

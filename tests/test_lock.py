@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from minos_ray import lock
 from minos_ray.cli import main
 from minos_ray.errors import UserError
-from minos_ray.lock import FILE, Holder, born, held, holder, place, take
-from minos_ray.store import Run
+from minos_ray.store.run import Run
+from minos_ray.work import lock
+from minos_ray.work.lock import FILE, Holder, born, held, holder, place, take
 
 ELSEWHERE = "another.host 1 pid:[7]"
 

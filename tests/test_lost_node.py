@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from minos_ray.cluster import quiet_data
-from minos_ray.resources import Actors
-from minos_ray.store import Run
-from minos_ray.units import run_units
+from minos_ray.cluster.connect import quiet_data
+from minos_ray.config.resources import Actors
+from minos_ray.store.run import Run
+from minos_ray.work.run_units import run_units
 from tests.raylets import STORE, cluster_of_raylets
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minos_ray.check import findings
-from minos_ray.config import build
+from minos_ray.config.load import build
+from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
-from minos_ray.models import load_tokenizer
-from minos_ray.sections import Config
-from minos_ray.store import Run
+from minos_ray.pipeline.check import findings
+from minos_ray.store.model_files import load_tokenizer
+from minos_ray.store.run import Run
 from minos_ray.training import architecture, base_tokens
 from minos_ray.training.stored import Stored
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -429,7 +429,7 @@ for name in ("checkpoints/mistyped", "org/name"):
 
 
 def test_a_base_of_its_own_needs_no_pretraining(tmp_path: Path) -> None:
-    from minos_ray.stages import specs
+    from minos_ray.graph.specs import specs
 
     pretrain = {"pretrain": {"corpus": "a:b"}}
     base = tiny_model(tmp_path / "base")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.sections import Model
-from minos_ray.store import Run
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Run
 from tests.tiny import tiny_model
 
 

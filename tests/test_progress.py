@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from minos_ray import progress
-from minos_ray.progress import Progress, duration
+from minos_ray.observe import progress
+from minos_ray.observe.progress import Progress, duration
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from minos_ray.reading import READERS, ahead
+from minos_ray.store.prefetch import READERS, ahead
 
 
 def test_names_come_in_order_with_what_was_read_and_few_wait() -> None:

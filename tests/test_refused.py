@@ -8,14 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from minos_ray import refused, schema, stages
 from minos_ray.candidates import stage
 from minos_ray.candidates.engine import Text
 from minos_ray.candidates.sampler import candidates
-from minos_ray.config import Config
-from minos_ray.refused import Length, make_again
-from minos_ray.state import status
-from minos_ray.store import Artefact, Run
+from minos_ray.config.load import Config
+from minos_ray.graph import refused, specs
+from minos_ray.graph.refused import Length, make_again
+from minos_ray.graph.state import status
+from minos_ray.store import columns
+from minos_ray.store.run import Artefact, Run
 from tests.candidates.test_sampling import make_config, make_run
 from tests.tiny import tiny_model
 
@@ -61,11 +62,11 @@ def test_refused_candidates_are_made_when_the_length_grows(
     assert first.details["length"] == {"tokens": 60, "model": 1024, "refused": 70}
     assert stage.sample(short, run) == first
     shorter, longer = with_length(short, 50), with_length(short, 4096)
-    assert stages.fresh(shorter, run, "candidates") == first
+    assert specs.fresh(shorter, run, "candidates") == first
     state = next(state for state in status(longer, run) if state.artefact == "candidates")
     assert (state.state, state.why) == ("partial", "70 rows refused at 60 tokens, 1,024 now")
 
-    before = stages.fingerprint_of(run, "candidates")
+    before = specs.fingerprint_of(run, "candidates")
     rows = run.artefact("candidates").read().to_pylist()
     asked: list[str] = []
     monkeypatch.setattr(stage, "sample_missing", sampler(lambda name: asked.append(name) or Text("new", "stop", 2)))
@@ -75,14 +76,14 @@ def test_refused_candidates_are_made_when_the_length_grows(
     kept = [row for row in rows if row["finish_reason"] == "stop"]
     now = {row["candidate_id"]: row for row in run.artefact("candidates").read().to_pylist()}
     assert len(now) == 145 and all(now[row["candidate_id"]] == row for row in kept)
-    assert stages.fingerprint_of(run, "candidates") != before, "what was made from the empty ones is stale"
+    assert specs.fingerprint_of(run, "candidates") != before, "what was made from the empty ones is stale"
     assert stage.sample(with_length(short, 100_000), run) == second, "the model allows no more"
 
 
 def test_a_stopped_run_asks_again_only_under_another_length(tmp_path: Path, model: str) -> None:
     config = with_length(make_config(tmp_path, model, actors=1), 60)
     run = make_run(config)
-    artefact = stages.begin(config, run, "candidates")
+    artefact = specs.begin(config, run, "candidates")
     assert isinstance(artefact, Artefact)
     make_again(artefact, Length(60, 1024), stage.not_refused)
     unit = {"problem_id": "one", "first": 0, "count": 2}
@@ -101,7 +102,7 @@ def test_scores_and_rollouts_that_were_refused_go(tmp_path: Path, model: str, na
     artefact.begin({"config": {}})
     make_again(artefact, Length(100, 1024))
     rows: list[dict[str, Any]] = []
-    table = schema.table(name.partition("/")[0], rows)
+    table = columns.table(name.partition("/")[0], rows)
     artefact.write_part("fine", table, {"tokens": 1})
     artefact.write_part("refused", table, {refused.reason(name): 2})
     done = artefact.complete({"rows": 0}, {}, refused.details(artefact, artefact.stats()))

@@ -1,17 +1,19 @@
 """The map of the pipeline: which change makes which artefacts again, and which changes make none."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from minos_ray import stages
-from minos_ray.config import Config, load_config
+from minos_ray.config.load import Config, load_config, resolve
+from minos_ray.config.moved import MOVED
+from minos_ray.config.resources import Resources
 from minos_ray.errors import UserError
-from minos_ray.pipeline import open_run, run_stage, saved_config
-from minos_ray.resources import Resources
-from minos_ray.stages import FUNCTIONS, begin, specs
-from minos_ray.state import difference, status
-from minos_ray.store import Manifest, Run, fingerprint
+from minos_ray.graph import specs as stages
+from minos_ray.graph.specs import FUNCTIONS, begin, specs
+from minos_ray.graph.state import difference, status
+from minos_ray.pipeline.run import open_run, run_stage, saved_config
+from minos_ray.store.run import Manifest, Run, fingerprint
 
 CONFIG = """
 run: {run}
@@ -166,6 +168,41 @@ def test_what_an_earlier_version_made_is_fresh_though_its_inputs_name_the_addres
     assert (states["critiques"].state, states["models/critic"].state) == ("done", "done")
     states = {state.artefact: state for state in status(load(tmp_path, "critique.count=10"), run)}
     assert states["critiques"].why == "critique.count: 30000 -> 10"
+
+
+def test_names_of_an_earlier_version_make_nothing_stale(tmp_path: Path) -> None:
+    """Modules have moved since: what was made, or begun, under their former names stays."""
+    run, everything = Run(load(tmp_path).run), make_all(load(tmp_path))
+    replaced, renamed = {today: former for former, today in MOVED.items()}, 0
+    for name in everything:
+        artefact = run.artefact(name)
+        manifest = artefact.manifest()
+        text = json.dumps(manifest.inputs)
+        for today, former in replaced.items():
+            renamed += text.count(today) if today in MOVED.values() else 0
+            text = text.replace(today, former)
+        inputs = json.loads(text)
+        replaced[manifest.fingerprint] = fingerprint(inputs)
+        changed = manifest.model_copy(update={"inputs": inputs, "fingerprint": fingerprint(inputs)})
+        run.write_bytes(artefact.manifest_name, changed.model_dump_json().encode())
+        run.write_bytes(
+            artefact.begun_name, json.dumps({"fingerprint": fingerprint(inputs), "inputs": inputs}).encode()
+        )
+    assert renamed and {state.state for state in status(load(tmp_path), run)} == {"done"}
+    labels = run.artefact("labels")
+    run.delete(labels.manifest_name)
+    parts = labels.part_names()
+    begin(load(tmp_path), run, "labels")
+    assert parts and labels.part_names() == parts
+
+
+def test_a_config_may_use_the_names_of_an_earlier_version(tmp_path: Path) -> None:
+    former = load(
+        tmp_path, "label.splitter=minos_ray.labels.steps:lines", "base.model=package:problems/miniature/model"
+    )
+    assert (former.label.splitter, former.base.model) == ("minos_ray.steps.split:lines", "package:miniature/model")
+    for name in ("minos_ray.labels.answers:gsm8k", "minos_ray.labels.miniature:label_steps"):
+        assert callable(resolve(name))
 
 
 def test_a_version_that_came_later_is_all_that_is_said(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
-from minos_ray.schema import SCHEMAS, table, validate
-from minos_ray.store import Artefact, Run, fingerprint
+from minos_ray.store.columns import SCHEMAS, table, validate
+from minos_ray.store.run import Artefact, Run, fingerprint
 
 INPUTS = {"config": {"x": 1}}
 

@@ -7,7 +7,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from minos_ray.errors import StorageFailed, UserError
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.test_store import INPUTS, numbers
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from minos_ray import live
-from minos_ray.attempts import BARREN, DEATHS
-from minos_ray.cluster import disconnect
+from minos_ray.cluster.connect import disconnect
+from minos_ray.config.resources import Actors
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.parts import Finished
-from minos_ray.resources import Actors
-from minos_ray.store import Artefact, Run
-from minos_ray.units import run_units
+from minos_ray.store.run import Artefact, Run
+from minos_ray.work import tally
+from minos_ray.work.actor import Finished
+from minos_ray.work.poison import BARREN, DEATHS
+from minos_ray.work.run_units import run_units
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -256,7 +256,7 @@ def test_what_is_stored_counts_as_progress_and_work_that_hangs_is_ended(
     from ray.data import DataContext
 
     assert DataContext.get_current().execution_no_progress_timeout_s == -1, "Ray counts ended tasks only"
-    monkeypatch.setattr(live, "STALL_S", 5.0)
+    monkeypatch.setattr(tally, "STALL_S", 5.0)
     with pytest.raises(WorkStopped, match="squares: nothing was stored for 5s, the actors hang"):
         do([4, 5], worker=Hangs)
     assert whole(artefact, range(4, 5))

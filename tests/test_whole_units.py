@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.candidates.stage import Wanted, stored
-from minos_ray.store import Artefact, Run
-from minos_ray.units import stored_ids, whole_units
+from minos_ray.store.run import Artefact, Run
+from minos_ray.work.run_units import stored_ids, whole_units
 
 ROWS = 3
 

@@ -8,11 +8,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from minos_ray.candidates.lengths import PROMPT_TOO_LONG, limit
 from minos_ray.candidates.lifeline import tied
+from minos_ray.config.resources import Engine
+from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
-from minos_ray.resources import Engine
-from minos_ray.sections import Model
+from minos_ray.graph.lengths import PROMPT_TOO_LONG, limit
 
 ENGINE_DIED = "engine_died"
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}

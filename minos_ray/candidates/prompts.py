@@ -9,10 +9,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from minos_ray.config import resolve
+from minos_ray.config.load import resolve
+from minos_ray.config.schema import Sample
 from minos_ray.errors import UserError
-from minos_ray.sections import Sample
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
 
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that fulfils it.\n\n"

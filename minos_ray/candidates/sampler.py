@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from minos_ray import schema
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
 from minos_ray.candidates.prompts import prompt_of
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.parts import Finished, added
-from minos_ray.resources import Engine
-from minos_ray.sections import Model, Sample
-from minos_ray.store import Run
+from minos_ray.config.resources import Engine
+from minos_ray.config.schema import Model, Sample
+from minos_ray.store import columns
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Run
+from minos_ray.work.actor import Finished, added
 
 # Keys of section `sample` that vLLM knows by the same names.
 SAMPLING = {
@@ -98,7 +98,7 @@ def candidates(unit: dict[str, Any], texts: list[Text], model: str) -> pa.Table:
         }
         for index, text in enumerate(texts, first)
     ]
-    return schema.table("candidates", rows)
+    return columns.table("candidates", rows)
 
 
 def numbers(texts: list[Text], seconds: float) -> dict[str, float]:

@@ -12,20 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray import cluster, refused, stages
 from minos_ray.candidates.engine import ENGINE_DIED
-from minos_ray.candidates.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.candidates.plan import Units, nothing, plan, task_units
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import Sampler
-from minos_ray.config import Config
+from minos_ray.cluster import connect
+from minos_ray.config.load import Config
+from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.reading import ahead
-from minos_ray.refused import DRAWN
-from minos_ray.sections import Model
-from minos_ray.store import Artefact, Manifest, Run, fingerprint
-from minos_ray.units import forget, joined_first, run_units
+from minos_ray.graph import refused, specs
+from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
+from minos_ray.graph.refused import DRAWN
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.prefetch import ahead
+from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
+from minos_ray.work.run_units import forget, joined_first, run_units
 
 AMOUNTS = ("n_train", "n_test")
 # Units that are named at once: one array holds no more than 2 GiB of ids.
@@ -47,13 +48,13 @@ class Wanted:
 
 def sample(config: Config, run: Run) -> Manifest:
     """Candidates for both splits (`n_train`, `n_test`); a rerun asks only for those that are missing."""
-    done = stages.fresh(config, run, "candidates")
+    done = specs.fresh(config, run, "candidates")
     if done is not None:
         return done
     wanted = read_wanted(config, run)
     check_prompt(config, run, wanted)
     extend(config, run)
-    artefact = stages.begin(config, run, "candidates")
+    artefact = specs.begin(config, run, "candidates")
     assert isinstance(artefact, Artefact)
     refused.make_again(artefact, refused.length_of(config, "candidates", locate(generator(config), run)), not_refused)
     start = time.monotonic()
@@ -100,10 +101,10 @@ def extend(config: Config, run: Run) -> None:
     """
     artefact = run.artefact("candidates")
     old = artefact.begun_inputs()
-    inputs = stages.comparable(stages.inputs(config, run, stages.spec(config, "candidates")), old)
-    if old is None or fingerprint(old) == fingerprint(inputs):
+    inputs = specs.comparable(specs.inputs(config, run, specs.spec(config, "candidates")), old)
+    if old is None or fingerprint(specs.still_telling(old)) == fingerprint(inputs):
         return
-    grown = json.loads(json.dumps(old))
+    grown = json.loads(json.dumps(specs.still_telling(old)))
     section = grown.get("config", {}).get("sample", {})
     larger = all(section.get(key, np.inf) <= getattr(config.sample, key) for key in AMOUNTS)
     section.update({key: getattr(config.sample, key) for key in AMOUNTS})
@@ -162,7 +163,7 @@ def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: Wanted)
     tables = [unit_table(units, wanted.problems)]
     del units
     pa.default_memory_pool().release_unused()
-    cluster.connect(config)
+    connect.connect(config)
     run_units(
         run,
         artefact.name,

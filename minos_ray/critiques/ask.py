@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from minos_ray.config import Config, secret
+from minos_ray.config.load import Config, secret
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.batch_record import refuse_open
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Reader, Request, status_of
 from minos_ray.critiques.prices import priced
-from minos_ray.critiques.server import offline_critic
-from minos_ray.progress import Progress
-from minos_ray.sections import Critique
+from minos_ray.miniature.critic_server import offline_critic
+from minos_ray.observe.progress import Progress
 
 OFFLINE = "offline"
 

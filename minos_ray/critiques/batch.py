@@ -15,6 +15,8 @@ from typing import Any
 
 from openai.types import Batch, BatchError
 
+from minos_ray.config.resources import Client
+from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
 from minos_ray.critiques.batch_api import BatchAPI, most_in_batch, read_lines, request_line
 from minos_ray.critiques.batch_record import Chunk, not_collected, path, record
@@ -24,9 +26,7 @@ from minos_ray.critiques.client import Reader, Request, status_of
 from minos_ray.critiques.reply import NO_MONEY, RowError, body, note
 from minos_ray.critiques.trouble import FAILED_AT_LEAST, FAILED_SHARE, Trouble
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.progress import Progress, duration
-from minos_ray.resources import Client
-from minos_ray.sections import Critique
+from minos_ray.observe.progress import Progress, duration
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
 QUEUE_FULL = "token_limit_exceeded"

@@ -15,16 +15,16 @@ from typing import Any, NoReturn, TypeVar
 import openai
 from openai.types import Batch
 
+from minos_ray.config.endpoints import address
+from minos_ray.config.resources import Client
+from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
 from minos_ray.critiques.cache import Answer
 from minos_ray.critiques.client import headers, hidden
 from minos_ray.critiques.content import clean
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.reply import BadReply, RowError, error_inside, most, read, shown
-from minos_ray.endpoints import address
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.resources import Client
-from minos_ray.sections import Critique
 
 PRICE = 0.5
 """The Batch API costs half of the same requests sent one by one (OpenAI's Batch guide and price list)."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 
 from minos_ray.errors import UserError
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 FOLDER = "cache/batches"
 

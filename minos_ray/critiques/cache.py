@@ -19,8 +19,8 @@ from typing import Any, Literal
 from minos_ray.critiques.content import visible
 from minos_ray.critiques.prompts import Messages
 from minos_ray.errors import StorageFailed
-from minos_ray.reading import ahead
-from minos_ray.store import Run
+from minos_ray.store.prefetch import ahead
+from minos_ray.store.run import Run
 
 FOLDER = "cache/critiques"
 Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_reply", "bad_request", "failed"]

@@ -8,7 +8,10 @@ from typing import Any
 
 import openai
 
-from minos_ray.config import secret
+from minos_ray.config.endpoints import address
+from minos_ray.config.load import secret
+from minos_ray.config.resources import Client
+from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.content import clean
@@ -17,10 +20,7 @@ from minos_ray.critiques.limiter import Done
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.reply import BadReply, RowError, body, decoded, most, most_tokens, read, shown, thought_only
 from minos_ray.critiques.trouble import Stop
-from minos_ray.endpoints import address
 from minos_ray.errors import StorageFailed, UserError
-from minos_ray.resources import Client
-from minos_ray.sections import Critique
 
 PREFLIGHT_S = 30.0
 TIMEOUTS = 3

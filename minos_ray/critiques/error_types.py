@@ -1,6 +1,6 @@
 """The critic sorts wrong steps into the paper's five types: definitions, prompt, parse, and the artefact `error_types`.
 
-When the text of the prompt changes, raise `error_prompt` in `minos_ray.stages.VERSIONS`.
+When the text of the prompt changes, raise `error_prompt` in `minos_ray.graph.specs.VERSIONS`.
 """
 
 import re
@@ -12,20 +12,20 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow.compute as pc
 
-from minos_ray.config import Config, resolve
+from minos_ray.config.load import Config, resolve
+from minos_ray.config.schema import Critique, ErrorType
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.prompts import MARKED, Case, Messages
 from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.select import Row, distinct
-from minos_ray.critiques.server import MODEL
 from minos_ray.errors import UserError
-from minos_ray.labels.thinking import without_thinking
+from minos_ray.graph.specs import begin
+from minos_ray.miniature.critic_server import MODEL
 from minos_ray.problems.split import by_turns, rows_of_problems
-from minos_ray.schema import SCHEMAS, table
-from minos_ray.sections import Critique, ErrorType
-from minos_ray.stages import begin
-from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.steps.thinking import without_thinking
+from minos_ray.store.columns import SCHEMAS, table
+from minos_ray.store.run import Artefact, Manifest, Run
 
 NAME = "error_types"
 TYPES: tuple[ErrorType, ...] = get_args(ErrorType)

@@ -2,13 +2,13 @@
 
 import re
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.critiques.ask import OFFLINE
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.prices import has_prices, priced
 from minos_ray.critiques.reply import cost, most_tokens
 from minos_ray.critiques.stage import chosen
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 BYTES_PER_TOKEN = 4
 """English text, with the tokenizers of the large models."""

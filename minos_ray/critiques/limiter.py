@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from minos_ray.config.resources import Client
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.budget import Budget
 from minos_ray.critiques.pace import Pace
 from minos_ray.critiques.trouble import Stop, Trouble
 from minos_ray.critiques.usage import Usage
-from minos_ray.resources import Client
-from minos_ray.sections import Critique
 
 AHEAD_S = 0.2
 """Starts are granted so far ahead; a call that gets none comes back after this time."""

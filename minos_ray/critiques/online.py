@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow as pa
 from pydantic import SecretStr
 
-from minos_ray import cluster
-from minos_ray.config import Config
+from minos_ray.cluster import connect
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Client
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import BOUGHT, Answer, Cache
 from minos_ray.critiques.client import Endpoint, Reader, Request, headers, preflight
@@ -18,10 +20,8 @@ from minos_ray.critiques.gate import GONE
 from minos_ray.critiques.limiter import Limiter
 from minos_ray.critiques.trouble import Stop
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.live import ANSWER_S, ended, polled
-from minos_ray.progress import Progress
-from minos_ray.resources import Client
-from minos_ray.sections import Critique
+from minos_ray.observe.progress import Progress
+from minos_ray.work.tally import ANSWER_S, ended, polled
 
 RETRIES = 3
 """A batch whose actor dies is given to the new one; after so many deaths the batch itself must be the cause."""
@@ -58,9 +58,9 @@ def ask_online(
     limits = config.resources.client
     endpoint = Endpoint(section, limits, base_url, key, headers(section))
     asyncio.run(preflight(endpoint))
-    cluster.connect(config)
+    connect.connect(config)
     if not endpoint.loopback:  # clients of one on this machine take no CPUs, see `replies`
-        cluster.require("client", limits, config.resources.wait_s)
+        connect.require("client", limits, config.resources.wait_s)
     tally = Tally(cache, progress, f"resources.client.timeout_s = {limits.timeout_s:g}")
     with limiter(section, limits, cache.spent_usd, progress.total, known) as shared:
         with (
@@ -84,7 +84,7 @@ def limiter(section: Critique, limits: Client, spent_usd: float, total: int, kno
     """The limiter as an actor on this node. When this process is interrupted, what is in flight may still arrive."""
     import ray
 
-    here = {"scheduling_strategy": cluster.on_this_node(), "num_cpus": 0, "max_restarts": 0}
+    here = {"scheduling_strategy": connect.on_this_node(), "num_cpus": 0, "max_restarts": 0}
     shared = ray.remote(Limiter).options(**here).remote(section, limits, spent_usd, total, known)
     try:
         yield shared
@@ -130,7 +130,7 @@ def replies(
     kwargs |= {"reader": reader, "headers": {name: SecretStr(value) for name, value in endpoint.headers.items()}}
     # What listens on the driver's loopback is reached from its node alone, which may offer no CPUs.
     place = (
-        {"scheduling_strategy": cluster.on_this_node(), "num_cpus": 0}
+        {"scheduling_strategy": connect.on_this_node(), "num_cpus": 0}
         if endpoint.loopback
         else {"num_cpus": limits.cpus}
     )

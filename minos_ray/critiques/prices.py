@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from minos_ray.config.schema import Critique
 from minos_ray.errors import UserError
-from minos_ray.sections import Critique
 
 TABLE = Path(__file__).with_name("prices.yaml")
 

@@ -1,15 +1,15 @@
 """Prompts for the critic: label-aware (the paper's, in our own words), answer-guided, blind, and our own critic's.
 
 A prompt is a function (case) -> chat messages; `critique.prompt` names it.
-When the text changes, raise `critique_prompt` in `minos_ray.stages.VERSIONS`.
+When the text changes, raise `critique_prompt` in `minos_ray.graph.specs.VERSIONS`.
 """
 
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from minos_ray.labels.thinking import without_thinking
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
+from minos_ray.steps.thinking import without_thinking
 
 Messages = list[dict[str, str]]
 

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.cache import Answer, Cache, Outcome, content_key
 from minos_ray.critiques.content import clean, visible
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.structured import FORMAT, NotJson, canonical
-from minos_ray.progress import Progress
-from minos_ray.sections import Critique
+from minos_ray.observe.progress import Progress
 
 MOST_TOKENS = 10**9
 """No request takes more; a count above it is no count."""

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import openai
 
+from minos_ray.config.endpoints import address
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.reply import NO_MONEY, BadReply, RowError
-from minos_ray.endpoints import address
-from minos_ray.sections import Critique
 
 Meaning = Literal["again", "bad_request", "forbidden", "no_access", "no_quota"]
 

@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minos_ray.cluster import disconnect, join
+from minos_ray.cluster.connect import disconnect, join
+from minos_ray.config.resources import Resources
+from minos_ray.config.schema import Model
 from minos_ray.critiques import door
 from minos_ray.critiques.served_name import served_name
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.models import locate
-from minos_ray.resources import Resources
-from minos_ray.sections import Model
-from minos_ray.store import Run
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Run
 
 KEY_ENV = "MINOS_CRITIC_KEY"
 PLAIN = "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from minos_ray.contents import of_model
-from minos_ray.models import is_hub_id
-from minos_ray.sections import Model
-from minos_ray.stages import FOR_SPEED
+from minos_ray.config.schema import Model
+from minos_ray.graph.specs import FOR_SPEED
+from minos_ray.store.contents import of_model
+from minos_ray.store.model_files import is_hub_id
 
 
 def served_name(model: str, path: str, plain: bool, options: Sequence[str]) -> str:

@@ -8,26 +8,26 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from minos_ray.config import Config, resolve
+from minos_ray.config.load import Config, resolve
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.ask import OFFLINE, ask
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.error_types import error_types
-from minos_ray.critiques.parse import Parsed, agreement, agrees, parse_critique
 from minos_ray.critiques.prices import has_prices
 from minos_ray.critiques.prompts import Case
 from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.select import Row, Selection, select
-from minos_ray.critiques.server import MODEL
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.critiques.trouble import meaning
 from minos_ray.errors import UserError, WorkStopped
+from minos_ray.graph.specs import VERSIONS, begin, fresh
 from minos_ray.labels.sources import require_for_error_analysis
+from minos_ray.miniature.critic_server import MODEL
 from minos_ray.problems.split import rows_of_problems
-from minos_ray.schema import table
-from minos_ray.sections import Critique
-from minos_ray.stages import VERSIONS, begin, fresh
-from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.steps.critique_text import Parsed, agreement, agrees, parse_critique
+from minos_ray.store.columns import table
+from minos_ray.store.run import Artefact, Manifest, Run
 
 PART_ROWS = 5000
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Literal, NamedTuple
 
-from minos_ray.sections import Critique
+from minos_ray.config.schema import Critique
 
 BAD_IN_A_ROW = 16
 """So many answers of which none can be used stop the stage."""

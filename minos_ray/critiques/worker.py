@@ -12,12 +12,12 @@ import pyarrow as pa
 import ray
 from pydantic import SecretStr
 
+from minos_ray.config.resources import Client
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.client import Critic, Endpoint, Reader, Reply, Request
 from minos_ray.critiques.gate import Gate
-from minos_ray.resources import Client
-from minos_ray.sections import Critique
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 REQUESTS = pa.schema(
     [

@@ -7,13 +7,13 @@ from fractions import Fraction
 from functools import lru_cache
 from types import TracebackType
 
-from minos_ray.labels.forms import normal
-from minos_ray.labels.grading import Comparer, side_by_side
-from minos_ray.labels.numbers import MAX_DIGITS, canonical
+from minos_ray.grading.forms import normal
+from minos_ray.grading.numbers import MAX_DIGITS, canonical
+from minos_ray.grading.pool import Comparer, side_by_side
 
 RIGHT, NO_ANSWER = 0, -1
 LIMIT_S = 5.0  # of CPU time for one answer
-VALUES = "minos_ray.labels.values:keys"
+VALUES = "minos_ray.grading.values:keys"
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,99}")
 NUMBER = re.compile(

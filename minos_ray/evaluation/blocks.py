@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.candidates import COLUMNS, Candidates, Scores, grouped, joined
-from minos_ray.store import Artefact, Run
+from minos_ray.store.run import Artefact, Run
 
 ROWS = 500_000
 # Temporary files that are open at once, half of what a process may open on many systems.

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
 from minos_ray.evaluation.answers import Keys, clusters
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
+from minos_ray.config.schema import Evaluate
 from minos_ray.errors import UserError
 from minos_ray.evaluation.blocks import Block
 from minos_ray.evaluation.candidates import Scores
@@ -15,7 +16,6 @@ from minos_ray.evaluation.headline import NEARLY_ALL, SINGLE, headline_n
 from minos_ray.evaluation.methods import AGGREGATIONS, Choice, aggregated, rankings, voters
 from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
 from minos_ray.evaluation.statistics import flip_test, intervals, sign_test
-from minos_ray.sections import Evaluate
 
 TESTS = ("mcnemar", "sign-flip")
 

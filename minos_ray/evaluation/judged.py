@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.evaluation import meta
+from minos_ray.evaluation import verdicts
 from minos_ray.evaluation.blocks import Block
 from minos_ray.evaluation.metrics import bins
 
@@ -39,11 +39,11 @@ class Judged:
     def rows(self) -> list[dict[str, Any]]:
         """Rows of `meta`: every verifier at the level of outcomes, then those that score labelled steps."""
         correct = np.concatenate(self.correct)
-        found = [meta.outcome(name, self.of(name), correct) for name in self.scores]
+        found = [verdicts.outcome(name, self.of(name), correct) for name in self.scores]
         if self.step_labels:
             labels = pa.chunked_array(self.step_labels)
             by_step = [
-                meta.steps(n, pa.chunked_array(s), labels, by_step=n.startswith("prm"))
+                verdicts.steps(n, pa.chunked_array(s), labels, by_step=n.startswith("prm"))
                 for n, s in self.step_scores.items()
                 if s
             ]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
 from minos_ray.evaluation.headline import SINGLE
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 if TYPE_CHECKING:
     from minos_ray.evaluation.comparison import Method

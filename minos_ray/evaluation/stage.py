@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.evaluation import error_types, outcomes
 from minos_ray.evaluation.answers import Keys
@@ -16,9 +16,9 @@ from minos_ray.evaluation.comparison import Selected, compare, selection_of
 from minos_ray.evaluation.judged import Judged
 from minos_ray.evaluation.methods import CRITIC
 from minos_ray.evaluation.tally import CandidateTally, ErrorTally, cut_off
-from minos_ray.progress import Progress
-from minos_ray.stages import APART, begin, fresh, specs
-from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.graph.specs import APART, begin, fresh, specs
+from minos_ray.observe.progress import Progress
+from minos_ray.store.run import Artefact, Manifest, Run
 
 NAME = "evaluation.json"
 

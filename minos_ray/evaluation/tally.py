@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from minos_ray.evaluation import error_types
 from minos_ray.evaluation.blocks import Block
 from minos_ray.evaluation.error_types import TYPES
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 NOTHING = {"steps": 0, "candidates": 0, "first": 0}
 

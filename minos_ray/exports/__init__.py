@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minos_ray.exports.write import Exported
-    from minos_ray.store import Run
+    from minos_ray.store.run import Run
 
 # format -> function (run, out, *, options) -> what was written
 FORMATS = {
@@ -18,8 +18,8 @@ FORMATS = {
 
 def send(form: str, run: "Run", out: str, /, **options: object) -> "Exported":
     """Exports to `out`; UserError for an unknown format or option, or a run without the artefacts."""
-    from minos_ray.config import resolve
-    from minos_ray.options import checked, chosen
+    from minos_ray.config.load import resolve
+    from minos_ray.imports.options import checked, chosen
 
     function = resolve(chosen("export", FORMATS, form))
     return function(run, out, **checked(f"export {form}", function, options))

@@ -13,7 +13,7 @@ import yaml
 from minos_ray import __version__
 from minos_ray.errors import UserError
 from minos_ray.exports.write import Exported, aside
-from minos_ray.store import Manifest, Run, open_path
+from minos_ray.store.run import Manifest, Run, open_path
 
 ARTEFACTS = ("problems", "candidates", "labels", "critiques", "inserted")
 SCORES = "scores"

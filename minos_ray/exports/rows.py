@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 Row = dict[str, Any]
 Split = Literal["train", "test", "all"]

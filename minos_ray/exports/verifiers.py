@@ -10,7 +10,7 @@ import pyarrow as pa
 from minos_ray.exports.rows import Row, Split, solutions
 from minos_ray.exports.write import Exported, write_file
 from minos_ray.imports.shepherd import FIRST_STEP, TAG
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 STRINGS, BOOLEANS = pa.list_(pa.string()), pa.list_(pa.bool_())
 STEPWISE = pa.schema([("prompt", pa.string()), ("completions", STRINGS), ("labels", BOOLEANS)])

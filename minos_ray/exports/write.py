@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
-from minos_ray.store import open_path
+from minos_ray.store.run import open_path
 
 Row = dict[str, Any]
 BATCH = 10_000

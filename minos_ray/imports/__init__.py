@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minos_ray.store import Manifest, Run
+    from minos_ray.store.run import Manifest, Run
 
 # format -> function (src, run, *, options) -> the manifests of the artefacts it made
 FORMATS = {
@@ -21,8 +21,8 @@ FORMATS = {
 
 def bring(form: str, src: str, run: "Run", /, **options: object) -> list["Manifest"]:
     """Imports `src`; UserError for an unknown format or option."""
-    from minos_ray.config import resolve
-    from minos_ray.options import checked, chosen
+    from minos_ray.config.load import resolve
+    from minos_ray.imports.options import checked, chosen
 
     function = resolve(chosen("import", FORMATS, form))
     return function(src, run, **checked(f"import {form}", function, options))

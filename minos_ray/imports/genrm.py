@@ -7,20 +7,20 @@ from collections import Counter
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from minos_ray import schema
+from minos_ray.config.base import Count
 from minos_ray.errors import UserError
+from minos_ray.files.read import files, is_nothing
+from minos_ray.grading.graders import gsm8k
+from minos_ray.grading.runs_on import own_solution
 from minos_ray.imports.genrm_files import COLUMNS, TYPES, batches, question_ids
 from minos_ray.imports.grouping import OTHER_GOLD
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.imports.write import Row, begin_import, candidate, label, refuse_empty, write_rows
-from minos_ray.labels.answers import gsm8k
-from minos_ray.labels.runs_on import own_solution
-from minos_ray.labels.steps import paragraphs_or_lines
-from minos_ray.labels.thinking import without_thinking
-from minos_ray.problems.files import files, is_nothing
-from minos_ray.progress import Progress
-from minos_ray.section import Count
-from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.observe.progress import Progress
+from minos_ray.steps.split import paragraphs_or_lines
+from minos_ray.steps.thinking import without_thinking
+from minos_ray.store import columns
+from minos_ray.store.run import Artefact, Manifest, Run
 
 MODEL, PROMPT = "gemini-1.0-pro", "genrm-round-0"
 LARGEST = 1 << 31
@@ -87,7 +87,7 @@ class Importer:
         labels = [self._label(row, own) for row, own in zip(kept, candidates, strict=True)]
         critiques = [self._critique(row, given) for row, given in zip(kept, labels, strict=True)]
         for name, rows in zip(ROW_ARTEFACTS, (candidates, labels, critiques), strict=True):
-            self.artefacts[name].write_part(part, schema.table(name, rows))
+            self.artefacts[name].write_part(part, columns.table(name, rows))
 
     def _keep(self, row: Row) -> bool:
         """Whether a row is usable and wanted; remembers its problem."""

@@ -6,9 +6,9 @@ from itertools import islice
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
+from minos_ray.files.read import BadRow, kind, read_file, read_parquet, readable, refuse_pointer
 from minos_ray.imports.write import Row
-from minos_ray.problems.files import BadRow, kind, read_file, read_parquet, readable, refuse_pointer
-from minos_ray.store import open_path
+from minos_ray.store.run import open_path
 
 COLUMNS = ("question_id", "question", "target", "candidate_id", "solution", "correct", "critique")
 TYPES = (int | str, str, str, int, str, bool | int | float, str)

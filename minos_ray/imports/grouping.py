@@ -7,13 +7,13 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from minos_ray import schema
 from minos_ray.errors import UserError
+from minos_ray.files.read import BadRow, records
 from minos_ray.imports.write import Row, begin_import, candidate, label, write_tables
-from minos_ray.labels.policy import after_first_error
-from minos_ray.labels.steps import paragraphs_or_lines
-from minos_ray.problems.files import BadRow, records
-from minos_ray.store import Manifest, Run
+from minos_ray.steps.policy import after_first_error
+from minos_ray.steps.split import paragraphs_or_lines
+from minos_ray.store import columns as schema
+from minos_ray.store.run import Manifest, Run
 
 CHUNK = 20_000
 OTHER_GOLD = "another gold answer for the same question"

@@ -7,13 +7,13 @@ that was there before, up to its first error.
 import os
 from typing import Any, Literal, NamedTuple
 
+from minos_ray.files.read import BadRow
+from minos_ray.grading.graders import Grader
+from minos_ray.grading.pool import Grading
+from minos_ray.grading.same import same_text
 from minos_ray.imports.grouping import Collection, Policy, Solution, usable
 from minos_ray.imports.write import Row
-from minos_ray.labels.answers import Grader
-from minos_ray.labels.grading import Grading
-from minos_ray.labels.same import same_text
-from minos_ray.problems.files import BadRow
-from minos_ray.store import Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 USED = ("solution", "found_error")
 SERVED_TO_ALL = {
@@ -153,7 +153,7 @@ def solution(rated: Rated, split: str, steps: list[str], labels: list[int]) -> S
 
 def graded(rows: list[Solution], timeout_s: float) -> list[Solution]:
     """The rows with their answers and outcomes."""
-    grader = Grader(answer_of, same_text, slow="minos_ray.labels.same:same_value")
+    grader = Grader(answer_of, same_text, slow="minos_ray.grading.same:same_value")
     with Grading(grader, timeout_s, workers=os.cpu_count() or 1) as grading:
         grades = grading([row.gold or "" for row in rows], ["\n".join(row.steps) for row in rows])
     return [row._replace(answer=g.answer, correct=g.correct) for row, g in zip(rows, grades, strict=True)]

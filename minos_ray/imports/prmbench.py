@@ -7,12 +7,12 @@ class `redundency` are the right controls (`correct`), and error steps behind th
 
 from typing import Any
 
+from minos_ray.files.read import BadRow
+from minos_ray.grading.latex import extract_latex
 from minos_ray.imports.grouping import Collection, Policy, Solution, usable
 from minos_ray.imports.write import Row
-from minos_ray.labels.latex import extract_latex
-from minos_ray.problems.files import BadRow
 from minos_ray.problems.rows import text_of
-from minos_ray.store import Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 CONTROLS = "redundency"
 BEYOND = "error steps beyond the last step"

@@ -8,12 +8,12 @@ it is true where no step is wrong, and false in all other rows.
 
 from collections.abc import Sequence
 
+from minos_ray.files.read import BadRow
+from minos_ray.grading.latex import extract_latex
 from minos_ray.imports.grouping import Collection, Policy, Solution, usable
 from minos_ray.imports.write import Row
-from minos_ray.labels.latex import extract_latex
-from minos_ray.problems.files import BadRow
 from minos_ray.problems.rows import text_of, text_or_none
-from minos_ray.store import Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 RIGHT_BUT_WRONG = "right answer, wrong step"
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from minos_ray.files.read import BadRow
+from minos_ray.grading.latex import extract_latex
 from minos_ray.imports.grouping import Collection, Policy, Solution, usable
 from minos_ray.imports.write import Row
-from minos_ray.labels.latex import extract_latex
-from minos_ray.problems.files import BadRow
 from minos_ray.problems.rows import text_of
-from minos_ray.store import Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 TAG = "\u043a\u0438"
 FIRST_STEP = re.compile(r"step 1:", re.IGNORECASE)

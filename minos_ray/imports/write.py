@@ -5,11 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from minos_ray import schema
-from minos_ray.contents import of_path
 from minos_ray.errors import UserError
-from minos_ray.problems.hub import download, is_hub
-from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.files.hub import download, is_hub
+from minos_ray.store import columns
+from minos_ray.store.contents import of_path
+from minos_ray.store.run import Artefact, Manifest, Run
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ def write_rows(
     artefact: Artefact, parts: Mapping[str, list[Row]], dropped: Mapping[str, int], **details: Any
 ) -> Manifest:
     """`write_tables` of rows that are not tables yet."""
-    tables = {name: [schema.table(artefact.name, rows)] for name, rows in parts.items() if rows}
+    tables = {name: [columns.table(artefact.name, rows)] for name, rows in parts.items() if rows}
     return write_tables(artefact, tables, dropped, **details)
 
 
@@ -52,7 +52,7 @@ def write_tables(
     tables = {name: pa.concat_tables(pieces) for name, pieces in parts.items()}
     if not any(map(len, tables.values())):
         raise UserError(f"import: no row of {artefact.name} is left; dropped: {dict(dropped)}")
-    schema.validate(artefact.name, pa.concat_tables(tables.values()))
+    columns.validate(artefact.name, pa.concat_tables(tables.values()))
     for name, table in tables.items():
         artefact.write_part(name, table)
     counts = {"rows": sum(map(len, tables.values()))}

@@ -5,19 +5,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from minos_ray import schema
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
-from minos_ray.candidates.lengths import PROMPT_TOO_LONG
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import sampling_of
-from minos_ray.config import resolve
-from minos_ray.labels.grading import Grading
+from minos_ray.config.load import resolve
+from minos_ray.config.resources import Engine
+from minos_ray.config.schema import Label, Model, Sample
+from minos_ray.grading.pool import Grading
+from minos_ray.graph.lengths import PROMPT_TOO_LONG
 from minos_ray.labels.prefixes import ids_after, prefix_id
 from minos_ray.labels.rollout_plan import Tree, decide, forest
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.resources import Engine
-from minos_ray.sections import Label, Model, Sample
-from minos_ray.store import Run
+from minos_ray.store import columns
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Run
 
 # A tree as the actors get it: `rollout_plan.Tree`, named by its problem.
 UNITS = pa.schema(
@@ -52,14 +52,14 @@ class Completer:
         decided = decide(*forest(trees), self.rollouts.completions, self.rollouts.soft, draws)
         rows = [draws.row(prefix, decided.label(prefix), statuses) for prefix, statuses in enumerate(decided.outcomes)]
         stats = {INEXACT: draws.inexact, PROMPT_TOO_LONG: sum(row["label"] < 0 for row in rows)}
-        return schema.table("rollouts", rows), {"seconds": time.monotonic() - start, **stats}
+        return columns.table("rollouts", rows), {"seconds": time.monotonic() - start, **stats}
 
     @staticmethod
     def failed(units: pa.Table, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
         """The prefixes of problems that killed every engine: no completions, no label."""
         trees = [tree_of(row) for row in units.to_pylist()]
         rows = [unlabelled(tree.problem_id, text) for tree in trees for text in tree.texts()]
-        return schema.table("rollouts", rows), {ENGINE_DIED: len(rows)}
+        return columns.table("rollouts", rows), {ENGINE_DIED: len(rows)}
 
 
 def tree_of(row: dict[str, Any]) -> Tree:

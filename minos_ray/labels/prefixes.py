@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
-from minos_ray.training.encoding import token_ids
+from minos_ray.steps.encoding import token_ids
 
 # So many of the prompt's last tokens are decoded to see how the first word of the solution reads behind them.
 CONTEXT = 8

@@ -11,22 +11,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray import cluster, refused, stages
 from minos_ray.candidates.engine import ENGINE_DIED
-from minos_ray.candidates.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.candidates.stage import generator
-from minos_ray.config import Config, resolve
+from minos_ray.cluster import connect
+from minos_ray.config.load import Config, resolve
+from minos_ray.config.schema import Label, Model, Rollouts
 from minos_ray.errors import UserError
+from minos_ray.grading.pool import Grading
+from minos_ray.grading.runs_on import own_solution
+from minos_ray.graph import refused, specs
+from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.labels.completer import INEXACT, UNITS, Completer
-from minos_ray.labels.grading import Grading
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import Tree, grow
-from minos_ray.labels.runs_on import own_solution
-from minos_ray.models import locate
 from minos_ray.problems.split import by_turns, rows_of_problems
-from minos_ray.sections import Label, Model, Rollouts
-from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import forget, run_units, whole_units
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.work.run_units import forget, run_units, whole_units
 
 GRADED = ("correct", "wrong")
 REJOINED = "candidates_rejoined"
@@ -62,7 +63,7 @@ class Plan(NamedTuple):
 
 def rollouts(config: Config, run: Run) -> Manifest:
     """Labels the prefixes of train candidates; a rerun samples only for problems that are not stored yet."""
-    done = stages.fresh(config, run, "rollouts")
+    done = specs.fresh(config, run, "rollouts")
     if done is not None:
         return done
     start, section, model = time.monotonic(), settings(config), completer(config)
@@ -71,7 +72,7 @@ def rollouts(config: Config, run: Run) -> Manifest:
     made = plan(config, run, graded=True)
     if not made.candidates:
         raise UserError("label.rollouts: no train candidate has an answer to go by; see sample.n_train")
-    target = stages.begin(config, run, "rollouts")
+    target = specs.begin(config, run, "rollouts")
     assert isinstance(target, Artefact)
     refused.make_again(target, refused.length_of(config, target.name, path))
     print(made.cost(section), flush=True)
@@ -82,7 +83,7 @@ def rollouts(config: Config, run: Run) -> Manifest:
 def cost(config: Config, run: Run) -> str:
     """The most that will be sampled, in words: from the candidates when they are there, else how it will follow."""
     section = settings(config)
-    if stages.fresh(config, run, "candidates") is not None:
+    if specs.fresh(config, run, "candidates") is not None:
         return plan(config, run, graded=False).cost(section)
     some = f"{section.candidates:,}" if section.candidates else "sample.n_train x train problems"
     return (
@@ -173,7 +174,7 @@ def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, mod
         return before
     random.Random(config.seed).shuffle(todo)  # so that every batch is about equally much work
     resources = config.resources.sample
-    cluster.connect(config)
+    connect.connect(config)
     run_units(
         run,
         target.name,

@@ -4,9 +4,9 @@ from collections.abc import Collection
 
 import pyarrow.compute as pc
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 SOURCES = "set label.steps (package.module:function) or label.rollouts, or import labels of steps"
 

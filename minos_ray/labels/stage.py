@@ -7,18 +7,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray import schema
-from minos_ray.config import Config, resolve
+from minos_ray.config.load import Config, resolve
+from minos_ray.config.schema import Label
 from minos_ray.errors import UserError
-from minos_ray.labels.answers import Graded
-from minos_ray.labels.grading import Grading
-from minos_ray.labels.inserted.stage import inserted
+from minos_ray.grading.graders import Graded
+from minos_ray.grading.pool import Grading
+from minos_ray.graph.specs import begin, fresh
+from minos_ray.inserted.stage import inserted
 from minos_ray.labels.rollouts import rollouts
 from minos_ray.labels.step_labels import COUNTED, StepLabeller
-from minos_ray.sections import Label
-from minos_ray.stages import begin, fresh
-from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import forget, run_units, whole_units
+from minos_ray.store import columns
+from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.work.run_units import forget, run_units, whole_units
 
 UNIT_ROWS = 2048
 STATUSES = ("correct", "wrong", "no_answer", "timeout")
@@ -61,7 +61,7 @@ def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -
     todo = units.filter(pa.array(~done))
     if not todo.num_rows:
         return forget(run, "labels")
-    from minos_ray.cluster import connect
+    from minos_ray.cluster.connect import connect
 
     connect(config)
     rows, left = (pc.sum(some["rows"]).as_py() for some in (units, todo))
@@ -132,7 +132,7 @@ class Labeller:
         stats["stepless"] = sum(not row["steps"] for row in labels)
         stats["strict_correct"] = sum(self.grading.strict(golds, [row["text"] for row in known]))
         stats[NO_PROBLEM] = len(found) - len(known)
-        return schema.table("labels", labels), dict(stats)
+        return columns.table("labels", labels), dict(stats)
 
     def _rows(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
         """The candidates of a unit; the part read last is kept, since its slices follow one another."""

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minos_ray.config import resolve
-from minos_ray.labels.answers import Graded
-from minos_ray.labels.policy import after_first_error, first_error
+from minos_ray.config.load import resolve
+from minos_ray.config.schema import Label
+from minos_ray.grading.graders import Graded
+from minos_ray.grading.runs_on import own_solution
 from minos_ray.labels.prefixes import prefix_id, prefixes
-from minos_ray.labels.runs_on import own_solution
-from minos_ray.sections import Label
-from minos_ray.store import Run
+from minos_ray.steps.policy import after_first_error, first_error
+from minos_ray.store.run import Run
 
 COUNTED = ("rollouts", "consensus", "no_consensus")
 

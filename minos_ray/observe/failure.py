@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.observe.cause import cause, deepest, written
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET = 6

@@ -7,7 +7,7 @@ from typing import Any
 
 from minos_ray.errors import StorageFailed
 from minos_ray.observe.ray_metrics import RayMetrics
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 FOLDER = "logs/metrics"
 # A file is written anew at each record, since object stores cannot append: it is kept small by halving.

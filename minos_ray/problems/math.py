@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from minos_ray.labels.latex import last_boxed
-from minos_ray.labels.steps import lines
-from minos_ray.problems.files import BadRow
+from minos_ray.files.read import BadRow
+from minos_ray.grading.latex import last_boxed
 from minos_ray.problems.rows import load_rows, text_of, text_or_none, with_answer
+from minos_ray.steps.split import lines
 
 
 def load(path: str | None, split: str, limit: int | None, seed: int) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.problems.files import BadRow, is_nothing, records, written
+from minos_ray.files.read import BadRow, is_nothing, records, written
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.store import Artefact
+from minos_ray.store.run import Artefact
 
 Row = dict[str, Any]
 

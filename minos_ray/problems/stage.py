@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from minos_ray import schema
-from minos_ray.config import Config, resolve
+from minos_ray.config.load import Config, resolve
+from minos_ray.config.schema import Source
 from minos_ray.errors import UserError
-from minos_ray.sections import Source
-from minos_ray.stages import begin, fresh
-from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.graph.specs import begin, fresh
+from minos_ray.store import columns
+from minos_ray.store.run import Artefact, Manifest, Run
 
 Row = dict[str, Any]
 SHOWN = 20
@@ -90,6 +90,6 @@ def key(question: str) -> str:
 
 def as_tables(splits: dict[str, list[Row]]) -> dict[str, pa.Table]:
     """The splits as tables, their columns and ids checked over both."""
-    both = schema.validate("problems", pa.concat_tables([schema.table("problems", rows) for rows in splits.values()]))
+    both = columns.validate("problems", pa.concat_tables([columns.table("problems", rows) for rows in splits.values()]))
     train = len(splits["train"])
     return {"train": both.slice(0, train), "test": both.slice(train)}

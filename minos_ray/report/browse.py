@@ -15,7 +15,7 @@ from minos_ray.evaluation.answers import Keys, clusters
 from minos_ray.report.canvas import HEAT, TINT
 from minos_ray.report.chunks import Content, Critique, columns, finite, pack
 from minos_ray.report.samples import PREFERRED, complete, is_scored
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 LABELS = ["candidate_id", "problem_id", "answer", "correct", "status"]
 STEPS = ["steps", "step_labels", "error_types"]

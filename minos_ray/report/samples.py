@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.report.chunks import finite
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 PREFERRED = ("prm-minos", "prm-base", "orm-minos", "orm-base")
 GROUPS = {

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minos_ray.evaluation.trend import NAME, rising, slope_weights
 from minos_ray.report import paper
 from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
 from minos_ray.report.results import first_upper
-from minos_ray.store import Run
-from minos_ray.sweep.curves import NAME
-from minos_ray.sweep.trend import rising, slope_weights
+from minos_ray.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ import random
 
 import pyarrow.compute as pc
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 MOST = 2_000
 

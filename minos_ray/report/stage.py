@@ -2,11 +2,11 @@
 
 import time
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
+from minos_ray.graph.specs import begin
 from minos_ray.report.gather import gather
 from minos_ray.report.page import render
-from minos_ray.stages import begin
-from minos_ray.store import Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 NAME = "report.html"
 

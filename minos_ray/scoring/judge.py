@@ -12,17 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray import cluster, refused, schema, stages
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
-from minos_ray.candidates.lengths import require_room
-from minos_ray.config import Config
-from minos_ray.critiques.parse import Parsed, parse_critique
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.resources import Engine
-from minos_ray.sections import Judge, Model
-from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.training import encoding
-from minos_ray.units import forget, run_units, stored_ids
+from minos_ray.cluster import connect
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Engine
+from minos_ray.config.schema import Judge, Model
+from minos_ray.graph import refused, specs
+from minos_ray.graph.lengths import require_room
+from minos_ray.steps import encoding
+from minos_ray.steps.critique_text import Parsed, parse_critique
+from minos_ray.store import columns as schema
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.work.run_units import forget, run_units, stored_ids
 
 NO_STEPS = "no_steps"
 
@@ -114,13 +116,13 @@ def critic(config: Config) -> Model:
 
 def judge(config: Config, run: Run) -> Manifest:
     """Scores of the critic for every test candidate (`scores/critic`); a rerun judges only what is missing."""
-    done = stages.fresh(config, run, "scores/critic")
+    done = specs.fresh(config, run, "scores/critic")
     if done is not None:
         return done
     path = locate(critic(config), run)
     require_room("score.judge.max_tokens", config.score.judge.max_tokens, "judge", config.resources.judge, path)
     units = distinct(run)
-    artefact = stages.begin(config, run, "scores/critic")
+    artefact = specs.begin(config, run, "scores/critic")
     assert isinstance(artefact, Artefact)
     refused.make_again(artefact, refused.length_of(config, artefact.name, path))
     start = time.monotonic()
@@ -174,7 +176,7 @@ def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table)
     if not todo.num_rows or config.score.judge is None:
         return forget(run, artefact.name)
     resources = config.resources.judge
-    cluster.connect(config)
+    connect.connect(config)
     run_units(
         run,
         artefact.name,

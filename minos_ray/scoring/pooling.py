@@ -10,10 +10,10 @@ import numpy as np
 
 from minos_ray.candidates.engine import arguments, dead_engine, die, require_build, set_environment
 from minos_ray.candidates.lifeline import shut_down, tied
-from minos_ray.resources import Scoring
+from minos_ray.config.resources import Scoring
+from minos_ray.config.schema import Model
 from minos_ray.scoring.device import give_back
 from minos_ray.scoring.verifier import Verifier
-from minos_ray.sections import Model
 from minos_ray.training.heads import by_token
 
 

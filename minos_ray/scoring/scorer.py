@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from minos_ray import schema
+from minos_ray.config.resources import Scoring
+from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
-from minos_ray.models import locate
-from minos_ray.resources import Scoring
 from minos_ray.scoring.batches import Forest, forests
 from minos_ray.scoring.device import device_of, give_back
 from minos_ray.scoring.verifier import Verifier
-from minos_ray.sections import Model
-from minos_ray.store import Run
+from minos_ray.store import columns
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Run
 
 LEAST = 1e-30  # of a score; 0 stands for none, and a sigmoid in single precision can be 0
 CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # nodes of one forest
@@ -80,7 +80,7 @@ def scored(
         {**names, "score": max(whole(found), LEAST) if found else 0.0, "step_scores": found if by_step else []}
         for names, found in zip(asked, scores, strict=True)
     ]
-    return schema.table("scores", rows), {**stats, "seconds": time.monotonic() - start}
+    return columns.table("scores", rows), {**stats, "seconds": time.monotonic() - start}
 
 
 def load(path: str, trust_remote_code: bool, resources: Scoring) -> Verifier:

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.config import resolve
+from minos_ray.config.load import resolve
 from minos_ray.errors import UserError
-from minos_ray.store import Artefact, Run
-from minos_ray.units import whole_units
+from minos_ray.store.run import Artefact, Run
+from minos_ray.work.run_units import whole_units
 
 # What a scorer is given: a unit with its solutions.
 UNITS = pa.schema(

@@ -7,15 +7,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray import cluster, refused
-from minos_ray.config import Config, resolve
-from minos_ray.models import locate
-from minos_ray.resources import Scoring
+from minos_ray.cluster import connect
+from minos_ray.config.load import Config, resolve
+from minos_ray.config.resources import Scoring
+from minos_ray.config.schema import Model
+from minos_ray.graph import refused
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.scoring.solutions import Reader, missing, read_pieces
-from minos_ray.sections import Model
-from minos_ray.stages import begin, fresh
-from minos_ray.store import Artefact, Manifest, Run
-from minos_ray.units import forget, run_units
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.work.run_units import forget, run_units
 
 WORKER = "minos_ray.scoring.scorer:Scorers"
 
@@ -84,7 +85,7 @@ def score_missing(
     if not left:
         return forget(run, "scores")
     resources = of_worker(config.resources.score, worker)
-    cluster.connect(config)
+    connect.connect(config)
     run_units(
         run,
         "scores",

@@ -13,8 +13,8 @@ from math import isfinite
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.models import load_tokenizer
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
+from minos_ray.store.model_files import load_tokenizer
 
 KINDS = {"ForSequenceClassification": "orm", "ForTokenClassification": "prm"}
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from minos_ray.config import Config, assign, build
+from minos_ray.config.load import Config, assign, build
 from minos_ray.errors import UserError
-from minos_ray.models import absolute
-from minos_ray.store import Run, fingerprint
+from minos_ray.store.model_files import absolute
+from minos_ray.store.run import Run, fingerprint
 
 FOLDER = "study"
 # Sections that say what the data of a seed is; arms that change the same keys of them share it.

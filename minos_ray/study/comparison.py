@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import WorkStopped
-from minos_ray.evaluation import outcomes
+from minos_ray.evaluation import outcomes, trend
 from minos_ray.evaluation.statistics import one_more, resampled_means, resamples
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.study.arms import Arm, Trial, ablations, amounts, arms, trial_run, verifiers
-from minos_ray.sweep import trend
-from minos_ray.sweep.trial import METHODS
+from minos_ray.study.sweep_trial import METHODS
 
 MEASURES = ("f1", "auc", "accuracy", "step_f1", "best_of_n", "weighted_vote")
 OVER_PROBLEMS = ("best_of_n", "weighted_vote")

@@ -4,13 +4,13 @@ import functools
 
 import pyarrow.fs as pafs
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Cache
-from minos_ray.pipeline import ORDER, open_run, run_all
-from minos_ray.stages import Spec, inputs, is_fresh, specs
-from minos_ray.state import state_of
-from minos_ray.store import Artefact, Run
+from minos_ray.graph.specs import Spec, inputs, is_fresh, specs
+from minos_ray.graph.state import state_of
+from minos_ray.pipeline.run import ORDER, open_run, run_all
+from minos_ray.store.run import Artefact, Run
 from minos_ray.study.arms import FOLDER, Trial, data_config, data_run, trial_config, trial_run
 
 STAGES = ("pretrain", "problems", "sample", "label", "critique")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
 from minos_ray.report.scale import Rows, gains, levels
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.study.arms import FOLDER, Arm, Trial, ablations, amounts, trial_run, verifiers
 from minos_ray.study.statement import NAMES, counts_of, title
 from minos_ray.study.trial import Curve, learning_curve

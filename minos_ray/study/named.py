@@ -4,9 +4,9 @@ import json
 import time
 from typing import Any
 
-from minos_ray.config import Config, leaves
-from minos_ray.stages import NEUTRAL, NOT_STUDIED
-from minos_ray.store import Run
+from minos_ray.config.load import Config, leaves
+from minos_ray.graph.specs import NEUTRAL, NOT_STUDIED
+from minos_ray.store.run import Run
 from minos_ray.study.arms import FOLDER
 
 NAME = f"{FOLDER}/named.json"

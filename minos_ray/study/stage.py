@@ -3,13 +3,13 @@
 import json
 import time
 
-from minos_ray.check import refuse as preflight
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.labels.sources import require_for_prms
-from minos_ray.preflight.functions import named as functions
-from minos_ray.stages import begin, fresh
-from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.pipeline.check import refuse as preflight
+from minos_ray.pipeline.functions import named as functions
+from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.study.arms import (
     FOLDER,
     Trial,
@@ -27,9 +27,9 @@ from minos_ray.study.data import make_data
 from minos_ray.study.figures import PICTURES, write_figures
 from minos_ray.study.named import named
 from minos_ray.study.statement import statement
+from minos_ray.study.sweep import write
 from minos_ray.study.trial import is_done, result_rows, run_trial
-from minos_ray.sweep.stage import write
-from minos_ray.sweep.tune import folder, run_trials
+from minos_ray.study.tune import folder, run_trials
 
 RESULTS = f"{FOLDER}/results.parquet"
 ANSWER = f"{FOLDER}/study.json"

@@ -4,15 +4,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minos_ray.config import Config, resolve
+from minos_ray.config.load import Config, resolve
 from minos_ray.evaluation.headline import SINGLE, headline_of
+from minos_ray.graph.specs import FUNCTIONS
+from minos_ray.graph.state import state_of
 from minos_ray.observe.failure import reported
-from minos_ray.stages import FUNCTIONS
-from minos_ray.state import state_of
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.study.arms import Trial, amounts, trial_config, trial_run, verifiers
 from minos_ray.study.data import give, is_given, made
-from minos_ray.sweep.trial import METHODS, problems_at, selection
+from minos_ray.study.sweep_trial import METHODS, problems_at, selection
 from minos_ray.training.log import first_at
 
 Curve = list[dict[str, Any]]

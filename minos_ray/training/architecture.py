@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from minos_ray.config.training import Kind, Pretrain
 from minos_ray.errors import UserError
-from minos_ray.training import base_weights, buffers, encoding
+from minos_ray.steps import encoding
+from minos_ray.training import base_weights, buffers
 from minos_ray.training.buffers import without_memory
 from minos_ray.training.heads import auto_class, labels, own_class, reads_last, scalar_head
 from minos_ray.training.stored import Stored
-from minos_ray.training_sections import Kind, Pretrain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.models import load_tokenizer
+from minos_ray.store.model_files import load_tokenizer
 
 
 def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:

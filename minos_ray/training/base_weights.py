@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from minos_ray.config.training import Kind
 from minos_ray.errors import UserError
-from minos_ray.models import safetensors_files
+from minos_ray.store.model_files import safetensors_files
 from minos_ray.training.buffers import persistent
 from minos_ray.training.heads import HEADS, auto_class, head_name, labels
 from minos_ray.training.stored import Stored
-from minos_ray.training_sections import Kind
 
 # What scalar heads are called in published reward models.
 REWARD_HEADS = {*HEADS, "classification_head", "v_head", "value_head", "reward_head", "rm_head"}

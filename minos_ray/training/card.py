@@ -5,9 +5,9 @@ from typing import Any
 import yaml
 
 from minos_ray import __version__
-from minos_ray.training import encoding
+from minos_ray.config.training import Kind, Lora
+from minos_ray.steps import encoding
 from minos_ray.training.job import Job
-from minos_ray.training_sections import Kind, Lora
 
 PIPELINES: dict[Kind, str] = {"lm": "text-generation", "orm": "text-classification", "prm": "token-classification"}
 OTHER: dict[Kind, Kind] = {"lm": "lm", "orm": "prm", "prm": "orm"}

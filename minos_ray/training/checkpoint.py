@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minos_ray.errors import WorkStopped
-from minos_ray.store import Run, fingerprint
+from minos_ray.store.run import Run, fingerprint
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record
 

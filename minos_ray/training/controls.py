@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from minos_ray.labels.inserted.reading import without_annotations
-from minos_ray.labels.thinking import without_thinking
+from minos_ray.config.training import Sft
+from minos_ray.inserted.reading import without_annotations
 from minos_ray.problems.split import rows_of_problems
-from minos_ray.store import Run
+from minos_ray.steps.thinking import without_thinking
+from minos_ray.store.run import Run
 from minos_ray.training.data import Data, Row, read, train_questions
 from minos_ray.training.documents import Document, document_rows
-from minos_ray.training_sections import Sft
 
 CONTROLS = ("candidates", "solutions")
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.training.data import labelled
 
 

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.config.schema import Config
+from minos_ray.config.training import Reward, Sft
 from minos_ray.errors import UserError
-from minos_ray.labels.thinking import without_thinking
-from minos_ray.models import locate
 from minos_ray.problems.split import rows_of_problems
-from minos_ray.sections import Config
-from minos_ray.store import Run
-from minos_ray.training import base_tokens, encoding
+from minos_ray.steps import encoding
+from minos_ray.steps.thinking import without_thinking
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Run
+from minos_ray.training import base_tokens
 from minos_ray.training.consensus import agreed
 from minos_ray.training.rows import language_row
-from minos_ray.training_sections import Reward, Sft
 
 Row = dict[str, Any]
 CHUNK = 1000

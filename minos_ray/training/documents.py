@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
 from minos_ray.training.data import Row, chunks
 from minos_ray.training.rows import language_row
 

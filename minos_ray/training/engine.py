@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from minos_ray.resources import Workers
+from minos_ray.config.resources import Workers
+from minos_ray.config.training import Train
 from minos_ray.training import lora
 from minos_ray.training.buffers import persistent
 from minos_ray.training.losses import Objective
-from minos_ray.training_sections import Train
 
 
 def prepare(gpu: bool) -> None:

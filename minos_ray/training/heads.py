@@ -7,8 +7,8 @@ passes are the same, a linear layer on hidden states, read at the last token or 
 
 from typing import TYPE_CHECKING, Any
 
+from minos_ray.config.training import Kind
 from minos_ray.errors import UserError
-from minos_ray.training_sections import Kind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,13 +2,13 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from minos_ray.models import absolute
-from minos_ray.resources import Resources, Workers
-from minos_ray.sections import Model
-from minos_ray.store import Run, fingerprint
+from minos_ray.config.resources import Resources, Workers
+from minos_ray.config.schema import Model
+from minos_ray.config.training import Kind, Reward, Train
+from minos_ray.store.model_files import absolute
+from minos_ray.store.run import Run, fingerprint
 from minos_ray.training import rows
 from minos_ray.training.data import Data
-from minos_ray.training_sections import Kind, Reward, Train
 
 
 class Table(BaseModel):

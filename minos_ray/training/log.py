@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minos_ray.store import Run, fingerprint
+from minos_ray.store.run import Run, fingerprint
 
 Record = dict[str, Any]
 # An object store cannot append: there the file is written anew so often at most.

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from minos_ray import models
-from minos_ray.store import Run
+from minos_ray.store import model_files
+from minos_ray.store.run import Run
 from minos_ray.training import architecture, batches, dropout, engine, heads, lora, metrics, trial
 from minos_ray.training.card import card
 from minos_ray.training.checkpoint import Checkpoints
@@ -32,9 +32,9 @@ class Training:
     def __init__(self, run: Run, place: str, job: Job) -> None:
         self.run, self.job, self.section = run, job, job.section
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        path = models.locate(job.start, run)
+        path = model_files.locate(job.start, run)
         options = {"revision": job.start.revision, "trust_remote_code": job.start.trust_remote_code}
-        self.tokenizer = models.load_tokenizer(path, job.start.trust_remote_code)
+        self.tokenizer = model_files.load_tokenizer(path, job.start.trust_remote_code)
         self.model = self.load(path, options)
         self.own_dropout = dropout.switch_off(self.model)
         vocabulary = architecture.vocabulary_head(self.model, path) if job.lm_weight else None
@@ -162,7 +162,7 @@ class Training:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
                 if self.section.lora is not None:
-                    base = (models.public_name(self.job.start, self.run), self.job.start.revision)
+                    base = (model_files.public_name(self.job.start, self.run), self.job.start.revision)
                     lora.save(self.model, weights, self.job.section.lora, self.job.kind, base, folder)
                     weights = lora.merged(weights, self.section.lora)
                 dropout.put_back(self.own_dropout)

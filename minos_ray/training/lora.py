@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from minos_ray.config.training import Kind, Lora
 from minos_ray.errors import UserError
 from minos_ray.training.heads import CAUSAL, HEADS, SEQUENCE, TOKEN, head_name
-from minos_ray.training_sections import Kind, Lora
 
 TASKS = {CAUSAL: "CAUSAL_LM", SEQUENCE: "SEQ_CLS", TOKEN: "TOKEN_CLS"}  # by the end of a class's name
 FOLDER = "adapter"

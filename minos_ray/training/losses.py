@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from minos_ray.config.training import Kind
 from minos_ray.training import packing, vocabulary
 from minos_ray.training.heads import reads_last, scalar_head
 from minos_ray.training.vocabulary import backbone_of
-from minos_ray.training_sections import Kind
 
 
 class Losses(NamedTuple):

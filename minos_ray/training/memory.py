@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from minos_ray.cluster import joins
+from minos_ray.cluster import gpus
+from minos_ray.cluster.connect import joins
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Config, Model
+from minos_ray.config.training import Train
 from minos_ray.errors import UserError
-from minos_ray.models import locate
-from minos_ray.resources import Workers
-from minos_ray.sections import Config, Model
-from minos_ray.store import Run
-from minos_ray.training import gpus, lora
-from minos_ray.training_sections import Train
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Run
+from minos_ray.training import lora
 
 ADAM = 8  # two moments in fp32
 MASTER = 4  # the fp32 copy of weights trained in bf16

@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from minos_ray.config import Config, resolve
-from minos_ray.sections import Model
-from minos_ray.stages import begin
-from minos_ray.store import Manifest, Run
-from minos_ray.training import encoding
+from minos_ray.config.load import Config, resolve
+from minos_ray.config.schema import Model
+from minos_ray.config.training import Pretrain
+from minos_ray.graph.specs import begin
+from minos_ray.steps import encoding
+from minos_ray.store.run import Manifest, Run
 from minos_ray.training.data import Data, require_rows, split_by_problem
 from minos_ray.training.documents import document_rows
 from minos_ray.training.job import make_job, write_table
 from minos_ray.training.trainer import finished, fit
-from minos_ray.training_sections import Pretrain
 
 BASE = "models/base"
 START = "train/start"

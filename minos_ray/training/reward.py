@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
+from minos_ray.config.schema import Model
+from minos_ray.config.training import Verifier
+from minos_ray.graph.specs import begin
 from minos_ray.labels.sources import require_for_prms
-from minos_ray.sections import Model
-from minos_ray.stages import begin
-from minos_ray.store import Manifest, Run
+from minos_ray.store.run import Manifest, Run
 from minos_ray.training.data import base_tokenizer, require_rows, reward_data
 from minos_ray.training.job import Job, Table, make_job, write_table
 from minos_ray.training.trainer import finished, fit
-from minos_ray.training_sections import Verifier
 
 CRITIC = Model(model="run:models/critic")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 SCHEMA = pa.schema(
     [

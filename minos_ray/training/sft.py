@@ -1,8 +1,8 @@
 """Stage 1: the base model learns to write critiques."""
 
-from minos_ray.config import Config
-from minos_ray.stages import begin
-from minos_ray.store import Manifest, Run
+from minos_ray.config.load import Config
+from minos_ray.graph.specs import begin
+from minos_ray.store.run import Manifest, Run
 from minos_ray.training.controls import CONTROLS, plain_text
 from minos_ray.training.data import base_tokenizer, critique_data, held_out_problems, require_rows
 from minos_ray.training.job import Job, make_job, write_table

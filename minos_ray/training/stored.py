@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from minos_ray.errors import UserError
-from minos_ray.models import SINGLE, safetensors_files
+from minos_ray.store.model_files import SINGLE, safetensors_files
 
 
 class Stored:

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from minos_ray import cluster
-from minos_ray.config import Config
+from minos_ray.cluster import connect
+from minos_ray.cluster.bundles import bundles
+from minos_ray.cluster.waiting import Waiting
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Model
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.observe.cause import cause, deepest, guilty
-from minos_ray.preflight.bundles import bundles
-from minos_ray.preflight.waiting import Waiting
-from minos_ray.progress import Progress
-from minos_ray.resources import Workers
-from minos_ray.sections import Model
-from minos_ray.store import Manifest, Run
+from minos_ray.observe.progress import Progress
+from minos_ray.store.run import Manifest, Run
 from minos_ray.training.batches import total_steps
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record, log_name, read_log
@@ -35,8 +35,8 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     if not jobs:
         run.delete(folder)
         return
-    cluster.connect(config)
-    cluster.require("train", config.resources.train, config.resources.wait_s)
+    connect.connect(config)
+    connect.require("train", config.resources.train, config.resources.wait_s)
     start = config.base if stage == "reward" else jobs[0].start
     refuse_what_cannot_fit(run, jobs, start, config.resources.wait_s)
     refuse_other_layout(run, folder, jobs)
@@ -143,7 +143,7 @@ def asked_gpu(wait_s: float) -> float | None:
     """GB of a GPU of the cluster, None when no node tells in time: Ray Train then waits for GPUs itself."""
     import ray
 
-    from minos_ray.training import gpus
+    from minos_ray.cluster import gpus
 
     # A trial of Ray Tune would hold its tasks to its own placement group, which has no GPU.
     answer = ray.remote(gpus.memory_gb).options(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT").remote()

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minos_ray import stages
 from minos_ray.candidates.stage import Wanted, extend, finish, tell_drawn_again
-from minos_ray.config import Config, load_config
-from minos_ray.schema import table
-from minos_ray.store import Run
+from minos_ray.config.load import Config, load_config
+from minos_ray.graph import specs
+from minos_ray.store.columns import table
+from minos_ray.store.run import Run
 
 WANTED = Wanted(pa.table({"problem_id": ["p", "q"], "question": ["?", "!"]}), np.array([2, 2]))
 
@@ -42,43 +42,43 @@ def put(run: Run, problem: str) -> None:
 def complete(run: Run) -> str | None:
     """Completes the candidates; what others know them by."""
     finish(config(run), run.artefact("candidates"), WANTED, 0, 1.0)
-    return stages.fingerprint_of(run, "candidates")
+    return specs.fingerprint_of(run, "candidates")
 
 
 def test_what_was_made_from_lost_candidates_is_stale(run: Run) -> None:
-    candidates, inputs = stages.begin(config(run), run, "candidates"), stages.inputs
+    candidates, inputs = specs.begin(config(run), run, "candidates"), specs.inputs
     put(run, "p")
     tell_drawn_again(candidates)  # resumed before it was ever complete: nothing has been made from it
     put(run, "q")
-    first, wanted = complete(run), inputs(config(run), run, stages.spec(config(run), "labels"))
+    first, wanted = complete(run), inputs(config(run), run, specs.spec(config(run), "labels"))
     assert first == candidates.manifest().fingerprint
     for lost in (["q"], ["p", "q"]):
         for name in ("manifest.json", *(f"part-{part}.parquet" for part in lost)):
             run.delete(f"candidates/{name}")
-        stages.begin(config(run), run, "candidates")
+        specs.begin(config(run), run, "candidates")
         tell_drawn_again(candidates)
         for part in lost:
             put(run, part)
-        again, now = complete(run), inputs(config(run), run, stages.spec(config(run), "labels"))
+        again, now = complete(run), inputs(config(run), run, specs.spec(config(run), "labels"))
         assert again != first and now != wanted
-        assert stages.fresh(config(run), run, "candidates") is not None
+        assert specs.fresh(config(run), run, "candidates") is not None
         first, wanted = again, now
 
 
 def test_a_manifest_alone_that_is_lost_makes_nothing_stale(run: Run) -> None:
-    candidates = stages.begin(config(run), run, "candidates")
+    candidates = specs.begin(config(run), run, "candidates")
     put(run, "p")
     put(run, "q")
     complete(run)
     tell_drawn_again(candidates)
     first = complete(run)
     run.delete("candidates/manifest.json")
-    stages.begin(config(run), run, "candidates")
+    specs.begin(config(run), run, "candidates")
     assert complete(run) == first
 
 
 def test_more_candidates_are_another_artefact_anyway(run: Run) -> None:
-    candidates = stages.begin(config(run), run, "candidates")
+    candidates = specs.begin(config(run), run, "candidates")
     put(run, "p")
     put(run, "q")
     complete(run)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from minos_ray.candidates.engine import Generator, Request, arguments, cpu_dtype, stable_seed
-from minos_ray.candidates.lengths import longest
 from minos_ray.candidates.prompts import plain
 from minos_ray.candidates.sampler import sampling_of
-from minos_ray.models import load_tokenizer
-from minos_ray.resources import Engine
-from minos_ray.sections import Model, Sample
+from minos_ray.config.resources import Engine
+from minos_ray.config.schema import Model, Sample
+from minos_ray.graph.lengths import longest
+from minos_ray.store.model_files import load_tokenizer
 from tests.tiny import tiny_model
 
 RESOURCES = Engine(kv_cache_gb=0.05, max_model_len=128, dtype="float32")

@@ -7,10 +7,10 @@ import pytest
 
 from minos_ray.candidates import prompts
 from minos_ray.candidates.sampler import sampling_of
+from minos_ray.config.schema import Sample
 from minos_ray.errors import UserError
-from minos_ray.models import load_tokenizer
-from minos_ray.sections import Sample
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
+from minos_ray.store.model_files import load_tokenizer
 from tests.tiny import tiny_tokenizer
 
 QUESTION = "Tom has 3 apples. How many?"

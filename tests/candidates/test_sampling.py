@@ -14,16 +14,17 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from minos_ray import schema, stages
 from minos_ray.candidates.engine import Text
 from minos_ray.candidates.plan import plan
 from minos_ray.candidates.sampler import Sampler, candidates
 from minos_ray.candidates.stage import extend, read_wanted, sample, stored
-from minos_ray.config import Config
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Engine, Resources
+from minos_ray.config.schema import Model, Sample
 from minos_ray.errors import UserError
-from minos_ray.resources import Engine, Resources
-from minos_ray.sections import Model, Sample
-from minos_ray.store import Artefact, Run
+from minos_ray.graph import specs
+from minos_ray.store import columns
+from minos_ray.store.run import Artefact, Run
 from tests.tiny import tiny_model
 
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
@@ -63,14 +64,14 @@ def make_run(config: Config, deadly: tuple[str, ...] = ()) -> Run:
     rows = [
         {"problem_id": name, "split": split, "question": asked[name], **common} for name, (split, _) in PROBLEMS.items()
     ]
-    artefact.write_part("0", schema.table("problems", rows))
+    artefact.write_part("0", columns.table("problems", rows))
     artefact.complete({"problems": len(rows)})
     return run
 
 
 def assert_every_index_once(run: Run) -> None:
     """n candidates of every problem with indices 0..n-1, ids that say so, nothing twice."""
-    rows = schema.validate("candidates", run.artefact("candidates").read()).to_pylist()
+    rows = columns.validate("candidates", run.artefact("candidates").read()).to_pylist()
     assert all(row["candidate_id"] == f"{row['problem_id']}/{row['index']}" for row in rows)
     found = defaultdict(list)
     for row in rows:
@@ -127,7 +128,7 @@ def remove_a_part(run: Run) -> dict[str, dict[str, str]]:
 def test_a_larger_n_keeps_what_is_there_and_a_smaller_one_or_another_key_does_not(tmp_path: Path, path: str) -> None:
     few = make_config(tmp_path, path, actors=1, n_train=2, n_test=40)
     run = make_run(few)
-    artefact = stages.begin(few, run, "candidates")
+    artefact = specs.begin(few, run, "candidates")
     assert isinstance(artefact, Artefact)
     unit = {"problem_id": "one", "first": 0, "count": 40}
     artefact.write_part("kept", candidates(unit, [Text("text", "stop", 1)] * 40, "model"))
@@ -139,7 +140,7 @@ def test_a_larger_n_keeps_what_is_there_and_a_smaller_one_or_another_key_does_no
         assert artefact.manifest() == done
     extend(larger, run)
     assert artefact.manifest() is None
-    begun = stages.begin(larger, run, "candidates")
+    begun = specs.begin(larger, run, "candidates")
     assert isinstance(begun, Artefact)
     wanted = read_wanted(larger, run)
     assert stored(begun, wanted).sum() == 40
@@ -171,7 +172,7 @@ def test_what_is_stored_twice_is_kept_once(tmp_path: Path, path: str) -> None:
 def test_a_rerun_with_nothing_left_forgets_what_was_noted_of_attempts(tmp_path: Path, path: str) -> None:
     config = make_config(tmp_path, path, actors=1)
     run = make_run(config)
-    artefact = stages.begin(config, run, "candidates")
+    artefact = specs.begin(config, run, "candidates")
     assert isinstance(artefact, Artefact)
     for name, (_, n) in PROBLEMS.items():
         made = candidates({"problem_id": name, "first": 0, "count": n}, [Text("", "stop", 1)] * n, "m")
@@ -264,7 +265,7 @@ def test_no_generator_is_one_line_and_clears_nothing(tmp_path: Path) -> None:
     run = make_run(config)
     artefact = run.artefact("candidates")
     artefact.begin({"an": "older config"})
-    artefact.write_part("kept", schema.table("candidates", []))
+    artefact.write_part("kept", columns.table("candidates", []))
     artefact.complete({})
     for broken in (config, config.model_copy(update={"generator": Model(model="./nowhere")})):
         with pytest.raises(UserError, match=r"generator|nowhere"):

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from minos_ray.config import Config
-from minos_ray.labels.miniature import labels_of
-from minos_ray.problems.miniature.chain import solution_text
-from minos_ray.problems.miniature.language import read
-from minos_ray.problems.miniature.maker import load
-from minos_ray.problems.miniature.noise import attempt
-from minos_ray.schema import table
-from minos_ray.store import Run
+from minos_ray.config.load import Config
+from minos_ray.miniature.arithmetic import solution_text
+from minos_ray.miniature.corpus import attempt
+from minos_ray.miniature.language import read
+from minos_ray.miniature.problems import load
+from minos_ray.miniature.step_labels import labels_of
+from minos_ray.store.columns import table
+from minos_ray.store.run import Run
 from tests.critiques.scripted import KEY, Script, ScriptedServer
 
 

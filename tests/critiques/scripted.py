@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from minos_ray.config import Config
-from minos_ray.critiques.server import read_prompt
-from minos_ray.store import Run
+from minos_ray.config.load import Config
+from minos_ray.miniature.critic_server import read_prompt
+from minos_ray.store.run import Run
 
 KEY = "sk-test-4f1d9c0b7a"
 

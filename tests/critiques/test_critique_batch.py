@@ -25,8 +25,8 @@ from minos_ray.critiques.prompts import Case, label_aware
 from minos_ray.critiques.reply import most
 from minos_ray.critiques.stage import critique, critique_status
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.progress import Progress
-from minos_ray.store import Run
+from minos_ray.observe.progress import Progress
+from minos_ray.store.run import Run
 from tests.critiques.batch_server import BatchServer, Fate, Script
 from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, completion, refusal
 
@@ -327,7 +327,7 @@ def test_open_batches_count_at_their_most(ask: Ask, serve_batch: ServeBatch) -> 
 def test_waiting_has_a_limit_and_a_rerun_goes_on_waiting(
     ask: Ask, serve_batch: ServeBatch, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minos_ray.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("minos_ray.observe.progress.LINE_EVERY_S", 0.0)
     server = serve_batch()
     server.gate.clear()
     with pytest.raises(WorkStopped, match=r"batch_wait_s = 0\.3: .*\(batch_0\); run again"):

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.ask import until_useful
 from minos_ray.critiques.cache import FOLDER, Answer, Cache, content_key
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import StorageFailed
-from minos_ray.sections import Critique
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 MESSAGES = [{"role": "user", "content": "2 + 2 = 5?"}]
 

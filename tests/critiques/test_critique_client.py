@@ -22,7 +22,7 @@ from minos_ray.critiques.online import ERRORS, EndpointGone, StopAtBudget
 from minos_ray.critiques.prompts import Case, label_aware
 from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import UserError
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.critiques.scripted import (
     KEY,
     MakeConfig,

@@ -5,7 +5,7 @@ import asyncio
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.estimate import expected_cost
 from minos_ray.critiques.stage import chosen
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.critiques.scripted import MakeConfig, MakeRun
 
 PRICES = {"usd_per_million_input": 10.0, "usd_per_million_output": 20.0}

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minos_ray.config.resources import Client
+from minos_ray.config.schema import Critique
 from minos_ray.critiques import limiter as module
 from minos_ray.critiques.budget import Budget
 from minos_ray.critiques.cache import Cache
@@ -14,10 +16,8 @@ from minos_ray.critiques.limiter import Done, Limiter, Stop, Want
 from minos_ray.critiques.online import Tally
 from minos_ray.critiques.pace import SLACK_S, USED, Pace
 from minos_ray.critiques.usage import Usage
-from minos_ray.progress import Progress
-from minos_ray.resources import Client
-from minos_ray.sections import Critique
-from minos_ray.store import Run
+from minos_ray.observe.progress import Progress
+from minos_ray.store.run import Run
 
 PRICES = {"usd_per_million_input": 10, "usd_per_million_output": 10}
 

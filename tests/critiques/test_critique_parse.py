@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minos_ray.critiques.parse import agrees, parse_critique
-from minos_ray.critiques.server import contradict, spoil
+from minos_ray.miniature.critic_server import contradict, spoil
+from minos_ray.steps.critique_text import agrees, parse_critique
 
 SAYS = {1: "This step is correct.", 0: "This step is incorrect."}
 

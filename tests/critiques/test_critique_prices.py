@@ -5,9 +5,9 @@ import datetime
 import pytest
 import yaml
 
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.prices import TABLE, has_prices, priced, prices
 from minos_ray.errors import UserError
-from minos_ray.sections import Critique
 
 
 def test_every_price_has_a_public_source_and_a_date() -> None:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.critiques.parse import parse_critique
 from minos_ray.critiques.prompts import Case, answer_guided, blind, label_aware, plain
-from minos_ray.critiques.server import Teacher, read_prompt
 from minos_ray.critiques.stage import critique
+from minos_ray.miniature.critic_server import Teacher, read_prompt
+from minos_ray.steps.critique_text import parse_critique
 from tests.critiques.scripted import MakeConfig, MakeRun, Reply, Serve
 
 STEPS = ["Step 1: 3 + 4 = 7", "7 * 2 =\n 15", "The answer is: 15"]
@@ -81,7 +81,7 @@ def test_blind_shows_neither_label_nor_answer(prompt: Any) -> None:
 def test_plain_is_what_the_stage_1_critic_was_trained_to_go_on_from(tmp_path: Any) -> None:
     from transformers import AutoTokenizer
 
-    from minos_ray.training.encoding import critic_prompt_ids
+    from minos_ray.steps.encoding import critic_prompt_ids
     from tests.tiny import tiny_tokenizer
 
     tiny_tokenizer(tmp_path)
@@ -134,8 +134,8 @@ def test_the_reference_is_not_taken_for_the_solution(
 def test_the_offline_critic_judges_the_solution_shown_and_not_the_reference(make_run: MakeRun) -> None:
     run = make_run(problems=8)
     problems = {row["problem_id"]: row for row in run.artefact("problems").read().to_pylist()}
-    from minos_ray.critiques.miniature import write_critique
-    from minos_ray.labels.miniature import labels_of
+    from minos_ray.miniature.critic import write_critique
+    from minos_ray.miniature.step_labels import labels_of
 
     teacher = Teacher(0, write_critique, labels_of)
     for row in run.artefact("labels").read().to_pylist():

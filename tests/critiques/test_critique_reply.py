@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minos_ray.config.schema import Critique
 from minos_ray.critiques.batch_api import read_lines
 from minos_ray.critiques.cache import BOUGHT, Answer, checked
 from minos_ray.critiques.reply import BadReply, RowError, decoded, read, thought_only
 from minos_ray.critiques.retry import meaning
-from minos_ray.sections import Critique
 
 SECTION = Critique(max_tokens=100, usd_per_million_input=1e6, usd_per_million_output=1e6)
 STRUCTURED = SECTION.model_copy(update={"structured": True})

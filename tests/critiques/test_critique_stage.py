@@ -17,11 +17,11 @@ import ray
 import yaml
 
 from minos_ray.critiques.cache import Cache
-from minos_ray.critiques.server import MODEL
 from minos_ray.critiques.stage import critique
 from minos_ray.critiques.structured import INSTRUCTION
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.store import Manifest, Run
+from minos_ray.miniature.critic_server import MODEL
+from minos_ray.store.run import Manifest, Run
 from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, ScriptedServer, Serve, completion, faithful
 
 
@@ -400,7 +400,9 @@ def test_the_offline_critic_ends_with_a_killed_stage(
     while not run.files("cache/critiques"):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.02)
-    [server] = [child.pid for child in descendants(process.pid) if "minos_ray.critiques.server" in child.cmdline()]
+    [server] = [
+        child.pid for child in descendants(process.pid) if "minos_ray.miniature.critic_server" in child.cmdline()
+    ]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     limit = time.monotonic() + 60

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.critiques.parse import parse_critique
 from minos_ray.critiques.structured import NotJson, canonical
+from minos_ray.steps.critique_text import parse_critique
 
 # No quotation marks and no decoration: a verdict behind those is refused on purpose.
 LETTERS = st.characters(categories=("L", "N", "Pd", "Po", "Zs"), exclude_characters="\"'*`_")

@@ -22,12 +22,12 @@ from minos_ray.critiques.serve import CriticServer, command, parse
 from minos_ray.critiques.served_name import served_name
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.training.encoding import question_text
+from minos_ray.steps.encoding import question_text
 from tests.critiques.scripted import KEY, MakeConfig, MakeRun
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 28)]
-MODEL = "package:problems/miniature/model"
+MODEL = "package:miniature/model"
 
 
 def question_only(case: Case) -> Messages:
@@ -216,7 +216,7 @@ def test_what_is_served_by_default_is_named_by_what_it_is(tmp_path: Path) -> Non
         made = command(parse([str(tmp_path / "critic"), *options]), "127.0.0.1", 8000)
         return made[made.index("--served-model-name") + 1]
 
-    shutil.copytree(ROOT / "minos_ray/problems/miniature/model", tmp_path / "critic")
+    shutil.copytree(ROOT / "minos_ray/miniature/model", tmp_path / "critic")
     first = name()
     assert first.startswith("critic@") and name("--gpus", "0", "--", "--max-model-len", "512") == first
     shutil.move(tmp_path / "critic", tmp_path / "away")

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.critiques.error_types import DEFINITIONS, TYPES, classify, error_types, parse_types, wrong_steps
 from minos_ray.critiques.prompts import Case
-from minos_ray.critiques.server import MODEL, read_prompt
 from minos_ray.errors import UserError
 from minos_ray.evaluation.error_types import by_critic
-from minos_ray.labels.inserted.stage import inserted
-from minos_ray.schema import validate
-from minos_ray.store import Run
+from minos_ray.inserted.stage import inserted
+from minos_ray.miniature.critic_server import MODEL, read_prompt
+from minos_ray.store.columns import validate
+from minos_ray.store.run import Run
 from tests.critiques.scripted import MakeConfig, MakeRun, Reply, Serve
 
 STEPS = ["Step 1: third: 12 / 3 = 4", "Step 2: gift: 4 - 5 = 1", "The answer is: 1"]

@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from minos_ray.critiques.miniature import misread, short, write_critique
-from minos_ray.labels.miniature import judge, judged, labels_of
-from minos_ray.problems.miniature import corpus
-from minos_ray.problems.miniature.chain import gold_chain, solution_text
-from minos_ray.problems.miniature.language import PHRASES, read
-from minos_ray.problems.miniature.maker import draw
-from minos_ray.problems.miniature.noise import attempt
+from minos_ray.miniature import corpus
+from minos_ray.miniature.arithmetic import gold_chain, solution_text
+from minos_ray.miniature.corpus import attempt
+from minos_ray.miniature.critic import misread, short, write_critique
+from minos_ray.miniature.language import PHRASES, read
+from minos_ray.miniature.problems import draw
+from minos_ray.miniature.step_labels import judge, judged, labels_of
 
 QUESTION = "Tom has 12 apples. Tom eats a third of them. Ann gives Tom 5 more. How many apples are there now?"
 STEPS = ["Step 1: third: 12 / 3 = 4", "Step 2: gift: 4 - 5 = 1", "The answer is: 1"]

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from minos_ray.cli import main
-from minos_ray.schema import table
-from minos_ray.store import Run
+from minos_ray.store.columns import table
+from minos_ray.store.run import Run
 
 GOOD = {"question": "Ann has 2 pens and buys 3. How many?", "answer": "2+3=<<2+3=5>>5\n#### 5"}
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from minos_ray.config import load_config
-from minos_ray.preflight.bundles import bundles, room
-from minos_ray.resources import Resources
+from minos_ray.cluster.bundles import bundles, room
+from minos_ray.config.load import load_config
+from minos_ray.config.resources import Resources
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ("gsm8k-mistral-7b", "math-mistral-7b")

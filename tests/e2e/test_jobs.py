@@ -21,9 +21,9 @@ import pytest
 import yaml
 
 from minos_ray.cli import STAGES
-from minos_ray.config import load_config
+from minos_ray.config.load import load_config
 from minos_ray.errors import UserError
-from minos_ray.pipeline import open_run
+from minos_ray.pipeline.run import open_run
 from tests.runs import make_run
 
 ROOT = Path(__file__).parents[2]

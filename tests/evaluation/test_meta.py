@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.evaluation import error_types, meta
+from minos_ray.evaluation import error_types, verdicts
 
 # Truth: error at 1, error at 0, all right, all right, unknown. Said: 1, none, none, 2, 0.
 LABELS = [[1, 0, 0], [0, 1], [1, 1], [1, 1, 1], [1, -1]]
@@ -15,7 +15,7 @@ SCORES = [[0.9, 0.1, 0.9], [0.6, 0.9], [0.5, 0.8], [0.9, 0.9, 0.49], [0.2, 0.9]]
 
 def steps(scores: list, labels: list) -> dict | None:
     """The step level of lists."""
-    return meta.steps("prm", pa.array(scores, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
+    return verdicts.steps("prm", pa.array(scores, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
 
 
 def test_processbench_f1_by_hand() -> None:
@@ -48,27 +48,27 @@ def test_steps_have_their_confusion_and_another_threshold_moves_it() -> None:
     found = steps(SCORES, LABELS)
     assert found["confusion"] == {"tp": 6, "fp": 2, "tn": 1, "fn": 2}
     column = pa.array(SCORES, pa.list_(pa.float32())), pa.array(LABELS, pa.list_(pa.int8()))
-    strict = meta.steps("prm", *column, threshold=0.85)
+    strict = verdicts.steps("prm", *column, threshold=0.85)
     assert (strict["threshold"], strict["accuracy_on_right"], strict["accuracy_on_wrong"]) == (0.85, 0.0, 1.0)
 
 
 def test_what_is_unread_is_a_miss_on_either_side_and_has_no_score() -> None:
     scores, correct = np.array([np.nan, np.nan, 0.9, 0.2]), np.array([False, True, True, False])
-    found = meta.outcome("critic", scores, correct)
+    found = verdicts.outcome("critic", scores, correct)
     assert (found["accuracy"], found["auc"], found["brier"]) == (0.5, 1.0, pytest.approx((0.01 + 0.04) / 2))
-    everything = meta.outcome("critic", np.full(4, np.nan), correct)
+    everything = verdicts.outcome("critic", np.full(4, np.nan), correct)
     assert (everything["accuracy"], everything["f1"], everything["auc"]) == (0.0, 0.0, None)
     assert (found["unscored"], everything["unscored"]) == (2, 4)
 
 
 def test_a_set_where_nothing_was_scored_is_all_missed() -> None:
     column = pa.array([[], []], pa.list_(pa.float32())), pa.array([[1, 1], [1, 0]], pa.list_(pa.int8()))
-    assert meta.steps("orm", *column) is None
-    found = meta.steps("prm", *column, by_step=True)
+    assert verdicts.steps("orm", *column) is None
+    found = verdicts.steps("prm", *column, by_step=True)
     assert (found["examples"], found["unscored"], found["accuracy"]) == (0, 2, None)
     assert (found["first_error_f1"], found["accuracy_on_wrong"], found["accuracy_on_right"]) == (0.0, 0.0, 0.0)
     assert found["min"] == {"by_step": [], "first_error": {"before": 0, "at": 0, "after": 0}}
-    assert meta.steps("prm", column[0], pa.array([[-1], []], pa.list_(pa.int8())), by_step=True) is None
+    assert verdicts.steps("prm", column[0], pa.array([[-1], []], pa.list_(pa.int8())), by_step=True) is None
 
 
 def test_no_labelled_step_gives_no_step_level() -> None:
@@ -84,13 +84,13 @@ def test_first_errors_are_those_found_one_by_one(labels: list[list[int]]) -> Non
     for row in labels:
         place = next((at for at, label in enumerate(row) if label != 1), None)
         if not row:
-            expected.append(meta.UNKNOWN)
+            expected.append(verdicts.UNKNOWN)
         elif place is None:
-            expected.append(meta.ALL_RIGHT)
+            expected.append(verdicts.ALL_RIGHT)
         else:
-            expected.append(place if row[place] == 0 else meta.UNKNOWN)
+            expected.append(place if row[place] == 0 else verdicts.UNKNOWN)
     column = pa.array(labels, pa.list_(pa.int8()))
-    assert meta.first_errors(meta.flat(column)).tolist() == expected
+    assert verdicts.first_errors(verdicts.flat(column)).tolist() == expected
 
 
 def test_error_types_are_counted_by_their_first_and_by_what_is_rejected() -> None:
@@ -131,7 +131,7 @@ def test_all_measures_of_steps_are_those_found_row_by_row(rows: list) -> None:
     said = [slow_said(scores, labels) for scores, labels in rows]
     truth = [slow_first_error(labels) for _, labels in rows]
     wrong = [s == t for s, t in zip(said, truth, strict=True) if t >= 0]
-    right = [s == t for s, t in zip(said, truth, strict=True) if t == meta.ALL_RIGHT]
+    right = [s == t for s, t in zip(said, truth, strict=True) if t == verdicts.ALL_RIGHT]
     assert found["accuracy_on_wrong"] == (pytest.approx(sum(wrong) / len(wrong)) if wrong else None)
     assert found["accuracy_on_right"] == (pytest.approx(sum(right) / len(right)) if right else None)
     assert found["examples"] == len(known)
@@ -142,17 +142,17 @@ def slow_first_error(labels: list[int]) -> int:
     """By going from step to step."""
     for at, label in enumerate(labels):
         if label != 1:
-            return at if label == 0 else meta.UNKNOWN
-    return meta.ALL_RIGHT if labels else meta.UNKNOWN
+            return at if label == 0 else verdicts.UNKNOWN
+    return verdicts.ALL_RIGHT if labels else verdicts.UNKNOWN
 
 
 def slow_said(scores: list[float] | None, labels: list[int]) -> int:
     """By going from step to step."""
     if not labels or not scores or len(scores) != len(labels):
-        return meta.UNSCORED
-    return next((at for at, score in enumerate(scores) if score < 0.5), meta.ALL_RIGHT)
+        return verdicts.UNSCORED
+    return next((at for at, score in enumerate(scores) if score < 0.5), verdicts.ALL_RIGHT)
 
 
 def test_one_long_solution_does_not_widen_the_others() -> None:
     column = pa.array([[1.0, 0.5]] * 1000 + [[0.5] * 5000], pa.list_(pa.float32()))
-    assert meta.flat(column).values.nbytes == 8 * 7000
+    assert verdicts.flat(column).values.nbytes == 8 * 7000

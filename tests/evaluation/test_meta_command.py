@@ -13,17 +13,17 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from minos_ray import schema
+from minos_ray.config.schema import Meta, Model
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Scores, joined
-from minos_ray.evaluation.meta_command import chosen, judge, means, meta
-from minos_ray.evaluation.meta_sets import read_set, set_key
-from minos_ray.evaluation.meta_threshold import Threshold
-from minos_ray.evaluation.meta_verifiers import Verifier, foreign
 from minos_ray.imports import bring
-from minos_ray.problems.miniature.maker import load
-from minos_ray.sections import Meta, Model
-from minos_ray.store import Run
+from minos_ray.meta.command import chosen, judge, means, meta
+from minos_ray.meta.sets import read_set, set_key
+from minos_ray.meta.threshold import Threshold
+from minos_ray.meta.verifiers import Verifier, foreign
+from minos_ray.miniature.problems import load
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 from tests.critiques.conftest import labelled
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
 from tests.runs import config, make_run, put
@@ -281,7 +281,7 @@ def test_a_set_where_nothing_was_scored_counts_in_the_mean(tmp_path: Path, kind:
     part = read_set(run.path, "meta.sets").candidates
     ids = part.rows["candidate_id"].to_pylist()
     refused = [{"candidate_id": n, "problem_id": n.partition("/")[0], "score": 0.0, "step_scores": []} for n in ids]
-    scores = joined("scores/v", schema.table("scores", refused), part)
+    scores = joined("scores/v", columns.table("scores", refused), part)
     judged = Verifier("v", kind, Model(model="m"), {}, by_step)
     rows = [{"set": "processbench-a", **row} for row in judge(config(run), judged, scores, part, HALF)]
     assert [(row["level"], row["unscored"]) for row in rows] == [("outcome", 9), ("step", 9)][: len(rows)]
@@ -317,4 +317,4 @@ def test_a_step_score_that_is_no_number_is_a_user_error(tmp_path: Path, value: f
     candidates = read_set(make_run(tmp_path / "run", [2]).path, "meta.sets").candidates
     row = {"candidate_id": "p0/1", "problem_id": "p0", "score": 0.5, "step_scores": [0.5, value]}
     with pytest.raises(UserError, match=r"scores/v: a step score of 'p0/1' is (nan|inf); scores lie in 0\.\.1"):
-        joined("scores/v", schema.table("scores", [row]), candidates)
+        joined("scores/v", columns.table("scores", [row]), candidates)

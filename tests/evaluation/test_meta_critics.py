@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
+from minos_ray.config.schema import MetaCritic
 from minos_ray.critiques.cache import Answer
 from minos_ray.errors import UserError
-from minos_ray.evaluation.meta_critics import ask_about, inputs, rated, refuse_told, shown
-from minos_ray.sections import MetaCritic
+from minos_ray.meta.critics import ask_about, inputs, rated, refuse_told, shown
 
 PROMPTS = "minos_ray.critiques.prompts"
 GOOD, BAD = "This step is correct.", "This step is incorrect."
@@ -70,7 +70,7 @@ def test_a_prompt_that_shows_labels_is_a_user_error() -> None:
     with pytest.raises(
         UserError, match=r"meta\.critics\.gpt\.prompt = minos_ray\.labels\.steps:lines: it fails on an example"
     ):
-        refuse_told("gpt", "minos_ray.labels.steps:lines")
+        refuse_told("gpt", "minos_ray.steps.split:lines")
     for fine in ("blind", "answer_guided", "plain"):
         refuse_told("gpt", f"{PROMPTS}:{fine}")
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from minos_ray.evaluation import meta_prmbench
-from minos_ray.evaluation.meta_prmbench import CLASSES, prmbench
+from minos_ray.meta import prmbench as meta_prmbench
+from minos_ray.meta.prmbench import CLASSES, prmbench
 
 
 def row(kind: str, tp: int, fp: int, tn: int, fn: int, level: str = "step") -> dict[str, Any]:

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.evaluation import blocks, outcomes
 from minos_ray.evaluation.stage import evaluate
-from minos_ray.store import Run
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 from tests.runs import config, make_run, put, scores
 
 VERIFIERS = ("orm-base", "orm-minos", "prm-base", "prm-minos")
@@ -230,10 +230,10 @@ def beside_other_rows(run: Run) -> None:
     """Adds a train problem whose labels are a part of their own, and a part without rows."""
     rows, labels = run.artefact("problems").read().to_pylist(), run.artefact("labels").read()
     problem = {**rows[0], "problem_id": "z", "split": "train"}
-    run.artefact("problems").write_part("train", schema.table("problems", [problem]))
+    run.artefact("problems").write_part("train", columns.table("problems", [problem]))
     few = labels.slice(0, 3).to_pylist()
     train = [{**row, "problem_id": "z", "candidate_id": f"z/{i}"} for i, row in enumerate(few)]
-    run.artefact("labels").write_part("train", schema.table("labels", train))
+    run.artefact("labels").write_part("train", columns.table("labels", train))
     run.artefact("labels").write_part("none", labels.slice(0, 0))
     for name in ("problems", "labels"):
         run.artefact(name).complete({"rows": run.artefact(name).read(partial=True).num_rows})

@@ -14,8 +14,8 @@ import pytest
 from minos_ray.errors import UserError
 from minos_ray.exports import FORMATS, send
 from minos_ray.imports import bring
-from minos_ray.store import Run
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
+from minos_ray.store.run import Run
 from tests.imports.files import TAG, jsonl, shepherd_row, stored
 from tests.runs import make_run, put, scores
 

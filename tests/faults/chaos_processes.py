@@ -21,7 +21,7 @@ SIGNS = {
     "worker": "ray::RayTrainWorker",
     "trial": "ray::ImplicitFunc",
     "engine": "VLLM::EngineCore",
-    "child": "minos_ray.labels.compare",
+    "child": "minos_ray.grading.child",
 }
 
 

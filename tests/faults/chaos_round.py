@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left, left, playing, process_of
 from tests.faults.chaos_verdict import Done, asked_for, bought_twice, done, wrong
 from tests.faults.world import STAGES, World

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.critiques.stage import chosen
 from minos_ray.errors import UserError
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.training.log import read_log
 from tests.faults.world import STAGES, Asking
 

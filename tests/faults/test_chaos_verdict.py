@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from minos_ray import schema
-from minos_ray.store import Run
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 from tests import runs
 from tests.faults.chaos_round import Undisturbed
 from tests.faults.chaos_verdict import bought_twice, wrong
@@ -30,7 +30,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Run:
     labels.begin({"import": "labels"})
     for number in range(PARTS):
         rows = [runs.candidate_label(number, index, rng, True) for index in range(2)]
-        labels.write_part(str(number), schema.table("labels", rows))
+        labels.write_part(str(number), columns.table("labels", rows))
     labels.complete({"rows": 2 * PARTS}, {"no_problem": 1})
     train(run)
     sweep(run)
@@ -84,7 +84,7 @@ def change_a_label(run: Run) -> None:
     labels = run.artefact("labels")
     rows = labels.read().slice(0, 2).to_pylist()
     rows[1]["step_labels"][0] = 1 - rows[1]["step_labels"][0]
-    labels.write_part("0", schema.table("labels", rows))
+    labels.write_part("0", columns.table("labels", rows))
 
 
 def count_otherwise(run: Run) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from minos_ray.cluster import disconnect
+from minos_ray.cluster.connect import disconnect
 from minos_ray.problems.stage import problems
 from tests.faults.chaos_processes import Watch
 from tests.faults.chaos_round import Round, measure
@@ -41,7 +41,7 @@ def candidates(world: World) -> list[dict]:
             "text": problem["solution"] + str(index) * (index % 2),
             "finish_reason": "stop",
             "num_tokens": 30,
-            "model": "package:problems/miniature/model",
+            "model": "package:miniature/model",
         }
         for problem in world.reference.artefact("problems").read().to_pylist()
         for index in range(amounts[problem["split"]] // EVERY)

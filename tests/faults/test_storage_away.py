@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from minos_ray import storage
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.store import Artefact, Run
+from minos_ray.store import filesystem
+from minos_ray.store.run import Artefact, Run
 from tests.remote.proxy import Fault, Proxy, proxy
 from tests.remote.server import KEYS, Bucket, bucket
 
@@ -99,7 +99,7 @@ def test_it_outlasts_seconds_without_a_server(run: Run, between: Proxy, store: B
 def test_a_store_that_stays_away_stops_the_work_within_the_limit(
     store: Bucket, between: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "S3_ATTEMPTS", 6)
+    monkeypatch.setattr(filesystem, "S3_ATTEMPTS", 6)
     run = Run(store.uri("away", between.port))
     artefact = run.artefact("candidates")
     artefact.begin(INPUTS)
@@ -114,7 +114,7 @@ def test_a_store_that_stays_away_stops_the_work_within_the_limit(
 def test_a_part_that_cannot_be_read_for_a_while_is_not_taken_to_be_torn(
     store: Bucket, between: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "S3_ATTEMPTS", 2)
+    monkeypatch.setattr(filesystem, "S3_ATTEMPTS", 2)
     artefact = Run(store.uri("torn", between.port)).artefact("candidates")
     artefact.begin(INPUTS)
     artefact.write_part("a", ROWS)
@@ -132,7 +132,7 @@ def test_a_large_object_that_cannot_be_written_leaves_the_one_that_is_there(
     store: Bucket, between: Proxy, monkeypatch: pytest.MonkeyPatch, only: str
 ) -> None:
     """Whichever of its requests fails for good: no empty or half object takes its place."""
-    monkeypatch.setattr(storage, "S3_ATTEMPTS", 3)
+    monkeypatch.setattr(filesystem, "S3_ATTEMPTS", 3)
     run = Run(store.uri("large", between.port))
     run.write_bytes("large.bin", b"before")
     between.fail("busy", -1, only)
@@ -180,8 +180,8 @@ def test_an_option_that_actors_would_not_get_is_refused() -> None:
 
 def open_elsewhere(folder: Path, uri: str) -> None:
     """Starts a run whose problems lie at the address."""
-    from minos_ray.config import load_config
-    from minos_ray.pipeline import open_run
+    from minos_ray.config.load import load_config
+    from minos_ray.pipeline.run import open_run
 
     open_run(load_config("gsm8k-mistral-7b", [f"run={folder / 'run'}", f"problems.test.path={uri}"]))
 
@@ -198,8 +198,8 @@ def open_elsewhere(folder: Path, uri: str) -> None:
     ],
 )
 def test_an_address_without_a_key_is_none_to_refuse(path: str) -> None:
-    storage.refuse_key("run", path)
-    assert storage.inside(path, "a/b") == path.replace("/run", "/run/a/b")
+    filesystem.refuse_key("run", path)
+    assert filesystem.inside(path, "a/b") == path.replace("/run", "/run/a/b")
 
 
 def test_an_object_is_put_once_and_there_are_no_folders(run: Run, between: Proxy) -> None:
@@ -213,5 +213,5 @@ def test_it_stays_patient_in_another_process(run: Run) -> None:
     import pickle
 
     sent = pickle.loads(pickle.dumps(run.fs))
-    assert isinstance(sent, storage.PatientS3)
+    assert isinstance(sent, filesystem.PatientS3)
     assert KEYS["AWS_SECRET_ACCESS_KEY"].encode() not in pickle.dumps(run.fs)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.cluster import quiet_data
+from minos_ray.cluster.connect import quiet_data
 from minos_ray.errors import WorkStopped
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.training.checkpoint import whole
 from minos_ray.training.log import read_log
 from minos_ray.training.trainer import fit

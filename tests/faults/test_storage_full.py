@@ -11,8 +11,8 @@ import pytest
 
 from minos_ray.errors import WorkStopped
 from minos_ray.labels.stage import label
-from minos_ray.pipeline import run_stage
-from minos_ray.store import Run
+from minos_ray.pipeline.run import run_stage
+from minos_ray.store.run import Run
 from tests import runs
 from tests.training.world import candidate
 
@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def candidates(run: Run) -> None:
     """Problems and candidates in eight parts, so that labels have several parts too."""
-    from minos_ray.schema import table
+    from minos_ray.store.columns import table
 
     runs.put(run, "problems", [runs.problem(number) for number in range(PROBLEMS)])
     artefact = run.artefact("candidates")

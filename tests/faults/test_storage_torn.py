@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
-from minos_ray.pipeline import run_stage
-from minos_ray.schema import table
-from minos_ray.store import Artefact, Manifest, Run
+from minos_ray.pipeline.run import run_stage
+from minos_ray.store.columns import table
+from minos_ray.store.run import Artefact, Manifest, Run
 from tests import runs
 
 INPUTS = {"config": {"x": 1}}
@@ -60,7 +60,7 @@ def test_a_flipped_bit_gives_no_other_rows_units_or_numbers(
     tmp_path_factory: pytest.TempPathFactory, at: int, bit: int
 ) -> None:
     """Half of the bits are those of the footer. Without checksums of pages four in five of the others would be read as
-    other rows; see minos_ray/parquet.py."""
+    other rows; see minos_ray/store/parquet.py."""
     units, stats = [f"unit {number}" for number in range(20)], {"tokens": 12.5, "refused": 3}
     artefact = Run(str(tmp_path_factory.mktemp("run"))).artefact("candidates")
     artefact.begin(INPUTS)

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from minos_ray.config import Config, build
-from minos_ray.critiques.server import WRITER, Handler, Teacher
-from minos_ray.critiques.server import Server as Critic
-from minos_ray.labels.answers import Grader, extract_number, gold_number
-from minos_ray.store import Run
+from minos_ray.config.load import Config, build
+from minos_ray.grading.graders import Grader, extract_number, gold_number
+from minos_ray.miniature.critic_server import WRITER, Handler, Teacher
+from minos_ray.miniature.critic_server import Server as Critic
+from minos_ray.store.run import Run
 from tests.raylets import STORE
 
 KEY = "key-of-the-counting-critic"
@@ -80,7 +80,7 @@ grader = Grader(extract_number, str.__eq__, f"{__name__}:same_slowly", gold_numb
 
 def values(run: str, critic: str) -> dict[str, Any]:
     """The config as YAML has it: the shipped miniature model, few problems, slow enough to be hit in the middle."""
-    model, loader = {"model": "package:problems/miniature/model"}, "minos_ray.problems.miniature:load"
+    model, loader = {"model": "package:miniature/model"}, "minos_ray.miniature:load"
     train = {"lr": 1e-3, "batch_rows": 8, "max_length": 400, "precision": "fp32", "eval_every": 10}
     engine = {"actors": 2, "max_model_len": 512, "dtype": "float32", "kv_cache_gb": 0.1, "max_num_seqs": 8}
     return {
@@ -89,7 +89,7 @@ def values(run: str, critic: str) -> dict[str, Any]:
         "generator": model,
         "base": model,
         "sample": {"n_train": 12, "n_test": 8, "unit": 4, "temperature": 0.7, "max_tokens": 120},
-        "label": {"steps": "minos_ray.labels.miniature:label_steps", "grader": f"{__name__}:grader"},
+        "label": {"steps": "minos_ray.miniature.step_labels:label_steps", "grader": f"{__name__}:grader"},
         "critique": {"base_url": critic, "model": "counting", "count": 80},
         "sft": {**train, "epochs": 3},
         "reward": {**train, "epochs": 1, "verifiers": ["orm-base", "prm-minos"], "eval_rows": 24},
@@ -119,9 +119,9 @@ class SlowTeacher(Teacher):
     """Takes its time for an answer, and notes what it was asked when."""
 
     def __init__(self, answer_s: float) -> None:
-        from minos_ray.config import resolve
+        from minos_ray.config.load import resolve
 
-        super().__init__(0, resolve(WRITER), resolve("minos_ray.labels.miniature:labels_of"))
+        super().__init__(0, resolve(WRITER), resolve("minos_ray.miniature.step_labels:labels_of"))
         self.answer_s = answer_s
         self.asked: list[Asking] = []
 

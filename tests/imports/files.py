@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minos_ray import schema
-from minos_ray.labels.runs_on import own_solution
-from minos_ray.labels.steps import paragraphs_or_lines
-from minos_ray.store import Run
+from minos_ray.grading.runs_on import own_solution
+from minos_ray.steps.split import paragraphs_or_lines
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 
 TAG = "\u043a\u0438"
 
@@ -20,7 +20,7 @@ def jsonl(path: Path, *rows: Any) -> str:
 
 def stored(run: Run, name: str) -> list[dict[str, Any]]:
     """The rows of an artefact, its columns and ids checked."""
-    return schema.validate(name, run.artefact(name).read()).to_pylist()
+    return columns.validate(name, run.artefact(name).read()).to_pylist()
 
 
 def shepherd_row(question: str, signs: str, tag: str = TAG) -> dict[str, str]:

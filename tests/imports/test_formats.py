@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from minos_ray.errors import UserError
+from minos_ray.files.read import BadRow
 from minos_ray.imports import FORMATS, bring
 from minos_ray.imports.minos import read as read_minos
 from minos_ray.imports.prm800k import parse as parse_prm
 from minos_ray.imports.prm800k import unfinished, whole
 from minos_ray.imports.processbench import parse as parse_bench
 from minos_ray.imports.shepherd import read as read_shepherd
-from minos_ray.problems.files import BadRow
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.imports.files import jsonl, shepherd_row, stored
 
 
@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_every_format_names_a_function() -> None:
-    from minos_ray.config import resolve
+    from minos_ray.config.load import resolve
 
     assert all(callable(resolve(function)) for function in FORMATS.values())
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.imports import bring
 from minos_ray.imports.genrm_files import COLUMNS, PUBLISHED
 from minos_ray.imports.verdicts import read_verdict, training_text
-from minos_ray.store import Run
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 from tests.imports.files import found_again
 
 STEPS = "**Verification:**\n\nStep 1: 2 * 5 = 10 pens. (Correct)\n\n"
@@ -117,7 +117,7 @@ def test_import_of_two_parts(source: Path, tmp_path: Path) -> None:
     dropped = {"repeated candidate_id": 1, "empty critique": 1}
     for name in ("candidates", "labels", "critiques"):
         assert manifests[name].counts["rows"] == 15 and manifests[name].dropped == dropped
-        schema.validate(name, run.artefact(name).read())
+        columns.validate(name, run.artefact(name).read())
     assert manifests["labels"].counts["correct"] == 10 and manifests["labels"].counts["wrong"] == 5
     assert manifests["critiques"].counts["verdict stated"] == 14
     assert manifests["critiques"].counts["verdict cut off"] == 1
@@ -176,8 +176,8 @@ def test_the_split_is_by_question_and_nested(source: Path, tmp_path: Path) -> No
 
 
 def test_an_import_is_fresh_for_the_stages(source: Path, tmp_path: Path) -> None:
-    from minos_ray.config import Config
-    from minos_ray.state import status
+    from minos_ray.config.load import Config
+    from minos_ray.graph.state import status
 
     run = Run(str(tmp_path / "run"))
     bring("genrm", str(source), run)

@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from minos_ray.config.training import Sft
 from minos_ray.errors import UserError
 from minos_ray.imports import bring
 from minos_ray.imports.minos import numbered, sources, step_verdicts
-from minos_ray.store import Run
-from minos_ray.training_sections import Sft
+from minos_ray.store.run import Run
 from tests.imports.files import TAG, found_again, jsonl, shepherd_row, stored
 from tests.tiny import tiny_tokenizer
 
@@ -36,8 +36,8 @@ def critique_rows() -> list[dict[str, Any]]:
 def test_critiques_alone_train_stage_1(run: Run, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from minos_ray.config import Config
-    from minos_ray.state import status
+    from minos_ray.config.load import Config
+    from minos_ray.graph.state import status
     from minos_ray.training.data import critique_data
 
     made = {m.artefact: m for m in bring("math-minos", jsonl(tmp_path / "a.jsonl", *critique_rows()), run)}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minos_ray.imports import bring
 from minos_ray.imports.shepherd import pieces
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.imports.files import TAG, found_again, jsonl, shepherd_row, stored
 
 

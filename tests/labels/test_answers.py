@@ -11,11 +11,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from minos_ray.labels.answers import gsm8k, gsm8k_marked, math
-from minos_ray.labels.forms import normal
-from minos_ray.labels.latex import extract_latex, gold_latex, last_boxed
-from minos_ray.labels.numbers import canonical, extract_number, same_number
-from minos_ray.labels.same import same_text
+from minos_ray.grading.forms import normal
+from minos_ray.grading.graders import gsm8k, gsm8k_marked, math
+from minos_ray.grading.latex import extract_latex, gold_latex, last_boxed
+from minos_ray.grading.numbers import canonical, extract_number, same_number
+from minos_ray.grading.same import same_text
 
 GSM8K = [
     # gold, text, answer, status

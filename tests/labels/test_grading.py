@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.labels.answers import Graded, Grader, gsm8k, math
-from minos_ray.labels.grading import Comparer, Grading, Verdicts
+from minos_ray.grading.graders import Graded, Grader, gsm8k, math
+from minos_ray.grading.pool import Comparer, Grading, Verdicts
 
 TOWER = "9^{9^{9^{9^{9}}}}"
 
 
 @pytest.fixture
 def comparer() -> Iterator[Comparer]:
-    comparer = Comparer("minos_ray.labels.same:same_value", 1.0)
+    comparer = Comparer("minos_ray.grading.same:same_value", 1.0)
     yield comparer
     comparer.close()
 
@@ -73,7 +73,7 @@ def test_the_child_ends_with_its_parent() -> None:
     code = (
         "from minos_ray.labels.grading import Comparer\n"
         "import os, sys\n"
-        "c = Comparer('minos_ray.labels.same:same_value', 2.0)\n"
+        "c = Comparer('minos_ray.grading.same:same_value', 2.0)\n"
         "c('1', '2')\n"
         "print(c.child.pid, flush=True)\n"
         f'c.child.stdin.write(\'["1", "{TOWER}"]\\n\'); c.child.stdin.flush()\n'
@@ -96,7 +96,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_comparison_that_cannot_start_is_no_timeout() -> None:
-    broken = Grader(str, str.__eq__, slow="minos_ray.labels.same:no_such_function")
+    broken = Grader(str, str.__eq__, slow="minos_ray.grading.same:no_such_function")
     with Grading(broken, 1.0) as grading, pytest.raises(RuntimeError, match="no_such_function"):
         grading(["1"], ["2"])
 

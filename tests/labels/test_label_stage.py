@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.labels import stage
 from minos_ray.labels.stage import NO_PROBLEM, Labeller, label, plan
-from minos_ray.schema import table
-from minos_ray.store import Run
+from minos_ray.store.columns import table
+from minos_ray.store.run import Run
 
 CANDIDATES = 50
 QUESTIONS = 3
@@ -108,7 +108,7 @@ def test_step_labels_of_a_function(run: Run) -> None:
 
 
 def test_the_mathematics_grader_in_a_worker(run: Run) -> None:
-    labeller = Labeller(run.path, config(run, grader="minos_ray.labels.answers:math", timeout_s=5).label)
+    labeller = Labeller(run.path, config(run, grader="minos_ray.grading.graders:math", timeout_s=5).label)
     _, stats = labeller(plan(run.artefact("candidates")))
     assert stats["correct"] == 51 and "timeout" not in stats
     labeller.grading.close()

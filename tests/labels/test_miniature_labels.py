@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.labels.miniature import labels_of
-from minos_ray.problems.miniature import corpus, load
-from minos_ray.problems.miniature.chain import gold_chain, solution_text
-from minos_ray.problems.miniature.language import read
+from minos_ray.miniature import corpus, load
+from minos_ray.miniature.arithmetic import gold_chain, solution_text
+from minos_ray.miniature.language import read
+from minos_ray.miniature.step_labels import labels_of
 
 QUESTION = (
     "Tom has 12 apples. Tom eats a third of them. Ann has 7 pens. Ann gives Tom 5 more. How many apples are there now?"

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.candidates.prompts import chat, plain
-from minos_ray.labels import steps as splitters
+from minos_ray.config.schema import Model
 from minos_ray.labels.prefixes import ids_after, prefix_id, prefixes
-from minos_ray.models import load_tokenizer, locate
-from minos_ray.sections import Model
-from minos_ray.store import Run
+from minos_ray.steps import split as splitters
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Run
 from tests.tiny import tiny_tokenizer
 from tests.training.tokenizers_at_hand import TOKENIZERS
 
@@ -25,7 +25,7 @@ LINES = st.lists(WORDS.map(" ".join), min_size=1, max_size=5)
 @pytest.fixture(scope="module")
 def miniature() -> object:
     """The tokenizer of the shipped model."""
-    return load_tokenizer(locate(Model(model="package:problems/miniature/model"), Run(".")))
+    return load_tokenizer(locate(Model(model="package:miniature/model"), Run(".")))
 
 
 def test_a_prefix_ends_behind_the_line_break_of_its_step() -> None:

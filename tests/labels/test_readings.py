@@ -5,13 +5,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minos_ray.evaluation.answers import quick
-from minos_ray.labels.answers import gsm8k, math
-from minos_ray.labels.forms import normal, readable
-from minos_ray.labels.latex import extract_latex, gold_latex
-from minos_ray.labels.numbers import extract_number
-from minos_ray.labels.parts import conclusion, elements, sides, value_side, without_condition
-from minos_ray.labels.runs_on import own_solution
-from minos_ray.labels.same import same_text, same_value
+from minos_ray.grading.forms import normal, readable
+from minos_ray.grading.graders import gsm8k, math
+from minos_ray.grading.latex import extract_latex, gold_latex
+from minos_ray.grading.numbers import extract_number
+from minos_ray.grading.parts import conclusion, elements, sides, value_side, without_condition
+from minos_ray.grading.runs_on import own_solution
+from minos_ray.grading.same import same_text, same_value
 
 MATH = [
     # gold, text, correct

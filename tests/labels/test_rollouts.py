@@ -11,21 +11,21 @@ import pytest
 import yaml
 
 from minos_ray import cli
-from minos_ray.check import check, findings
-from minos_ray.config import Config, build
+from minos_ray.config.load import Config, build
 from minos_ray.errors import UserError
+from minos_ray.grading.numbers import extract_number, same_number
+from minos_ray.graph.specs import inputs, spec
 from minos_ray.labels.completer import Completer
-from minos_ray.labels.numbers import extract_number, same_number
 from minos_ray.labels.prefixes import prefix_id
 from minos_ray.labels.rollouts import chosen, cost, plan, rollouts, train_answers, unit_table
 from minos_ray.labels.stage import label
-from minos_ray.problems.miniature import load
-from minos_ray.stages import inputs, spec
-from minos_ray.store import Manifest, Run
+from minos_ray.miniature import load
+from minos_ray.pipeline.check import check, findings
+from minos_ray.store.run import Manifest, Run
 from tests.runs import put
 
-MODEL = {"model": "package:problems/miniature/model"}
-GOLD = "minos_ray.labels.miniature:label_steps"
+MODEL = {"model": "package:miniature/model"}
+GOLD = "minos_ray.miniature.step_labels:label_steps"
 
 
 def make_config(folder: Path, rollouts: dict[str, Any] | None = None, **sections: Any) -> Config:
@@ -214,7 +214,7 @@ def test_only_what_completions_depend_on_makes_rollouts_stale(tmp_path: Path) ->
     before = inputs(config, run, spec(config, "rollouts"))
     same = make_config(tmp_path, label={**config.label.model_dump(), "after_first_error": "mask", "steps": GOLD})
     assert inputs(same, run, spec(same, "rollouts")) == before
-    for key, value in (("splitter", "minos_ray.labels.steps:paragraphs"), ("rollouts", {"completions": 3})):
+    for key, value in (("splitter", "minos_ray.steps.split:paragraphs"), ("rollouts", {"completions": 3})):
         other = make_config(tmp_path, label={**config.label.model_dump(), key: value})
         assert inputs(other, run, spec(other, "rollouts")) != before
     own = make_config(tmp_path, {"completer": {"model": "run:models/base"}})

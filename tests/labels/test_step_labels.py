@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from minos_ray.labels.answers import graded
+from minos_ray.config.schema import Label
+from minos_ray.grading.graders import graded
 from minos_ray.labels.prefixes import prefix_id
 from minos_ray.labels.step_labels import StepLabeller
-from minos_ray.sections import Label
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.runs import put
 
 TEXT = "a\nb\nc\nThe answer is: 1"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from minos_ray.config.resources import Actors
 from minos_ray.errors import WorkStopped
-from minos_ray.resources import Actors
-from minos_ray.store import Run
-from minos_ray.units import run_units
+from minos_ray.store.run import Run
+from minos_ray.work.run_units import run_units
 
 FAILS_AT = "3"
 
@@ -43,7 +43,7 @@ def test_failed_work_holds_nothing(local_ray: None, tmp_path: Path, how: str, mo
     import ray
 
     if how == "driver":
-        monkeypatch.setattr("minos_ray.units.Outcome.add", lambda self, task: 1 / 0)
+        monkeypatch.setattr("minos_ray.work.run_units.Outcome.add", lambda self, task: 1 / 0)
     units = pa.table({"unit_id": [str(number) for number in range(100)]})
     arguments = (Run(str(tmp_path / "run")), "counts", units, Counts, {"folder": str(tmp_path), "how": how})
     with pytest.raises((ray.exceptions.RayError, WorkStopped, ZeroDivisionError)) as caught:

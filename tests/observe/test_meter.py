@@ -9,8 +9,8 @@ import pytest
 
 from minos_ray.observe import meter
 from minos_ray.observe.meter import Meter
-from minos_ray.progress import Progress
-from minos_ray.store import Run
+from minos_ray.observe.progress import Progress
+from minos_ray.store.run import Run
 
 
 def records(run: Run) -> list[dict]:

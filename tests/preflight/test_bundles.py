@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.preflight.bundles import Bundles, bundles, lack, room
-from minos_ray.preflight.growth import Growth
-from minos_ray.preflight.joined import no_room
-from minos_ray.resources import Actors, Workers
+from minos_ray.cluster.bundles import Bundles, bundles, lack, room
+from minos_ray.cluster.growth import Growth
+from minos_ray.config.resources import Actors, Workers
+from minos_ray.pipeline.joined import no_room
 
 NODE = st.fixed_dictionaries({}, optional={"CPU": st.integers(0, 6), "GPU": st.integers(0, 4)})
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.check import check, findings, unfinished
+from minos_ray.config.schema import Config, Model
 from minos_ray.errors import UserError
-from minos_ray.model_checks import check_model, models
-from minos_ray.preflight import disk, estimate
-from minos_ray.preflight.gpu_memory import trainings_too_large
-from minos_ray.sections import Config, Model
-from minos_ray.state import State
-from minos_ray.store import Run
+from minos_ray.graph.state import State
+from minos_ray.pipeline import disk, estimate
+from minos_ray.pipeline.check import check, findings, unfinished
+from minos_ray.pipeline.gpu_memory import trainings_too_large
+from minos_ray.pipeline.model_checks import check_model, models
+from minos_ray.store.run import Run
 from tests.tiny import tiny_model
 
 

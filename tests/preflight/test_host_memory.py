@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.config import build
+from minos_ray.config.load import build
+from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
-from minos_ray.preflight import host_memory
-from minos_ray.sections import Config
-from minos_ray.store import Run
+from minos_ray.pipeline import host_memory
+from minos_ray.store.run import Run
 from tests.tiny import tiny_model
 
 

@@ -1,8 +1,8 @@
 """Nodes that say nothing while a stage starts, and what nodes say of disks and of storage that is not there."""
 
-from minos_ray.preflight.compare import disks
-from minos_ray.preflight.nodes import Answer, Node, settled
-from minos_ray.preflight.probe import storage
+from minos_ray.cluster.nodes import Answer, Node, settled
+from minos_ray.cluster.probe import storage
+from minos_ray.pipeline.compare import disks
 
 NODES = {name: Node(name, f"10.0.0.{at}", {"CPU": 1.0}) for at, name in enumerate("abcd")}
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from minos_ray.check import check, findings, refuse
-from minos_ray.cluster import disconnect
-from minos_ray.config import Config, load_config
+from minos_ray.cluster import nodes
+from minos_ray.cluster.connect import disconnect
+from minos_ray.config.load import Config, load_config
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.pipeline import run_stage
-from minos_ray.preflight import nodes
-from minos_ray.store import Run
+from minos_ray.pipeline.check import check, findings, refuse
+from minos_ray.pipeline.run import run_stage
+from minos_ray.store.run import Run
 from tests.preflight import world
 from tests.preflight.world import KEY, ODD, OTHER, SEEDED
 from tests.runs import problem, put

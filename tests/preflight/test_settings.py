@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minos_ray.candidates.lengths import limit, positions
-from minos_ray.check import findings
-from minos_ray.config import Config, assign, build
+from minos_ray.config.load import Config, assign, build
+from minos_ray.config.resources import Engine
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError
-from minos_ray.resources import Engine
-from minos_ray.store import Run
+from minos_ray.graph.lengths import limit, positions
+from minos_ray.pipeline.check import findings
+from minos_ray.store.run import Run
 from minos_ray.training.reward import reward
 from tests.runs import make_run
 from tests.tiny import tiny_model
 
-SHIPPED = "package:problems/miniature/model"
-GOLD = {"steps": "minos_ray.labels.miniature:label_steps"}
-MINIATURE = {split: {"loader": "minos_ray.problems.miniature:load", "limit": 4} for split in ("train", "test")}
+SHIPPED = "package:miniature/model"
+GOLD = {"steps": "minos_ray.miniature.step_labels:label_steps"}
+MINIATURE = {split: {"loader": "minos_ray.miniature:load", "limit": 4} for split in ("train", "test")}
 JUDGE = {"judge": {"max_tokens": 160}}
 OFFLINE = {"base_url": "offline", "count": 4}
 
@@ -130,20 +130,20 @@ def test_a_length_that_is_none_is_named(told: object) -> None:
 @pytest.mark.parametrize(
     ("key", "name", "why"),
     [
-        ("label.grader", "minos_ray.labels.steps:lines", "that is no grader"),
+        ("label.grader", "minos_ray.steps.split:lines", "that is no grader"),
         (
             "label.splitter",
-            "minos_ray.labels.answers:math",
+            "minos_ray.grading.graders:math",
             "it cannot be called so (missing a required argument: 'text')",
         ),
         ("label.splitter", "builtins:len", "on an example it gives"),
-        ("label.splitter", "minos_ray.labels.steps:re", "that is no function"),
-        ("label.steps", "minos_ray.labels.steps:lines", "it cannot be called so (too many positional arguments)"),
+        ("label.splitter", "minos_ray.steps.split:re", "that is no function"),
+        ("label.steps", "minos_ray.steps.split:lines", "it cannot be called so (too many positional arguments)"),
         ("sample.prompt", "minos_ray.critiques.prompts:blind", "it cannot be called so"),
-        ("critique.prompt", "minos_ray.labels.steps:lines", "it fails on an example (AttributeError"),
+        ("critique.prompt", "minos_ray.steps.split:lines", "it fails on an example (AttributeError"),
         ("critique.prompt", "minos_ray.candidates.prompts:plain", "it cannot be called so"),
-        ("critique.prompt", "minos_ray.labels.steps:nothing", "does not name a function"),
-        ("problems.train.loader", "minos_ray.labels.steps:lines", "it cannot be called so"),
+        ("critique.prompt", "minos_ray.steps.split:nothing", "does not name a function"),
+        ("problems.train.loader", "minos_ray.steps.split:lines", "it cannot be called so"),
         ("problems.test.options", {"colour": 1}, "unexpected keyword argument 'colour'"),
     ],
 )

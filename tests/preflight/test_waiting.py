@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from minos_ray import cluster
+from minos_ray.cluster import connect, waiting
+from minos_ray.config.resources import Actors
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.preflight import waiting
-from minos_ray.resources import Actors
 
 ALL = Actors(actors=2, cpus=1)
 
@@ -37,13 +36,13 @@ def holder(local_ray: None) -> Iterator[Any]:
 
 
 def test_room_that_is_there_is_not_waited_for(local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
-    cluster.require("grade", ALL, 60)
+    connect.require("grade", ALL, 60)
     assert capsys.readouterr().out == ""
 
 
 def test_what_never_fits_is_refused_at_once(local_ray: None) -> None:
     with pytest.raises(UserError, match=r"resources\.sample wants 3 x \(1 CPU\), each on one node: 2 of 3 fit on"):
-        cluster.require("rollouts", Actors(actors=3), 60)
+        connect.require("rollouts", Actors(actors=3), 60)
 
 
 def test_a_busy_cluster_is_waited_for_and_the_holder_named(
@@ -54,7 +53,7 @@ def test_a_busy_cluster_is_waited_for_and_the_holder_named(
     monkeypatch.setattr(waiting, "QUIET_S", 0.0)
     releases = threading.Timer(2.5, ray.kill, [holder])
     releases.start()
-    cluster.require("grade", ALL, 60)
+    connect.require("grade", ALL, 60)
     releases.join()
     said = capsys.readouterr().out
     assert said.startswith("[grade] waits for 2 x (1 CPU): 1 fit now; the cluster has 2 CPU, free 1 CPU, held by ")
@@ -73,14 +72,14 @@ def reserved() -> list[str]:
 def test_it_gives_up_with_the_numbers(holder: Any) -> None:
     said = r"waited 0s \(resources\.wait_s\) for 2 x \(1 CPU\): 1 fit now.*1 x Holder of this run: 1 CPU"
     with pytest.raises(WorkStopped, match=said):
-        cluster.require("grade", ALL, 0.1)
+        connect.require("grade", ALL, 0.1)
     assert not reserved()
 
 
 def test_a_cluster_that_nobody_enlarges_in_time_is_too_small(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "joined")
     with pytest.raises(UserError, match=r"resources\.train wants 5 x \(1 CPU\).*lower it or add nodes"):
-        cluster.require("train", Actors(actors=5), 0.1)
+        connect.require("train", Actors(actors=5), 0.1)
 
 
 def test_another_job_is_named_by_its_script_alone(local_ray: None, tmp_path: Path) -> None:
@@ -101,8 +100,8 @@ def test_another_job_is_named_by_its_script_alone(local_ray: None, tmp_path: Pat
         while "held" not in other.stdout.readline():
             assert other.poll() is None
         with pytest.raises(WorkStopped, match=r"1 x Foreign of job \d+ \(other\.py\): 2 CPU"):
-            cluster.require("grade", ALL, 0.1)
+            connect.require("grade", ALL, 0.1)
     finally:
         other.kill()
         other.wait()
-    cluster.require("grade", ALL, 120)
+    connect.require("grade", ALL, 120)

@@ -183,7 +183,7 @@ def right(folder: Path, address: str, critic_url: str) -> dict[str, Any]:
         "problems": {split: {"path": f"{folder}/{split}.jsonl"} for split in ("train", "test")},
         "generator": {"model": f"{folder}/model"},
         "base": {"model": f"{folder}/model"},
-        "label": {"steps": "minos_ray.labels.miniature:label_steps"},
+        "label": {"steps": "minos_ray.miniature.step_labels:label_steps"},
         "critique": {"base_url": critic_url, "api_key_env": KEY, "model": "m"},
         "resources": {"address": address},
     }

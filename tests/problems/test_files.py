@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from minos_ray.errors import UserError
+from minos_ray.files.read import BadRow, read_parquet, records
+from minos_ray.grading.grade_file import grade_file
 from minos_ray.imports import bring
-from minos_ray.labels.grade_file import grade_file
-from minos_ray.problems.files import BadRow, read_parquet, records
 from minos_ray.problems.table import load
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 HEAD = "question,answer\n"
 ROW = b'{"question": "q", "answer": "5"}\n'

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.problems import gsm8k, math, table
 from minos_ray.problems.rows import draw
+from minos_ray.store import columns as schema
 
 NATALIA = {
     "question": "Natalia sold clips to 48 of her friends in April, and half as many in May. How many in all?",

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray import schema
 from minos_ray.errors import UserError
-from minos_ray.problems.miniature import corpus, load
-from minos_ray.problems.miniature.chain import gold_chain
-from minos_ray.problems.miniature.language import PHRASES, read
-from minos_ray.problems.miniature.maker import TRICKY, split_of
+from minos_ray.miniature import corpus, load
+from minos_ray.miniature.arithmetic import gold_chain
+from minos_ray.miniature.language import PHRASES, read
+from minos_ray.miniature.problems import TRICKY, split_of
+from minos_ray.store import columns
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 ARITHMETIC = {
@@ -24,7 +24,7 @@ ARITHMETIC = {
 
 def test_rows_fit_the_schema_and_are_a_function_of_the_seed() -> None:
     rows = list(load("train", 50, 1000))
-    schema.validate("problems", schema.table("problems", rows))
+    columns.validate("problems", columns.table("problems", rows))
     assert rows == list(load("train", 50, 1000))
     assert rows[:20] == list(load("train", 20, 1000))
     assert rows != list(load("train", 50, 1001))

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from minos_ray.critiques.miniature import write_critique
-from minos_ray.labels.miniature import labels_of
-from minos_ray.problems.miniature import corpus
-from minos_ray.problems.miniature.tokenizer import tokenizer
+from minos_ray.miniature import corpus
+from minos_ray.miniature.critic import write_critique
+from minos_ray.miniature.step_labels import labels_of
+from minos_ray.miniature.tokenizer import tokenizer
 
 
 @pytest.fixture(scope="module")

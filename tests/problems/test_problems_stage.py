@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.problems.stage import key, problems
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 TABLE = "minos_ray.problems.table:load"
 

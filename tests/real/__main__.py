@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from minos_ray.cluster import disconnect
-from minos_ray.progress import duration
+from minos_ray.cluster.connect import disconnect
+from minos_ray.observe.progress import duration
 from tests.real import rows, smollm2, stages
 from tests.runs import put
 

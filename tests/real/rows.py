@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from minos_ray.critiques.parse import parse_critique
-from minos_ray.store import Run
+from minos_ray.steps.critique_text import parse_critique
+from minos_ray.store.run import Run
 from tests.runs import put
 
 Row = dict[str, Any]
@@ -25,7 +25,7 @@ def real_rows(shared: Path, solutions: int, critiques: int) -> list[Row]:
     """
     import pyarrow.parquet as pq
 
-    from minos_ray.labels.steps import lines
+    from minos_ray.steps.split import lines
 
     judged = json.loads((shared / "processbench" / "gsm8k.json").read_text())[:solutions]
     rows = [

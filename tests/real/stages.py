@@ -9,10 +9,10 @@ from typing import Any
 
 import psutil
 
-from minos_ray.config import build
-from minos_ray.pipeline import open_run, run_stage
-from minos_ray.sections import Config
-from minos_ray.store import Manifest, Run
+from minos_ray.config.load import build
+from minos_ray.config.schema import Config
+from minos_ray.pipeline.run import open_run, run_stage
+from minos_ray.store.run import Manifest, Run
 
 CHAT = "minos_ray.candidates.prompts:chat"
 QUICK = {"lr": 1e-5, "epochs": 1, "precision": "fp32", "max_length": 512, "eval_every": 100}
@@ -62,7 +62,7 @@ def config(folder: Path, model: Path, name: str, **workers: Any) -> tuple[Config
             "base": {"model": str(model)},
             "generator": {"model": str(model)},
             "sample": {"prompt": CHAT, "n_test": 2, "n_train": 0, "unit": 2, "max_tokens": 48, "temperature": 0.7},
-            "label": {"steps": "minos_ray.labels.miniature:gold"},
+            "label": {"steps": "minos_ray.miniature.step_labels:gold"},
             "sft": {**QUICK, "batch_rows": 8, "source": "critiques"},
             "reward": {**QUICK, "batch_rows": 8, "eval_rows": 4, "verifiers": ["orm-minos", "prm-minos"]},
             "score": {"judge": {"max_tokens": 96}},
@@ -139,8 +139,8 @@ def by_transformers(path: str, asked: list[tuple[str, list[str]]]) -> list[list[
     import torch
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-    from minos_ray.models import load_tokenizer
-    from minos_ray.training.encoding import encode_solutions
+    from minos_ray.steps.encoding import encode_solutions
+    from minos_ray.store.model_files import load_tokenizer
 
     kind = "orm" if "/orm" in path else "prm"
     auto = AutoModelForSequenceClassification if kind == "orm" else AutoModelForTokenClassification
@@ -160,7 +160,7 @@ def by_engine(engine: str) -> Callable[[str, list[tuple[str, list[str]]]], list[
     def score(path: str, asked: list[tuple[str, list[str]]]) -> list[list[float]]:
         import gc
 
-        from minos_ray.resources import Scoring
+        from minos_ray.config.resources import Scoring
         from minos_ray.scoring.scorer import load
 
         verifier = load(path, False, Scoring(engine=engine, kv_cache_gb=0.1, max_model_len=1024))

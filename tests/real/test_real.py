@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.real import rows, smollm2, stages
 
 pytestmark = pytest.mark.slow

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from minos_ray.cluster import quiet_data
-from minos_ray.config import load_config
-from minos_ray.pipeline import open_run, run_all
-from minos_ray.sections import Config
-from minos_ray.store import Manifest, Run
+from minos_ray.cluster.connect import quiet_data
+from minos_ray.config.load import load_config
+from minos_ray.config.schema import Config
+from minos_ray.pipeline.run import open_run, run_all
+from minos_ray.store.run import Manifest, Run
 from tests.raylets import STORE, cluster_of_raylets
 from tests.remote.server import KEYS, Bucket, bucket
 

@@ -4,7 +4,7 @@ import math
 import random
 from typing import Any
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.report.synthetic import ERRORS, HOSTILE, VERIFIERS, critique, evaluation, put, put_evaluation
 
 WORDS = """the she he first then so has total each apples money hours day week number of in and gives left buys sells

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Error, Playwright, sync_playwright
 
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.report.synthetic import make_run
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")

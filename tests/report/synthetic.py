@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minos_ray import schema
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.evaluation.stage import evaluate
-from minos_ray.store import Run
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 
 VERIFIERS = ("orm-base", "orm-minos", "prm-base", "prm-minos")
 SHARPNESS = {"orm-base": 0.35, "orm-minos": 0.65, "prm-base": 0.5, "prm-minos": 0.9}
@@ -145,7 +145,7 @@ def put(run: Run, name: str, rows: list[dict], dropped: dict | None = None, deta
     """Writes one row artefact with its manifest."""
     artefact = run.artefact(name)
     artefact.begin({"synthetic": True})
-    artefact.write_part("0", schema.table(name.partition("/")[0], rows))
+    artefact.write_part("0", columns.table(name.partition("/")[0], rows))
     artefact.complete({"rows": len(rows)}, dropped, {"seconds": 1.0, **(details or {})})
 
 

@@ -14,7 +14,7 @@ from minos_ray.evaluation.selection import TIE
 from minos_ray.report.canvas import TINT
 from minos_ray.report.gather import gather
 from minos_ray.report.page import heat, render
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.report.synthetic import config, evaluation, put, put_evaluation
 
 Open = Callable[..., Page]

@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray import schema
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.blocks import blocks, planned
 from minos_ray.report.browse import browser
 from minos_ray.report.chunks import Content, Critique, columns, pack
 from minos_ray.report.samples import gallery
-from minos_ray.store import Run
+from minos_ray.store import columns as schema
+from minos_ray.store.run import Run
 from tests.report.test_page import Page, page
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)

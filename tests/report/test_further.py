@@ -7,7 +7,7 @@ from minos_ray.report.further import aggregation_rows, further_rows, largest_err
 from minos_ray.report.results import gains, rows
 from minos_ray.report.statement import state
 from minos_ray.report.text import results_table
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.report.synthetic import evaluation, pair, point, put_evaluation
 from tests.report.test_page import Page, page
 

@@ -2,7 +2,7 @@ import pytest
 
 from minos_ray.errors import UserError
 from minos_ray.report.gather import costs, gather, leading, reach, tokens
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.report.synthetic import config
 
 

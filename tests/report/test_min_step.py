@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minos_ray.report.min_step import last_shares, min_rows, where_min_falls
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 META = [
     {"verifier": "orm-base", "level": "outcome"},

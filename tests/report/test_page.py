@@ -11,7 +11,7 @@ from minos_ray.report.canvas import TINT
 from minos_ray.report.gather import gather
 from minos_ray.report.page import Strips, heat, number, render, typeset
 from minos_ray.report.results import MAIN, rows
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.report.synthetic import HOSTILE, config, evaluation, put_evaluation
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from minos_ray.report.samples import gallery, steps, take
 from minos_ray.report.scope import looked_at
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 
 
 def test_the_sample_is_seeded(full: Run) -> None:

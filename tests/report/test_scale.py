@@ -6,13 +6,12 @@ import re
 import numpy as np
 import pytest
 
+from minos_ray.evaluation.trend import NAME, curve
 from minos_ray.report import paper
 from minos_ray.report.gather import gather, leading, trial_metrics
 from minos_ray.report.page import render
 from minos_ray.report.scale import trend_rows
-from minos_ray.store import Run
-from minos_ray.sweep.curves import NAME
-from minos_ray.sweep.trend import curve
+from minos_ray.store.run import Run
 from tests.report.synthetic import config
 
 AMOUNTS = (0, 2000, 4000, 8000)

@@ -1,9 +1,9 @@
 import pytest
 
 from minos_ray.evaluation.stage import evaluate
+from minos_ray.graph.specs import specs
 from minos_ray.report.stage import report
-from minos_ray.stages import specs
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.report.synthetic import config, put_sweep
 
 

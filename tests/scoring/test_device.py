@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from minos_ray.candidates.engine import require_build
+from minos_ray.config.resources import Scoring
+from minos_ray.config.schema import ForeignModel, Model
 from minos_ray.errors import UserError
-from minos_ray.resources import Scoring
+from minos_ray.meta.foreign import ForeignScorer
 from minos_ray.scoring.batches import Forest, forests
 from minos_ray.scoring.device import device
-from minos_ray.scoring.foreign import ForeignScorer
 from minos_ray.scoring.scorer import Scorer, Scorers
-from minos_ray.sections import ForeignModel, Model
 from tests.tiny import tiny_model
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from minos_ray.config.resources import Engine, Scoring
+from minos_ray.config.schema import ForeignModel
 from minos_ray.errors import UserError
-from minos_ray.resources import Engine, Scoring
-from minos_ray.scoring.foreign import ForeignScorer, ForeignScorers
+from minos_ray.meta.foreign import ForeignScorer, ForeignScorers
 from minos_ray.scoring.solutions import UNITS
-from minos_ray.sections import ForeignModel
 from tests.scoring.foreign_models import changed, make
 from tests.tiny import tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.scoring.formats import Reading, covering, qwen, refusal, sequence, shepherd, signs, tokens
+from minos_ray.meta.formats import Reading, covering, qwen, refusal, sequence, shepherd, signs, tokens
 from tests.scoring.foreign_models import qwen_tokenizer
 from tests.training.tokenizers_at_hand import COMPLETE, TOKENIZERS, mistral
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from minos_ray import schema
 from minos_ray.candidates.engine import Text
-from minos_ray.config import Config
-from minos_ray.critiques.parse import Parsed, parse_critique
-from minos_ray.models import load_tokenizer
-from minos_ray.resources import Engine, Resources
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Engine, Resources
+from minos_ray.config.schema import Judge, Model, Score
 from minos_ray.scoring.judge import UNITS, CriticJudge, distinct, judge, rate, size, verdicts
-from minos_ray.sections import Judge, Model, Score
-from minos_ray.store import Run
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
+from minos_ray.steps.critique_text import Parsed, parse_critique
+from minos_ray.store import columns
+from minos_ray.store.model_files import load_tokenizer
+from minos_ray.store.run import Run
 from tests.tiny import tiny_model
 
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
@@ -81,7 +81,7 @@ def imported(run: Run, name: str, rows: list[dict[str, object]]) -> None:
     """A complete artefact that nothing makes stale."""
     artefact = run.artefact(name)
     artefact.begin({"import": "test"})
-    artefact.write_part("0", schema.table(name, rows))
+    artefact.write_part("0", columns.table(name, rows))
     artefact.complete({"rows": len(rows)})
 
 
@@ -96,7 +96,7 @@ def label(candidate_id: str, steps: list[str]) -> dict[str, object]:
 def test_verdicts_become_scores_and_the_same_solution_is_judged_once(tmp_path: Path, local_ray: None) -> None:
     config, run = make_run(tmp_path, samples=1, temperature=0.0)
     manifest = judge(config, run)
-    rows = schema.validate("scores", run.artefact("scores/critic").read()).to_pylist()
+    rows = columns.validate("scores", run.artefact("scores/critic").read()).to_pylist()
     found = {row["candidate_id"]: (row["score"], row["step_scores"]) for row in rows}
     assert found == {
         "p/0": (1.0, [1.0, 1.0]),
@@ -185,7 +185,7 @@ def test_solutions_are_told_apart_part_by_part(tmp_path: Path) -> None:
     artefact = run.artefact("labels")
     artefact.begin({"import": "test"})
     for number, some in enumerate(list(written.items())[at : at + 2] for at in range(0, 7, 2)):
-        artefact.write_part(str(number), schema.table("labels", [label(name, steps) for name, steps in some]))
+        artefact.write_part(str(number), columns.table("labels", [label(name, steps) for name, steps in some]))
     artefact.complete({"rows": 7})
     units = distinct(run)
     assert units.schema == UNITS

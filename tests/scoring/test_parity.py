@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from minos_ray.models import load_tokenizer
-from minos_ray.resources import Scoring
+from minos_ray.config.resources import Scoring
 from minos_ray.scoring.scorer import load
+from minos_ray.steps.encoding import Encoded, encode_solutions
+from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import architecture, packing
-from minos_ray.training.encoding import Encoded, encode_solutions
 from minos_ray.training.heads import saved_class
 from tests.tiny import tiny_model
 

@@ -10,7 +10,7 @@ import pytest
 
 from minos_ray.errors import UserError
 from minos_ray.scoring.scorer import AGGREGATIONS, Scorer, scored
-from minos_ray.training.encoding import encode_solution
+from minos_ray.steps.encoding import encode_solution
 from tests.tiny import tiny_model
 
 Solutions = list[tuple[str, list[str]]]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from minos_ray import schema
 from minos_ray.errors import UserError
 from minos_ray.scoring.solutions import UNITS, Reader, missing, read_pieces
-from minos_ray.store import Run
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 from tests.runs import make_run
 
 SIZES = [3, 5, 1, 4]
@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Run:
         artefact = made.artefact(name)
         artefact.begin({"import": name})
         for number, rows in enumerate(parts):
-            artefact.write_part(str(number), schema.table(name, rows))
+            artefact.write_part(str(number), columns.table(name, rows))
         artefact.complete({})
     return made
 
@@ -69,8 +69,8 @@ def test_only_pieces_whose_rows_are_stored_are_left_out(run: Run) -> None:
     every = missing([artefact], pieces)
     first, second = every.slice(0, 2).to_pylist()
     row = {"candidate_id": "c", "problem_id": "p", "score": 0.5, "step_scores": []}
-    artefact.write_part("whole", schema.table("scores", [row] * first["rows"]), {}, [first["unit_id"]])
-    artefact.write_part("short", schema.table("scores", [row] * (second["rows"] + 1)), {}, [second["unit_id"]])
+    artefact.write_part("whole", columns.table("scores", [row] * first["rows"]), {}, [first["unit_id"]])
+    artefact.write_part("short", columns.table("scores", [row] * (second["rows"] + 1)), {}, [second["unit_id"]])
     left = missing([artefact], pieces)
     assert left["unit_id"].to_pylist() == every["unit_id"].to_pylist()[1:]
     assert artefact.part_names() == ["whole"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.scoring.scorer import Scorer
 from minos_ray.scoring.stage import score
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.runs import config, make_run, put
 from tests.tiny import tiny_model
 

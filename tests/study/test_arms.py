@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from minos_ray.check import findings
-from minos_ray.config import Config, build, leaves, load_config
+from minos_ray.config.load import Config, build, leaves, load_config
 from minos_ray.errors import UserError
-from minos_ray.store import Run
+from minos_ray.pipeline.check import findings
+from minos_ray.store.run import Run
 from minos_ray.study.arms import Trial, amounts, arms, data_config, data_run, trial_config, trials
 from minos_ray.study.stage import study as run_study
 

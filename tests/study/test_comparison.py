@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from minos_ray.config import Config, build
+from minos_ray.config.load import Config, build
 from minos_ray.errors import WorkStopped
 from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.comparison import Method
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.study.arms import arms, trial_run, trials, verifiers
 from minos_ray.study.comparison import compared, over_problems, student
 from minos_ray.study.named import named

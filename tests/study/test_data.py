@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from minos_ray.config import Config, build
+from minos_ray.config.load import Config, build
 from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache
-from minos_ray.stages import inputs, spec
-from minos_ray.store import Run
+from minos_ray.graph.specs import inputs, spec
+from minos_ray.store.run import Run
 from minos_ray.study.arms import Trial, amounts, data_config, data_run, trial_config, trial_run
 from minos_ray.study.data import copy, give, is_given, take_fitting, with_what_is_left
 

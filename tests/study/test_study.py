@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from minos_ray.config import Config, load_config
+from minos_ray.config.load import Config, load_config
 from minos_ray.errors import WorkStopped
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.study.arms import Trial, ablations, amounts, data_run, trial_run, trials
 from minos_ray.study.stage import study
 from minos_ray.study.trial import is_done, run_trial

@@ -6,14 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.comparison import Method
-from minos_ray.store import Run
-from minos_ray.sweep.curves import curves
-from minos_ray.sweep.space import Trial, trial_run, trials, verifiers
-from minos_ray.sweep.trial import row
+from minos_ray.store.run import Run
+from minos_ray.study.curves import curves
+from minos_ray.study.space import Trial, trial_run, trials, verifiers
+from minos_ray.study.sweep_trial import row
 
 N = 8
 PROBLEMS = [f"p{i}" for i in range(12)]

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from minos_ray.config import Config
+from minos_ray.config.load import Config
 from minos_ray.errors import UserError
-from minos_ray.schema import SCHEMAS
-from minos_ray.store import Run
-from minos_ray.sweep.inputs import Inputs, chosen_problems
-from minos_ray.sweep.space import Trial, trial_run
+from minos_ray.store.columns import SCHEMAS
+from minos_ray.store.run import Run
+from minos_ray.study.space import Trial, trial_run
+from minos_ray.study.sweep_inputs import Inputs, chosen_problems
 from tests.training.world import fill
 
 

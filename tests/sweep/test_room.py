@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.resources import Resources
-from minos_ray.sweep.room import trials_at_once
+from minos_ray.config.resources import Resources
+from minos_ray.study.room import trials_at_once
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.config import build
-from minos_ray.sections import Config
-from minos_ray.store import Run
-from minos_ray.sweep.space import Trial, trial_config, trial_run, trials, verifiers
+from minos_ray.config.load import build
+from minos_ray.config.schema import Config
+from minos_ray.store.run import Run
+from minos_ray.study.space import Trial, trial_config, trial_run, trials, verifiers
 
 
 def config(**sections: object) -> Config:

@@ -9,9 +9,9 @@ import pytest
 
 from minos_ray.errors import WorkStopped
 from minos_ray.evaluation import outcomes
-from minos_ray.store import Manifest, Run
-from minos_ray.sweep.space import Trial, trial_run
-from minos_ray.sweep.stage import sweep
+from minos_ray.store.run import Manifest, Run
+from minos_ray.study.space import Trial, trial_run
+from minos_ray.study.sweep import sweep
 from tests.raylets import all_is_free
 from tests.training.world import world
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from minos_ray.evaluation import trend
 from minos_ray.evaluation.statistics import intervals
-from minos_ray.sweep import trend
-from minos_ray.sweep.trend import curve, replicates, rising, slope_weights
+from minos_ray.evaluation.trend import curve, replicates, rising, slope_weights
 
 AMOUNTS = (0, 1000, 2000, 4000)
 blocks = st.integers(2, 3).flatmap(

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from minos_ray.models import load_tokenizer
-from minos_ray.resources import Engine, Workers
+from minos_ray.config.resources import Engine, Workers
+from minos_ray.config.schema import Config, Model
 from minos_ray.scoring.scorer import Scorer
-from minos_ray.sections import Config, Model
-from minos_ray.store import Run
-from minos_ray.training import architecture, encoding
+from minos_ray.steps import encoding
+from minos_ray.store.model_files import load_tokenizer
+from minos_ray.store.run import Run
+from minos_ray.training import architecture
 from minos_ray.training.job import Job
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.sft import critic_job

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minos_ray.errors import WorkStopped
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from tests.tiny import tiny_model
 from tests.training.test_checkpoints import PLACE, job, whole
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from minos_ray.config.resources import Workers
 from minos_ray.errors import UserError
-from minos_ray.resources import Workers
-from minos_ray.store import Run, fingerprint
+from minos_ray.store.run import Run, fingerprint
 from minos_ray.training.checkpoint import best, clear, whole
 from minos_ray.training.job import Job
 from minos_ray.training.trainer import refuse_other_layout

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from minos_ray.check import findings
+from minos_ray.config.schema import Config
+from minos_ray.config.training import Reward
 from minos_ray.errors import UserError
-from minos_ray.schema import table
-from minos_ray.sections import Config
-from minos_ray.stages import spec
-from minos_ray.store import Run
-from minos_ray.sweep.inputs import Inputs
+from minos_ray.graph.specs import spec
+from minos_ray.pipeline.check import findings
+from minos_ray.store.columns import table
+from minos_ray.store.run import Run
+from minos_ray.study.sweep_inputs import Inputs
 from minos_ray.training.consensus import agreed, refuse_told
 from minos_ray.training.data import base_tokenizer, reward_data, reward_rows
-from minos_ray.training_sections import Reward
 from tests.training.world import world
 
 BLIND = "minos_ray.critiques.prompts:blind"

@@ -6,10 +6,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
-from minos_ray.schema import table
-from minos_ray.sections import Config
-from minos_ray.store import Run
+from minos_ray.steps.encoding import encode_solutions
+from minos_ray.store.columns import table
+from minos_ray.store.run import Run
 from minos_ray.training.controls import plain_text
 from minos_ray.training.data import (
     Data,
@@ -20,7 +21,6 @@ from minos_ray.training.data import (
     reward_data,
     train_questions,
 )
-from minos_ray.training.encoding import encode_solutions
 from minos_ray.training.sft import critic_job
 from tests.training.world import world
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minos_ray.config.schema import Config
+from minos_ray.config.training import Reward, Sft
 from minos_ray.errors import UserError
-from minos_ray.schema import table
-from minos_ray.sections import Config
-from minos_ray.store import Run
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
+from minos_ray.store.columns import table
+from minos_ray.store.run import Run
 from minos_ray.training.data import (
     Data,
     base_tokenizer,
@@ -23,7 +24,6 @@ from minos_ray.training.data import (
     room,
 )
 from minos_ray.training.rows import as_table, write
-from minos_ray.training_sections import Reward, Sft
 from tests.runs import put
 from tests.training.world import candidate, world
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.training import encoding
+from minos_ray.steps import encoding
 from tests.training.tokenizers_at_hand import COMPLETE, SPACED, TOKENIZERS, mistral_common
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "step_encoding.json"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from minos_ray.resources import Workers
+from minos_ray.config.resources import Workers
+from minos_ray.config.training import Train
 from minos_ray.training import architecture, engine
 from minos_ray.training.losses import Objective
 from minos_ray.training.rows import Rows, pack
-from minos_ray.training_sections import Train
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
 

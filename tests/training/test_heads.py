@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from minos_ray.config.training import Lora
 from minos_ray.errors import UserError
-from minos_ray.models import load_tokenizer
 from minos_ray.scoring.scorer import Scorer
+from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import architecture, heads, lora
 from minos_ray.training.losses import Objective
-from minos_ray.training_sections import Lora
 from tests.tiny import tiny_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -71,7 +71,7 @@ def test_a_verifier_is_saved_so_that_transformers_loads_it_and_scored_as_it_is(
     assert scorer.kind == kind
     [architecture_name] = scorer.config.architectures
     assert architecture_name.endswith(f"For{FAMILIES[family][2 if kind == 'orm' else 3]}")
-    from minos_ray.training.encoding import encode_solutions
+    from minos_ray.steps.encoding import encode_solutions
 
     [solution] = encode_solutions(scorer.tokenizer, [STEPS])
     [scores], _ = scorer.score([STEPS])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minos_ray.resources import Workers
-from minos_ray.sections import Config
-from minos_ray.store import Run
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Config
+from minos_ray.store.run import Run
 from minos_ray.training.job import Job
 from minos_ray.training.log import read_log
 from minos_ray.training.reward import verifier_jobs

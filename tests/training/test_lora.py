@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from minos_ray.check import check
-from minos_ray.config import build
+from minos_ray.config.load import build
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Config
+from minos_ray.config.training import Lora, Train
 from minos_ray.errors import UserError
-from minos_ray.resources import Workers
-from minos_ray.sections import Config
-from minos_ray.store import Run
+from minos_ray.pipeline.check import check
+from minos_ray.store.run import Run
 from minos_ray.training import architecture, engine, lora
 from minos_ray.training.checkpoint import whole
 from minos_ray.training.job import Job
@@ -29,7 +30,6 @@ from minos_ray.training.losses import Objective
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.rows import pack
 from minos_ray.training.trainer import fit
-from minos_ray.training_sections import Lora, Train
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
 from tests.training.world import world

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from minos_ray.config import build
+from minos_ray.cluster import gpus
+from minos_ray.config.load import build
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Config
+from minos_ray.config.training import Lora, Train
 from minos_ray.errors import UserError
-from minos_ray.resources import Workers
-from minos_ray.sections import Config
-from minos_ray.store import Run
-from minos_ray.training import architecture, gpus, lora, memory
+from minos_ray.store.run import Run
+from minos_ray.training import architecture, lora, memory
 from minos_ray.training.job import Job
 from minos_ray.training.losses import Objective
 from minos_ray.training.rows import Rows, as_table, pack
 from minos_ray.training.trainer import refuse_what_cannot_fit
-from minos_ray.training_sections import Lora, Train
 from tests.tiny import tiny_model
 
 # Mistral-7B.
@@ -161,7 +162,7 @@ def test_what_the_gpu_has_is_asked_of_it(two_gpus: None, tmp_path: Path, monkeyp
 def test_the_gpu_of_a_cluster_is_asked_before_any_worker_is_started(two_gpus: None, tmp_path: Path) -> None:
     import ray
 
-    from minos_ray.cluster import disconnect
+    from minos_ray.cluster.connect import disconnect
 
     config = seven_billion(tmp_path)
     table = {"name": "orm", "rows": 8, "held_out_rows": 0, "train": "", "held_out": "", "dropped": {}}

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from minos_ray.cluster import quiet_data
+from minos_ray.cluster.connect import quiet_data
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Config, Model
+from minos_ray.config.training import Pretrain
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.resources import Workers
-from minos_ray.sections import Config, Model
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 from minos_ray.training.checkpoint import whole
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record, read_log
@@ -24,7 +25,6 @@ from minos_ray.training.pretrain import pretrain
 from minos_ray.training.reward import reward, verifier_jobs
 from minos_ray.training.sft import sft
 from minos_ray.training.trainer import fit
-from minos_ray.training_sections import Pretrain
 from tests.raylets import STORE, cluster_of_raylets
 from tests.tiny import tiny_model
 from tests.training.world import world

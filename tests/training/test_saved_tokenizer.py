@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from minos_ray.models import load_tokenizer
+from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import architecture
 from tests.tiny import tiny_model
 

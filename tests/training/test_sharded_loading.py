@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from minos_ray.config.resources import Workers
+from minos_ray.config.training import Kind, Train
 from minos_ray.errors import UserError
-from minos_ray.resources import Workers
 from minos_ray.training import architecture, engine
 from minos_ray.training.losses import Objective
 from minos_ray.training.rows import pack
 from minos_ray.training.stored import Stored
-from minos_ray.training_sections import Kind, Train
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
 

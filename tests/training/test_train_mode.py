@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from minos_ray.resources import Workers
-from minos_ray.store import Run
+from minos_ray.config.resources import Workers
+from minos_ray.store.run import Run
 from minos_ray.training import dropout, rows
 from minos_ray.training.job import Job
 from minos_ray.training.reward import verifier_jobs

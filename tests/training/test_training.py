@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from minos_ray.resources import Workers
-from minos_ray.sections import Config
-from minos_ray.store import Manifest, Run
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Config
+from minos_ray.store.run import Manifest, Run
 from minos_ray.training.job import Job
 from minos_ray.training.log import read_log
 from minos_ray.training.trainer import fit
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Train
     from minos_ray.training.reward import reward
     from minos_ray.training.sft import sft
 
-    corpus = {"corpus": "minos_ray.problems.miniature:corpus", "options": {"count": 300}, "vocab_size": 400}
+    corpus = {"corpus": "minos_ray.miniature:corpus", "options": {"count": 300}, "vocab_size": 400}
     small = {"layers": 2, "hidden": 64, "intermediate": 128, "heads": 2, "kv_heads": 1, "lr": 3e-3, "precision": "fp32"}
     config, run = world(
         tmp_path_factory.mktemp("trained"),

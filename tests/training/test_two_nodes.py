@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from minos_ray.cluster import quiet_data
-from minos_ray.resources import Workers
-from minos_ray.store import Run
+from minos_ray.cluster.connect import quiet_data
+from minos_ray.config.resources import Workers
+from minos_ray.store.run import Run
 from minos_ray.training.log import read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit

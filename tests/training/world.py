@@ -4,10 +4,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from minos_ray.config import build
-from minos_ray.schema import table
-from minos_ray.sections import Config
-from minos_ray.store import Run
+from minos_ray.config.load import build
+from minos_ray.config.schema import Config
+from minos_ray.store.columns import table
+from minos_ray.store.run import Run
 from tests.tiny import tiny_model
 
 

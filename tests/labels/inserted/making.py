@@ -3,10 +3,10 @@
 from dataclasses import replace
 from fractions import Fraction
 
-from minos_ray.labels.inserted.errors import Made, Mistake, mistaken, misuse, stray
-from minos_ray.labels.inserted.expression import Token
-from minos_ray.labels.inserted.notes import Remark
-from minos_ray.labels.inserted.solution import Refused, Solution
+from minos_ray.inserted.errors import Made, Mistake, mistaken, misuse, stray
+from minos_ray.inserted.expression import Token
+from minos_ray.inserted.notes import Remark
+from minos_ray.inserted.solution import Refused, Solution
 
 
 def miscalculate(solution: Solution, at: int, wrong: int) -> Made:

@@ -6,15 +6,15 @@ from fractions import Fraction
 
 import pytest
 
-from minos_ray.critiques.parse import agrees, parse_critique
-from minos_ray.labels.inserted.donors import donors_of
-from minos_ray.labels.inserted.errors import insert, without
-from minos_ray.labels.inserted.expression import read_expression
-from minos_ray.labels.inserted.notes import WORDS
-from minos_ray.labels.inserted.reading import read_step
-from minos_ray.labels.inserted.rows import right_row, wrong_row
-from minos_ray.labels.inserted.solution import Refused
-from minos_ray.labels.inserted.tidy import slips, tidy, write_number
+from minos_ray.inserted.donors import donors_of
+from minos_ray.inserted.errors import insert, without
+from minos_ray.inserted.expression import read_expression
+from minos_ray.inserted.notes import WORDS
+from minos_ray.inserted.reading import read_step
+from minos_ray.inserted.rows import right_row, wrong_row
+from minos_ray.inserted.solution import Refused
+from minos_ray.inserted.tidy import slips, tidy, write_number
+from minos_ray.steps.critique_text import agrees, parse_critique
 from tests.labels.inserted.gsm8k_cases import BRANCHES, CHAIN, FOREIGN, MONEY, SAMPLES, SHARED, solution
 from tests.labels.inserted.making import miscalculate, misuse_at, stray_after
 

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.config import Config
-from minos_ray.critiques.parse import agrees, parse_critique
+from minos_ray.config.load import Config
+from minos_ray.config.schema import Inserted
 from minos_ray.errors import UserError
-from minos_ray.labels.inserted.stage import Rows, inserted, read_solutions
-from minos_ray.labels.miniature import labels_of
+from minos_ray.inserted.stage import Rows, inserted, read_solutions
+from minos_ray.miniature.problems import load
+from minos_ray.miniature.step_labels import labels_of
 from minos_ray.problems.gsm8k import load as load_gsm8k
-from minos_ray.problems.miniature.maker import load
-from minos_ray.schema import validate
-from minos_ray.sections import Inserted
-from minos_ray.store import Run
+from minos_ray.steps.critique_text import agrees, parse_critique
+from minos_ray.store.columns import validate
+from minos_ray.store.run import Run
 from tests.labels.inserted.gsm8k_cases import SAMPLES
 from tests.runs import config, put
 

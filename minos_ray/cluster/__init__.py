@@ -1,0 +1,1 @@
+"""Joining Ray, and asking nodes for room."""

@@ -1,0 +1,160 @@
+"""Joining or starting Ray, and asking whether it has what a stage wants before the stage waits for it."""
+
+import gc
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+from minos_ray.cluster.bundles import bundles, room
+from minos_ray.cluster.waiting import Waiting, free_nodes
+from minos_ray.config.resources import Actors, Resources, Workers
+from minos_ray.config.schema import Config
+from minos_ray.errors import UserError
+
+RAY_NOISE = r"A worker died or was killed|Task .* failed\. There are"
+ANSWER_S, POLL_S = 10.0, 1.0
+# An empty settings frame of HTTP/2; its fourth byte is its type.
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def connect(config: Config) -> None:
+    """Joins the cluster of `resources.address` (or RAY_ADDRESS), else starts Ray on this machine. Idempotent."""
+    join(config.resources)
+
+
+def join(resources: Resources) -> None:
+    """`connect` for work that has no config."""
+    import logging
+
+    # Ray reads these when it is imported. What it tells the driver of dead processes is in its logs; we count them.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", RAY_NOISE)
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    options = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of the driver alone: one line per actor otherwise
+        enter(address, "resources.address" if resources.address else "RAY_ADDRESS", options)
+        os.environ["RAY_ADDRESS"] = address
+    else:
+        ray.init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
+    heed_sigterm()
+    quiet_data()
+
+
+def heed_sigterm() -> None:
+    """Lets SIGTERM end the command as Ctrl-C does; once joined, Ray 2.60 aborts with a C++ stack instead."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def enter(address: str, key: str, options: dict[str, Any]) -> None:
+    """Joins the cluster that `key` names; UserError when nothing answers there, or not one that takes this process."""
+    import ray
+
+    refuse_silence(address, key)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key} = '{address}': Ray refuses: {said[:300]}") from error
+
+
+def refuse_silence(address: str, key: str) -> None:
+    """UserError unless a gRPC server answers at host:port; Ray itself would try again and again.
+
+    It says hello first: HTTP/2's preface with empty settings is answered by settings (RFC 9113, section 3.4).
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit() or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as peer:
+            peer.settimeout(ANSWER_S)
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+            hello = peer.recv(len(SETTINGS))
+    except OSError as error:
+        hint = "is the cluster up, is the port right (Ray's own, 6379 unless set)?"
+        raise UserError(f"{key} = '{address}' does not answer ({error}); {hint}") from error
+    if hello[3:4] != SETTINGS[3:4]:
+        hint = "give Ray's own port (6379 unless set), not the dashboard's"
+        raise UserError(f"{key} = '{address}' is no Ray head; {hint}")
+
+
+def joins(resources: Resources) -> bool:
+    """Whether the work is done on a cluster that is there already, not on a Ray of this machine."""
+    return bool(resources.address or os.environ.get("RAY_ADDRESS"))
+
+
+def quiet_data() -> None:
+    """Ray Data's own bars and info logs make way for ours."""
+    import logging
+    import warnings
+
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_consecutive_actor_init_deaths = 3
+    context.execution_no_progress_timeout_s = -1  # it counts ended tasks only; `live.followed` counts what is stored
+    # `max_task_retries` of an actor pool has no other way in this release.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    for name in ("ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what failed is raised and said once
+
+
+def disconnect() -> None:
+    """Leaves Ray, ending a Ray that `connect` started."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def on_this_node() -> Any:
+    """Where the driver is: an actor there lives as long as it does, and reaches what listens on its loopback."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def require(label: str, resources: Actors | Workers, wait_s: float) -> None:
+    """Waits until the actors or workers of a pool have room, each on one node, and says what it waits for.
+
+    After `wait_s` it is a UserError when the cluster is too small and WorkStopped when others hold what is wanted.
+    """
+    # Work that failed in this process keeps its actors until its exception, a cycle of frames, is collected.
+    gc.collect()
+    need = bundles(resources)
+    if room(need, free_nodes().values()) < need.count:
+        wait(Waiting(label, need, wait_s))
+
+
+def wait(waiting: Waiting) -> None:
+    """Asks the cluster for what is wanted, so that one that grows does, and waits for it."""
+    from ray.util import placement_group, remove_placement_group
+
+    if not can_grow():
+        waiting.refuse_if_too_small()
+    group = placement_group([waiting.need.each] * waiting.need.count)
+    try:
+        while not group.wait(timeout_seconds=POLL_S):
+            waiting.go_on()
+    finally:
+        remove_placement_group(group)
+
+
+def can_grow() -> bool:
+    """Whether more nodes may come: only a cluster that was joined can grow."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))

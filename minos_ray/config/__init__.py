@@ -1,0 +1,1 @@
+"""What a user may write: sections, keys, defaults, and reading them from YAML."""

@@ -1,0 +1,137 @@
+"""Reading the configuration: YAML files, shipped configs, dotted `key=value` overrides, errors in one line."""
+
+import difflib
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from minos_ray.config.base import leaves
+from minos_ray.config.moved import with_names_of_today
+from minos_ray.config.schema import Config
+from minos_ray.errors import UserError
+
+__all__ = ["Config", "leaves", "load_config", "resolve"]
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names; UserError when there is none, or its module fails."""
+    module, _, attribute = with_names_of_today(name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"'{name}' does not name a function (package.module:function): {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"'{name}': importing {module} ends in {type(error).__name__}: {error}") from error
+
+
+def shipped() -> list[str]:
+    """Names of the configs inside the package, usable instead of a path."""
+    return sorted(f.name.removesuffix(".yaml") for f in files("minos_ray.config").iterdir() if f.name.endswith(".yaml"))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file, or of a shipped name such as `miniature`, with overrides `section.key=value`."""
+    values = read_yaml(source)
+    for override in overrides:
+        key, value = parse_override(override)
+        assign(values, key.split("."), value)
+    return build(values)
+
+
+def read_yaml(source: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file or shipped config."""
+    path = Path(source)
+    if not path.is_file() and str(source) in shipped():
+        path = Path(str(files("minos_ray.config").joinpath(f"{source}.yaml")))
+    if not path.is_file():
+        raise UserError(f"config '{source}' is neither a file nor a shipped config ({', '.join(shipped())})")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config '{source}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config '{source}' holds no mapping of sections")
+    return values
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and YAML value of `key=value`."""
+    key, sign, text = override.partition("=")
+    if not sign:
+        raise UserError(f"override '{override}' is not of the form key=value")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{override}': the value is not YAML") from error
+
+
+def assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Sets a nested key, making sections on the way."""
+    for depth, key in enumerate(keys[:-1]):
+        if values.get(key) is None:  # an optional section that is not there
+            values[key] = {}
+        values = values[key]
+        if not isinstance(values, dict):
+            raise UserError(f"override '{'.'.join(keys)}': '{'.'.join(keys[: depth + 1])}' is a value, not a section")
+    values[keys[-1]] = value
+
+
+def build(values: dict[str, Any]) -> Config:
+    """Validated config; UserError with one line for the first thing wrong."""
+    try:
+        return Config(**with_names_of_today(values))
+    except ValidationError as error:
+        raise UserError(explain(error)) from error
+    except TypeError as error:
+        raise UserError(f"config: {error}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """One line for the first validation error, with the nearest valid name for an unknown key."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown config key '{key}'{suggestion(first['loc'])}"
+    if first["type"] == "missing":
+        return f"config key '{key}' is missing"
+    # A whole section may hold what no log should, and says little.
+    value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return (f"config key '{key}'{value}: " if key else "config: ") + first["msg"]
+
+
+def suggestion(loc: tuple[int | str, ...]) -> str:
+    """`; did you mean ...?` with the nearest key of the section, or the list of its keys."""
+    model: Any = Config
+    for part in loc[:-1]:
+        model = section_type(model, str(part))
+        if model is None:
+            return ""
+    names = list(model.model_fields)
+    near = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; valid keys: {', '.join(names)}"
+
+
+def section_type(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The model class of a section, looking through `| None`."""
+    field = model.model_fields.get(key)
+    if field is None:
+        return None
+    kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def secret(name: str, key: str = "critique.api_key_env") -> str:
+    """The value of an environment variable that holds a key; UserError (without the value) when it is not set, or when
+    no header can hold it: the HTTP library would name it in its error."""
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise UserError(f"{key}: the environment variable {name} is not set")
+    if not value.isascii() or not value.isprintable():
+        raise UserError(f"{key}: the key in ${name} holds characters that no key has")
+    return value

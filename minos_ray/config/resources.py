@@ -1,0 +1,96 @@
+"""The section `resources`: with what the work is done. It is in no fingerprint."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from minos_ray.config.base import Section
+
+
+class Actors(Section):
+    """A pool of actors on the cluster; one actor never spans nodes."""
+
+    actors: int = Field(1, ge=1)
+    cpus: float = Field(1, ge=0)
+    gpus: int = Field(0, ge=0)
+
+
+class Engine(Actors):
+    """vLLM actors. With GPUs, `gpus` is the tensor-parallel size; without, the CPU engine runs in the actor."""
+
+    max_model_len: int = Field(2048, ge=8, description="tokens of prompt and text; the model may allow fewer")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kv_cache_gb: float = Field(1.0, gt=0, description="CPU engine only")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    max_num_seqs: int = Field(256, ge=1)
+    units_per_task: int = Field(8, ge=1, description="requests that belong together; a task is 16 times as long")
+    eager: bool | None = Field(None, description="no compilation, no CUDA graphs; empty: so on CPUs, not so on GPUs")
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+class Scoring(Engine):
+    """Actors that score, with transformers or with vLLM; transformers heeds `dtype` and the lengths only."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_model_len: int = Field(4096, ge=8, description="longer solutions are refused; the model may allow fewer")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the model is saved")
+    units_per_task: int = Field(8, ge=1, description="problems that are scored together; a task is 16 times as long")
+
+    @model_validator(mode="after")
+    def transformers_use_one_gpu(self) -> "Scoring":
+        """A model in several GPUs is vLLM's work."""
+        if self.engine == "transformers" and self.gpus > 1:
+            raise ValueError("gpus above 1 needs engine: vllm; transformers scores with one GPU an actor")
+        return self
+
+
+class Client(Actors):
+    """How hard the critic's endpoint is asked: each actor is one client process, the limits per minute are for all."""
+
+    concurrency: int = Field(64, ge=1, description="requests in flight of one actor")
+    timeout_s: float = Field(120, gt=0)
+    max_retries: int = Field(8, ge=0)
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    batch_wait_s: float = Field(26 * 3600, gt=0, description="longest wait for a batch of mode 'batch'")
+
+
+class Workers(Section):
+    """Ray Train workers running DeepSpeed; `micro_tokens` bounds one forward pass of one worker."""
+
+    workers: int = Field(1, ge=1)
+    cpus: float = Field(1, gt=0)
+    gpu: bool = False
+    zero: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "all"] = Field("none", description="to host memory; all: weights too, ZeRO 3")
+    gpu_memory_gb: float | None = Field(None, gt=0, description="what a GPU has; nvidia-smi is asked when empty")
+    packing: Literal["auto", "on", "off"] = Field("auto", description="rows without padding, where the model allows it")
+    micro_tokens: int = Field(8192, ge=64)
+    gradient_checkpointing: bool = False
+    save_every: int = Field(200, ge=1, description="steps between checkpoints")
+    keep: int = Field(1, ge=1, description="checkpoints kept while training, besides the best one")
+    max_failures: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def offload_needs_zero(self) -> "Workers":
+        """What is not partitioned cannot be moved away."""
+        if self.offload == "all" and self.zero != 3:
+            raise ValueError("offload: all needs zero: 3")
+        if self.offload == "optimizer" and self.zero == 0:
+            raise ValueError("offload: optimizer needs zero: 1, 2 or 3")
+        return self
+
+
+class Resources(Section):
+    """What the work may use; never part of a fingerprint."""
+
+    address: str | None = Field(None, description="Ray address; empty joins RAY_ADDRESS or starts a local Ray")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray")
+    wait_s: float = Field(600, gt=0, description="longest wait for resources")
+    sample: Engine = Engine()
+    client: Client = Client()
+    train: Workers = Workers()
+    score: Scoring = Scoring()
+    judge: Engine = Engine()
+    grade: Actors = Actors()
+    wandb: bool = False

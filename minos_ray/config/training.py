@@ -1,0 +1,103 @@
+"""The sections of the configuration that say how models are trained; see `sections`."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from minos_ray.config.base import Section, Seed
+
+# `candidates` (those that have a critique) and `solutions` (the problems' own) are controls: text without a critique.
+Source = Literal["critiques", "inserted", "both", "candidates", "solutions"]
+Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
+# What a training makes: a language model, or an outcome or process reward model.
+Kind = Literal["lm", "orm", "prm"]
+VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
+
+
+class Lora(Section):
+    """Low-rank adapters are trained instead of all weights, with a verifier's scalar head; needs peft."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1, description="the adapter is added times alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="linear layers of the backbone: attention and MLP as Llama, Mistral and Qwen name them",
+    )
+
+
+class Train(Section):
+    """Optimisation of one training run; a step is `batch_rows` rows over all workers."""
+
+    epochs: float = Field(1, gt=0)
+    lr: float = Field(1e-5, gt=0)
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    batch_rows: int = Field(256, ge=1)
+    max_length: int = Field(1024, ge=8)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    eval_every: int = Field(60, ge=1, description="steps between evaluations (the convergence curve)")
+    pick: Literal["last", "best"] = Field("last", description="best: the weights with the lowest loss on held-out rows")
+    seed: Seed = 0
+    lora: Lora | None = Field(None, description="empty: all weights are trained")
+
+
+class Pretrain(Train):
+    """A small base model from nothing: own tokenizer, Mistral architecture.
+
+    `corpus` is called with seed and `options`, and with run when it `needs` artefacts; it yields (question, solution).
+    """
+
+    corpus: str
+    needs: tuple[str, ...] = ()
+    tokenizer: str = "minos_ray.training.tokenizer:byte_level_bpe"
+    options: dict[str, Any] = Field(default_factory=dict)
+    vocab_size: int = Field(2048, ge=300)
+    layers: int = Field(4, ge=1)
+    hidden: int = Field(256, ge=1)
+    intermediate: int = Field(688, ge=1)
+    heads: int = Field(8, ge=1)
+    kv_heads: int = Field(4, ge=1)
+    max_positions: int = Field(1024, ge=8)
+
+    @field_validator("lora")
+    @classmethod
+    def all_weights_are_new(cls, lora: Lora | None) -> Lora | None:
+        """An adapter needs weights worth keeping."""
+        if lora is not None:
+            raise ValueError("a model from nothing has no weights to freeze; lora is for sft and reward")
+        return lora
+
+
+class Sft(Train):
+    """Stage 1. Paper: lr 5e-6, cosine, warm-up 0.03, 3 epochs, batch 256, length 1024."""
+
+    epochs: float = Field(3, gt=0)
+    lr: float = Field(5e-6, gt=0)
+    rows: int | None = Field(
+        None, ge=1, description="critiques used, a fiftieth of them held out; all usable ones when empty"
+    )
+    source: Source = Field(
+        "both", description="bought ones, inserted errors, or both; as controls plain text of as many tokens"
+    )
+    agreeing: bool = Field(True, description="bought critiques that contradict the labels are left out")
+
+
+class Reward(Train):
+    """Stage 2, the same for base and Minos. Paper: 440k rows, batch 512, 1 epoch, length 512; lr not given."""
+
+    verifiers: tuple[Verifier, ...] = VERIFIERS
+    rows: int | None = Field(None, ge=1, description="labelled candidates used; all when empty")
+    wrong_share: float | None = Field(None, gt=0, lt=1, description="balance to this share of wrong candidates")
+    eval_rows: int = Field(1000, ge=1, description="held out by problem for the convergence curve")
+    orm_positions: Literal["last", "every_token"] = Field(
+        "last", description="every_token: Cobbe et al., Lightman et al."
+    )
+    soft_labels: bool = Field(False, description="PRM targets are the shares of rollouts that succeed, where known")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on what a PRM's head reads (the paper's); an ORM has none")
+    lm_weight: float = Field(0.0, ge=0, description="weight of the language loss on right solutions (Cobbe et al.)")
+    consensus: bool = Field(False, description="only rows whose critique (not label-aware) finds the same first error")
+    batch_rows: int = Field(512, ge=1)
+    max_length: int = Field(512, ge=8)

@@ -1,1 +1,0 @@
-"""Configurations that ship with the package."""

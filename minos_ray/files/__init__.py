@@ -1,0 +1,1 @@
+"""Foreign jsonl, csv, parquet and hub files."""

@@ -1,0 +1,1 @@
+"""Comparing answers: graders, numbers, LaTeX, in processes that can be killed."""

@@ -1,0 +1,203 @@
+"""Answers that are numbers (GSM8K): finding the number that a text gives as its answer, and comparing exactly."""
+
+import re
+from fractions import Fraction
+
+from minos_ray.grading.runs_on import own_solution
+from minos_ray.grading.signs import FRACTIONS, WIDE
+
+CURRENCY = r"[$\u20ac\u00a3\u00a5\u20b9]"
+# 1,234,567.89  16,80,000 (Indian)  1.234,50 and 1.234.567 (European)  2,75 (money, alone)  1234.5  .5
+DIGITS = (
+    r"(?P<commas>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9]))"
+    r"|(?P<dots>[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]{1,2}(?![0-9])|[0-9]{1,3}(?:\.[0-9]{3}){2,}(?![0-9])"
+    r"|(?<![0-9,.(\[])[0-9]+,[0-9]{2}(?![0-9,)\]]))"
+    r"|(?P<plain>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+)
+# A minus belongs to the number unless something stands right before it, as in 20-15; digits between letters are a name.
+NUMBER = re.compile(
+    rf"(?P<minus>(?<![\w)\]}}%.])-)?(?:{CURRENCY}(?P<inner>-)?)?(?!(?<=[a-zA-Z])[0-9]+[a-zA-Z])(?:{DIGITS})"
+)
+POWER = re.compile(r"\s*[*x]\s*10\s*(?:\^|\*\*)\s*[({]?(?P<long>[-+]?[0-9]{1,3})|[eE](?P<short>[-+]?[0-9]{1,3})(?!\w)")
+FRACTION = re.compile(r"\s*/\s*(?P<below>[0-9]+(?:\.[0-9]+)?)(?![0-9])")
+MIXED = re.compile(r"\s+(?P<above>[0-9]+)\s*/\s*(?P<below>[0-9]+)(?![0-9])")
+SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
+
+PART = r"\s*(?:\{\s*(-?[0-9.,]+)\s*\}|([0-9]))"
+LATEX_FRACTION = re.compile(rf"([0-9])?\\[cdt]?frac{PART}{PART}")
+THIN = re.compile(r"\\[!,;: ] ?|\{,\}|~")
+APOSTROPHE = re.compile(r"(?<=[0-9])'(?=[0-9]{3}(?![0-9]))")  # 1'000, as in Switzerland
+NARROW = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
+PLAIN = str.maketrans(
+    {"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u00d7": "*"}
+    | {sign: f" {digits[0]}/{digits[1]}" for sign, digits in FRACTIONS.items()}
+    | WIDE
+)
+
+SAYS = re.compile(r"\b[aA](?:nswer|NSWER)\s*(?:\*+\s*)?(?:is|are|IS|ARE|:|=)(?![a-zA-Z_])[\s:=*]*")
+TAGGED = re.compile(r"<answer>\s*(?=[^<\n]{1,200}</answer>)")
+HASHES = re.compile(r"####")
+BOXED = re.compile(r"\\f?boxed\s*\{?")
+LETTER = re.compile(r"^[ \t]*\**A[ \t]*:", re.MULTILINE)
+SENTENCE = re.compile(r"\.(?:\s|$)")
+# 2\u221a3 has no exact value as a number; 3 is not what it says.
+IRRATIONAL = re.compile("[0-9.,]*[ ]?[\u221a\u221b] ?\\(?[0-9.,]+\\)?(?! ?=)|[0-9.,]*\u03c0")
+# Sentences of which the first number is not the answer: `not 12 but 15`, `4 times 6, which gives 24`, `that each of the
+# 3 friends gets 5`.
+CONTRAST = re.compile(r"\bnot\b[^0-9]*[0-9][0-9.,/]*[^0-9]*\bbut\b(?=[^0-9]*[0-9])")
+OPERATION = re.compile(r"\s*[a-z]*\s*(?:times|plus|minus|multiplied by|divided by)\b")
+RESULT = re.compile(r"\b(?:which|that|this)\s+(?:gives|makes|is|equals|comes to|leaves)\b|\b(?:giving|making)\b")
+CLAUSE = re.compile(r"that\b")
+ASIDE = re.compile(
+    r"\b(?:of|in|to|for|from|per|among|by|with|every|each|all|than|at|on|after|before)\s+"
+    r"(?:(?:the|his|her|their|its|these|those|other)\s+)*[$]?$"
+)
+MAX_DIGITS = 100
+TRIES = 50  # marks of a text, from the last one on
+
+
+def extract_number(text: str, fallback: bool = True) -> str | None:
+    """The canonical number that `text` gives as its answer, None without one.
+
+    `The answer is: X`, `#### X` and `\\boxed{X}` count (the last one that holds a number), then a line `A: X`,
+    then, if `fallback`, the last number of the text. Thinking and a next question are no part of the text.
+    """
+    text = simplify(own_solution(text))
+    for kinds in ((SAYS, HASHES, BOXED, TAGGED), (LETTER,)):
+        marks = sorted([m.end() for mark in kinds for m in mark.finditer(text)])
+        for start in reversed(marks[-TRIES:]):
+            value = number_after(text, start)
+            if value is not None:
+                return canonical(value)
+    value = last_number(text) if fallback else None
+    return None if value is None else canonical(value)
+
+
+def gold_number(gold: str) -> str | None:
+    """The number that a gold cell holds: the marked one of a whole solution, else its first, None without one."""
+    marked = extract_number(gold, fallback=False)
+    if marked is not None:
+        return marked
+    value = number_after(simplify(gold), 0)
+    return None if value is None else canonical(value)
+
+
+def simplify(text: str) -> str:
+    """LaTeX fractions, spaces and escapes, and typographic signs, in plain characters."""
+    text = text if text.isascii() else NARROW.sub(",", IRRATIONAL.sub(" ", text)).translate(PLAIN)
+    if "\\" in text or "{,}" in text:
+        text = THIN.sub(lambda m: "," if m[0] == "{,}" else "", text)
+        text = LATEX_FRACTION.sub(plain_fraction, text).replace("\\times", "*").replace("\\cdot", "*")
+    text = APOSTROPHE.sub(",", text)
+    return text.replace("\\$", "$").replace("\\%", "%")
+
+
+def plain_fraction(found: re.Match[str]) -> str:
+    """`3/4` for \\frac{3}{4}, and `1 3/4` when a digit stands before it."""
+    whole, above, short_above, below, short_below = found.groups()
+    return f"{whole + ' ' if whole else ''}{above or short_above}/{below or short_below}"
+
+
+def number_after(text: str, start: int) -> Fraction | None:
+    """The number that the sentence at `start` states, behind its last `=` if it has one."""
+    line = text[start : start + 500].lstrip().partition("\n")[0]
+    sentence = SPACED.sub(lambda m: m[0].replace(" ", ""), SENTENCE.split(line, maxsplit=1)[0])
+    result = sentence.rpartition("=")[2]
+    value = stated_number(result)
+    return first_number(sentence) if value is None else value
+
+
+def stated_number(text: str) -> Fraction | None:
+    """The first number of a phrase, unless the phrase says that another is meant."""
+    found = NUMBER.search(text)
+    if found is None:
+        return None
+    value, end = value_of(found, text)
+    contrast = CONTRAST.search(text)
+    if contrast and contrast.start() < found.start():
+        return first_number(text[contrast.end() :])
+    if OPERATION.match(text, end):
+        results = list(RESULT.finditer(text, end))
+        result = first_number(text[results[-1].end() :]) if results else None
+        return value if result is None else result
+    return clause_number(text) if CLAUSE.match(text) else value
+
+
+def clause_number(text: str) -> Fraction | None:
+    """The last number of a clause that is no aside (`of the 3 friends`), else the first."""
+    values, end = [], 0
+    while found := NUMBER.search(text, end):
+        value, end = value_of(found, text)
+        values.append((value, ASIDE.search(text, max(0, found.start() - 40), found.start()) is None))
+    return next((value for value, meant in reversed(values) if meant), values[0][0])
+
+
+def first_number(text: str) -> Fraction | None:
+    """The value of the first number in `text`: `-$1,000.50`, `3/4`, `1 1/2`, `2.5 x 10^3`."""
+    found = NUMBER.search(text)
+    return value_of(found, text)[0] if found else None
+
+
+def last_number(text: str) -> Fraction | None:
+    """The value of the last number in `text`."""
+    whole = SPACED.fullmatch(text.strip())
+    if whole:
+        return magnitude(whole[0].replace(" ", ""))
+    value, end = None, 0
+    while found := NUMBER.search(text, end):
+        value, end = value_of(found, text)
+    return value
+
+
+def value_of(found: re.Match[str], text: str) -> tuple[Fraction | None, int]:
+    """The value of a number with the power or the fraction that may follow it, and where it ends; None when it is
+    absurdly long."""
+    value, end = magnitude(digits_of(found)), found.end()
+    power, mixed, fraction = (follows.match(text, end) for follows in (POWER, MIXED, FRACTION))
+    if value is not None and power:
+        value, end = value * Fraction(10) ** int(power["long"] or power["short"]), power.end()
+    elif value is not None and mixed:
+        part = quotient(magnitude(mixed["above"]), magnitude(mixed["below"]))
+        value, end = value if part is None else value + part, mixed.end()
+    elif value is not None and fraction:
+        whole = quotient(value, magnitude(fraction["below"]))
+        value, end = value if whole is None else whole, fraction.end()
+    return -value if value is not None and (found["minus"] or found["inner"]) else value, end
+
+
+def digits_of(found: re.Match[str]) -> str:
+    """The digits of a number match with a decimal point and nothing else between them."""
+    if found["dots"]:
+        return found["dots"].replace(".", "").replace(",", ".")
+    return (found["commas"] or found["plain"]).replace(",", "")
+
+
+def magnitude(digits: str) -> Fraction | None:
+    """`1000.50` as an exact value."""
+    return Fraction(digits) if len(digits) <= MAX_DIGITS else None
+
+
+def quotient(above: Fraction | None, below: Fraction | None) -> Fraction | None:
+    """`above / below`, None when it has no value."""
+    return above / below if above is not None and below else None
+
+
+def canonical(value: Fraction) -> str:
+    """One text for each value: `18` for 18.00, `0.5` for 1/2, `1/3` for what no decimal can say."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    rest, places = value.denominator, 0
+    for prime in (2, 5):
+        power = 0
+        while rest % prime == 0:
+            rest, power = rest // prime, power + 1
+        places = max(places, power)
+    if rest != 1 or places > MAX_DIGITS:
+        return f"{value.numerator}/{value.denominator}"
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+
+
+def same_number(gold: str, answer: str) -> bool:
+    """Whether a gold answer and a canonical number have the same value."""
+    return gold_number(gold) == answer

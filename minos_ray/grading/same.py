@@ -1,0 +1,294 @@
+"""When two answers in mathematics are the same: by their string forms, else by what math-verify says of their parts."""
+
+import re
+from collections.abc import Sequence
+from math import gcd
+from typing import Any
+
+from minos_ray.grading.forms import ADJACENT, PERCENT, bare, choice_with_text, normal, point, readable
+from minos_ray.grading.parsing import parsed
+from minos_ray.grading.parts import (
+    APPROXIMATES,
+    HEDGE,
+    NEGATED,
+    RELATION,
+    conclusion,
+    counted_out,
+    elements,
+    in_full,
+    is_name,
+    sides,
+    split,
+    value_side,
+    without_condition,
+)
+
+BASED = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?(?:\\text\{)?([0-9]+|[a-z]{3,})\}*")
+BASES = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+UNKNOWN = re.compile(r"\\?[a-zA-Z]+")
+EXTREME = re.compile(r"_\{?\\?(?:max|min|text\{(?:max|min)\})\}?")
+# A gold interval that is no point, as (1,2) may be: x > 3 states (3, oo), too.
+INTERVAL = re.compile(r"\\infty|\\cup(?![a-zA-Z])|^\[.*[)\]]$|^\(.*\]$")
+CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?([ap]m)?")
+RATIO = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+){2,}")
+PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+UNION = re.compile(r"\\cup(?![a-zA-Z])")
+MANY = 40  # elements of a list, beyond which only equal strings are the same
+
+
+def same_text(gold: str, answer: str) -> bool:
+    """Whether two answers have the same string form; never wrong about a yes, often about a no."""
+    expected, given = normal(gold), normal(answer)
+    if expected == given:
+        return True
+    return point(expected) == point(given) or same_choice(gold, answer, expected, given)
+
+
+def same_choice(gold: str, answer: str, expected: str, given: str) -> bool:
+    """Whether one of them is a choice with its text, `(C) 14`, and the other the letter (or, for a gold, the text)."""
+    if len(expected) == 1 and expected.isalpha():
+        chosen = choice_with_text(answer)
+        return chosen is not None and chosen[0] == expected
+    chosen = choice_with_text(gold)
+    return chosen is not None and given in (chosen[0], normal(chosen[1]))
+
+
+def same_value(gold: str, answer: str) -> bool:
+    """Whether the answer states the gold one, as a reader would say; may take forever: it belongs in a `Comparer`."""
+    expected, given = readable(gold), readable(answer)
+    if same_list(expected, given):
+        return True
+    if any(same_text(gold, other) or same_list(expected, readable(other)) for other in restated(expected, given)):
+        return True
+    written = [in_full(gold), in_full(answer)]
+    return any(written) and same_text(written[0] or gold, written[1] or answer)
+
+
+def restated(gold: str, answer: str) -> list[str]:
+    """Shorter forms of what the answer says in the end: without a remark, without its calculation."""
+    forms: list[str | None] = [without_condition(answer)] if without_condition(gold) == gold else []
+    if APPROXIMATES.search(answer) and not APPROXIMATES.search(gold):
+        forms += [part for part in APPROXIMATES.split(answer) if part.strip()]
+    forms += [counted_out(answer), conclusion(answer)]
+    return [form for form in forms if form and form != answer]
+
+
+def same_list(gold: str, answer: str) -> bool:
+    """Whether two readable answers agree as lists, element by element, or as single values."""
+    (outer, golds), (brackets, answers) = elements(gold), elements(answer)
+    if len(golds) != len(answers) and both_signs(golds, answers):
+        return True
+    if len(golds) < 2 and len(answers) < 2:
+        return same_single(gold, answer)
+    if len(golds) < 2 and not brackets and len(answers) <= MANY and in_order([gold] * len(answers), answers):
+        return True  # 3/4 or 0.75
+    if len(golds) < 2 or len(answers) < 2:
+        intervals = split(gold, UNION)
+        if 2 <= len(answers) == len(intervals) and all(map(RELATION.search, answers)):
+            return in_any_order(intervals, answers)  # x < 1 or x > 2
+        intervals = split(answer, UNION)
+        if 2 <= len(golds) == len(intervals) and all(map(RELATION.search, golds)):
+            return in_any_order(golds, intervals)
+        return same_single(gold, answer)
+    if len(golds) != len(answers):
+        return len(set(golds)) == len(set(answers)) and verified(gold, answer)
+    if ("()" in (outer, brackets) and "{}" in (outer, brackets)) or outer == brackets == "()":
+        return in_order(unnamed(golds), unnamed(answers))
+    if len(golds) == 2 and ("[" in outer + brackets or "]" in outer + brackets):
+        return outer == brackets and in_order(golds, answers)
+    named = ordered(golds)
+    if "()" in (outer, brackets) or named:
+        if in_order(by_name(golds), by_name(answers)) or (named and in_order(unnamed(golds), unnamed(answers))):
+            return True
+        if outer == "()" or named:
+            return False
+    return in_any_order(golds, answers)
+
+
+def in_order(golds: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether the elements are the same, one by one."""
+    return all(same_element(gold, answer) for gold, answer in zip(golds, answers, strict=True))
+
+
+def in_any_order(golds: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether the elements are the same in some order; equal strings are paired first."""
+    left, missing = list(answers), []
+    for gold in golds:
+        twin = next((at for at, answer in enumerate(left) if normal(answer) == normal(gold)), None)
+        if twin is None:
+            missing.append(gold)
+        else:
+            del left[twin]
+    if len(missing) > MANY:
+        return False
+    for gold in missing:
+        twin = next((at for at, answer in enumerate(left) if same_element(gold, answer)), None)
+        if twin is None:
+            return False
+        del left[twin]
+    return True
+
+
+def same_element(gold: str, answer: str) -> bool:
+    """Whether two elements of lists are the same."""
+    return same_text(gold, answer) or same_list(gold, answer)
+
+
+def unnamed(parts: Sequence[str]) -> list[str]:
+    """The values of `(x=1, y=2)`."""
+    return [value_side(part) for part in parts]
+
+
+def by_name(parts: Sequence[str]) -> list[str]:
+    """The values of `y=2, x=1` in the order of the names, of anything else in its own."""
+    names = [sides(part)[0] if len(sides(part)) > 1 and is_name(sides(part)[0]) else None for part in parts]
+    if None in names or len(set(names)) < len(names):
+        return list(parts)
+    return [value_side(part) for _, part in sorted(zip(names, parts, strict=True), key=lambda pair: pair[0])]
+
+
+def both_signs(golds: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether two lists are the same once `\\pm` in one of them is written as two elements."""
+    left, right = spread(golds), spread(answers)
+    return (
+        len(left) == len(right) and (len(left), len(right)) != (len(golds), len(answers)) and in_any_order(left, right)
+    )
+
+
+def spread(parts: Sequence[str]) -> list[str]:
+    """The elements, each that has one `\\pm` as two."""
+    return [value for part in parts for value in signed(part)]
+
+
+def signed(part: str) -> list[str]:
+    """`1+\\sqrt{2}` and `1-\\sqrt{2}` for `1\\pm\\sqrt{2}`; anything else as it is."""
+    if len(PLUS_MINUS.findall(part)) != 1:
+        return [part]
+    plus = "" if PLUS_MINUS.match(part) else "+"
+    return [bare(PLUS_MINUS.sub(sign, part)) for sign in (plus, "-")]
+
+
+def ordered(parts: Sequence[str]) -> bool:
+    """Whether the elements are values of different unknowns, `a=3, b=4`; roots are `x=3, x=4` or `x_1=3, x_2=4`."""
+    names = [sides(part)[0].strip() for part in parts if len(sides(part)) > 1]
+    return len(names) == len(parts) == len(set(names)) and all(UNKNOWN.fullmatch(name) for name in names)
+
+
+def same_single(gold: str, answer: str) -> bool:
+    """Whether two values or equations are the same; what math-verify would misread is compared as text."""
+    for rule in (same_base, same_clock):
+        said = rule(gold, answer)
+        if said is not None:
+            return said
+    if HEDGE.search(answer) and not HEDGE.search(gold):
+        return False
+    left = sides(answer)[0]
+    if left != answer and "\\text" in left and NEGATED.search(left):
+        return normal(gold) == normal(answer)  # \text{no solution for } n = 3
+    expected, given = one_sided(gold, answer)
+    if not expected or not given:
+        return gold == answer
+    if normal(expected) == normal(given):
+        return True
+    ratio = same_ratio(expected, given)
+    if ratio is not None or ADJACENT.search(expected) or ADJACENT.search(given):
+        return bool(ratio)
+    if verified(expected, given):
+        return True
+    plain = [PERCENT.sub("", text) for text in (expected, given)]
+    return plain != [expected, given] and verified(*plain)
+
+
+def one_sided(gold: str, answer: str) -> tuple[str, str]:
+    """Without the left side that only one of them has, or that both share: `k_{\\max} = 7` and `7`."""
+    golds, answers = sides(gold, membership=True), sides(answer, membership=True)
+    if len(golds) == 1 and len(answers) > 1 and RELATION.search(gold) is None:
+        return gold, value_side(answer)
+    if len(golds) > 1 and len(answers) == 1 and is_name(golds[0]) and RELATION.search(answer) is None:
+        return golds[-1], answer
+    if len(golds) > 1 and len(answers) > 1 and is_name(golds[0]):
+        names = [normal(EXTREME.sub("", parts[0])) for parts in (golds, answers)]
+        return (golds[-1], answers[-1]) if names[0] == names[1] else (gold, answer)
+    return gold, answer
+
+
+def same_base(gold: str, answer: str) -> bool | None:
+    """Numbers with a stated base: the digits must agree, and the bases where both are stated; None for others."""
+    first, second = BASED.fullmatch(gold.replace(" ", "")), BASED.fullmatch(answer.replace(" ", ""))
+    if not first or not second:
+        return None
+    return first[1].upper() == second[1].upper() and BASES.get(first[2], first[2]) == BASES.get(second[2], second[2])
+
+
+def same_clock(gold: str, answer: str) -> bool | None:
+    """Times of day, `12:30` or `3pm`, which a ratio in lowest terms cannot be: the same hour and minute, and no other
+    half of the day; None for others."""
+    first, second = CLOCK.fullmatch(gold), CLOCK.fullmatch(answer)
+    if first is None or second is None:
+        return False if is_time(first) else None
+    if not is_time(first) and not is_time(second):
+        return None
+    if first[2] and not (second[2] or second[3]):
+        return False
+    return bool(moments(first) & moments(second))
+
+
+def moments(found: re.Match[str]) -> set[tuple[int, int]]:
+    """The hours and minutes, of 24 hours, that a time of day may be: two without its half of the day."""
+    hour, minute = int(found[1]), int(found[2] or 0)
+    halves = {"am": (0,), "pm": (12,)}.get(found[3], (0, 12))
+    return {(hour % 12 + half if 0 < hour <= 12 else hour, minute) for half in halves}
+
+
+def is_time(found: re.Match[str] | None) -> bool:
+    """Whether what looks like a time of day can be nothing else."""
+    return found is not None and bool(found[3] or (found[2] and gcd(int(found[1]), int(found[2])) != 1))
+
+
+def same_ratio(gold: str, answer: str) -> bool | None:
+    """Ratios of three and more, `1:2:3`, part by part; None for others."""
+    if not RATIO.fullmatch(gold) or not RATIO.fullmatch(answer):
+        return None
+    first, second = ([int(part) for part in text.split(":")] for text in (gold, answer))
+    return len(first) == len(second) and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
+
+
+def verified(gold: str, answer: str) -> bool:
+    """What math-verify says, corrected where its fifteen digits or its reading of `i` as a letter are not enough."""
+    from math_verify import verify
+
+    expected, given = parsed(gold), parsed(answer)
+    if is_rational(expected) and is_rational(given):
+        return expected[0] == given[0]
+    said = verify(expected, given, timeout_seconds=None, allow_set_relation_comp=INTERVAL.search(gold) is not None)
+    return settled(said, expected, given)
+
+
+def is_rational(read: Sequence[Any]) -> bool:
+    """Whether an exact fraction was read, which needs no further thought."""
+    return bool(read) and getattr(read[0], "is_Rational", False)
+
+
+def settled(said: bool, expected: Sequence[Any], given: Sequence[Any]) -> bool:
+    """The verdict on two expressions: exact constants are the same when their values are."""
+    from minos_ray.grading.values import exact_key, has_imaginary, key_of
+
+    if not expected or not given:
+        return said
+    if said:
+        keys = [exact_key(read[0]) for read in (expected, given)]
+        return None in keys or keys[0] == keys[1]
+    if has_imaginary(expected[0]) or has_imaginary(given[0]):
+        keys = [key_of(read[0]) for read in (expected, given)]
+        return None not in keys and keys[0] == keys[1]
+    return False

@@ -1,0 +1,1 @@
+"""Which artefact is made from what, and what state it is in."""

@@ -1,0 +1,298 @@
+"""The map of the pipeline: which stage makes which artefact, and what goes into its fingerprint."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from minos_ray import __version__
+from minos_ray.config.load import Config
+from minos_ray.config.moved import with_names_of_today
+from minos_ray.graph.refused import outgrown
+from minos_ray.store.contents import of_model, of_path
+from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
+
+# Raise a number when the text or layout it names changes: artefacts made with the old one become stale.
+VERSIONS = {
+    "labels": 2,
+    "step_encoding": 2,
+    "stage_1": 1,
+    "critique_prompt": 2,
+    "error_prompt": 1,
+    "inserted": 1,
+    "judge": 2,
+    "evaluation": 3,
+}
+# Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
+PRICES = {"usd_per_million_input", "usd_per_million_output"}
+# Where an endpoint lies and how it is spoken to: another server of the same model writes the same.
+ADDRESS = {"api_key_env", "base_url", "token_limit", "extra_headers"}
+NEUTRAL: dict[str, set[str]] = {"critique": {"max_usd", "mode", *ADDRESS, *PRICES}, "reward": {"verifiers"}}
+
+
+# Keys that came later: a section without them is the same as one with these values.
+UNSET = {
+    "sample": {
+        **{"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
+        **{"stop_token_ids": [], "system": None, "chat_template_kwargs": {}},
+    },
+    "critique": {"top_p": None, "reasoning_effort": None, "extra_body": {}},
+}
+# Keys of `resources.*.extra` that change how fast vLLM is, not what it says; any other is in the fingerprint.
+FOR_SPEED = {
+    *("max_model_len", "max_num_batched_tokens", "max_num_seqs", "gpu_memory_utilization", "kv_cache_memory_bytes"),
+    *("enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "compilation_config", "block_size"),
+    *("swap_space", "cpu_offload_gb", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+    *("distributed_executor_backend", "disable_custom_all_reduce", "disable_log_stats", "max_parallel_loading_workers"),
+    *("download_dir", "tokenizer_mode", "async_scheduling", "num_gpu_blocks_override", "enable_expert_parallel"),
+}
+
+
+# Stages with trainings of their own, which `minos run` leaves alone.
+APART = ("sweep", "study")
+# What no trial of a study depends on.
+NOT_STUDIED = ("run", "report", "resources", "meta", "sweep", "error_analysis")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One artefact: its stage, the config sections and artefacts that it is made from."""
+
+    artefact: str
+    stage: str
+    sections: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # shown when there, not waited for
+
+
+# stage -> the function that does it
+FUNCTIONS = {
+    "pretrain": "minos_ray.training.pretrain:pretrain",
+    "problems": "minos_ray.problems.stage:problems",
+    "sample": "minos_ray.candidates.stage:sample",
+    "label": "minos_ray.labels.stage:label",
+    "critique": "minos_ray.critiques.stage:critique",
+    "sft": "minos_ray.training.sft:sft",
+    "reward": "minos_ray.training.reward:reward",
+    "score": "minos_ray.scoring.stage:score",
+    "evaluate": "minos_ray.evaluation.stage:evaluate",
+    "sweep": "minos_ray.study.sweep:sweep",
+    "study": "minos_ray.study.stage:study",
+    "report": "minos_ray.report.stage:report",
+}
+
+
+def specs(config: Config) -> list[Spec]:
+    """Every artefact of a run of this config, each after what it needs."""
+    base = ("models/base",) if config.base.model == "run:models/base" else ()
+    generator = ("models/base",) if config.generator and config.generator.model == "run:models/base" else ()
+    models = [f"models/{v}" for v in config.reward.verifiers]
+    scores = [f"scores/{v}" for v in config.reward.verifiers] + (["scores/critic"] if config.score.judge else [])
+    data = ("problems", "candidates", "labels")
+    made = config.pretrain is not None and bool(base or generator or completer_of_run(config) == "models/base")
+    found = [Spec("models/base", "pretrain", ("pretrain",), config.pretrain.needs)] if made else []
+    found += [
+        Spec("problems", "problems", ("problems", "seed")),
+        Spec("candidates", "sample", ("sample", "generator", "seed"), ("problems", *generator)),
+        *label_specs(config, generator),
+        Spec("critiques", "critique", ("critique", "seed"), data, ("critique_prompt",)),
+    ]
+    inserted = ("inserted",) if config.inserted.count else ()
+    if config.error_analysis.count:
+        needs = (*data, *inserted)
+        found.append(Spec("error_types", "critique", ("error_analysis", "critique", "seed"), needs, ("error_prompt",)))
+    if needs_critic(config):
+        encoded = ("step_encoding",)
+        judged = ("critiques",) if config.reward.consensus else ()  # decides what stage 2 holds out
+        needs = (*data, *dict.fromkeys((*critic_sources(config), *judged)), *base)
+        found.append(Spec("models/critic", "sft", ("sft", "base"), needs, encoded))
+    found += [reward_spec(config, name, base) for name in models]
+    found += [score_spec(name) for name in scores]
+    needs, sorted_ = ("problems", "labels", *scores), ("error_types",) if config.error_analysis.count else ()
+    found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_))
+    sections = ("sweep", "sft", "reward", "base", "score", "evaluate")
+    needs, versions = (*data, "critiques", *base), ("step_encoding", "stage_1", "evaluation")
+    found.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions))
+    if config.study.seeds:
+        sections = tuple(name for name in type(config).model_fields if name not in NOT_STUDIED)
+        found.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS)))
+    shown = ("sweep/results.parquet", "critiques", "scores/critic")
+    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
+    return found
+
+
+def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
+    """Labels, after the rollouts that they may come from, and the errors inserted into right solutions."""
+    data = ("problems", "candidates")
+    found, rollouts = [], ()
+    if config.label.rollouts:
+        sections, completer = ("label", "sample", "generator", "seed"), completer_of_run(config)
+        needs = (*data, *((completer,) if completer else () if config.label.rollouts.completer else generator))
+        found, rollouts = [Spec("rollouts", "label", sections, needs, ("labels",))], ("rollouts",)
+    found.append(Spec("labels", "label", ("label",), (*data, *rollouts), ("labels",)))
+    if config.inserted.count:
+        needs = ("problems", "labels") if config.inserted.source == "candidates" else ("problems",)
+        found.append(Spec("inserted", "label", ("inserted", "seed"), needs, ("inserted",)))
+    return found
+
+
+def completer_of_run(config: Config) -> str | None:
+    """The artefact that makes the completions of rollouts, None where that is another model or the generator."""
+    completer = config.label.rollouts.completer if config.label.rollouts else None
+    return completer.model.removeprefix("run:") if completer and completer.model.startswith("run:") else None
+
+
+def critic_sources(config: Config) -> tuple[str, ...]:
+    """The artefacts that stage 1 reads its critiques from."""
+    bought = ("critiques",) if config.sft.source != "inserted" else ()
+    made = ("inserted",) if config.inserted.count and config.sft.source in ("inserted", "both") else ()
+    return bought + made
+
+
+def needs_critic(config: Config) -> bool:
+    """Whether a stage-1 model is wanted at all."""
+    return config.score.judge is not None or any(v.endswith("minos") for v in config.reward.verifiers)
+
+
+def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
+    """A verifier starts from the critic or from the base; nothing else differs."""
+    start = ("models/critic",) if name.endswith("minos") else base
+    critiques = ("critiques",) if config.reward.consensus and "/prm" in name else ()
+    needs = ("problems", "candidates", "labels", *critiques, *start)
+    return Spec(name, "reward", ("reward", "base"), needs, ("step_encoding",))
+
+
+def score_spec(name: str) -> Spec:
+    """Scores need the test candidates and the model that scores them."""
+    versions = ("judge", "step_encoding") if name == "scores/critic" else ("step_encoding",)
+    model = name.replace("scores/", "models/")
+    return Spec(name, "score", ("score",), ("problems", "candidates", "labels", model), versions)
+
+
+def spec(config: Config, artefact: str) -> Spec:
+    """The spec of one artefact of this config."""
+    return next(s for s in specs(config) if s.artefact == artefact)
+
+
+def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
+    """What the fingerprint is made of: config sections, fingerprints of the needed artefacts, versions."""
+    dump = config.model_dump(mode="json")
+    sections = {name: telling(name, dump[name]) for name in made.sections}
+    if made.artefact.startswith("scores/"):
+        keep = "judge" if made.artefact == "scores/critic" else "aggregation"
+        sections["score"] = {keep: sections["score"][keep]}
+    if made.artefact == "models/critic":  # what decides which problems stage 2 holds out
+        sections["reward"] = {key: dump["reward"][key] for key in ("eval_rows", "wrong_share", "seed", "consensus")}
+    if made.artefact == "rollouts":  # another policy or second opinion samples nothing again
+        sections["label"] = {key: sections["label"][key] for key in ("rollouts", "grader", "splitter", "timeout_s")}
+    more = {"engines": engine_settings(config, made.artefact), "contents": contents(config, made)}
+    return {
+        "config": sections,
+        **{name: values for name, values in more.items() if values},
+        "needs": {name: fingerprint_of(run, name) for name in made.needs + made.optional},
+        "versions": {name: VERSIONS[name] for name in made.versions},
+        "package": __version__,
+    }
+
+
+def telling(name: str, section: Any) -> Any:
+    """A section of the config without its neutral keys, and without later ones that are not set."""
+    if name not in NEUTRAL and name not in UNSET:
+        return section
+    if name == "critique" and section.get("base_url") == "offline":  # another critic, whatever the model is called
+        section = {**section, "model": "offline"}
+    unset, neutral = UNSET.get(name, {}), NEUTRAL.get(name, ())
+    return {k: v for k, v in section.items() if k not in neutral and not (k in unset and v == unset[k])}
+
+
+def contents(config: Config, made: Spec) -> dict[str, str]:
+    """Digests of the files and of the models' directories that an artefact is made from, by their keys."""
+    found: dict[str, str | None] = {}
+    if "problems" in made.sections and config.problems:
+        for split in ("train", "test"):
+            if path := getattr(config.problems, split).path:
+                found[f"problems.{split}.path"] = of_path(path)
+    completer = config.label.rollouts.completer if config.label.rollouts else None
+    models = {"generator": config.generator, "base": config.base}
+    found |= {f"{name}.model": of_model(model) for name, model in models.items() if name in made.sections and model}
+    if made.artefact == "rollouts" and completer:
+        found["label.rollouts.completer"] = of_model(completer)
+    return {key: digest for key, digest in found.items() if digest}
+
+
+def comparable(wanted: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+    """What is wanted, as far as it can be held against older inputs.
+
+    Contents that nobody knew then, or nobody can tell now, are no change.
+    """
+    now, then = wanted.get("contents", {}), (old or {}).get("contents", {})
+    if old is None or now == then:
+        return wanted
+    both = {key: now.get(key, digest) for key, digest in then.items()}
+    rest = {name: value for name, value in wanted.items() if name != "contents"}
+    return {**rest, "contents": both} if both else rest
+
+
+def engine_settings(config: Config, artefact: str) -> dict[str, dict[str, Any]]:
+    """What `resources.*.extra` tells the engines of an artefact that changes what they say, as quantization does."""
+    pools = {
+        **{"candidates": ("sample",), "rollouts": ("sample",), "scores/critic": ("judge",)},
+        **{"sweep/results.parquet": ("score",), "study/results.parquet": ("sample", "score")},
+    }
+    default = ("score",) if artefact.startswith("scores/") else ()
+    extras = {pool: getattr(config.resources, pool).extra for pool in pools.get(artefact, default)}
+    if config.resources.score.engine != "vllm":
+        extras.pop("score", None)
+    told = {pool: {k: v for k, v in extra.items() if k not in FOR_SPEED} for pool, extra in extras.items()}
+    return {pool: extra for pool, extra in told.items() if extra}
+
+
+def fingerprint_of(run: Run, artefact: str) -> str | None:
+    """What those that need a complete artefact know it by; None when it is not complete.
+
+    Its fingerprint, and a word where rows were drawn again after others may have been made from the old ones.
+    """
+    manifest = run.artefact(artefact).manifest()
+    if manifest is None:
+        return None
+    again = manifest.details.get("drawn_again")
+    return f"{manifest.fingerprint} {again}" if again else manifest.fingerprint
+
+
+def begin(config: Config, run: Run, artefact: str) -> Artefact | Manifest:
+    """The manifest when the artefact is complete and fresh, else the artefact, ready to be written or resumed."""
+    manifest = fresh(config, run, artefact)
+    if manifest is not None:
+        return manifest
+    target = run.artefact(artefact)
+    begun = target.begun_inputs()
+    wanted = comparable(inputs(config, run, spec(config, artefact)), begun)
+    # What an earlier version began under names of its own is gone on with.
+    same = begun is not None and fingerprint(still_telling(begun)) == fingerprint(wanted)
+    target.begin(begun if same else wanted)
+    return target
+
+
+def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
+    """The manifest when the artefact is complete and fresh. Stages that check more first ask it before `begin`."""
+    manifest = run.artefact(artefact).manifest()
+    wanted = inputs(config, run, spec(config, artefact))
+    done = manifest is not None and is_fresh(manifest, wanted) and not outgrown(config, manifest)
+    return manifest if done else None
+
+
+def is_fresh(manifest: Manifest, wanted: dict[str, Any]) -> bool:
+    """Imported artefacts are fresh as long as they are there; made ones while what tells in their inputs stays."""
+    made = manifest.inputs
+    return "import" in made or fingerprint(comparable(wanted, made)) in (
+        manifest.fingerprint,
+        fingerprint(still_telling(made)),
+    )
+
+
+def still_telling(made: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that an artefact was made from, of which an earlier version may have kept more than what tells."""
+    config = made.get("config")
+    if not isinstance(config, dict):
+        return made
+    sections = {name: telling(name, section) for name, section in config.items()}
+    return {**made, "config": with_names_of_today(sections)}

@@ -1,0 +1,1 @@
+"""Errors put into right solutions on purpose."""

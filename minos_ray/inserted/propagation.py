@@ -1,0 +1,113 @@
+"""What follows from a wrong value: every later step that uses it is worked out again, its words and its answer too.
+
+A value is followed by what it is: where the same number may have come from elsewhere, the error is refused.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from minos_ray.inserted.expression import Token, evaluate, operands
+from minos_ray.inserted.given import NUMBER_WORDS
+from minos_ray.inserted.reading import Calculation, Piece, Step
+from minos_ray.inserted.solution import Refused
+from minos_ray.inserted.tidy import tidy, write_number
+
+Edit = tuple[int, int, str]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A step with wrong values: its new text, and (right, new) for each of its calculations."""
+
+    text: str
+    calculations: tuple[tuple[Calculation, Calculation], ...]
+
+
+def edited(text: str, edits: Iterable[Edit]) -> str:
+    """The text with pieces replaced."""
+    for start, end, new in sorted(set(edits), reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
+
+
+def values_of(step: Step) -> set[Fraction]:
+    """All numbers of a step: shown, computed with, or found."""
+    hidden = {value for calculation in step.calculations for value in operands(calculation.tokens)}
+    return hidden | {piece.value for piece in step.numbers}
+
+
+class Propagation:
+    """Follows wrong values from step to step; `seen` are the numbers that later steps may take from elsewhere."""
+
+    def __init__(self, given: Iterable[Fraction]) -> None:
+        self.seen = set(given)
+        self.wrong: dict[Fraction, Fraction] = {}
+        self.doubtful: set[Fraction] = set()
+
+    def pass_by(self, step: Step) -> None:
+        """Takes in a step that stays as it is."""
+        self.seen |= values_of(step)
+
+    def mistake(self, right: Fraction, wrong: Fraction, others: Iterable[Fraction] = ()) -> None:
+        """From here on `right` is taken for `wrong`; doubtful when the same number also came from elsewhere."""
+        if right in self.seen or right in others or self.wrong.get(right, wrong) != wrong:
+            self.doubtful.add(right)
+        self.wrong[right] = wrong
+
+    def follow(self, step: Step) -> Changed | None:
+        """The step with what it inherits; None when it inherits nothing. Refused when that cannot be told for sure."""
+        values = values_of(step)
+        results = {calculation.result for calculation in step.calculations}
+        if values - results - self.seen - self.wrong.keys():
+            raise Refused("a later number is of unknown origin")  # it may hide a wrong one
+        if self.worded(step):
+            raise Refused("a later number is a word")
+        inherits = bool(values & self.wrong.keys())
+        if inherits and step.unread:
+            raise Refused("a later equation cannot be read")
+        made = tuple(self.worked_out(calculation) for calculation in step.calculations)
+        if values_of(step) & self.doubtful:
+            raise Refused("a later number may come from elsewhere")
+        self.seen |= values - self.wrong.keys()
+        return Changed(self.rewritten(step), made) if inherits else None
+
+    def worked_out(self, old: Calculation) -> tuple[Calculation, Calculation]:
+        """A calculation and what it has become; its result is taken for the new one from here on."""
+        new = self.again(old)
+        if new is old and old.result in self.wrong:
+            raise Refused("a later number may come from elsewhere")
+        if new is not old:
+            self.mistake(old.result, new.result, operands(old.tokens))
+        return old, new
+
+    def worded(self, step: Step) -> bool:
+        """Whether a wrong value stands there as a word, which nothing here changes."""
+        words = {piece.text.lower() for piece in step.pieces if piece.kind == "word"}
+        return any(NUMBER_WORDS[word] in self.wrong for word in words & NUMBER_WORDS.keys())
+
+    def again(self, calculation: Calculation) -> Calculation:
+        """The calculation with wrong values in it and what they give; itself when it has none."""
+        tokens = tuple(self.wrong.get(token, token) for token in calculation.tokens)
+        if tokens == calculation.tokens:
+            return calculation
+        if not calculation.exact:
+            raise Refused("a later result is rounded")
+        return replaced(calculation, tokens, evaluate(tokens))
+
+    def rewritten(self, step: Step) -> str:
+        """The text with every wrong value in place of the right one."""
+        return edited(step.text, [edit(p, self.wrong[p.value]) for p in step.numbers if p.value in self.wrong])
+
+
+def edit(piece: Piece, value: Fraction) -> Edit:
+    """A number of a text replaced by another value."""
+    return piece.start, piece.end, write_number(value, piece.text)
+
+
+def replaced(calculation: Calculation, tokens: tuple[Token, ...], result: Fraction | None) -> Calculation:
+    """Another calculation in the same place; Refused unless its result could stand there."""
+    shown = calculation.shown
+    if result is None or not tidy(result, calculation.result, shown.text, shown.percent):
+        raise Refused("no wrong value that could stand there")
+    return replace(calculation, tokens=tokens, result=result)

@@ -1,0 +1,230 @@
+"""Reading a solution: which numbers a step shows, and which calculations, by its text or by GSM8K's annotations.
+
+An annotation `<<48/2=24>>` stands right before the result. Steps are kept without annotations, as they are trained on.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from minos_ray.grading.numbers import CURRENCY, DIGITS, MAX_DIGITS
+from minos_ray.inserted.expression import Token, evaluate, operators, percentage, read_expression
+
+ANNOTATION = re.compile(r"<<([^<>]*)>>")
+PREFIX = re.compile(r"\s*Step\s+[0-9]+\s*[:.]\s*")
+PIECE = re.compile(
+    rf"(?P<ordinal>[0-9]+(?:st|nd|rd|th)\b)"
+    rf"|(?P<number>{DIGITS})(?P<percent>\s?%)?"
+    rf"|(?P<currency>{CURRENCY})"
+    r"|(?P<unit>/\s*[A-Za-z]+)"
+    r"|(?P<times>(?<![A-Za-z])[xX](?=\s*[$(.0-9]))"
+    r"|(?P<word>[A-Za-z]+(?:['\u2019/.-][A-Za-z]+)*)"
+    r"|(?P<operator>[-+*/\u00d7\u00f7\u2212\u2013\u00b7])"
+    r"|(?P<equals>=)|(?P<open>\()|(?P<close>\))|(?P<other>\S)"
+)
+SIGNS = {"x": "*", "X": "*", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-"}
+VARIABLE = re.compile(r"[A-Za-z](?![A-Za-z])(?!\s*[$(.0-9])")  # 3x - 5
+UNIT_WORDS = 3  # at most so many words between a number and what is done with it: `12 red clips + 5`
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A number, sign or word in the text of a step, with its place."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+    value: Fraction | None = None
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Calculation:
+    """`tokens` = `result`. `pieces` are the places of the tokens in the text, None when the text does not show them."""
+
+    tokens: tuple[Token, ...]
+    result: Fraction
+    shown: Piece
+    pieces: tuple[Piece | None, ...] | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the result is right to the last digit."""
+        return evaluate(self.tokens) == self.result
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the result is right within one unit of its last digit."""
+        value, places = evaluate(self.tokens), len(self.shown.text.partition(".")[2])
+        return value is not None and abs(value - self.result) < Fraction(1, 10**places)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step without annotations; `prefix` is its `Step k:`. `unread` counts equations that were not understood."""
+
+    prefix: str
+    text: str
+    pieces: tuple[Piece, ...]
+    calculations: tuple[Calculation, ...]
+    unread: int
+
+    @property
+    def numbers(self) -> list[Piece]:
+        """The numbers that the text shows; ordinals are none."""
+        return [piece for piece in self.pieces if piece.value is not None]
+
+
+def read_step(raw: str) -> Step:
+    """What a step shows and computes."""
+    prefix = PREFIX.match(raw)
+    start = prefix.end() if prefix else 0
+    text, notes = without_annotations(raw[start:])
+    pieces = pieces_of(text)
+    found, unread = [], 0
+    for at, piece in enumerate(pieces):
+        if piece.kind == "equals" and (computed := left_of(pieces, at)) is not False:
+            shown = result_after(pieces, at)
+            read = shown and computed and calculation(computed, shown, notes.pop(shown.start, None))
+            found += [read] if read else []
+            unread += not read
+    for at, annotation in notes.items():  # results without an equation in the text: `she sold <<48/2=24>>24 clips`
+        hidden = hidden_calculation(annotation, next((p for p in pieces if p.start == at), None))
+        found += [hidden] if hidden else []
+        unread += hidden is None
+    found.sort(key=lambda c: c.shown.start)
+    return Step(raw[:start].strip(), text, pieces, tuple(found), unread)
+
+
+def without_annotations(raw: str) -> tuple[str, dict[int, str]]:
+    """The text, and each annotation by the place of the number that follows it."""
+    notes: dict[int, str] = {}
+    text = ""
+    end = 0
+    for match in ANNOTATION.finditer(raw):
+        text += raw[end : match.start()]
+        gap = re.match(rf"\s*{CURRENCY}?\s*", raw[match.end() :])
+        notes[len(text) + (gap.end() if gap else 0)] = match[1]
+        end = match.end()
+    return text + raw[end:], notes
+
+
+def pieces_of(text: str) -> tuple[Piece, ...]:
+    """The text cut into numbers, signs and words."""
+    found = []
+    for match in PIECE.finditer(text):
+        kind = match.lastgroup if match.lastgroup != "percent" else "number"
+        kind = "operator" if kind == "times" else kind
+        end = match.end("number") if kind == "number" else match.end()
+        long = kind == "number" and end - match.start() > MAX_DIGITS
+        value = Fraction(match["number"].replace(",", "")) if kind == "number" and not long else None
+        kind = "variable" if value is not None and VARIABLE.match(text, end) else kind
+        shown = text[match.start() : end]
+        found.append(Piece(kind or "other", shown, match.start(), end, value, match["percent"] is not None))
+    return tuple(found)
+
+
+def left_of(pieces: Sequence[Piece], equals: int) -> list[Piece] | bool | None:
+    """The pieces of the expression that ends at an `=`; False when no calculation stands there (`total = 5`), None
+    when one does that cannot be read (`x + 3 = 5`)."""
+    found: list[Piece] = []
+    at = equals - 1
+    while True:
+        words = 0
+        while at >= 0 and pieces[at].kind in ("word", "unit") and words < UNIT_WORDS:
+            at, words = at - 1, words + 1
+        operand, at = operand_before(pieces, at)
+        if operand is None:
+            return None if found else False
+        found[:0] = operand
+        at -= at >= 0 and pieces[at].kind == "currency"
+        sign = operator_at(pieces, at)
+        if sign is None:
+            beside = at >= 0 and pieces[at].kind in ("number", "variable", "close")  # 2 1/2, 8(26)
+            return None if beside else found if len(found) > 1 else False
+        found[:0] = [sign]
+        at -= 1
+
+
+def operand_before(pieces: Sequence[Piece], at: int) -> tuple[list[Piece] | None, int]:
+    """The number or parenthesis that ends at `at`, and the place before it."""
+    if at >= 0 and pieces[at].kind == "number" and pieces[at].value is not None:
+        return [pieces[at]], at - 1
+    if at < 0 or pieces[at].kind != "close":
+        return None, at
+    inside = [pieces[at]]
+    depth = 1
+    while depth and at > 0:
+        at -= 1
+        depth += {"close": 1, "open": -1}.get(pieces[at].kind, 0)
+        if pieces[at].kind in ("equals", "other", "variable"):
+            return None, at
+        if pieces[at].kind not in ("word", "unit", "currency", "ordinal"):
+            inside.insert(0, pieces[at])
+    return (inside, at - 1) if not depth else (None, at)
+
+
+def operator_at(pieces: Sequence[Piece], at: int) -> Piece | None:
+    """The operator at a place; `of` after a percentage or fraction multiplies."""
+    if at < 0 or pieces[at].kind == "operator":
+        return pieces[at] if at >= 0 else None
+    part = at > 0 and (pieces[at - 1].percent or (at > 1 and pieces[at - 2].text == "/"))
+    return pieces[at] if pieces[at].text == "of" and part else None
+
+
+def result_after(pieces: Sequence[Piece], equals: int) -> Piece | None:
+    """The number after an `=`; None when another calculation stands there."""
+    at = equals + 1
+    at += at < len(pieces) and pieces[at].kind == "currency"
+    if at >= len(pieces) or pieces[at].kind != "number":
+        return None
+    goes_on = [piece.kind for piece in pieces[at + 1 : at + 3]]
+    more = goes_on[:1] == ["open"] or goes_on in (
+        ["operator", "number"],
+        ["operator", "currency"],
+        ["operator", "open"],
+    )
+    return None if more else pieces[at]
+
+
+def calculation(computed: Sequence[Piece], shown: Piece, annotation: str | None) -> Calculation | None:
+    """The calculation that a text shows; None when it is none. What an annotation says counts more than the text.
+
+    A percentage is a share (`20% * 50 = 10`) or, where that does not hold, a unit (`40% - 30% = 10%`).
+    """
+    hidden = hidden_calculation(annotation, shown) if annotation is not None else None
+    if annotation is not None and hidden is None:
+        return None
+    readings = [tokens_of(computed, share) for share in (True, False)]
+    wanted = evaluate(hidden.tokens) if hidden else shown.value
+    holds = [(tokens, places) for tokens, places in readings if evaluate(tokens) == wanted]
+    tokens, places = (holds or readings)[0]
+    if evaluate(tokens) is None or not operators(tokens) or (hidden and not holds):
+        return hidden
+    return Calculation(tokens, shown.value, shown, places)
+
+
+def tokens_of(computed: Sequence[Piece], share: bool) -> tuple[tuple[Token, ...], tuple[Piece | None, ...]]:
+    """The tokens of pieces and their places; 20% as `(20/100)` when percentages are shares."""
+    tokens: list[Token] = []
+    places: list[Piece | None] = []
+    for piece in computed:
+        sign = SIGNS.get(piece.text, "*" if piece.text == "of" else piece.text)
+        if piece.percent and share:
+            tokens += percentage(piece.value)
+            places += [None, piece, None, None, None]
+        else:
+            tokens.append(sign if piece.value is None else piece.value)
+            places.append(piece)
+    return tuple(tokens), tuple(places)
+
+
+def hidden_calculation(annotation: str, shown: Piece | None) -> Calculation | None:
+    """The calculation of an annotation whose text does not show it; None unless the text shows its result."""
+    left, _, right = annotation.partition("=")
+    tokens, value = read_expression(left), read_expression(right)
+    if tokens is None or value is None or shown is None or shown.kind != "number" or shown.value != evaluate(value):
+        return None
+    return Calculation(tokens, shown.value, shown, None) if operators(tokens) else None

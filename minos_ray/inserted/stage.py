@@ -1,0 +1,174 @@
+"""The artefact `inserted`: right solutions of the train split, some with an error put in, all with labels and notes."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
+from typing import Any
+
+import pyarrow.compute as pc
+
+from minos_ray.config.load import Config
+from minos_ray.config.schema import Inserted, InsertedType
+from minos_ray.errors import UserError
+from minos_ray.graph.specs import begin
+from minos_ray.inserted.donors import Donor, donors_of
+from minos_ray.inserted.errors import insert
+from minos_ray.inserted.rows import Row, right_row, wrong_row
+from minos_ray.inserted.solution import Refused, Solution, read_solution
+from minos_ray.observe.progress import Progress
+from minos_ray.problems.split import quota, rows_of_problems
+from minos_ray.steps.split import lines
+from minos_ray.steps.thinking import without_thinking
+from minos_ray.store.columns import table
+from minos_ray.store.run import Artefact, Manifest, Run
+
+PART_ROWS = 5000
+SLICE = 500  # solutions and rows between two lines of progress
+
+
+def inserted(config: Config, run: Run) -> Manifest | None:
+    """Makes the artefact; None when `inserted.count` wants none. A smaller count is the beginning of a larger one."""
+    if not config.inserted.count:
+        return None
+    target = begin(config, run, "inserted")
+    if isinstance(target, Manifest):
+        return target
+    start = time.monotonic()
+    solutions, dropped = read_solutions(sources(config, run))
+    if not solutions:
+        raise UserError(f"inserted: no right solution ({config.inserted.source}) can be used; dropped: {dict(dropped)}")
+    rows = Rows(solutions, config.inserted, config.seed)
+    made = rows.take(config.inserted.count)
+    for at in range(0, max(1, len(made)), PART_ROWS):
+        target.write_part(f"{at // PART_ROWS:05d}", table("inserted", made[at : at + PART_ROWS]))
+    return finish(target, made, rows, dropped, len(solutions), time.monotonic() - start)
+
+
+def finish(
+    target: Artefact, made: list[Row], rows: "Rows", dropped: Counter[str], solutions: int, seconds: float
+) -> Manifest:
+    """The manifest: rows by kind, solutions that cannot be used by reason, errors that could not be put in."""
+    kinds = Counter(row["error_type"] or "right" for row in made)
+    counts = {"rows": len(made), "wrong": len(made) - kinds["right"], **kinds, "solutions": solutions}
+    refused = {kind: dict(reasons.most_common()) for kind, reasons in rows.refused.items() if reasons}
+    details = {"seconds": round(seconds, 1), "refused": refused}
+    return target.complete(counts | rows.short, dict(dropped), details)
+
+
+def sources(config: Config, run: Run) -> list[tuple[str, Row, list[str]]]:
+    """(id, problem, steps) of every solution of the train split that is taken for right, in the order of ids."""
+    problems = run.artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
+    train = problems.filter(pc.equal(problems["split"], "train")).sort_by("problem_id").to_pylist()
+    if config.inserted.source == "solutions":
+        return [(row["problem_id"], row, lines(without_thinking(row["solution"] or ""))) for row in train]
+    by_id = {row["problem_id"]: row for row in train}
+    columns = ["candidate_id", "problem_id", "correct", "steps", "step_labels"]
+    labels = rows_of_problems(run.artefact("labels"), columns, by_id.keys())
+    right = labels.filter(labels["correct"]).sort_by("candidate_id").to_pylist()
+    return [
+        (row["candidate_id"], by_id[row["problem_id"]], row["steps"] if 0 not in row["step_labels"] else [])
+        for row in right
+    ]
+
+
+def read_solutions(found: Sequence[tuple[str, Row, list[str]]]) -> tuple[list[Solution], Counter[str]]:
+    """The solutions that can be used, each distinct one of a problem once; the others by reason."""
+    dropped: Counter[str] = Counter()
+    seen: set[tuple[str, ...]] = set()
+    solutions = []
+    with Progress("read solutions", len(found), "solutions") as progress:
+        for number, (source, problem, steps) in enumerate(found, 1):
+            text = (problem["problem_id"], *steps)
+            try:
+                if text in seen:
+                    raise Refused("the same solution again")
+                seen.add(text)
+                solution = read_solution(source, problem["problem_id"], problem["question"], problem["answer"], steps)
+                solutions.append(solution)
+            except Refused as refused:
+                dropped[str(refused)] += 1
+            if number % SLICE == 0 or number == len(found):
+                progress.advance(number % SLICE or SLICE)
+    return solutions, dropped
+
+
+class Rows:
+    """Draws rows one after the other, so that any number of them begins like any other.
+
+    Types take turns; where one has nothing left the next one steps in. Solutions are used again, with another error,
+    only when all have had their turn.
+    """
+
+    def __init__(self, solutions: Sequence[Solution], section: Inserted, seed: int) -> None:
+        self.section, self.seed, self.solutions = section, seed, solutions
+        self.donors = donors_of(solutions)
+        self.seen: set[tuple[str, ...]] = set()
+        self.refused: dict[str, Counter[str]] = {kind: Counter() for kind in section.types}
+        self.streams = {kind: self.wrong(kind) for kind in section.types}
+        self.rights = self.right()
+        self.short: dict[str, int] = {}
+
+    def take(self, number: int) -> list[Row]:
+        """The first `number` rows, fewer when there are not so many; then the shortage is in `short`."""
+        made: list[Row] = []
+        with Progress("inserted", number, "rows") as progress:
+            while len(made) < number and (row := self.next_row(len(made) + 1)) is not None:
+                made.append({"candidate_id": f"{row['problem_id']}/inserted-{len(made)}", **row})
+                if len(made) % SLICE == 0 or len(made) == number:
+                    progress.advance(len(made) % SLICE or SLICE)
+        if len(made) < number:
+            self.short["too_few"] = number - len(made)
+        return made
+
+    def next_row(self, number: int) -> Row | None:
+        """The row of that number (from 1); the other kind when one has run out, None when both have."""
+        share = self.section.wrong_share
+        wrong = quota(number, share) > quota(number - 1, share)
+        draws = [self.next_wrong, self.next_right] if wrong else [self.next_right, self.next_wrong]
+        return next((row for draw in draws if (row := draw(number)) is not None), None)
+
+    def next_wrong(self, number: int) -> Row | None:
+        """A row with an error of the type whose turn it is."""
+        types = self.section.types
+        turn = quota(number, self.section.wrong_share)
+        order = [types[(turn + k) % len(types)] for k in range(len(types))]
+        return next((row for kind in order if (row := next(self.streams[kind], None))), None)
+
+    def next_right(self, number: int) -> Row | None:
+        """A right solution; there are none when every row is to be wrong."""
+        return next(self.rights, None) if self.section.wrong_share < 1 else None
+
+    def wrong(self, kind: InsertedType) -> Iterator[Row]:
+        """Rows with errors of one type: each solution once in a seeded order, then all again while that gives any."""
+        make = partial(with_error, kind=kind, donors=self.donors)
+        for turn in count():
+            rows = self.each(f"{self.seed}/{kind}/{turn}", make, self.refused[kind])
+            if (first := next(rows, None)) is None:
+                return
+            yield first
+            yield from rows
+
+    def right(self) -> Iterator[Row]:
+        """Every solution once, as it is."""
+        yield from self.each(f"{self.seed}/right", right_row, Counter())
+
+    def each(self, seed: str, make: Callable[[Solution, random.Random], Row], refused: Counter[str]) -> Iterator[Row]:
+        """A row of each solution in a seeded order; no text comes twice."""
+        for solution in random.Random(seed).sample(self.solutions, len(self.solutions)):
+            try:
+                row = make(solution, random.Random(f"{seed}/{solution.source_id}"))
+            except Refused as reason:
+                refused[str(reason)] += 1
+                continue
+            text = (row["problem_id"], *row["steps"])
+            if text not in self.seen:
+                self.seen.add(text)
+                yield row
+
+
+def with_error(solution: Solution, rng: random.Random, kind: InsertedType, donors: Sequence[Donor]) -> dict[str, Any]:
+    """A row of the solution with an error of that type; Refused when none can be put in."""
+    return wrong_row(solution, insert(solution, kind, donors, rng), rng)

@@ -1,0 +1,1 @@
+"""Judging verifiers and critics on labelled sets."""

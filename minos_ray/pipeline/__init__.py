@@ -1,0 +1,1 @@
+"""Running all stages in order, and checking everything beforehand."""

@@ -1,0 +1,100 @@
+"""What a training on CPUs takes of this machine's memory, from the sizes that the base model's own files tell."""
+
+import json
+import os
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minos_ray.cluster.connect import joins
+from minos_ray.config.schema import Config
+from minos_ray.errors import UserError
+from minos_ray.pipeline.compare import GB
+from minos_ray.pipeline.estimate import base_parameters
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Run
+
+if TYPE_CHECKING:
+    from minos_ray.training.memory import Shape
+
+# A worker of Ray Train that has loaded torch, transformers and DeepSpeed, before any model.
+PROCESS_GB = 0.8
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+class Need(NamedTuple):
+    """GB of each worker of a training: for the model, its gradients and its optimizer, and with a pass of
+    `resources.train.micro_tokens`, which few rows do not fill."""
+
+    training: str
+    model: float
+    full: float
+
+
+def needs(config: Config, run: Run, todo: Set[str]) -> Iterator[Need]:
+    """Of the trainings to be done, where they are on CPUs and the base model lies here."""
+    of = shape(config, run) if todo & {"sft", "reward"} and not config.resources.train.gpu else None
+    if of is None:
+        return
+    from minos_ray.training import memory
+
+    for name, section, kind in memory.trainings(config, todo):
+        found = memory.estimate(of, section, config.resources.train, kind)
+        held = found.parameters + found.gradients + found.optimizer + found.host + PROCESS_GB
+        yield Need(name, held + found.update, held + max(found.update, found.activations))
+
+
+def shape(config: Config, run: Run) -> "Shape | None":
+    """The sizes of the base model, None where its files do not tell them."""
+    size = base_parameters(config, run)
+    if not size:
+        return None
+    from minos_ray.training.memory import Shape
+
+    try:
+        values = json.loads((Path(locate(config.base, run)) / "config.json").read_bytes())
+        values = values.get("text_config") or values
+        hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
+        kv = (values.get("num_key_value_heads") or heads) * (values.get("head_dim") or hidden // heads)
+        inner = values.get("intermediate_size") or 4 * hidden
+        sizes = (size, values["num_hidden_layers"], hidden, inner, kv, values["vocab_size"])
+        return Shape(*map(int, sizes))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):  # told elsewhere
+        return None
+
+
+def machine_gb() -> float:
+    """Memory of this machine, or of the container in it."""
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
+    return (min(has, int(limit)) if limit.isdigit() else has) / GB
+
+
+def stated(config: Config, run: Run, todo: Set[str]) -> Iterator[str]:
+    """A line for each training."""
+    workers = config.resources.train
+    for need in needs(config, run, todo):
+        yield (
+            f"resources.train: {need.training} needs about {need.model:.1f} GB of memory for each of {workers.workers} "
+            f"workers on CPUs, up to {need.full:.1f} with passes of {workers.micro_tokens} tokens (micro_tokens)"
+        )
+
+
+def refuse(config: Config, run: Run, todo: Set[str]) -> None:
+    """UserError when this machine, if it is to train, cannot even hold the models of its workers."""
+    if joins(config.resources):
+        return
+    workers, has = config.resources.train, machine_gb()
+    for need in needs(config, run, todo):
+        if (wanted := need.model * workers.workers) > has:
+            raise UserError(
+                f"resources.train: {need.training} needs at least {wanted:.1f} GB of memory for {workers.workers} "
+                f"workers on CPUs, this machine has {has:.1f}; {advice(workers)}"
+            )
+
+
+def advice(workers: Any) -> str:
+    """What would take less."""
+    if workers.workers > 1 and workers.zero < 3:
+        return "set resources.train.zero: 3, take fewer workers, or lora"
+    return "set lora, take a smaller base model, or train on GPUs"

@@ -1,0 +1,182 @@
+"""Reading a critique strictly: one verdict per step, one final verdict, or a status that says what is wrong with it.
+
+Decoration that leaves no doubt is looked through (thinking before it, bold, headings, `Step 1.` for `Step 1:`, code
+fences, tags, blank lines), and the forms of published critics are read (`published_critics`); what can be read in two
+ways is refused (two verdicts in a step, a verdict within a sentence or in quotation marks).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minos_ray.steps.published_critics import read_published
+from minos_ray.steps.thinking import without_thinking
+
+Status = Literal["ok", "empty", "no_verdict", "wrong_step_count", "unclear_step"]
+
+# Decoration carries no meaning: emphasis, code, headings, rules, bullets. Lines are read without it.
+EMPHASIS = str.maketrans("", "", "*`_")
+EDGE = " \t\r#~-\u2022"
+FENCE, QUOTED = "```", ">"
+
+# `Step 1:`, `Step 1.`, `Step 1)`, `Step 1 (words):`, `Step 1 - ...` or `Step 1` alone on its line; never `Step 1.5` or
+# `Step 1 - 3`.
+STEP = re.compile(
+    r"(?:[0-9]+[.)]\s*)?Step\s*#?([0-9]+)\s*"
+    r"(?:\([^()]*\)\s*(?:[:\uff1a.\-\u2013\u2014]|\Z)|[:\uff1a)]|\.(?![0-9])|[-\u2013\u2014]\s(?!\s*[0-9])|\Z)",
+    re.IGNORECASE,
+)
+# `**Step 1**` is a heading without any sign behind it.
+BOLD_STEP = re.compile(r"(?i)^(\W*)(\*\*|__)(Step\s*[0-9]+)\2(?!\s*[:.()\-\u2013\u2014])")
+# Where no line says `Step`: numbered paragraphs.
+ITEM = re.compile(r"\(?([0-9]+)[.)]\s")
+TAG = re.compile(r"(?i)</?(?:answer|critique|output|response|review|verdict)>|<\|\w+\|>\s*\Z|</s>\s*\Z")
+ANSWER = re.compile(r"(?is)<answer>((?:(?!</?answer>).)*)</answer>")
+BOXED = re.compile(r"(?i)\$?(?<!\\)\\+boxed\s*\{(?:\\text\{)?(true|false)\}+\$?")
+VERDICT = re.compile(r"This step is ([Cc]orrect|[Ii]ncorrect)\b")
+JUDGED = r"is (?P<not>not )?(?P<word>correct|right|true|incorrect|wrong|false)\b"
+MENTION = re.compile(rf"\b(?:this step|step (?P<step>[0-9]+)) {JUDGED}", re.IGNORECASE)
+HEADING = r"(?:final )?(?:answer|verdict|conclusion)"
+FINAL = re.compile(rf"(?:{HEADING}\s*:\s*)?The final answer is (True|False)\.?", re.IGNORECASE)
+FINAL_MENTION = re.compile(rf"\bthe final answer {JUDGED}", re.IGNORECASE)
+GOOD = {"correct", "right", "true"}
+FINAL_HEADING = re.compile(rf"{HEADING}\s*:?", re.IGNORECASE)
+PUBLISHED_KEPT = 0.78
+OPENING = {'"', "'", "(", "\u2018", "\u201c", "\u00ab"}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a critique says: 1, 0 or -1 (unclear) per step, the answer line last, whose verdict is the final one.
+
+    `step_verdicts` is empty unless every step was found; `final_verdict` is None when there is none.
+    """
+
+    step_verdicts: list[int]
+    final_verdict: bool | None
+    status: Status
+
+
+def parse_critique(text: str, num_steps: int) -> Parsed:
+    """The verdicts in `text` on a solution of `num_steps` steps, the answer line included. Never raises.
+
+    What stands in `<answer>` counts alone, if it is a critique. The answer line may have a `Step k:` line of its own;
+    its verdict must then be the final one.
+    """
+    text = without_thinking(text)
+    answers = ANSWER.findall(text)
+    alone = _parse(answers[0], num_steps) if len(answers) == 1 else None
+    return alone if alone and alone.status == "ok" else _parse(TAG.sub("", text), num_steps)
+
+
+def _parse(text: str, num_steps: int) -> Parsed:
+    lines = _plain(text)
+    if not lines:
+        return Parsed([], None, "empty")
+    final = _final_verdict(lines)
+    if final is None:
+        told = read_published(text, num_steps) if num_steps > 0 else None
+        return Parsed(told, bool(told[-1]), "ok") if told else Parsed([], None, "no_verdict")
+    blocks = _blocks(lines[:-1])
+    numbers = [number for number, _ in blocks]
+    if num_steps < 1 or numbers not in (list(range(1, num_steps)), list(range(1, num_steps + 1))):
+        return Parsed([], final, "wrong_step_count")
+    verdicts = [_step_verdict(number, block) for number, block in blocks]
+    contradicts = len(verdicts) == num_steps and verdicts[-1] != int(final)
+    unclear = -1 in verdicts or contradicts
+    return Parsed([*verdicts[: num_steps - 1], int(final)], final, "unclear_step" if unclear else "ok")
+
+
+def agrees(parsed: Parsed, step_labels: Sequence[int], correct: bool) -> bool:
+    """Whether a critique read as `ok` says what the labels say; unknown step labels (-1) are not compared.
+
+    The answer line is judged by the final verdict, so it is compared with `correct`.
+    """
+    if parsed.status != "ok" or len(parsed.step_verdicts) != len(step_labels) or parsed.final_verdict != correct:
+        return False
+    pairs = zip(parsed.step_verdicts[:-1], step_labels[:-1], strict=True)
+    return all(verdict == label for verdict, label in pairs if label != -1)
+
+
+def agreement(prompt: str, rows: Sequence[Mapping[str, Any]], correct: Sequence[bool]) -> dict[str, Any]:
+    """How many critiques survive the agreement filter, of all and of each kind of candidate (rows of the artefact).
+
+    Published pipelines without labels in the prompt keep about 78 % (GenRM's critiques 77.6 % of right and 78.7 % of
+    wrong solutions); with labels in the prompt the text agrees trivially.
+    """
+
+    def share(values: Sequence[bool]) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    kinds = {
+        right: [bool(r["agrees"]) for r, c in zip(rows, correct, strict=True) if c is right] for right in (True, False)
+    }
+    return {
+        "prompt": prompt,
+        "can_be_read": share([row["status"] == "ok" for row in rows]),
+        "kept": share([*kinds[True], *kinds[False]]),
+        "kept_of_right": share(kinds[True]),
+        "kept_of_wrong": share(kinds[False]),
+        "published": PUBLISHED_KEPT,
+    }
+
+
+def _plain(text: str) -> list[str]:
+    """The lines without decoration; quoted lines (`> ...`) and those that hold nothing else are left out."""
+    kept = [line for line in map(str.strip, text.splitlines()) if not line.startswith((FENCE, QUOTED))]
+    marked = (BOXED.sub(r"\1", BOLD_STEP.sub(r"\1\3:", line)) for line in kept)
+    return list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in marked)))
+
+
+def _final_verdict(lines: list[str]) -> bool | None:
+    """What the last line says; None when it is no final verdict, or when another line says the opposite."""
+    found = FINAL.fullmatch(lines[-1])
+    if not found:
+        return None
+    said = set(map(_says, FINAL_MENTION.finditer("\n".join(lines))))
+    return found[1].lower() == "true" if len(said) == 1 else None
+
+
+def _says(mention: re.Match[str]) -> bool:
+    """Whether a verdict, perhaps with a `not`, is a good one."""
+    return (mention["word"].lower() in GOOD) != bool(mention["not"])
+
+
+def _blocks(lines: list[str]) -> list[tuple[int, str]]:
+    """Step number and text of each step: its `Step k:` line (or `k.`, if no line has that) up to the next one."""
+    while lines and FINAL_HEADING.fullmatch(lines[-1]):
+        lines = lines[:-1]
+    beginning = STEP if any(map(STEP.match, lines)) else ITEM
+    blocks: list[tuple[int, list[str]]] = []
+    for line in lines:
+        start = beginning.match(line)
+        if start:
+            blocks.append((_number(start[1]), [line[start.end() :]]))
+        elif blocks:
+            blocks[-1][1].append(line)
+    return [(number, "\n".join(block)) for number, block in blocks]
+
+
+def _number(digits: str) -> int:
+    """The number, -1 for one so long that it is no step's (int() refuses thousands of digits)."""
+    return int(digits) if len(digits) < 6 else -1
+
+
+def _step_verdict(number: int, block: str) -> int:
+    """1 or 0 when the block ends with one verdict, a sentence of its own, and says nothing else before; else -1."""
+    found = list(VERDICT.finditer(block))
+    said = {_says(m) for m in MENTION.finditer(block) if m["step"] is None or _number(m["step"]) == number}
+    if len(found) != 1 or len(said) != 1:
+        return -1
+    before, after = block[: found[0].start()], block[found[0].end() :].strip(" .!")
+    if before.endswith("(") and after == ")":
+        before, after = before[:-1] + ".", ""
+    return -1 if after or not _begins_a_sentence(before) else int(found[0][1].lower() == "correct")
+
+
+def _begins_a_sentence(before: str) -> bool:
+    """Not so after a word, a comma or an opening quotation mark: `one cannot say This step is correct`."""
+    line = before.rpartition("\n")[2]
+    word = line.rstrip()
+    return not (word[-1:].isalpha() or word.endswith(",") or line[-1:] in OPENING)

@@ -1,0 +1,1 @@
+"""The run directory: parts, manifests, columns, files on local and remote storage."""

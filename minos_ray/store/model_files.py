@@ -1,0 +1,158 @@
+"""Finding a model named in the config: a directory, a hub id, `package:FOLDER` or `run:models/NAME`."""
+
+import json
+import os
+import re
+import shutil
+from hashlib import blake2b
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from minos_ray.config.schema import Model
+from minos_ray.errors import UserError
+from minos_ray.store.run import Run
+
+# So long a process waits at most for another that fetches the same model.
+DOWNLOAD_S = 3600
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
+def locate(model: Model, run: Run) -> str:
+    """A local directory that holds the model, its weights and its tokenizer; UserError when there is none.
+
+    A model of a remote run and a hub model are copied to a cache on this machine first.
+    """
+    kind, sign, name = model.model.partition(":")
+    if sign and kind == "package":
+        return whole(Path(str(files("minos_ray").joinpath(name))), model.model)
+    if sign and kind == "run":
+        return whole(_from_run(name, run), model.model)
+    if is_hub_id(model.model):
+        return locate_hub(model)
+    return whole(Path(model.model).expanduser().absolute(), model.model)
+
+
+def locate_hub(model: Model) -> str:
+    """The copy of a hub model in this machine's cache, fetched when it is not there."""
+    return whole(_from_hub(model), model.model)
+
+
+def absolute(model: Model) -> Model:
+    """A directory by its absolute path, for processes that work elsewhere; other names as they are."""
+    directory = Path(model.model).expanduser()
+    return model.model_copy(update={"model": str(directory.absolute())}) if directory.is_dir() else model
+
+
+def public_name(model: Model, run: Run) -> str:
+    """How others find a model: a hub id or a model of a remote run by its name, else the directory."""
+    kind, _, name = model.model.partition(":")
+    if kind == "run" and not run.local:
+        return run.at(name)
+    return model.model if is_hub_id(model.model) else locate(model, run)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is looked up on the model hub: it has the form of an id and is no directory here."""
+    return not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name) is not None
+
+
+def whole(path: Path, name: str) -> str:
+    """`path` as text when it is a complete model directory; UserError says what is missing."""
+    if not path.is_dir():
+        raise UserError(f"model '{name}': there is no directory {path}")
+    if (path / ADAPTER).is_file():
+        raise UserError(
+            f"model '{name}': {path} holds an adapter ({ADAPTER}), which would or would not be added to the weights; "
+            f"merge it into its model with peft (merge_and_unload) and save that, or take {ADAPTER} away"
+        )
+    if not (path / "config.json").is_file():
+        raise UserError(f"model '{name}': {path} has no config.json")
+    if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
+        if any(path.glob("*.gguf")):
+            raise UserError(
+                f"model '{name}': {path} has its weights as GGUF only; make them safetensors with transformers first: "
+                "from_pretrained(FOLDER, gguf_file=NAME), then save_pretrained"
+            )
+        raise UserError(f"model '{name}': {path} has no weights ({' or '.join(WEIGHTS)})")
+    if not any((path / file).is_file() for file in TOKENIZERS):
+        raise UserError(f"model '{name}': {path} has no tokenizer (tokenizer.json); save it beside the model")
+    return str(path)
+
+
+def safetensors_files(folder: str) -> list[Path]:
+    """The files that transformers takes a model's weights from: the single one before those of an index; others may lie
+    beside them. None where there is neither; UserError when the index cannot be read."""
+    single, index = Path(folder) / SINGLE, Path(folder) / INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    try:
+        return [Path(folder) / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of safetensors files: {error}") from error
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer beside a model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the tokenizer in {path} does not load: {_line(error)}") from error
+
+
+def _from_run(name: str, run: Run) -> Path:
+    artefact = run.artefact(name)
+    manifest = artefact.manifest()
+    if manifest is None:
+        raise UserError(f"model 'run:{name}': {artefact.path} is not complete; run the stage that makes it first")
+    if run.local:
+        return Path(artefact.path)
+    key = blake2b(f"{artefact.path} {manifest.fingerprint} {manifest.created}".encode(), digest_size=8).hexdigest()
+    target = _cache() / key
+    if not target.is_dir():
+        _download(run, name, target)
+    return target
+
+
+def _download(run: Run, name: str, target: Path) -> None:
+    """Copies a folder of the run to `target`. One process of this machine does it, the others wait for its lock."""
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock", timeout=DOWNLOAD_S):
+        if target.is_dir():
+            return
+        aside = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        aside.mkdir()
+        run.download(name, str(aside))
+        aside.rename(target)
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "minos_ray" / "models"
+
+
+def _from_hub(model: Model) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(model.model, revision=model.revision, ignore_patterns=["*.pth", "*.gguf"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"model '{model.model}' is neither a directory nor to be had from the model hub: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

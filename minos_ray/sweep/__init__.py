@@ -1,1 +1,0 @@
-"""The scale-up study over the amount of critiques."""

@@ -1,0 +1,1 @@
+"""Work in units on Ray Data, stored one by one."""
