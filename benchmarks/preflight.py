@@ -16,8 +16,8 @@ from pathlib import Path
 import yaml
 
 from tests import conftest  # noqa: F401  Ray's environment
-from tests.preflight import world
-from tests.preflight.world import Seeded
+from tests.cluster import world
+from tests.cluster.world import Seeded
 
 LIMIT_S = 30.0
 

@@ -19,7 +19,7 @@ from minos_ray.problems.gsm8k import load as load_gsm8k
 from minos_ray.steps.critique_text import agrees, parse_critique
 from minos_ray.store.columns import validate
 from minos_ray.store.run import Run
-from tests.labels.inserted.gsm8k_cases import SAMPLES
+from tests.inserted.gsm8k_cases import SAMPLES
 from tests.runs import config, put
 
 TYPES = ("calculation", "logical", "unrelated", "accumulation")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.meta.formats import Reading, covering, qwen, refusal, sequence, shepherd, signs, tokens
-from tests.scoring.foreign_models import qwen_tokenizer
+from tests.meta.foreign_models import qwen_tokenizer
 from tests.training.tokenizers_at_hand import COMPLETE, TOKENIZERS, mistral
 
 QUESTION = "Tom has 3 apples and buys 14 more. How many apples?"

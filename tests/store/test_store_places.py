@@ -8,7 +8,7 @@ import pytest
 
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.store.run import Run
-from tests.test_store import INPUTS, numbers
+from tests.store.test_store import INPUTS, numbers
 
 
 def test_paths_with_blanks_and_odd_letters(tmp_path: Path) -> None:

@@ -378,7 +378,7 @@ from minos_ray.model_checks import check_base, check_model, unseen
 from minos_ray.errors import UserError
 from minos_ray.sections import Model
 from minos_ray.store import Run
-from tests.test_model_checks import config
+from tests.pipeline.test_model_checks import config
 from pathlib import Path
 
 def said(test):

@@ -12,7 +12,7 @@ from minos_ray.inserted.given import given_numbers
 from minos_ray.inserted.notes import equation
 from minos_ray.inserted.reading import read_step
 from minos_ray.inserted.solution import Refused, read_solution
-from tests.labels.inserted.gsm8k_cases import SAMPLES, SHARED, solution
+from tests.inserted.gsm8k_cases import SAMPLES, SHARED, solution
 
 TREES = st.recursive(
     st.integers(0, 99).map(str),

@@ -14,7 +14,7 @@ from minos_ray.config.schema import ForeignModel
 from minos_ray.errors import UserError
 from minos_ray.meta.foreign import ForeignScorer, ForeignScorers
 from minos_ray.scoring.solutions import UNITS
-from tests.scoring.foreign_models import changed, make
+from tests.meta.foreign_models import changed, make
 from tests.tiny import tiny_model
 
 Solutions = list[tuple[str, list[str]]]

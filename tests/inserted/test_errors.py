@@ -15,8 +15,8 @@ from minos_ray.inserted.rows import right_row, wrong_row
 from minos_ray.inserted.solution import Refused
 from minos_ray.inserted.tidy import slips, tidy, write_number
 from minos_ray.steps.critique_text import agrees, parse_critique
-from tests.labels.inserted.gsm8k_cases import BRANCHES, CHAIN, FOREIGN, MONEY, SAMPLES, SHARED, solution
-from tests.labels.inserted.making import miscalculate, misuse_at, stray_after
+from tests.inserted.gsm8k_cases import BRANCHES, CHAIN, FOREIGN, MONEY, SAMPLES, SHARED, solution
+from tests.inserted.making import miscalculate, misuse_at, stray_after
 
 TYPES = ("calculation", "logical", "unrelated", "accumulation")
 DONORS = donors_of([solution(FOREIGN, "f")])

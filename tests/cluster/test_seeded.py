@@ -14,8 +14,8 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.pipeline.check import check, findings, refuse
 from minos_ray.pipeline.run import run_stage
 from minos_ray.store.run import Run
-from tests.preflight import world
-from tests.preflight.world import KEY, ODD, OTHER, SEEDED
+from tests.cluster import world
+from tests.cluster.world import KEY, ODD, OTHER, SEEDED
 from tests.runs import problem, put
 
 pytestmark = pytest.mark.slow
