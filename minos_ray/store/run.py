@@ -205,7 +205,7 @@ class Artefact:
         return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
 
     def _notes(self, file: str) -> parquet.Notes | None:
-        notes = parquet.whole(self.run, f"{self.name}/{file}", parquet.notes)
+        notes = whole(self.run, f"{self.name}/{file}", parquet.notes)
         if notes is None:
             path = f"{self.run.root}/{self.name}/{file}"
             with self.run.said("set aside", f"{self.name}/{file}"):
@@ -272,12 +272,10 @@ class Artefact:
     def part_notes(self, name: str) -> parquet.Notes:
         """The units of one part, the number of its rows and its stats, without reading them."""
         file = f"part-{name}.parquet"
-        return self._sure(file, parquet.whole(self.run, f"{self.name}/{file}", parquet.notes))
+        return self._sure(file, whole(self.run, f"{self.name}/{file}", parquet.notes))
 
     def _read_part(self, file: str, columns: list[str] | None) -> pa.Table:
-        return self._sure(
-            file, parquet.whole(self.run, f"{self.name}/{file}", lambda source: parquet.rows(source, columns))
-        )
+        return self._sure(file, whole(self.run, f"{self.name}/{file}", lambda source: parquet.rows(source, columns)))
 
     def _sure(self, file: str, found: Found | None) -> Found:
         """What was found in a part; UserError says what to do when it was torn."""
