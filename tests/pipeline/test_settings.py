@@ -82,13 +82,12 @@ def test_error_analysis_without_wrong_steps_is_found_before_critiques_are_bought
     assert found(config(tmp_path, **wanted, inserted={"count": 5})) == []
 
 
-def test_the_example_of_the_readme_is_right(tmp_path: Path) -> None:
-    text = Path("README.md").read_text().partition("## On your data")[2]
-    example = re.match(r"((?:    .*\n)+)", text[text.index("    run: s3://") :])
-    assert example is not None
-    values = yaml.safe_load(example[1])
-    made = build({**values, "run": str(tmp_path / "run")})
-    assert [line for line in found(made, {"reward", "label"}) if "step" in line] == []
+def test_the_examples_of_the_readme_are_right(tmp_path: Path) -> None:
+    examples = re.findall(r"^```yaml\n(run: .*?)^```", Path("README.md").read_text(), re.M | re.S)
+    assert len(examples) == 2
+    for example in examples:
+        made = build({**yaml.safe_load(example), "run": str(tmp_path / "run")})
+        assert [line for line in found(made, {"reward", "label"}) if "step" in line] == []
 
 
 def test_more_tokens_than_the_engine_has_are_found(tmp_path: Path) -> None:
