@@ -27,9 +27,9 @@ SHARPNESS = {"orm-base": 0.8, "orm-minos": 1.0, "prm-base": 0.9, "prm-minos": 1.
 CHUNK, QUARTERS, STEPS = 2000, 4, 4
 EVALUATE = """
 import sys
-from minos_ray.config import Config
+from minos_ray.config.schema import Config
 from minos_ray.evaluation.stage import evaluate
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 run = Run(sys.argv[1])
 config = Config(run=run.path, base={"model": "none/none"}, evaluate={"bootstrap": int(sys.argv[2])})
 manifest = evaluate(config, run)

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 CLIENT = """
 import sys
 from minos_ray.candidates.engine import Generator, Request
-from minos_ray.resources import Engine
-from minos_ray.sections import Model
+from minos_ray.config.resources import Engine
+from minos_ray.config.schema import Model
 
 resources = Engine(kv_cache_gb=0.5, max_model_len=512, dtype="float32", max_num_seqs=256)
 made = Generator(sys.argv[1], Model(model=sys.argv[1]), resources)

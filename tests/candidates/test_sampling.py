@@ -253,8 +253,8 @@ class Fragile(Sampler):
 DRIVER = """
 import sys
 from minos_ray.candidates.stage import sample
-from minos_ray.config import Config
-from minos_ray.store import Artefact, Run
+from minos_ray.config.schema import Config
+from minos_ray.store.run import Artefact, Run
 config = Config.model_validate_json(open(sys.argv[1]).read())
 sample(config, Run(config.run))
 """

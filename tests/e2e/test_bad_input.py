@@ -100,7 +100,7 @@ def test_duplicate_ids(config: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_function(config: Path) -> None:
-    refused(minos("check", str(config), "label.grader=minos_ray.labels.answers:nothing"), "answers:nothing")
+    refused(minos("check", str(config), "label.grader=minos_ray.grading.graders:nothing"), "graders:nothing")
 
 
 def test_model_without_tokenizer(config: Path, tmp_path: Path) -> None:

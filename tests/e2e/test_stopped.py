@@ -9,7 +9,7 @@ import pytest
 JOINED = """
 import os, signal, sys, time
 from minos_ray import cli, cluster
-from minos_ray.resources import Resources
+from minos_ray.config.resources import Resources
 
 def work(arguments):
     with cli.Work():

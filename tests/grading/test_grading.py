@@ -71,7 +71,7 @@ def test_workers_side_by_side_keep_the_order() -> None:
 
 def test_the_child_ends_with_its_parent() -> None:
     code = (
-        "from minos_ray.labels.grading import Comparer\n"
+        "from minos_ray.grading.pool import Comparer\n"
         "import os, sys\n"
         "c = Comparer('minos_ray.grading.same:same_value', 2.0)\n"
         "c('1', '2')\n"

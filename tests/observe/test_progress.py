@@ -84,7 +84,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 BAR = """
-from minos_ray.progress import Progress
+from minos_ray.observe.progress import Progress
 with Progress("sample", 40) as shown:
     for _ in range(4):
         shown.advance(10)

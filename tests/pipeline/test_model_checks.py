@@ -374,10 +374,10 @@ def test_the_hub_is_asked_for_its_models(hub: str, tmp_path: Path) -> None:
     names = ["org/good", "org/gated", "org/absent", "org/broken"]
     code = f"""
 import json, os
-from minos_ray.model_checks import check_base, check_model, unseen
+from minos_ray.pipeline.model_checks import check_base, check_model, unseen
 from minos_ray.errors import UserError
-from minos_ray.sections import Model
-from minos_ray.store import Run
+from minos_ray.config.schema import Model
+from minos_ray.store.run import Run
 from tests.pipeline.test_model_checks import config
 from pathlib import Path
 
@@ -412,7 +412,7 @@ def test_without_a_network_only_what_is_surely_wrong_is_refused(tmp_path: Path) 
     """A relative path into a directory that is there is a typo; another name may be the hub's."""
     (tmp_path / "checkpoints").mkdir()
     code = """
-from minos_ray.model_checks import hub_config
+from minos_ray.pipeline.model_checks import hub_config
 from minos_ray.errors import UserError
 for name in ("checkpoints/mistyped", "org/name"):
     try: print(hub_config(name, None))

@@ -163,7 +163,7 @@ def test_functions_of_ones_own_kind_are_fine(tmp_path: Path, monkeypatch: pytest
 
 OWN = """
 from functools import partial
-from minos_ray.labels.answers import Grader
+from minos_ray.grading.graders import Grader
 
 splitter = partial(str.split, sep=". ")
 grader = Grader(str.strip, str.__eq__)

@@ -108,7 +108,7 @@ def scores_of_both(orms: list[str], resources: Scoring) -> dict[str, Any]:
 def in_process(orms: list[str], resources: Scoring, **environment: str) -> dict[str, Any]:
     """`scores_of_both` in a process of its own."""
     script = (
-        "import json, sys; from minos_ray.resources import Scoring; from tests.scoring.test_device import *\n"
+        "import json, sys; from minos_ray.config.resources import Scoring; from tests.scoring.test_device import *\n"
         "if __name__ == '__main__':\n"
         "    print('SEEN ' + json.dumps(scores_of_both(json.loads(sys.argv[1]), Scoring(**json.loads(sys.argv[2])))))"
     )

@@ -183,7 +183,7 @@ def test_an_artefact_without_rows_has_its_columns(run: Run) -> None:
 WRITER = """
 import sys
 import pyarrow as pa
-from minos_ray.store import Run
+from minos_ray.store.run import Run
 artefact = Run(sys.argv[1]).artefact("candidates")
 artefact.begin({"config": {"x": 1}})
 done = set(artefact.part_names())
