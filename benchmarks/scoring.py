@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from common import alternate, show
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from minos_ray.config.resources import Scoring
@@ -27,10 +28,11 @@ from minos_ray.config.schema import Model
 from minos_ray.miniature.arithmetic import solution_text
 from minos_ray.miniature.corpus import attempt
 from minos_ray.miniature.problems import draw
-from minos_ray.scoring.scorer import auto_class, load
+from minos_ray.scoring.scorer import load
 from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
+from minos_ray.training.heads import auto_class, saved_class
 from minos_ray.training.tokenizer import byte_level_bpe
 
 Scores = list[list[float]]
@@ -102,7 +104,7 @@ def save_model(folder: str, kind: str, shape: str, tokenizer: Any) -> str:
     )
     torch.manual_seed(0)
     path = f"{folder}/{shape}-{kind}"
-    auto_class(kind).from_config(config).float().save_pretrained(path)
+    auto_class(kind, config).from_config(config).float().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
@@ -196,7 +198,8 @@ def main() -> None:
 def run(arguments: argparse.Namespace, path: str, name: str, cases: dict[str, list[Encoded]]) -> None:
     """The tables of one model."""
     kind = name.split()[1]
-    ours, model = load(path, False, Scoring()), auto_class(kind).from_pretrained(path).eval()
+    ours = load(path, False, Scoring())
+    model = saved_class(AutoConfig.from_pretrained(path)).from_pretrained(path).eval()
     vllm = None if "vllm" in arguments.without else load(path, False, VLLM)
     for case in (case for case in arguments.cases if case in cases):
         encoded = cases[case]
