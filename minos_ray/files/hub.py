@@ -15,14 +15,14 @@ def is_hub(path: str) -> bool:
 
 def download(path: str) -> str:
     """The local path of a file of the hub, from the hub's cache when it is there; UserError when it cannot be had."""
-    found = FORM.fullmatch(path)
-    if not found:
+    match = FORM.fullmatch(path)
+    if not match:
         raise UserError(f"'{path}' is not of the form {PREFIX}ORG/NAME[@REVISION]/FILE")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return hf_hub_download(found["repo"], found["file"], repo_type="dataset", revision=found["revision"])
+        return hf_hub_download(match["repo"], match["file"], repo_type="dataset", revision=match["revision"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"'{path}' cannot be read from the hub: {type(error).__name__}: {reason}") from error

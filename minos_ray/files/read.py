@@ -95,7 +95,7 @@ def readable(path: str) -> Iterator[None]:
         raise UserError(f"file '{path}' {wrong}: {reason}") from error
 
 
-def refuse_pointer(path: str) -> None:
+def check_no_lfs_pointer(path: str) -> None:
     """UserError when the file only stands for one that was not fetched."""
     fs, root = open_path(path)
     with fs.open_input_file(root) as source:
@@ -110,7 +110,7 @@ def read_file(path: str) -> Iterator[Row | BadRow]:
     if kind(path) is None:
         raise UserError(f"file '{path}' is of no known kind; accepted are {', '.join(SUFFIXES)} (jsonl also gzipped)")
     with readable(path):
-        refuse_pointer(path)
+        check_no_lfs_pointer(path)
         yield from READERS[kind(path)](path)
 
 
@@ -130,7 +130,7 @@ def require_lines(path: str, stream: BinaryIO) -> None:
         raise UserError(f"file '{path}' is not UTF-8 but UTF-16 or the like; save it as UTF-8")
 
 
-def refuse_repeated(path: str, names: Iterable[str]) -> None:
+def require_unique(path: str, names: Iterable[str]) -> None:
     """UserError when two columns have the same name; columns without one are nobody's."""
     if repeated := [name for name, count in Counter(names).items() if count > 1 and name]:
         raise UserError(f"file '{path}' has two columns named '{repeated[0]}'")
@@ -208,7 +208,7 @@ def read_csv(path: str) -> Iterator[Row | BadRow]:
                 yield named(header, fields)
             elif fields:
                 header = fields
-                refuse_repeated(path, header)
+                require_unique(path, header)
 
 
 def named(header: list[str], fields: list[str]) -> Row | BadRow:
@@ -227,7 +227,7 @@ def read_parquet(path: str, columns: list[str] | None = None) -> Iterator[Row | 
     fs, root = open_path(path)
     with fs.open_input_file(root) as source:
         file = pq.ParquetFile(source)
-        refuse_repeated(path, file.schema_arrow.names)
+        require_unique(path, file.schema_arrow.names)
         for batch in file.iter_batches(columns=columns):
             yield from rows_of(batch)
 
@@ -236,7 +236,7 @@ def read_arrow(path: str) -> Iterator[Row | BadRow]:
     """The rows of one file of `Dataset.save_to_disk`, an Arrow stream."""
     fs, root = open_path(path)
     with fs.open_input_file(root) as source, pa.ipc.open_stream(source) as batches:
-        refuse_repeated(path, batches.schema.names)
+        require_unique(path, batches.schema.names)
         for batch in batches:
             yield from rows_of(batch)
 
@@ -246,7 +246,7 @@ def rows_of(batch: pa.RecordBatch) -> Iterable[Row | BadRow]:
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError):
-        return chain.from_iterable(row_of(batch.slice(at, 1)) for at in range(batch.num_rows))
+        return chain.from_iterable(row_of(batch.slice(row, 1)) for row in range(batch.num_rows))
 
 
 def row_of(row: pa.RecordBatch) -> list[Row | BadRow]:

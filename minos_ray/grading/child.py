@@ -2,7 +2,7 @@
 another kind returns), and is killed by the kernel when one call exceeds its limit: no exception handler and no C code
 can outlast that.
 
-Run as `python -m minos_ray.labels.compare PACKAGE.MODULE:FUNCTION SECONDS`.
+Run as `python -m minos_ray.grading.child PACKAGE.MODULE:FUNCTION SECONDS`.
 """
 
 import json
@@ -28,8 +28,8 @@ def main(function: str, seconds: float) -> None:
     for line in sys.stdin:
         texts = json.loads(line)
         limit(seconds)
-        said = same(*texts)
-        reply = said if isinstance(said, list) else bool(said)
+        verdict = same(*texts)
+        reply = verdict if isinstance(verdict, list) else bool(verdict)
         limit(0)
         print(json.dumps(reply), flush=True)
 

@@ -89,8 +89,8 @@ def bare(answer: str) -> str:
     text, before = answer, None
     while text != before:
         before = text
-        found = LEADING.match(text)
-        text = TRAILING.sub("", text[found.end() :] if found else text)
+        match = LEADING.match(text)
+        text = TRAILING.sub("", text[match.end() :] if match else text)
         displayed = DISPLAYED.fullmatch(text)
         text = text if displayed is None else displayed["inline"] or displayed["block"] or ""
     return text
@@ -143,10 +143,10 @@ def mixed_number(found: re.Match[str]) -> str:
     return found[1] + (f"\\frac{{{found[2]}}}{{{found[3]}}}" if found[2] else "")
 
 
-def repeating_decimal(found: re.Match[str]) -> str:
+def repeating_decimal(match: re.Match[str]) -> str:
     """`\\frac{1}{6}` for 0.1\\overline{6}, its numerator and denominator unreduced."""
-    whole, fixed, period = found.groups()
-    above = int(f"0{whole}{fixed}{period}") - int(f"0{whole}{fixed}")
+    integer, fixed, period = match.groups()
+    above = int(f"0{integer}{fixed}{period}") - int(f"0{integer}{fixed}")
     return f"\\frac{{{above}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
 
 
@@ -176,7 +176,7 @@ def point(text: str) -> str:
 
 def choice_with_text(answer: str) -> tuple[str, str] | None:
     """The letter and the text of `(C) 14`, `C. 14` or `E: cooling the sample`; None for anything else."""
-    found = CHOICE_WITH_TEXT.fullmatch(bare(WRAPPER.sub(r"\1", latex_signs(answer))))
-    if found is None or CHOICES.fullmatch(words := found[2] or found[4]):
+    match = CHOICE_WITH_TEXT.fullmatch(bare(WRAPPER.sub(r"\1", latex_signs(answer))))
+    if match is None or CHOICES.fullmatch(words := match[2] or match[4]):
         return None
-    return found[1] or found[3], words
+    return match[1] or match[3], words

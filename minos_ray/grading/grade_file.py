@@ -43,9 +43,9 @@ def grade_file(
         raise UserError(f"--style '{style}' is not known; there are {', '.join(STYLES)}")
     start, aside, staged = time.monotonic(), f"{out}.{os.getpid()}.tmp", f"{out}.{os.getpid()}.rows.tmp"
     try:
-        refuse_unwritable(file, out, aside)
+        require_writable(file, out, aside)
         rows = Rows(file, staged, (gold, text))
-        refuse_missing(rows, file, gold, text)
+        require_columns(rows, file, gold, text)
         slices = rows.slices()
         if not slices:
             raise UserError(f"file '{file}' is empty: no rows")
@@ -62,7 +62,7 @@ def grade_file(
     return counts
 
 
-def refuse_unwritable(file: str, out: str, aside: str) -> None:
+def require_writable(file: str, out: str, aside: str) -> None:
     """UserError when the output cannot be written, or would take the place of rows in another format, found out before
     any work."""
     if os.path.isdir(out):
@@ -75,7 +75,7 @@ def refuse_unwritable(file: str, out: str, aside: str) -> None:
         raise UserError(f"--out '{out}' cannot be written: {error.strerror}") from error
 
 
-def refuse_missing(rows: Rows, file: str, gold: str, text: str) -> None:
+def require_columns(rows: Rows, file: str, gold: str, text: str) -> None:
     """UserError for a column that the file lacks."""
     for option, column in (("--gold", gold), ("--text", text)):
         if column not in rows.schema.names:
@@ -154,13 +154,13 @@ def on_ray(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
         max_task_retries=RETRIES,
     )
     early: dict[int, dict[str, Any]] = {}
-    wanted = 0
+    submitted = 0
     try:
         for row in done.iter_rows():
             early[row.pop("number")] = row
-            while wanted in early:
-                yield pa.table(early.pop(wanted), schema=RESULT)
-                wanted += 1
+            while submitted in early:
+                yield pa.table(early.pop(submitted), schema=RESULT)
+                submitted += 1
     except ray.exceptions.RayActorError as error:
         raise WorkStopped(f"grade: a slice killed {RETRIES + 1} actors in a row (memory?)") from error
 
@@ -188,8 +188,8 @@ def write(rows: Rows, results: Iterator[pa.Table], total: int, aside: str) -> di
 def counted(block: pa.Table) -> dict[str, int]:
     """Rows by status, and how the strict comparison differs."""
     ours, strict = block["correct"], block["correct_strict"]
-    found = {status["values"]: status["counts"] for status in block["status"].value_counts().to_pylist()}
-    return found | {
+    by_status = {status["values"]: status["counts"] for status in block["status"].value_counts().to_pylist()}
+    return by_status | {
         "strict_correct": pc.sum(strict).as_py(),
         "only_here": pc.sum(pc.and_not(ours, strict)).as_py(),
         "only_strict": pc.sum(pc.and_not(strict, ours)).as_py(),

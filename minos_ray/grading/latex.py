@@ -80,13 +80,13 @@ def gold_latex(gold: str) -> str | None:
     for an empty cell and for a missing value that became a text, `nan`."""
     if NOTHING.fullmatch(gold.strip()):
         return None
-    found = list(MATHS.finditer(gold))
-    if found and not re.sub(r"\b(?:and|or)\b|[\s.,;$]|\\text\{ *(?:and|or) *\}", "", MATHS.sub("", gold)):
-        return last_boxed(gold) or ", ".join(filter(None, (bare(formula(part)) for part in found)))
+    formulas = list(MATHS.finditer(gold))
+    if formulas and not re.sub(r"\b(?:and|or)\b|[\s.,;$]|\\text\{ *(?:and|or) *\}", "", MATHS.sub("", gold)):
+        return last_boxed(gold) or ", ".join(filter(None, (bare(formula(part)) for part in formulas)))
     marked = extract_latex(gold, fallback=False)
-    if marked is not None or not found:
+    if marked is not None or not formulas:
         return marked or gold.strip()
-    return first_formula(gold, found) or unmarked(gold) or gold.strip()
+    return first_formula(gold, formulas) or unmarked(gold) or gold.strip()
 
 
 def first_formula(gold: str, found: list[re.Match[str]]) -> str | None:
@@ -106,20 +106,20 @@ def last_boxed(text: str) -> str | None:
 def boxes_of(text: str) -> list[tuple[int, int, str]]:
     """Start, end and content of the last boxes that close and hold something."""
     marks = list(BOXED.finditer(text))[-TRIES:]
-    found = [(mark.start(), *boxed_at(text, mark.end())) for mark in marks]
-    return [(start, end, content) for start, end, content in found if content and bare(content)]
+    boxes = [(mark.start(), *boxed_at(text, mark.end())) for mark in marks]
+    return [(start, end, content) for start, end, content in boxes if content and bare(content)]
 
 
 def last_listed(text: str, boxes: list[tuple[int, int, str]]) -> str:
     """The content of the last box, with those listed right before it: `\\boxed{1}, \\boxed{2}`."""
     first, _, content = boxes[-1]
-    found = [content]
+    contents = [content]
     for start, end, content in reversed(boxes[:-1]):
         if end > first or not listed(text[end:first]):
             break
-        found.insert(0, content)
+        contents.insert(0, content)
         first = start
-    return ", ".join(dict.fromkeys(found))
+    return ", ".join(dict.fromkeys(contents))
 
 
 def listed(between: str) -> bool:
@@ -136,11 +136,11 @@ def boxed_at(text: str, start: int) -> tuple[int, str | None]:
         word = re.split(r"[\s$]", text[start : start + LONGEST], maxsplit=1)[0]
         return start + len(word), word
     depth = 0
-    for at in range(start, min(len(text), start + LONGEST)):
-        if text[at] in "{}" and text[at - 1] != "\\":
-            depth += 1 if text[at] == "{" else -1
+    for position in range(start, min(len(text), start + LONGEST)):
+        if text[position] in "{}" and text[position - 1] != "\\":
+            depth += 1 if text[position] == "{" else -1
             if depth == 0:
-                return at + 1, text[start + 1 : at].strip()
+                return position + 1, text[start + 1 : position].strip()
     return start, None
 
 
@@ -151,12 +151,12 @@ def line_at(text: str, start: int) -> str | None:
     boxes = boxes_of(line)
     if boxes:
         return last_listed(line, boxes)
-    found = MATHS.match(line)
-    if found:
-        return formulas_at(line, found)
+    match = MATHS.match(line)
+    if match:
+        return formulas_at(line, match)
     if opens_display(line):
-        found = MATHS.match(text[start : start + LONGEST].lstrip())
-        return bare(formula(found)) if found else None
+        match = MATHS.match(text[start : start + LONGEST].lstrip())
+        return bare(formula(match)) if match else None
     words = SENTENCE.split(line, maxsplit=1)[0].strip().strip("*").strip()
     states = STATES.search(words)
     return (line_at(words, states.end()) if states else counted(words)) or None
@@ -169,17 +169,17 @@ def opens_display(line: str) -> bool:
 
 def formulas_at(line: str, first: re.Match[str]) -> str | None:
     """The formulas that a sentence begins with, `$1$ and $-2$` or `$1$, $2$ and $3$`, as a list."""
-    found, joints = [first], []
-    while following := MATHS.search(line, found[-1].end()):
-        between = line[found[-1].end() : following.start()]
+    formulas, joints = [first], []
+    while following := MATHS.search(line, formulas[-1].end()):
+        between = line[formulas[-1].end() : following.start()]
         if not ALSO.fullmatch(between) and not COMMA.fullmatch(between):
             break
-        found.append(following)
+        formulas.append(following)
         joints.append(between)
-    behind = line[found[-1].end() :]
+    behind = line[formulas[-1].end() :]
     while joints and COMMA.fullmatch(joints[-1]) and not re.match(r"\W*(?:$|\.\s)", behind):
-        del found[-1], joints[-1]
-    parts = [part for each in found if not EMPTY.fullmatch(part := bare(formula(each)))]
+        del formulas[-1], joints[-1]
+    parts = [part for match in formulas if not EMPTY.fullmatch(part := bare(formula(match)))]
     return ", ".join(parts) or None
 
 
@@ -207,23 +207,23 @@ def formula(found: re.Match[str]) -> str:
 def unmarked(text: str) -> str | None:
     """The last formula of a text (`$1$, $2$ and $3$` are one), or the last number where one stands behind it."""
     text = TAGS.sub(" ", text[-TAIL:])
-    found = [each for each in MATHS.finditer(text) if not EMPTY.fullmatch(bare(formula(each)))]
-    tail = text[found[-1].end() :] if found else text
+    formulas = [match for match in MATHS.finditer(text) if not EMPTY.fullmatch(bare(formula(match)))]
+    tail = text[formulas[-1].end() :] if formulas else text
     signed = signed_value(tail)
     if signed is not None:
         return signed
     behind = last_number(simplify(tail))
-    if behind is not None or not found:
+    if behind is not None or not formulas:
         return None if behind is None else canonical(behind)
-    return ", ".join(joined(text, found)) or None
+    return ", ".join(joined(text, formulas)) or None
 
 
 def signed_value(text: str) -> str | None:
     """The last value of a text where that is written with a sign of Unicode: `The side is 2\u221a3.`"""
-    found = None if text.isascii() else list(SIGNED.finditer(text))
-    if not found or re.search(r"[0-9]", text[found[-1].end() :]):
+    matches = None if text.isascii() else list(SIGNED.finditer(text))
+    if not matches or re.search(r"[0-9]", text[matches[-1].end() :]):
         return None
-    return bare(latex_signs(found[-1][0]))
+    return bare(latex_signs(matches[-1][0]))
 
 
 def joined(text: str, found: list[re.Match[str]]) -> list[str]:
@@ -235,8 +235,8 @@ def joined(text: str, found: list[re.Match[str]]) -> list[str]:
         if not ALSO.fullmatch(between) and not (len(parts) > 1 and COMMA.fullmatch(between)):
             break
         parts.insert(0, bare(formula(before)))
-    left = [EQUATION.split(part)[0].strip() if EQUATION.search(part) else None for part in parts]
-    alike = len(set(left)) == 1 or all(
-        name is not None and re.fullmatch(r"\\?[a-zA-Z]+(?:_\w|_\{\w+\})?", name) for name in left
+    left_sides = [EQUATION.split(part)[0].strip() if EQUATION.search(part) else None for part in parts]
+    alike = len(set(left_sides)) == 1 or all(
+        name is not None and re.fullmatch(r"\\?[a-zA-Z]+(?:_\w|_\{\w+\})?", name) for name in left_sides
     )
     return parts if alike else parts[-1:]

@@ -92,10 +92,10 @@ def simplify(text: str) -> str:
     return text.replace("\\$", "$").replace("\\%", "%")
 
 
-def plain_fraction(found: re.Match[str]) -> str:
+def plain_fraction(match: re.Match[str]) -> str:
     """`3/4` for \\frac{3}{4}, and `1 3/4` when a digit stands before it."""
-    whole, above, short_above, below, short_below = found.groups()
-    return f"{whole + ' ' if whole else ''}{above or short_above}/{below or short_below}"
+    integer, above, short_above, below, short_below = match.groups()
+    return f"{integer + ' ' if integer else ''}{above or short_above}/{below or short_below}"
 
 
 def number_after(text: str, start: int) -> Fraction | None:
@@ -109,12 +109,12 @@ def number_after(text: str, start: int) -> Fraction | None:
 
 def stated_number(text: str) -> Fraction | None:
     """The first number of a phrase, unless the phrase says that another is meant."""
-    found = NUMBER.search(text)
-    if found is None:
+    match = NUMBER.search(text)
+    if match is None:
         return None
-    value, end = value_of(found, text)
+    value, end = value_of(match, text)
     contrast = CONTRAST.search(text)
-    if contrast and contrast.start() < found.start():
+    if contrast and contrast.start() < match.start():
         return first_number(text[contrast.end() :])
     if OPERATION.match(text, end):
         results = list(RESULT.finditer(text, end))
@@ -126,26 +126,26 @@ def stated_number(text: str) -> Fraction | None:
 def clause_number(text: str) -> Fraction | None:
     """The last number of a clause that is no aside (`of the 3 friends`), else the first."""
     values, end = [], 0
-    while found := NUMBER.search(text, end):
-        value, end = value_of(found, text)
-        values.append((value, ASIDE.search(text, max(0, found.start() - 40), found.start()) is None))
+    while match := NUMBER.search(text, end):
+        value, end = value_of(match, text)
+        values.append((value, ASIDE.search(text, max(0, match.start() - 40), match.start()) is None))
     return next((value for value, meant in reversed(values) if meant), values[0][0])
 
 
 def first_number(text: str) -> Fraction | None:
     """The value of the first number in `text`: `-$1,000.50`, `3/4`, `1 1/2`, `2.5 x 10^3`."""
-    found = NUMBER.search(text)
-    return value_of(found, text)[0] if found else None
+    match = NUMBER.search(text)
+    return value_of(match, text)[0] if match else None
 
 
 def last_number(text: str) -> Fraction | None:
     """The value of the last number in `text`."""
-    whole = SPACED.fullmatch(text.strip())
-    if whole:
-        return magnitude(whole[0].replace(" ", ""))
+    spaced = SPACED.fullmatch(text.strip())
+    if spaced:
+        return magnitude(spaced[0].replace(" ", ""))
     value, end = None, 0
-    while found := NUMBER.search(text, end):
-        value, end = value_of(found, text)
+    while match := NUMBER.search(text, end):
+        value, end = value_of(match, text)
     return value
 
 
@@ -160,8 +160,8 @@ def value_of(found: re.Match[str], text: str) -> tuple[Fraction | None, int]:
         part = quotient(magnitude(mixed["above"]), magnitude(mixed["below"]))
         value, end = value if part is None else value + part, mixed.end()
     elif value is not None and fraction:
-        whole = quotient(value, magnitude(fraction["below"]))
-        value, end = value if whole is None else whole, fraction.end()
+        fraction_value = quotient(value, magnitude(fraction["below"]))
+        value, end = value if fraction_value is None else fraction_value, fraction.end()
     return -value if value is not None and (found["minus"] or found["inner"]) else value, end
 
 
@@ -186,13 +186,13 @@ def canonical(value: Fraction) -> str:
     """One text for each value: `18` for 18.00, `0.5` for 1/2, `1/3` for what no decimal can say."""
     if value.denominator == 1:
         return str(value.numerator)
-    rest, places = value.denominator, 0
+    denominator, places = value.denominator, 0
     for prime in (2, 5):
         power = 0
-        while rest % prime == 0:
-            rest, power = rest // prime, power + 1
+        while denominator % prime == 0:
+            denominator, power = denominator // prime, power + 1
         places = max(places, power)
-    if rest != 1 or places > MAX_DIGITS:
+    if denominator != 1 or places > MAX_DIGITS:
         return f"{value.numerator}/{value.denominator}"
     digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
     return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"

@@ -94,10 +94,10 @@ def elements(answer: str) -> tuple[str, list[str]]:
 def closes_at_the_end(text: str) -> bool:
     """Whether the bracket that begins the text is closed by the one that ends it."""
     depth = 0
-    for found in BRACKETS.finditer(text):
-        depth += 1 if OPENS.fullmatch(found[0]) else -1
+    for bracket in BRACKETS.finditer(text):
+        depth += 1 if OPENS.fullmatch(bracket[0]) else -1
         if depth <= 0:
-            return depth == 0 and found.end() == len(text)
+            return depth == 0 and bracket.end() == len(text)
     return False
 
 
@@ -126,21 +126,21 @@ def value_side(answer: str) -> str:
 
 def without_condition(answer: str) -> str:
     """The answer without a remark behind it: `12, as required`, `2k, where k is an integer`."""
-    found = CONDITION.search(answer)
-    return bare(answer[: found.start()]) if found and found.start() else answer
+    match = CONDITION.search(answer)
+    return bare(answer[: match.start()]) if match and match.start() else answer
 
 
 def counted_out(answer: str) -> str | None:
     """The number of an answer that is one with words behind it, `12 apples (one dozen)`; None for anything else."""
     text = ASIDE.sub("", bare(TEXTS.sub(r" \1 ", answer)))
-    found = COUNT.fullmatch(bare(text))
-    return found[1] if found and CONDITIONAL.search(text) is None else None
+    match = COUNT.fullmatch(bare(text))
+    return match[1] if match and CONDITIONAL.search(text) is None else None
 
 
 def in_full(answer: str) -> str | None:
     """`2500000` for `2.5 million`; None for anything else."""
-    found = LARGE.fullmatch(bare(TEXTS.sub(r" \1 ", answer)))
-    return canonical(Fraction(found[1]) * LARGE_NUMBERS[found[2]]) if found else None
+    match = LARGE.fullmatch(bare(TEXTS.sub(r" \1 ", answer)))
+    return canonical(Fraction(match[1]) * LARGE_NUMBERS[match[2]]) if match else None
 
 
 def conclusion(answer: str) -> str | None:

@@ -122,8 +122,8 @@ class Grading:
         expected = {gold: self.grader.gold(gold) for gold in dict.fromkeys(golds)}
         answers = [self.grader.extract(text) for text in texts]
         pairs = [(expected[gold], answer) for gold, answer in zip(golds, answers, strict=True)]
-        known = self._verdicts(dict.fromkeys(pair for pair in pairs if None not in pair))
-        return [graded(answer, known.get((gold, answer), False)) for gold, answer in pairs]
+        verdicts = self._verdicts(dict.fromkeys(pair for pair in pairs if None not in pair))
+        return [graded(answer, verdicts.get((gold, answer), False)) for gold, answer in pairs]
 
     def strict(self, golds: Sequence[str], texts: Sequence[str]) -> list[bool]:
         """What the comparison behind published tables says; a grader without one is its own."""
@@ -134,13 +134,13 @@ class Grading:
 
     def _verdicts(self, pairs: Iterable[Pair]) -> dict[Pair, bool | None]:
         """A verdict on each pair: remembered, cheap, or slow."""
-        known = self.verdicts.recall(pairs)
-        new = {pair: self.grader.same(*pair) for pair in pairs if pair not in known}
-        hard = [pair for pair in new if not new[pair]]
-        if self.comparers and hard:
-            new.update(zip(hard, side_by_side(self.comparers, hard), strict=True))
-        self.verdicts.learn(new)
-        return known | new
+        recalled = self.verdicts.recall(pairs)
+        compared = {pair: self.grader.same(*pair) for pair in pairs if pair not in recalled}
+        unequal = [pair for pair in compared if not compared[pair]]
+        if self.comparers and unequal:
+            compared.update(zip(unequal, side_by_side(self.comparers, unequal), strict=True))
+        self.verdicts.learn(compared)
+        return recalled | compared
 
     def __enter__(self) -> "Grading":
         return self

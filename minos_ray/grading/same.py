@@ -48,10 +48,10 @@ MANY = 40  # elements of a list, beyond which only equal strings are the same
 
 def same_text(gold: str, answer: str) -> bool:
     """Whether two answers have the same string form; never wrong about a yes, often about a no."""
-    expected, given = normal(gold), normal(answer)
-    if expected == given:
+    expected, received = normal(gold), normal(answer)
+    if expected == received:
         return True
-    return point(expected) == point(given) or same_choice(gold, answer, expected, given)
+    return point(expected) == point(received) or same_choice(gold, answer, expected, received)
 
 
 def same_choice(gold: str, answer: str, expected: str, given: str) -> bool:
@@ -65,10 +65,10 @@ def same_choice(gold: str, answer: str, expected: str, given: str) -> bool:
 
 def same_value(gold: str, answer: str) -> bool:
     """Whether the answer states the gold one, as a reader would say; may take forever: it belongs in a `Comparer`."""
-    expected, given = readable(gold), readable(answer)
-    if same_list(expected, given):
+    expected, received = readable(gold), readable(answer)
+    if same_list(expected, received):
         return True
-    if any(same_text(gold, other) or same_list(expected, readable(other)) for other in restated(expected, given)):
+    if any(same_text(gold, other) or same_list(expected, readable(other)) for other in restated(expected, received)):
         return True
     written = [in_full(gold), in_full(answer)]
     return any(written) and same_text(written[0] or gold, written[1] or answer)
@@ -106,11 +106,11 @@ def same_list(gold: str, answer: str) -> bool:
         return in_order(unnamed(golds), unnamed(answers))
     if len(golds) == 2 and ("[" in outer + brackets or "]" in outer + brackets):
         return outer == brackets and in_order(golds, answers)
-    named = ordered(golds)
-    if "()" in (outer, brackets) or named:
-        if in_order(by_name(golds), by_name(answers)) or (named and in_order(unnamed(golds), unnamed(answers))):
+    names = ordered(golds)
+    if "()" in (outer, brackets) or names:
+        if in_order(by_name(golds), by_name(answers)) or (names and in_order(unnamed(golds), unnamed(answers))):
             return True
-        if outer == "()" or named:
+        if outer == "()" or names:
             return False
     return in_any_order(golds, answers)
 
@@ -122,20 +122,20 @@ def in_order(golds: Sequence[str], answers: Sequence[str]) -> bool:
 
 def in_any_order(golds: Sequence[str], answers: Sequence[str]) -> bool:
     """Whether the elements are the same in some order; equal strings are paired first."""
-    left, missing = list(answers), []
+    unmatched, missing = list(answers), []
     for gold in golds:
-        twin = next((at for at, answer in enumerate(left) if normal(answer) == normal(gold)), None)
+        twin = next((index for index, answer in enumerate(unmatched) if normal(answer) == normal(gold)), None)
         if twin is None:
             missing.append(gold)
         else:
-            del left[twin]
+            del unmatched[twin]
     if len(missing) > MANY:
         return False
     for gold in missing:
-        twin = next((at for at, answer in enumerate(left) if same_element(gold, answer)), None)
+        twin = next((index for index, answer in enumerate(unmatched) if same_element(gold, answer)), None)
         if twin is None:
             return False
-        del left[twin]
+        del unmatched[twin]
     return True
 
 
@@ -187,26 +187,26 @@ def ordered(parts: Sequence[str]) -> bool:
 def same_single(gold: str, answer: str) -> bool:
     """Whether two values or equations are the same; what math-verify would misread is compared as text."""
     for rule in (same_base, same_clock):
-        said = rule(gold, answer)
-        if said is not None:
-            return said
+        verdict = rule(gold, answer)
+        if verdict is not None:
+            return verdict
     if HEDGE.search(answer) and not HEDGE.search(gold):
         return False
-    left = sides(answer)[0]
-    if left != answer and "\\text" in left and NEGATED.search(left):
+    left_side = sides(answer)[0]
+    if left_side != answer and "\\text" in left_side and NEGATED.search(left_side):
         return normal(gold) == normal(answer)  # \text{no solution for } n = 3
-    expected, given = one_sided(gold, answer)
-    if not expected or not given:
+    expected, received = one_sided(gold, answer)
+    if not expected or not received:
         return gold == answer
-    if normal(expected) == normal(given):
+    if normal(expected) == normal(received):
         return True
-    ratio = same_ratio(expected, given)
-    if ratio is not None or ADJACENT.search(expected) or ADJACENT.search(given):
+    ratio = same_ratio(expected, received)
+    if ratio is not None or ADJACENT.search(expected) or ADJACENT.search(received):
         return bool(ratio)
-    if verified(expected, given):
+    if verified(expected, received):
         return True
-    plain = [PERCENT.sub("", text) for text in (expected, given)]
-    return plain != [expected, given] and verified(*plain)
+    plain = [PERCENT.sub("", text) for text in (expected, received)]
+    return plain != [expected, received] and verified(*plain)
 
 
 def one_sided(gold: str, answer: str) -> tuple[str, str]:
@@ -267,11 +267,13 @@ def verified(gold: str, answer: str) -> bool:
     """What math-verify says, corrected where its fifteen digits or its reading of `i` as a letter are not enough."""
     from math_verify import verify
 
-    expected, given = parsed(gold), parsed(answer)
-    if is_rational(expected) and is_rational(given):
-        return expected[0] == given[0]
-    said = verify(expected, given, timeout_seconds=None, allow_set_relation_comp=INTERVAL.search(gold) is not None)
-    return settled(said, expected, given)
+    expected, received = parsed(gold), parsed(answer)
+    if is_rational(expected) and is_rational(received):
+        return expected[0] == received[0]
+    verdict = verify(
+        expected, received, timeout_seconds=None, allow_set_relation_comp=INTERVAL.search(gold) is not None
+    )
+    return settled(verdict, expected, received)
 
 
 def is_rational(read: Sequence[Any]) -> bool:

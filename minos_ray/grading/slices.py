@@ -11,7 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
-from minos_ray.files.read import BadRow, files, is_nothing, kind, readable, records, refuse_pointer, refuse_repeated
+from minos_ray.files.read import (
+    BadRow,
+    check_no_lfs_pointer,
+    files,
+    is_nothing,
+    kind,
+    readable,
+    records,
+    require_unique,
+)
 from minos_ray.store.run import open_path
 
 SLICE_ROWS = 4096
@@ -45,29 +54,31 @@ class Rows:
     """
 
     def __init__(self, path: str, aside: str, texts: Sequence[str]) -> None:
-        found = [os.path.abspath(file) if os.path.exists(file) else file for file in files(path)]
-        if any(kind(file) != ".parquet" for file in found):
+        paths = [os.path.abspath(file) if os.path.exists(file) else file for file in files(path)]
+        if any(kind(file) != ".parquet" for file in paths):
             stage(path, aside, texts)
-            found = [os.path.abspath(aside)]
-        self.files = found
-        schemas = [parquet(file).schema_arrow for file in found]
+            paths = [os.path.abspath(aside)]
+        self.files = paths
+        schemas = [parquet(file).schema_arrow for file in paths]
         try:
             self.schema = pa.unify_schemas(schemas, promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise UserError(f"the files of '{path}' do not fit together: {error}") from error
-        refuse_repeated(path, self.schema.names)
+        require_unique(path, self.schema.names)
         for name in texts:
-            refuse_no_texts(path, name, self.schema)
+            require_texts(path, name, self.schema)
 
     def slices(self) -> list[Slice]:
         """All rows in order, none in two slices and none across two row groups."""
-        found = []
+        slices = []
         for file in self.files:
             meta = parquet(file).metadata
             for group in range(meta.num_row_groups):
                 rows = meta.row_group(group).num_rows
-                found += [Slice(file, group, at, min(SLICE_ROWS, rows - at)) for at in range(0, rows, SLICE_ROWS)]
-        return found
+                slices += [
+                    Slice(file, group, first, min(SLICE_ROWS, rows - first)) for first in range(0, rows, SLICE_ROWS)
+                ]
+        return slices
 
     def blocks(self) -> Iterator[pa.Table]:
         """All rows in order, in the common schema."""
@@ -88,9 +99,9 @@ class Reader:
         """The rows of a slice, of the wanted columns."""
         if self.last != (part.file, part.group):
             source = parquet(part.file)
-            there = [name for name in self.columns if name in source.schema_arrow.names]
+            present = [name for name in self.columns if name in source.schema_arrow.names]
             with readable(part.file):
-                self.group = source.read_row_group(part.group, there)
+                self.group = source.read_row_group(part.group, present)
             self.last = (part.file, part.group)
         return self.group.slice(part.at, part.rows)
 
@@ -98,12 +109,12 @@ class Reader:
 def parquet(file: str) -> pq.ParquetFile:
     """An open Parquet file; UserError when it is none."""
     with readable(file):
-        refuse_pointer(file)
+        check_no_lfs_pointer(file)
         fs, root = open_path(file)
         return pq.ParquetFile(fs.open_input_file(root))
 
 
-def refuse_no_texts(path: str, name: str, schema: pa.Schema) -> None:
+def require_texts(path: str, name: str, schema: pa.Schema) -> None:
     """UserError when a column is there and holds neither texts nor numbers; what it holds would be graded as Python
     writes it."""
     if name in schema.names:
@@ -137,9 +148,9 @@ def stage(path: str, aside: str, texts: Sequence[str]) -> None:
 def checked(path: str, texts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
     """Blocks of rows; UserError for the first that cannot be read, or has a list where there should be a text."""
     rows = records(path)
-    at = 0
+    offset = 0
     while block := list(islice(rows, SLICE_ROWS)):
-        for number, row in enumerate(block, at + 1):
+        for number, row in enumerate(block, offset + 1):
             if isinstance(row, BadRow):
                 raise UserError(f"file '{path}', row {number}: {row}")
             if wrong := [name for name in texts if isinstance(row.get(name), list | dict | bytes)]:
@@ -147,15 +158,15 @@ def checked(path: str, texts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
                 raise UserError(
                     f"file '{path}', row {number}: '{wrong[0]}' is no text but a {held}; write one text into each cell"
                 )
-        at += len(block)
+        offset += len(block)
         yield block
 
 
 def widened(known: pa.DataType | None, values: list[Any]) -> pa.DataType:
     """The type that holds what was seen before and these values; text, with JSON in it, where there is none."""
     try:
-        found = pa.array(values).type
-        fields = [pa.schema([("value", kind)]) for kind in (known, found) if kind is not None]
+        inferred = pa.array(values).type
+        fields = [pa.schema([("value", kind)]) for kind in (known, inferred) if kind is not None]
         kind = pa.unify_schemas(fields, promote_options="permissive").field("value").type
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.string()
@@ -164,7 +175,7 @@ def widened(known: pa.DataType | None, values: list[Any]) -> pa.DataType:
 
 def has_empty_struct(kind: pa.DataType) -> bool:
     """Whether a type holds `{}` somewhere, which Parquet cannot."""
-    inside = [kind.field(at).type for at in range(kind.num_fields)]
+    inside = [kind.field(index).type for index in range(kind.num_fields)]
     return (pa.types.is_struct(kind) and not inside) or any(map(has_empty_struct, inside))
 
 
@@ -186,8 +197,8 @@ def beside(blocks: Iterator[pa.Table], results: Iterator[pa.Table], names: tuple
     for block in blocks:
         while ready is None or ready.num_rows < block.num_rows:
             ready = pa.concat_tables([table for table in (ready, next(results)) if table is not None])
-        kept = block.select([name for name in block.column_names if name not in names])
+        columns = block.select([name for name in block.column_names if name not in names])
         for name in names:
-            kept = kept.append_column(name, ready[name].slice(0, block.num_rows))
+            columns = columns.append_column(name, ready[name].slice(0, block.num_rows))
         ready = ready.slice(block.num_rows)
-        yield kept
+        yield columns

@@ -25,10 +25,10 @@ def strict_number(gold: str, text: str) -> bool:
 def stated_number(text: str) -> int | None:
     """The rounded number that the strict comparison reads; it knows `1,234`, not `1,234,567`."""
     _, mark, after = text.rpartition(MARK)
-    found = NUMBER.search(after.strip()) if mark else None
-    if found is None:
+    match = NUMBER.search(after.strip()) if mark else None
+    if match is None:
         return None
-    above, slash, below = found[0].replace(",", "").partition("/")
+    above, slash, below = match[0].replace(",", "").partition("/")
     if slash and (len(above) > LONGEST or len(below) > LONGEST or not re.search(r"\d", above)):
         return None
     value = float(above)
@@ -92,7 +92,7 @@ def braced_fractions(text: str) -> str:
     for part in parts:
         if part[0] != "{" and len(part) < 2:
             return text
-        above, below, rest = part[0], part[1:2], part[2:]
+        above, below, tail = part[0], part[1:2], part[2:]
         below = below if below == "{" else f"{{{below}}}"
-        done.append(part if above == "{" else f"{{{above}}}{below}{rest}")
+        done.append(part if above == "{" else f"{{{above}}}{below}{tail}")
     return "\\frac".join(done)

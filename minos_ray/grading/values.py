@@ -68,8 +68,8 @@ def key(answer: str) -> str | None:
         return None
     text = readable(PERCENT.sub("", answer))
     forms = [text, value_side(text)] if "=" in text else [text]  # the grader reads k_{\\max} = 7 as 7, too
-    found = (key_of(read[0]) for form in forms if (read := parsed(form)))
-    return next((key for key in found if key is not None), None)
+    keys = (key_of(read[0]) for form in forms if (read := parsed(form)))
+    return next((key for key in keys if key is not None), None)
 
 
 def key_of(value: Any) -> str | None:
@@ -176,8 +176,8 @@ def expression(value: Expr) -> str:
     value = prepared(value)
     if not value.free_symbols:
         return number_form(value)
-    found = [number_form(at_point(value, number)) for number in range(POINTS)]
-    return found[0] if len(set(found)) == 1 else "at" + listed("(", found)
+    numbers = [number_form(at_point(value, number)) for number in range(POINTS)]
+    return numbers[0] if len(set(numbers)) == 1 else "at" + listed("(", numbers)
 
 
 def prepared(value: Expr) -> Expr:

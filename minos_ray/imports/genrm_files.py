@@ -6,7 +6,7 @@ from itertools import islice
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
-from minos_ray.files.read import BadRow, kind, read_file, read_parquet, readable, refuse_pointer
+from minos_ray.files.read import BadRow, check_no_lfs_pointer, kind, read_file, read_parquet, readable
 from minos_ray.imports.write import Row
 from minos_ray.store.run import open_path
 
@@ -40,9 +40,9 @@ def batches(paths: Iterable[str]) -> Iterator[list[Row]]:
 def parquet_rows(path: str, columns: Iterable[str] = COLUMNS) -> Iterator[Row]:
     """The rows of one Parquet file; one that cannot be read as `published` gives it."""
     with readable(path):
-        refuse_pointer(path)
+        check_no_lfs_pointer(path)
         fs, root = open_path(path)
-        refuse_missing(path, COLUMNS, pq.read_schema(root, filesystem=fs).names)
+        require_columns(path, COLUMNS, pq.read_schema(root, filesystem=fs).names)
         yield from (row if isinstance(row, dict) else unread(row) for row in read_parquet(path, list(columns)))
 
 
@@ -62,7 +62,7 @@ def published(path: str) -> Iterator[Row]:
             yield unread(record)
             continue
         if not checked:
-            refuse_missing(path, PUBLISHED, list(record))
+            require_columns(path, PUBLISHED, list(record))
             checked = True
         row = {ours: record.get(theirs) for ours, theirs in zip(COLUMNS, PUBLISHED, strict=True)}
         prompt = record.get("verifier_prompt")
@@ -70,7 +70,7 @@ def published(path: str) -> Iterator[Row]:
         yield {**row, "reference": reference or None}
 
 
-def refuse_missing(path: str, wanted: Iterable[str], there: list[str]) -> None:
+def require_columns(path: str, wanted: Iterable[str], there: list[str]) -> None:
     """UserError for the first column that is not there."""
     missing = [name for name in wanted if name not in there]
     if missing:

@@ -89,7 +89,7 @@ def import_jsonl(
     belong to one problem, in file order.
     """
     options = {"split": split, "columns": columns, "dataset": dataset, "text": text, "model": model}
-    table.refuse_unknown_fields(columns or {})
+    table.require_known_fields(columns or {})
     if text is None:
         rows = loaded(table.load, src, split, None, 0, columns=columns, dataset=dataset)
         return [write_problems(run, "jsonl", src, rows, options)]

@@ -31,9 +31,9 @@ def donors_of(solutions: Sequence[Solution]) -> list[Donor]:
 def strangers(solution: Solution, donors: Sequence[Donor], rng: random.Random) -> list[Step]:
     """Steps of other problems with no number of this one, those with the fewest words of it first."""
     words = words_of(solution.question, *solution.texts)
-    known = solution.given.union(*map(values_of, solution.steps))
+    familiar = solution.given.union(*map(values_of, solution.steps))
     drawn = [rng.choice(donors) for _ in range(4 * DONORS)] if donors else []
-    foreign = [donor for donor in drawn if donor.values.isdisjoint(known)]
+    foreign = [donor for donor in drawn if donor.values.isdisjoint(familiar)]
     return [donor.step for donor in sorted(foreign, key=lambda donor: len(donor.words & words))[:DONORS]]
 
 

@@ -71,9 +71,9 @@ def attempts(
     if error == "unrelated":
         last = solution.calculations[-1]  # the answer alone would take what comes after it: only when nothing else does
         foreign = strangers(solution, donors, rng)
-        for at, source in [place for place in places if place != last] + [last]:
+        for index, source in [place for place in places if place != last] + [last]:
             for donor in foreign:
-                yield lambda at=at, source=source, donor=donor: stray(solution, at, source, donor)
+                yield lambda index=index, source=source, donor=donor: stray(solution, index, source, donor)
     elif error == "accumulation":
         for make in attempts(solution, rng.choice(("calculation", "logical")), donors, rng):
             yield lambda make=make: inheriting(make(), rng)
@@ -81,8 +81,8 @@ def attempts(
         skips = rng.random() < LEFT_OUT
         ways = [miscalculated] if error == "calculation" else [left_out, misused] if skips else [misused, left_out]
         for way in ways:
-            for at, source in places:
-                yield from way(solution, at, source, rng)
+            for index, source in places:
+                yield from way(solution, index, source, rng)
 
 
 def shuffled(found: Sequence, rng: random.Random) -> list:
@@ -109,18 +109,18 @@ def miscalculated(solution: Solution, at: int, c: Calculation, rng: random.Rando
 
 def misused(solution: Solution, at: int, c: Calculation, rng: random.Random) -> Iterator[Callable[[], Made]]:
     """Wrong operations and wrong operands in one calculation, worked out rightly."""
-    known = sorted(usable(solution, at) - set(operands(c.tokens)))
+    candidates = sorted(usable(solution, at) - set(operands(c.tokens)))
     changes = [(k, sign) for k in operators(c.tokens) for sign in "+-*/" if sign != c.tokens[k]]
     numbers = [k for k, token in enumerate(c.tokens) if isinstance(token, Fraction) and token != 100]
-    changes += [(k, value) for k in numbers for value in rng.sample(known, min(3, len(known)))]
-    for k, new in shuffled(changes, rng):
-        yield lambda k=k, new=new: mistaken(solution, at, c, misuse(solution, c, k, new))
+    changes += [(k, value) for k in numbers for value in rng.sample(candidates, min(3, len(candidates)))]
+    for k, replacement in shuffled(changes, rng):
+        yield lambda k=k, replacement=replacement: mistaken(solution, at, c, misuse(solution, c, k, replacement))
 
 
 def usable(solution: Solution, at: int) -> set[Fraction]:
     """Numbers that someone may take by mistake: those in the digits of the question, and earlier results."""
-    shown = {value for value in solution.asked if value > 1}
-    return shown | {c.result for k, c in solution.calculations if k < at}
+    visible = {value for value in solution.asked if value > 1}
+    return visible | {c.result for k, c in solution.calculations if k < at}
 
 
 def misuse(solution: Solution, c: Calculation, k: int, new: Token) -> Mistake:
@@ -132,11 +132,11 @@ def misuse(solution: Solution, c: Calculation, k: int, new: Token) -> Mistake:
     place = c.pieces[k]
     if isinstance(new, Fraction):
         kind, edits = "operand", (edit(place, new),)
-        told = (canonical(new), canonical(c.tokens[k]))
+        difference = (canonical(new), canonical(c.tokens[k]))
     else:
         kind, edits = "operation", ((place.start, place.end, new),)
-        told = (new, str(c.tokens[k]))
-    remark = Remark(kind, equation(result), told[0], equation(c), instead=told[1])
+        difference = (new, str(c.tokens[k]))
+    remark = Remark(kind, equation(result), difference[0], equation(c), instead=difference[1])
     return Mistake(result, edits, "logical", remark)
 
 
@@ -152,10 +152,10 @@ def mistaken(solution: Solution, at: int, c: Calculation, mistake: Mistake) -> M
         propagation.pass_by(earlier)
     propagation.seen |= values_of(step) - {c.result}
     propagation.mistake(c.result, mistake.new.result, operands(c.tokens))
-    named = [piece for piece in step.numbers if piece.value == c.result and piece not in c.pieces]
-    if len(named) > 1 and c.result in propagation.doubtful:
+    mentions = [piece for piece in step.numbers if piece.value == c.result and piece not in c.pieces]
+    if len(mentions) > 1 and c.result in propagation.doubtful:
         raise Refused("a number may come from elsewhere")
-    edits = [*mistake.edits, *(edit(piece, mistake.new.result) for piece in named)]
+    edits = [*mistake.edits, *(edit(piece, mistake.new.result) for piece in mentions)]
     line = Line(edited(step.text, edits), mistake.error, mistake.remark)
     lines = [*kept(solution.steps[:at]), line]
     return finished(solution, lines, propagation, at + 1, (c, mistake.new))
@@ -182,14 +182,14 @@ def finished(
         last = changed.calculations[-1] if changed and changed.calculations else last
         last = last if changed or not step.calculations else (step.calculations[-1], step.calculations[-1])
         lines += [Line(changed.text, "accumulation", inherited(changed, first))] if changed else kept([step])
-    old, new = last
-    if old.result != solution.answer.value or new.result == old.result:
+    before, final = last
+    if before.result != solution.answer.value or final.result == before.result:
         raise Refused("the error does not reach the answer")
-    shown = solution.answer
-    if not tidy(new.result, shown.value, shown.text):
+    answer = solution.answer
+    if not tidy(final.result, answer.value, answer.text):
         raise Refused("no wrong value that could stand there")
-    text = edited(solution.steps[-1].text, [edit(shown, new.result)])
-    remark = Remark("answer", "", write_number(new.result, shown.text), shown.text, cause=first + 1)
+    text = edited(solution.steps[-1].text, [edit(answer, final.result)])
+    remark = Remark("answer", "", write_number(final.result, answer.text), answer.text, cause=first + 1)
     return Made((*lines, Line(text, "accumulation", remark)), first, lines[first].error)
 
 
@@ -198,8 +198,8 @@ def inherited(changed: Changed, first: int) -> Remark:
     different = [pair for pair in changed.calculations if pair[0] is not pair[1]]
     if not different:
         return Remark("repeated", cause=first + 1)
-    old, new = different[-1]
-    return Remark("inherited", equation(new), "", equation(old), cause=first + 1)
+    before, after = different[-1]
+    return Remark("inherited", equation(after), "", equation(before), cause=first + 1)
 
 
 def left_out(solution: Solution, at: int, c: Calculation, rng: random.Random) -> Iterator[Callable[[], Made]]:
@@ -232,26 +232,26 @@ def skipping(
     solution: Solution, lines: list[Line], propagation: Propagation, k: int, c: Calculation, changed: Changed
 ) -> Made:
     """The solution whose step `k` is the first to feel that calculation `c` is missing."""
-    old, new = changed.calculations[0] if len(changed.calculations) == 1 else (None, None)
-    if old is new or old.pieces is None or c.result not in operands(old.tokens):
+    before, after = changed.calculations[0] if len(changed.calculations) == 1 else (None, None)
+    if before is after or before.pieces is None or c.result not in operands(before.tokens):
         raise Refused("no step that can be left out")
-    remark = Remark("skipped", equation(new), equation(c), equation(old))
-    return finished(solution, [*lines, Line(changed.text, "logical", remark)], propagation, k + 1, (old, new))
+    remark = Remark("skipped", equation(after), equation(c), equation(before))
+    return finished(solution, [*lines, Line(changed.text, "logical", remark)], propagation, k + 1, (before, after))
 
 
 def stray(solution: Solution, at: int, c: Calculation, donor: Step) -> Made:
     """A step of another problem after step `at`, whose result is taken for that of `c` from there on."""
-    found = donor.calculations[0]
-    if c.shown.percent != found.shown.percent or not tidy(found.result, c.result, c.shown.text, c.shown.percent):
+    other = donor.calculations[0]
+    if c.shown.percent != other.shown.percent or not tidy(other.result, c.result, c.shown.text, c.shown.percent):
         raise Refused("no wrong value that could stand there")
     propagation = Propagation(solution.given)
     for earlier in solution.steps[: at + 1]:
         propagation.pass_by(earlier)
     propagation.seen -= {c.result} if once(solution, at, c) else set()
-    propagation.mistake(c.result, found.result)
-    line = Line(donor.text, "unrelated", Remark("unrelated", equation(found)))
+    propagation.mistake(c.result, other.result)
+    line = Line(donor.text, "unrelated", Remark("unrelated", equation(other)))
     lines = [*kept(solution.steps[: at + 1]), line]
-    return finished(solution, lines, propagation, at + 1, (c, replace(c, result=found.result)))
+    return finished(solution, lines, propagation, at + 1, (c, replace(c, result=other.result)))
 
 
 def once(solution: Solution, at: int, c: Calculation) -> bool:

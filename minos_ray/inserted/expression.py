@@ -14,16 +14,16 @@ _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(%?)|([-+*/()]))")
 
 def read_expression(text: str) -> tuple[Token, ...] | None:
     """The tokens of `0.2*(50+10)`, a percentage as `(20/100)`; None for anything that is not such an expression."""
-    found: list[Token] = []
+    read_tokens: list[Token] = []
     end = 0
     while end < len(text.rstrip()):
         match = _TOKEN.match(text, end)
         if not match or len(match[0]) > MOST_DIGITS:
             return None
         value = Fraction(match[1]) if match[1] else match[3]
-        found += percentage(value) if match[2] else [value]
+        read_tokens += percentage(value) if match[2] else [value]
         end = match.end()
-    return tuple(found) if evaluate(found) is not None else None
+    return tuple(read_tokens) if evaluate(read_tokens) is not None else None
 
 
 def percentage(value: Fraction) -> list[Token]:
@@ -42,20 +42,20 @@ def evaluate(tokens: Sequence[Token]) -> Fraction | None:
     return value if end == len(tokens) else None
 
 
-def _sum(tokens: Sequence[Token], at: int) -> tuple[Fraction, int]:
-    value, at = _product(tokens, at)
-    while at < len(tokens) and tokens[at] in ("+", "-"):
-        right, end = _product(tokens, at + 1)
-        value, at = (value + right if tokens[at] == "+" else value - right), end
-    return value, at
+def _sum(tokens: Sequence[Token], position: int) -> tuple[Fraction, int]:
+    value, position = _product(tokens, position)
+    while position < len(tokens) and tokens[position] in ("+", "-"):
+        right, end = _product(tokens, position + 1)
+        value, position = (value + right if tokens[position] == "+" else value - right), end
+    return value, position
 
 
-def _product(tokens: Sequence[Token], at: int) -> tuple[Fraction, int]:
-    value, at = _factor(tokens, at)
-    while at < len(tokens) and tokens[at] in ("*", "/"):
-        right, end = _factor(tokens, at + 1)
-        value, at = (value * right if tokens[at] == "*" else value / right), end
-    return value, at
+def _product(tokens: Sequence[Token], position: int) -> tuple[Fraction, int]:
+    value, position = _factor(tokens, position)
+    while position < len(tokens) and tokens[position] in ("*", "/"):
+        right, end = _factor(tokens, position + 1)
+        value, position = (value * right if tokens[position] == "*" else value / right), end
+    return value, position
 
 
 def _factor(tokens: Sequence[Token], at: int) -> tuple[Fraction, int]:
@@ -81,5 +81,5 @@ def operands(tokens: Sequence[Token]) -> list[Fraction]:
 
 def operators(tokens: Sequence[Token]) -> list[int]:
     """Where the operators stand between two operands; signs of numbers are none."""
-    after = [at for at in range(1, len(tokens)) if isinstance(tokens[at - 1], Fraction) or tokens[at - 1] == ")"]
-    return [at for at in after if tokens[at] in OPERATORS]
+    after = [k for k in range(1, len(tokens)) if isinstance(tokens[k - 1], Fraction) or tokens[k - 1] == ")"]
+    return [k for k in after if tokens[k] in OPERATORS]

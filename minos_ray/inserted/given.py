@@ -33,17 +33,17 @@ MEANT: dict[str, tuple[float, ...]] = {
 
 def given_numbers(question: str) -> set[Fraction]:
     """Every value that an operand can take from the question without a calculation worth a step."""
-    found = {Fraction(1)}
+    numbers_given = {Fraction(1)}
     words = {match[0].lower() for match in PIECE.finditer(question) if match["word"] or match["currency"]}
     pieces = pieces_of(question)
     numbers = [piece for piece in pieces if piece.value is not None]
-    found |= {piece.value for piece in numbers}
-    found |= {value for piece in numbers if piece.percent for value in shares(piece.value)}
-    found |= set(fractions(pieces))
-    found |= {NUMBER_WORDS[part] for word in words for part in word.split("-") if part in NUMBER_WORDS}
+    numbers_given |= {piece.value for piece in numbers}
+    numbers_given |= {value for piece in numbers if piece.percent for value in shares(piece.value)}
+    numbers_given |= set(fractions(pieces))
+    numbers_given |= {NUMBER_WORDS[part] for word in words for part in word.split("-") if part in NUMBER_WORDS}
     if any(piece.percent for piece in numbers):
         words.add("%")
-    return found | {Fraction(value) for word in words for value in MEANT.get(word.split("-")[0], ())}
+    return numbers_given | {Fraction(value) for word in words for value in MEANT.get(word.split("-")[0], ())}
 
 
 def shares(percent: Fraction) -> Iterable[Fraction]:
@@ -54,8 +54,8 @@ def shares(percent: Fraction) -> Iterable[Fraction]:
 
 def fractions(pieces: tuple) -> Iterable[Fraction]:
     """The values of `3/4`, and what it leaves."""
-    for left, sign, right in zip(pieces, pieces[1:], pieces[2:], strict=False):
-        if sign.text == "/" and left.value is not None and right.value:
-            yield left.value / right.value
-            yield 1 - left.value / right.value
-            yield right.value - left.value
+    for numerator, sign, denominator in zip(pieces, pieces[1:], pieces[2:], strict=False):
+        if sign.text == "/" and numerator.value is not None and denominator.value:
+            yield numerator.value / denominator.value
+            yield 1 - numerator.value / denominator.value
+            yield denominator.value - numerator.value

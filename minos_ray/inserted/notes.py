@@ -84,6 +84,6 @@ def write_note(remarks: Sequence[Remark], labels: Sequence[int], rng: random.Ran
     """One line per step, the answer line included, then the verdict on the answer; the words are drawn by `rng`."""
     lines = []
     for k, (remark, label) in enumerate(zip(remarks, labels, strict=True), 1):
-        said = rng.choice(WORDS[remark.kind]).format(**remark._asdict())
-        lines.append(f"Step {k}: {said[0].upper()}{said[1:]} {VERDICTS[bool(label)]}")
+        remark_text = rng.choice(WORDS[remark.kind]).format(**remark._asdict())
+        lines.append(f"Step {k}: {remark_text[0].upper()}{remark_text[1:]} {VERDICTS[bool(label)]}")
     return "\n".join([*lines, f"The final answer is {bool(labels[-1])}."])

@@ -26,8 +26,8 @@ class Changed:
 
 def edited(text: str, edits: Iterable[Edit]) -> str:
     """The text with pieces replaced."""
-    for start, end, new in sorted(set(edits), reverse=True):
-        text = text[:start] + new + text[end:]
+    for start, end, replacement in sorted(set(edits), reverse=True):
+        text = text[:start] + replacement + text[end:]
     return text
 
 
@@ -66,20 +66,20 @@ class Propagation:
         inherits = bool(values & self.wrong.keys())
         if inherits and step.unread:
             raise Refused("a later equation cannot be read")
-        made = tuple(self.worked_out(calculation) for calculation in step.calculations)
+        recalculated = tuple(self.worked_out(calculation) for calculation in step.calculations)
         if values_of(step) & self.doubtful:
             raise Refused("a later number may come from elsewhere")
         self.seen |= values - self.wrong.keys()
-        return Changed(self.rewritten(step), made) if inherits else None
+        return Changed(self.rewritten(step), recalculated) if inherits else None
 
     def worked_out(self, old: Calculation) -> tuple[Calculation, Calculation]:
         """A calculation and what it has become; its result is taken for the new one from here on."""
-        new = self.again(old)
-        if new is old and old.result in self.wrong:
+        value = self.again(old)
+        if value is old and old.result in self.wrong:
             raise Refused("a later number may come from elsewhere")
-        if new is not old:
-            self.mistake(old.result, new.result, operands(old.tokens))
-        return old, new
+        if value is not old:
+            self.mistake(old.result, value.result, operands(old.tokens))
+        return old, value
 
     def worded(self, step: Step) -> bool:
         """Whether a wrong value stands there as a word, which nothing here changes."""
@@ -107,7 +107,7 @@ def edit(piece: Piece, value: Fraction) -> Edit:
 
 def replaced(calculation: Calculation, tokens: tuple[Token, ...], result: Fraction | None) -> Calculation:
     """Another calculation in the same place; Refused unless its result could stand there."""
-    shown = calculation.shown
-    if result is None or not tidy(result, calculation.result, shown.text, shown.percent):
+    piece = calculation.shown
+    if result is None or not tidy(result, calculation.result, piece.text, piece.percent):
         raise Refused("no wrong value that could stand there")
     return replace(calculation, tokens=tokens, result=result)

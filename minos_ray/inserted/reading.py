@@ -83,19 +83,19 @@ def read_step(raw: str) -> Step:
     start = prefix.end() if prefix else 0
     text, notes = without_annotations(raw[start:])
     pieces = pieces_of(text)
-    found, unread = [], 0
-    for at, piece in enumerate(pieces):
-        if piece.kind == "equals" and (computed := left_of(pieces, at)) is not False:
-            shown = result_after(pieces, at)
-            read = shown and computed and calculation(computed, shown, notes.pop(shown.start, None))
-            found += [read] if read else []
+    calculations, unread = [], 0
+    for index, piece in enumerate(pieces):
+        if piece.kind == "equals" and (computed := left_of(pieces, index)) is not False:
+            result = result_after(pieces, index)
+            read = result and computed and calculation(computed, result, notes.pop(result.start, None))
+            calculations += [read] if read else []
             unread += not read
-    for at, annotation in notes.items():  # results without an equation in the text: `she sold <<48/2=24>>24 clips`
-        hidden = hidden_calculation(annotation, next((p for p in pieces if p.start == at), None))
-        found += [hidden] if hidden else []
+    for index, annotation in notes.items():  # results without an equation in the text: `she sold <<48/2=24>>24 clips`
+        hidden = hidden_calculation(annotation, next((p for p in pieces if p.start == index), None))
+        calculations += [hidden] if hidden else []
         unread += hidden is None
-    found.sort(key=lambda c: c.shown.start)
-    return Step(raw[:start].strip(), text, pieces, tuple(found), unread)
+    calculations.sort(key=lambda c: c.shown.start)
+    return Step(raw[:start].strip(), text, pieces, tuple(calculations), unread)
 
 
 def without_annotations(raw: str) -> tuple[str, dict[int, str]]:
@@ -113,7 +113,7 @@ def without_annotations(raw: str) -> tuple[str, dict[int, str]]:
 
 def pieces_of(text: str) -> tuple[Piece, ...]:
     """The text cut into numbers, signs and words."""
-    found = []
+    pieces = []
     for match in PIECE.finditer(text):
         kind = match.lastgroup if match.lastgroup != "percent" else "number"
         kind = "operator" if kind == "times" else kind
@@ -121,49 +121,49 @@ def pieces_of(text: str) -> tuple[Piece, ...]:
         long = kind == "number" and end - match.start() > MAX_DIGITS
         value = Fraction(match["number"].replace(",", "")) if kind == "number" and not long else None
         kind = "variable" if value is not None and VARIABLE.match(text, end) else kind
-        shown = text[match.start() : end]
-        found.append(Piece(kind or "other", shown, match.start(), end, value, match["percent"] is not None))
-    return tuple(found)
+        text_shown = text[match.start() : end]
+        pieces.append(Piece(kind or "other", text_shown, match.start(), end, value, match["percent"] is not None))
+    return tuple(pieces)
 
 
 def left_of(pieces: Sequence[Piece], equals: int) -> list[Piece] | bool | None:
     """The pieces of the expression that ends at an `=`; False when no calculation stands there (`total = 5`), None
     when one does that cannot be read (`x + 3 = 5`)."""
-    found: list[Piece] = []
-    at = equals - 1
+    operands: list[Piece] = []
+    position = equals - 1
     while True:
         words = 0
-        while at >= 0 and pieces[at].kind in ("word", "unit") and words < UNIT_WORDS:
-            at, words = at - 1, words + 1
-        operand, at = operand_before(pieces, at)
+        while position >= 0 and pieces[position].kind in ("word", "unit") and words < UNIT_WORDS:
+            position, words = position - 1, words + 1
+        operand, position = operand_before(pieces, position)
         if operand is None:
-            return None if found else False
-        found[:0] = operand
-        at -= at >= 0 and pieces[at].kind == "currency"
-        sign = operator_at(pieces, at)
+            return None if operands else False
+        operands[:0] = operand
+        position -= position >= 0 and pieces[position].kind == "currency"
+        sign = operator_at(pieces, position)
         if sign is None:
-            beside = at >= 0 and pieces[at].kind in ("number", "variable", "close")  # 2 1/2, 8(26)
-            return None if beside else found if len(found) > 1 else False
-        found[:0] = [sign]
-        at -= 1
+            beside = position >= 0 and pieces[position].kind in ("number", "variable", "close")  # 2 1/2, 8(26)
+            return None if beside else operands if len(operands) > 1 else False
+        operands[:0] = [sign]
+        position -= 1
 
 
-def operand_before(pieces: Sequence[Piece], at: int) -> tuple[list[Piece] | None, int]:
+def operand_before(pieces: Sequence[Piece], position: int) -> tuple[list[Piece] | None, int]:
     """The number or parenthesis that ends at `at`, and the place before it."""
-    if at >= 0 and pieces[at].kind == "number" and pieces[at].value is not None:
-        return [pieces[at]], at - 1
-    if at < 0 or pieces[at].kind != "close":
-        return None, at
-    inside = [pieces[at]]
+    if position >= 0 and pieces[position].kind == "number" and pieces[position].value is not None:
+        return [pieces[position]], position - 1
+    if position < 0 or pieces[position].kind != "close":
+        return None, position
+    inside = [pieces[position]]
     depth = 1
-    while depth and at > 0:
-        at -= 1
-        depth += {"close": 1, "open": -1}.get(pieces[at].kind, 0)
-        if pieces[at].kind in ("equals", "other", "variable"):
-            return None, at
-        if pieces[at].kind not in ("word", "unit", "currency", "ordinal"):
-            inside.insert(0, pieces[at])
-    return (inside, at - 1) if not depth else (None, at)
+    while depth and position > 0:
+        position -= 1
+        depth += {"close": 1, "open": -1}.get(pieces[position].kind, 0)
+        if pieces[position].kind in ("equals", "other", "variable"):
+            return None, position
+        if pieces[position].kind not in ("word", "unit", "currency", "ordinal"):
+            inside.insert(0, pieces[position])
+    return (inside, position - 1) if not depth else (None, position)
 
 
 def operator_at(pieces: Sequence[Piece], at: int) -> Piece | None:
@@ -176,17 +176,17 @@ def operator_at(pieces: Sequence[Piece], at: int) -> Piece | None:
 
 def result_after(pieces: Sequence[Piece], equals: int) -> Piece | None:
     """The number after an `=`; None when another calculation stands there."""
-    at = equals + 1
-    at += at < len(pieces) and pieces[at].kind == "currency"
-    if at >= len(pieces) or pieces[at].kind != "number":
+    position = equals + 1
+    position += position < len(pieces) and pieces[position].kind == "currency"
+    if position >= len(pieces) or pieces[position].kind != "number":
         return None
-    goes_on = [piece.kind for piece in pieces[at + 1 : at + 3]]
-    more = goes_on[:1] == ["open"] or goes_on in (
+    goes_on = [piece.kind for piece in pieces[position + 1 : position + 3]]
+    continues = goes_on[:1] == ["open"] or goes_on in (
         ["operator", "number"],
         ["operator", "currency"],
         ["operator", "open"],
     )
-    return None if more else pieces[at]
+    return None if continues else pieces[position]
 
 
 def calculation(computed: Sequence[Piece], shown: Piece, annotation: str | None) -> Calculation | None:
@@ -198,8 +198,8 @@ def calculation(computed: Sequence[Piece], shown: Piece, annotation: str | None)
     if annotation is not None and hidden is None:
         return None
     readings = [tokens_of(computed, share) for share in (True, False)]
-    wanted = evaluate(hidden.tokens) if hidden else shown.value
-    holds = [(tokens, places) for tokens, places in readings if evaluate(tokens) == wanted]
+    expected = evaluate(hidden.tokens) if hidden else shown.value
+    holds = [(tokens, places) for tokens, places in readings if evaluate(tokens) == expected]
     tokens, places = (holds or readings)[0]
     if evaluate(tokens) is None or not operators(tokens) or (hidden and not holds):
         return hidden
@@ -223,8 +223,8 @@ def tokens_of(computed: Sequence[Piece], share: bool) -> tuple[tuple[Token, ...]
 
 def hidden_calculation(annotation: str, shown: Piece | None) -> Calculation | None:
     """The calculation of an annotation whose text does not show it; None unless the text shows its result."""
-    left, _, right = annotation.partition("=")
-    tokens, value = read_expression(left), read_expression(right)
+    left_side, _, right = annotation.partition("=")
+    tokens, value = read_expression(left_side), read_expression(right)
     if tokens is None or value is None or shown is None or shown.kind != "number" or shown.value != evaluate(value):
         return None
     return Calculation(tokens, shown.value, shown, None) if operators(tokens) else None

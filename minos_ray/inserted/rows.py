@@ -17,7 +17,7 @@ def wrong_row(solution: Solution, made: Made, rng: random.Random) -> Row:
     prefixed = bool(solution.steps[0].prefix)
     texts = [f"Step {k}: {line.text}" if prefixed else line.text for k, line in enumerate(made.lines[:-1], 1)]
     steps = [*texts, made.lines[-1].text]
-    refuse_untrue(solution, made)
+    check_inserted(solution, made)
     row = labelled(solution, steps, made.errors, [line.remark for line in made.lines], rng)
     return {**row, "error_step": made.error_step, "error_type": made.error_type}
 
@@ -48,12 +48,12 @@ def labelled(solution: Solution, steps: list[str], errors: list[str], remarks: l
     }
 
 
-def refuse_untrue(solution: Solution, made: Made) -> None:
+def check_inserted(solution: Solution, made: Made) -> None:
     """Reads the new steps as if nothing were known: Refused unless each is what its label says."""
-    known = {step.text for step in solution.steps}
+    texts = {step.text for step in solution.steps}
     for line in made.lines[:-1]:
         holds = all(calculation.rounded for calculation in read_step(line.text).calculations)
-        if (line.text in known) != (line.error == ""):
+        if (line.text in texts) != (line.error == ""):
             raise Refused("a step is not what its label says")
         if holds != (line.error != "calculation"):
             raise Refused("a calculation is not what its label says")

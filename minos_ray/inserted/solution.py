@@ -36,7 +36,7 @@ class Solution:
     @property
     def calculations(self) -> list[tuple[int, Calculation]]:
         """Every calculation with the index of its step."""
-        return [(k, found) for k, step in enumerate(self.steps) for found in step.calculations]
+        return [(k, calculation) for k, step in enumerate(self.steps) for calculation in step.calculations]
 
 
 def text_of(step: Step, text: str) -> str:
@@ -49,18 +49,18 @@ def read_solution(source_id: str, problem_id: str, question: str, gold: str, ste
     if len(steps) < 2:
         raise Refused("no steps")
     read = tuple(read_step(step) for step in steps)
-    found = [calculation for step in read[:-1] for calculation in step.calculations]
-    if not found:
+    calculations = [calculation for step in read[:-1] for calculation in step.calculations]
+    if not calculations:
         raise Refused("no readable calculation")
     plain = [c for step in read for c in read_step(step.text).calculations]  # the text may contradict its annotation
-    if not all(calculation.rounded for calculation in found + plain):
+    if not all(calculation.rounded for calculation in calculations + plain):
         raise Refused("a calculation does not hold")
     if read[-1].calculations or len(read[-1].numbers) != 1:
         raise Refused("no line with the answer alone")
     answer = read[-1].numbers[0]
     if answer.value != first_number(simplify(gold)):
         raise Refused("the answer is not the gold answer")
-    if found[-1].result != answer.value:
+    if calculations[-1].result != answer.value:
         raise Refused("the last calculation does not give the answer")
     asked = frozenset(piece.value for piece in pieces_of(question) if piece.value is not None)
     return Solution(source_id, problem_id, question, read, asked, frozenset(given_numbers(question)), answer)

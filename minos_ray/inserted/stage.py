@@ -41,10 +41,10 @@ def inserted(config: Config, run: Run) -> Manifest | None:
     if not solutions:
         raise UserError(f"inserted: no right solution ({config.inserted.source}) can be used; dropped: {dict(dropped)}")
     rows = Rows(solutions, config.inserted, config.seed)
-    made = rows.take(config.inserted.count)
-    for at in range(0, max(1, len(made)), PART_ROWS):
-        target.write_part(f"{at // PART_ROWS:05d}", table("inserted", made[at : at + PART_ROWS]))
-    return finish(target, made, rows, dropped, len(solutions), time.monotonic() - start)
+    rows_made = rows.take(config.inserted.count)
+    for first in range(0, max(1, len(rows_made)), PART_ROWS):
+        target.write_part(f"{first // PART_ROWS:05d}", table("inserted", rows_made[first : first + PART_ROWS]))
+    return finish(target, rows_made, rows, dropped, len(solutions), time.monotonic() - start)
 
 
 def finish(
@@ -113,15 +113,15 @@ class Rows:
 
     def take(self, number: int) -> list[Row]:
         """The first `number` rows, fewer when there are not so many; then the shortage is in `short`."""
-        made: list[Row] = []
+        taken: list[Row] = []
         with Progress("inserted", number, "rows") as progress:
-            while len(made) < number and (row := self.next_row(len(made) + 1)) is not None:
-                made.append({"candidate_id": f"{row['problem_id']}/inserted-{len(made)}", **row})
-                if len(made) % SLICE == 0 or len(made) == number:
-                    progress.advance(len(made) % SLICE or SLICE)
-        if len(made) < number:
-            self.short["too_few"] = number - len(made)
-        return made
+            while len(taken) < number and (row := self.next_row(len(taken) + 1)) is not None:
+                taken.append({"candidate_id": f"{row['problem_id']}/inserted-{len(taken)}", **row})
+                if len(taken) % SLICE == 0 or len(taken) == number:
+                    progress.advance(len(taken) % SLICE or SLICE)
+        if len(taken) < number:
+            self.short["too_few"] = number - len(taken)
+        return taken
 
     def next_row(self, number: int) -> Row | None:
         """The row of that number (from 1); the other kind when one has run out, None when both have."""

@@ -26,14 +26,14 @@ def tidy(new: Fraction, like: Fraction, text: str, percent: bool = False) -> boo
 def write_number(value: Fraction, like: str) -> str:
     """The value as digits in the way of `like`: thousands marks, two decimals of money, no zero before the point."""
     digits = canonical(value)
-    whole, _, part = digits.partition(".")
+    integer, _, part = digits.partition(".")
     if "," in like and "/" not in digits:
-        whole = f"{int(whole):,}"
+        integer = f"{int(integer):,}"
     if places_of(like) == MOST_PLACES:
         part = part.ljust(MOST_PLACES, "0")
-    if like.startswith(".") and whole == "0":
-        whole = ""
-    return f"{whole}.{part}" if part else whole
+    if like.startswith(".") and integer == "0":
+        integer = ""
+    return f"{integer}.{part}" if part else integer
 
 
 def slips(right: Fraction, text: str, tokens: tuple[Token, ...], rng: random.Random) -> Iterator[Fraction]:
@@ -43,11 +43,11 @@ def slips(right: Fraction, text: str, tokens: tuple[Token, ...], rng: random.Ran
     carry = [right + 10 * unit, right - 10 * unit, right + 100 * unit, right - 100 * unit]
     carry = [value for value in carry if abs(value - right) * 3 <= abs(right)]
     scaled = [right * 10, right / 10] if {"*", "/"} & set(map(str, tokens)) else []
-    found = [*near, *carry, *scaled, *swapped(right), *table_slips(right, tokens)]
+    values = [*near, *carry, *scaled, *swapped(right), *table_slips(right, tokens)]
     if right < 0 or any(isinstance(token, Fraction) and token < 0 for token in tokens):
-        found.append(-right)
-    rng.shuffle(found)
-    yield from dict.fromkeys(found)
+        values.append(-right)
+    rng.shuffle(values)
+    yield from dict.fromkeys(values)
 
 
 def swapped(value: Fraction) -> list[Fraction]:

@@ -39,9 +39,9 @@ def _explanation(step: str, verdict: Verdict, rng: random.Random) -> str:
     calculation = parse_step(step)
     if calculation is None:
         return rng.choice(_OTHER)
-    given = f"{calculation.left} {calculation.op} {calculation.right}"
+    expression = f"{calculation.left} {calculation.op} {calculation.right}"
     if verdict.gold is None:
-        return rng.choice(_UNRELATED if verdict.error == "unrelated" else _NEEDLESS).format(given=given)
+        return rng.choice(_UNRELATED if verdict.error == "unrelated" else _NEEDLESS).format(given=expression)
     gold = verdict.gold
     ending = {
         "": _AGREE,
@@ -51,9 +51,9 @@ def _explanation(step: str, verdict: Verdict, rng: random.Random) -> str:
         "accumulation": _ACCUMULATION,
     }[verdict.error]
     skips = "".join(f"first {gold.calculation}, then " for gold in verdict.skipped)
-    said = rng.choice(ending).format(given=given, result=calculation.result)
-    about = short(gold.clause) if rng.random() < _QUOTES and not gold.continues else gold.clause.phrase.word
-    return f"{skips}{about}: {gold.calculation}{said}"
+    sentence = rng.choice(ending).format(given=expression, result=calculation.result)
+    clause_text = short(gold.clause) if rng.random() < _QUOTES and not gold.continues else gold.clause.phrase.word
+    return f"{skips}{clause_text}: {gold.calculation}{sentence}"
 
 
 def _answer_explanation(verdict: Verdict, rng: random.Random) -> str:
@@ -72,8 +72,8 @@ def write_critique(question: str, steps: list[str], labels: list[int] | None, rn
         raise ValueError(f"labels {list(labels)} are not those of the gold chain for {question!r}")
     lines = []
     for k, (step, verdict) in enumerate(zip(steps, verdicts, strict=True), 1):
-        about = _answer_explanation if verdict.answer is not None else _explanation
-        text = about(verdict, rng) if about is _answer_explanation else about(step, verdict, rng)
+        explain = _answer_explanation if verdict.answer is not None else _explanation
+        text = explain(verdict, rng) if explain is _answer_explanation else explain(step, verdict, rng)
         lines.append(f"Step {k}: {text} {CORRECT if verdict.label else INCORRECT}")
     final = bool(verdicts) and verdicts[-1].answer is not None and verdicts[-1].label == 1
     return "\n".join([*lines, f"The final answer is {final}."])

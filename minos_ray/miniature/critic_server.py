@@ -45,7 +45,7 @@ def read_prompt(text: str) -> tuple[str, list[str], list[int]]:
         raise ValueError("the prompt holds no [Question] and [Solution]")
     lines = blocks[2].split("\n")
     labels = [LABEL.search(line) for line in lines]
-    return blocks[1], [LABEL.sub("", line) for line in lines], [_label(found) for found in labels]
+    return blocks[1], [LABEL.sub("", line) for line in lines], [_label(match) for match in labels]
 
 
 def _label(found: re.Match[str] | None) -> int:
@@ -58,17 +58,17 @@ def spoil(text: str, rng: random.Random) -> str:
     kind = rng.randrange(3)
     if kind == 0:
         return "\n".join(lines[:-1])
-    at = rng.randrange(max(1, len(lines) - 2))
-    changed = [] if kind == 1 else [re.sub(r" This step is \w+\.$", "", lines[at])]
-    return "\n".join(lines[:at] + changed + lines[at + 1 :])
+    line = rng.randrange(max(1, len(lines) - 2))
+    changed = [] if kind == 1 else [re.sub(r" This step is \w+\.$", "", lines[line])]
+    return "\n".join(lines[:line] + changed + lines[line + 1 :])
 
 
 def contradict(text: str, rng: random.Random) -> str:
     """A careless critique: the verdict on one step is turned round."""
     lines = text.split("\n")
-    at = rng.randrange(max(1, len(lines) - 2))
+    line = rng.randrange(max(1, len(lines) - 2))
     turned = {"correct": "incorrect", "incorrect": "correct"}
-    lines[at] = re.sub(r"(?<=This step is )(correct|incorrect)(?=\.$)", lambda found: turned[found[1]], lines[at])
+    lines[line] = re.sub(r"(?<=This step is )(correct|incorrect)(?=\.$)", lambda found: turned[found[1]], lines[line])
     return "\n".join(lines)
 
 
@@ -94,8 +94,8 @@ class Teacher:
             wrong = [k for k, label in enumerate(labels) if label == 0]
             return write_error_types(wrong, self.labels_of(question, steps)[1], rng, CARELESS)
         blind = "[Reference]" not in content and set(labels) == {-1}
-        known = labels if -1 not in labels else self.labels_of(question, steps)[0]
-        text = self.writer(question, steps, None if blind else list(known), rng)
+        known_labels = labels if -1 not in labels else self.labels_of(question, steps)[0]
+        text = self.writer(question, steps, None if blind else list(known_labels), rng)
         chance = rng.random()
         if chance < CARELESS:
             return contradict(text, rng)
@@ -107,9 +107,9 @@ def completion(request: dict[str, Any], text: str) -> dict[str, Any]:
     prompt = " ".join(message["content"] for message in request["messages"])
     words = re.findall(r"\S+\s*", text)
     limit = request.get("max_tokens") or len(words)
-    kept = "".join(words[:limit]) if len(words) > limit else text
+    shortened = "".join(words[:limit]) if len(words) > limit else text
     asked, written = len(prompt.split()), min(len(words), limit)
-    message = {"role": "assistant", "content": kept, "refusal": None}
+    message = {"role": "assistant", "content": shortened, "refusal": None}
     return {
         "id": f"chatcmpl-{secrets.token_hex(8)}",
         "object": "chat.completion",
@@ -130,9 +130,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The list of models."""
         models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "minos"}]
-        known = self.path == "/v1/models"
+        exists = self.path == "/v1/models"
         self._reply_if_allowed(
-            200 if known else 404, {"object": "list", "data": models} if known else _error("no such path")
+            200 if exists else 404, {"object": "list", "data": models} if exists else _error("no such path")
         )
 
     def do_POST(self) -> None:

@@ -112,10 +112,10 @@ def _first(templates: tuple[str, ...], sentence: str) -> tuple[str, dict[str, st
 
 
 def _clause(sentence: str) -> Clause:
-    template, found = _first(tuple(phrase.text for phrase in PHRASES), sentence)
+    template, match = _first(tuple(phrase.text for phrase in PHRASES), sentence)
     phrase = next(phrase for phrase in PHRASES if phrase.text == template)
-    numbers = {key: int(value) for key, value in found.items() if key in "bc"}
-    return Clause(phrase, numbers, {key: value for key, value in found.items() if key not in "bc"})
+    numbers = {key: int(value) for key, value in match.items() if key in "bc"}
+    return Clause(phrase, numbers, {key: value for key, value in match.items() if key not in "bc"})
 
 
 def read(question: str) -> Problem:

@@ -26,17 +26,17 @@ class Verdict:
 
 def parse_step(step: str) -> Calculation | None:
     """The calculation that a step shows; None when it shows none."""
-    found = _CALCULATION.search(step)
-    if not found:
+    match = _CALCULATION.search(step)
+    if not match:
         return None
-    word, left, op, right, result = found.groups()
+    word, left, op, right, result = match.groups()
     return Calculation(word or "", int(left), op, int(right), int(result))
 
 
 def parse_answer(step: str) -> int | None:
     """The number of an answer line; None for any other step."""
-    found = _ANSWER.search(step)
-    return int(found.group(1)) if found else None
+    match = _ANSWER.search(step)
+    return int(match.group(1)) if match else None
 
 
 def _same(step: Calculation, left: int, op: str, right: int) -> bool:

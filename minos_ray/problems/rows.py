@@ -35,8 +35,8 @@ def load_rows(
         except BadRow as error:
             bad.append({"error": str(error), "row": number + 1})
     if not good:
-        there = f"; columns there: {', '.join(columns)}" if columns else ""
-        raise UserError(f"'{path}': none of its {len(bad)} rows can be used: {bad[0]['error']}{there}")
+        columns_there = f"; columns there: {', '.join(columns)}" if columns else ""
+        raise UserError(f"'{path}': none of its {len(bad)} rows can be used: {bad[0]['error']}{columns_there}")
     yield from draw(good, limit, seed)
     yield from bad
 

@@ -18,12 +18,12 @@ def rows_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[st
 
     UserError unless the artefact is complete.
     """
-    kept = [artefact.nothing(columns)]
+    tables = [artefact.nothing(columns)]
     for part in artefact.parts(columns):
-        here = [name for name in part["problem_id"].unique().to_pylist() if name in problem_ids]
-        if here:
-            kept.append(part.filter(pc.is_in(part["problem_id"], value_set=pa.array(here, pa.string()))))
-    return pa.concat_tables(kept)
+        ids = [name for name in part["problem_id"].unique().to_pylist() if name in problem_ids]
+        if ids:
+            tables.append(part.filter(pc.is_in(part["problem_id"], value_set=pa.array(ids, pa.string()))))
+    return pa.concat_tables(tables)
 
 
 def by_turns(rows: Sequence[Row], seed: str) -> list[Row]:

@@ -43,11 +43,11 @@ def load(split: str, source: Source, seed: int) -> list[Row]:
     """What the loader of one split yields; UserError when it does not take the options."""
     loader = resolve(source.loader)
     options = {"path": source.path, "split": split, "limit": source.limit, "seed": seed, **source.options}
-    refuse_unknown(f"problems.{split}.options", loader, options)
+    require_known_options(f"problems.{split}.options", loader, options)
     return list(loader(**options))
 
 
-def refuse_unknown(where: str, function: Callable[..., Any], options: Row) -> None:
+def require_known_options(where: str, function: Callable[..., Any], options: Row) -> None:
     """UserError naming the first option that a function does not take, or lacks."""
     signature = inspect.signature(function)
     try:
@@ -79,8 +79,8 @@ def sort_out(loaded: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], dict[s
 def without(train: list[Row], test: Iterable[Row]) -> tuple[list[Row], int]:
     """The training problems whose question is no test question, and how many were."""
     asked = {key(row["question"]) for row in test}
-    kept = [row for row in train if key(row["question"]) not in asked]
-    return kept, len(train) - len(kept)
+    rows = [row for row in train if key(row["question"]) not in asked]
+    return rows, len(train) - len(rows)
 
 
 def key(question: str) -> str:

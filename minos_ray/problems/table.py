@@ -22,11 +22,11 @@ def load(
     """Rows of `problems`. `columns` maps question, answer, solution and id to the file's names (default: the same
     names; solution and id may be absent unless named); `dataset` defaults to the file's name."""
     names = dict(columns or {})
-    refuse_unknown_fields(names)
+    require_known_fields(names)
     return load_rows(path, split, limit, seed, dataset_name(path, dataset), lambda record: convert(record, names))
 
 
-def refuse_unknown_fields(names: Mapping[str, str]) -> None:
+def require_known_fields(names: Mapping[str, str]) -> None:
     """UserError for a column map with a key that is no field of a problem."""
     unknown = sorted(set(names) - set(FIELDS))
     if unknown:

@@ -76,8 +76,8 @@ def _parse(text: str, num_steps: int) -> Parsed:
         return Parsed([], None, "empty")
     final = _final_verdict(lines)
     if final is None:
-        told = read_published(text, num_steps) if num_steps > 0 else None
-        return Parsed(told, bool(told[-1]), "ok") if told else Parsed([], None, "no_verdict")
+        published = read_published(text, num_steps) if num_steps > 0 else None
+        return Parsed(published, bool(published[-1]), "ok") if published else Parsed([], None, "no_verdict")
     blocks = _blocks(lines[:-1])
     numbers = [number for number, _ in blocks]
     if num_steps < 1 or numbers not in (list(range(1, num_steps)), list(range(1, num_steps + 1))):
@@ -124,18 +124,18 @@ def agreement(prompt: str, rows: Sequence[Mapping[str, Any]], correct: Sequence[
 
 def _plain(text: str) -> list[str]:
     """The lines without decoration; quoted lines (`> ...`) and those that hold nothing else are left out."""
-    kept = [line for line in map(str.strip, text.splitlines()) if not line.startswith((FENCE, QUOTED))]
-    marked = (BOXED.sub(r"\1", BOLD_STEP.sub(r"\1\3:", line)) for line in kept)
+    lines = [line for line in map(str.strip, text.splitlines()) if not line.startswith((FENCE, QUOTED))]
+    marked = (BOXED.sub(r"\1", BOLD_STEP.sub(r"\1\3:", line)) for line in lines)
     return list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in marked)))
 
 
 def _final_verdict(lines: list[str]) -> bool | None:
     """What the last line says; None when it is no final verdict, or when another line says the opposite."""
-    found = FINAL.fullmatch(lines[-1])
-    if not found:
+    match = FINAL.fullmatch(lines[-1])
+    if not match:
         return None
-    said = set(map(_says, FINAL_MENTION.finditer("\n".join(lines))))
-    return found[1].lower() == "true" if len(said) == 1 else None
+    mentions = set(map(_says, FINAL_MENTION.finditer("\n".join(lines))))
+    return match[1].lower() == "true" if len(mentions) == 1 else None
 
 
 def _says(mention: re.Match[str]) -> bool:
@@ -165,14 +165,14 @@ def _number(digits: str) -> int:
 
 def _step_verdict(number: int, block: str) -> int:
     """1 or 0 when the block ends with one verdict, a sentence of its own, and says nothing else before; else -1."""
-    found = list(VERDICT.finditer(block))
-    said = {_says(m) for m in MENTION.finditer(block) if m["step"] is None or _number(m["step"]) == number}
-    if len(found) != 1 or len(said) != 1:
+    verdicts = list(VERDICT.finditer(block))
+    mentions = {_says(m) for m in MENTION.finditer(block) if m["step"] is None or _number(m["step"]) == number}
+    if len(verdicts) != 1 or len(mentions) != 1:
         return -1
-    before, after = block[: found[0].start()], block[found[0].end() :].strip(" .!")
+    before, after = block[: verdicts[0].start()], block[verdicts[0].end() :].strip(" .!")
     if before.endswith("(") and after == ")":
         before, after = before[:-1] + ".", ""
-    return -1 if after or not _begins_a_sentence(before) else int(found[0][1].lower() == "correct")
+    return -1 if after or not _begins_a_sentence(before) else int(verdicts[0][1].lower() == "correct")
 
 
 def _begins_a_sentence(before: str) -> bool:

@@ -51,9 +51,9 @@ def encode_solution(tokenizer: Any, question: str, steps: Sequence[str]) -> Enco
 def encode_solutions(tokenizer: Any, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Encoded]:
     """`encode_solution` of many (question, steps) at once, which is many times faster."""
     texts = chain.from_iterable([question_text(q), *map(step_text, steps)] for q, steps in solutions)
-    known = pieces(tokenizer, texts)
+    ids_of = pieces(tokenizer, texts)
     start = bos(tokenizer)
-    return [join(start + known[question_text(q)], [known[step_text(s)] for s in steps]) for q, steps in solutions]
+    return [join(start + ids_of[question_text(q)], [ids_of[step_text(s)] for s in steps]) for q, steps in solutions]
 
 
 def critic_prompt_ids(tokenizer: Any, question: str, steps: Sequence[str]) -> list[int]:
@@ -68,12 +68,12 @@ def encode_critique(tokenizer: Any, question: str, steps: Sequence[str], critiqu
 
 def encode_critiques(tokenizer: Any, rows: Sequence[tuple[str, Sequence[str], str]]) -> list[tuple[list[int], int]]:
     """`encode_critique` of many (question, steps, critique) at once."""
-    known = pieces(tokenizer, [CRITIQUE, *(critique for _, _, critique in rows)])
-    made = []
+    ids_of = pieces(tokenizer, [CRITIQUE, *(critique for _, _, critique in rows)])
+    encoded = []
     for solution, (_, _, critique) in zip(encode_solutions(tokenizer, [r[:2] for r in rows]), rows, strict=True):
-        prompt = solution.ids + known[CRITIQUE]
-        made.append(([*prompt, *known[critique], tokenizer.eos_token_id], len(prompt)))
-    return made
+        prompt = solution.ids + ids_of[CRITIQUE]
+        encoded.append(([*prompt, *ids_of[critique], tokenizer.eos_token_id], len(prompt)))
+    return encoded
 
 
 def bos(tokenizer: Any) -> list[int]:
@@ -90,15 +90,17 @@ def pieces(tokenizer: Any, texts: Iterable[str]) -> dict[str, list[int]]:
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, never a special token: one that a text spells out is plain text."""
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
-    found = plain_ids(tokenizer, texts)
-    return [ids if special.isdisjoint(ids) else apart(tokenizer, text) for text, ids in zip(texts, found, strict=True)]
+    token_lists = plain_ids(tokenizer, texts)
+    return [
+        ids if special.isdisjoint(ids) else apart(tokenizer, text) for text, ids in zip(texts, token_lists, strict=True)
+    ]
 
 
 def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text; a special token is not looked for."""
     # Mistral's own tokenizer never does, and refuses to be told so.
-    told = {} if type(tokenizer).__name__ == "MistralCommonBackend" else {"split_special_tokens": True}
-    return tokenizer(list(texts), add_special_tokens=False, **told)["input_ids"]
+    options = {} if type(tokenizer).__name__ == "MistralCommonBackend" else {"split_special_tokens": True}
+    return tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
 
 
 def apart(tokenizer: Any, text: str) -> list[int]:

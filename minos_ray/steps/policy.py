@@ -23,5 +23,5 @@ def after_first_error(labels: Sequence[int], errors: Sequence[str], policy: str)
     if policy == "keep" or first is None:
         return list(labels), list(errors)
     label, error = {"mask": (-1, ""), "inherited": (0, INHERITED)}[policy]
-    rest = len(labels) - first - 1
-    return [*labels[: first + 1], *[label] * rest], [*errors[: first + 1], *[error] * rest] if errors else []
+    following = len(labels) - first - 1
+    return [*labels[: first + 1], *[label] * following], [*errors[: first + 1], *[error] * following] if errors else []

@@ -44,15 +44,15 @@ NEAR = 400
 def read_published(text: str, num_steps: int) -> list[int] | None:
     """1 or 0 for each of `num_steps` steps, the answer line last; None for another form or what leaves a doubt."""
     text = without_code(text).replace("*", "")
-    marks = sorted((found for mark in MARKS for found in mark.finditer(text)), key=re.Match.start)
+    marks = sorted((match for mark in MARKS for match in mark.finditer(text)), key=re.Match.start)
     sections, index = numbered(text), INDEX.search(text)
     judged = by_marks(text, marks, sections, num_steps)
     if index is None or (marks and index.start() < marks[-1].end()):
         return judged
     if marks and judged is None:
         return None
-    told = by_index(text, index, sections, num_steps, trusted=bool(marks))
-    return (judged or told) if judged is None or first_wrong(judged) == first_wrong(told) else None
+    verdicts = by_index(text, index, sections, num_steps, trusted=bool(marks))
+    return (judged or verdicts) if judged is None or first_wrong(judged) == first_wrong(verdicts) else None
 
 
 def without_code(text: str) -> str:
@@ -71,16 +71,18 @@ def numbered(text: str) -> list[re.Match[str]]:
 
     Lines that only begin with a step count where no clearer headings do.
     """
-    found = list(SECTION.finditer(text))
-    clearer = [heading for heading in found if heading["of"]], [heading for heading in found if heading["alone"]]
-    return next((rest for some in (*clearer, found) if (rest := in_order(some))), [])
+    headings = list(SECTION.finditer(text))
+    clearer = [heading for heading in headings if heading["of"]], [heading for heading in headings if heading["alone"]]
+    return next((ordered for group in (*clearer, headings) if (ordered := in_order(group))), [])
 
 
 def in_order(headings: Sequence[re.Match[str]]) -> list[re.Match[str]]:
     """Headings without those that repeat the one before; none unless they count from 0 or 1 on."""
-    found = [h for before, h in pairwise([None, *headings]) if h and not (before and before["number"] == h["number"])]
-    numbers = [int(heading["number"]) for heading in found]
-    return found if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < 2 else []
+    counted = [h for before, h in pairwise([None, *headings]) if h and not (before and before["number"] == h["number"])]
+    numbers = [int(heading["number"]) for heading in counted]
+    return (
+        counted if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < 2 else []
+    )
 
 
 def by_marks(
@@ -95,8 +97,8 @@ def by_marks(
         return None
     one_step = marks[0].re is ASKED
     bounds = [*(section.start() for section in sections), len(text)]
-    each = [sum(first <= mark.start() < last for mark in marks) for first, last in pairwise(bounds)]
-    if sections and not one_step and each != [1] * len(marks):
+    counts = [sum(first <= mark.start() < last for mark in marks) for first, last in pairwise(bounds)]
+    if sections and not one_step and counts != [1] * len(marks):
         return None
     if len(verdicts) == num_steps:
         return verdicts
@@ -106,9 +108,9 @@ def by_marks(
 
 def mismatched(marks: Sequence[re.Match[str]]) -> bool:
     """Whether a verdict names another step than the one that it stands for."""
-    named = [(place, mark.groupdict().get("number")) for place, mark in enumerate(marks)]
-    first = next((int(number) - place for place, number in named if number), 0)
-    return first not in (0, 1) or any(number and int(number) - place != first for place, number in named)
+    numbers = [(place, mark.groupdict().get("number")) for place, mark in enumerate(marks)]
+    first = next((int(number) - place for place, number in numbers if number), 0)
+    return first not in (0, 1) or any(number and int(number) - place != first for place, number in numbers)
 
 
 def by_index(
@@ -126,8 +128,8 @@ def by_index(
     if not (trusted or words or reviewed):
         return None
     if number == -1:
-        whole = not sections or len(sections) in (num_steps - 1, num_steps)
-        return [1] * num_steps if whole else None
+        complete = not sections or len(sections) in (num_steps - 1, num_steps)
+        return [1] * num_steps if complete else None
     first = int(sections[0]["number"]) if sections else {0: 0, num_steps: 1}.get(number)
     place = None if first is None else number - first
     if place is None or not 0 <= place < num_steps or (sections and place >= len(sections)):

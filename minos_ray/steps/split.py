@@ -55,37 +55,37 @@ def paragraphs_or_lines(text: str) -> list[str]:
     divided = [grouped(block, goes_on) for block in blocks]
     breaks = sum(map(len, blocks)) - sum(map(len, divided))
     empty = sum(not ANSWER.match(block[0].lstrip()) for block in blocks) - 1
-    found = chain.from_iterable(divided if empty > 0 and breaks <= RARE * empty else blocks)
-    return [step.strip() for step in grouped(found, belongs)]
+    texts = chain.from_iterable(divided if empty > 0 and breaks <= RARE * empty else blocks)
+    return [step.strip() for step in grouped(texts, belongs)]
 
 
 def pieces(text: str) -> list[str]:
     """The lines; one in which something begins that a later line ends goes on to there. Together they are the text."""
-    wholes, found = list(closings(text))[::-1], []
+    wholes, boundaries = list(closings(text))[::-1], []
     start = end = 0
     for line in text.splitlines(keepends=True):
         end += len(line)
         while wholes and wholes[-1][1] <= end:
             wholes.pop()
         if not wholes or wholes[-1][0] >= end:
-            found.append(text[start:end])
+            boundaries.append(text[start:end])
             start = end
-    return found
+    return boundaries
 
 
 def closings(text: str) -> Iterator[tuple[int, int]]:
     """Where each code block, displayed formula and environment begins and ends; what is never closed is none."""
     never: set[str] = set()
-    at = 0
-    while found := OPENING.search(text, at):
-        closing = f"\n{found['fence']}" if found["fence"] else CLOSING.get(found[0], f"\\end{{{found['name']}}}")
-        end = -1 if closing in never else text.find(closing, found.end())
+    position = 0
+    while match := OPENING.search(text, position):
+        closing = f"\n{match['fence']}" if match["fence"] else CLOSING.get(match[0], f"\\end{{{match['name']}}}")
+        end = -1 if closing in never else text.find(closing, match.end())
         if end < 0:
             never.add(closing)
-            at = found.end()
+            position = match.end()
         else:
-            at = end + len(closing)
-            yield found.start(), at
+            position = end + len(closing)
+            yield match.start(), position
 
 
 def paragraphs_of(lines: list[str]) -> list[list[str]]:
@@ -150,8 +150,8 @@ def sentences(text: str) -> list[str]:
     No sentence ends behind an abbreviation, an initial or a number that stands before an item, nor inside of what goes
     over several lines (a displayed formula, code).
     """
-    found = [piece.strip() for piece in pieces(text) if piece.strip()]
-    return [sentence for piece in found for sentence in ([piece] if "\n" in piece else sentences_of(piece))]
+    texts = [piece.strip() for piece in pieces(text) if piece.strip()]
+    return [sentence for piece in texts for sentence in ([piece] if "\n" in piece else sentences_of(piece))]
 
 
 def sentences_of(line: str) -> Iterator[str]:
@@ -174,8 +174,8 @@ def is_end(before: str, after: str) -> bool:
         return not BEFORE_NUMBER.fullmatch(word)
     if STARTER.match(after):
         return True
-    named = not earlier or earlier[0][0].isupper()
-    return not (SHORTENED_NAME.fullmatch(word) or (named and INITIAL.fullmatch(word)))
+    capitalised = not earlier or earlier[0][0].isupper()
+    return not (SHORTENED_NAME.fullmatch(word) or (capitalised and INITIAL.fullmatch(word)))
 
 
 def markers(text: str) -> list[str]:
