@@ -17,9 +17,7 @@ from math_verify import parse, verify
 
 from minos_ray.grading.graders import Grader, gsm8k, math
 from minos_ray.grading.pool import Grading
-from minos_ray.miniature.arithmetic import gold_chain, solution_text
-from minos_ray.miniature.corpus import attempt
-from minos_ray.miniature.problems import draw
+from minos_ray.miniature.problems import attempt, draw, gold_chain, solution_text
 
 Pairs = list[tuple[str, str]]
 SHARED = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[2] / "shared" / "data")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from minos_ray.steps.thinking import without_thinking
+from minos_ray.steps.own_text import without_thinking
 
 TEXTS = {"text", "output_text"}
 """Types of chunks that hold what the reader is to see; Mistral's reasoning models put chunks of `thinking` before."""

@@ -23,7 +23,7 @@ from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin
 from minos_ray.miniature.critic_server import MODEL
 from minos_ray.problems.split import by_turns, rows_of_problems
-from minos_ray.steps.thinking import without_thinking
+from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.columns import SCHEMAS, table
 from minos_ray.store.run import Artefact, Manifest, Run
 

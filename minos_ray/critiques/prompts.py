@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from minos_ray.steps import encoding
-from minos_ray.steps.thinking import without_thinking
+from minos_ray.steps.own_text import without_thinking
 
 Messages = list[dict[str, str]]
 

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from minos_ray.critiques.prompts import Messages
-from minos_ray.steps.thinking import without_thinking
+from minos_ray.steps.own_text import without_thinking
 
 INSTRUCTION = """Answer as JSON. `steps` has one entry for each of these lines: `explanation` holds what the line would
 say, without `Step k:` and without the closing sentence, and `correct` the verdict on the step. `final` is true when the

@@ -1,12 +1,10 @@
-"""Foreign files of rows: jsonl, json, csv, parquet, arrow; local, on a store that pyarrow opens, or on the hub.
-
-A row that cannot be read is a BadRow, for whoever reads to count or to refuse; a file that cannot is a UserError.
-"""
+"""Foreign files: jsonl, csv and Parquet read row by row, and single files of the Hugging Face hub."""
 
 import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,7 +19,6 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
-from minos_ray.files.hub import download, is_hub
 from minos_ray.store.run import open_path
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
@@ -274,3 +271,27 @@ def is_nothing(value: Any) -> bool:
 def written(value: str | float | Decimal) -> str:
     """A cell as text; decimals without an exponent."""
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+PREFIX = "hf://datasets/"
+FORM = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
+
+
+def is_hub(path: str) -> bool:
+    """Whether a path lies on the hub."""
+    return path.startswith("hf://")
+
+
+def download(path: str) -> str:
+    """The local path of a file of the hub, from the hub's cache when it is there; UserError when it cannot be had."""
+    match = FORM.fullmatch(path)
+    if not match:
+        raise UserError(f"'{path}' is not of the form {PREFIX}ORG/NAME[@REVISION]/FILE")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(match["repo"], match["file"], repo_type="dataset", revision=match["revision"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"'{path}' cannot be read from the hub: {type(error).__name__}: {reason}") from error

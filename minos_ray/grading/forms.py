@@ -3,9 +3,20 @@ equal."""
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from minos_ray.grading.numbers import canonical, first_number
 from minos_ray.grading.signs import latex_signs
+
+
+@lru_cache(maxsize=4096)
+def parsed(answer: str) -> list[Any]:
+    """What math-verify reads in an expression; no limit of its own, since its signals fail outside a main thread."""
+    from math_verify import LatexExtractionConfig, parse
+
+    # LaTeX only: the reader of plain expressions ends in eval().
+    return parse(f"\\boxed{{{answer}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+
 
 # What surrounds an answer and is no part of it; a full stop behind it above all.
 LEADING = re.compile(r"(?:\s|\$|\*\*|`|~|\\[,;:! ]|\\q?quad\b|\\displaystyle\b|:)+")

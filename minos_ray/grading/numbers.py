@@ -3,8 +3,8 @@
 import re
 from fractions import Fraction
 
-from minos_ray.grading.runs_on import own_solution
 from minos_ray.grading.signs import FRACTIONS, WIDE
+from minos_ray.steps.own_text import own_solution
 
 CURRENCY = r"[$\u20ac\u00a3\u00a5\u20b9]"
 # 1,234,567.89  16,80,000 (Indian)  1.234,50 and 1.234.567 (European)  2,75 (money, alone)  1234.5  .5

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
-from minos_ray.grading.forms import ADJACENT, PERCENT, bare, choice_with_text, normal, point, readable
-from minos_ray.grading.parsing import parsed
+from minos_ray.grading.forms import ADJACENT, PERCENT, bare, choice_with_text, normal, parsed, point, readable
 from minos_ray.grading.parts import (
     APPROXIMATES,
     HEDGE,

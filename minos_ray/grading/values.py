@@ -38,9 +38,8 @@ from sympy.core.relational import GreaterThan, StrictGreaterThan
 from sympy.logic.boolalg import Boolean, BooleanFunction
 from sympy.sets.fancysets import Reals
 
-from minos_ray.grading.forms import PERCENT, readable
+from minos_ray.grading.forms import PERCENT, parsed, readable
 from minos_ray.grading.numbers import canonical
-from minos_ray.grading.parsing import parsed
 from minos_ray.grading.parts import value_side
 
 # Two quantities with units, such as feet and inches, of which math-verify reads the first only.

@@ -11,14 +11,13 @@ from minos_ray.config.base import Count
 from minos_ray.errors import UserError
 from minos_ray.files.read import files, is_nothing
 from minos_ray.grading.graders import gsm8k
-from minos_ray.grading.runs_on import own_solution
 from minos_ray.imports.genrm_files import COLUMNS, TYPES, batches, question_ids
 from minos_ray.imports.grouping import OTHER_GOLD
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.imports.write import Row, begin_import, candidate, label, refuse_empty, write_rows
 from minos_ray.observe.progress import Progress
+from minos_ray.steps.own_text import own_solution, without_thinking
 from minos_ray.steps.split import paragraphs_or_lines
-from minos_ray.steps.thinking import without_thinking
 from minos_ray.store import columns
 from minos_ray.store.run import Artefact, Manifest, Run
 

@@ -11,15 +11,14 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow.fs as pafs
 
-from minos_ray.files.hub import is_hub
-from minos_ray.files.read import BadRow, is_nothing
+from minos_ray.files.read import BadRow, is_hub, is_nothing
 from minos_ray.grading.latex import extract_latex
 from minos_ray.imports import shepherd
 from minos_ray.imports.grouping import Collection, Policy, Solution, usable
 from minos_ray.imports.write import Row
 from minos_ray.problems.rows import text_of, text_or_none
+from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.split import lines
-from minos_ray.steps.thinking import without_thinking
 from minos_ray.store.run import Manifest, Run, open_path
 
 DATASET, CRITIC, PROMPT = "math-minos", "gpt-4", "math-minos-30k"

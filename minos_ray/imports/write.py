@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from minos_ray.errors import UserError
-from minos_ray.files.hub import download, is_hub
+from minos_ray.files.read import download, is_hub
 from minos_ray.store import columns
 from minos_ray.store.contents import of_path
 from minos_ray.store.run import Artefact, Manifest, Run

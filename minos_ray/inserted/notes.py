@@ -6,8 +6,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from minos_ray.grading.numbers import canonical
-from minos_ray.inserted.expression import Token
-from minos_ray.inserted.reading import Calculation
+from minos_ray.inserted.reading import Calculation, Token
 
 
 class Remark(NamedTuple):

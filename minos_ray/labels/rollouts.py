@@ -18,13 +18,13 @@ from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Label, Model, Rollouts
 from minos_ray.errors import UserError
 from minos_ray.grading.pool import Grading
-from minos_ray.grading.runs_on import own_solution
 from minos_ray.graph import refused, specs
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import Tree, grow
 from minos_ray.problems.split import by_turns, rows_of_problems
+from minos_ray.steps.own_text import own_solution
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.work.run_units import forget, run_units, whole_units

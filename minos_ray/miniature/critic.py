@@ -3,8 +3,8 @@
 import random
 from dataclasses import replace
 
-from minos_ray.miniature.corpus import reading
 from minos_ray.miniature.language import Clause, Problem, read
+from minos_ray.miniature.problems import reading
 from minos_ray.miniature.step_labels import Verdict, judged, parse_step
 
 CORRECT, INCORRECT = "This step is correct.", "This step is incorrect."

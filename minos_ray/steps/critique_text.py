@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.published_critics import read_published
-from minos_ray.steps.thinking import without_thinking
 
 Status = Literal["ok", "empty", "no_verdict", "wrong_step_count", "unclear_step"]
 

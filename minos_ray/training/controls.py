@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from minos_ray.config.training import Sft
 from minos_ray.inserted.reading import without_annotations
 from minos_ray.problems.split import rows_of_problems
-from minos_ray.steps.thinking import without_thinking
+from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.run import Run
 from minos_ray.training.data import Data, Row, read, train_questions
 from minos_ray.training.documents import Document, document_rows

@@ -16,7 +16,7 @@ from minos_ray.config.training import Reward, Sft
 from minos_ray.errors import UserError
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.steps import encoding
-from minos_ray.steps.thinking import without_thinking
+from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
 from minos_ray.training import base_tokens

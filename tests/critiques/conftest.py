@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from minos_ray.config.load import Config
-from minos_ray.miniature.arithmetic import solution_text
-from minos_ray.miniature.corpus import attempt
 from minos_ray.miniature.language import read
-from minos_ray.miniature.problems import load
+from minos_ray.miniature.problems import attempt, load, solution_text
 from minos_ray.miniature.step_labels import labels_of
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run

@@ -13,10 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minos_ray.evaluation.answers import Keys, clusters, quick, spelling
-from minos_ray.grading.forms import normal
+from minos_ray.grading.forms import normal, parsed
 from minos_ray.grading.latex import gold_latex
 from minos_ray.grading.numbers import canonical
-from minos_ray.grading.parsing import parsed
 from minos_ray.grading.same import same_text, same_value
 from minos_ray.grading.values import key as value_key
 

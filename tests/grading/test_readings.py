@@ -10,8 +10,8 @@ from minos_ray.grading.graders import gsm8k, math
 from minos_ray.grading.latex import extract_latex, gold_latex
 from minos_ray.grading.numbers import extract_number
 from minos_ray.grading.parts import conclusion, elements, sides, value_side, without_condition
-from minos_ray.grading.runs_on import own_solution
 from minos_ray.grading.same import same_text, same_value
+from minos_ray.steps.own_text import own_solution
 
 MATH = [
     # gold, text, correct

@@ -4,8 +4,8 @@ from dataclasses import replace
 from fractions import Fraction
 
 from minos_ray.inserted.errors import Made, Mistake, mistaken, misuse, stray
-from minos_ray.inserted.expression import Token
 from minos_ray.inserted.notes import Remark
+from minos_ray.inserted.reading import Token
 from minos_ray.inserted.solution import Refused, Solution
 
 

@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.inserted.expression import evaluate, operators, read_expression
-from minos_ray.inserted.given import given_numbers
 from minos_ray.inserted.notes import equation
-from minos_ray.inserted.reading import read_step
-from minos_ray.inserted.solution import Refused, read_solution
+from minos_ray.inserted.reading import evaluate, operators, read_expression, read_step
+from minos_ray.inserted.solution import Refused, given_numbers, read_solution
 from tests.inserted.gsm8k_cases import SAMPLES, SHARED, solution
 
 TREES = st.recursive(

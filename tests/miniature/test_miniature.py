@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
 from minos_ray.miniature import corpus, load
-from minos_ray.miniature.arithmetic import gold_chain
 from minos_ray.miniature.language import PHRASES, read
-from minos_ray.miniature.problems import TRICKY, split_of
+from minos_ray.miniature.problems import TRICKY, gold_chain, split_of
 from minos_ray.store import columns
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
