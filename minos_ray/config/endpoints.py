@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+# The base_url that starts the miniature's own critic.
+OFFLINE = "offline"
 SECRET = re.compile(r"auth|key|token|secret|pass|cookie|credential|signature", re.IGNORECASE)
 SECRET_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 SECRET_VALUE = re.compile(r"(?:bearer|basic)\s|sk-", re.IGNORECASE)

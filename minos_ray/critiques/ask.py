@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from minos_ray.config.endpoints import OFFLINE
 from minos_ray.config.load import Config, secret
 from minos_ray.config.schema import Critique
 from minos_ray.critiques.batch_record import refuse_open
@@ -13,8 +14,6 @@ from minos_ray.critiques.client import Reader, Request, status_of
 from minos_ray.critiques.prices import priced
 from minos_ray.miniature.critic_server import offline_critic
 from minos_ray.observe.progress import Progress
-
-OFFLINE = "offline"
 
 
 def ask(

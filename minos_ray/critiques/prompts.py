@@ -28,6 +28,8 @@ class Case(NamedTuple):
     solution: str | None
 
 
+# Prompts are tried on it.
+EXAMPLE = Case("1 + 1?", ["Step 1: 1 + 1 = 2", "The answer is: 2"], [1, 1], True, "2", None)
 MARKED = re.compile(r"Step\s+(\d+)\s*:")
 CALCULATION = re.compile(r"<<[^<>]*>>")
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from minos_ray.config.endpoints import OFFLINE
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Critique
-from minos_ray.critiques.ask import OFFLINE, ask
+from minos_ray.critiques.ask import ask
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.error_types import error_types
@@ -22,7 +23,7 @@ from minos_ray.critiques.structured import with_instruction
 from minos_ray.critiques.trouble import meaning
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.graph.specs import VERSIONS, begin, fresh
-from minos_ray.labels.sources import require_for_error_analysis
+from minos_ray.labels.checks import require_for_error_analysis
 from minos_ray.miniature.critic_server import MODEL
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.steps.critique_text import Parsed, agreement, agrees, parse_critique

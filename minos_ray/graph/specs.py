@@ -79,6 +79,8 @@ FUNCTIONS = {
     "study": "minos_ray.study.stage:study",
     "report": "minos_ray.report.stage:report",
 }
+# Stages whose trials do other stages' work.
+STAGES_WITHIN = {"sweep": ("sft", "reward"), "study": tuple(FUNCTIONS)}
 
 
 def specs(config: Config) -> list[Spec]:

@@ -1,11 +1,12 @@
 """The state of every artefact of a run: done, stale and why, partial, or missing."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from minos_ray.config.load import Config, leaves
 from minos_ray.graph.refused import outgrown
-from minos_ray.graph.specs import Spec, comparable, inputs, is_fresh, specs, still_telling
+from minos_ray.graph.specs import STAGES_WITHIN, Spec, comparable, inputs, is_fresh, specs, still_telling
 from minos_ray.store.run import Artefact, Manifest, Run
 
 
@@ -18,6 +19,21 @@ class State:
     state: str
     why: str
     manifest: Manifest | None
+
+
+class Todo(NamedTuple):
+    """What is still to be done: artefacts, and stages, with those that a sweep or a study does in its trials."""
+
+    artefacts: frozenset[str]
+    stages: frozenset[str]
+
+
+def todo_of(states: Iterable[State]) -> Todo:
+    """What of these artefacts is not done."""
+    left = [state for state in states if state.state != "done"]
+    stages = {state.stage for state in left}
+    within = {inner for stage in stages for inner in STAGES_WITHIN.get(stage, ())}
+    return Todo(frozenset(state.artefact for state in left), frozenset(stages | within))
 
 
 def status(config: Config, run: Run) -> list[State]:

@@ -10,20 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple, get_args
 
+from minos_ray.config.endpoints import OFFLINE
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import MetaCritic
-from minos_ray.critiques.ask import OFFLINE, ask
+from minos_ray.critiques.ask import ask
 from minos_ray.critiques.cache import BOUGHT, Answer, Cache, Outcome
+from minos_ray.critiques.checks import prompt_function
 from minos_ray.critiques.client import Request
 from minos_ray.critiques.prices import has_prices
-from minos_ray.critiques.prompts import Case
+from minos_ray.critiques.prompts import EXAMPLE, Case
 from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.stage import critique_status
 from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import UNSET, VERSIONS, telling
 from minos_ray.miniature.critic_server import MODEL
-from minos_ray.pipeline.functions import critic_prompt
 from minos_ray.scoring.judge import verdicts
 from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns
@@ -33,7 +34,6 @@ ANSWER_LINE = re.compile(r"\s*(?:Step\s+\d+\s*:\s*)?The (?:final )?answer is\b",
 # Raise it when `shown` changes, or how critiques are read.
 VERSION = 2
 TELLING = {"model", "prompt", "structured", "temperature", "max_tokens", "samples", *UNSET["critique"]}
-EXAMPLE = Case("1 + 1?", ["Step 1: 1 + 1 = 2", "The answer is: 2"], [1, 1], True, "2", None)
 
 
 class Question(NamedTuple):
@@ -58,7 +58,7 @@ def named(section: MetaCritic) -> MetaCritic:
 
 def refuse_told(name: str, prompt: str) -> None:
     """UserError when a prompt is none, or shows the labels: found by trying it with others."""
-    critic_prompt(f"meta.critics.{name}.prompt", prompt).check()
+    prompt_function(f"meta.critics.{name}.prompt", prompt).check()
     if asks_by(prompt, step_labels=[0, 0], correct=False):
         raise UserError(
             f"meta.critics.{name}.prompt = {prompt} shows the critic the labels that it is judged by; take "

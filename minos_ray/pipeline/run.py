@@ -46,7 +46,7 @@ def refuse_fleeting(config: Config) -> None:
 
 def run_stage(config: Config, run: Run, stage: str) -> Manifest:
     """One stage by name; UserError with all that would stop it, before it begins."""
-    from minos_ray.pipeline.check import refuse
+    from minos_ray.pipeline.check import require
 
     ready = [missing_inputs(config, run, s) for s in specs(config) if s.stage == stage]
     if not ready:
@@ -56,7 +56,7 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
     if missing:
         first = next(s.stage for s in specs(config) if s.artefact in missing)
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
-    refuse(config, run, {stage})
+    require(config, run, {stage})
     with reported(run, stage):
         return resolve(FUNCTIONS[stage])(config, run)
 

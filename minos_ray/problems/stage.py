@@ -1,23 +1,53 @@
 """Stage `problems`: both splits, disjoint, as one part each."""
 
 import inspect
+import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 import pyarrow as pa
 
+from minos_ray.config.functions import NamedFunction
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Source
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.specs import begin, fresh
+from minos_ray.graph.state import Todo
 from minos_ray.store import columns
 from minos_ray.store.run import Artefact, Manifest, Run
 
 Row = dict[str, Any]
 SHOWN = 20
+
+
+def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
+    """The loaders of both splits."""
+    if "problems" not in stages or config.problems is None:
+        return
+    for split in ("train", "test"):
+        source = getattr(config.problems, split)
+        options = {"path": source.path, "split": split, "limit": source.limit, "seed": 0, **source.options}
+        yield NamedFunction(
+            f"problems.{split}.loader", source.loader, "(path, split, limit, seed, ...)", options=options
+        )
+
+
+def problems_of(config: Config, todo: Todo) -> list[str]:
+    """One line when there is no source of problems, or its file is not there."""
+    return errors_of(require_sources, config) if "problems" in todo.stages else []
+
+
+def require_sources(config: Config) -> None:
+    """Problem files must exist; a run without the section must have been filled by `minos import`."""
+    if config.problems is None:
+        raise UserError("section 'problems' is missing and nothing was imported; see `minos import`")
+    for split in ("train", "test"):
+        path = getattr(config.problems, split).path
+        if path and "://" not in path and not os.path.exists(path):
+            raise UserError(f"problems.{split}.path = '{path}' does not exist")
 
 
 def problems(config: Config, run: Run) -> Manifest:

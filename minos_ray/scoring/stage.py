@@ -1,24 +1,42 @@
 """The stage `score`: every test candidate scored by every verifier, then judged by the critic."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.candidates.checks import length_problems, weight_problems
 from minos_ray.cluster import connect
+from minos_ray.cluster.bundles import Bundles
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
 from minos_ray.graph import refused
 from minos_ray.graph.specs import begin, fresh
+from minos_ray.graph.state import Todo
 from minos_ray.scoring.solutions import Reader, missing, read_pieces
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.work.run_units import forget, run_units
 
 WORKER = "minos_ray.scoring.scorer:Scorers"
+
+
+def problems_of(config: Config, run: Run, todo: Todo) -> list[str]:
+    """One line when the critic would have no room for a prompt beside what it writes."""
+    judge, engine = config.score.judge, config.resources.judge
+    if "scores/critic" not in todo.artefacts or judge is None:
+        return []
+    return length_problems("score.judge.max_tokens", judge.max_tokens, "judge", engine, config.base, run)
+
+
+def gpu_problems(config: Config, run: Run, pools: Mapping[str, Bundles], gpu_gb: float) -> Iterator[str]:
+    """Models that GPUs of `gpu_gb` cannot hold; what is still to be trained has the size of the base."""
+    for pool, engine in (("score", config.resources.score), ("judge", config.resources.judge)):
+        if pool in pools:
+            yield from weight_problems(pool, engine, config.base, run, gpu_gb)
 
 
 def score(config: Config, run: Run) -> Manifest:

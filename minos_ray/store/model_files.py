@@ -7,11 +7,14 @@ import shutil
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils import TensorInfo
 
 # So long a process waits at most for another that fetches the same model.
 DOWNLOAD_S = 3600
@@ -96,6 +99,57 @@ def safetensors_files(folder: str) -> list[Path]:
         return [Path(folder) / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is no index of safetensors files: {error}") from error
+
+
+def tensors_of(file: Path) -> "list[TensorInfo]":
+    """Types and shapes of the tensors in a safetensors file; UserError unless it is as long as its header says."""
+    from huggingface_hub import parse_local_safetensors_file_metadata
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np"):  # compares the length, which the hub's reader does not
+            tensors = [*parse_local_safetensors_file_metadata(file).tensors.values()]
+    except (OSError, SafetensorError):
+        tensors = []
+    if not tensors:
+        raise UserError(f"{file} is no safetensors file (a Git LFS pointer, or cut off?)")
+    return tensors
+
+
+def tensors_of_model(model: Model, run: Run) -> "list[TensorInfo]":
+    """Those of a model that lies on this machine, whole, as safetensors; none of any other."""
+    if is_hub_id(model.model) or model.model.startswith("run:"):
+        return []
+    try:
+        folder = locate(model, run)
+        return [tensor for file in weight_files(folder) for tensor in tensors_of(file)]
+    except UserError:  # `graph.models` names what is wrong
+        return []
+
+
+def weight_files(folder: str) -> list[Path]:
+    """The safetensors files of a model: those that are loaded, else all that lie there. UserError when their index
+    cannot be read."""
+    return safetensors_files(folder) or sorted(Path(folder).glob("*.safetensors"))
+
+
+def parameters(model: Model, run: Run) -> int | None:
+    """Parameters of a model that lies on this machine as safetensors; else None."""
+    return sum(tensor.parameter_count for tensor in tensors_of_model(model, run)) or None
+
+
+def engine_bytes(model: Model, run: Run, dtype: str) -> int:
+    """Bytes of the weights in vLLM: floats of 32 bits are halved unless they are wanted, others stay as they are.
+
+    0 where they are not known.
+    """
+    if dtype == "float32":
+        return 4 * (parameters(model, run) or 0)
+    tensors = tensors_of_model(model, run)
+    return sum(
+        2 * tensor.parameter_count if tensor.dtype == "F32" else tensor.data_offsets[1] - tensor.data_offsets[0]
+        for tensor in tensors
+    )
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:

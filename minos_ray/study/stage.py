@@ -6,9 +6,9 @@ import time
 from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.labels.sources import require_for_prms
-from minos_ray.pipeline.check import refuse as preflight
-from minos_ray.pipeline.functions import named as functions
+from minos_ray.labels.checks import require_for_prms
+from minos_ray.pipeline.check import functions
+from minos_ray.pipeline.check import require as require_all
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.study.arms import (
     FOLDER,
@@ -97,7 +97,7 @@ def ask_for_all(config: Config, run: Run) -> None:
     for trial in {data_run(run, trial).root: trial for trial in first}.values():
         own = data_config(config, run, trial)
         wanted = own.reward.model_copy(update={"verifiers": tuple(verifiers(config, trial.arm))})
-        preflight(own.model_copy(update={"reward": wanted}), data_run(run, trial))
+        require_all(own.model_copy(update={"reward": wanted}), data_run(run, trial))
 
 
 def make_all_data(config: Config, run: Run) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minos_ray.config.load import resolve
-from minos_ray.critiques.prompts import Case
+from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
 from minos_ray.steps.policy import first_error
 from minos_ray.store.run import Run
@@ -51,8 +51,8 @@ def refuse_told(prompt: str) -> None:
     """
     if ":" not in prompt:
         return
-    case = Case("1 + 1?", ["Step 1: 1 + 1 = 2", "The answer is: 2"], [1, 1], True, "2", None)
-    if resolve(prompt)(case) != resolve(prompt)(case._replace(step_labels=[0, 0])):
+    ask = resolve(prompt)
+    if ask(EXAMPLE) != ask(EXAMPLE._replace(step_labels=[0, 0])):
         raise UserError(
             f"reward.consensus: the critiques were made with {prompt}, which shows the critic the step labels; make "
             "them with critique.prompt = minos_ray.critiques.prompts:blind, or set reward.consensus to false"

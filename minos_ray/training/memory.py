@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from minos_ray.cluster import gpus
+from minos_ray.cluster import probe
 from minos_ray.cluster.connect import joins
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config, Model
@@ -185,7 +185,7 @@ def stated(config: Config, run: Run, todo: Set[str] = STAGES) -> list[str]:
 def refuse(config: Config, run: Run, todo: Set[str] = STAGES) -> None:
     """UserError when a GPU of `resources.train.gpu_memory_gb`, or of this machine if it is to train, cannot hold it."""
     workers = config.resources.train
-    has = workers.gpu_memory_gb or (None if joins(config.resources) else gpus.memory_gb())
+    has = workers.gpu_memory_gb or (None if joins(config.resources) else probe.gpu_memory_gb())
     of = shape_of(config.base, run)
     for name, section, kind in trainings(config, todo):
         refuse_one(name, of, section, workers, kind, has)

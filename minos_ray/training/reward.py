@@ -6,7 +6,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Verifier
 from minos_ray.graph.specs import begin
-from minos_ray.labels.sources import require_for_prms
+from minos_ray.labels.checks import require_for_prms
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.data import base_tokenizer, require_rows, reward_data
 from minos_ray.training.job import Job, Table, make_job, write_table

@@ -143,10 +143,10 @@ def asked_gpu(wait_s: float) -> float | None:
     """GB of a GPU of the cluster, None when no node tells in time: Ray Train then waits for GPUs itself."""
     import ray
 
-    from minos_ray.cluster import gpus
+    from minos_ray.cluster import probe
 
     # A trial of Ray Tune would hold its tasks to its own placement group, which has no GPU.
-    answer = ray.remote(gpus.memory_gb).options(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT").remote()
+    answer = ray.remote(probe.gpu_memory_gb).options(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT").remote()
     try:
         return ray.get(answer, timeout=wait_s)
     except ray.exceptions.GetTimeoutError:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.cluster.bundles import Bundles, bundles, lack, room
-from minos_ray.cluster.growth import Growth
+from minos_ray.cluster.ray_tables import Growth
 from minos_ray.config.resources import Actors, Workers
-from minos_ray.pipeline.joined import no_room
+from minos_ray.pipeline.on_cluster import no_room
 
 NODE = st.fixed_dictionaries({}, optional={"CPU": st.integers(0, 6), "GPU": st.integers(0, 4)})
 

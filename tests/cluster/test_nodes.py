@@ -2,7 +2,7 @@
 
 from minos_ray.cluster.nodes import Answer, Node, settled
 from minos_ray.cluster.probe import storage
-from minos_ray.pipeline.compare import disks
+from minos_ray.pipeline.on_cluster import disks
 
 NODES = {name: Node(name, f"10.0.0.{at}", {"CPU": 1.0}) for at, name in enumerate("abcd")}
 
@@ -23,7 +23,7 @@ def test_silent_nodes_are_asked_once_more_and_those_that_went_are_left_out() -> 
     said = [Answer(NODES["a"], {"free": 1}), silent("b"), silent("c"), silent("d")]
     found = settled(said, again, lambda: [NODES[name] for name in there.pop(0)])
     assert asked == [["b", "c"]]
-    assert [(answer.node.id, answer.said) for answer in found] == [("a", {"free": 1}), ("c", {"free": 2})]
+    assert [(answer.node.id, answer.report) for answer in found] == [("a", {"free": 1}), ("c", {"free": 2})]
 
 
 def test_one_that_stays_and_stays_silent_is_told() -> None:

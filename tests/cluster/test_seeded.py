@@ -11,7 +11,7 @@ from minos_ray.cluster import nodes
 from minos_ray.cluster.connect import disconnect
 from minos_ray.config.load import Config, load_config
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.pipeline.check import check, findings, refuse
+from minos_ray.pipeline.check import check, findings, require
 from minos_ray.pipeline.run import run_stage
 from minos_ray.store.run import Run
 from tests.cluster import world
@@ -131,7 +131,7 @@ def test_a_node_that_is_silent_while_a_stage_starts_stops_the_work(
     monkeypatch.setattr(nodes, "PATIENT_S", 2.0)
     values = config(made)
     with world.frozen(ODD), pytest.raises(WorkStopped, match=f"node {ODD}: does not answer within 2 s"):
-        refuse(values, Run(values.run), {"sample"})
+        require(values, Run(values.run), {"sample"})
 
 
 def test_an_address_of_another_server_is_no_head(made: World) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 from minos_ray.critiques.cache import Answer, Cache
-from minos_ray.critiques.estimate import expected_cost
+from minos_ray.critiques.checks import expected_cost
 from minos_ray.critiques.stage import chosen
 from minos_ray.store.run import Run
 from tests.critiques.scripted import MakeConfig, MakeRun

@@ -374,10 +374,12 @@ def test_the_hub_is_asked_for_its_models(hub: str, tmp_path: Path) -> None:
     names = ["org/good", "org/gated", "org/absent", "org/broken"]
     code = f"""
 import json, os
-from minos_ray.pipeline.model_checks import check_base, check_model, unseen
 from minos_ray.errors import UserError
+from minos_ray.graph.models import require_model
 from minos_ray.config.schema import Model
+from minos_ray.pipeline.check import unanswered
 from minos_ray.store.run import Run
+from minos_ray.training.checks import check_base
 from tests.pipeline.test_model_checks import config
 from pathlib import Path
 
@@ -390,11 +392,11 @@ for file, text in (("refs/main", "f" * 40), ("snapshots/" + "f" * 40 + "/config.
     (kept / file).parent.mkdir(parents=True)
     (kept / file).write_text(text)
 run = Run({str(tmp_path / "run")!r})
-print(json.dumps(said(lambda: check_model("base.model", Model(model="gated/kept"), run))))
+print(json.dumps(said(lambda: require_model("base.model", Model(model="gated/kept"), run))))
 for name in {names!r}:
     made = config(Path({str(tmp_path)!r}), name)
-    print(json.dumps([said(lambda: check_model("base.model", made.base, run)),
-        said(lambda: check_base(made, run, {{"reward"}})), said(lambda: list(unseen(made, {{"reward"}})))]))
+    print(json.dumps([said(lambda: require_model("base.model", made.base, run)),
+        said(lambda: check_base(made, run, {{"reward"}})), said(lambda: list(unanswered(made, {{"reward"}})))]))
 """
     where = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
     env = {**os.environ, **where, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -412,7 +414,7 @@ def test_without_a_network_only_what_is_surely_wrong_is_refused(tmp_path: Path) 
     """A relative path into a directory that is there is a typo; another name may be the hub's."""
     (tmp_path / "checkpoints").mkdir()
     code = """
-from minos_ray.pipeline.model_checks import hub_config
+from minos_ray.graph.models import hub_config
 from minos_ray.errors import UserError
 for name in ("checkpoints/mistyped", "org/name"):
     try: print(hub_config(name, None))

@@ -9,8 +9,8 @@ import pytest
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
-from minos_ray.pipeline import host_memory
 from minos_ray.store.run import Run
+from minos_ray.training import host_memory
 from tests.tiny import tiny_model
 
 
@@ -30,38 +30,38 @@ def test_the_estimate_is_what_a_training_was_seen_to_take(
     values = {"hidden_size": 576, "num_hidden_layers": 10, "num_attention_heads": 9, "num_key_value_heads": 3}
     folder = Path(shutil.copytree(base, tmp_path / "llama"))
     (folder / "config.json").write_text(json.dumps({**values, "intermediate_size": 1536, "vocab_size": 49152}))
-    monkeypatch.setattr(host_memory, "base_parameters", lambda config, run: 63_713_088)
+    monkeypatch.setattr(host_memory, "parameters", lambda model, run: 63_713_088)
     for checkpointing, peak in ((False, 3.22), (True, 2.42)):
         made = config(tmp_path, str(folder), workers=2, micro_tokens=2048, gradient_checkpointing=checkpointing)
         made = made.model_copy(update={"sft": made.sft.model_copy(update={"precision": "fp32"})})
         (need,) = host_memory.needs(made, Run(made.run), {"sft"})
         assert need.model == pytest.approx(16 * 0.063713 + host_memory.PROCESS_GB, abs=0.01)
         assert need.full == pytest.approx(peak, rel=0.1)
-    (line,) = host_memory.stated(made, Run(made.run), {"sft"})
+    (line,) = host_memory.estimates(made, Run(made.run), {"sft"})
     assert "GB of memory for each of 2 workers on CPUs" in line
 
 
 def test_what_this_machine_cannot_hold_is_refused(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More workers than fit: each has the whole model unless ZeRO divides it."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(host_memory, "base_parameters", lambda config, run: 7 * 10**8)
+    monkeypatch.setattr(host_memory, "parameters", lambda model, run: 7 * 10**8)
     monkeypatch.setattr(host_memory, "machine_gb", lambda: 24.0)
     run = Run(str(tmp_path / "run"))
-    host_memory.refuse(config(tmp_path, base, workers=1), run, {"sft"})
+    host_memory.require_memory(config(tmp_path, base, workers=1), run, {"sft"})
     with pytest.raises(
         UserError, match=r"sft needs at least 26\.8 GB of memory for 2 workers.* has 24\.0; set .*zero: 3"
     ):
-        host_memory.refuse(config(tmp_path, base, workers=2), run, {"sft"})
-    host_memory.refuse(config(tmp_path, base, workers=2, zero=3), run, {"reward"})
-    host_memory.refuse(config(tmp_path, base, workers=2, gpu=True), run, {"sft"})
-    host_memory.refuse(config(tmp_path, base, workers=2), run, {"score"})
+        host_memory.require_memory(config(tmp_path, base, workers=2), run, {"sft"})
+    host_memory.require_memory(config(tmp_path, base, workers=2, zero=3), run, {"reward"})
+    host_memory.require_memory(config(tmp_path, base, workers=2, gpu=True), run, {"sft"})
+    host_memory.require_memory(config(tmp_path, base, workers=2), run, {"score"})
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    host_memory.refuse(config(tmp_path, base, workers=2), run, {"sft"})
+    host_memory.require_memory(config(tmp_path, base, workers=2), run, {"sft"})
 
 
 def test_a_base_whose_sizes_are_not_told_has_no_line(tmp_path: Path) -> None:
     made = config(tmp_path, "org/name")
-    assert not list(host_memory.stated(made, Run(made.run), {"sft", "reward"}))
+    assert not list(host_memory.estimates(made, Run(made.run), {"sft", "reward"}))
 
 
 def test_memory_of_a_container_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

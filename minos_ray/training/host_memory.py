@@ -1,22 +1,22 @@
-"""What a training on CPUs takes of this machine's memory, from the sizes that the base model's own files tell."""
+"""What a training on CPUs takes of this machine's memory, from the sizes in the base model's own files."""
 
 import json
 import os
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from minos_ray.cluster.connect import joins
+from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
-from minos_ray.pipeline.compare import GB
-from minos_ray.pipeline.estimate import base_parameters
-from minos_ray.store.model_files import locate
+from minos_ray.store.model_files import locate, parameters
 from minos_ray.store.run import Run
 
 if TYPE_CHECKING:
     from minos_ray.training.memory import Shape
 
+GB = 1e9
 # A worker of Ray Train that has loaded torch, transformers and DeepSpeed, before any model.
 PROCESS_GB = 0.8
 CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -31,22 +31,22 @@ class Need(NamedTuple):
     full: float
 
 
-def needs(config: Config, run: Run, todo: Set[str]) -> Iterator[Need]:
+def needs(config: Config, run: Run, stages: Set[str]) -> Iterator[Need]:
     """Of the trainings to be done, where they are on CPUs and the base model lies here."""
-    of = shape(config, run) if todo & {"sft", "reward"} and not config.resources.train.gpu else None
-    if of is None:
+    shape = shape_of_base(config, run) if stages & {"sft", "reward"} and not config.resources.train.gpu else None
+    if shape is None:
         return
     from minos_ray.training import memory
 
-    for name, section, kind in memory.trainings(config, todo):
-        found = memory.estimate(of, section, config.resources.train, kind)
-        held = found.parameters + found.gradients + found.optimizer + found.host + PROCESS_GB
-        yield Need(name, held + found.update, held + max(found.update, found.activations))
+    for name, section, kind in memory.trainings(config, stages):
+        gb = memory.estimate(shape, section, config.resources.train, kind)
+        held = gb.parameters + gb.gradients + gb.optimizer + gb.host + PROCESS_GB
+        yield Need(name, held + gb.update, held + max(gb.update, gb.activations))
 
 
-def shape(config: Config, run: Run) -> "Shape | None":
+def shape_of_base(config: Config, run: Run) -> "Shape | None":
     """The sizes of the base model, None where its files do not tell them."""
-    size = base_parameters(config, run)
+    size = parameters(config.base, run)
     if not size:
         return None
     from minos_ray.training.memory import Shape
@@ -59,41 +59,41 @@ def shape(config: Config, run: Run) -> "Shape | None":
         inner = values.get("intermediate_size") or 4 * hidden
         sizes = (size, values["num_hidden_layers"], hidden, inner, kv, values["vocab_size"])
         return Shape(*map(int, sizes))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):  # told elsewhere
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):  # a problem of the base model
         return None
 
 
 def machine_gb() -> float:
     """Memory of this machine, or of the container in it."""
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
-    return (min(has, int(limit)) if limit.isdigit() else has) / GB
+    return (min(physical, int(limit)) if limit.isdigit() else physical) / GB
 
 
-def stated(config: Config, run: Run, todo: Set[str]) -> Iterator[str]:
+def estimates(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
     """A line for each training."""
     workers = config.resources.train
-    for need in needs(config, run, todo):
+    for need in needs(config, run, stages):
         yield (
             f"resources.train: {need.training} needs about {need.model:.1f} GB of memory for each of {workers.workers} "
             f"workers on CPUs, up to {need.full:.1f} with passes of {workers.micro_tokens} tokens (micro_tokens)"
         )
 
 
-def refuse(config: Config, run: Run, todo: Set[str]) -> None:
+def require_memory(config: Config, run: Run, stages: Set[str]) -> None:
     """UserError when this machine, if it is to train, cannot even hold the models of its workers."""
     if joins(config.resources):
         return
-    workers, has = config.resources.train, machine_gb()
-    for need in needs(config, run, todo):
-        if (wanted := need.model * workers.workers) > has:
+    workers, available = config.resources.train, machine_gb()
+    for need in needs(config, run, stages):
+        if (wanted := need.model * workers.workers) > available:
             raise UserError(
                 f"resources.train: {need.training} needs at least {wanted:.1f} GB of memory for {workers.workers} "
-                f"workers on CPUs, this machine has {has:.1f}; {advice(workers)}"
+                f"workers on CPUs, this machine has {available:.1f}; {advice(workers)}"
             )
 
 
-def advice(workers: Any) -> str:
+def advice(workers: Workers) -> str:
     """What would take less."""
     if workers.workers > 1 and workers.zero < 3:
         return "set resources.train.zero: 3, take fewer workers, or lora"

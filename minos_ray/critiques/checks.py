@@ -1,14 +1,24 @@
-"""What the critique stage will cost, as far as that can be known before it starts."""
+"""What would stop the stage `critique`, and what it will cost."""
 
+import asyncio
 import re
+from collections.abc import Iterator, Set
+from typing import TYPE_CHECKING
 
+from minos_ray.config.endpoints import OFFLINE
+from minos_ray.config.functions import NamedFunction
 from minos_ray.config.load import Config
-from minos_ray.critiques.ask import OFFLINE
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.prices import has_prices, priced
-from minos_ray.critiques.reply import cost, most_tokens
-from minos_ray.critiques.stage import chosen
+from minos_ray.critiques.prompts import EXAMPLE
+from minos_ray.errors import errors_of
+from minos_ray.graph.state import Todo
+from minos_ray.labels.checks import require_for_error_analysis
 from minos_ray.store.run import Run
+
+if TYPE_CHECKING:
+    from minos_ray.critiques.cache import Cache
+
+CRITIC_S = 10.0
 
 BYTES_PER_TOKEN = 4
 """English text, with the tokenizers of the large models."""
@@ -22,6 +32,47 @@ THINKS = re.compile(
 ENOUGH_TO_THINK = 4096
 
 
+def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
+    """The prompts that ask the critic."""
+    if "critique" in stages:
+        yield prompt_function("critique.prompt", config.critique.prompt)
+        yield prompt_function("error_analysis.prompt", config.error_analysis.prompt)
+
+
+def prompt_function(key: str, name: str) -> NamedFunction:
+    """A prompt that asks a critic, tried on an example."""
+    return NamedFunction(key, name, "(case) -> list of chat messages", (EXAMPLE,), is_right=is_chat)
+
+
+def is_chat(value: object) -> bool:
+    """Whether it is a list of chat messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "content" in m for m in value)
+
+
+def problems_of(config: Config, run: Run, todo: Todo) -> list[str]:
+    """One line when wrong steps are to be sorted and none will be known."""
+    wanted = todo.artefacts & {"critiques", "error_types"}
+    return errors_of(require_for_error_analysis, config, run) if wanted else []
+
+
+def critic_problems(config: Config) -> Iterator[str]:
+    """One line when the critic does not answer, or its price is not known where a limit is set."""
+    section = config.critique
+    if section.base_url != OFFLINE and (section.count or config.error_analysis.count):
+        yield from errors_of(require_critic, config)
+        yield from errors_of(priced, section)
+
+
+def require_critic(config: Config) -> None:
+    """UserError when the key is missing or refused, or nobody answers; one request that costs nothing."""
+    from minos_ray.critiques.ask import endpoint  # late: most checks need no HTTP client
+    from minos_ray.critiques.client import Endpoint, headers, preflight
+
+    with endpoint(config.critique, config.seed) as (base_url, key):
+        critic = Endpoint(config.critique, config.resources.client, base_url, key, headers(config.critique))
+        asyncio.run(preflight(critic, CRITIC_S))
+
+
 def expected_cost(config: Config, run: Run) -> str:
     """One line for `minos check`: what the critiques are likely to cost, and whether `max_tokens` is likely to do."""
     section = config.critique
@@ -33,6 +84,10 @@ def expected_cost(config: Config, run: Run) -> str:
 
 def costs(config: Config, run: Run) -> str:
     """Count x what one critique is likely to cost, or why that cannot be said."""
+    from minos_ray.critiques.cache import Cache
+    from minos_ray.critiques.reply import cost, most_tokens
+    from minos_ray.critiques.stage import chosen
+
     section = config.critique
     if section.base_url == OFFLINE:
         return f"critique: {section.count:,} critiques of the miniature's own critic, free"
@@ -53,7 +108,7 @@ def costs(config: Config, run: Run) -> str:
     return f"critique: {len(missing):,} critiques to buy, about {usd:,.2f} USD, {most:,.2f} if every answer is longest"
 
 
-def answer_tokens(cache: Cache) -> float:
+def answer_tokens(cache: "Cache") -> float:
     """Mean length of the answers bought so far, or the usual one."""
     lengths = [answer.completion_tokens for answer in cache.answers.values() if answer.completion_tokens]
     return sum(lengths) / len(lengths) if lengths else ANSWER_TOKENS

@@ -1,0 +1,183 @@
+"""What would stop the stages `sft` and `reward`, what they take and what they will write."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Set
+
+from minos_ray.cluster.bundles import bundles, room
+from minos_ray.config.functions import NamedFunction
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Config, Model
+from minos_ray.config.training import Kind, Lora, Train
+from minos_ray.errors import UserError, errors_of
+from minos_ray.graph.models import hub_config, require_model
+from minos_ray.graph.state import Todo
+from minos_ray.labels.checks import require_for_prms
+from minos_ray.store.model_files import is_hub_id, locate, parameters
+from minos_ray.store.run import Run
+from minos_ray.training import host_memory
+from minos_ray.training.batches import total_steps
+
+STAGES = frozenset({"sft", "reward"})
+# fp32 weights and Adam's two moments, in every checkpoint of a full training; bf16 weights come on top.
+STATE_BYTES = 12
+# Ray's logs, spilled blocks and the cache of compiled kernels.
+TEMPORARY_BYTES = 1e9
+
+
+def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
+    """The corpus and the tokenizer of a base model that is made from nothing."""
+    if "pretrain" in stages and config.pretrain:
+        source = {"run": None} if config.pretrain.needs else {}
+        options = {"seed": 0, **source, **config.pretrain.options}
+        yield NamedFunction("pretrain.corpus", config.pretrain.corpus, "(seed, ...) -> documents", (), options)
+        yield NamedFunction("pretrain.tokenizer", config.pretrain.tokenizer, "(texts, vocab_size)", ((), 300))
+
+
+def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
+    """The base model, with its key."""
+    if stages & STAGES:
+        yield "base.model", config.base
+
+
+def trainings(config: Config, stages: Set[str]) -> Iterator[tuple[str, Train]]:
+    """Trainings to be done from the base model or the critic."""
+    return ((name, section) for name, section in (("sft", config.sft), ("reward", config.reward)) if name in stages)
+
+
+def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
+    """One line for each thing wrong with the base model, adapters, rows, or the memory that a training needs."""
+    if todo.stages & STAGES:
+        yield from errors_of(check_base, config, run, todo.stages)
+    if any(f"models/{verifier}" in todo.artefacts for verifier in config.reward.verifiers):
+        yield from errors_of(require_for_prms, config, run, "reward.verifiers", config.reward.verifiers)
+    if "sweep/results.parquet" in todo.artefacts:
+        yield from errors_of(require_for_prms, config, run, "sweep.kinds", config.sweep.kinds)
+    yield from gpu_problems(config, run, todo.stages)
+    yield from errors_of(host_memory.require_memory, config, run, todo.stages)
+    for name, section in trainings(config, todo.stages):
+        if section.lora is not None:
+            yield from lora_problems(f"{name}.lora", section.lora, config, run)
+    if config.reward.consensus and "reward" in todo.stages:
+        manifest = run.artefact("critiques").manifest()
+        if manifest is None or "import" not in manifest.inputs:
+            from minos_ray.training.consensus import refuse_told
+
+            yield from errors_of(refuse_told, config.critique.prompt)
+
+
+def check_base(config: Config, run: Run, stages: Set[str]) -> None:
+    """The base must have the classes that are trained, and where its weights lie here all that these need."""
+    from minos_ray.training import base_tokens, base_weights  # late: they import torch
+
+    base = config.base
+    if base.model.startswith("run:"):
+        return
+    on_hub = is_hub_id(base.model)
+    try:
+        require_model("base.model", base, run)
+        file = hub_config(base.model, base.revision) if on_hub else f"{locate(base, run)}/config.json"
+    except UserError:  # a line of its own, by `graph.models`
+        return
+    if file is None:
+        return
+    options, folder = {"trust_remote_code": base.trust_remote_code}, os.path.dirname(file)
+    shares = config.resources.train.zero == 3
+    base_weights.check(folder, trained_kinds(config, stages), options, shares, whole=not on_hub)
+    if not on_hub:
+        base_tokens.tokenizer_of(folder, base.trust_remote_code, critic="sft" in stages)
+        if config.reward.lm_weight and "reward" in stages:
+            base_weights.require_vocabulary_head(folder, options)
+
+
+def trained_kinds(config: Config, stages: Set[str]) -> list[Kind]:
+    """What is made of the base."""
+    names = [*config.reward.verifiers, *(config.sweep.kinds if "sweep" in stages else ())] if "reward" in stages else []
+    language = "sft" in stages or ("reward" in stages and config.reward.lm_weight)
+    kinds: list[Kind] = [name.partition("-")[0] for name in names]
+    return [*dict.fromkeys([*(["lm"] if language else []), *kinds])]
+
+
+def lora_problems(key: str, section: Lora, config: Config, run: Run) -> Iterator[str]:
+    """An adapter needs peft, and a base that has the layers named."""
+    from minos_ray.training import lora, memory
+
+    yield from errors_of(lora.refuse, key)
+    if base_is_known(config):
+        yield from errors_of(lambda: lora.refuse_targets(key, section, memory.shape_of(config.base, run).linears))
+
+
+def base_is_known(config: Config) -> bool:
+    """Whether the base model is neither on a hub nor still to be made."""
+    return not is_hub_id(config.base.model) and not config.base.model.startswith("run:")
+
+
+def trains_on_gpus(config: Config, stages: Set[str]) -> bool:
+    """Whether GPUs will train a model whose sizes are known here and now."""
+    return config.resources.train.gpu and bool(stages & STAGES) and base_is_known(config)
+
+
+def gpu_problems(config: Config, run: Run, stages: Set[str], gpu_gb: float | None = None) -> list[str]:
+    """The training that GPUs cannot hold: those that the config or this machine has, or the cluster's of `gpu_gb`.
+
+    The latter are looked at only if they have less than `resources.train.gpu_memory_gb` says.
+    """
+    workers = config.resources.train
+    if not trains_on_gpus(config, stages) or (gpu_gb or 0.0) >= (workers.gpu_memory_gb or math.inf):
+        return []
+    from minos_ray.training import memory
+
+    if gpu_gb is not None:
+        smaller = workers.model_copy(update={"gpu_memory_gb": gpu_gb})
+        config = config.model_copy(update={"resources": config.resources.model_copy(update={"train": smaller})})
+    return errors_of(memory.refuse, config, run, stages)
+
+
+def estimates(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
+    """What each training takes of a GPU, or of the memory of a machine."""
+    if trains_on_gpus(config, stages):
+        from minos_ray.training import memory
+
+        yield from memory.stated(config, run, stages)
+    yield from host_memory.estimates(config, run, stages)
+
+
+def bytes_of_models(config: Config, run: Run, stages: Set[str]) -> tuple[float, float]:
+    """Bytes of one saved model, and of all checkpoints that may lie there at once; 0 where the base is not known."""
+    size, workers = parameters(config.base, run) or 0, config.resources.train
+    sections = [section for _, section in trainings(config, stages)]
+    model = max((2 if section.precision == "bf16" else 4 for section in sections), default=0)
+    checkpoints = (checkpoints_kept(section, workers) * checkpoint_bytes(section, size) for section in sections)
+    return size * model, max(checkpoints, default=0)
+
+
+def node_bytes(config: Config, run: Run, stages: Set[str]) -> Callable[[Mapping[str, float]], float]:
+    """Bytes for temporary files of a node that has this much: workers write their shards of a checkpoint aside first.
+
+    As many workers as could be there are counted.
+    """
+    workers, size = bundles(config.resources.train), parameters(config.base, run) or 0
+    saved = [section for _, section in trainings(config, stages) if checkpoints_kept(section, config.resources.train)]
+    checkpoint = max((checkpoint_bytes(section, size) for section in saved), default=0)
+    return lambda node: TEMPORARY_BYTES + checkpoint * room(workers, [node]) / workers.count
+
+
+def checkpoint_bytes(section: Train, size: int) -> float:
+    """Bytes of one checkpoint of a training of `size` parameters; one of LoRA is small."""
+    if section.lora is not None:
+        return 0
+    return size * (STATE_BYTES + (2 if section.precision == "bf16" else 0))
+
+
+def checkpoints_kept(section: Train, workers: Workers) -> int:
+    """Checkpoints that may lie there at once: those kept, the best and the one on its way, if there are so many steps.
+
+    None is written before the first step or after the last one.
+    """
+    most = workers.keep + 2
+    rows = getattr(section, "rows", None)
+    if rows is None:
+        return most
+    between = total_steps(rows, section.epochs, section.batch_rows) - 1
+    judged = between // section.eval_every if section.pick == "best" else 0
+    return min(most, between // workers.save_every + judged)
