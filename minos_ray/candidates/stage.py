@@ -48,14 +48,12 @@ class Wanted:
 
 def sample(config: Config, run: Run) -> Manifest:
     """Candidates for both splits (`n_train`, `n_test`); a rerun asks only for those that are missing."""
-    done = specs.fresh(config, run, "candidates")
-    if done is not None:
+    if done := specs.fresh(config, run, "candidates"):
         return done
     wanted = read_wanted(config, run)
     check_prompt(config, run, wanted)
     extend(config, run)
     artefact = specs.begin(config, run, "candidates")
-    assert isinstance(artefact, Artefact)
     refused.make_again(artefact, refused.length_of(config, "candidates", locate(generator(config), run)), not_refused)
     start = time.monotonic()
     before = sample_missing(config, run, artefact, wanted)

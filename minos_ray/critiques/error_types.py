@@ -20,7 +20,7 @@ from minos_ray.critiques.prompts import MARKED, Case, Messages
 from minos_ray.critiques.reply import key_of
 from minos_ray.critiques.select import Row, distinct
 from minos_ray.errors import UserError
-from minos_ray.graph.specs import begin
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.miniature.critic_server import MODEL
 from minos_ray.problems.split import by_turns, rows_of_problems
 from minos_ray.steps.own_text import without_thinking
@@ -109,9 +109,9 @@ def error_types(config: Config, run: Run) -> Manifest | None:
     """Makes the artefact: a row per wrong step; None when `error_analysis.count` wants none."""
     if not config.error_analysis.count:
         return None
+    if done := fresh(config, run, NAME):
+        return done
     target = begin(config, run, NAME)
-    if isinstance(target, Manifest):
-        return target
     start = time.monotonic()
     tasks, passed_over = plan(config, run)
     answers, details = answered(config, run, tasks)

@@ -92,10 +92,9 @@ def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list
 
 def opened(config: Config, run: Run) -> Artefact:
     """The artefact, ready to be written; what stood there before is cleared only now."""
-    target = begin(config, run, "critiques")
-    if isinstance(target, Manifest):
+    if fresh(config, run, "critiques"):
         raise WorkStopped(f"{run.at('critiques')} was completed by another process meanwhile")
-    return target
+    return begin(config, run, "critiques")
 
 
 def train_labels(run: Run) -> tuple[dict[str, Row], list[Row]]:

@@ -18,15 +18,14 @@ from minos_ray.evaluation.methods import CRITIC
 from minos_ray.evaluation.tally import CandidateTally, ErrorTally, cut_off
 from minos_ray.graph.specs import APART, begin, fresh, specs
 from minos_ray.observe.progress import Progress
-from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 NAME = "evaluation.json"
 
 
 def evaluate(config: Config, run: Run) -> Manifest:
     """Selection, intervals, meta-evaluation and error types of the test candidates, in blocks of problems."""
-    done = fresh(config, run, NAME)
-    if done is not None:
+    if done := fresh(config, run, NAME):
         return done
     # What cannot be done is refused before an older evaluation is removed.
     plan = planned(run, "test")
@@ -34,7 +33,6 @@ def evaluate(config: Config, run: Run) -> Manifest:
         raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
     selected = selection_of(plan.sizes, config.evaluate)
     artefact = begin(config, run, NAME)
-    assert isinstance(artefact, Artefact)
     run.delete(outcomes.NAME)
     start = time.monotonic()
     there, missing = scored(config, run)

@@ -50,11 +50,19 @@ FOR_SPEED = {
 APART = ("sweep", "study")
 # What no trial of a study depends on.
 NOT_STUDIED = ("run", "report", "resources", "meta", "sweep", "error_analysis")
+# What decides which problems stage 2 holds out: stage 1 must not learn from them either.
+HELD_OUT_BY = ("reward.eval_rows", "reward.wrong_share", "reward.seed", "reward.consensus")
+# Another policy or second opinion makes no completions again.
+ROLLOUTS_BY = ("label.rollouts", "label.grader", "label.splitter", "label.timeout_s", "sample", "generator", "seed")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One artefact: its stage, the config sections and artefacts that it is made from."""
+    """One artefact: its stage, and what it is made from: sections of the config, other artefacts, versions.
+
+    Of a section whose keys are named (`score.judge`) no other key matters. `engines` are the pools of `resources`
+    whose engines write it.
+    """
 
     artefact: str
     stage: str
@@ -62,6 +70,7 @@ class Spec:
     needs: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()  # shown when there, not waited for
+    engines: tuple[str, ...] = ()
 
 
 # stage -> the function that does it
@@ -94,7 +103,7 @@ def specs(config: Config) -> list[Spec]:
     found = [Spec("models/base", "pretrain", ("pretrain",), config.pretrain.needs)] if made else []
     found += [
         Spec("problems", "problems", ("problems", "seed")),
-        Spec("candidates", "sample", ("sample", "generator", "seed"), ("problems", *generator)),
+        Spec("candidates", "sample", ("sample", "generator", "seed"), ("problems", *generator), engines=("sample",)),
         *label_specs(config, generator),
         Spec("critiques", "critique", ("critique", "seed"), data, ("critique_prompt",)),
     ]
@@ -106,17 +115,18 @@ def specs(config: Config) -> list[Spec]:
         encoded = ("step_encoding",)
         judged = ("critiques",) if config.reward.consensus else ()  # decides what stage 2 holds out
         needs = (*data, *dict.fromkeys((*critic_sources(config), *judged)), *base)
-        found.append(Spec("models/critic", "sft", ("sft", "base"), needs, encoded))
+        found.append(Spec("models/critic", "sft", ("sft", "base", *HELD_OUT_BY), needs, encoded))
     found += [reward_spec(config, name, base) for name in models]
     found += [score_spec(name) for name in scores]
     needs, sorted_ = ("problems", "labels", *scores), ("error_types",) if config.error_analysis.count else ()
     found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_))
     sections = ("sweep", "sft", "reward", "base", "score", "evaluate")
     needs, versions = (*data, "critiques", *base), ("step_encoding", "stage_1", "evaluation")
-    found.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions))
+    found.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions, engines=("score",)))
     if config.study.seeds:
         sections = tuple(name for name in type(config).model_fields if name not in NOT_STUDIED)
-        found.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS)))
+        engines = ("sample", "score")
+        found.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS), engines=engines))
     shown = ("sweep/results.parquet", "critiques", "scores/critic")
     found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
     return found
@@ -127,9 +137,10 @@ def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
     data = ("problems", "candidates")
     found, rollouts = [], ()
     if config.label.rollouts:
-        sections, completer = ("label", "sample", "generator", "seed"), completer_of_run(config)
+        completer = completer_of_run(config)
         needs = (*data, *((completer,) if completer else () if config.label.rollouts.completer else generator))
-        found, rollouts = [Spec("rollouts", "label", sections, needs, ("labels",))], ("rollouts",)
+        found = [Spec("rollouts", "label", ROLLOUTS_BY, needs, ("labels",), engines=("sample",))]
+        rollouts = ("rollouts",)
     found.append(Spec("labels", "label", ("label",), (*data, *rollouts), ("labels",)))
     if config.inserted.count:
         needs = ("problems", "labels") if config.inserted.source == "candidates" else ("problems",)
@@ -165,9 +176,10 @@ def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
 
 def score_spec(name: str) -> Spec:
     """Scores need the test candidates and the model that scores them."""
-    versions = ("judge", "step_encoding") if name == "scores/critic" else ("step_encoding",)
-    model = name.replace("scores/", "models/")
-    return Spec(name, "score", ("score",), ("problems", "candidates", "labels", model), versions)
+    needs = ("problems", "candidates", "labels", name.replace("scores/", "models/"))
+    if name == "scores/critic":
+        return Spec(name, "score", ("score.judge",), needs, ("judge", "step_encoding"), engines=("judge",))
+    return Spec(name, "score", ("score.aggregation",), needs, ("step_encoding",), engines=("score",))
 
 
 def spec(config: Config, artefact: str) -> Spec:
@@ -177,23 +189,26 @@ def spec(config: Config, artefact: str) -> Spec:
 
 def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
     """What the fingerprint is made of: config sections, fingerprints of the needed artefacts, versions."""
-    dump = config.model_dump(mode="json")
-    sections = {name: telling(name, dump[name]) for name in made.sections}
-    if made.artefact.startswith("scores/"):
-        keep = "judge" if made.artefact == "scores/critic" else "aggregation"
-        sections["score"] = {keep: sections["score"][keep]}
-    if made.artefact == "models/critic":  # what decides which problems stage 2 holds out
-        sections["reward"] = {key: dump["reward"][key] for key in ("eval_rows", "wrong_share", "seed", "consensus")}
-    if made.artefact == "rollouts":  # another policy or second opinion samples nothing again
-        sections["label"] = {key: sections["label"][key] for key in ("rollouts", "grader", "splitter", "timeout_s")}
-    more = {"engines": engine_settings(config, made.artefact), "contents": contents(config, made)}
+    more = {"engines": engine_settings(config, made.engines), "contents": contents(config, made)}
     return {
-        "config": sections,
+        "config": sections_of(config, made),
         **{name: values for name, values in more.items() if values},
         "needs": {name: fingerprint_of(run, name) for name in made.needs + made.optional},
         "versions": {name: VERSIONS[name] for name in made.versions},
         "package": __version__,
     }
+
+
+def sections_of(config: Config, made: Spec) -> dict[str, Any]:
+    """The sections that an artefact is made from, or the keys of them that matter."""
+    dump, sections = config.model_dump(mode="json"), {}
+    for dotted in made.sections:
+        name, _, key = dotted.partition(".")
+        if key:
+            sections.setdefault(name, {})[key] = dump[name][key]
+        else:
+            sections[name] = telling(name, dump[name])
+    return sections
 
 
 def telling(name: str, section: Any) -> Any:
@@ -216,7 +231,7 @@ def contents(config: Config, made: Spec) -> dict[str, str]:
     completer = config.label.rollouts.completer if config.label.rollouts else None
     models = {"generator": config.generator, "base": config.base}
     found |= {f"{name}.model": of_model(model) for name, model in models.items() if name in made.sections and model}
-    if made.artefact == "rollouts" and completer:
+    if "label.rollouts" in made.sections and completer:
         found["label.rollouts.completer"] = of_model(completer)
     return {key: digest for key, digest in found.items() if digest}
 
@@ -234,18 +249,13 @@ def comparable(wanted: dict[str, Any], old: dict[str, Any] | None) -> dict[str, 
     return {**rest, "contents": both} if both else rest
 
 
-def engine_settings(config: Config, artefact: str) -> dict[str, dict[str, Any]]:
-    """What `resources.*.extra` tells the engines of an artefact that changes what they say, as quantization does."""
-    pools = {
-        **{"candidates": ("sample",), "rollouts": ("sample",), "scores/critic": ("judge",)},
-        **{"sweep/results.parquet": ("score",), "study/results.parquet": ("sample", "score")},
-    }
-    default = ("score",) if artefact.startswith("scores/") else ()
-    extras = {pool: getattr(config.resources, pool).extra for pool in pools.get(artefact, default)}
+def engine_settings(config: Config, pools: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """What `resources.*.extra` sets in engines that changes what they write, as quantization does."""
+    extras = {pool: getattr(config.resources, pool).extra for pool in pools}
     if config.resources.score.engine != "vllm":
         extras.pop("score", None)
-    told = {pool: {k: v for k, v in extra.items() if k not in FOR_SPEED} for pool, extra in extras.items()}
-    return {pool: extra for pool, extra in told.items() if extra}
+    settings = {pool: {k: v for k, v in extra.items() if k not in FOR_SPEED} for pool, extra in extras.items()}
+    return {pool: extra for pool, extra in settings.items() if extra}
 
 
 def fingerprint_of(run: Run, artefact: str) -> str | None:
@@ -260,11 +270,8 @@ def fingerprint_of(run: Run, artefact: str) -> str | None:
     return f"{manifest.fingerprint} {again}" if again else manifest.fingerprint
 
 
-def begin(config: Config, run: Run, artefact: str) -> Artefact | Manifest:
-    """The manifest when the artefact is complete and fresh, else the artefact, ready to be written or resumed."""
-    manifest = fresh(config, run, artefact)
-    if manifest is not None:
-        return manifest
+def begin(config: Config, run: Run, artefact: str) -> Artefact:
+    """The artefact, ready to be written or resumed; what is stale of it is removed. Stages ask `fresh` before."""
     target = run.artefact(artefact)
     begun = target.begun_inputs()
     wanted = comparable(inputs(config, run, spec(config, artefact)), begun)
@@ -275,7 +282,7 @@ def begin(config: Config, run: Run, artefact: str) -> Artefact | Manifest:
 
 
 def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
-    """The manifest when the artefact is complete and fresh. Stages that check more first ask it before `begin`."""
+    """The manifest when the artefact is complete and made from what it would be made from now."""
     manifest = run.artefact(artefact).manifest()
     wanted = inputs(config, run, spec(config, artefact))
     done = manifest is not None and is_fresh(manifest, wanted) and not outgrown(config, manifest)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Inserted, InsertedType
 from minos_ray.errors import UserError
-from minos_ray.graph.specs import begin
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.inserted.errors import Donor, Made, donors_of, insert, right
 from minos_ray.inserted.notes import Remark, write_note
 from minos_ray.inserted.reading import read_step
@@ -86,9 +86,9 @@ def inserted(config: Config, run: Run) -> Manifest | None:
     """Makes the artefact; None when `inserted.count` wants none. A smaller count is the beginning of a larger one."""
     if not config.inserted.count:
         return None
+    if done := fresh(config, run, "inserted"):
+        return done
     target = begin(config, run, "inserted")
-    if isinstance(target, Manifest):
-        return target
     start = time.monotonic()
     solutions, dropped = read_solutions(sources(config, run))
     if not solutions:

@@ -22,7 +22,7 @@ def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
     if "label" not in stages:
         return
     label = config.label
-    yield NamedFunction("label.grader", label.grader, "a minos_ray.labels.answers.Grader", kind=Grader)
+    yield NamedFunction("label.grader", label.grader, "a minos_ray.grading.graders.Grader", kind=Grader)
     yield NamedFunction(
         "label.splitter", label.splitter, "(text) -> list of steps", (EXAMPLE,), is_right=is_list_of_texts
     )

@@ -63,8 +63,7 @@ class Plan(NamedTuple):
 
 def rollouts(config: Config, run: Run) -> Manifest:
     """Labels the prefixes of train candidates; a rerun samples only for problems that are not stored yet."""
-    done = specs.fresh(config, run, "rollouts")
-    if done is not None:
+    if done := specs.fresh(config, run, "rollouts"):
         return done
     start, section, model = time.monotonic(), settings(config), completer(config)
     path = locate(model, run)
@@ -73,7 +72,6 @@ def rollouts(config: Config, run: Run) -> Manifest:
     if not made.candidates:
         raise UserError("label.rollouts: no train candidate has an answer to go by; see sample.n_train")
     target = specs.begin(config, run, "rollouts")
-    assert isinstance(target, Artefact)
     refused.make_again(target, refused.length_of(config, target.name, path))
     print(made.cost(section), flush=True)
     before = complete_missing(config, run, target, made, model)

@@ -44,7 +44,6 @@ def label_candidates(config: Config, run: Run) -> Manifest:
     if config.label.rollouts:
         rollouts(config, run)
     target = begin(config, run, "labels")
-    assert isinstance(target, Artefact)
     label_missing(config, run, target, units)
     return finish(target, pc.sum(units["rows"]).as_py() or 0, time.monotonic() - start)
 

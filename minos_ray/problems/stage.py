@@ -17,7 +17,7 @@ from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.graph.state import Todo
 from minos_ray.store import columns
-from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 Row = dict[str, Any]
 SHOWN = 20
@@ -52,8 +52,7 @@ def require_sources(config: Config) -> None:
 
 def problems(config: Config, run: Run) -> Manifest:
     """Loads the train and the test problems; a question that is in both is taken out of train."""
-    done = fresh(config, run, "problems")
-    if done is not None:
+    if done := fresh(config, run, "problems"):
         return done
     if config.problems is None:
         raise UserError("section 'problems' is missing and the run holds no imported problems; see `minos import`")
@@ -62,7 +61,6 @@ def problems(config: Config, run: Run) -> Manifest:
     splits, dropped, aside = sort_out(loaded)
     tables = as_tables(splits)
     target = begin(config, run, "problems")
-    assert isinstance(target, Artefact)
     for split, rows in tables.items():
         target.write_part(split, rows)
     counts = {"rows": sum(map(len, splits.values())), **{split: len(rows) for split, rows in splits.items()}}

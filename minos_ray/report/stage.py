@@ -3,7 +3,7 @@
 import time
 
 from minos_ray.config.load import Config
-from minos_ray.graph.specs import begin
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.report.gather import gather
 from minos_ray.report.page import render
 from minos_ray.store.run import Manifest, Run
@@ -13,9 +13,9 @@ NAME = "report.html"
 
 def report(config: Config, run: Run) -> Manifest:
     """Writes the report; skipped while what it shows (`optional`, too) and the section `report` are the same."""
+    if done := fresh(config, run, NAME):
+        return done
     target = begin(config, run, NAME)
-    if isinstance(target, Manifest):
-        return target
     start = time.monotonic()
     facts = gather(config, run)
     page = render(facts).encode()

@@ -116,14 +116,12 @@ def critic(config: Config) -> Model:
 
 def judge(config: Config, run: Run) -> Manifest:
     """Scores of the critic for every test candidate (`scores/critic`); a rerun judges only what is missing."""
-    done = specs.fresh(config, run, "scores/critic")
-    if done is not None:
+    if done := specs.fresh(config, run, "scores/critic"):
         return done
     path = locate(critic(config), run)
     require_room("score.judge.max_tokens", config.score.judge.max_tokens, "judge", config.resources.judge, path)
     units = distinct(run)
     artefact = specs.begin(config, run, "scores/critic")
-    assert isinstance(artefact, Artefact)
     refused.make_again(artefact, refused.length_of(config, artefact.name, path))
     start = time.monotonic()
     judge_missing(config, run, artefact, units)

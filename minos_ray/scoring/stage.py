@@ -56,7 +56,7 @@ def score_verifiers(config: Config, run: Run) -> list[Manifest]:
     paths = {name: locate(model, run) for name, model in models.items()}
     if models:
         pieces = read_pieces(run, "test")
-        begun = [artefact for name in models if isinstance(artefact := begin(config, run, name), Artefact)]
+        begun = [begin(config, run, name) for name in models]
         for artefact in begun:
             refused.make_again(artefact, refused.length_of(config, artefact.name, paths[artefact.name]))
         done.update(score_artefacts(config, run, begun, models, run, pieces))

@@ -9,7 +9,7 @@ from minos_ray.graph.specs import begin, fresh
 from minos_ray.labels.checks import require_for_prms
 from minos_ray.pipeline.check import functions
 from minos_ray.pipeline.check import require as require_all
-from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.store.run import Manifest, Run
 from minos_ray.study.arms import (
     FOLDER,
     Trial,
@@ -42,13 +42,11 @@ def study(config: Config, run: Run) -> Manifest:
     UserError without seeds. WorkStopped when trials failed; the finished ones are skipped by the next call.
     """
     refuse(config, run)
-    done = fresh(config, run, RESULTS)
-    if done is not None:
+    if done := fresh(config, run, RESULTS):
         return done
     start, planned = time.monotonic(), trials(config)
     ask_for_all(config, run)  # before older results go
     target = begin(config, run, RESULTS)
-    assert isinstance(target, Artefact)
     for name in (ANSWER, TABLES, *PICTURES):
         run.delete(name)
     before = named(config, run)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from minos_ray.config.load import Config
 from minos_ray.evaluation.trend import NAME
-from minos_ray.graph.specs import begin
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.store.run import Manifest, Run
 from minos_ray.study.curves import curves
 from minos_ray.study.space import Trial, trials
@@ -27,9 +27,9 @@ def sweep(config: Config, run: Run) -> Manifest:
 
     WorkStopped when trials failed; the finished ones are kept and skipped by the next call, in any process.
     """
+    if done := fresh(config, run, RESULTS):
+        return done
     target = begin(config, run, RESULTS)
-    if isinstance(target, Manifest):
-        return target
     start = time.monotonic()
     planned = trials(config)
     give_inputs(config, run, planned)

@@ -8,7 +8,7 @@ from typing import Any
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Pretrain
-from minos_ray.graph.specs import begin
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.steps import encoding
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.data import Data, require_rows, split_by_problem
@@ -24,10 +24,10 @@ Document = tuple[str, str]
 
 def pretrain(config: Config, run: Run) -> Manifest:
     """Trains `models/base` on the corpus: the loss is on every token of question, solution and EOS."""
-    begun = begin(config, run, BASE)
-    if isinstance(begun, Manifest):
+    if done := fresh(config, run, BASE):
         fit(config, run, "pretrain", [])
-        return begun
+        return done
+    begin(config, run, BASE)
     section = config.pretrain
     source = {"run": run} if section.needs else {}
     documents = list(resolve(section.corpus)(seed=section.seed, **source, **section.options))

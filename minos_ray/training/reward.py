@@ -5,7 +5,7 @@ from typing import Any
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Verifier
-from minos_ray.graph.specs import begin
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.labels.checks import require_for_prms
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.data import base_tokenizer, require_rows, reward_data
@@ -19,7 +19,9 @@ def reward(config: Config, run: Run) -> Manifest:
     """Trains every verifier of the config that is missing, in one worker group; returns the last one's manifest."""
     names = config.reward.verifiers
     require_for_prms(config, run, "reward.verifiers", names)
-    missing = [name for name in names if not isinstance(begin(config, run, f"models/{name}"), Manifest)]
+    missing = [name for name in names if not fresh(config, run, f"models/{name}")]
+    for name in missing:
+        begin(config, run, f"models/{name}")
     fit(config, run, "reward", verifier_jobs(config, run, missing))
     return finished(run, f"models/{names[-1]}")
 

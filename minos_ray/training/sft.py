@@ -1,7 +1,7 @@
 """Stage 1: the base model learns to write critiques."""
 
 from minos_ray.config.load import Config
-from minos_ray.graph.specs import begin
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.controls import CONTROLS, plain_text
 from minos_ray.training.data import base_tokenizer, critique_data, held_out_problems, require_rows
@@ -16,10 +16,10 @@ def sft(config: Config, run: Run) -> Manifest:
 
     As a control it is trained on plain text instead (see `controls`).
     """
-    begun = begin(config, run, CRITIC)
-    if isinstance(begun, Manifest):
+    if done := fresh(config, run, CRITIC):
         fit(config, run, "sft", [])
-        return begun
+        return done
+    begin(config, run, CRITIC)
     fit(config, run, "sft", [critic_job(config, run)])
     return finished(run, CRITIC)
 

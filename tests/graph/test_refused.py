@@ -84,7 +84,6 @@ def test_a_stopped_run_asks_again_only_under_another_length(tmp_path: Path, mode
     config = with_length(make_config(tmp_path, model, actors=1), 60)
     run = make_run(config)
     artefact = specs.begin(config, run, "candidates")
-    assert isinstance(artefact, Artefact)
     make_again(artefact, Length(60, 1024), stage.not_refused)
     unit = {"problem_id": "one", "first": 0, "count": 2}
     artefact.write_part("a", candidates(unit, [WRITTEN, TOO_LONG], "m"), {"prompt_too_long": 1, "tokens": 3})
