@@ -92,16 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS.get(arguments.command, one_stage)(arguments)
     except UserError as error:
-        return said(error, 2)
+        return print_error(error, 2)
     except WorkStopped as error:
-        return said(error, 1)
+        return print_error(error, 1)
     except KeyboardInterrupt:
         print("minos: interrupted; the same command resumes", file=sys.stderr)
         return 1
     except Exception as error:
         from minos_ray.observe.failure import told
 
-        return said(told(None, arguments.command, error), 1)
+        return print_error(told(None, arguments.command, error), 1)
     return 0
 
 
@@ -124,8 +124,8 @@ def find_own_modules(config: str | None) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, inherited), beside])
 
 
-def said(error: UserError | WorkStopped, code: int) -> int:
-    """Says what is wrong, then where a full log lies, if there is one; the exit code."""
+def print_error(error: UserError | WorkStopped, code: int) -> int:
+    """Prints what is wrong, then where a full log lies, if there is one; returns the exit code."""
     from minos_ray.observe.failure import without_secrets
 
     lines = "\nminos: ".join([str(error), *getattr(error, "__notes__", [])])
@@ -147,12 +147,12 @@ def one_stage(arguments: argparse.Namespace) -> None:
 @contextmanager
 def working(config: "Config", command: str, alone: bool = True) -> "Iterator[Run]":
     """The run of a config; no other command works on it meanwhile. UserError where one does already."""
-    from minos_ray.pipeline.run import open_run, refuse_fleeting
+    from minos_ray.pipeline.run import open_run, require_lasting_folder
     from minos_ray.store.run import Run
-    from minos_ray.work.lock import held
+    from minos_ray.work.lock import locked
 
-    refuse_fleeting(config)
-    with held(Run(config.run), f"minos {command}") if alone else nullcontext(), Work():
+    require_lasting_folder(config)
+    with locked(Run(config.run), f"minos {command}") if alone else nullcontext(), Work():
         yield open_run(config)
 
 
@@ -203,10 +203,10 @@ def run_config(config: "Config", command: str) -> None:
     from minos_ray.pipeline.run import run_all
     from minos_ray.report.text import results_table
     from minos_ray.store.run import Run
-    from minos_ray.work.lock import refuse as refuse_another
+    from minos_ray.work.lock import require_unlocked
 
     start = time.monotonic()
-    refuse_another(Run(config.run))
+    require_unlocked(Run(config.run))
     require(config, Run(config.run))
     with working(config, command) as run:
         run_all(config, run)
@@ -261,11 +261,11 @@ def import_(arguments: argparse.Namespace) -> None:
     from minos_ray.imports import bring
     from minos_ray.observe.failure import reported
     from minos_ray.store.run import Run
-    from minos_ray.work.lock import held
+    from minos_ray.work.lock import locked
 
     options = dict(parse_override(o) for o in arguments.overrides)
     run = Run(arguments.run)
-    with held(run, f"minos import {arguments.format}"), reported(run, "import"):
+    with locked(run, f"minos import {arguments.format}"), reported(run, "import"):
         manifests = bring(arguments.format, arguments.src, run, **options)
     for manifest in manifests:
         print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")

@@ -1,4 +1,4 @@
-"""All stages in order: run what is missing or stale, say why, and tell the state of a run."""
+"""All stages in order: what is missing or stale is made, and the log says why."""
 
 import os
 import time
@@ -13,8 +13,8 @@ from minos_ray.observe.progress import duration
 from minos_ray.store.filesystem import refuse_key
 from minos_ray.store.run import Manifest, Run
 
-# Stages that are only there where the config asks for them.
-WANTED = {
+# What brings a stage about that a config may lack.
+SWITCHES = {
     "pretrain": "a section 'pretrain' and base.model: run:models/base",
     "study": "study.seeds, such as [1, 2, 3, 4, 5]",
 }
@@ -25,7 +25,7 @@ def open_run(config: Config) -> Run:
     """The run directory of a config, with the resolved config written into it."""
     import yaml
 
-    refuse_fleeting(config)
+    require_lasting_folder(config)
     run = Run(config.run)
     values = config.model_dump(mode="json")
     for key, value in leaves(values):
@@ -38,22 +38,21 @@ def open_run(config: Config) -> Run:
     return run
 
 
-def refuse_fleeting(config: Config) -> None:
+def require_lasting_folder(config: Config) -> None:
     """A job's working directory is a copy that Ray deletes: no place for a run."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in config.run and not os.path.isabs(config.run):
         raise UserError(f"run = '{config.run}' would be lost with the job's working directory; give an absolute path")
 
 
 def run_stage(config: Config, run: Run, stage: str) -> Manifest:
-    """One stage by name; UserError with all that would stop it, before it begins."""
+    """Runs one stage; UserError with all that would stop it, before it begins."""
     from minos_ray.pipeline.check import require
 
-    ready = [missing_inputs(config, run, s) for s in specs(config) if s.stage == stage]
-    if not ready:
-        wanted = f"; give {WANTED[stage]}" if stage in WANTED else ""
-        raise UserError(f"this config has nothing for stage '{stage}' to make{wanted}")
-    missing = sorted(set().union(*ready))
-    if missing:
+    planned = [s for s in specs(config) if s.stage == stage]
+    if not planned:
+        remedy = f"; give {SWITCHES[stage]}" if stage in SWITCHES else ""
+        raise UserError(f"this config has nothing for stage '{stage}' to make{remedy}")
+    if missing := sorted({name for made in planned for name in missing_inputs(config, run, made)}):
         first = next(s.stage for s in specs(config) if s.artefact in missing)
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
     require(config, run, {stage})
@@ -63,10 +62,10 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
 
 def missing_inputs(config: Config, run: Run, made: Spec) -> set[str]:
     """Needed artefacts that are not complete and that this stage does not make itself."""
-    own = {s.artefact for s in specs(config) if s.stage == made.stage}
     if state_of(config, run, made).state == "done":
         return set()
-    return {name for name in made.needs if name not in own and run.artefact(name).manifest() is None}
+    same_stage = {s.artefact for s in specs(config) if s.stage == made.stage}
+    return {name for name in made.needs if name not in same_stage and run.artefact(name).manifest() is None}
 
 
 def run_all(

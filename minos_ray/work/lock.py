@@ -1,7 +1,7 @@
-"""One command at a time works on a run: a file in the run directory says who, and that it is alive.
+"""One command at a time works on a run: a lock file in the run directory names it and is renewed while it lives.
 
-A killed command holds nothing. On the machine that it ran on its process is looked for; from elsewhere it counts as
-dead when it has not renewed the file for `STALE_S`. Commands that only read do not ask.
+A killed command locks nothing. On its own machine its process is looked for; from elsewhere it counts as dead when it
+has not renewed the file for `STALE_S`. Commands that only read do not ask.
 """
 
 import os
@@ -43,45 +43,45 @@ class Holder(NamedTuple):
 
 
 @contextmanager
-def held(run: Run, command: str) -> Iterator[None]:
-    """Holds the run while the block lasts; UserError when another command does, or the run cannot be written."""
+def locked(run: Run, command: str) -> Iterator[None]:
+    """Locks the run while the block lasts; UserError when another command does, or the run cannot be written."""
     try:
-        new = not run.exists("")
+        created = not run.exists("")
         mine = take(run, command)
     except StorageFailed as error:
         raise UserError(f"run: {error}") from error
-    over = threading.Event()
-    beats = threading.Thread(target=renew, args=(run, mine, over), daemon=True)
+    ended = threading.Event()
+    beats = threading.Thread(target=renew, args=(run, mine, ended), daemon=True)
     beats.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         beats.join(timeout=BEAT_S)  # a storage that is away is not waited for
         with suppress(StorageFailed):
             if is_mine(run, mine):
                 run.delete(FILE)
-            if new and run.local and not run.files("") and not run.folders(""):
+            if created and run.local and not run.files("") and not run.folders(""):
                 run.delete("")
 
 
 def take(run: Run, command: str) -> Holder:
-    """Writes who holds the run, unless somebody does; the file."""
+    """Writes who holds the run, and returns it; UserError when another command does."""
     now = time.time()
     mine = Holder(
         socket.gethostname(), place(), os.getpid(), born(os.getpid()), command, now, now, secrets.token_hex(8)
     )
     with guard(run):
-        refuse(run)
+        require_unlocked(run)
         write(run, mine)
     time.sleep(SETTLE_S if run.local else SETTLE_REMOTE_S)
     if not is_mine(run, mine):
-        refuse(run)
+        require_unlocked(run)
         write(run, mine)
     return mine
 
 
-def refuse(run: Run) -> None:
+def require_unlocked(run: Run) -> None:
     """UserError when a command that is alive holds the run."""
     other = holder(run)
     if other is None or not alive(run, other):
@@ -109,9 +109,9 @@ def alive(run: Run, other: Holder) -> bool:
     return False
 
 
-def renew(run: Run, mine: Holder, over: threading.Event) -> None:
-    """Says again and again that the holder is alive, until it is over or another one has taken the run."""
-    while not over.wait(BEAT_S):
+def renew(run: Run, mine: Holder, ended: threading.Event) -> None:
+    """Renews the file until the command has ended, or another one has taken the run."""
+    while not ended.wait(BEAT_S):
         with suppress(StorageFailed):
             if not is_mine(run, mine):
                 what = "was deleted" if holder(run) is None else "is another command's now"
@@ -129,18 +129,18 @@ def holder(run: Run) -> Holder | None:
 
 
 def is_mine(run: Run, mine: Holder) -> bool:
-    """Whether the file is still the one that was written here."""
+    """Whether the file is still the one that this command wrote."""
     other = holder(run)
     return other is not None and other.word == mine.word
 
 
 def write(run: Run, mine: Holder) -> None:
-    """Writes the file."""
+    """Makes `mine` the holder."""
     run.write_bytes(FILE, TypeAdapter(Holder).dump_json(mine))
 
 
 def guard(run: Run) -> Any:
-    """Lets one process of this machine at a time look and write; in an object store only the time to settle does."""
+    """Lets one process of this machine at a time look and write; in an object store the time to settle must do."""
     if not run.local:
         return nullcontext()
     from filelock import FileLock
@@ -150,7 +150,7 @@ def guard(run: Run) -> Any:
 
 
 def place() -> str:
-    """The machine since its start, as processes of the same PID namespace see it; empty where that is not told."""
+    """The machine since its start, as processes of the same PID namespace see it; empty where /proc does not say."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

@@ -14,7 +14,7 @@ from minos_ray.cli import main
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run
 from minos_ray.work import lock
-from minos_ray.work.lock import FILE, Holder, born, held, holder, place, take
+from minos_ray.work.lock import FILE, Holder, born, holder, locked, place, take
 
 ELSEWHERE = "another.host 1 pid:[7]"
 
@@ -44,17 +44,17 @@ def of(pid: int, **changed: object) -> Holder:
 
 
 def test_a_run_is_held_while_the_block_lasts_and_nothing_is_left(run: Run) -> None:
-    with held(run, "minos sample x.yaml"):
+    with locked(run, "minos sample x.yaml"):
         mine = holder(run)
         assert mine is not None and (mine.pid, mine.command) == (os.getpid(), "minos sample x.yaml")
         with (
             pytest.raises(UserError, match=r"is in use: `minos sample x.yaml` \(process \d+ on .*since"),
-            held(run, "b"),
+            locked(run, "b"),
         ):
             pass
         assert holder(run) == mine
     assert not run.exists(FILE)
-    with pytest.raises(KeyError), held(run, "minos run"):
+    with pytest.raises(KeyError), locked(run, "minos run"):
         raise KeyError
     assert not run.exists(FILE)
     assert not (run.local and run.exists("")), "nor an empty folder"
@@ -67,10 +67,10 @@ def test_a_killed_command_holds_nothing(run: Run, process: "subprocess.Popen[byt
     process.kill()
     while process.poll() is None and born(process.pid):  # a zombie counts as dead
         time.sleep(0.01)
-    with held(run, "minos label"):
+    with locked(run, "minos label"):
         pass
     lock.write(run, of(os.getpid(), born="1"))  # its number was given to another process
-    with held(run, "minos label"):
+    with locked(run, "minos label"):
         pass
 
 
@@ -90,7 +90,7 @@ def test_one_of_another_machine_is_dead_when_it_does_not_renew(run: Run, monkeyp
     over.set()
     beats.join()
     lock.write(run, late)
-    with held(run, "minos label"):
+    with locked(run, "minos label"):
         pass
 
 
@@ -125,7 +125,7 @@ def test_a_command_that_lost_the_run_says_so_once(
 
 def test_a_torn_file_holds_nothing(run: Run) -> None:
     run.write_bytes(FILE, b'{"host": "h", "pi')
-    with held(run, "minos run"):
+    with locked(run, "minos run"):
         assert holder(run) is not None
 
 
@@ -135,7 +135,7 @@ def test_a_second_command_is_refused_and_one_that_reads_is_not(
     config = ["miniature", f"run={tmp_path}/run", "problems.train.limit=4", "problems.test.limit=4"]
     assert main(["problems", *config]) == 0
     before = (tmp_path / "run/config.yaml").read_bytes()
-    with held(Run(f"{tmp_path}/run"), "minos sample my.yaml"):
+    with locked(Run(f"{tmp_path}/run"), "minos sample my.yaml"):
         capsys.readouterr()
         for command in (["problems", *config, "seed=1"], ["run", *config], ["import", "jsonl", "x", f"{tmp_path}/run"]):
             assert main(command) == 2
