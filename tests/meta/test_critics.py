@@ -68,7 +68,7 @@ def test_a_prompt_that_shows_labels_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"meta\.critics\.gpt\.prompt = .*label_aware shows the critic the labels"):
         refuse_told("gpt", f"{PROMPTS}:label_aware")
     with pytest.raises(
-        UserError, match=r"meta\.critics\.gpt\.prompt = minos_ray\.labels\.steps:lines: it fails on an example"
+        UserError, match=r"meta\.critics\.gpt\.prompt = minos_ray\.steps\.split:lines: it fails on an example"
     ):
         refuse_told("gpt", "minos_ray.steps.split:lines")
     for fine in ("blind", "answer_guided", "plain"):
