@@ -30,7 +30,7 @@ from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
 from minos_ray.training.data import labelled, reward_data
 from minos_ray.training.rows import as_table, write
-from minos_ray.work.run_units import PARTS
+from minos_ray.work.run_units import MAX_PARTS
 
 ARTEFACTS = ("problems", "candidates", "labels", "critiques")
 GIB = 2**30
@@ -102,7 +102,7 @@ def table(options: argparse.Namespace, disk: dict[str, float], memory: float) ->
     print(f"{options.problems:,} problems x {options.n}; units of {UNIT}: {-(-options.n // UNIT) * options.problems:,}")
     print("| artefact | bytes a row | rows | GiB | files, about |\n|---|---|---|---|---|")
     for name in ("problems", "candidates", "labels", "scores"):
-        files = 1 if name == "problems" else PARTS
+        files = 1 if name == "problems" else MAX_PARTS
         print(f"| {name} | {disk[name]:.0f} | {rows[name]:,} | {rows[name] * disk[name] / GIB:,.0f} | {files:,} |")
     for name in ("critiques", "training rows"):
         print(f"| {name} | {disk[name]:.0f} | as asked for | {1e6 * disk[name] / GIB:.2f} a million | |")

@@ -74,7 +74,7 @@ def node_of(cluster: Any, last: int, path: str) -> Any:
 def stored(run: Run) -> int:
     """Candidates on disk."""
     candidates = run.artefact("candidates")
-    return sum(candidates.part_notes(name).rows for name in candidates.part_names())
+    return sum(candidates.part_footer(name).rows for name in candidates.part_names())
 
 
 def lose_a_node(cluster: Any, node: Any, run: Run, job: subprocess.Popen[str], story: Story) -> None:

@@ -20,7 +20,7 @@ from minos_ray.graph import specs
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
-from minos_ray.work.actor import hashed
+from minos_ray.work.actor import hash_ids
 
 N, UNIT, ACTORS = 256, 32, 2
 VERIFIERS = ["orm-base", "orm-minos", "prm-base", "prm-minos"]
@@ -107,7 +107,7 @@ def make_candidates(run: Run, config: Config, files: int, share: float) -> None:
     """That share of the candidates in as many parts as given."""
     artefact = specs.begin(config, run, "candidates")
     for task in islice(tasks(run, config, round(files / share)), files):
-        artefact.write_part(hashed(task.ids), task.rows("candidates"), {"seconds": 1.0}, task.ids)
+        artefact.write_part(hash_ids(task.ids), task.rows("candidates"), {"seconds": 1.0}, task.ids)
     if share == 1:
         artefact.complete({})
 
@@ -117,7 +117,7 @@ def make_labels(run: Run, config: Config, files: int) -> None:
     labels = run.artefact("labels")
     labels.begin({"import": "benchmark"})
     for task in tasks(run, config, files):
-        labels.write_part(hashed(task.ids), task.rows("labels"))
+        labels.write_part(hash_ids(task.ids), task.rows("labels"))
     labels.complete({})
 
 
@@ -131,6 +131,6 @@ def make_scores(run: Run, config: Config, files: int) -> None:
     for name in VERIFIERS[:2]:
         scores = specs.begin(config, run, f"scores/{name}")
         for task in tasks(run, config, files):
-            part = hashed(task.ids)
+            part = hash_ids(task.ids)
             units = [f"scores/{name} {part} {problem}" for problem in dict.fromkeys(task.problems)]
-            scores.write_part(hashed(units), task.rows("scores"), {"seconds": 1.0}, units)
+            scores.write_part(hash_ids(units), task.rows("scores"), {"seconds": 1.0}, units)

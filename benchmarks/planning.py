@@ -55,9 +55,9 @@ class Steps:
     def follow(self, module: ModuleType, *names: str) -> None:
         """Has every call of these functions of a module noted."""
         for name in names:
-            setattr(module, name, self.noted(getattr(module, name), name))
+            setattr(module, name, self.timed(getattr(module, name), name))
 
-    def noted(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         """The function, which says when it has returned."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -83,7 +83,7 @@ def run_case(case: str, folder: Path) -> dict[str, Any]:
     run.delete(FIRST)
     steps = Steps()
     steps.follow(connect, "connect")
-    steps.follow(run_units, "tasks")
+    steps.follow(run_units, "task_results")
     work = prepared(case, config, run, steps)
     start, cpu = time.time(), time.process_time()
     try:
@@ -100,11 +100,11 @@ def prepared(case: str, config: Config, run: Run, steps: Steps) -> Callable[[], 
     """The call of the stage, whose worker is replaced and whose steps are followed."""
     if case in ("sample", "resume"):
         stage.Sampler = First
-        steps.follow(stage, "read_wanted", "check_prompt", "stored", "missing", "unit_table")
+        steps.follow(stage, "read_wanted", "check_prompt", "stored_candidates", "missing", "unit_table")
         return lambda: stage.sample(config, run)
     if case == "label":
         label_stage.Labeller = First
-        steps.follow(label_stage, "plan", "whole_units")
+        steps.follow(label_stage, "plan", "stored_units")
         return lambda: label_stage.label_candidates(config, run)
     if case == "score":
         run.delete("scores")

@@ -15,7 +15,7 @@ from minos_ray.config.schema import Model, Sample
 from minos_ray.store import columns
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
-from minos_ray.work.actor import Finished, added
+from minos_ray.work.actor import Finished, sum_stats
 
 # Keys of section `sample` that vLLM knows by the same names.
 SAMPLING = {
@@ -41,8 +41,8 @@ class Sampler:
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Candidates of all units at once, and their numbers."""
-        made = list(self.stream(units, lambda names: None))
-        return pa.concat_tables([finished.rows for finished in made]), added(finished.stats for finished in made)
+        finished = list(self.stream(units, lambda names: None))
+        return pa.concat_tables([unit.rows for unit in finished]), sum_stats(unit.stats for unit in finished)
 
     def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
         """The candidates of each unit as soon as they are there, and their numbers: tokens, seconds, finish reasons."""

@@ -13,20 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.candidates.engine import ENGINE_DIED
-from minos_ray.candidates.plan import Units, nothing, plan, task_units
+from minos_ray.candidates.plan import Units, plan, task_units
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import Sampler
-from minos_ray.cluster import connect
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
 from minos_ray.graph import refused, specs
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.graph.refused import DRAWN
+from minos_ray.problems.split import read_problems
+from minos_ray.store.filesystem import prefetch
 from minos_ray.store.model_files import load_tokenizer, locate
-from minos_ray.store.prefetch import ahead
 from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
-from minos_ray.work.run_units import forget, joined_first, run_units
+from minos_ray.work.run_units import Work, compacted_before_pieces, mark_stored, run_units
 
 AMOUNTS = ("n_train", "n_test")
 # Units that are named at once: one array holds no more than 2 GiB of ids.
@@ -74,7 +74,7 @@ def generator(config: Config) -> Model:
 
 def read_wanted(config: Config, run: Run) -> Wanted:
     """All problems and how many candidates they get."""
-    problems = run.artefact("problems").read(columns=["problem_id", "split", "question"])
+    problems = read_problems(run, None, ["problem_id", "split", "question"])
     test = pc.equal(problems["split"], "test").to_numpy(zero_copy_only=False)
     return Wanted(problems.combine_chunks(), np.where(test, config.sample.n_test, config.sample.n_train))
 
@@ -111,78 +111,58 @@ def extend(config: Config, run: Run) -> None:
         artefact.run.delete(f"{artefact.name}/{DRAWN}")
 
 
-def stored(artefact: Artefact, wanted: Wanted) -> np.ndarray:
-    """Which candidates are stored, [problems, candidates]. A part that repeats one (two runs at once) goes."""
-    found = nothing(wanted.amounts)
-    flat, rows = found.reshape(-1), 0
-    for _, places in places_of(artefact, wanted):
-        flat[places] = True
-        rows += len(places)
-    if rows == np.count_nonzero(flat):
-        return found
-    flat[:] = False
-    for name, places in places_of(artefact, wanted):
-        if flat[places].any() or len(np.unique(places)) < len(places):
-            artefact.run.delete(f"{artefact.name}/part-{name}.parquet")
-        else:
-            flat[places] = True
-    return found
+def stored_candidates(artefact: Artefact, wanted: Wanted) -> np.ndarray:
+    """Which candidates are stored, [problems, candidates]; a part that repeats one is deleted.
 
-
-def places_of(artefact: Artefact, wanted: Wanted) -> Iterator[tuple[str, np.ndarray]]:
-    """Where the candidates of each part are in the flattened table of `stored`."""
+    Rows are read, not footers: another `sample.unit` or a larger `n_test` cuts the same candidates into other units.
+    """
     width = max(wanted.amounts, default=0)
     numbers = {name: number for number, name in enumerate(wanted.problems["problem_id"].to_pylist())}
-    names = joined_first(artefact.part_names())
-    for name, part in ahead(lambda name: artefact.read_part(name, ["problem_id", "index"]), names):
-        named = part["problem_id"].combine_chunks().dictionary_encode()
-        problem = np.array([numbers[problem_id] for problem_id in named.dictionary.to_pylist()], dtype=np.int64)
-        yield name, problem[named.indices.to_numpy()] * width + part["index"].to_numpy()
+    names = compacted_before_pieces(artefact.part_names())
+
+    def claims() -> Iterator[tuple[str, np.ndarray]]:
+        for name, part in prefetch(lambda name: artefact.read_part(name, ["problem_id", "index"]), names):
+            encoded = part["problem_id"].combine_chunks().dictionary_encode()
+            problem = np.array([numbers[problem_id] for problem_id in encoded.dictionary.to_pylist()], dtype=np.int64)
+            yield name, problem[encoded.indices.to_numpy()] * width + part["index"].to_numpy()
+
+    return mark_stored(artefact, claims(), len(wanted.amounts) * width).reshape(len(wanted.amounts), width)
 
 
 def missing(config: Config, artefact: Artefact, wanted: Wanted) -> Units:
     """The units that are not stored."""
-    return plan(wanted.amounts, stored(artefact, wanted), config.sample.unit).shuffled(config.seed)
+    return plan(wanted.amounts, stored_candidates(artefact, wanted), config.sample.unit).shuffled(config.seed)
 
 
 def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: Wanted) -> int:
-    """Has sampled what is not stored; returns how many candidates are."""
+    """Samples the candidates that are not stored; returns how many were stored before."""
     units = missing(config, artefact, wanted)
     before = wanted.rows - int(units.count.sum())
-    if before == wanted.rows:
-        forget(run, artefact.name)
-        return before
-    tell_drawn_again(artefact)
+    if before < wanted.rows:
+        mark_resampled(artefact)
     resources = config.resources.sample
-    sizes = [
-        task_units(units, rows) for rows in (resources.units_per_task * config.sample.unit, resources.max_num_seqs)
-    ]
-    # A list, out of which the table goes to Ray's store: for a large run it is not small, and need not stay here too.
-    tables = [unit_table(units, wanted.problems)]
-    del units
-    pa.default_memory_pool().release_unused()
-    connect.connect(config)
-    run_units(
-        run,
-        artefact.name,
-        tables.pop(),
-        Sampler,
-        {
+    work = Work(
+        label="sample",
+        pool="sample",
+        worker=Sampler,
+        kwargs={
             "run": run.path,
             "model": generator(config),
             "resources": resources,
             "sample": config.sample,
             "seed": config.seed,
         },
-        resources,
-        batch_units=sizes[0],
-        least_units=sizes[1],
-        label="sample",
+        batch_units=task_units(units, resources.units_per_task * config.sample.unit),
+        least_units=task_units(units, resources.max_num_seqs),
         rows=wanted.rows,
         rows_before=before,
-        unit="candidates",
-        wait_s=config.resources.wait_s,
+        row_name="candidates",
     )
+    # A list, out of which the table goes to Ray's store: for a large run it is not small, and need not stay here too.
+    tables = [unit_table(units, wanted.problems)]
+    del units
+    pa.default_memory_pool().release_unused()
+    run_units(run, artefact.name, tables.pop(), work, config.resources)
     return before
 
 
@@ -210,16 +190,16 @@ def tallied(artefact: Artefact) -> tuple[Counter[str], int]:
     """How many candidates ended for which reason, and the tokens of all."""
     reasons, tokens = Counter[str](), 0
     columns = ["finish_reason", "num_tokens"]
-    for _, part in ahead(lambda name: artefact.read_part(name, columns), artefact.part_names()):
+    for _, part in prefetch(lambda name: artefact.read_part(name, columns), artefact.part_names()):
         reasons.update({row["values"]: row["counts"] for row in part["finish_reason"].value_counts().to_pylist()})
         tokens += pc.sum(part["num_tokens"]).as_py() or 0
     return reasons, tokens
 
 
-def tell_drawn_again(artefact: Artefact) -> None:
-    """To be called before candidates are sampled that a complete artefact has lost: others will take their place.
+def mark_resampled(artefact: Artefact) -> None:
+    """Must be called before candidates are sampled that a complete artefact has lost: others will take their place.
 
-    Labels, critiques and scores of the lost ones are stale then, which no config tells: a random word does.
+    Labels, critiques and scores of the lost ones are stale then. No config says so, but a random word in the manifest.
     """
     if artefact.run.exists(f"{artefact.name}/{DRAWN}"):
         artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", secrets.token_hex(8).encode())
@@ -227,7 +207,7 @@ def tell_drawn_again(artefact: Artefact) -> None:
 
 def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seconds: float) -> Manifest:
     """Makes sure that every (problem, index) is there once, then writes the manifest."""
-    if lacks := wanted.rows - int(stored(artefact, wanted).sum()):
+    if lacks := wanted.rows - int(stored_candidates(artefact, wanted).sum()):
         raise RuntimeError(f"{lacks} candidates are missing; run again")
     artefact.run.delete(f"{artefact.name}/attempts")
     if not artefact.run.exists(f"{artefact.name}/{DRAWN}"):

@@ -24,8 +24,9 @@ from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Answer, Cache
 from minos_ray.critiques.client import Reader, Request, status_of
 from minos_ray.critiques.reply import NO_MONEY, RowError, body, note
-from minos_ray.critiques.trouble import FAILED_AT_LEAST, FAILED_SHARE, Trouble
+from minos_ray.critiques.trouble import Trouble
 from minos_ray.errors import UserError, WorkStopped
+from minos_ray.observe.failure import too_many_failed
 from minos_ray.observe.progress import Progress, duration
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -294,7 +295,7 @@ class Batches:
         useless = self.trouble.useless(told) if self.waiting or self.open else None
         if useless:
             self.stop = self.stop or UserError(useless.message)
-        if outcomes["failed"] > max(FAILED_AT_LEAST, FAILED_SHARE * self.progress.total):
+        if too_many_failed(outcomes["failed"], self.progress.total):
             times = self.plan.resends + 1
             self.stop = self.stop or WorkStopped(
                 f"critique: {outcomes['failed']} requests failed in {times} batches each ({told}); run again to go on"

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from minos_ray.critiques.content import visible
 from minos_ray.critiques.prompts import Messages
 from minos_ray.errors import StorageFailed
-from minos_ray.store.prefetch import ahead
+from minos_ray.store.filesystem import prefetch
 from minos_ray.store.run import Run
 
 FOLDER = "cache/critiques"
@@ -82,7 +82,7 @@ class Cache:
         self.spent_usd = 0.0
         """What all answers of this run directory have cost so far."""
         names = (f"{FOLDER}/{name}" for name in run.files(FOLDER) if name.endswith(".jsonl"))
-        for _, content in ahead(run.read_bytes, names):
+        for _, content in prefetch(run.read_bytes, names):
             self._load(content.split(b"\n"))
         self.name = f"{FOLDER}/{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.parts = 0
@@ -126,7 +126,7 @@ class Cache:
             return
         path = f"{self.run.root}/{self.name}.jsonl"
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with self.run.said("written", f"{self.name}.jsonl", len(content)), open(path, "ab") as file:
+        with self.run.storage_errors("written", f"{self.name}.jsonl", len(content)), open(path, "ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -22,7 +22,7 @@ from minos_ray.critiques.select import Row, distinct
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.miniature.critic_server import MODEL
-from minos_ray.problems.split import by_turns, rows_of_problems
+from minos_ray.problems.split import problems_by_id, round_robin, rows_of_problems
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.columns import SCHEMAS, table
 from minos_ray.store.run import Artefact, Manifest, Run
@@ -122,13 +122,13 @@ def error_types(config: Config, run: Run) -> Manifest | None:
 
 def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
     """Wrong train candidates with known wrong steps, as many inserted errors, and what was passed over by reason."""
-    problems = {r["problem_id"]: r for r in run.artefact("problems").read().to_pylist() if r["split"] == "train"}
+    problems = problems_by_id(run, "train", SCHEMAS["problems"].names)
     count = config.error_analysis.count
     labels = rows_of_problems(run.artefact("labels"), SCHEMAS["labels"].names, problems.keys())
     usable, passed_over = distinct(labels.filter(pc.invert(labels["correct"])).to_pylist())
     typable = [row for row in usable if wrong_steps(row["step_labels"])]
     passed_over["candidate_without_wrong_step"] = len(usable) - len(typable)
-    chosen = by_turns(typable, f"{config.seed}/errors")[:count]
+    chosen = round_robin(typable, f"{config.seed}/errors")[:count]
     made = run.artefact("inserted").read().to_pylist() if config.inserted.count else []
     inserted = [row for row in made if not row["correct"]][:count]
     if not chosen and not inserted:

@@ -21,7 +21,7 @@ from minos_ray.critiques.limiter import Limiter
 from minos_ray.critiques.trouble import Stop
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.progress import Progress
-from minos_ray.work.tally import ANSWER_S, ended, polled
+from minos_ray.work.tally import ANSWER_S, polling, stop_actors_on_exit
 
 RETRIES = 3
 """A batch whose actor dies is given to the new one; after so many deaths the batch itself must be the cause."""
@@ -64,8 +64,8 @@ def ask_online(
     tally = Tally(cache, progress, f"resources.client.timeout_s = {limits.timeout_s:g}")
     with limiter(section, limits, cache.spent_usd, progress.total, known) as shared:
         with (
-            polled(lambda: tally.look(*seen(shared))),
-            ended(replies(endpoint, shared, cache.run.path, requests, config.seed, reader)) as rows,
+            polling(lambda: tally.look(*seen(shared))),
+            stop_actors_on_exit(replies(endpoint, shared, cache.run.path, requests, config.seed, reader)) as rows,
         ):
             for row in rows:
                 tally.add(row)

@@ -3,11 +3,9 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from minos_ray.problems.split import by_turns, quota
-
-Row = dict[str, Any]
+from minos_ray.problems.split import quota, round_robin
+from minos_ray.store.columns import GRADED, Row
 
 
 @dataclass
@@ -26,8 +24,8 @@ def select(labels: Iterable[Row], count: int, wrong_share: float, seed: int) -> 
     When one kind runs out the other fills up (unless its share is 0), and the shortage is counted.
     """
     usable, passed_over = distinct(labels)
-    wrong = by_turns([row for row in usable if not row["correct"]], f"{seed}/wrong")
-    right = by_turns([row for row in usable if row["correct"]], f"{seed}/right")
+    wrong = round_robin([row for row in usable if not row["correct"]], f"{seed}/wrong")
+    right = round_robin([row for row in usable if row["correct"]], f"{seed}/right")
     rows = alternate(wrong, right, wrong_share)[:count]
     wanted_wrong = quota(count, wrong_share)
     short = {"too_few_wrong": wanted_wrong - len(wrong), "too_few_right": count - wanted_wrong - len(right)}
@@ -51,7 +49,7 @@ def distinct(labels: Iterable[Row]) -> tuple[list[Row], Counter[str]]:
 
 def unusable(row: Row) -> str | None:
     """Why a candidate cannot be critiqued: no answer line, not graded, or nothing before the answer line."""
-    if row["status"] not in ("correct", "wrong"):
+    if row["status"] not in GRADED:
         return f"candidate_{row['status']}"
     return "candidate_without_steps" if len(row["steps"]) < 2 else None
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
-
 from minos_ray.config.endpoints import OFFLINE
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Critique
@@ -25,7 +23,7 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.graph.specs import VERSIONS, begin, fresh
 from minos_ray.labels.checks import require_for_error_analysis
 from minos_ray.miniature.critic_server import MODEL
-from minos_ray.problems.split import rows_of_problems
+from minos_ray.problems.split import problems_by_id, rows_of_problems
 from minos_ray.steps.critique_text import Parsed, agreement, agrees, parse_critique
 from minos_ray.store.columns import table
 from minos_ray.store.run import Artefact, Manifest, Run
@@ -99,9 +97,7 @@ def opened(config: Config, run: Run) -> Artefact:
 
 def train_labels(run: Run) -> tuple[dict[str, Row], list[Row]]:
     """The train problems by id, and the labels of their candidates."""
-    problems = run.artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
-    train = problems.filter(pc.equal(problems["split"], "train"))
-    by_id = {problem["problem_id"]: problem for problem in train.to_pylist()}
+    by_id = problems_by_id(run, "train", ["problem_id", "question", "answer", "solution"])
     columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
     return by_id, rows_of_problems(run.artefact("labels"), columns, by_id.keys()).to_pylist()
 

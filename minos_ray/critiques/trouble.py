@@ -6,12 +6,12 @@ from math import inf
 from typing import Literal, NamedTuple
 
 from minos_ray.config.schema import Critique
+from minos_ray.observe.failure import too_many_failed
 
 BAD_IN_A_ROW = 16
 """So many answers of which none can be used stop the stage."""
 FEW_AT_FIRST, DOUBTS_IN_A_ROW = 3, 5
 """So many refusals that look as if they were meant for every request: when nothing was answered yet, and after that."""
-FAILED_SHARE, FAILED_AT_LEAST = 0.01, 3
 
 MEANING = {
     "bad_request": "every request is refused",
@@ -94,7 +94,7 @@ class Trouble:
     def _failing(self, told: str) -> Stop | None:
         """When more failed than a run may lose."""
         failed = self.statuses["failed"]
-        if failed > max(FAILED_AT_LEAST, FAILED_SHARE * self.total):
+        if too_many_failed(failed, self.total):
             return Stop("gone", f"critique: {failed} requests failed after all retries ({told}); run again to go on")
         return None
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.candidates import COLUMNS, Candidates, Scores, grouped, joined
+from minos_ray.problems.split import read_problems
 from minos_ray.store.run import Artefact, Run
 
 ROWS = 500_000
@@ -44,10 +45,7 @@ def planned(run: Run, split: str | None) -> Plan:
 
     They are larger when there would be more than `FILES`.
     """
-    problems = run.artefact("problems").read(["problem_id", "split"])
-    if split is not None:
-        problems = problems.filter(pc.equal(problems["split"], split))
-    wanted = set(problems["problem_id"].to_pylist())
+    wanted = set(read_problems(run, split, ["problem_id"])["problem_id"].to_pylist())
     sizes: Counter[str] = Counter()
     for table in run.artefact("labels").parts(["problem_id"]):
         sizes.update({entry["values"]: entry["counts"] for entry in pc.value_counts(table["problem_id"]).to_pylist()})
@@ -87,7 +85,7 @@ def joined_block(tables: dict[str, pa.Table], keys: Keys | None) -> Block:
 def whole(artefact: Artefact, columns: list[str], problems: pa.Array) -> pa.Table:
     """The rows of the problems."""
     found = [part.filter(pc.is_in(part["problem_id"], value_set=problems)) for part in artefact.parts(columns)]
-    return pa.concat_tables(found) if found else artefact.nothing(columns)
+    return pa.concat_tables(found) if found else artefact.empty_table(columns)
 
 
 def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path) -> None:
@@ -128,7 +126,7 @@ def spilled(artefact: Artefact, columns: list[str], number: int, folder: Path) -
     """The rows of a block; its file is not needed again."""
     path = place(artefact, number, folder)
     if not path.exists():
-        return artefact.nothing(columns)
+        return artefact.empty_table(columns)
     with pa.ipc.open_stream(str(path)) as reader:
         table = reader.read_all()
     path.unlink()

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
 from minos_ray.evaluation.answers import Keys, clusters
+from minos_ray.problems.split import read_problems
 from minos_ray.store.run import Run
 
 COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
@@ -44,9 +45,7 @@ class Candidates:
 
 def read_candidates(run: Run, split: str | None = "test") -> Candidates:
     """Labelled candidates of a split (of every problem when it is None)."""
-    problems = run.artefact("problems").read(["problem_id", "split"])
-    if split is not None:
-        problems = problems.filter(pc.equal(problems["split"], split))
+    problems = read_problems(run, split, ["problem_id"])
     labels = run.artefact("labels").read(COLUMNS)
     return grouped(labels.filter(pc.is_in(labels["problem_id"], value_set=problems["problem_id"].combine_chunks())))
 

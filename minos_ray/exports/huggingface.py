@@ -13,6 +13,7 @@ import yaml
 from minos_ray import __version__
 from minos_ray.errors import UserError
 from minos_ray.exports.write import Exported, aside
+from minos_ray.problems.split import read_problems
 from minos_ray.store.run import Manifest, Run, open_path
 
 ARTEFACTS = ("problems", "candidates", "labels", "critiques", "inserted")
@@ -44,9 +45,7 @@ def export_huggingface(
     if fs.get_file_info(target).type != pafs.FileType.NotFound:
         raise UserError(f"export huggingface: '{out}' exists; remove it or name another folder")
     names, dropped = present(run), Counter[str]()
-    splits = SPLITS if split == "all" else (split,)
-    wanted = run.artefact("problems").read(["problem_id", "split"])
-    wanted = wanted.filter(pc.is_in(wanted["split"], value_set=pa.array(splits)))
+    wanted = read_problems(run, None if split == "all" else split, ["problem_id", "split"])
     configs = [config(run, name, wanted, dropped) for name in names]
     configs = [found for found in configs if found.tables]
     if not configs:

@@ -2,20 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
+from minos_ray.problems.split import problems_by_id
+from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
 
-Row = dict[str, Any]
 Split = Literal["train", "test", "all"]
 CHUNK = 10_000
 
 
 def problems_of(run: Run, split: Split) -> dict[str, Row]:
     """Question, data set and split by problem id."""
-    table = run.artefact("problems").read(["problem_id", "split", "dataset", "question"])
-    rows = (row for batch in table.to_batches(CHUNK) for row in batch.to_pylist())
-    return {row["problem_id"]: row for row in rows if split in (row["split"], "all")}
+    wanted = None if split == "all" else split
+    return problems_by_id(run, wanted, ["problem_id", "split", "dataset", "question"])
 
 
 def solutions(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:

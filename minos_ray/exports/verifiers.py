@@ -10,6 +10,7 @@ import pyarrow as pa
 from minos_ray.exports.rows import Row, Split, solutions
 from minos_ray.exports.write import Exported, write_file
 from minos_ray.imports.shepherd import FIRST_STEP, TAG
+from minos_ray.store.columns import GRADED
 from minos_ray.store.run import Run
 
 STRINGS, BOOLEANS = pa.list_(pa.string()), pa.list_(pa.bool_())
@@ -114,7 +115,7 @@ def export_orm(run: Run, out: str, *, split: Split = "train") -> Exported:
 def outcomes(rows: Iterator[Row], dropped: Counter[str]) -> Iterator[Row]:
     """Solutions with a sure outcome, as stage 2 takes them."""
     for row in rows:
-        if row["status"] in ("correct", "wrong"):
+        if row["status"] in GRADED:
             text = f"Human: {row['question']}\nAssistant: " + "\n".join(row["steps"])
             yield {"text": text, "label": int(row["correct"])}
         else:

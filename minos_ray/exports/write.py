@@ -13,9 +13,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
+from minos_ray.store.columns import Row
 from minos_ray.store.run import open_path
 
-Row = dict[str, Any]
 BATCH = 10_000
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 

@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
+from minos_ray.store.columns import Row
 from minos_ray.store.run import open_path
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
@@ -35,7 +36,6 @@ GZIP = b"\x1f\x8b"
 NOT_UTF8, NESTED, SURROGATE = "not UTF-8", "nested too deeply", "half of a surrogate pair"
 TOO_MANY, TOO_FEW = "more fields than the header names", "fewer fields than the header names"
 QUOTES = "text behind a closing quote"
-Row = dict[str, Any]
 
 
 class BadRow(Exception):

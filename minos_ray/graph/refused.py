@@ -58,7 +58,7 @@ def make_again(artefact: Artefact, length: Length, kept: Callable[[pa.Table], pa
     before = read(artefact)
     if before is None or length.tokens > before.tokens:
         name = reason(artefact.name)
-        refused = [(part, notes) for part, notes in artefact.noted() if notes.stats.get(name)]
+        refused = [(part, notes) for part, notes in artefact.part_footers() if notes.stats.get(name)]
         if refused:
             artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", secrets.token_hex(8).encode())
         for part, notes in refused:

@@ -8,10 +8,9 @@ import pyarrow as pa
 from minos_ray.errors import UserError
 from minos_ray.files.read import download, is_hub
 from minos_ray.store import columns
+from minos_ray.store.columns import Row
 from minos_ray.store.contents import of_path
 from minos_ray.store.run import Artefact, Manifest, Run
-
-Row = dict[str, Any]
 
 
 def refuse_empty(rows: Sized, src: str, dropped: Mapping[str, int]) -> None:

@@ -8,8 +8,6 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import pyarrow.compute as pc
-
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Inserted, InsertedType
 from minos_ray.errors import UserError
@@ -19,14 +17,12 @@ from minos_ray.inserted.notes import Remark, write_note
 from minos_ray.inserted.reading import read_step
 from minos_ray.inserted.solution import Refused, Solution, read_solution
 from minos_ray.observe.progress import Progress
-from minos_ray.problems.split import quota, rows_of_problems
+from minos_ray.problems.split import quota, read_problems, rows_of_problems
 from minos_ray.steps.critique_text import agrees, parse_critique
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.split import lines
-from minos_ray.store.columns import table
+from minos_ray.store.columns import Row, table
 from minos_ray.store.run import Artefact, Manifest, Run
-
-Row = dict[str, Any]
 
 
 def wrong_row(solution: Solution, made: Made, rng: random.Random) -> Row:
@@ -113,8 +109,8 @@ def finish(
 
 def sources(config: Config, run: Run) -> list[tuple[str, Row, list[str]]]:
     """(id, problem, steps) of every solution of the train split that is taken for right, in the order of ids."""
-    problems = run.artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
-    train = problems.filter(pc.equal(problems["split"], "train")).sort_by("problem_id").to_pylist()
+    problems = read_problems(run, "train", ["problem_id", "question", "answer", "solution"])
+    train = problems.sort_by("problem_id").to_pylist()
     if config.inserted.source == "solutions":
         return [(row["problem_id"], row, lines(without_thinking(row["solution"] or ""))) for row in train]
     by_id = {row["problem_id"]: row for row in train}

@@ -15,6 +15,7 @@ from minos_ray.grading.pool import Grading
 from minos_ray.graph.lengths import PROMPT_TOO_LONG
 from minos_ray.labels.prefixes import ids_after, prefix_id
 from minos_ray.labels.rollout_plan import Tree, decide, forest
+from minos_ray.problems.split import problems_by_id
 from minos_ray.store import columns
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
@@ -41,8 +42,7 @@ class Completer:
         self.prompt, self.sampling, self.seed = prompt_of(sample), sampling_of(sample, self.tokenizer), seed
         self.grading = Grading(resolve(label.grader), label.timeout_s)
         self.rollouts = label.rollouts
-        problems = Run(run).artefact("problems").read(["problem_id", "question", "answer"])
-        self.problems = {row["problem_id"]: row for row in problems.to_pylist()}
+        self.problems = problems_by_id(Run(run), "train", ["problem_id", "question", "answer"])
 
     def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """A row for each prefix of the batch, and its numbers: seconds, prefixes that went wrong by reason."""

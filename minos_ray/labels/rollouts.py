@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from minos_ray.candidates.engine import ENGINE_DIED
 from minos_ray.candidates.stage import generator
-from minos_ray.cluster import connect
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Label, Model, Rollouts
 from minos_ray.errors import UserError
@@ -23,15 +22,14 @@ from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import Tree, grow
-from minos_ray.problems.split import by_turns, rows_of_problems
+from minos_ray.problems.split import problems_by_id, round_robin, rows_of_problems
 from minos_ray.steps.own_text import own_solution
+from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import forget, run_units, whole_units
+from minos_ray.work.run_units import Work, run_units, stored_units
 
-GRADED = ("correct", "wrong")
 REJOINED = "candidates_rejoined"
-Row = dict[str, Any]
 
 
 class Plan(NamedTuple):
@@ -135,8 +133,7 @@ def plan(config: Config, run: Run, graded: bool) -> Plan:
 
 def train_answers(run: Run) -> dict[str, str]:
     """Gold answer by problem id, of the train split."""
-    problems = run.artefact("problems").read(["problem_id", "split", "answer"])
-    return {row["problem_id"]: row["answer"] for row in problems.to_pylist() if row["split"] == "train"}
+    return {name: row["answer"] for name, row in problems_by_id(run, "train", ["problem_id", "answer"]).items()}
 
 
 def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> list[Row]:
@@ -145,7 +142,7 @@ def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> li
     ordered = rows.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).to_pylist()
     if limit is None or limit >= len(ordered):
         return ordered
-    turns = by_turns(ordered, f"{seed}/rollouts")[:limit]
+    turns = round_robin(ordered, f"{seed}/rollouts")[:limit]
     return sorted(turns, key=lambda row: (row["problem_id"], row["candidate_id"]))
 
 
@@ -157,28 +154,23 @@ def grade(label: Label, answers: dict[str, str], rows: list[Row]) -> list[str]:
 
 
 def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, model: Model) -> int:
-    """Has the trees that are not stored completed; returns how many prefixes were stored before.
+    """Completes the trees that are not stored; returns how many prefixes were stored before.
 
     A problem that is stored with another number of prefixes is made again: grading has a time limit, so that one call
     can leave out a candidate that the next one grades.
     """
     assert config.label.rollouts is not None
     rows = np.array([len(tree.parents) for tree in made.trees], np.int64)
-    stored = whole_units(target, pa.array([tree.problem_id for tree in made.trees], pa.string()), rows)
+    stored = stored_units(target, pa.array([tree.problem_id for tree in made.trees], pa.string()), rows)
     before = int(rows[stored].sum())
-    todo = [tree for tree, there in zip(made.trees, stored, strict=True) if not there]
-    if not todo:
-        forget(run, target.name)
-        return before
-    random.Random(config.seed).shuffle(todo)  # so that every batch is about equally much work
+    missing = [tree for tree, is_stored in zip(made.trees, stored, strict=True) if not is_stored]
+    random.Random(config.seed).shuffle(missing)  # so that every batch is about equally much work
     resources = config.resources.sample
-    connect.connect(config)
-    run_units(
-        run,
-        target.name,
-        unit_table(todo),
-        Completer,
-        {
+    work = Work(
+        label="rollouts",
+        pool="sample",
+        worker=Completer,
+        kwargs={
             "run": run.path,
             "model": model,
             "resources": resources,
@@ -186,21 +178,19 @@ def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, mod
             "label": config.label,
             "seed": config.seed,
         },
-        resources,
-        batch_units=batch_trees(todo, resources.units_per_task * config.sample.unit, config.label.rollouts),
-        label="rollouts",
+        batch_units=batch_trees(missing, resources.units_per_task * config.sample.unit, config.label.rollouts),
         rows=made.prefixes,
         rows_before=before,
-        unit="prefixes",
-        wait_s=config.resources.wait_s,
+        row_name="prefixes",
     )
+    run_units(run, target.name, unit_table(missing), work, config.resources)
     return before
 
 
 def batch_trees(trees: list[Tree], completions: int, section: Rollouts) -> int:
     """How many trees ask for about so many completions at once; without `soft` a round begins with one a prefix."""
-    each = sum(len(tree.parents) for tree in trees) / len(trees) * (section.completions if section.soft else 1)
-    return max(1, round(completions / each))
+    each = sum(len(tree.parents) for tree in trees) / max(1, len(trees)) * (section.completions if section.soft else 1)
+    return max(1, round(completions / max(1, each)))
 
 
 def unit_table(trees: list[Tree]) -> pa.Table:

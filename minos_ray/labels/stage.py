@@ -16,12 +16,12 @@ from minos_ray.graph.specs import begin, fresh
 from minos_ray.inserted.stage import inserted
 from minos_ray.labels.rollouts import rollouts
 from minos_ray.labels.step_labels import COUNTED, StepLabeller
+from minos_ray.problems.split import read_problems
 from minos_ray.store import columns
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import forget, run_units, whole_units
+from minos_ray.work.run_units import Work, run_units, stored_units
 
 UNIT_ROWS = 2048
-STATUSES = ("correct", "wrong", "no_answer", "timeout")
 NO_PROBLEM = "candidate of an unknown problem"
 
 
@@ -45,7 +45,7 @@ def label_candidates(config: Config, run: Run) -> Manifest:
         rollouts(config, run)
     target = begin(config, run, "labels")
     label_missing(config, run, target, units)
-    return finish(target, pc.sum(units["rows"]).as_py() or 0, time.monotonic() - start)
+    return finish(target, count_rows(units), time.monotonic() - start)
 
 
 def refuse_imported(config: Config, done: Manifest) -> None:
@@ -56,27 +56,23 @@ def refuse_imported(config: Config, done: Manifest) -> None:
 
 def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -> None:
     """Labels the units that are not stored yet, on the actors of `resources.grade`."""
-    done = whole_units(target, units["unit_id"].combine_chunks())
-    todo = units.filter(pa.array(~done))
-    if not todo.num_rows:
-        return forget(run, "labels")
-    from minos_ray.cluster.connect import connect
-
-    connect(config)
-    rows, left = (pc.sum(some["rows"]).as_py() for some in (units, todo))
-    run_units(
-        run,
-        "labels",
-        todo,
-        Labeller,
-        {"run": run.path, "label": config.label},
-        config.resources.grade,
-        batch_units=1,
+    missing = units.filter(pa.array(~stored_units(target, units["unit_id"].combine_chunks())))
+    rows = count_rows(units)
+    work = Work(
         label="grade",
+        pool="grade",
+        worker=Labeller,
+        kwargs={"run": run.path, "label": config.label},
+        batch_units=1,
         rows=rows,
-        rows_before=rows - left,
-        wait_s=config.resources.wait_s,
+        rows_before=rows - count_rows(missing),
     )
+    run_units(run, "labels", missing, work, config.resources)
+
+
+def count_rows(units: pa.Table) -> int:
+    """Candidates of units."""
+    return pc.sum(units["rows"]).as_py() or 0
 
 
 def plan(candidates: Artefact) -> pa.Table:
@@ -97,8 +93,8 @@ def plan(candidates: Artefact) -> pa.Table:
 def finish(target: Artefact, rows: int, seconds: float) -> Manifest:
     """Adds up what the parts say about themselves and completes the artefact."""
     total = target.stats()
-    counts = {"rows": int(sum(total.get(status, 0) for status in STATUSES))}
-    counts |= {status: int(total.get(status, 0)) for status in STATUSES}
+    counts = {"rows": int(sum(total.get(status, 0) for status in columns.STATUSES))}
+    counts |= {status: int(total.get(status, 0)) for status in columns.STATUSES}
     counts |= {kind: int(total[kind]) for kind in COUNTED if kind in total}
     dropped = {NO_PROBLEM: int(total.get(NO_PROBLEM, 0))}
     if counts["rows"] + dropped[NO_PROBLEM] != rows:
@@ -112,7 +108,7 @@ class Labeller:
 
     def __init__(self, run: str, label: Label) -> None:
         self.candidates = Run(run).artefact("candidates")
-        self.problems = Run(run).artefact("problems").read(["problem_id", "split", "question", "answer", "solution"])
+        self.problems = read_problems(Run(run), None, ["problem_id", "split", "question", "answer", "solution"])
         self.label_steps = StepLabeller(Run(run), label)
         self.grading = Grading(resolve(label.grader), label.timeout_s)
         self.part: tuple[str, pa.Table] | None = None

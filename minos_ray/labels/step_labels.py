@@ -12,6 +12,7 @@ from minos_ray.grading.graders import Graded
 from minos_ray.labels.prefixes import prefix_id, prefixes
 from minos_ray.steps.own_text import own_solution
 from minos_ray.steps.policy import after_first_error, first_error
+from minos_ray.store.columns import GRADED
 from minos_ray.store.run import Run
 
 COUNTED = ("rollouts", "consensus", "no_consensus")
@@ -80,7 +81,7 @@ class StepLabeller:
     ) -> tuple[list[int], list[float | None] | None, str]:
         """Labels, soft labels and source; unlabelled without rollouts, or when the opinion has another first error."""
         nothing = [-1] * len(steps), None
-        sure = steps and grade.status in ("correct", "wrong")
+        sure = steps and grade.status in GRADED
         known = self.found(problem_id, prefixes(text, steps)[0], grade.correct) if sure else None
         if known is None:
             return *nothing, "none"

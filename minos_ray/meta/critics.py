@@ -25,6 +25,7 @@ from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import UNSET, VERSIONS, telling
 from minos_ray.miniature.critic_server import MODEL
+from minos_ray.problems.split import read_problems
 from minos_ray.scoring.judge import verdicts
 from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns
@@ -123,12 +124,8 @@ def sums(answers: Mapping[str, Answer]) -> dict[str, float]:
 
 def solutions(labelled: Run) -> list[dict[str, Any]]:
     """The solutions of split test with their question, gold answer and what the critic is shown (`lines`)."""
-    problems = labelled.artefact("problems").read(["problem_id", "split", "question", "answer", "solution"]).to_pylist()
-    asked = {
-        p["problem_id"]: {"question": p["question"], "gold": p["answer"], "solution": p["solution"]}
-        for p in problems
-        if p["split"] == "test"
-    }
+    problems = read_problems(labelled, "test", ["problem_id", "question", "answer", "solution"])
+    asked = {row.pop("problem_id"): row for row in problems.rename_columns({"answer": "gold"}).to_pylist()}
     labels = labelled.artefact("labels").read(["candidate_id", "problem_id", "answer", "steps"]).sort_by("candidate_id")
     return [
         {**row, **asked[row["problem_id"]], "lines": shown(row["steps"], row["answer"])}

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Candidates, grouped, read_candidates
 from minos_ray.evaluation.judged import with_label
+from minos_ray.problems.split import problems_by_id, read_problems
 from minos_ray.store.run import Run
 
 # What a verifier or a critic may see, and which solutions are scored.
@@ -45,7 +46,7 @@ class LabelledSet(NamedTuple):
 
     def questions(self) -> set[str]:
         """The questions whose solutions are judged, without differences in space."""
-        problems = self.run.artefact("problems").read(["problem_id", "question"])
+        problems = read_problems(self.run, None, ["problem_id", "question"])
         judged = pc.is_in(problems["problem_id"], value_set=self.candidates.rows["problem_id"].combine_chunks())
         return {" ".join(question.split()) for question in problems.filter(judged)["question"].to_pylist()}
 
@@ -68,9 +69,8 @@ def read_set(path: str, key: str) -> LabelledSet:
     candidates = read_candidates(run)
     if not candidates.problems:
         raise UserError(f"{key}: '{path}' has no labelled solution in split test; import it with split=test")
-    problems = run.artefact("problems").read(["problem_id", "dataset"]).to_pylist()
-    datasets = {row["problem_id"]: row["dataset"] for row in problems}
-    of_row = np.array([datasets[name] for name in candidates.rows["problem_id"].to_pylist()])
+    problems = problems_by_id(run, None, ["problem_id", "dataset"])
+    of_row = np.array([problems[name]["dataset"] for name in candidates.rows["problem_id"].to_pylist()])
     return LabelledSet(run, candidates, of_row)
 
 

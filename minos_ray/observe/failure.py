@@ -18,6 +18,13 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET = 6
 IN_ADDRESS = re.compile(r"(://)[^/\s:@]*:[^/\s@]+@")
 LOOKS_SECRET = re.compile(r"(\bsk-|\bBearer +)[\w.-]{8,}")
+# With more failures than this, and than this fraction of all, their common cause has to be dealt with first.
+MAX_FAILED, MAX_FAILED_FRACTION = 3, 0.01
+
+
+def too_many_failed(failed: int, total: int) -> bool:
+    """Whether so many of `total` units or requests failed that the work is to stop."""
+    return failed > max(MAX_FAILED, MAX_FAILED_FRACTION * total)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from minos_ray.graph.specs import APART, FUNCTIONS, Spec, specs
 from minos_ray.graph.state import state_of
 from minos_ray.observe.failure import reported
 from minos_ray.observe.progress import duration
-from minos_ray.store.filesystem import refuse_key
+from minos_ray.store.filesystem import require_no_key
 from minos_ray.store.run import Manifest, Run
 
 # What brings a stage about that a config may lack.
@@ -30,7 +30,7 @@ def open_run(config: Config) -> Run:
     values = config.model_dump(mode="json")
     for key, value in leaves(values):
         for text in value if isinstance(value, list) else [value]:
-            refuse_key(key, str(text))
+            require_no_key(key, str(text))
     try:
         run.write_bytes("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
     except StorageFailed as error:

@@ -8,8 +8,7 @@ from typing import Any
 
 from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow, is_nothing, records, written
-
-Row = dict[str, Any]
+from minos_ray.store.columns import Row
 
 
 def load_rows(

@@ -1,43 +1,54 @@
-"""Rows of an artefact that belong to some problems: a train split is small beside 256 candidates a test problem."""
+"""The problems of a split, and the rows of other artefacts that belong to them."""
 
 import random
 from collections import Counter
 from collections.abc import Sequence, Set
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.store.run import Artefact
+from minos_ray.store.columns import Row
+from minos_ray.store.run import Artefact, Run
 
-Row = dict[str, Any]
+
+def read_problems(run: Run, split: str | None, columns: list[str]) -> pa.Table:
+    """These columns of the problems of a split (None: of all). UserError unless the artefact is complete."""
+    if split is None:
+        return run.artefact("problems").read(columns)
+    problems = run.artefact("problems").read(list(dict.fromkeys([*columns, "split"])))
+    return problems.filter(pc.equal(problems["split"], split)).select(columns)
+
+
+def problems_by_id(run: Run, split: str | None, columns: list[str]) -> dict[str, Row]:
+    """These columns of the problems of a split (None: of all), by `problem_id`, which is one of them."""
+    return {row["problem_id"]: row for row in read_problems(run, split, columns).to_pylist()}
 
 
 def rows_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[str]) -> pa.Table:
-    """The rows of these problems, `columns` of them with `problem_id`; other rows are in memory a few parts at a time.
+    """The rows of these problems, `columns` of them with `problem_id`. UserError unless the artefact is complete.
 
-    UserError unless the artefact is complete.
+    Parts are read one after the other, since a train split is small beside 256 candidates of every test problem.
     """
-    tables = [artefact.nothing(columns)]
+    tables = [artefact.empty_table(columns)]
     for part in artefact.parts(columns):
-        ids = [name for name in part["problem_id"].unique().to_pylist() if name in problem_ids]
-        if ids:
-            tables.append(part.filter(pc.is_in(part["problem_id"], value_set=pa.array(ids, pa.string()))))
+        names = [name for name in part["problem_id"].unique().to_pylist() if name in problem_ids]
+        if names:
+            tables.append(part.filter(pc.is_in(part["problem_id"], value_set=pa.array(names, pa.string()))))
     return pa.concat_tables(tables)
 
 
-def by_turns(rows: Sequence[Row], seed: str) -> list[Row]:
+def round_robin(rows: Sequence[Row], seed: str) -> list[Row]:
     """Shuffled rows such that each problem gives its first before any gives its second, and so on."""
     shuffled = random.Random(seed).sample(rows, len(rows))
-    turn: Counter[str] = Counter()
-    turns = []
+    seen: Counter[str] = Counter()
+    rounds = []
     for row in shuffled:
-        turns.append(turn[row["problem_id"]])
-        turn[row["problem_id"]] += 1
-    order = sorted(range(len(rows)), key=turns.__getitem__)
+        rounds.append(seen[row["problem_id"]])
+        seen[row["problem_id"]] += 1
+    order = sorted(range(len(rows)), key=rounds.__getitem__)
     return [shuffled[i] for i in order]
 
 
-def quota(length: int, share: float) -> int:
+def quota(length: int, fraction: float) -> int:
     """How many of the first `length` rows are wrong ones."""
-    return int(length * share + 0.5)
+    return int(length * fraction + 0.5)

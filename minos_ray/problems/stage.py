@@ -17,9 +17,9 @@ from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.graph.state import Todo
 from minos_ray.store import columns
+from minos_ray.store.columns import Row
 from minos_ray.store.run import Manifest, Run
 
-Row = dict[str, Any]
 SHOWN = 20
 
 

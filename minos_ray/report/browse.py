@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.evaluation.answers import Keys, clusters
+from minos_ray.problems.split import read_problems
 from minos_ray.report.canvas import HEAT, TINT
 from minos_ray.report.chunks import Content, Critique, columns, finite, pack
 from minos_ray.report.samples import PREFERRED, complete, is_scored
@@ -67,8 +68,7 @@ def labelled(run: Run) -> list[dict[str, Any]]:
     """Test problems (id, question, answer) that have a labelled candidate."""
     labels = run.artefact("labels")
     there = {i for part in labels.part_names() for i in labels.read_part(part, ["problem_id"])["problem_id"].unique()}
-    rows = run.artefact("problems").read(["problem_id", "split", "question", "answer"])
-    rows = rows.filter(pc.equal(rows["split"], "test"))
+    rows = read_problems(run, "test", ["problem_id", "question", "answer"])
     return [row for row, known in zip(rows.to_pylist(), rows["problem_id"], strict=True) if known in there]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.problems.split import read_problems
 from minos_ray.report.chunks import finite
 from minos_ray.store.run import Run
 
@@ -122,8 +123,7 @@ def tests(run: Run) -> pa.Array:
     """Ids of test problems; without the artefact `problems` nobody knows them."""
     if not complete(run, "problems"):
         return pa.array([], pa.string())
-    rows = run.artefact("problems").read(["problem_id", "split"])
-    return rows.filter(pc.equal(rows["split"], "test"))["problem_id"].combine_chunks()
+    return read_problems(run, "test", ["problem_id"])["problem_id"].combine_chunks()
 
 
 def take(identities: Sequence[str], count: int, rng: random.Random) -> list[str]:

@@ -2,8 +2,7 @@
 
 import random
 
-import pyarrow.compute as pc
-
+from minos_ray.problems.split import read_problems
 from minos_ray.store.run import Run
 
 MOST = 2_000
@@ -13,8 +12,7 @@ def looked_at(run: Run, seed: int, most: int = MOST) -> list[str] | None:
     """Ids of `most` test problems; None for all of them, when there are no more (or no artefact `problems`)."""
     if run.artefact("problems").manifest() is None:
         return None
-    rows = run.artefact("problems").read(["problem_id", "split"])
-    names = rows.filter(pc.equal(rows["split"], "test"))["problem_id"]
+    names = read_problems(run, "test", ["problem_id"])["problem_id"]
     if len(names) <= most:
         return None
     return [names[place].as_py() for place in random.Random(seed).sample(range(len(names)), most)]

@@ -9,22 +9,23 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
-from minos_ray.cluster import connect
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Judge, Model
 from minos_ray.graph import refused, specs
 from minos_ray.graph.lengths import require_room
+from minos_ray.problems.split import read_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import forget, run_units, stored_ids
+from minos_ray.work.run_units import Work, run_units, stored_units
 
 NO_STEPS = "no_steps"
 
@@ -134,11 +135,10 @@ def distinct(run: Run) -> pa.Table:
     The labels are read part by part. What is in memory are the steps of each different solution once, in Arrow, and of
     all test candidates the names.
     """
-    problems = run.artefact("problems").read(columns=["problem_id", "split", "question"])
-    problems = problems.filter(pc.equal(problems["split"], "test")).combine_chunks()
+    problems = read_problems(run, "test", ["problem_id", "question"]).combine_chunks()
     wanted = problems["problem_id"].combine_chunks()
     names: dict[tuple[str, bytes], list[str]] = {}
-    first = [run.artefact("labels").nothing(["problem_id", "steps"])]
+    first = [run.artefact("labels").empty_table(["problem_id", "steps"])]
     for part in run.artefact("labels").parts(["candidate_id", "problem_id", "steps"]):
         rows = part.filter(pc.is_in(part["problem_id"], value_set=wanted))
         new = []
@@ -168,33 +168,33 @@ def as_units(solutions: pa.Table, names: list[list[str]], problems: pa.Table) ->
 
 
 def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table) -> None:
-    """Has the units judged whose rows are not stored."""
-    stored = stored_ids(artefact, "candidate_id")
-    todo = units.filter(pa.array([name not in stored for name in units["unit_id"].to_pylist()], pa.bool_()))
-    if not todo.num_rows or config.score.judge is None:
-        return forget(run, artefact.name)
+    """Judges the units whose rows are not stored."""
+    assert config.score.judge is not None
+    missing = units.filter(pa.array(~stored(artefact, units)))
     resources = config.resources.judge
-    connect.connect(config)
-    run_units(
-        run,
-        artefact.name,
-        todo,
-        CriticJudge,
-        {
+    work = Work(
+        label="judge",
+        pool="judge",
+        worker=CriticJudge,
+        kwargs={
             "run": run.path,
             "model": critic(config),
             "resources": resources,
             "judge": config.score.judge,
             "seed": config.seed,
         },
-        resources,
         batch_units=max(1, resources.units_per_task * config.sample.unit // config.score.judge.samples),
-        label="judge",
         rows=size(units),
-        rows_before=len(stored),
-        unit="candidates",
-        wait_s=config.resources.wait_s,
+        rows_before=size(units) - size(missing),
+        row_name="candidates",
     )
+    run_units(run, artefact.name, missing, work, config.resources)
+
+
+def stored(artefact: Artefact, units: pa.Table) -> np.ndarray:
+    """Which units are stored, [units]."""
+    rows = pc.list_value_length(units["candidate_ids"]).to_numpy()
+    return stored_units(artefact, units["unit_id"].combine_chunks(), rows)
 
 
 def size(units: pa.Table) -> int:
@@ -204,8 +204,7 @@ def size(units: pa.Table) -> int:
 
 def finish(artefact: Artefact, units: pa.Table, seconds: float) -> Manifest:
     """Makes sure that every candidate has its score once, then writes the manifest."""
-    rows = len(stored_ids(artefact, "candidate_id"))
-    wanted = size(units)
+    rows, wanted = size(units.filter(pa.array(stored(artefact, units)))), size(units)
     if rows != wanted:
         raise RuntimeError(f"the critic judged {rows} of {wanted} candidates; run again")
     stats = {key: int(value) for key, value in artefact.stats().items()}

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from minos_ray.config.load import resolve
 from minos_ray.errors import UserError
+from minos_ray.problems.split import read_problems
 from minos_ray.store.run import Artefact, Run
-from minos_ray.work.run_units import whole_units
+from minos_ray.work.run_units import stored_units
 
 # What a scorer is given: a unit with its solutions.
 UNITS = pa.schema(
@@ -34,8 +35,7 @@ def read_pieces(run: Run, split: str) -> pa.Table:
 
     UserError when no labelled candidate belongs to a problem of the split.
     """
-    problems = run.artefact("problems").read(["problem_id", "split", "question"])
-    problems = problems.filter(pc.equal(problems["split"], split)).combine_chunks()
+    problems = read_problems(run, split, ["problem_id", "question"]).combine_chunks()
     parts, seen = [], []
     for name, rows in run.artefact("labels").named_parts(["problem_id"]):
         parts.append(name)
@@ -73,7 +73,7 @@ def missing(artefacts: Sequence[Artefact], made: pa.Table) -> pa.Table:
     rows, chosen, names = made["rows"].to_numpy(), [], []
     for artefact in artefacts:
         ids = unit_ids(artefact, made)
-        left = np.flatnonzero(~whole_units(artefact, ids, rows))
+        left = np.flatnonzero(~stored_units(artefact, ids, rows))
         chosen.append(left)
         names.append(ids.take(left))
     units = made.drop_columns("piece").take(np.concatenate(chosen))

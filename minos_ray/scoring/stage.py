@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.candidates.checks import length_problems, weight_problems
-from minos_ray.cluster import connect
 from minos_ray.cluster.bundles import Bundles
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.resources import Scoring
@@ -19,7 +18,7 @@ from minos_ray.graph.state import Todo
 from minos_ray.scoring.solutions import Reader, missing, read_pieces
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import forget, run_units
+from minos_ray.work.run_units import Work, run_units
 
 WORKER = "minos_ray.scoring.scorer:Scorers"
 
@@ -97,19 +96,14 @@ def score_missing(
     pieces: pa.Table,
     worker: str,
 ) -> None:
-    """Has the units scored that are not stored."""
+    """Scores the units that are not stored."""
     units = [missing(begun, pieces)]  # in a list, out of which the table goes to Ray's store
-    rows, left = size(pieces) * len(begun), size(units[0]) if units[0].num_rows else 0
-    if not left:
-        return forget(run, "scores")
-    resources = of_worker(config.resources.score, worker)
-    connect.connect(config)
-    run_units(
-        run,
-        "scores",
-        units.pop(),
-        Reader,
-        {
+    rows, resources = size(pieces) * len(begun), of_worker(config.resources.score, worker)
+    work = Work(
+        label="score",
+        pool="score",
+        worker=Reader,
+        kwargs={
             "worker": worker,
             "labelled": labelled.path,
             "run": run.path,
@@ -117,14 +111,12 @@ def score_missing(
             "aggregation": config.score.aggregation,
             "resources": resources,
         },
-        resources,
         batch_units=resources.units_per_task,
-        label="score",
         rows=rows,
-        rows_before=rows - left,
-        unit="scores",
-        wait_s=config.resources.wait_s,
+        rows_before=rows - size(units[0]),
+        row_name="scores",
     )
+    run_units(run, "scores", units.pop(), work, config.resources.model_copy(update={"score": resources}))
 
 
 def of_worker(resources: Scoring, worker: str) -> Scoring:
@@ -136,7 +128,7 @@ def of_worker(resources: Scoring, worker: str) -> Scoring:
 
 def size(pieces: pa.Table) -> int:
     """Candidates of pieces."""
-    return pc.sum(pieces["rows"]).as_py()
+    return pc.sum(pieces["rows"]).as_py() or 0
 
 
 def finish(artefact: Artefact, pieces: pa.Table, facts: dict[str, Any]) -> Manifest:

@@ -1,4 +1,4 @@
-"""Columns of every row artefact, as Arrow schemas (DESIGN: Run directory)."""
+"""Columns of every row artefact, as Arrow schemas."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,6 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
+
+# A row of an artefact or of a file, as a dictionary of its columns.
+Row = dict[str, Any]
+
+# Statuses of a label, as the grader gives them; only the first two say what an answer is worth.
+STATUSES = ("correct", "wrong", "no_answer", "timeout")
+GRADED = STATUSES[:2]
 
 STRINGS = pa.list_(pa.string())
 LABELS = pa.list_(pa.int8())
@@ -158,10 +165,10 @@ def validate(name: str, rows: pa.Table) -> pa.Table:
     for column in schema.names:
         if column not in NULLABLE[name] and rows[column].null_count:
             raise UserError(f"{name}: column '{column}' has {rows[column].null_count} empty values")
-    return refuse_duplicates(name, rows)
+    return require_unique_ids(name, rows)
 
 
-def refuse_duplicates(name: str, rows: pa.Table) -> pa.Table:
+def require_unique_ids(name: str, rows: pa.Table) -> pa.Table:
     """`rows` unchanged when every id is there once; UserError names a repeated one."""
     key = KEYS[name]
     counts = pc.value_counts(rows[key])

@@ -1,28 +1,33 @@
-"""Where runs lie: a local disk, or an object store whose requests are tried again while it is busy or away."""
+"""The file systems of runs: a local disk, or an object store whose requests are retried while it is busy or away."""
 
 import errno
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from minos_ray.errors import StorageFailed, UserError
 
-# A request to S3 is tried so often, after 0.05 s, 0.1 s, 0.2 s, ...: for 102 s in all. It then stops the work.
+# Attempts of a request to S3, after 0.05 s, 0.1 s, 0.2 s, ...: 102 s in all. Then the work stops.
 S3_ATTEMPTS = 12
 ONE_REQUEST = 5 << 20
-# File systems that show an object whole or not at all, and have no folders. (Azure's shows an empty one at first.)
+# File systems that write an object atomically, and have no folders. (Azure's shows an empty object at first.)
 OBJECT_STORES = {"s3", "gcs"}
 ASIDE = ".tmp"
+# Threads that read ahead: reading a small file is waiting, on a disk a little and on an object store long.
+READERS = 16
+T = TypeVar("T")
 FULL = {errno.ENOSPC, errno.EDQUOT}
-OF_WHAT_IS_THERE = {"read", "set aside", "deleted"}
+OF_EXISTING_FILES = {"read", "set aside", "deleted"}
 # `s3://KEY@`, `abfs://:KEY@`, `?access_token=`, and the signature of Azure's `?sig=`; the user of gs://anonymous@ is no
 # secret. In a path after the authority `:` and `@` mean nothing; only where a colon in it has no port behind may a
 # secret with a slash go on there.
@@ -31,7 +36,7 @@ KEY_INSIDE = re.compile(
     r"|[?&]([^=&]*(key|token|secret|password)[^=&]*|sig)=",
     re.I,
 )
-# What pyarrow knows of S3 in this process and does not send to another one.
+# Settings of S3 that pyarrow does not send to another process.
 NOT_SENT = re.compile(r"[?&](tls_verify_certificates|tls_ca_dir_path|smart_defaults)=")
 
 
@@ -60,10 +65,10 @@ def open_path(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem and the path on it of a local path or URI."""
     if "://" not in path:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-    refuse_key("run", path)
+    require_no_key("run", path)
     if path.startswith("s3://") and (lost := NOT_SENT.search(path)):
         raise UserError(f"run: '{lost[1]}' in '{path}' would not reach the actors; use tls_ca_file_path, or http")
-    with said("opened", path, None):
+    with storage_errors("opened", path, None):
         try:
             fs, root = pafs.FileSystem.from_uri(path)
         except (pa.ArrowInvalid, ValueError) as error:
@@ -71,7 +76,7 @@ def open_path(path: str) -> tuple[pafs.FileSystem, str]:
     return (patient(fs.__reduce__()[1][0]) if isinstance(fs, pafs.S3FileSystem) else fs), root
 
 
-def refuse_key(key: str, path: str) -> None:
+def require_no_key(key: str, path: str) -> None:
     """UserError, which does not repeat it, when a URI holds a key or a password."""
     if KEY_INSIDE.search(path):
         raise UserError(
@@ -90,20 +95,22 @@ def inside(path: str, name: str) -> str:
 
 
 def atomic(fs: pafs.FileSystem) -> bool:
-    """Whether a file shows up whole or not at all as it is, with no need to write it aside."""
+    """Whether the storage itself writes a file atomically."""
     return fs.type_name in OBJECT_STORES
 
 
-def put(fs: pafs.FileSystem, path: str, content: bytes) -> None:
-    """Writes a file that is seen whole or not at all: aside and renamed, where the storage does not see to that."""
+def write_file(fs: pafs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a file atomically: aside and renamed, where the storage itself is not atomic."""
     if atomic(fs):
         small = isinstance(fs, PatientS3) and len(content) <= ONE_REQUEST
-        stream_into(fs.quick if small else fs, path, content)
+        with (fs.quick if small else fs).open_output_stream(path) as stream:
+            stream.write(content)
         return
     fs.create_dir(path.rpartition("/")[0], recursive=True)
     aside = f"{path}.{time.time_ns()}{ASIDE}"
     try:
-        stream_into(fs, aside, content)
+        with fs.open_output_stream(aside) as stream:
+            stream.write(content)
         fs.move(aside, path)
     except OSError:
         with suppress(OSError):
@@ -111,14 +118,8 @@ def put(fs: pafs.FileSystem, path: str, content: bytes) -> None:
         raise
 
 
-def stream_into(fs: pafs.FileSystem, path: str, content: bytes) -> None:
-    """Writes a file in place."""
-    with fs.open_output_stream(path) as stream:
-        stream.write(content)
-
-
 def copy_folder(folder: str, root: str, fs: pafs.FileSystem) -> None:
-    """Copies the files of a local folder; of one that does not fit on a disk nothing stays there, to keep it full."""
+    """Copies the files of a local folder. When they do not fit on a disk, none stays there, to leave it free."""
     if not atomic(fs):
         fs.create_dir(root, recursive=True)
     try:
@@ -132,27 +133,50 @@ def copy_folder(folder: str, root: str, fs: pafs.FileSystem) -> None:
 
 
 @contextmanager
-def said(done: str, path: str, size: int | None) -> Iterator[None]:
-    """What the storage says against it becomes one line; that a file is not there is the caller's affair, unless it
-    was to be made."""
+def storage_errors(action: str, path: str, size: int | None) -> Iterator[None]:
+    """Turns an error of the storage into StorageFailed, one line that names the file and the action (`written`).
+
+    That a file does not exist is the caller's affair, unless it was to be made.
+    """
     start = time.monotonic()
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and done in OF_WHAT_IS_THERE:
+        if isinstance(error, FileNotFoundError) and action in OF_EXISTING_FILES:
             raise
         if error.errno in FULL and "://" not in path:
-            why = full(path, size)
+            reason = disk_is_full(path, size)
         else:
-            why = f"{(str(error).splitlines() or [''])[0]} (after {time.monotonic() - start:.0f} s)"
-        raise StorageFailed(f"{path} cannot be {done}: {why}; what is stored is kept, a rerun does the rest") from error
+            reason = f"{(str(error).splitlines() or [''])[0]} (after {time.monotonic() - start:.0f} s)"
+        raise StorageFailed(
+            f"{path} cannot be {action}: {reason}; what is stored is kept, a rerun does the rest"
+        ) from error
 
 
-def full(path: str, size: int | None) -> str:
-    """Which disk is full, and by how many bytes."""
+def disk_is_full(path: str, size: int | None) -> str:
+    """Which disk is full, how many bytes are free and how many are needed."""
     mount = os.path.dirname(path)
     while not os.path.ismount(mount):
         mount = os.path.dirname(mount)
     disk = shutil.disk_usage(mount)
-    wanted = f" where {size:,} are wanted" if size is not None else ""
-    return f"no space left on the disk at {mount}, {disk.free:,} of {disk.total:,} bytes are free{wanted}"
+    needed = f" where {size:,} are wanted" if size is not None else ""
+    return f"no space left on the disk at {mount}, {disk.free:,} of {disk.total:,} bytes are free{needed}"
+
+
+def prefetch(read: Callable[[str], T], names: Iterable[str]) -> Iterator[tuple[str, T]]:
+    """Every name and the result of `read(name)`, in order, read ahead by `READERS` threads.
+
+    A run has thousands of small files. At most twice `READERS` results are in memory.
+    """
+    pool = ThreadPoolExecutor(READERS)
+    pending: deque[tuple[str, Future[T]]] = deque()
+    try:
+        for name in names:
+            pending.append((name, pool.submit(read, name)))
+            if len(pending) > 2 * READERS:
+                oldest, result = pending.popleft()
+                yield oldest, result.result()
+        for oldest, result in pending:
+            yield oldest, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure nobody reads the results of those that have not begun

@@ -7,24 +7,48 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minos_ray import __version__
 from minos_ray.errors import UserError
 from minos_ray.store import filesystem, parquet
 from minos_ray.store.columns import SCHEMAS
-from minos_ray.store.filesystem import open_path
-from minos_ray.store.manifest import Manifest, fingerprint
-from minos_ray.store.prefetch import ahead
+from minos_ray.store.filesystem import open_path, prefetch
 
 __all__ = ["Artefact", "Manifest", "Run", "fingerprint", "open_path"]
 
-Found = TypeVar("Found")
+T = TypeVar("T")
+
+
+class Manifest(BaseModel):
+    """Written last: what went into a complete artefact, how many rows came out, what was dropped and why.
+
+    `parts` is the number of its files of rows (None in manifests of early versions).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    artefact: str
+    fingerprint: str
+    inputs: dict[str, Any]
+    version: str
+    counts: dict[str, int]
+    dropped: dict[str, int]
+    details: dict[str, Any]
+    created: str
+    parts: int | None = None
+
+
+def fingerprint(inputs: dict[str, Any]) -> str:
+    """16 hex digits that name a JSON value."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class Run:
@@ -47,60 +71,60 @@ class Run:
         """The path or URI of a file or folder of the run."""
         return filesystem.inside(self.path, name)
 
-    def said(self, done: str, name: str, size: int | None = None) -> AbstractContextManager[None]:
-        """Turns errors of the storage into WorkStopped with a line that names the file; see `storage.said`."""
-        return filesystem.said(done, self.at(name), size)
+    def storage_errors(self, action: str, name: str, size: int | None = None) -> AbstractContextManager[None]:
+        """See `filesystem.storage_errors`."""
+        return filesystem.storage_errors(action, self.at(name), size)
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there."""
-        with self.said("looked for", name):
+        with self.storage_errors("looked for", name):
             return self.fs.get_file_info(f"{self.root}/{name}").type != pafs.FileType.NotFound
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Writes a file: aside, then renamed; in an object store at once, which is whole or not there."""
-        with self.said("written", name, len(content)):
-            filesystem.put(self.fs, f"{self.root}/{name}", content)
+        """Writes a file atomically."""
+        with self.storage_errors("written", name, len(content)):
+            filesystem.write_file(self.fs, f"{self.root}/{name}", content)
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file."""
-        with self.said("read", name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+        with self.storage_errors("read", name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
             return stream.read()
 
     def upload(self, folder: str, name: str) -> None:
         """Copies the files of a local folder into one of the run."""
-        with self.said("written", name):
+        with self.storage_errors("written", name):
             filesystem.copy_folder(folder, f"{self.root}/{name}", self.fs)
 
     def download(self, name: str, folder: str) -> None:
         """Copies the files of a folder of the run into a local one that is there."""
-        with self.said("read", name):
+        with self.storage_errors("read", name):
             pafs.copy_files(f"{self.root}/{name}", folder, self.fs, pafs.LocalFileSystem())
 
     def delete(self, name: str) -> None:
         """Removes a file or folder that may be there, and may be removed by another process meanwhile."""
-        with self.said("deleted", name), suppress(FileNotFoundError):
+        with self.storage_errors("deleted", name), suppress(FileNotFoundError):
             info = self.fs.get_file_info(f"{self.root}/{name}")
             if info.type == pafs.FileType.Directory:
                 self.fs.delete_dir(info.path)
             elif info.type == pafs.FileType.File:
                 self.fs.delete_file(info.path)
 
-    def _listed(self, name: str, recursive: bool = False) -> list[pafs.FileInfo]:
+    def _list(self, name: str, recursive: bool = False) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(f"{self.root}/{name}".rstrip("/"), allow_not_found=True, recursive=recursive)
-        with self.said("listed", name):
+        with self.storage_errors("listed", name):
             return self.fs.get_file_info(selector)
 
     def files(self, name: str) -> list[str]:
         """Sorted base names of the files directly in a folder."""
-        return sorted(i.base_name for i in self._listed(name) if i.type == pafs.FileType.File)
+        return sorted(i.base_name for i in self._list(name) if i.type == pafs.FileType.File)
 
     def folders(self, name: str) -> list[str]:
         """Sorted base names of the folders directly in a folder."""
-        return sorted(i.base_name for i in self._listed(name) if i.type == pafs.FileType.Directory)
+        return sorted(i.base_name for i in self._list(name) if i.type == pafs.FileType.Directory)
 
     def sizes(self, name: str) -> dict[str, int]:
         """Bytes of every file below a folder, by its path from there."""
-        files = [i for i in self._listed(name, recursive=True) if i.type == pafs.FileType.File]
+        files = [i for i in self._list(name, recursive=True) if i.type == pafs.FileType.File]
         return {i.path.removeprefix(f"{self.root}/{name}/"): i.size for i in files}
 
 
@@ -115,27 +139,27 @@ class Artefact:
         self.begun_name = f"{name}.begun.json" if self.is_file else f"{name}/begun.json"
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None while the artefact is not complete (one torn or of another artefact is none)."""
+        """The manifest. None if the artefact is incomplete, or if the manifest is corrupt or of another artefact."""
         try:
-            found = Manifest.model_validate_json(self.run.read_bytes(self.manifest_name))
+            manifest = Manifest.model_validate_json(self.run.read_bytes(self.manifest_name))
         except (FileNotFoundError, ValidationError):
             return None
         # The last names alone: a model is also read from where its folder was copied to.
-        return found if found.artefact.rpartition("/")[2] == self.name.rpartition("/")[2] else None
+        return manifest if manifest.artefact.rpartition("/")[2] == self.name.rpartition("/")[2] else None
 
     def begun(self) -> str | None:
-        """The fingerprint that the present parts belong to."""
+        """The fingerprint of the inputs that the present parts are made from; None when nothing was begun."""
         try:
             return str(json.loads(self.run.read_bytes(self.begun_name))["fingerprint"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def begun_inputs(self) -> dict[str, Any] | None:
-        """What the present parts were made from."""
+        """The inputs that the present parts are made from; None when nothing was begun."""
         return json.loads(self.run.read_bytes(self.begun_name))["inputs"] if self.begun() else None
 
     def adopt(self, inputs: dict[str, Any]) -> None:
-        """Keeps the present parts for other inputs; the artefact is not complete any more."""
+        """Keeps the present parts for other inputs; the artefact is then incomplete."""
         self.run.delete(self.manifest_name)
         self._write_begun(inputs)
 
@@ -144,9 +168,9 @@ class Artefact:
         self.run.write_bytes(self.begun_name, json.dumps(content).encode())
 
     def begin(self, inputs: dict[str, Any]) -> None:
-        """Makes the artefact writable: parts of the same inputs stay, anything else is removed first."""
+        """Makes the artefact writable: parts of the same inputs stay, parts of others are deleted."""
         if self.begun() != fingerprint(inputs):
-            # In this order: a kill in the middle leaves neither a manifest nor a beginning without all of its parts.
+            # In this order, so that a kill in between leaves neither file beside only some of its parts.
             for name in (self.manifest_name, self.begun_name, self.name):
                 self.run.delete(name)
             self._write_begun(inputs)
@@ -170,11 +194,11 @@ class Artefact:
             parts=None if self.is_file else len(self._part_files()),
         )
         self.run.write_bytes(self.manifest_name, manifest.model_dump_json(indent=1).encode())
-        self._clear_left()
+        self._delete_leftovers()
         return manifest
 
-    def _clear_left(self) -> None:
-        """Removes what killed writers left; whoever still writes here was given up and is not waited for."""
+    def _delete_leftovers(self) -> None:
+        """Deletes files that killed writers left. A process that still writes here was given up, and may fail."""
         if filesystem.atomic(self.run.fs):
             return
         folder, _, start = self.begun_name.removesuffix("begun.json").rpartition("/")
@@ -185,38 +209,37 @@ class Artefact:
     def write_part(
         self, name: str, rows: pa.Table, stats: dict[str, float] | None = None, units: Sequence[str] = ()
     ) -> None:
-        """Writes `part-NAME.parquet`; the same name overwrites. `stats` travel inside the part and are summed later.
-
-        So do the ids of the `units` of work that the rows came from.
+        """Writes `part-NAME.parquet`; the same name overwrites. The footer holds `stats`, which are summed later, and
+        the ids of the `units` of work that the rows came from.
         """
-        self.run.write_bytes(f"{self.name}/part-{name}.parquet", parquet.encoded(rows, stats or {}, units))
+        self.run.write_bytes(f"{self.name}/part-{name}.parquet", parquet.encode_part(rows, stats or {}, units))
 
     def part_names(self, start: str = "") -> list[str]:
-        """Names (that begin with `start`) of whole parts; torn ones are renamed to `.torn` and so asked for again."""
-        return [name for name, _ in self.noted(start)]
+        """Names (that begin with `start`) of parts. Torn ones are renamed to `.torn`, so their rows are made again."""
+        return [name for name, _ in self.part_footers(start)]
 
-    def noted(self, start: str = "") -> Iterator[tuple[str, parquet.Notes]]:
-        """`part_names`, and what each part says of itself."""
-        for file, notes in ahead(self._notes, self._part_files(start)):
-            if notes is not None:
-                yield parquet.named(file), notes
+    def part_footers(self, start: str = "") -> Iterator[tuple[str, parquet.PartFooter]]:
+        """The names of `part_names` with the footers."""
+        for file, footer in prefetch(self._footer_or_set_aside, self._part_files(start)):
+            if footer is not None:
+                yield parquet.name_of(file), footer
 
     def _part_files(self, start: str = "") -> list[str]:
         return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
 
-    def _notes(self, file: str) -> parquet.Notes | None:
-        notes = whole(self.run, f"{self.name}/{file}", parquet.notes)
-        if notes is None:
+    def _footer_or_set_aside(self, file: str) -> parquet.PartFooter | None:
+        footer = read_or_none_if_torn(self.run, f"{self.name}/{file}", parquet.read_footer)
+        if footer is None:
             path = f"{self.run.root}/{self.name}/{file}"
-            with self.run.said("set aside", f"{self.name}/{file}"):
+            with self.run.storage_errors("set aside", f"{self.name}/{file}"):
                 self.run.fs.move(path, f"{path}.torn")
-        return notes
+        return footer
 
     def read(self, columns: list[str] | None = None, partial: bool = False) -> pa.Table:
         """All rows, parts in order of their names. Raises UserError unless complete or `partial`."""
         files = [f"part-{name}.parquet" for name in self.part_names()] if partial else self._complete_files()
-        tables = [rows for _, rows in ahead(lambda file: self._read_part(file, columns), files)]
-        return pa.concat_tables(tables) if tables else self.nothing(columns)
+        tables = [rows for _, rows in prefetch(lambda file: self._read_part(file, columns), files)]
+        return pa.concat_tables(tables) if tables else self.empty_table(columns)
 
     def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The parts of an artefact, one at a time. Raises UserError unless it is complete."""
@@ -224,13 +247,13 @@ class Artefact:
 
     def named_parts(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """`parts` with their names."""
-        for file, rows in ahead(lambda file: self._read_part(file, columns), self._complete_files()):
-            yield parquet.named(file), rows
+        for file, rows in prefetch(lambda file: self._read_part(file, columns), self._complete_files()):
+            yield parquet.name_of(file), rows
 
     def sizes_of_parts(self) -> Iterator[tuple[str, int]]:
         """Names of the parts and how many rows they have, without reading them. Raises UserError unless complete."""
-        for name, notes in ahead(self.part_notes, map(parquet.named, self._complete_files())):
-            yield name, notes.rows
+        for name, footer in prefetch(self.part_footer, map(parquet.name_of, self._complete_files())):
+            yield name, footer.rows
 
     def _complete_files(self) -> list[str]:
         manifest = self.manifest()
@@ -245,22 +268,22 @@ class Artefact:
         return files
 
     def read_where(self, column: str, values: Iterable[str] | None, columns: list[str] | None = None) -> pa.Table:
-        """The rows whose `column` is one of `values` (None: all); of parts without one only that column is read.
+        """The rows whose `column` is one of `values` (None: all). Of parts without such a row only that column is read.
 
         Raises UserError unless the artefact is complete.
         """
         if values is None:
             return self.read(columns)
-        wanted = pa.array(list(values), pa.string())
+        value_set = pa.array(list(values), pa.string())
 
-        def chosen(file: str) -> pa.Table | None:
-            mask = pc.is_in(self._read_part(file, [column])[column], value_set=wanted)
+        def matching_rows(file: str) -> pa.Table | None:
+            mask = pc.is_in(self._read_part(file, [column])[column], value_set=value_set)
             return self._read_part(file, columns).filter(mask) if pc.any(mask).as_py() else None
 
-        found = [rows for _, rows in ahead(chosen, self._complete_files()) if rows is not None]
-        return pa.concat_tables(found) if found else self.nothing(columns)
+        tables = [rows for _, rows in prefetch(matching_rows, self._complete_files()) if rows is not None]
+        return pa.concat_tables(tables) if tables else self.empty_table(columns)
 
-    def nothing(self, columns: list[str] | None) -> pa.Table:
+    def empty_table(self, columns: list[str] | None) -> pa.Table:
         """A table without rows."""
         schema = SCHEMAS.get(self.name.partition("/")[0])
         return schema.empty_table().select(columns or schema.names) if schema else pa.table({})
@@ -269,38 +292,38 @@ class Artefact:
         """The rows of one part."""
         return self._read_part(f"part-{name}.parquet", columns)
 
-    def part_notes(self, name: str) -> parquet.Notes:
-        """The units of one part, the number of its rows and its stats, without reading them."""
-        file = f"part-{name}.parquet"
-        return self._sure(file, whole(self.run, f"{self.name}/{file}", parquet.notes))
+    def part_footer(self, name: str) -> parquet.PartFooter:
+        """The footer of one part. Raises UserError when it is torn."""
+        return self._read_or_raise_torn(f"part-{name}.parquet", parquet.read_footer)
 
     def _read_part(self, file: str, columns: list[str] | None) -> pa.Table:
-        return self._sure(file, whole(self.run, f"{self.name}/{file}", lambda source: parquet.rows(source, columns)))
+        return self._read_or_raise_torn(file, lambda source: parquet.read_rows(source, columns))
 
-    def _sure(self, file: str, found: Found | None) -> Found:
-        """What was found in a part; UserError says what to do when it was torn."""
-        if found is None:
+    def _read_or_raise_torn(self, file: str, read: Callable[[pa.NativeFile], T]) -> T:
+        result = read_or_none_if_torn(self.run, f"{self.name}/{file}", read)
+        if result is None:
             path, manifest = self.run.at(f"{self.name}/{file}"), self.run.at(self.manifest_name)
             raise UserError(
                 f"{path} is torn; delete {manifest} and it, and run its stage again, only this part is redone"
             )
-        return found
+        return result
 
     def stats(self) -> dict[str, float]:
-        """Sum over the parts of what `write_part` was given as stats."""
+        """The sum over all parts of the `stats` that `write_part` was given."""
         total: dict[str, float] = {}
-        for _, notes in self.noted():
-            for key, value in notes.stats.items():
+        for _, footer in self.part_footers():
+            for key, value in footer.stats.items():
                 total[key] = total.get(key, 0) + value
         return total
 
 
-def whole(run: Run, name: str, read: Callable[[pa.NativeFile], Found]) -> Found | None:
-    """What `read` gets from a part; None when it is torn.
+def read_or_none_if_torn(run: Run, name: str, read: Callable[[pa.NativeFile], T]) -> T | None:
+    """The result of `read` for a part; None when the part is torn.
 
-    Of that one is sure only with all bytes at hand, since a storage that fails and a torn file raise the same errors.
+    A failing storage and a torn file raise the same errors, so `read` is tried again on the bytes of the whole file
+    before it is called torn.
     """
-    with run.said("read", name):
+    with run.storage_errors("read", name):
         source = run.fs.open_input_file(f"{run.root}/{name}")
     try:
         with source:

@@ -89,6 +89,6 @@ def copy(source: Artefact, target: Artefact) -> None:
     for name in source.run.files(source.name):
         if name not in ("manifest.json", "begun.json"):
             ends = (f"{artefact.run.root}/{artefact.name}/{name}" for artefact in (source, target))
-            with target.run.said("written", f"{target.name}/{name}"):
+            with target.run.storage_errors("written", f"{target.name}/{name}"):
                 pafs.copy_files(*ends, source.run.fs, target.run.fs)
     target.run.write_bytes(target.manifest_name, source.run.read_bytes(source.manifest_name))

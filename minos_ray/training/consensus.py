@@ -2,15 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from minos_ray.config.load import resolve
 from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
 from minos_ray.steps.policy import first_error
+from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
 
-Row = dict[str, Any]
 COLUMNS = ["candidate_id", "prompt_version", "status", "step_verdicts"]
 
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from minos_ray.config.training import Sft
 from minos_ray.inserted.reading import without_annotations
-from minos_ray.problems.split import rows_of_problems
+from minos_ray.problems.split import read_problems, rows_of_problems
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.run import Run
-from minos_ray.training.data import Data, Row, read, train_questions
+from minos_ray.training.data import Data, Row, train_questions
 from minos_ray.training.documents import Document, document_rows
 
 CONTROLS = ("candidates", "solutions")
@@ -51,8 +51,8 @@ def candidates(run: Run) -> list[Document]:
 
 def solutions(run: Run) -> list[Document]:
     """The train problems' own solutions, where they have one."""
-    rows = read(run, "problems", ["problem_id", "split", "question", "solution"])
-    told = [row for row in rows if row["split"] == "train" and row["solution"]]
+    rows = read_problems(run, "train", ["problem_id", "question", "solution"]).sort_by("problem_id").to_pylist()
+    told = [row for row in rows if row["solution"]]
     plain = [without_annotations(without_thinking(row["solution"]))[0] for row in told]
     lines = [[line for line in text.splitlines() if line.strip()] for text in plain]
     return [(row["problem_id"], row["question"], steps) for row, steps in zip(told, lines, strict=True)]

@@ -14,16 +14,16 @@ import pyarrow.compute as pc
 from minos_ray.config.schema import Config
 from minos_ray.config.training import Reward, Sft
 from minos_ray.errors import UserError
-from minos_ray.problems.split import rows_of_problems
+from minos_ray.problems.split import problems_by_id, rows_of_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.own_text import without_thinking
+from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
 from minos_ray.training import base_tokens
 from minos_ray.training.consensus import agreed
 from minos_ray.training.rows import language_row
 
-Row = dict[str, Any]
 CHUNK = 1000
 # Stage 1 keeps a fiftieth of its rows (at most this many) to watch the loss on.
 HELD_OUT_CRITIQUES = 200
@@ -51,8 +51,7 @@ def read(run: Run, artefact: str, columns: list[str]) -> list[Row]:
 
 def train_questions(run: Run) -> dict[str, str]:
     """Question by problem id, of the train split."""
-    rows = read(run, "problems", ["problem_id", "split", "question"])
-    return {row["problem_id"]: row["question"] for row in rows if row["split"] == "train"}
+    return {name: row["question"] for name, row in problems_by_id(run, "train", ["problem_id", "question"]).items()}
 
 
 def critique_data(
@@ -201,7 +200,7 @@ def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
     labels = rows_of_problems(run.artefact("labels"), columns, asked.keys()).sort_by("candidate_id")
     for row in labels.to_pylist():
         text = (row["problem_id"], *row["steps"])
-        if row["status"] not in ("correct", "wrong"):
+        if row["status"] not in GRADED:
             dropped[f"label_{row['status']}"] += 1
         elif text in seen:
             dropped["same_text"] += 1

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.store.parquet import PartFooter
 from minos_ray.store.run import Artefact, Run
-from minos_ray.work.poison import Attempts, Lives, lost
+from minos_ray.work.poison import CrashLog, RestartBudget, node_is_lost
 
-# Finished units wait at most so long for others to share a part with.
+# Finished units wait at most this long for others to share a part with.
 PART_S = 60.0
 Stats = dict[str, float]
 OUTCOME = pa.schema(
@@ -20,25 +21,17 @@ OUTCOME = pa.schema(
         ("units", pa.int64()),
         ("rows", pa.int64()),
         ("stats", pa.string()),
-        ("failed", pa.list_(pa.string())),
-        ("barren", pa.bool_()),
+        ("poisoned", pa.list_(pa.string())),
+        ("gave_up", pa.bool_()),
     ]
 )
 
 
 class Finished(NamedTuple):
-    """Units whose rows are all there, and numbers to be summed (tokens, refusals by reason)."""
+    """Units with all of their rows, and numbers to be summed (tokens, refusals by reason)."""
 
     units: list[str]
     rows: pa.Table
-    stats: Stats
-
-
-class Stored(NamedTuple):
-    """What is in a part: its units, the number of its rows, and its numbers."""
-
-    units: list[str]
-    rows: int
     stats: Stats
 
 
@@ -47,7 +40,7 @@ class Worker(Protocol):
 
     A worker may also have `stream(units, starting) -> Iterator[Finished]`: it calls `starting` with the ids of units
     before it tries them and yields each as soon as it is finished. And a static method `failed(units, **kwargs)` that
-    gives the rows of units that killed every engine they met; `kwargs` are those of the constructor.
+    gives the rows of poisoned units; `kwargs` are those of the constructor.
     """
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, Stats]:
@@ -55,7 +48,7 @@ class Worker(Protocol):
 
 
 class PartWriter:
-    """Does tasks: ranges of the table of units. A task whose actor died is given to a new one and goes on there."""
+    """Does tasks: ranges of the table of units. The task of an actor that died is given to a new one and resumed."""
 
     def __init__(
         self,
@@ -64,161 +57,154 @@ class PartWriter:
         run: str,
         artefact: str,
         units: Any,
-        attempts: str,
+        crash_logs: str,
         part_units: int,
-        at_once: int,
+        batch_units: int,
         tally: Any,
     ) -> None:
         import ray
 
         context = ray.get_runtime_context()
-        self.run, self.artefact, self.attempts = Run(run), artefact, attempts
-        self.node, self.part_units, self.at_once = context.get_node_id(), part_units, at_once
+        self.run, self.artefact, self.crash_logs = Run(run), artefact, crash_logs
+        self.node, self.part_units, self.batch_units = context.get_node_id(), part_units, batch_units
         self.tally = tally
         tally.join.remote(context.current_actor)
         self.units: pa.Table = ray.get(units)
-        self.lives = Lives(self.run, f"{attempts}/{context.get_actor_id()}")
-        if self.lives.left:
+        self.restarts = RestartBudget(self.run, f"{crash_logs}/{context.get_actor_id()}")
+        # An exhausted actor must not make its worker, which may be what crashes: it lives on to say that it gave up.
+        if not self.restarts.exhausted:
             self.worker = worker(**kwargs)
 
     def __call__(self, task: pa.Table) -> pa.Table:
-        """What became of the units from `first` on, `count` of them: one row for each artefact among them."""
+        """Does the task's units, `count` from `first` on. Returns a row of `OUTCOME` for each artefact among them."""
         units = self.units.slice(task["first"][0].as_py(), task["count"][0].as_py())
-        return pa.Table.from_pylist([self.do(*some) for some in by_artefact(units, self.artefact)], schema=OUTCOME)
+        groups = split_by_artefact(units, self.artefact)
+        return pa.Table.from_pylist([self.do(*group) for group in groups], schema=OUTCOME)
 
     def do(self, artefact: str, units: pa.Table) -> dict[str, Any]:
-        """Does units of one artefact, without those that an earlier attempt stored."""
+        """Does units of one artefact, except those that an earlier attempt stored."""
         name, target = part_name(units), self.run.artefact(artefact)
-        attempts = Attempts(self.run, f"{self.attempts}/{artefact}/{name}", self.node)
-        if attempts.again:
-            clear_joined(target, name)
-        done = stored(target, name) if attempts.again else []
-        left = without(units, [unit for part in done for unit in part.units])
-        if attempts.again:
+        log = CrashLog(self.run, f"{self.crash_logs}/{artefact}/{name}", self.node)
+        parts: list[PartFooter] = []
+        if log.is_retry:
+            delete_compacted_pieces(target, name)
+            parts = [target.part_footer(part) for part in target.part_names(name)]
+        missing = without(units, [unit for part in parts for unit in part.units])
+        if log.is_retry:
             self.tally.add.remote(0, {"actor_died": 1})
-            look_back(attempts, left)
-        if self.lives.left:
-            done += self.go_on(target, name, units, left, attempts)
-        failed = [unit for unit in ids(left) if attempts.guilty(unit)]
-        if self.lives.left and len(done) > 1:
-            join(target, name)
+            # A lost node is not the units' fault.
+            if node_is_lost(log.last_node):
+                log.clear_in_flight()
+            else:
+                log.count_crash(unit_ids(missing))
+        if not self.restarts.exhausted:
+            parts += self.store_finished(target, name, units, missing, log)
+            if len(parts) > 1:
+                compact(target, name)
         return {
-            "units": sum(len(part.units) for part in done),
-            "rows": sum(part.rows for part in done),
-            "stats": json.dumps(added(part.stats for part in done)),
-            "failed": failed,
-            "barren": not self.lives.left,
+            "units": sum(len(part.units) for part in parts),
+            "rows": sum(part.rows for part in parts),
+            "stats": json.dumps(sum_stats(part.stats for part in parts)),
+            "poisoned": [unit for unit in unit_ids(missing) if log.is_poisoned(unit)],
+            "gave_up": self.restarts.exhausted,
         }
 
-    def go_on(
-        self, target: Artefact, name: str, units: pa.Table, left: pa.Table, attempts: Attempts
-    ) -> Iterator[Stored]:
-        """Tries each suspect alone, then all the others together, and stores what is finished."""
-        suspects = [unit for unit in ids(left) if unit in attempts.deaths]
-        alone = [left.filter(pc.equal(left["unit_id"], unit)) for unit in suspects if not attempts.guilty(unit)]
-        for some in [*alone, without(left, suspects)]:
-            for part in self.parts(some, attempts) if some.num_rows else ():
-                whole = len(part.units) == units.num_rows
-                target.write_part(name if whole else f"{name}-{hashed(part.units)}", part.rows, part.stats, part.units)
-                self.lives.renew()
+    def store_finished(
+        self, target: Artefact, name: str, units: pa.Table, missing: pa.Table, log: CrashLog
+    ) -> Iterator[PartFooter]:
+        """Tries each suspect alone, then all other missing units together, and stores what is finished."""
+        suspects = [unit for unit in unit_ids(missing) if unit in log.crashes]
+        alone = [missing.filter(pc.equal(missing["unit_id"], unit)) for unit in suspects if not log.is_poisoned(unit)]
+        for group in [*alone, without(missing, suspects)]:
+            for part in self.parts(group, log) if group.num_rows else ():
+                is_whole_task = len(part.units) == units.num_rows
+                part_of = name if is_whole_task else f"{name}-{hash_ids(part.units)}"
+                target.write_part(part_of, part.rows, part.stats, part.units)
+                self.restarts.reset()
                 self.tally.add.remote(part.rows.num_rows, part.stats)
-                yield Stored(part.units, part.rows.num_rows, part.stats)
+                yield PartFooter(part.units, part.rows.num_rows, part.stats)
 
-    def parts(self, units: pa.Table, attempts: Attempts) -> Iterator[Finished]:
-        """Finished units, as many together as a part should hold."""
+    def parts(self, units: pa.Table, log: CrashLog) -> Iterator[Finished]:
+        """Finished units, grouped into as many as a part should hold."""
         ready: list[Finished] = []
         since = time.monotonic()
-        for finished in self.stream(units, attempts):
-            attempts.finish(finished.units)
+        for finished in self.stream(units, log):
+            log.finish(finished.units)
             ready.append(finished)
             if sum(len(f.units) for f in ready) >= self.part_units or time.monotonic() - since > PART_S:
-                yield together(ready)
+                yield merge(ready)
                 ready, since = [], time.monotonic()
         if ready:
-            yield together(ready)
+            yield merge(ready)
 
-    def stream(self, units: pa.Table, attempts: Attempts) -> Iterator[Finished]:
-        """What the worker finishes, one by one if it can, else `at_once` together."""
+    def stream(self, units: pa.Table, log: CrashLog) -> Iterator[Finished]:
+        """Units as the worker finishes them: one by one if it can, else `batch_units` together."""
         if hasattr(self.worker, "stream"):
-            yield from self.worker.stream(units, attempts.start)
+            yield from self.worker.stream(units, log.start)
             return
-        for first in range(0, units.num_rows, self.at_once):
-            some = units.slice(first, self.at_once)
-            attempts.start(ids(some))
-            yield Finished(ids(some), *self.worker(some))
+        for first in range(0, units.num_rows, self.batch_units):
+            batch = units.slice(first, self.batch_units)
+            log.start(unit_ids(batch))
+            yield Finished(unit_ids(batch), *self.worker(batch))
 
 
-def look_back(attempts: Attempts, left: pa.Table) -> None:
-    """The attempt before this one died; a lost node is not the units' fault."""
-    if lost(attempts.last_node):
-        attempts.forgive()
-    else:
-        attempts.blame(ids(left))
-
-
-def by_artefact(units: pa.Table, default: str) -> list[tuple[str, pa.Table]]:
-    """The units of each artefact: those that have a column `artefact` name their own."""
+def split_by_artefact(units: pa.Table, default: str) -> list[tuple[str, pa.Table]]:
+    """The units of each artefact that a column `artefact` names; without such a column all are of `default`."""
     if "artefact" not in units.column_names:
         return [(default, units)]
     names = units["artefact"].unique().to_pylist()
     return [(name, units.filter(pc.equal(units["artefact"], name))) for name in names]
 
 
-def stored(target: Artefact, task: str) -> list[Stored]:
-    """The parts that earlier attempts at a task stored."""
-    return [Stored(*target.part_notes(name)) for name in target.part_names(task)]
-
-
-def join(target: Artefact, task: str) -> None:
+def compact(target: Artefact, task: str) -> None:
     """Makes one part of those that a finished task stored, since every later stage opens each file."""
-    names = target.part_names(task)
-    if len(names) < 2:
+    footers = dict(target.part_footers(task))
+    if len(footers) < 2:
         return
-    parts = stored(target, task)
-    rows = pa.concat_tables([target.read_part(name) for name in names])
-    units = [unit for part in parts for unit in part.units]
-    target.write_part(task, rows, added(part.stats for part in parts), units)
-    clear_joined(target, task)
+    rows = pa.concat_tables([target.read_part(name) for name in footers])
+    units = [unit for footer in footers.values() for unit in footer.units]
+    target.write_part(task, rows, sum_stats(footer.stats for footer in footers.values()), units)
+    delete_compacted_pieces(target, task)
 
 
-def clear_joined(target: Artefact, task: str) -> None:
-    """Removes the parts that are in the task's one part, if it is there."""
+def delete_compacted_pieces(target: Artefact, task: str) -> None:
+    """Deletes the pieces of a task that has one part for all of its units; a kill may have left some."""
     names = target.part_names(task)
     for name in names if task in names else ():
         if name != task:
             target.run.delete(f"{target.name}/part-{name}.parquet")
 
 
-def together(ready: list[Finished]) -> Finished:
+def merge(ready: list[Finished]) -> Finished:
     """Several as one."""
     units = [unit for finished in ready for unit in finished.units]
-    return Finished(units, pa.concat_tables([f.rows for f in ready]), added(f.stats for f in ready))
+    return Finished(units, pa.concat_tables([f.rows for f in ready]), sum_stats(f.stats for f in ready))
 
 
-def added(numbers: Iterable[Stats]) -> Stats:
+def sum_stats(stats: Iterable[Stats]) -> Stats:
     """The sum of numbers by name."""
     total: Stats = {}
-    for some in numbers:
-        for key, value in some.items():
+    for numbers in stats:
+        for key, value in numbers.items():
             total[key] = total.get(key, 0) + value
     return total
 
 
-def ids(units: pa.Table) -> list[str]:
+def unit_ids(units: pa.Table) -> list[str]:
     """The ids of units."""
     return units["unit_id"].to_pylist()
 
 
-def without(units: pa.Table, done: list[str]) -> pa.Table:
-    """The units that are not `done`."""
-    return units.filter(pc.invert(pc.is_in(units["unit_id"], pa.array(done, units["unit_id"].type))))
+def without(units: pa.Table, ids: list[str]) -> pa.Table:
+    """The units except those with these ids."""
+    return units.filter(pc.invert(pc.is_in(units["unit_id"], pa.array(ids, units["unit_id"].type))))
 
 
 def part_name(units: pa.Table) -> str:
     """The name of a task and of its part: the same for the same units (column `unit_id`)."""
-    return hashed(ids(units))
+    return hash_ids(unit_ids(units))
 
 
-def hashed(units: Iterable[str]) -> str:
+def hash_ids(ids: Iterable[str]) -> str:
     """24 hex digits that name a set of units."""
-    return blake2b("\n".join(sorted(units)).encode(), digest_size=12).hexdigest()
+    return blake2b("\n".join(sorted(ids)).encode(), digest_size=12).hexdigest()

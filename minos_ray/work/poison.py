@@ -1,7 +1,7 @@
-"""What was being tried when an actor died: small files in the run directory, written before the attempt.
+"""Units that crash their actor: small files in the run directory, written before each attempt, tell which ones do.
 
-So they tell after a `kill -9` too. They belong to one call of `run_units` and go with it: an interrupted driver
-blames nobody. A unit that is in work when an engine dies is a suspect and is tried alone from then on.
+They survive `kill -9`. They belong to one call of `run_units` and are deleted with it, so interrupting the driver does
+not count as a crash. A unit that was in flight when an actor crashed is a suspect, and is tried alone from then on.
 """
 
 import json
@@ -9,75 +9,75 @@ from collections.abc import Iterable
 
 from minos_ray.store.run import Run
 
-# Engines that one unit may kill: the first perhaps in company, the others alone.
-DEATHS = 3
-# Deaths of one actor in a row with nothing stored in between: two bad units one after the other take six.
-BARREN = 8
+# A unit is poisoned after it crashed this many actors: the first perhaps in company, the others alone.
+MAX_CRASHES = 3
+# An actor gives up after this many restarts with nothing stored in between. Two poisoned units in a row take six.
+MAX_RESTARTS = 8
 
 
-class Attempts:
-    """The deaths of one task: how often each unit was in work."""
+class CrashLog:
+    """The crashes of one task: the units in flight, and how many crashes each unit was in flight at."""
 
     def __init__(self, run: Run, name: str, node: str) -> None:
         self.run, self.name, self.node = run, f"{name}.json", node
-        self.again = run.exists(self.name)
-        state = json.loads(run.read_bytes(self.name)) if self.again else {}
-        self.running: set[str] = set(state.get("running", ()))
-        self.deaths: dict[str, int] = state.get("deaths", {})
+        self.is_retry = run.exists(self.name)
+        state = json.loads(run.read_bytes(self.name)) if self.is_retry else {}
+        self.in_flight: set[str] = set(state.get("running", ()))
+        self.crashes: dict[str, int] = state.get("deaths", {})
         self.last_node: str = state.get("node", "")
 
-    def blame(self, left: Iterable[str]) -> None:
-        """The last attempt died: its units that are `left` are suspects."""
-        for unit in self.running & set(left):
-            self.deaths[unit] = self.deaths.get(unit, 0) + 1
-        self.forgive()
+    def count_crash(self, unfinished: Iterable[str]) -> None:
+        """The last attempt crashed: of its units in flight, those that are not stored are suspects."""
+        for unit in self.in_flight & set(unfinished):
+            self.crashes[unit] = self.crashes.get(unit, 0) + 1
+        self.clear_in_flight()
 
-    def forgive(self) -> None:
-        """Nobody is in work any more; without `blame`, the attempt ended by nobody's fault: its node was lost."""
-        self.running = set()
+    def clear_in_flight(self) -> None:
+        """No unit is in flight. Without `count_crash` before it, the end of the last attempt is no unit's fault."""
+        self.in_flight = set()
         self.write()
 
     def start(self, units: Iterable[str]) -> None:
-        """To be called before units are tried."""
-        self.running.update(units)
+        """Must be called before units are tried."""
+        self.in_flight.update(units)
         self.write()
 
     def finish(self, units: Iterable[str]) -> None:
-        """The units are through: what comes now is not their fault. Written with the next start."""
-        self.running.difference_update(units)
+        """A later crash is not the fault of these units. Written with the next start, to save requests."""
+        self.in_flight.difference_update(units)
 
-    def guilty(self, unit: str) -> bool:
-        """Whether the unit has killed all the engines that it may."""
-        return self.deaths.get(unit, 0) >= DEATHS
+    def is_poisoned(self, unit: str) -> bool:
+        """Whether the unit has crashed as many actors as it may."""
+        return self.crashes.get(unit, 0) >= MAX_CRASHES
 
     def write(self) -> None:
         """Stores the state."""
-        state = {"node": self.node, "running": sorted(self.running), "deaths": self.deaths}
+        state = {"node": self.node, "running": sorted(self.in_flight), "deaths": self.crashes}
         self.run.write_bytes(self.name, json.dumps(state).encode())
 
 
-class Lives:
-    """How often one actor has been started since it last stored something."""
+class RestartBudget:
+    """How many times one actor was started since it last stored something."""
 
     def __init__(self, run: Run, name: str) -> None:
         self.run, self.name = run, f"{name}.json"
-        self.used = 1 + (json.loads(run.read_bytes(self.name)) if run.exists(self.name) else 0)
-        self.run.write_bytes(self.name, json.dumps(self.used).encode())
+        self.starts = 1 + (json.loads(run.read_bytes(self.name)) if run.exists(self.name) else 0)
+        self.run.write_bytes(self.name, json.dumps(self.starts).encode())
 
     @property
-    def left(self) -> bool:
-        """Whether it may try again."""
-        return self.used <= BARREN
+    def exhausted(self) -> bool:
+        """Whether the actor must not try again."""
+        return self.starts > MAX_RESTARTS
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Something was stored."""
-        if self.used:
-            self.used = 0
+        if self.starts:
+            self.starts = 0
             self.run.write_bytes(self.name, b"0")
 
 
-def lost(node: str) -> bool:
+def node_is_lost(node: str) -> bool:
     """Whether a node has left the cluster."""
     import ray
 
-    return any(known["NodeID"] == node and not known["Alive"] for known in ray.nodes())
+    return any(entry["NodeID"] == node and not entry["Alive"] for entry in ray.nodes())

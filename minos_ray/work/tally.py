@@ -1,4 +1,4 @@
-"""Progress of work that actors do: each reports what it has stored, the driver shows it while it waits for tasks."""
+"""Progress of work that actors do: each reports what it stored, and the driver shows it while it waits for tasks."""
 
 import gc
 import threading
@@ -14,17 +14,17 @@ from minos_ray.observe.progress import Progress, duration
 
 POLL_S = 2.0
 ANSWER_S = 30.0
-# Work of which nothing has been stored for so long hangs. How long a task takes says nothing: it has many units.
+# Work that stores nothing for this long hangs. How long a task takes says nothing, since it has many units.
 STALL_S = 4 * 3600.0
-# Numbers of workers that count what came to nothing; so do all that begin with `refused_`.
-FAILED = {
+# Numbers of workers that count failures; so do all that begin with `refused_`.
+FAILURES = {
     *("engine_died", "actor_died", "prompt_too_long", "timeout", "candidate of an unknown problem"),
     *("no_steps", "empty", "no_verdict", "wrong_step_count", "unclear_step"),
 }
 
 
 class Tally:
-    """The actor that counts rows, and adds up what workers count besides."""
+    """The actor that sums the rows and the numbers that workers report."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -32,35 +32,37 @@ class Tally:
         self.actors: list[Any] = []
 
     def join(self, actor: Any) -> None:
-        """An actor begins to work."""
+        """Called by each actor as it starts."""
         self.actors.append(actor)
 
     def joined(self) -> list[Any]:
-        """All that did."""
+        """All actors that have started."""
         return self.actors
 
     def add(self, rows: int, numbers: Mapping[str, float]) -> None:
-        """So many more rows are stored; their numbers."""
+        """Adds stored rows and their numbers."""
         self.rows += rows
         for key, value in numbers.items():
             self.numbers[key] = self.numbers.get(key, 0) + value
 
     def total(self) -> tuple[int, dict[str, float]]:
-        """All of them."""
+        """All rows and numbers so far."""
         return self.rows, self.numbers
 
 
-def failures(numbers: Mapping[str, float]) -> dict[str, int]:
-    """What came to nothing, by reason, among the numbers of workers."""
-    return {key: int(value) for key, value in numbers.items() if key in FAILED or key.startswith("refused_")}
+def show_numbers(progress: Progress, numbers: Mapping[str, float], queue: int) -> None:
+    """Shows the tokens and the failures among the numbers of workers, and how many rows are missing."""
+    failures = {k: int(v) for k, v in numbers.items() if k in FAILURES or k.startswith("refused_")}
+    tokens = {"tokens": numbers["tokens"]} if "tokens" in numbers else {}
+    progress.note(failures, queue=queue, **tokens)
 
 
 @contextmanager
-def followed(progress: Progress) -> Iterator[Any]:
-    """A tally whose numbers the progress shows until the block ends; when it fails, the actors that joined are ended.
+def progress_tally(progress: Progress) -> Iterator[Any]:
+    """A tally whose numbers the progress shows until the block ends. When the block fails, the actors are killed.
 
-    Ray Data ends its actors when nothing refers to them any more, which may be long after. They are ended too when
-    nothing was stored for `STALL_S`, which is a WorkStopped.
+    Ray Data ends its actors when nothing refers to them any more, which may be long after. They are killed too when
+    nothing was stored for `STALL_S`, which raises WorkStopped.
     """
     import ray
 
@@ -68,25 +70,24 @@ def followed(progress: Progress) -> Iterator[Any]:
     first = progress.done
     stalled = threading.Event()
 
-    def end_actors() -> None:
+    def kill_actors() -> None:
         for actor in ray.get(tally.joined.remote(), timeout=ANSWER_S):
             ray.kill(actor)
 
-    def look() -> None:
+    def show_total() -> None:
         rows, numbers = ray.get(tally.total.remote(), timeout=ANSWER_S)
-        tokens = {"tokens": numbers["tokens"]} if "tokens" in numbers else {}
-        progress.note(failures(numbers), queue=progress.total - first - rows, **tokens)
+        show_numbers(progress, numbers, queue=progress.total - first - rows)
         progress.advance(first + rows - progress.done)
         if time.monotonic() - progress.moved > STALL_S:
             stalled.set()
-            end_actors()
+            kill_actors()
 
     try:
-        with polled(look):
+        with polling(show_total):
             yield tally
     except BaseException as error:
-        with suppress(ray.exceptions.RayError):  # then they are gone with their node, this one
-            end_actors()
+        with suppress(ray.exceptions.RayError):  # the tally died with this node, and so did the actors
+            kill_actors()
         if stalled.is_set():
             raise WorkStopped(
                 f"{progress.label}: nothing was stored for {duration(STALL_S)}, the actors hang; what is finished is "
@@ -98,51 +99,49 @@ def followed(progress: Progress) -> Iterator[Any]:
 
 
 @contextmanager
-def ended(results: Iterator[Any]) -> Iterator[Iterator[Any]]:
+def stop_actors_on_exit(results: Iterator[Any]) -> Iterator[Iterator[Any]]:
     """Ends the actors of a Ray Data pipeline with the block.
 
-    Left to the garbage collector they would go on with work that has failed; and an exception keeps the frames, and
-    these the actors, for as long as somebody looks at it.
+    Without this, actors of failed work keep running until garbage collection: the traceback holds frames, and the
+    frames hold the actor handles.
     """
     try:
         with closing(results):
             yield results
     except BaseException as error:
-        forget_frames(error)
+        clear_traceback_frames(error)
         gc.collect()
         raise
 
 
-def forget_frames(error: BaseException) -> None:
-    """Empties the frames that an exception and those it was raised for came through; the lines stay."""
+def clear_traceback_frames(error: BaseException) -> None:
+    """Empties the frames of an exception and of its causes. Their line numbers stay."""
     seen: set[int] = set()
-    below: list[BaseException | None] = [error]
-    while below:
-        one = below.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
-            below += [one.__cause__, one.__context__]
+    pending: list[BaseException | None] = [error]
+    while pending:
+        exception = pending.pop()
+        if exception is not None and id(exception) not in seen:
+            seen.add(id(exception))
+            traceback.clear_frames(exception.__traceback__)
+            pending += [exception.__cause__, exception.__context__]
 
 
 @contextmanager
-def polled(look: Callable[[], None]) -> Iterator[None]:
-    """Calls `look` every two seconds until the block ends; an actor that does not answer is asked again."""
+def polling(poll: Callable[[], None]) -> Iterator[None]:
+    """Calls `poll` every two seconds until the block ends, whether or not its actor answers."""
     import ray
 
     over = threading.Event()
 
-    def watch() -> None:
+    def repeat() -> None:
         while not over.wait(POLL_S):
-            try:
-                look()
-            except ray.exceptions.RayError:
-                continue
+            with suppress(ray.exceptions.RayError):
+                poll()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        watcher.join()
+        thread.join()

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minos_ray.candidates.stage import Wanted, extend, finish, tell_drawn_again
+from minos_ray.candidates.stage import Wanted, extend, finish, mark_resampled
 from minos_ray.config.load import Config, load_config
 from minos_ray.graph import specs
 from minos_ray.store.columns import table
@@ -48,7 +48,7 @@ def complete(run: Run) -> str | None:
 def test_what_was_made_from_lost_candidates_is_stale(run: Run) -> None:
     candidates, inputs = specs.begin(config(run), run, "candidates"), specs.inputs
     put(run, "p")
-    tell_drawn_again(candidates)  # resumed before it was ever complete: nothing has been made from it
+    mark_resampled(candidates)  # resumed before it was ever complete: nothing has been made from it
     put(run, "q")
     first, wanted = complete(run), inputs(config(run), run, specs.spec(config(run), "labels"))
     assert first == candidates.manifest().fingerprint
@@ -56,7 +56,7 @@ def test_what_was_made_from_lost_candidates_is_stale(run: Run) -> None:
         for name in ("manifest.json", *(f"part-{part}.parquet" for part in lost)):
             run.delete(f"candidates/{name}")
         specs.begin(config(run), run, "candidates")
-        tell_drawn_again(candidates)
+        mark_resampled(candidates)
         for part in lost:
             put(run, part)
         again, now = complete(run), inputs(config(run), run, specs.spec(config(run), "labels"))
@@ -70,7 +70,7 @@ def test_a_manifest_alone_that_is_lost_makes_nothing_stale(run: Run) -> None:
     put(run, "p")
     put(run, "q")
     complete(run)
-    tell_drawn_again(candidates)
+    mark_resampled(candidates)
     first = complete(run)
     run.delete("candidates/manifest.json")
     specs.begin(config(run), run, "candidates")
@@ -83,5 +83,5 @@ def test_more_candidates_are_another_artefact_anyway(run: Run) -> None:
     put(run, "q")
     complete(run)
     extend(config(run, 3), run)
-    tell_drawn_again(candidates)
+    mark_resampled(candidates)
     assert not run.exists("candidates/drawn.txt")

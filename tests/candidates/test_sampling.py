@@ -17,7 +17,7 @@ import pytest
 from minos_ray.candidates.engine import Text
 from minos_ray.candidates.plan import plan
 from minos_ray.candidates.sampler import Sampler, candidates
-from minos_ray.candidates.stage import extend, read_wanted, sample, stored
+from minos_ray.candidates.stage import extend, read_wanted, sample, stored_candidates
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Resources
 from minos_ray.config.schema import Model, Sample
@@ -141,8 +141,8 @@ def test_a_larger_n_keeps_what_is_there_and_a_smaller_one_or_another_key_does_no
     assert artefact.manifest() is None
     begun = specs.begin(larger, run, "candidates")
     wanted = read_wanted(larger, run)
-    assert stored(begun, wanted).sum() == 40
-    assert plan(wanted.amounts, stored(begun, wanted), 64).count.sum() == 50 + 50 + 2 - 40
+    assert stored_candidates(begun, wanted).sum() == 40
+    assert plan(wanted.amounts, stored_candidates(begun, wanted), 64).count.sum() == 50 + 50 + 2 - 40
     again = begun.complete({})
     assert again.fingerprint != done.fingerprint, "what was made from fewer candidates is stale"
 
@@ -160,11 +160,11 @@ def test_what_is_stored_twice_is_kept_once(tmp_path: Path, path: str) -> None:
         ]
         artefact.write_part(name, pa.concat_tables(made))
     wanted = read_wanted(config, run)
-    found = stored(artefact, wanted)
+    found = stored_candidates(artefact, wanted)
     there = {(problem, index) for problem, index in zip(*(axis.tolist() for axis in np.nonzero(found)), strict=True)}
     assert there == {(0, i) for i in range(32)} | {(1, i) for i in range(8, 12)} | {(2, 3), (2, 4)}
     assert artefact.part_names() == ["a", "c", "e"]
-    assert (stored(artefact, wanted) == found).all()
+    assert (stored_candidates(artefact, wanted) == found).all()
 
 
 def test_a_rerun_with_nothing_left_forgets_what_was_noted_of_attempts(tmp_path: Path, path: str) -> None:

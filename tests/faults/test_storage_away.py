@@ -59,7 +59,7 @@ def everything(artefact: Artefact, between: Proxy, fault: Fault, requests: int) 
     with failing():
         assert artefact.read(partial=True) == ROWS
     with failing():
-        assert artefact.part_notes("a") == (["u"], 1000, {"tokens": 2})
+        assert artefact.part_footer("a") == (["u"], 1000, {"tokens": 2})
     with failing():
         run.write_bytes("large.bin", bytes(12 << 20))
     with failing():
@@ -198,7 +198,7 @@ def open_elsewhere(folder: Path, uri: str) -> None:
     ],
 )
 def test_an_address_without_a_key_is_none_to_refuse(path: str) -> None:
-    filesystem.refuse_key("run", path)
+    filesystem.require_no_key("run", path)
     assert filesystem.inside(path, "a/b") == path.replace("/run", "/run/a/b")
 
 

@@ -71,7 +71,7 @@ def test_a_flipped_bit_gives_no_other_rows_units_or_numbers(
     path.write_bytes(content)
     try:
         if artefact.part_names():
-            assert artefact.part_notes("a") == (units, 2000, stats)
+            assert artefact.part_footer("a") == (units, 2000, stats)
             assert artefact.read(partial=True).equals(TEXTS)
     except UserError as error:
         assert "part-a.parquet is torn" in str(error)
@@ -214,17 +214,17 @@ def test_an_artefact_written_before_parts_were_counted_is_read(artefact: Artefac
 def test_a_part_from_before_its_footer_had_a_checksum_is_read(artefact: Artefact) -> None:
     notes = {"minos_stats": '{"tokens": 2}', "minos_units": '["u"]'}
     pq.write_table(TEXTS.replace_schema_metadata(notes), part(artefact, "03"), compression="zstd")
-    assert artefact.part_notes("03") == (["u"], 2000, {"tokens": 2})
+    assert artefact.part_footer("03") == (["u"], 2000, {"tokens": 2})
     assert artefact.read_part("03").equals(TEXTS)
 
 
 def test_a_footer_longer_than_what_is_asked_for_first_is_read(artefact: Artefact) -> None:
     units = [f"a unit with a long name, number {number}" for number in range(5000)]
     artefact.write_part("03", TEXTS, {"tokens": 2}, units)
-    assert artefact.part_notes("03") == (units, 2000, {"tokens": 2})
+    assert artefact.part_footer("03") == (units, 2000, {"tokens": 2})
     path = part(artefact, "03")
     content = bytearray(path.read_bytes())
     content[-100_000] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="torn"):
-        artefact.part_notes("03")
+        artefact.part_footer("03")

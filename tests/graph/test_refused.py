@@ -38,7 +38,7 @@ def sampler(texts: Callable[[str], Text]) -> Callable[..., int]:
     """In place of the actors: all that is missing in one part, with the text of each problem."""
 
     def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: stage.Wanted) -> int:
-        stage.tell_drawn_again(artefact)
+        stage.mark_resampled(artefact)
         stats, tables = Counter[str](), []
         names = wanted.problems["problem_id"].to_pylist()
         for number, first, count in zip(*stage.missing(config, artefact, wanted), strict=True):

@@ -145,7 +145,7 @@ def lose_a_part(run: Run) -> list[dict[str, Any]]:
     gone, short, *kept = artefact.part_names()
     run.delete("rollouts/manifest.json")
     run.delete(f"rollouts/part-{gone}.parquet")
-    notes = artefact.part_notes(short)
+    notes = artefact.part_footer(short)
     artefact.write_part(short, artefact.read_part(short).slice(1), notes.stats, notes.units)
     return [row for name in kept for row in artefact.read_part(name).to_pylist()]
 

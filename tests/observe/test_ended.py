@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from minos_ray.config.resources import Actors
+from minos_ray.config.resources import Actors, Resources
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run
-from minos_ray.work.run_units import run_units
+from minos_ray.work.run_units import Work, run_units
 
 FAILS_AT = "3"
 
@@ -45,9 +45,9 @@ def test_failed_work_holds_nothing(local_ray: None, tmp_path: Path, how: str, mo
     if how == "driver":
         monkeypatch.setattr("minos_ray.work.run_units.Outcome.add", lambda self, task: 1 / 0)
     units = pa.table({"unit_id": [str(number) for number in range(100)]})
-    arguments = (Run(str(tmp_path / "run")), "counts", units, Counts, {"folder": str(tmp_path), "how": how})
+    work = Work("counts", "grade", Counts, {"folder": str(tmp_path), "how": how}, batch_units=1, rows=100)
     with pytest.raises((ray.exceptions.RayError, WorkStopped, ZeroDivisionError)) as caught:
-        run_units(*arguments, Actors(actors=2), batch_units=1, label="counts", rows=100)
+        run_units(Run(str(tmp_path / "run")), "counts", units, work, Resources(grade=Actors(actors=2)))
     deadline = time.monotonic() + 30
     while free_cpus() < 2 and time.monotonic() < deadline:
         time.sleep(0.1)

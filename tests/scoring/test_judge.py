@@ -117,7 +117,7 @@ def test_verdicts_become_scores_and_the_same_solution_is_judged_once(tmp_path: P
 
     run.delete("scores/critic/manifest.json")
     part = next(name for name in run.artefact("scores/critic").part_names())
-    lost = run.artefact("scores/critic").part_notes(part).rows
+    lost = run.artefact("scores/critic").part_footer(part).rows
     run.delete(f"scores/critic/part-{part}.parquet")
     again = judge(config, run)
     assert lost > 0

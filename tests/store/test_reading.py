@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from minos_ray.store.prefetch import READERS, ahead
+from minos_ray.store.filesystem import READERS, prefetch
 
 
 def test_names_come_in_order_with_what_was_read_and_few_wait() -> None:
@@ -17,7 +17,7 @@ def test_names_come_in_order_with_what_was_read_and_few_wait() -> None:
         return name * 2
 
     found = []
-    for name, text in ahead(read, names):
+    for name, text in prefetch(read, names):
         found.append((name, text))
         assert started[0] <= len(found) + 2 * READERS
     assert found == [(name, name * 2) for name in names]
@@ -25,7 +25,7 @@ def test_names_come_in_order_with_what_was_read_and_few_wait() -> None:
 
 def test_several_are_read_at_once() -> None:
     meet = threading.Barrier(READERS, timeout=20)
-    assert len(list(ahead(lambda name: meet.wait(), [str(n) for n in range(READERS)]))) == READERS
+    assert len(list(prefetch(lambda name: meet.wait(), [str(n) for n in range(READERS)]))) == READERS
 
 
 def test_an_error_comes_where_its_file_would() -> None:
@@ -34,7 +34,7 @@ def test_an_error_comes_where_its_file_would() -> None:
             raise OSError("torn")
         return name
 
-    files = ahead(read, ["a", "b", "c"])
+    files = prefetch(read, ["a", "b", "c"])
     assert next(files) == ("a", "a")
     with pytest.raises(OSError, match="torn"):
         next(files)
@@ -51,5 +51,5 @@ def test_after_an_error_nothing_else_is_begun() -> None:
         return name
 
     with pytest.raises(OSError, match="away"):
-        list(ahead(read, [f"{number:02d}" for number in range(2 * READERS)]))
+        list(prefetch(read, [f"{number:02d}" for number in range(2 * READERS)]))
     assert len(begun) < 2 * READERS

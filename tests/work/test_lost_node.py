@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.cluster.connect import quiet_data
-from minos_ray.config.resources import Actors
+from minos_ray.config.resources import Actors, Resources
 from minos_ray.store.run import Run
-from minos_ray.work.run_units import run_units
+from minos_ray.work.run_units import Work, run_units
 from tests.raylets import STORE, cluster_of_raylets
 
 
@@ -46,9 +46,9 @@ def test_a_lost_node_is_not_the_fault_of_the_units_that_were_in_work(cluster: An
     quiet_data()
     run = Run(str(tmp_path / "run"))
     units = pa.table({"unit_id": ["0", "1", "2", "3"]})
-    options: dict[str, Any] = {"batch_units": 4, "least_units": 4, "label": "slow", "rows": 4}
-    arguments = (run, "slow", units, Slow, {"folder": str(tmp_path)}, Actors(actors=1, cpus=1))
-    work = threading.Thread(target=run_units, args=arguments, kwargs=options, daemon=True)
+    slow = Work("slow", "grade", Slow, {"folder": str(tmp_path)}, batch_units=4, least_units=4, rows=4)
+    arguments = (run, "slow", units, slow, Resources(grade=Actors(actors=1, cpus=1)))
+    work = threading.Thread(target=run_units, args=arguments, daemon=True)
     work.start()
     deadline = time.monotonic() + 60
     while not (tmp_path / "calls").exists() and time.monotonic() < deadline:

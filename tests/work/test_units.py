@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.cluster.connect import disconnect
-from minos_ray.config.resources import Actors
+from minos_ray.config.resources import Actors, Engine, Resources
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store.run import Artefact, Run
 from minos_ray.work import tally
 from minos_ray.work.actor import Finished
-from minos_ray.work.poison import BARREN, DEATHS
-from minos_ray.work.run_units import run_units
+from minos_ray.work.poison import MAX_CRASHES, MAX_RESTARTS
+from minos_ray.work.run_units import Work, run_units
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -115,12 +115,15 @@ def do(tmp_path: Path, artefact: Artefact) -> Callable[..., dict[str, float]]:
             artefact.run,
             "squares",
             pa.table({"unit_id": pa.array([str(i) for i in units], pa.string())}),
-            worker,
-            {"folder": str(tmp_path / "seen"), **kwargs},
-            Actors(actors=2, cpus=0.5),
-            batch_units=batch_units,
-            label="squares",
-            rows=len(units) * ROWS_PER_UNIT,
+            Work(
+                label="squares",
+                pool="grade",
+                worker=worker,
+                kwargs={"folder": str(tmp_path / "seen"), **kwargs},
+                batch_units=batch_units,
+                rows=len(units) * ROWS_PER_UNIT,
+            ),
+            Resources(grade=Actors(actors=2, cpus=0.5)),
         )
 
     return run
@@ -204,17 +207,17 @@ def test_two_poison_units_of_one_task_are_told_apart_and_counted(
     expected = {unit: {unit * unit} for unit in range(24)} | {3: {-1}, 4: {-1}}
     assert squares(artefact) == expected
     assert total["engine_died"] == artefact.stats()["engine_died"] == 2 * ROWS_PER_UNIT
-    assert len(seen(tmp_path)) <= 2 + DEATHS + (DEATHS - 1), "one death together, two alone for each"
+    assert len(seen(tmp_path)) <= 2 + MAX_CRASHES + (MAX_CRASHES - 1), "one death together, two alone for each"
 
 
 @pytest.mark.slow
 def test_an_engine_that_always_dies_stops_the_work_and_fails_no_unit(
     artefact: Artefact, do: Callable[..., dict], tmp_path: Path
 ) -> None:
-    with pytest.raises(WorkStopped, match=f"died {BARREN} times in a row"):
+    with pytest.raises(WorkStopped, match=f"died {MAX_RESTARTS} times in a row"):
         do(list(range(24)), worker=Stream, batch_units=12, poison=("all",))
     assert artefact.part_names() == []
-    assert len(seen(tmp_path)) <= 2 * BARREN, "two actors"
+    assert len(seen(tmp_path)) <= 2 * MAX_RESTARTS, "two actors"
     do(list(range(24)), worker=Stream, batch_units=12)
     assert whole(artefact, range(24))
 
@@ -230,9 +233,9 @@ def test_units_that_all_fail_alone_stop_the_work_too(artefact: Artefact, do: Cal
 def test_an_actor_that_dies_while_it_starts_stops_the_work(
     artefact: Artefact, do: Callable[..., dict], tmp_path: Path
 ) -> None:
-    with pytest.raises(WorkStopped, match=f"died {BARREN} times in a row"):
+    with pytest.raises(WorkStopped, match=f"died {MAX_RESTARTS} times in a row"):
         do(list(range(4)), worker=Stream, dies_at_start=True)
-    assert len(seen(tmp_path)) <= 2 * BARREN
+    assert len(seen(tmp_path)) <= 2 * MAX_RESTARTS
 
 
 class Fails(Squares):
@@ -273,10 +276,6 @@ def test_more_than_the_cluster_has_is_refused_with_numbers(artefact: Artefact) -
             artefact.run,
             "squares",
             pa.table({"unit_id": ["1"]}),
-            Squares,
-            {"folder": "x"},
-            Actors(actors=8, cpus=8),
-            batch_units=1,
-            label="sample",
-            rows=1,
+            Work(label="sample", pool="sample", worker=Squares, kwargs={"folder": "x"}, batch_units=1, rows=1),
+            Resources(sample=Engine(actors=8, cpus=8)),
         )

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minos_ray.candidates.stage import Wanted, stored
+from minos_ray.candidates.stage import Wanted, stored_candidates
+from minos_ray.scoring import judge
 from minos_ray.store.run import Artefact, Run
-from minos_ray.work.run_units import stored_ids, whole_units
+from minos_ray.work.run_units import stored_units
 
 ROWS = 3
 
@@ -38,44 +39,45 @@ def test_a_unit_is_stored_once_or_its_part_goes(artefact: Artefact) -> None:
     put(artefact, "h-torn", ["7"])
     torn = Path(artefact.path) / "part-h-torn.parquet"
     torn.write_bytes(torn.read_bytes()[:-9])
-    assert np.flatnonzero(whole_units(artefact, ids, rows)).tolist() == [0, 1, 6]
+    assert np.flatnonzero(stored_units(artefact, ids, rows)).tolist() == [0, 1, 6]
     assert artefact.part_names() == ["a", "g"]
     put(artefact, "i", ["2", "3", "4", "5", "7", "8", "9"])
-    assert whole_units(artefact, ids, rows).all()
+    assert stored_units(artefact, ids, rows).all()
 
 
 @pytest.mark.parametrize("gone", [0, 1, 3])
-def test_a_kill_while_joined_pieces_are_removed_loses_no_row(artefact: Artefact, gone: int) -> None:
-    """The joined part is there, and some of its pieces are gone: the others are what repeats."""
+def test_a_kill_while_compacted_pieces_are_deleted_loses_no_row(artefact: Artefact, gone: int) -> None:
+    """The compacted part is there, and some of its pieces are gone: the others are what repeats."""
     units = [str(i) for i in range(4)]
     for unit in units[gone:]:
         put(artefact, f"task-{unit}", [unit])
     put(artefact, "task", units)
-    assert whole_units(artefact, pa.array(units), np.full(4, ROWS)).all()
+    assert stored_units(artefact, pa.array(units), np.full(4, ROWS)).all()
     assert artefact.part_names() == ["task"]
 
 
 @pytest.mark.parametrize("gone", [0, 1, 3])
-def test_rows_are_looked_for_in_joined_parts_first(artefact: Artefact, gone: int) -> None:
-    units = [str(i) for i in range(4)]
-    for unit in units[gone:]:
-        artefact.write_part(f"task-{unit}", pa.table({"id": [unit]}))
-    artefact.write_part("task", pa.table({"id": units}))
-    assert stored_ids(artefact, "id") == set(units)
+def test_judged_solutions_are_looked_for_in_compacted_parts_first(artefact: Artefact, gone: int) -> None:
+    names = [str(i) for i in range(4)]
+    units = pa.table({"unit_id": names, "candidate_ids": [[name, f"{name}-again"] for name in names]})
+    for name in names[gone:]:
+        put(artefact, f"task-{name}", [name], rows=2)
+    put(artefact, "task", names, rows=8)
+    assert judge.stored(artefact, units).all()
     assert artefact.part_names() == ["task"]
 
 
 @pytest.mark.parametrize("gone", [0, 1, 3])
-def test_candidates_are_looked_for_in_joined_parts_first(artefact: Artefact, gone: int) -> None:
+def test_candidates_are_looked_for_in_compacted_parts_first(artefact: Artefact, gone: int) -> None:
     wanted = Wanted(pa.table({"problem_id": ["p"], "question": ["q"]}), np.array([4]))
     for index in range(gone, 4):
         artefact.write_part(f"task-{index}", pa.table({"problem_id": ["p"], "index": [index]}))
     artefact.write_part("task", pa.table({"problem_id": ["p"] * 4, "index": list(range(4))}))
-    assert stored(artefact, wanted).all()
+    assert stored_candidates(artefact, wanted).all()
     assert artefact.part_names() == ["task"]
 
 
 def test_where_rows_may_be_dropped_their_number_is_not_asked_for(artefact: Artefact) -> None:
     put(artefact, "a", ["0", "1"], rows=5)
-    assert whole_units(artefact, pa.array(["0", "1", "2"])).tolist() == [True, True, False]
-    assert whole_units(artefact, pa.array(["0", "1", "2"]), np.full(3, 3)).tolist() == [False] * 3
+    assert stored_units(artefact, pa.array(["0", "1", "2"])).tolist() == [True, True, False]
+    assert stored_units(artefact, pa.array(["0", "1", "2"]), np.full(3, 3)).tolist() == [False] * 3
