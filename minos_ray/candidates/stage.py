@@ -19,9 +19,8 @@ from minos_ray.candidates.sampler import Sampler
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
-from minos_ray.graph import refused, specs
-from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
-from minos_ray.graph.refused import DRAWN
+from minos_ray.graph import lengths, specs
+from minos_ray.graph.lengths import DRAWN, PROMPT_TOO_LONG, require_room
 from minos_ray.problems.split import read_problems
 from minos_ray.store.filesystem import prefetch
 from minos_ray.store.model_files import load_tokenizer, locate
@@ -54,7 +53,7 @@ def sample(config: Config, run: Run) -> Manifest:
     check_prompt(config, run, wanted)
     extend(config, run)
     artefact = specs.begin(config, run, "candidates")
-    refused.make_again(artefact, refused.length_of(config, "candidates", locate(generator(config), run)), not_refused)
+    lengths.make_again(artefact, lengths.length_of(config, "candidates", locate(generator(config), run)), not_refused)
     start = time.monotonic()
     before = sample_missing(config, run, artefact, wanted)
     return finish(config, artefact, wanted, before, time.monotonic() - start)
@@ -87,7 +86,7 @@ def check_prompt(config: Config, run: Run, wanted: Wanted) -> None:
     tokenizer = load_tokenizer(path, model.trust_remote_code)
     prompt, questions = prompt_of(config.sample), wanted.problems["question"]
     if len(questions):
-        shortest = pc.index(lengths := pc.utf8_length(questions), pc.min(lengths)).as_py()
+        shortest = pc.index(characters := pc.utf8_length(questions), pc.min(characters)).as_py()
         tokens = len(prompt(questions[shortest].as_py(), tokenizer))
         require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path, tokens)
 
@@ -224,6 +223,6 @@ def finish(config: Config, artefact: Artefact, wanted: Wanted, before: int, seco
         "engine_seconds": round(stats.get("seconds", 0.0), 2),
         "model": generator(config).model,
         "prompt": config.sample.prompt,
-        **refused.details(artefact, stats),
+        **lengths.details(artefact, stats),
     }
     return artefact.complete(counts, dropped, details)

@@ -1,21 +1,28 @@
-"""Joining or starting Ray, and asking whether it has what a stage wants before the stage waits for it."""
+"""Joining or starting Ray, and waiting until it has room for what a stage starts."""
 
 import gc
 import os
 import signal
 import socket
 import threading
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
-from minos_ray.cluster.bundles import bundles, room
-from minos_ray.cluster.ray_tables import free_by_node
-from minos_ray.cluster.waiting import Waiting
+from minos_ray.cluster.bundles import KINDS, Bundles, amounts, bundles, lack, room, summed
+from minos_ray.cluster.nodes import alive, by_address
+from minos_ray.cluster.ray_tables import free_by_node, holders
 from minos_ray.config.resources import Actors, Resources, Workers
 from minos_ray.config.schema import Config
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.observe.progress import duration
 
 RAY_NOISE = r"A worker died or was killed|Task .* failed\. There are"
 ANSWER_S, POLL_S = 10.0, 1.0
+# What was just released comes back within the first: not worth a line.
+QUIET_S, LINE_EVERY_S = 2.0, 30.0
+# Work that is named otherwise than the pool it uses.
+POOLS = {"rollouts": "sample"}
 # An empty settings frame of HTTP/2; its fourth byte is its type.
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -61,15 +68,15 @@ def enter(address: str, key: str, options: dict[str, Any]) -> None:
     """Joins the cluster that `key` names; UserError when nothing answers there, or not one that takes this process."""
     import ray
 
-    refuse_silence(address, key)
+    require_ray_head(address, key)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{key} = '{address}': Ray refuses: {said[:300]}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key} = '{address}': Ray refuses: {reason[:300]}") from error
 
 
-def refuse_silence(address: str, key: str) -> None:
+def require_ray_head(address: str, key: str) -> None:
     """UserError unless a gRPC server answers at host:port; Ray itself would try again and again.
 
     It says hello first: HTTP/2's preface with empty settings is answered by settings (RFC 9113, section 3.4).
@@ -106,12 +113,14 @@ def quiet_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
-    context.execution_no_progress_timeout_s = -1  # it counts ended tasks only; `live.followed` counts what is stored
+    context.execution_no_progress_timeout_s = (
+        -1
+    )  # it counts ended tasks only; `work.tally.followed` counts what is stored
     # `max_task_retries` of an actor pool has no other way in this release.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what failed is raised and said once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failure is raised, and so printed once
 
 
 def disconnect() -> None:
@@ -130,8 +139,57 @@ def on_this_node() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+@dataclass
+class Waiting:
+    """The wait of one stage for one pool."""
+
+    label: str
+    need: Bundles
+    limit_s: float
+    start: float = field(default_factory=time.monotonic)
+    last_line: float = float("-inf")
+
+    @property
+    def key(self) -> str:
+        """The pool in the config."""
+        return f"resources.{POOLS.get(self.label, self.label)}"
+
+    def require_enough(self) -> None:
+        """UserError when all nodes together have no room for what is wanted, free or not."""
+        if line := lack(self.key, self.need, by_address(alive())):
+            raise UserError(f"{line}; lower it or add nodes")
+
+    def go_on(self) -> None:
+        """Prints now and then what is waited for; raises when the time is over."""
+        waited = time.monotonic() - self.start
+        if waited > self.limit_s:
+            self.give_up()
+        since = time.monotonic() - self.last_line
+        if waited > QUIET_S and since > LINE_EVERY_S:
+            self.last_line = time.monotonic()
+            remaining = f"{duration(self.limit_s - waited)} left of resources.wait_s = {self.limit_s:g}"
+            print(f"[{self.label}] waits for {self.why()}; {remaining}", flush=True)
+
+    def give_up(self) -> None:
+        """UserError when the cluster is too small, WorkStopped when it is busy."""
+        self.require_enough()
+        raise WorkStopped(
+            f"{self.label}: waited {duration(self.limit_s)} (resources.wait_s) for {self.why()}; "
+            f"end what holds them, lower {self.key} or wait longer, and run again"
+        )
+
+    def why(self) -> str:
+        """What is wanted, what there is, what is free and who holds the rest."""
+        nodes, free_nodes = by_address(alive()), free_by_node()
+        total, free = summed(list(nodes.values())), summed(list(free_nodes.values()))
+        fitting = room(self.need, free_nodes.values())
+        who = holders({kind: total[kind] - free[kind] for kind in KINDS})
+        held = f", held by {who}" if who else ""
+        return f"{self.need}: {fitting} fit now; the cluster has {amounts(total)}, free {amounts(free)}{held}"
+
+
 def require(label: str, resources: Actors | Workers, wait_s: float) -> None:
-    """Waits until the actors or workers of a pool have room, each on one node, and says what it waits for.
+    """Waits until the actors or workers of a pool have room, each on one node, and prints what it waits for.
 
     After `wait_s` it is a UserError when the cluster is too small and WorkStopped when others hold what is wanted.
     """

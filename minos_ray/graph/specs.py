@@ -6,7 +6,7 @@ from typing import Any
 from minos_ray import __version__
 from minos_ray.config.load import Config
 from minos_ray.config.moved import with_names_of_today
-from minos_ray.graph.refused import outgrown
+from minos_ray.graph.lengths import outgrown
 from minos_ray.store.contents import of_model, of_path
 from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
 

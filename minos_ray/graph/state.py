@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minos_ray.config.load import Config, leaves
-from minos_ray.graph.refused import outgrown
+from minos_ray.graph.lengths import outgrown
 from minos_ray.graph.specs import STAGES_WITHIN, Spec, comparable, inputs, is_fresh, specs, still_telling
 from minos_ray.store.run import Artefact, Manifest, Run
 

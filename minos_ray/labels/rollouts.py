@@ -17,7 +17,7 @@ from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Label, Model, Rollouts
 from minos_ray.errors import UserError
 from minos_ray.grading.pool import Grading
-from minos_ray.graph import refused, specs
+from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.prefixes import prefixes
@@ -70,7 +70,7 @@ def rollouts(config: Config, run: Run) -> Manifest:
     if not made.candidates:
         raise UserError("label.rollouts: no train candidate has an answer to go by; see sample.n_train")
     target = specs.begin(config, run, "rollouts")
-    refused.make_again(target, refused.length_of(config, target.name, path))
+    lengths.make_again(target, lengths.length_of(config, target.name, path))
     print(made.cost(section), flush=True)
     before = complete_missing(config, run, target, made, model)
     return finish(target, made, section, before, {"model": model.model, "seconds": time.monotonic() - start})
@@ -209,7 +209,7 @@ def finish(target: Artefact, made: Plan, section: Rollouts, before: int, details
     counts["at_most"] = made.asked(section) * section.completions
     dropped = {reason: count for reason, count in made.counts.items() if reason != REJOINED}
     stats = target.stats()
-    details |= refused.details(target, stats) | {
+    details |= lengths.details(target, stats) | {
         "prefixes_with_repeats": made.steps,
         "prefixes_before": before,
         "reached": pc.sum(pc.equal(rows["label"], 1)).as_py() or 0,

@@ -17,7 +17,7 @@ from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Judge, Model
-from minos_ray.graph import refused, specs
+from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import require_room
 from minos_ray.problems.split import read_problems
 from minos_ray.steps import encoding
@@ -123,7 +123,7 @@ def judge(config: Config, run: Run) -> Manifest:
     require_room("score.judge.max_tokens", config.score.judge.max_tokens, "judge", config.resources.judge, path)
     units = distinct(run)
     artefact = specs.begin(config, run, "scores/critic")
-    refused.make_again(artefact, refused.length_of(config, artefact.name, path))
+    lengths.make_again(artefact, lengths.length_of(config, artefact.name, path))
     start = time.monotonic()
     judge_missing(config, run, artefact, units)
     return finish(artefact, units, time.monotonic() - start)
@@ -210,7 +210,7 @@ def finish(artefact: Artefact, units: pa.Table, seconds: float) -> Manifest:
     stats = {key: int(value) for key, value in artefact.stats().items()}
     counts = {key: stats.pop(key, 0) for key in ("candidates", "distinct", "critiques", "ok", "tokens")}
     details = {
-        **refused.details(artefact, stats),
+        **lengths.details(artefact, stats),
         "engine_seconds": stats.pop("seconds", 0),
         "seconds": round(seconds, 2),
     }

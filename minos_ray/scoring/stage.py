@@ -12,7 +12,7 @@ from minos_ray.cluster.bundles import Bundles
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
-from minos_ray.graph import refused
+from minos_ray.graph import lengths
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.graph.state import Todo
 from minos_ray.scoring.solutions import Reader, missing, read_pieces
@@ -57,7 +57,7 @@ def score_verifiers(config: Config, run: Run) -> list[Manifest]:
         pieces = read_pieces(run, "test")
         begun = [begin(config, run, name) for name in models]
         for artefact in begun:
-            refused.make_again(artefact, refused.length_of(config, artefact.name, paths[artefact.name]))
+            lengths.make_again(artefact, lengths.length_of(config, artefact.name, paths[artefact.name]))
         done.update(score_artefacts(config, run, begun, models, run, pieces))
     return [manifest for manifest in done.values() if manifest]
 
@@ -139,7 +139,7 @@ def finish(artefact: Artefact, pieces: pa.Table, facts: dict[str, Any]) -> Manif
     left_out = {key.removeprefix("refused_"): int(rows) for key, rows in stats.items() if key.startswith("refused_")}
     details = {
         **facts,
-        **refused.details(artefact, stats),
+        **lengths.details(artefact, stats),
         "refused": "kept with score 0",
         "model_seconds": round(stats.get("seconds", 0.0), 2),
         "tokens": int(stats.get("tokens", 0)),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from minos_ray.cluster import connect
 from minos_ray.cluster.bundles import bundles
-from minos_ray.cluster.waiting import Waiting
+from minos_ray.cluster.connect import Waiting
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Model

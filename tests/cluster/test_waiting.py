@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from minos_ray.cluster import connect, waiting
+from minos_ray.cluster import connect
 from minos_ray.config.resources import Actors
 from minos_ray.errors import UserError, WorkStopped
 
@@ -50,7 +50,7 @@ def test_a_busy_cluster_is_waited_for_and_the_holder_named(
 ) -> None:
     import ray
 
-    monkeypatch.setattr(waiting, "QUIET_S", 0.0)
+    monkeypatch.setattr(connect, "QUIET_S", 0.0)
     releases = threading.Timer(2.5, ray.kill, [holder])
     releases.start()
     connect.require("grade", ALL, 60)

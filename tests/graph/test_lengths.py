@@ -12,8 +12,8 @@ from minos_ray.candidates import stage
 from minos_ray.candidates.engine import Text
 from minos_ray.candidates.sampler import candidates
 from minos_ray.config.load import Config
-from minos_ray.graph import refused, specs
-from minos_ray.graph.refused import Length, make_again
+from minos_ray.graph import lengths, specs
+from minos_ray.graph.lengths import Length, make_again
 from minos_ray.graph.state import status
 from minos_ray.store import columns
 from minos_ray.store.run import Artefact, Run
@@ -103,14 +103,14 @@ def test_scores_and_rollouts_that_were_refused_go(tmp_path: Path, model: str, na
     rows: list[dict[str, Any]] = []
     table = columns.table(name.partition("/")[0], rows)
     artefact.write_part("fine", table, {"tokens": 1})
-    artefact.write_part("refused", table, {refused.reason(name): 2})
-    done = artefact.complete({"rows": 0}, {}, refused.details(artefact, artefact.stats()))
+    artefact.write_part("refused", table, {lengths.reason(name): 2})
+    done = artefact.complete({"rows": 0}, {}, lengths.details(artefact, artefact.stats()))
     assert done.details == {"length": {"tokens": 100, "model": 1024, "refused": 2}}
     config = Config(run=run.path, base={"model": "x"})
-    assert refused.outgrown(config, done) == "2 rows refused at 100 tokens, 1,024 now"
+    assert lengths.outgrown(config, done) == "2 rows refused at 100 tokens, 1,024 now"
     artefact.begin({"config": {}})
     make_again(artefact, Length(1024, 1024))
     assert artefact.part_names() == ["fine"]
-    again = artefact.complete({"rows": 0}, {}, refused.details(artefact, artefact.stats()))
+    again = artefact.complete({"rows": 0}, {}, lengths.details(artefact, artefact.stats()))
     assert again.details["length"]["refused"] == 0 and again.details["drawn_again"]
-    assert not refused.outgrown(config, again)
+    assert not lengths.outgrown(config, again)
