@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -145,7 +145,7 @@ def one_stage(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def working(config: "Config", command: str, alone: bool = True) -> "Iterator[Run]":
+def working(config: "Config", command: str, alone: bool = True) -> "Generator[Run]":
     """The run of a config; no other command works on it meanwhile. UserError where one does already."""
     from minos_ray.pipeline.run import open_run, require_lasting_folder
     from minos_ray.store.run import Run

@@ -5,7 +5,7 @@ whole columns, since a million problems are four million units.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +13,8 @@ import numpy as np
 BLOCK = 1 << 15
 
 
-class Units(NamedTuple):
+@dataclass(frozen=True)
+class Units:
     """Columns (int32) of units: the number of the problem, the first index, and how many candidates."""
 
     problem: np.ndarray
@@ -32,15 +33,15 @@ class Units(NamedTuple):
             return self
         rank = np.random.default_rng(seed).permutation(int(self.problem.max()) + 1)
         order = np.argsort(rank[self.problem], kind="stable")
-        return Units(*(column[order] for column in self))
+        return Units(self.problem[order], self.first[order], self.count[order])
 
 
-def nothing(wanted: Sequence[int]) -> np.ndarray:
+def nothing(wanted: Sequence[int] | np.ndarray) -> np.ndarray:
     """The table of what is stored, [problems, candidates], while nothing is."""
     return np.zeros((len(wanted), max(wanted, default=0)), dtype=bool)
 
 
-def plan(wanted: Sequence[int], stored: np.ndarray, size: int) -> Units:
+def plan(wanted: Sequence[int] | np.ndarray, stored: np.ndarray, size: int) -> Units:
     """Units of at most `size` candidates for all that is missing of the first `wanted[p]` candidates of problem p.
 
     `stored` is a table [problems, candidates]; a gap in it is cut into units from its beginning on.
@@ -52,7 +53,7 @@ def plan(wanted: Sequence[int], stored: np.ndarray, size: int) -> Units:
     return Units(*map(np.concatenate, zip(*planned, strict=True))) if planned else Units(nobody, nobody, nobody)
 
 
-def plan_block(at: int, wanted: np.ndarray, stored: np.ndarray, size: int) -> Units:
+def plan_block(at: int, wanted: np.ndarray, stored: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
     """The units of the problems from number `at` on; what is needed on the way is as large as the table of a block."""
     width = stored.shape[1]
     framed = np.zeros((len(wanted), width + 2), dtype=np.int8)
@@ -63,14 +64,14 @@ def plan_block(at: int, wanted: np.ndarray, stored: np.ndarray, size: int) -> Un
     return chunks(problem + at, start, stop, size)
 
 
-def chunks(problem: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int) -> Units:
+def chunks(problem: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
     """Each range in pieces of `size`, its last one smaller."""
     pieces = -(-(stop - start) // size)
     of = np.repeat(np.arange(len(problem)), pieces)
     number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     first = start[of] + number * size
     columns = (problem[of], first, np.minimum(stop[of] - first, size))
-    return Units(*(column.astype(np.int32) for column in columns))
+    return tuple(column.astype(np.int32) for column in columns)
 
 
 def task_units(units: Units, rows: int) -> int:

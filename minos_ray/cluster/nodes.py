@@ -1,7 +1,7 @@
 """Asking every node of a cluster at once, with a time limit for all of them."""
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,7 @@ def by_address(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
 
 
 @contextmanager
-def token(run: Run) -> Iterator[str]:
+def token(run: Run) -> Generator[str]:
     """A folder in the run directory that holds a secret word of the driver; UserError where it cannot be written."""
     word = secrets.token_hex(8)
     folder = f"preflight-{word}"
@@ -69,9 +69,10 @@ def token(run: Run) -> Iterator[str]:
 def ask(run: Run, folder: str, models: list[str], modules: list[str], nodes: Sequence[Node]) -> dict[Any, Node]:
     """Starts one task on each node that takes no CPU."""
     import ray
+    from ray import cloudpickle
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.cloudpickle.register_pickle_by_value(probe)  # the node may have another minos_ray, or none
+    cloudpickle.register_pickle_by_value(probe)  # the node may have another minos_ray, or none
     try:
         look = ray.remote(num_cpus=0, max_retries=0)(probe.look)
         return {
@@ -81,7 +82,7 @@ def ask(run: Run, folder: str, models: list[str], modules: list[str], nodes: Seq
             for node in nodes
         }
     finally:
-        ray.cloudpickle.unregister_pickle_by_value(probe)
+        cloudpickle.unregister_pickle_by_value(probe)
 
 
 def answers(tasks: dict[Any, Node], within_s: float) -> list[Answer]:
@@ -98,10 +99,11 @@ def answers(tasks: dict[Any, Node], within_s: float) -> list[Answer]:
 def answer(node: Node, reference: Any) -> Answer:
     """What a node reports, or in one line why its probe failed."""
     import ray
+    from ray.exceptions import RayError
 
     try:
         return Answer(node, ray.get(reference))
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         return Answer(node, None, f"cannot be asked: {str(error).strip().splitlines()[-1]}")
 
 

@@ -40,6 +40,7 @@ def critiques(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
         if reason:
             dropped[reason] += 1
         else:
+            assert solution is not None  # that would be a reason
             yield pair(asked[solution["problem_id"]], solution["steps"], without_thinking(critique["text"]))
 
 

@@ -81,13 +81,13 @@ def tagged_rows(rows: Iterator[Row], counts: Counter[str], dropped: Counter[str]
             continue
         if not NUMBERED.match(row["steps"][0].strip()):
             counts["steps numbered"] += 1
-            row = {**row, "steps": [f"Step {k}: {step.strip()}" for k, step in enumerate(row["steps"], 1)]}
+            row = dict(row, steps=[f"Step {k}: {step.strip()}" for k, step in enumerate(row["steps"], 1)])
         counts["last label is not the outcome"] += bool(row["step_labels"][-1]) != row["correct"]
         signs = ["+" if label else "-" for label in row["step_labels"]]
         yield {
             "input": tagged(row, [TAG] * len(signs)),
             "label": tagged(row, signs),
-            "task": row["dataset"].upper(),
+            "task": str(row["dataset"]).upper(),
         }
 
 

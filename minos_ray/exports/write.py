@@ -3,10 +3,10 @@
 import gzip
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -61,13 +61,13 @@ def write_jsonl(fs: pafs.FileSystem, path: str, schema: pa.Schema, rows: Iterabl
 
 
 @contextmanager
-def zipped(stream: Any, path: str) -> Iterator[IO[bytes]]:
+def zipped(stream: Any, path: str) -> Generator[BinaryIO | gzip.GzipFile]:
     """The stream, or gzip around it; no time stamp, so that the same rows give the same bytes."""
     if not path.endswith(".gz"):
         yield stream
         return
     with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed:
-        yield packed  # type: ignore[misc]
+        yield packed
 
 
 def write_parquet(fs: pafs.FileSystem, path: str, schema: pa.Schema, rows: Iterable[Row]) -> int:
@@ -81,7 +81,7 @@ def write_parquet(fs: pafs.FileSystem, path: str, schema: pa.Schema, rows: Itera
 
 
 @contextmanager
-def aside(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
+def aside(out: str) -> Generator[tuple[pafs.FileSystem, str]]:
     """A path beside `out` that is renamed to it in the end, or removed when the work failed."""
     fs, target = open_path(out.rstrip("/"))
     folder, _, name = target.rpartition("/")

@@ -7,12 +7,12 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
 from math import isnan
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -81,7 +81,7 @@ def kind(path: str) -> str | None:
 
 
 @contextmanager
-def readable(path: str) -> Iterator[None]:
+def readable(path: str) -> Generator[None]:
     """Turns what is raised for bytes that are not what the file's name says into a UserError that names it."""
     try:
         yield
@@ -104,23 +104,24 @@ def check_no_lfs_pointer(path: str) -> None:
 
 def read_file(path: str) -> Iterator[Row | BadRow]:
     """The rows of one file. UserError where it cannot be read."""
-    if kind(path) is None:
+    suffix = kind(path)
+    if suffix is None:
         raise UserError(f"file '{path}' is of no known kind; accepted are {', '.join(SUFFIXES)} (jsonl also gzipped)")
     with readable(path):
         check_no_lfs_pointer(path)
-        yield from READERS[kind(path)](path)
+        yield from READERS[suffix](path)
 
 
-def opened(path: str) -> BinaryIO:
+def opened(path: str) -> io.BufferedReader:
     """A file as a binary stream, gzip undone."""
     fs, root = open_path(path)
     source = io.BufferedReader(fs.open_input_stream(root, compression=None))  # type: ignore[arg-type]
     return io.BufferedReader(gzip.GzipFile(fileobj=source)) if path.endswith(".gz") else source  # type: ignore[arg-type]
 
 
-def require_lines(path: str, stream: BinaryIO) -> None:
+def require_lines(path: str, stream: io.BufferedReader) -> None:
     """UserError for what is compressed, and for a text in two or four bytes a character: no lines can be found."""
-    head = stream.peek(4)[:4]  # type: ignore[attr-defined]
+    head = stream.peek(4)[:4]
     if head.startswith(GZIP):
         raise UserError(f"file '{path}' is gzipped; let its name end in {kind(path)}.gz")
     if b"\0" in head or head.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -15,7 +15,11 @@ def parsed(answer: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
     # LaTeX only: the reader of plain expressions ends in eval().
-    return parse(f"\\boxed{{{answer}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+    return parse(
+        f"\\boxed{{{answer}}}",
+        [LatexExtractionConfig(boxed_match_priority=0)],
+        parsing_timeout=None,  # ty: ignore[invalid-argument-type] its own docs allow None, its annotation does not
+    )
 
 
 # What surrounds an answer and is no part of it; a full stop behind it above all.

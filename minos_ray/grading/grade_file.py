@@ -136,6 +136,7 @@ def on_ray(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
     """Results in order, graded by Ray Data actors on all CPUs; only results that came early wait in memory."""
     import ray
     from ray.data import ActorPoolStrategy
+    from ray.exceptions import RayActorError
 
     from minos_ray.cluster.connect import can_grow, join, require
     from minos_ray.config.resources import Actors, Resources
@@ -161,7 +162,7 @@ def on_ray(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
             while submitted in early:
                 yield pa.table(early.pop(submitted), schema=RESULT)
                 submitted += 1
-    except ray.exceptions.RayActorError as error:
+    except RayActorError as error:
         raise WorkStopped(f"grade: a slice killed {RETRIES + 1} actors in a row (memory?)") from error
 
 

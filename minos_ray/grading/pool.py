@@ -42,6 +42,7 @@ class Comparer:
     def _ask(self, texts: tuple[str, ...]) -> str:
         """The line that the child writes, empty when it ended before."""
         child = self.child if self.child is not None and self.child.poll() is None else self._start()
+        assert child.stdin is not None and child.stdout is not None
         try:
             child.stdin.write(json.dumps(texts) + "\n")
             child.stdin.flush()
@@ -54,6 +55,7 @@ class Comparer:
         for _ in range(2):
             child = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
             self.child = child
+            assert child.stdout is not None
             if child.stdout.readline() == "ready\n":
                 return child
             if self.close() != -signal.SIGKILL:
@@ -122,8 +124,10 @@ class Grading:
         expected = {gold: self.grader.gold(gold) for gold in dict.fromkeys(golds)}
         answers = [self.grader.extract(text) for text in texts]
         pairs = [(expected[gold], answer) for gold, answer in zip(golds, answers, strict=True)]
-        verdicts = self._verdicts(dict.fromkeys(pair for pair in pairs if None not in pair))
-        return [graded(answer, verdicts.get((gold, answer), False)) for gold, answer in pairs]
+        verdicts = self._verdicts({(gold, a): None for gold, a in pairs if gold is not None and a is not None})
+        return [
+            graded(answer, gold is not None and answer is not None and verdicts[gold, answer]) for gold, answer in pairs
+        ]
 
     def strict(self, golds: Sequence[str], texts: Sequence[str]) -> list[bool]:
         """What the comparison behind published tables says; a grader without one is its own."""
@@ -134,8 +138,9 @@ class Grading:
 
     def _verdicts(self, pairs: Iterable[Pair]) -> dict[Pair, bool | None]:
         """A verdict on each pair: remembered, cheap, or slow."""
+        assert isinstance(self.grader, Grader)
         recalled = self.verdicts.recall(pairs)
-        compared = {pair: self.grader.same(*pair) for pair in pairs if pair not in recalled}
+        compared: dict[Pair, bool | None] = {pair: self.grader.same(*pair) for pair in pairs if pair not in recalled}
         unequal = [pair for pair in compared if not compared[pair]]
         if self.comparers and unequal:
             compared.update(zip(unequal, side_by_side(self.comparers, unequal), strict=True))

@@ -150,6 +150,7 @@ def checked(path: str, texts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
     rows = records(path)
     offset = 0
     while block := list(islice(rows, SLICE_ROWS)):
+        readable: list[dict[str, Any]] = []
         for number, row in enumerate(block, offset + 1):
             if isinstance(row, BadRow):
                 raise UserError(f"file '{path}', row {number}: {row}")
@@ -158,8 +159,9 @@ def checked(path: str, texts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
                 raise UserError(
                     f"file '{path}', row {number}: '{wrong[0]}' is no text but a {held}; write one text into each cell"
                 )
+            readable.append(row)
         offset += len(block)
-        yield block
+        yield readable
 
 
 def widened(known: pa.DataType | None, values: list[Any]) -> pa.DataType:

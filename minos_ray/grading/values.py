@@ -126,7 +126,8 @@ def set_form(value: Set) -> str:
 
 def elements(values: list[Any]) -> str:
     """A list without order; values of different names, `x=1, y=2`, are the tuple in the order of the names."""
-    names = {value.lhs.name: value.rhs for value in values if isinstance(value, Eq) and isinstance(value.lhs, Symbol)}
+    equations: list[Any] = [value for value in values if isinstance(value, Eq)]
+    names = {value.lhs.name: value.rhs for value in equations if isinstance(value.lhs, Symbol)}
     if len(names) == len(values) > 1:
         return listed("(", [form(names[name]) for name in sorted(names)])
     parts = sorted({form(value) for value in values})
@@ -135,7 +136,7 @@ def elements(values: list[Any]) -> str:
 
 def statement(value: Boolean) -> str:
     """Equations by what they say of their unknown, inequalities of one unknown by its values, others up to a factor."""
-    parts = list(getattr(value, "_unsorted_args", value.args))
+    parts: list[Any] = list(getattr(value, "_unsorted_args", value.args))
     if isinstance(value, Eq):
         return equation(value.lhs, value.rhs)
     if isinstance(value, BooleanFunction) and all(isinstance(part, Eq) for part in parts):
@@ -144,7 +145,7 @@ def statement(value: Boolean) -> str:
         return form(value.as_set())
     if isinstance(value, BooleanFunction):
         return type(value).__name__ + listed("{", sorted(form(part) for part in parts))
-    turned = value.reversed if isinstance(value, (GreaterThan, StrictGreaterThan)) else value
+    turned: Any = value.reversed if isinstance(value, (GreaterThan, StrictGreaterThan)) else value
     return f"{turned.rel_op} 0: " + proportions(turned.lhs - turned.rhs, turned.rel_op == "!=")
 
 
@@ -183,12 +184,12 @@ def prepared(value: Expr) -> Expr:
     """The expression evaluated as far as it is exact: decimals as written, `f(x)` as a name, i and e as numbers."""
     value = value.xreplace({call: Symbol(str(call)) for call in value.atoms(AppliedUndef)})
     value = value.xreplace({decimal: Rational(str(decimal)) for decimal in value.atoms(Float)})
-    return value.xreplace({s: NAMED[s.name] for s in value.free_symbols if s.name in NAMED}).doit()
+    return value.xreplace({s: NAMED[str(s)] for s in value.free_symbols if str(s) in NAMED}).doit()
 
 
 def at_point(value: Expr, number: int) -> Expr:
     """The value at a point; where each symbol stands depends on its name alone."""
-    return value.xreplace({symbol: coordinate(symbol.name, number) for symbol in value.free_symbols}).evalf(PRECISE)
+    return value.xreplace({symbol: coordinate(str(symbol), number) for symbol in value.free_symbols}).evalf(PRECISE)
 
 
 @cache
@@ -203,7 +204,7 @@ def number_form(value: Expr) -> str:
     """Rational numbers exactly, others with 15 digits; ValueError for what is no number."""
     if value in (oo, -oo):
         return str(value)
-    if value.is_Rational:
+    if isinstance(value, Rational):
         return fraction_form(Fraction(value.p, value.q))
     real, imaginary = value.evalf(PRECISE).as_real_imag()
     if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):

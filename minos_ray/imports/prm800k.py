@@ -115,8 +115,8 @@ def chosen(step: dict[str, Any], before: str | None, neutral: bool) -> Choice | 
     if not rated:
         return None
     texts = [text for text, _ in rated]
-    at = at if at is not None else texts.index(before) if before in texts else 0
-    return Choice(*rated[at], distinct(rated, texts[at]))
+    text, label = rated[at if at is not None else texts.index(before) if before in texts else 0]
+    return Choice(text, label, distinct(rated, text))
 
 
 def label_of(rating: int | None, neutral: bool) -> int:

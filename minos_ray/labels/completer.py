@@ -41,6 +41,7 @@ class Completer:
         self.tokenizer = load_tokenizer(path, model.trust_remote_code)
         self.prompt, self.sampling, self.seed = prompt_of(sample), sampling_of(sample, self.tokenizer), seed
         self.grading = Grading(resolve(label.grader), label.timeout_s)
+        assert label.rollouts is not None
         self.rollouts = label.rollouts
         self.problems = problems_by_id(Run(run), "train", ["problem_id", "question", "answer"])
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 Statuses = Sequence[str]
 # draw(prefixes, count): the outcomes of `count` new completions for each of these prefixes, none where it cannot be.
-Draw = Callable[[list[int], int], list[Statuses]]
+Draw = Callable[[list[int], int], Sequence[Statuses]]
 ROOT = -1
 
 

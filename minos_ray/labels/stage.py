@@ -122,7 +122,7 @@ class Labeller:
         grades = self.grading(golds, [row["text"] for row in known])
         self.label_steps.counts.clear()
         labels = [self._label(row, problems[row["problem_id"]], g) for row, g in zip(known, grades, strict=True)]
-        stats = Counter(grade.status for grade in grades)
+        stats: Counter[str] = Counter(grade.status for grade in grades)
         stats.update(self.label_steps.counts)
         stats["stepless"] = sum(not row["steps"] for row in labels)
         stats["strict_correct"] = sum(self.grading.strict(golds, [row["text"] for row in known]))

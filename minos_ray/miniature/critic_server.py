@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: "Server"
+    server: "Server"  # ty: ignore[incompatible-mutable-override] it is the server that makes the handler
 
     def do_GET(self) -> None:
         """The list of models."""
@@ -180,13 +180,14 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def offline_critic(seed: int, writer: str = WRITER) -> Iterator[tuple[str, str]]:
+def offline_critic(seed: int, writer: str = WRITER) -> Generator[tuple[str, str]]:
     """Runs the server as a process of its own; yields base_url and key. It ends in any case, with this process too."""
     key = secrets.token_urlsafe(24)
     command = [sys.executable, "-m", "minos_ray.miniature.critic_server", "--seed", str(seed), "--writer", writer]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, KEY_ENV: key}
     )
+    assert process.stdin is not None and process.stdout is not None
     try:
         yield f"http://127.0.0.1:{_port(process)}/v1", key
     finally:
@@ -201,6 +202,7 @@ def offline_critic(seed: int, writer: str = WRITER) -> Iterator[tuple[str, str]]
 
 def _port(process: "subprocess.Popen[str]") -> int:
     """The port that the server reports once it listens; RuntimeError when it does not within READY_S."""
+    assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], READY_S)
     line = process.stdout.readline() if ready else ""
     if not line.startswith("ready "):

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from minos_ray.errors import UserError
 from minos_ray.miniature.language import (
@@ -245,7 +246,7 @@ def attempt(problem: Problem, rng: random.Random) -> list[Calculation]:
             return out
 
 
-def corpus(count: int, seed: int, **difficulty: object) -> Iterator[tuple[str, str]]:
+def corpus(count: int, seed: int, **difficulty: Any) -> Iterator[tuple[str, str]]:
     """`count` documents (question, solution), none about a problem of the test split."""
     rng = random.Random(f"miniature corpus {seed}")
     while count:

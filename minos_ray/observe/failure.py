@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def too_many_failed(failed: int, total: int) -> bool:
 
 
 @contextmanager
-def reported(run: Run | None, stage: str) -> Iterator[None]:
+def reported(run: Run | None, stage: str) -> Generator[None]:
     """What fails in the block is raised as WorkStopped: the cause in one line, and a note of where the full log lies.
 
     A UserError that was raised in some worker comes out as such.

@@ -126,7 +126,7 @@ class Progress:
             now = time.monotonic()
             due = self.meter is not None and now - self.last_record >= RECORD_EVERY_S
             record = self._record("running") if due else None
-        if record is not None:
+        if self.meter is not None and record is not None:
             self.last_record = now
             self.meter.add(record)
 

@@ -40,7 +40,7 @@ def dataset_name(path: str | None, dataset: str | None) -> str:
 
 def convert(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The fields of one row."""
-    row = {field: text_of(record, names.get(field, field)) for field in ("question", "answer")}
+    row: dict[str, Any] = {field: text_of(record, names.get(field, field)) for field in ("question", "answer")}
     row["solution"] = text_of(record, names["solution"]) if "solution" in names else text_or_none(record, "solution")
     if "id" in names:
         row["problem_id"] = text_of(record, names["id"])

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -43,7 +43,7 @@ class Holder(NamedTuple):
 
 
 @contextmanager
-def locked(run: Run, command: str) -> Iterator[None]:
+def locked(run: Run, command: str) -> Generator[None]:
     """Locks the run while the block lasts; UserError when another command does, or the run cannot be written."""
     try:
         created = not run.exists("")

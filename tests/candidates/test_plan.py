@@ -27,7 +27,7 @@ def interrupted(draw: st.DrawFn) -> tuple[list[int], np.ndarray]:
 
 def rows(units: Units) -> list[tuple[int, int, int]]:
     """(problem, first, count) of every unit."""
-    return list(zip(*(column.tolist() for column in units), strict=True))
+    return list(zip(*(column.tolist() for column in (units.problem, units.first, units.count)), strict=True))
 
 
 @given(interrupted(), st.integers(1, 17))
