@@ -82,7 +82,7 @@ class StepLabeller:
         """Labels, soft labels and source; unlabelled without rollouts, or when the opinion has another first error."""
         nothing = [-1] * len(steps), None
         sure = steps and grade.status in GRADED
-        known = self.found(problem_id, prefixes(text, steps)[0], grade.correct) if sure else None
+        known = self.found(problem_id, prefixes(text, steps)[0], grade.correct) if sure and self.found else None
         if known is None:
             return *nothing, "none"
         self.counts["rollouts"] += 1

@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,7 +133,7 @@ def copy_folder(folder: str, root: str, fs: pafs.FileSystem) -> None:
 
 
 @contextmanager
-def storage_errors(action: str, path: str, size: int | None) -> Iterator[None]:
+def storage_errors(action: str, path: str, size: int | None) -> Generator[None]:
     """Turns an error of the storage into StorageFailed, one line that names the file and the action (`written`).
 
     That a file does not exist is the caller's affair, unless it was to be made.

@@ -43,7 +43,7 @@ class Worker(Protocol):
     gives the rows of poisoned units; `kwargs` are those of the constructor.
     """
 
-    def __call__(self, units: pa.Table) -> tuple[pa.Table, Stats]:
+    def __call__(self, units: pa.Table, /) -> tuple[pa.Table, Stats]:
         """Rows and numbers of all the units."""
 
 
@@ -139,8 +139,8 @@ class PartWriter:
 
     def stream(self, units: pa.Table, log: CrashLog) -> Iterator[Finished]:
         """Units as the worker finishes them: one by one if it can, else `batch_units` together."""
-        if hasattr(self.worker, "stream"):
-            yield from self.worker.stream(units, log.start)
+        if stream := getattr(self.worker, "stream", None):
+            yield from stream(units, log.start)
             return
         for first in range(0, units.num_rows, self.batch_units):
             batch = units.slice(first, self.batch_units)

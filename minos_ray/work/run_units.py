@@ -6,9 +6,9 @@ are never torn. A rerun plans only the units whose rows are missing.
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -123,6 +123,7 @@ def run_units(run: Run, artefact: str, units: pa.Table, work: Work, resources: R
     no such method, and when so many units fail that the engine must be the cause.
     """
     import ray
+    from ray.exceptions import RayActorError
 
     crash_logs = f"{artefact}/attempts"
     run.delete(crash_logs)  # a stopped run may have left some
@@ -160,7 +161,7 @@ def run_units(run: Run, artefact: str, units: pa.Table, work: Work, resources: R
                 write_poisoned(run, artefact, units.filter(pc.is_in(units["unit_id"], ids)), work, outcome)
             show_numbers(progress, outcome.stats, queue=0)
             progress.advance(work.rows_before + outcome.rows - progress.done)
-    except ray.exceptions.RayActorError as error:
+    except RayActorError as error:
         raise WorkStopped(f"{work.label}: {cause(error)}; what is finished is kept, a rerun does the rest") from error
     # Not after a failure: actors that are being killed may still write there. The next run deletes what they left.
     run.delete(crash_logs)
@@ -169,14 +170,15 @@ def run_units(run: Run, artefact: str, units: pa.Table, work: Work, resources: R
 
 def write_poisoned(run: Run, artefact: str, units: pa.Table, work: Work, outcome: "Outcome") -> None:
     """Stores the rows that the worker has for poisoned units, and adds them to the outcome."""
+    worker: Any = work.worker  # one with `failed`: without it the first poisoned unit has ended the work
     for name, group in split_by_artefact(units, artefact):
-        rows, stats = work.worker.failed(group, **work.kwargs)
+        rows, stats = worker.failed(group, **work.kwargs)
         run.artefact(name).write_part(part_name(group), rows, stats, unit_ids(group))
         outcome.rows += rows.num_rows
         outcome.stats = sum_stats([outcome.stats, stats])
 
 
-def task_results(sizes: list[int], constructor: dict[str, Any], pool: Actors) -> Iterator[dict[str, Any]]:
+def task_results(sizes: list[int], constructor: dict[str, Any], pool: Actors) -> Generator[dict[str, Any]]:
     """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor."""
     from ray.data import ActorPoolStrategy, from_blocks
 
@@ -195,7 +197,7 @@ def task_results(sizes: list[int], constructor: dict[str, Any], pool: Actors) ->
         max_restarts=-1,
         max_task_retries=-1,
     )
-    return iter(results.iter_rows())
+    return cast(Generator[dict[str, Any]], iter(results.iter_rows()))
 
 
 class Outcome:

@@ -4,7 +4,7 @@ import gc
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
@@ -58,15 +58,16 @@ def show_numbers(progress: Progress, numbers: Mapping[str, float], queue: int) -
 
 
 @contextmanager
-def progress_tally(progress: Progress) -> Iterator[Any]:
+def progress_tally(progress: Progress) -> Generator[Any]:
     """A tally whose numbers the progress shows until the block ends. When the block fails, the actors are killed.
 
     Ray Data ends its actors when nothing refers to them any more, which may be long after. They are killed too when
     nothing was stored for `STALL_S`, which raises WorkStopped.
     """
     import ray
+    from ray.exceptions import RayError
 
-    tally = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
+    tally: Any = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
     first = progress.done
     stalled = threading.Event()
 
@@ -86,7 +87,7 @@ def progress_tally(progress: Progress) -> Iterator[Any]:
         with polling(show_total):
             yield tally
     except BaseException as error:
-        with suppress(ray.exceptions.RayError):  # the tally died with this node, and so did the actors
+        with suppress(RayError):  # the tally died with this node, and so did the actors
             kill_actors()
         if stalled.is_set():
             raise WorkStopped(
@@ -99,7 +100,7 @@ def progress_tally(progress: Progress) -> Iterator[Any]:
 
 
 @contextmanager
-def stop_actors_on_exit(results: Iterator[Any]) -> Iterator[Iterator[Any]]:
+def stop_actors_on_exit(results: Generator[Any]) -> Generator[Iterator[Any]]:
     """Ends the actors of a Ray Data pipeline with the block.
 
     Without this, actors of failed work keep running until garbage collection: the traceback holds frames, and the
@@ -127,15 +128,15 @@ def clear_traceback_frames(error: BaseException) -> None:
 
 
 @contextmanager
-def polling(poll: Callable[[], None]) -> Iterator[None]:
+def polling(poll: Callable[[], None]) -> Generator[None]:
     """Calls `poll` every two seconds until the block ends, whether or not its actor answers."""
-    import ray
+    from ray.exceptions import RayError
 
     over = threading.Event()
 
     def repeat() -> None:
         while not over.wait(POLL_S):
-            with suppress(ray.exceptions.RayError):
+            with suppress(RayError):
                 poll()
 
     thread = threading.Thread(target=repeat, daemon=True)
