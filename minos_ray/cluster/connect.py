@@ -47,7 +47,7 @@ def join(resources: Resources) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = resources.address or os.environ.get("RAY_ADDRESS")
-    options = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of the driver alone: one line per actor otherwise
         enter(address, "resources.address" if resources.address else "RAY_ADDRESS", options)
@@ -67,11 +67,12 @@ def heed_sigterm() -> None:
 def enter(address: str, key: str, options: dict[str, Any]) -> None:
     """Joins the cluster that `key` names; UserError when nothing answers there, or not one that takes this process."""
     import ray
+    from ray.exceptions import RayError
 
     require_ray_head(address, key)
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{key} = '{address}': Ray refuses: {reason[:300]}") from error
 
