@@ -151,7 +151,9 @@ def miscalculated(solution: Solution, at: int, c: Calculation, rng: random.Rando
 def misused(solution: Solution, at: int, c: Calculation, rng: random.Random) -> Iterator[Callable[[], Made]]:
     """Wrong operations and wrong operands in one calculation, worked out rightly."""
     candidates = sorted(usable(solution, at) - set(operands(c.tokens)))
-    changes = [(k, sign) for k in operators(c.tokens) for sign in "+-*/" if sign != c.tokens[k]]
+    changes: list[tuple[int, Token]] = [
+        (k, sign) for k in operators(c.tokens) for sign in "+-*/" if sign != c.tokens[k]
+    ]
     numbers = [k for k, token in enumerate(c.tokens) if isinstance(token, Fraction) and token != 100]
     changes += [(k, value) for k in numbers for value in rng.sample(candidates, min(3, len(candidates)))]
     for k, replacement in shuffled(changes, rng):
@@ -166,17 +168,17 @@ def usable(solution: Solution, at: int) -> set[Fraction]:
 
 def misuse(solution: Solution, c: Calculation, k: int, new: Token) -> Mistake:
     """One token replaced; the edit is where the text shows it."""
-    if c.pieces is None or c.pieces[k] is None:
+    place, old = c.pieces[k] if c.pieces else None, c.tokens[k]
+    if place is None:
         raise Refused("the text does not show the calculation")
     tokens = (*c.tokens[:k], new, *c.tokens[k + 1 :])
     result = replaced(c, tokens, evaluate(tokens))
-    place = c.pieces[k]
-    if isinstance(new, Fraction):
+    if isinstance(new, Fraction) and isinstance(old, Fraction):
         kind, edits = "operand", (edit(place, new),)
-        difference = (canonical(new), canonical(c.tokens[k]))
+        difference = (canonical(new), canonical(old))
     else:
-        kind, edits = "operation", ((place.start, place.end, new),)
-        difference = (new, str(c.tokens[k]))
+        kind, edits = "operation", ((place.start, place.end, str(new)),)
+        difference = (str(new), str(old))
     remark = Remark(kind, equation(result), difference[0], equation(c), instead=difference[1])
     return Mistake(result, edits, "logical", remark)
 
@@ -227,7 +229,7 @@ def finished(
     if before.result != solution.answer.value or final.result == before.result:
         raise Refused("the error does not reach the answer")
     answer = solution.answer
-    if not tidy(final.result, answer.value, answer.text):
+    if not tidy(final.result, before.result, answer.text):
         raise Refused("no wrong value that could stand there")
     text = edited(solution.steps[-1].text, [edit(answer, final.result)])
     remark = Remark("answer", "", write_number(final.result, answer.text), answer.text, cause=first + 1)
@@ -273,7 +275,7 @@ def skipping(
     solution: Solution, lines: list[Line], propagation: Propagation, k: int, c: Calculation, changed: Changed
 ) -> Made:
     """The solution whose step `k` is the first to feel that calculation `c` is missing."""
-    before, after = changed.calculations[0] if len(changed.calculations) == 1 else (None, None)
+    before, after = changed.calculations[0] if len(changed.calculations) == 1 else (c, c)
     if before is after or before.pieces is None or c.result not in operands(before.tokens):
         raise Refused("no step that can be left out")
     remark = Remark("skipped", equation(after), equation(c), equation(before))

@@ -67,7 +67,7 @@ def table_slips(right: Fraction, tokens: tuple[Token, ...]) -> list[Fraction]:
     """One factor too many or too few in a product of two: 7 * 8 = 48."""
     if len(tokens) != 3 or tokens[1] != "*":
         return []
-    return [right + sign * factor for sign in (1, -1) for factor in (tokens[0], tokens[2])]
+    return [right + sign * factor for sign in (1, -1) for factor in operands(tokens)]
 
 
 Edit = tuple[int, int, str]
@@ -91,7 +91,7 @@ def edited(text: str, edits: Iterable[Edit]) -> str:
 def values_of(step: Step) -> set[Fraction]:
     """All numbers of a step: shown, computed with, or found."""
     hidden = {value for calculation in step.calculations for value in operands(calculation.tokens)}
-    return hidden | {piece.value for piece in step.numbers}
+    return hidden | {piece.value for piece in step.pieces if piece.value is not None}
 
 
 class Propagation:
@@ -154,7 +154,10 @@ class Propagation:
 
     def rewritten(self, step: Step) -> str:
         """The text with every wrong value in place of the right one."""
-        return edited(step.text, [edit(p, self.wrong[p.value]) for p in step.numbers if p.value in self.wrong])
+        return edited(
+            step.text,
+            [edit(p, self.wrong[p.value]) for p in step.numbers if p.value is not None and p.value in self.wrong],
+        )
 
 
 def edit(piece: Piece, value: Fraction) -> Edit:

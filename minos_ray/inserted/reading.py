@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from minos_ray.grading.numbers import CURRENCY, DIGITS, MAX_DIGITS
 
 Token = Fraction | str
 """A number, one of `+ - * /`, or a parenthesis."""
 
-OPERATORS = "+-*/"
+OPERATORS = ("+", "-", "*", "/")
 MOST_TOKENS, MOST_DIGITS = 60, 30
 _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(%?)|([-+*/()]))")
 
@@ -26,8 +27,10 @@ def read_expression(text: str) -> tuple[Token, ...] | None:
         match = _TOKEN.match(text, end)
         if not match or len(match[0]) > MOST_DIGITS:
             return None
-        value = Fraction(match[1]) if match[1] else match[3]
-        read_tokens += percentage(value) if match[2] else [value]
+        if match[2]:
+            read_tokens += percentage(Fraction(match[1]))
+        else:
+            read_tokens.append(Fraction(match[1]) if match[1] else match[3])
         end = match.end()
     return tuple(read_tokens) if evaluate(read_tokens) is not None else None
 
@@ -206,7 +209,7 @@ def pieces_of(text: str) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def left_of(pieces: Sequence[Piece], equals: int) -> list[Piece] | bool | None:
+def left_of(pieces: Sequence[Piece], equals: int) -> list[Piece] | Literal[False] | None:
     """The pieces of the expression that ends at an `=`; False when no calculation stands there (`total = 5`), None
     when one does that cannot be read (`x + 3 = 5`)."""
     operands: list[Piece] = []
@@ -270,12 +273,13 @@ def result_after(pieces: Sequence[Piece], equals: int) -> Piece | None:
 
 
 def calculation(computed: Sequence[Piece], shown: Piece, annotation: str | None) -> Calculation | None:
-    """The calculation that a text shows; None when it is none. What an annotation says counts more than the text.
+    """The calculation that a text shows; None when it is none, or gives a number that is too long to be read. What an
+    annotation says counts more than the text.
 
     A percentage is a share (`20% * 50 = 10`) or, where that does not hold, a unit (`40% - 30% = 10%`).
     """
     hidden = hidden_calculation(annotation, shown) if annotation is not None else None
-    if annotation is not None and hidden is None:
+    if shown.value is None or (annotation is not None and hidden is None):
         return None
     readings = [tokens_of(computed, share) for share in (True, False)]
     expected = evaluate(hidden.tokens) if hidden else shown.value
@@ -292,7 +296,7 @@ def tokens_of(computed: Sequence[Piece], share: bool) -> tuple[tuple[Token, ...]
     places: list[Piece | None] = []
     for piece in computed:
         sign = SIGNS.get(piece.text, "*" if piece.text == "of" else piece.text)
-        if piece.percent and share:
+        if piece.percent and share and piece.value is not None:
             tokens += percentage(piece.value)
             places += [None, piece, None, None, None]
         else:
@@ -304,7 +308,7 @@ def tokens_of(computed: Sequence[Piece], share: bool) -> tuple[tuple[Token, ...]
 def hidden_calculation(annotation: str, shown: Piece | None) -> Calculation | None:
     """The calculation of an annotation whose text does not show it; None unless the text shows its result."""
     left_side, _, right = annotation.partition("=")
-    tokens, value = read_expression(left_side), read_expression(right)
-    if tokens is None or value is None or shown is None or shown.kind != "number" or shown.value != evaluate(value):
+    tokens, result = read_expression(left_side), evaluate(read_expression(right) or ())
+    if tokens is None or result is None or shown is None or shown.kind != "number" or shown.value != result:
         return None
-    return Calculation(tokens, shown.value, shown, None) if operators(tokens) else None
+    return Calculation(tokens, result, shown, None) if operators(tokens) else None

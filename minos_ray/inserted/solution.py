@@ -38,12 +38,12 @@ def given_numbers(question: str) -> set[Fraction]:
     numbers_given = {Fraction(1)}
     words = {match[0].lower() for match in PIECE.finditer(question) if match["word"] or match["currency"]}
     pieces = pieces_of(question)
-    numbers = [piece for piece in pieces if piece.value is not None]
-    numbers_given |= {piece.value for piece in numbers}
-    numbers_given |= {value for piece in numbers if piece.percent for value in shares(piece.value)}
+    numbers = [(piece.value, piece.percent) for piece in pieces if piece.value is not None]
+    numbers_given |= {value for value, _ in numbers}
+    numbers_given |= {value for number, percent in numbers if percent for value in shares(number)}
     numbers_given |= set(fractions(pieces))
     numbers_given |= {NUMBER_WORDS[part] for word in words for part in word.split("-") if part in NUMBER_WORDS}
-    if any(piece.percent for piece in numbers):
+    if any(percent for _, percent in numbers):
         words.add("%")
     return numbers_given | {Fraction(value) for word in words for value in MEANT.get(word.split("-")[0], ())}
 

@@ -62,9 +62,10 @@ def drawn(draw: "Callable[P, tuple[Figure, str] | None]") -> "Callable[P, Markup
         import matplotlib
 
         matplotlib.use("Agg")
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": draw.__name__}):
-            made = draw(*args, **kwargs)
-            return svg(*made, draw.__name__) if made else None
+        style: Any = {**STYLE, "svg.hashsalt": inline.__name__}
+        with matplotlib.rc_context(style):
+            figure = draw(*args, **kwargs)
+            return svg(*figure, inline.__name__) if figure else None
 
     return inline
 

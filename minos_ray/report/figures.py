@@ -151,9 +151,16 @@ def training(axis: "Axes", curves: Curves, metric: str) -> None:
     axis.set_xlabel("training step", fontsize=8)
 
 
+def axes_over(figure: "Figure", place: "Axes") -> "Axes":
+    """New axes where others of a grid stand."""
+    spec = place.get_subplotspec()
+    assert spec is not None
+    return figure.add_subplot(spec)
+
+
 def papers(figure: "Figure", place: "Axes") -> None:
     """The paper's F1 of its ORM, on axes of its own."""
-    axis = figure.add_subplot(place.get_subplotspec())
+    axis = axes_over(figure, place)
     for name, values in paper.CONVERGENCE.items():
         start = split(name)[1]
         axis.plot(paper.CONVERGENCE_STEPS, values, color=GROUPS[start], linewidth=1.2, label=f"paper {name}")
@@ -165,7 +172,7 @@ def papers(figure: "Figure", place: "Axes") -> None:
 
 def shares(figure: "Figure", place: "Axes", reached: Sequence[Reach]) -> None:
     """How much of the training base and Minos need for the F1 with which base ends, the paper's below."""
-    axis = figure.add_subplot(place.get_subplotspec())
+    axis = axes_over(figure, place)
     names = []
     for at, r in enumerate([*reached, PAPER_REACH]):
         for group, step, shift in (("base", r.base, -0.19), ("minos", r.minos, 0.19)):

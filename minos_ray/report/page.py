@@ -37,8 +37,9 @@ def render(facts: Facts) -> str:
         undefined=StrictUndefined,
     )
     filters = (percent, typeset, number, score, heat, group, pvalue)
-    environment.filters |= {f.__name__: f for f in filters} | {"signed": typeset_signed}
-    environment.globals |= {"interval": lambda low, high: typeset(interval(low, high)), "gap_name": gap_name}
+    environment.filters.update({f.__name__: f for f in filters}, signed=typeset_signed)
+    functions: Any = {"interval": lambda low, high: typeset(interval(low, high)), "gap_name": gap_name}
+    environment.globals.update(functions)
     return environment.get_template("template.html.j2").render(**context(facts))
 
 

@@ -159,6 +159,7 @@ def papers(axes: "Sequence[Axes]") -> None:
     axes[0].plot(amounts[1:], values[1:], color=GROUPS["minos"], marker="o", linewidth=1.2, label="SC + ORM")
     axes[0].plot([0], [start], "s", color=GROUPS["base"], label="SC + base ORM")
     axes[0].plot([0], values[:1], "D", color=GROUPS["bound"], label="its 0: the ORM alone")
+    assert vote is not None
     axes[0].axhline(vote, label="vote", **VOTE_LINE)
     axes[0].set_title("Paper, GSM8K (%), no intervals", fontweight="normal")
     axes[0].legend(fontsize=7, loc="best", handlelength=1.6)

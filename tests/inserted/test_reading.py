@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minos_ray.grading.numbers import MAX_DIGITS
 from minos_ray.inserted.notes import equation
 from minos_ray.inserted.reading import evaluate, operators, read_expression, read_step
 from minos_ray.inserted.solution import Refused, given_numbers, read_solution
@@ -107,6 +108,12 @@ def test_samples_are_read_whole(name: str) -> None:
 def test_what_cannot_be_used_is_refused_with_a_reason(gold: str, steps: list[str], reason: str) -> None:
     with pytest.raises(Refused, match=reason):
         read_solution("p", "p", "How many?", gold, steps)
+
+
+def test_a_result_too_long_to_be_read_leaves_its_equation_unread() -> None:
+    step = read_step(f"So 2 * 3 = {'1' * (MAX_DIGITS + 1)}.")
+    assert not step.calculations
+    assert step.unread == 1
 
 
 def test_numbers_that_a_problem_gives() -> None:
