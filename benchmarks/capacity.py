@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from planned import MODEL, UNIT
+from planned import MODEL, UNIT, none_stored
 from planning import peak
 
-from minos_ray.candidates.plan import nothing, plan
+from minos_ray.candidates.plan import plan
 from minos_ray.config.training import Reward
 from minos_ray.imports.genrm import import_genrm
 from minos_ray.store import columns as schema
@@ -78,7 +78,7 @@ def resident() -> int:
 def simulated(problems: int, n: int, half: bool) -> dict[str, float]:
     """The plan of the sampling stage: the table of what is stored, and the units of what is not."""
     start, amounts = time.monotonic(), np.full(problems, n)
-    stored = nothing(amounts)
+    stored = none_stored(amounts)
     if half:
         stored[: problems // 2] = True
     units = plan(amounts, stored, UNIT)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sampling import MODEL, questions
 
-from minos_ray.candidates.plan import nothing, plan
-from minos_ray.candidates.stage import read_wanted
+from minos_ray.candidates.plan import plan
+from minos_ray.candidates.stage import read_targets
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Actors, Engine, Resources, Scoring
 from minos_ray.config.schema import Sample
@@ -31,6 +31,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "labels": [{**LABEL, "step_scores": None, "step_source": "none", "error_types": []}],
     "scores": [{"score": score, "step_scores": [0.75, score]} for score in (0.25, 0.5)],
 }
+
+
+def none_stored(counts: np.ndarray) -> np.ndarray:
+    """The table [problems, candidates] of a run in which no candidate is stored."""
+    return np.zeros((len(counts), max(counts, default=0)), dtype=bool)
 
 
 def configured(folder: Path) -> Config:
@@ -95,8 +100,8 @@ class Task(NamedTuple):
 
 def tasks(run: Run, config: Config, number: int) -> Iterator[Task]:
     """The plan of the sampling stage as so many tasks of equal size."""
-    wanted = read_wanted(config, run)
-    units = plan(wanted.amounts, nothing(wanted.amounts), UNIT).shuffled(config.seed)
+    wanted = read_targets(config, run)
+    units = plan(wanted.amounts, none_stored(wanted.amounts), UNIT).shuffled(config.seed)
     each = -(-len(units) // number)
     for first in range(0, len(units), each):
         problems = wanted.problems["problem_id"].take(pa.array(units.problem[first : first + each]))

@@ -100,7 +100,7 @@ def prepared(case: str, config: Config, run: Run, steps: Steps) -> Callable[[], 
     """The call of the stage, whose worker is replaced and whose steps are followed."""
     if case in ("sample", "resume"):
         stage.Sampler = First
-        steps.follow(stage, "read_wanted", "check_prompt", "stored_candidates", "missing", "unit_table")
+        steps.follow(stage, "read_targets", "check_prompt", "stored_candidates", "missing", "unit_table")
         return lambda: stage.sample(config, run)
     if case == "label":
         label_stage.Labeller = First

@@ -17,7 +17,7 @@ from minos_ray.config.load import Config, build
 from minos_ray.labels.completer import Completer, Draws
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import ROOT, Draw, decide, forest
-from minos_ray.labels.rollouts import Plan, plan
+from minos_ray.labels.rollouts import Plan, make_plan
 from minos_ray.miniature.problems import draw, row
 from minos_ray.miniature.step_labels import label_steps
 from minos_ray.steps.policy import first_error
@@ -194,7 +194,7 @@ def main() -> None:
         put(run, "problems", problems(arguments.problems))
         worker = Completer(folder, config.generator, config.resources.sample, config.sample, config.label, SEED)
         put(run, "candidates", candidates(worker, arguments.candidates))
-        made = plan(config, run, graded=True)
+        made = make_plan(config, run, graded=True)
         draws = Draws(worker, made.trees)
         outcomes = draws(list(range(made.prefixes)), N)
         number = {prefix: place for place, prefix in enumerate(draws.prefixes)}

@@ -1,14 +1,16 @@
-"""vLLM inside an actor: how the engine is built on CPU and GPU, and how it is kept full while requests become texts."""
+"""vLLM inside an actor: builds the engine for CPU or GPU, keeps it full of requests, and ends it with the actor."""
 
 import os
+import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from minos_ray.candidates.lifeline import tied
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
@@ -16,10 +18,16 @@ from minos_ray.graph.lengths import PROMPT_TOO_LONG, limit
 
 ENGINE_DIED = "engine_died"
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+POLL_S = 1.0
+# Kills a process when standard input ends. Its start time tells it from a later process of the same number.
+GUARD = (
+    'born() { cut -d" " -f22 "/proc/$1/stat" 2> /dev/null; }; at=$(born "$1"); cat > /dev/null; '
+    '[ "$at" = "$(born "$1")" ] && kill -KILL "$1"'
+)
 
 
 class Request(NamedTuple):
-    """A prompt and how many texts are wanted for it."""
+    """Token ids of a prompt, and how many texts to generate for it."""
 
     prompt: list[int]
     count: int
@@ -34,7 +42,7 @@ class Text(NamedTuple):
 
 
 class Reseed:
-    """Added to vLLM's worker, so that the random stream can be chosen before each batch on every device."""
+    """Added to vLLM's worker, so that the random stream of every device can be chosen before each batch."""
 
     def minos_reseed(self, seed: int) -> None:
         """Seeds every generator that sampling without per-request seeds draws from."""
@@ -44,7 +52,7 @@ class Reseed:
 
 
 class Generator:
-    """A vLLM engine. Engines all start from one seed, so each batch brings its own: no two draw the same stream."""
+    """A vLLM engine. All engines start from one seed, so each batch brings its own: no two draw the same stream."""
 
     def __init__(self, path: str, model: Model, resources: Engine) -> None:
         set_environment(resources)
@@ -52,14 +60,14 @@ class Generator:
         from vllm import LLM
 
         self.llm = LLM(path, **arguments(path, model, resources))
-        self.guards = tied(self.llm)
+        self.guards = kill_engine_with_parent(self.llm)
         self.max_model_len = self.llm.model_config.max_model_len
         self.width: int = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def generate(self, requests: Sequence[Request], sampling: dict[str, Any], seed: str) -> list[list[Text]]:
         """`count` texts for every request, in order; see `stream`."""
-        made = dict(self.stream(requests, sampling, seed))
-        return [made[place] for place in range(len(requests))]
+        texts = dict(self.stream(requests, sampling, seed))
+        return [texts[place] for place in range(len(requests))]
 
     def stream(
         self,
@@ -68,16 +76,19 @@ class Generator:
         seed: str,
         starting: Callable[[list[int]], None] = lambda places: None,
     ) -> Iterator[tuple[int, list[Text]]]:
-        """The place of each request and its `count` texts, as soon as all of them are there.
+        """The place of each request and its `count` texts, as soon as all of them are generated.
 
-        `starting` is told the places of requests before the engine gets them. `sampling` goes to vLLM's
-        SamplingParams; temperature 0 is greedy: texts of one prompt are all the same, so one is made and repeated. A
+        `starting` is called with the places of requests before the engine gets them. `sampling` goes to vLLM's
+        SamplingParams. Temperature 0 is greedy: all texts of a prompt are the same, so one is generated and repeated. A
         prompt that leaves no room for `max_tokens` gives empty texts with the reason prompt_too_long.
         """
-        long = [len(r.prompt) + sampling["max_tokens"] > self.max_model_len for r in requests]
-        yield from ((place, [Text("", PROMPT_TOO_LONG, 0)] * requests[place].count) for place in where(long, True))
+        fits = [len(r.prompt) + sampling["max_tokens"] <= self.max_model_len for r in requests]
+        for place, request in enumerate(requests):
+            if not fits[place]:
+                yield place, [Text("", PROMPT_TOO_LONG, 0)] * request.count
+        places = [place for place in range(len(requests)) if fits[place]]
         try:
-            for place, output in self._outputs(requests, where(long, False), sampling, seed, starting):
+            for place, output in self._outputs(requests, places, sampling, seed, starting):
                 texts = [Text(o.text, str(o.finish_reason), len(o.token_ids)) for o in output.outputs]
                 yield place, texts * (requests[place].count // len(texts))
         except dead_engine() as error:
@@ -91,24 +102,24 @@ class Generator:
         seed: str,
         starting: Callable[[list[int]], None],
     ) -> Iterator[tuple[int, Any]]:
-        """Steps the engine and keeps it full: requests are added whenever fewer are in it than it works on at once."""
-        engine, waiting, inside = self.llm.llm_engine, places[::-1], {}
+        """Steps the engine and keeps it full: adds requests whenever fewer are in flight than it works on at once."""
+        engine, waiting, in_flight = self.llm.llm_engine, places[::-1], {}
         self.llm.collective_rpc("minos_reseed", args=(stable_seed(seed),))
         try:
-            while waiting or inside:
+            while waiting or in_flight:
                 if waiting and engine.get_num_unfinished_requests() < self.width:
-                    some = taken(waiting, requests, self.width)
-                    starting(some)
-                    inside |= self._enqueue([requests[place] for place in some], some, sampling)
+                    batch = take(waiting, requests, self.width)
+                    starting(batch)
+                    in_flight |= self._enqueue([requests[place] for place in batch], batch, sampling)
                 for output in engine.step():
                     if output.finished:
-                        yield inside.pop(output.request_id), output
+                        yield in_flight.pop(output.request_id), output
         finally:
-            if inside:
-                engine.abort_request(list(inside))
+            if in_flight:
+                engine.abort_request(list(in_flight))
 
     def _enqueue(self, requests: list[Request], places: list[int], sampling: dict[str, Any]) -> dict[str, int]:
-        """Gives requests to the engine; the ids of its outputs, each with its place."""
+        """Gives requests to the engine; returns the place of each by the id of its output."""
         from vllm import SamplingParams
 
         greedy = sampling["temperature"] == 0
@@ -117,22 +128,17 @@ class Generator:
             [SamplingParams(n=1 if greedy else r.count, **sampling) for r in requests],
             use_tqdm=False,
         )
-        # Inside, vLLM adds random characters to its number of a request; an output has the number alone.
+        # vLLM returns its number of a request with random characters behind it; an output has the number alone.
         return {name.partition("-")[0]: place for name, place in zip(added, places, strict=True)}
 
 
-def where(flags: Sequence[bool], value: bool) -> list[int]:
-    """Places of a value."""
-    return [place for place, flag in enumerate(flags) if flag is value]
-
-
-def taken(waiting: list[int], requests: Sequence[Request], texts: int) -> list[int]:
-    """Takes requests from the end of `waiting` until they ask for so many texts."""
-    some: list[int] = []
+def take(waiting: list[int], requests: Sequence[Request], texts: int) -> list[int]:
+    """Takes requests from the end of `waiting` until they ask for this many texts."""
+    places: list[int] = []
     while waiting and texts > 0:
-        some.append(waiting.pop())
-        texts -= requests[some[-1]].count
-    return some
+        places.append(waiting.pop())
+        texts -= requests[places[-1]].count
+    return places
 
 
 def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
@@ -153,7 +159,7 @@ def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
 
 
 def cpu_arguments(resources: Engine) -> dict[str, Any]:
-    """The engine in the actor's own process. Prompts are shared block by block, and 32 is the smallest block."""
+    """The engine in the actor's own process. Prefixes are shared block by block, and 32 is the smallest block."""
     return {
         "dtype": cpu_dtype() if resources.dtype == "auto" else resources.dtype,
         "distributed_executor_backend": "uni",
@@ -172,7 +178,7 @@ def gpu_arguments(resources: Engine) -> dict[str, Any]:
 
 
 def set_environment(resources: Engine) -> None:
-    """vLLM reads these when it is imported; a value set by the user wins."""
+    """Sets what vLLM reads when it is imported; a value set by the user wins."""
     values = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     if not resources.gpus:
         values |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -181,9 +187,9 @@ def set_environment(resources: Engine) -> None:
 
 
 def require_build(gpus: int, build: str | None = None) -> None:
-    """UserError when vLLM is built for the other device (`build`: cpu, cuda or rocm; else that of the one installed).
+    """UserError when vLLM is built for the other device. `build` is cpu, cuda or rocm (None: of the one installed).
 
-    A build for GPUs cannot compute on CPUs: it would take a GPU that Ray has not given to this actor.
+    A build for GPUs cannot compute on CPUs: it would take a GPU that Ray did not assign to this actor.
     """
     if build is None:
         from vllm.platforms import current_platform
@@ -207,7 +213,7 @@ def cpu_dtype() -> str:
 
 
 def stable_seed(text: str) -> int:
-    """31 bits that depend on the text only."""
+    """31 bits that depend on the text only, not on the process as `hash` does."""
     return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
 
 
@@ -220,7 +226,10 @@ def dead_engine() -> tuple[type[BaseException], ...]:
 
 
 def die(error: BaseException) -> NoReturn:
-    """Ends the process, so that Ray restarts the actor with a new engine; `run_units` counts whom it was trying."""
+    """Ends the process, so that Ray restarts the actor with a new engine; `run_units` counts the units in flight.
+
+    Outside of an actor it raises the error.
+    """
     import ray
 
     if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
@@ -228,3 +237,41 @@ def die(error: BaseException) -> NoReturn:
     traceback.print_exception(error)
     sys.stderr.flush()
     os._exit(1)
+
+
+def kill_engine_with_parent(llm: Any) -> list["subprocess.Popen[bytes]"]:
+    """Has the engines of an `LLM` killed when this process ends; it must keep the returned processes until then.
+
+    On GPUs engines are processes of their own. vLLM 0.32 notices when one dies, but a caller that waits for its output
+    at that moment waits for ever. And an engine whose actor is killed keeps its GPU memory: Ray's raylet ends it,
+    unless it was the raylet that died.
+    """
+    core = llm.llm_engine.engine_core
+    manager = getattr(getattr(core, "resources", None), "engine_manager", None)
+    if manager is None:  # the engine runs in this process
+        return []
+    threading.Thread(target=raise_when_dead, args=(core,), daemon=True).start()
+    return [guard(process.pid) for process in manager.processes]
+
+
+def shut_down(llm: Any, guards: list["subprocess.Popen[bytes]"]) -> None:
+    """Ends the engines of an `LLM` and waits for them and for their guards."""
+    llm.llm_engine.engine_core.shutdown()
+    for process in guards:
+        process.communicate()
+
+
+def raise_when_dead(core: Any) -> None:
+    """Raises EngineDeadError in the caller that waits for output of the engine once the engine is dead."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    while not core.resources.engine_dead:
+        time.sleep(POLL_S)
+    core.outputs_queue.put_nowait(EngineDeadError())
+
+
+def guard(pid: int) -> "subprocess.Popen[bytes]":
+    """A process that kills another when this one ends, in whatever way: it reads a pipe that closes then."""
+    command = ["sh", "-c", GUARD, "sh", str(pid)]
+    null = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)

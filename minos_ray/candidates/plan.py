@@ -1,7 +1,7 @@
-"""What is still to be sampled: every (problem, index) that is not there, as units of work. Pure.
+"""Which candidates are still to be sampled: every missing (problem, index), as units of work. Pure.
 
-A unit is one request: `count` candidates of one problem with indices `first`, `first + 1`, ... Everything is done in
-whole columns, since a million problems are four million units.
+A unit is one request: `count` candidates of one problem with indices `first`, `first + 1`, ... All functions work on
+columns, since a million problems are four million units.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Problems that are planned at once.
+# Problems that are planned at once, to bound memory.
 BLOCK = 1 << 15
 
 
@@ -25,9 +25,9 @@ class Units:
         return len(self.problem)
 
     def shuffled(self, seed: int) -> "Units":
-        """Problems in a seeded order, so that every task is about equally much work; units of a problem stay together.
+        """Problems in a seeded order, so that all tasks are about equally long. Units of a problem stay together.
 
-        So a problem lies, as a rule, in one task and in one part, and its prompt is computed once.
+        Most problems are then in one task and in one part, and their prompt is computed once.
         """
         if not len(self):
             return self
@@ -36,41 +36,37 @@ class Units:
         return Units(self.problem[order], self.first[order], self.count[order])
 
 
-def nothing(wanted: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The table of what is stored, [problems, candidates], while nothing is."""
-    return np.zeros((len(wanted), max(wanted, default=0)), dtype=bool)
+def plan(counts: Sequence[int] | np.ndarray, stored: np.ndarray, size: int) -> Units:
+    """Units of at most `size` candidates for all that are missing of the first `counts[p]` candidates of problem p.
 
-
-def plan(wanted: Sequence[int] | np.ndarray, stored: np.ndarray, size: int) -> Units:
-    """Units of at most `size` candidates for all that is missing of the first `wanted[p]` candidates of problem p.
-
-    `stored` is a table [problems, candidates]; a gap in it is cut into units from its beginning on.
+    `stored` says which are stored, [problems, candidates]; a gap in it is cut into units from its first index on.
     """
-    amounts = np.asarray(wanted, dtype=np.int64)
+    amounts = np.asarray(counts, dtype=np.int64)
     blocks = range(0, len(amounts), BLOCK)
-    planned = [plan_block(at, amounts[at : at + BLOCK], stored[at : at + BLOCK], size) for at in blocks]
-    nobody = np.zeros(0, np.int32)
-    return Units(*map(np.concatenate, zip(*planned, strict=True))) if planned else Units(nobody, nobody, nobody)
+    planned = [plan_block(i, amounts[i : i + BLOCK], stored[i : i + BLOCK], size) for i in blocks]
+    empty = np.zeros(0, np.int32)
+    return Units(*map(np.concatenate, zip(*planned, strict=True))) if planned else Units(empty, empty, empty)
 
 
-def plan_block(at: int, wanted: np.ndarray, stored: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """The units of the problems from number `at` on; what is needed on the way is as large as the table of a block."""
+def plan_block(first_problem: int, counts: np.ndarray, stored: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """The units of a block of problems, `counts` [problems] and `stored` [problems, candidates]."""
     width = stored.shape[1]
-    framed = np.zeros((len(wanted), width + 2), dtype=np.int8)
-    np.greater(np.arange(width) < wanted.reshape(-1, 1), stored, out=framed[:, 1:-1].view(bool))
-    edges = np.diff(framed, axis=1)
+    # 1 where a candidate is missing, with a column of zeros on both sides: gaps lie between steps up and steps down.
+    is_missing = np.zeros((len(counts), width + 2), dtype=np.int8)
+    np.greater(np.arange(width) < counts.reshape(-1, 1), stored, out=is_missing[:, 1:-1].view(bool))
+    edges = np.diff(is_missing, axis=1)
     problem, start = np.nonzero(edges == 1)
     stop = np.nonzero(edges == -1)[1]
-    return chunks(problem + at, start, stop, size)
+    return chunks(problem + first_problem, start, stop, size)
 
 
 def chunks(problem: np.ndarray, start: np.ndarray, stop: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """Each range in pieces of `size`, its last one smaller."""
-    pieces = -(-(stop - start) // size)
-    of = np.repeat(np.arange(len(problem)), pieces)
-    number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first = start[of] + number * size
-    columns = (problem[of], first, np.minimum(stop[of] - first, size))
+    """Each range [start, stop) in chunks of `size`, its last one smaller."""
+    counts = -(-(stop - start) // size)
+    gap = np.repeat(np.arange(len(problem)), counts)
+    number = np.arange(len(gap)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = start[gap] + number * size
+    columns = (problem[gap], first, np.minimum(stop[gap] - first, size))
     return tuple(column.astype(np.int32) for column in columns)
 
 

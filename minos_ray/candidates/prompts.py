@@ -1,6 +1,6 @@
-"""What a generator is asked, as token ids. Named in the config as `sample.prompt`; each takes (question, tokenizer).
+"""Prompts of a generator, as token ids. `sample.prompt` names one; each takes (question, tokenizer).
 
-One that takes `system` and `chat_template_kwargs` too, as `chat` does, gets what the section `sample` says of them.
+One that also takes `system` or `chat_template_kwargs`, as `chat` does, gets the values of the section `sample`.
 """
 
 import inspect
@@ -19,31 +19,31 @@ INSTRUCTION = (
     "### Instruction:\n{question}\n\n### Response: Let's think step by step.\n"
 )
 
-# Stands for a question where the template's own words are wanted.
+# Takes the place of a question, to find the words of the template around it.
 PLACE = "[[QUESTION]]"
 
 
 def prompt_of(sample: Sample) -> Callable[[str, Any], list[int]]:
-    """The prompt with what else it is given; UserError when it does not take that."""
-    given = {"system": sample.system, "chat_template_kwargs": sample.chat_template_kwargs}
-    wanted = {name: value for name, value in given.items() if value}
+    """The prompt with its optional arguments; UserError when one is set that it does not take."""
+    options = {"system": sample.system, "chat_template_kwargs": sample.chat_template_kwargs}
+    options = {name: value for name, value in options.items() if value}
     prompt = resolve(sample.prompt)
-    for name in wanted:
+    for name in options:
         if name not in inspect.signature(prompt).parameters:
             raise UserError(
                 f"sample.{name} is set, but sample.prompt = {sample.prompt} takes none; use {__name__}:chat, or put "
                 "it into a prompt of your own"
             )
-    return partial(prompt, **wanted) if wanted else prompt
+    return partial(prompt, **options) if options else prompt
 
 
 def plain(question: str, tokenizer: Any) -> list[int]:
-    """The very ids that a verifier's input begins with: `Question: ...`, then `Answer:`."""
+    """The same ids that a verifier's input begins with: `Question: ...`, then `Answer:`."""
     return encoding.prompt_ids(tokenizer, question)
 
 
 def alpaca(question: str, tokenizer: Any) -> list[int]:
-    """Instruction and response headings, as generators fine-tuned on MetaMath-like data expect them."""
+    """The Alpaca headings that generators fine-tuned on MetaMath-like data expect."""
     text = INSTRUCTION.format(question=question)
     return [*encoding.bos(tokenizer), *encoding.token_ids(tokenizer, [text])[0]]
 
@@ -65,18 +65,18 @@ def chat(
             "use minos_ray.candidates.prompts:plain or :alpaca"
         )
 
-    def rendered(words: str) -> str:
+    def render(words: str) -> str:
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": words})
         return in_template(turns, tokenizer, chat_template_kwargs)
 
-    text = rendered(question)
+    text = render(question)
     if not any(name in question for name in tokenizer.all_special_tokens):
         return template_ids(text, tokenizer)
-    before, _, after = rendered(PLACE).partition(PLACE)
+    before, _, after = render(PLACE).partition(PLACE)
     middle = text.removeprefix(before).removesuffix(after)
-    own = encoding.token_ids(tokenizer, [middle])[0]
-    return [*template_ids(before, tokenizer), *own, *template_ids(after, tokenizer)]
+    question_ids = encoding.token_ids(tokenizer, [middle])[0]
+    return [*template_ids(before, tokenizer), *question_ids, *template_ids(after, tokenizer)]
 
 
 def in_template(turns: list[dict[str, str]], tokenizer: Any, values: Mapping[str, Any]) -> str:
@@ -94,5 +94,5 @@ def in_template(turns: list[dict[str, str]], tokenizer: Any, values: Mapping[str
 
 
 def template_ids(text: str, tokenizer: Any) -> list[int]:
-    """Token ids of a template's words, its special tokens among them."""
+    """Token ids of a template's words; special tokens in them are special."""
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

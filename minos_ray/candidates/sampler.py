@@ -45,7 +45,7 @@ class Sampler:
         return pa.concat_tables([unit.rows for unit in finished]), sum_stats(unit.stats for unit in finished)
 
     def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
-        """The candidates of each unit as soon as they are there, and their numbers: tokens, seconds, finish reasons."""
+        """The candidates of each unit as it is finished, and their numbers: tokens, seconds, finish reasons."""
         units = batch.to_pylist()
         requests = [Request(self.prompt(unit["question"], self.tokenizer), unit["count"]) for unit in units]
         since = time.monotonic()
@@ -61,23 +61,25 @@ class Sampler:
 
     @staticmethod
     def failed(units: pa.Table, model: Model, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
-        """Empty candidates for units that killed their engines, so that every (problem, index) is there."""
+        """Empty candidates of poisoned units, so that every (problem, index) has a row."""
         empty = Text("", ENGINE_DIED, 0)
-        made = [(unit, [empty] * unit["count"]) for unit in units.to_pylist()]
-        rows = pa.concat_tables([candidates(unit, texts, model.model) for unit, texts in made])
+        tables = [candidates(unit, [empty] * unit["count"], model.model) for unit in units.to_pylist()]
+        rows = pa.concat_tables(tables)
         return rows, {ENGINE_DIED: rows.num_rows}
 
 
 def sampling_of(sample: Sample, tokenizer: Any) -> dict[str, Any]:
-    """What vLLM's SamplingParams are given."""
-    named = sample.model_dump(include=SAMPLING)
-    ends = {"stop": list(sample.stop) or None, "stop_token_ids": list(sample.stop_token_ids) or None}
-    return {**named, **ends, **({"skip_special_tokens": False} if has_thinking_signs(tokenizer) else {})}
+    """Arguments of vLLM's SamplingParams."""
+    values = sample.model_dump(include=SAMPLING)
+    stops = {"stop": list(sample.stop) or None, "stop_token_ids": list(sample.stop_token_ids) or None}
+    return {**values, **stops, **({"skip_special_tokens": False} if has_thinking_signs(tokenizer) else {})}
 
 
 def has_thinking_signs(tokenizer: Any) -> bool:
-    """Whether special tokens begin and end a model's thinking (Magistral, gpt-oss), which is lost if they are skipped:
-    nobody could tell it from the solution."""
+    """Whether special tokens begin and end a model's thinking (Magistral, gpt-oss).
+
+    Skipping those in the text would make the thinking look like the solution.
+    """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
     return any(THINKING_SIGN.search(name) for name in names)
@@ -102,5 +104,5 @@ def candidates(unit: dict[str, Any], texts: list[Text], model: str) -> pa.Table:
 
 
 def numbers(texts: list[Text], seconds: float) -> dict[str, float]:
-    """What is summed over all units: seconds of all actors, tokens, texts by finish reason."""
+    """Numbers that are summed over all units: seconds of all actors, tokens, texts by finish reason."""
     return {"seconds": seconds, "tokens": sum(t.tokens for t in texts), **Counter(t.reason for t in texts)}

@@ -17,6 +17,8 @@ from minos_ray.config.schema import Config
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.progress import duration
 
+# How much the C++ part of a process of Ray logs, to standard error in a driver.
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 RAY_NOISE = r"A worker died or was killed|Task .* failed\. There are"
 ANSWER_S, POLL_S = 10.0, 1.0
 # What was just released comes back within the first: not worth a line.
@@ -49,13 +51,36 @@ def join(resources: Resources) -> None:
     address = resources.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of the driver alone: one line per actor otherwise
+        os.environ.setdefault(LOG_LEVEL, "fatal")  # of the driver alone, see `start`
         enter(address, "resources.address" if resources.address else "RAY_ADDRESS", options)
         os.environ["RAY_ADDRESS"] = address
     else:
-        ray.init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
+        start(resources.num_cpus, options)
     heed_sigterm()
     quiet_data()
+
+
+def start(num_cpus: int | None, options: dict[str, Any]) -> None:
+    """Starts Ray on this machine. Its processes log as usual, the driver logs fatal errors only.
+
+    Else Ray prints, as an error, that the arguments of Ray Data's actors are in the object store and may be lost before
+    an actor restarts (ray-project/ray#53727). Those are not: the driver refers to them until the work ends. Ray reads
+    the level from the environment, which its processes inherit; so it is set once they run, when the driver registers.
+    """
+    import ray
+    from ray.job_config import JobConfig
+
+    class QuietDriver(JobConfig):
+        def _serialize(self) -> str:
+            os.environ.setdefault(LOG_LEVEL, "fatal")
+            return super()._serialize()
+
+    level = os.environ.get(LOG_LEVEL)
+    try:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, job_config=QuietDriver(), **options)
+    finally:
+        if level is None:
+            os.environ.pop(LOG_LEVEL, None)  # for processes of a Ray that this driver may start later
 
 
 def heed_sigterm() -> None:

@@ -57,7 +57,7 @@ class Completer:
 
     @staticmethod
     def failed(units: pa.Table, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
-        """The prefixes of problems that killed every engine: no completions, no label."""
+        """The prefixes of poisoned problems: no completions, no label."""
         trees = [tree_of(row) for row in units.to_pylist()]
         rows = [unlabelled(tree.problem_id, text) for tree in trees for text in tree.texts()]
         return columns.table("rollouts", rows), {ENGINE_DIED: len(rows)}
@@ -69,13 +69,13 @@ def tree_of(row: dict[str, Any]) -> Tree:
 
 
 def unlabelled(problem_id: str, text: str) -> dict[str, Any]:
-    """The row of a prefix of which nothing is known."""
-    nothing = dict.fromkeys(("completions", "correct", "no_answer", "timeout", "tokens"), 0)
-    return {"prefix_id": prefix_id(problem_id, text), "problem_id": problem_id, "label": -1, **nothing}
+    """The row of a prefix without completions."""
+    counts = dict.fromkeys(("completions", "correct", "no_answer", "timeout", "tokens"), 0)
+    return {"prefix_id": prefix_id(problem_id, text), "problem_id": problem_id, "label": -1, **counts}
 
 
 class Draws:
-    """The prefixes of a batch as requests; called for completions, it makes and grades them (`rollout_plan.Draw`)."""
+    """The prefixes of a batch as requests. Called for completions, it samples and grades them (`rollout_plan.Draw`)."""
 
     def __init__(self, completer: Completer, trees: list[Tree]) -> None:
         self.completer, self.round, self.inexact = completer, 0, 0
@@ -85,26 +85,27 @@ class Draws:
         self.name = f"{completer.seed} rollouts {trees[0].problem_id}"
 
     def encode(self, tree: Tree) -> list[list[int]]:
-        """What the completer goes on from: the prompt's ids and those of the prefix, as one piece of text."""
+        """The ids that each completion continues: those of the prompt and of the prefix."""
         question = self.completer.problems[tree.problem_id]["question"]
         prompt = self.completer.prompt(question, self.completer.tokenizer)
-        made = ids_after(self.completer.tokenizer, prompt, tree.texts())
-        self.inexact += sum(not exact for _, exact in made)
-        return [[*prompt, *ids] for ids, _ in made]
+        tokenised = ids_after(self.completer.tokenizer, prompt, tree.texts())
+        self.inexact += sum(not exact for _, exact in tokenised)
+        return [[*prompt, *ids] for ids, _ in tokenised]
 
-    def __call__(self, wanted: list[int], count: int) -> list[list[str]]:
-        """Outcomes of `count` new completions of each wanted prefix; none where there is no room for them."""
-        requests = [Request(self.ids[prefix], count) for prefix in wanted]
+    def __call__(self, prefixes: list[int], count: int) -> list[list[str]]:
+        """Statuses of `count` new completions of each of these prefixes; none where there is no room for them."""
+        requests = [Request(self.ids[prefix], count) for prefix in prefixes]
         self.round += 1
-        made = self.completer.generator.generate(requests, self.completer.sampling, f"{self.name} {self.round}")
-        whole = [
+        seed = f"{self.name} {self.round}"
+        texts_by_prefix = self.completer.generator.generate(requests, self.completer.sampling, seed)
+        completions = [
             (prefix, text)
-            for prefix, texts in zip(wanted, made, strict=True)
+            for prefix, texts in zip(prefixes, texts_by_prefix, strict=True)
             for text in texts
             if text.reason != PROMPT_TOO_LONG
         ]
-        outcomes: dict[int, list[str]] = {prefix: [] for prefix in wanted}
-        for (prefix, text), status in zip(whole, self.grade(whole), strict=True):
+        outcomes: dict[int, list[str]] = {prefix: [] for prefix in prefixes}
+        for (prefix, text), status in zip(completions, self.grade(completions), strict=True):
             outcomes[prefix].append(status)
             self.tokens[prefix] += text.tokens
         return list(outcomes.values())

@@ -1,22 +1,22 @@
-"""Which prefixes are completed, how often, and what the completions prove. Pure.
+"""Which prefixes are completed, how often, and what the completions prove (Math-Shepherd, arXiv 2312.08935). Pure.
 
 The prefixes of a problem's candidates form a tree: each distinct prefix once, its parent one step shorter. A prefix is
-*reached* when some continuation of it is known to end in the gold answer: a completion of its own, the rest of a right
-candidate, or a continuation of a longer prefix, which is one of every shorter prefix too.
+*reached* when some continuation of it ends in the gold answer: a completion of its own, the remaining steps of a right
+candidate, or a continuation of a longer prefix, which also continues every shorter one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 Statuses = Sequence[str]
-# draw(prefixes, count): the outcomes of `count` new completions for each of these prefixes, none where it cannot be.
+# draw(prefixes, count): statuses of `count` new completions of each of these prefixes; none where there is no room.
 Draw = Callable[[list[int], int], Sequence[Statuses]]
 ROOT = -1
 
 
 class Tree(NamedTuple):
-    """The prefixes of one problem: each one's parent (an earlier one, or ROOT), the text it adds to that, and whether
-    a right candidate goes on from it."""
+    """The prefixes of one problem: the parent of each (an earlier prefix, or ROOT), the text it adds to its parent, and
+    whether a right candidate continues it."""
 
     problem_id: str
     parents: list[int]
@@ -32,39 +32,39 @@ class Tree(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What is known of each prefix: whether it is reached, and the outcomes of its own completions."""
+    """Whether each prefix is reached, and the statuses of its own completions."""
 
     reached: list[bool]
     outcomes: list[list[str]]
 
     def label(self, prefix: int) -> int:
-        """The hard label: 1 reached, 0 not reached by any completion, -1 when none could be made."""
+        """The hard label: 1 reached, 0 not reached by any completion, -1 without completions."""
         return 1 if self.reached[prefix] else 0 if self.outcomes[prefix] else -1
 
 
 def grow(problem_id: str, solutions: Iterable[tuple[Sequence[str], bool]]) -> Tree:
     """The tree of solutions, each given by its prefixes from short to long and whether it is right."""
     tree = Tree(problem_id, [], [], [])
-    known: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for prefixes, correct in solutions:
         parent, before = ROOT, ""
         for prefix in prefixes:
-            if prefix not in known:
-                known[prefix] = len(tree.parents)
+            if prefix not in numbers:
+                numbers[prefix] = len(tree.parents)
                 tree.parents.append(parent)
                 tree.pieces.append(prefix[len(before) :])
                 tree.proven.append(False)
-            parent, before = known[prefix], prefix
+            parent, before = numbers[prefix], prefix
             tree.proven[parent] |= correct
     return tree
 
 
 def rounds(completions: int) -> list[int]:
-    """How many completions each round makes: 1, 1, 2, 4, ... so that at most half of a prefix's are in vain."""
-    made: list[int] = []
-    while (done := sum(made)) < completions:
-        made.append(min(max(1, done), completions - done))
-    return made
+    """Completions of each round: 1, 1, 2, 4, ... so that at most half of a prefix's completions were not needed."""
+    counts: list[int] = []
+    while (done := sum(counts)) < completions:
+        counts.append(min(max(1, done), completions - done))
+    return counts
 
 
 def decide(parents: Sequence[int], proven: Sequence[bool], completions: int, soft: bool, draw: Draw) -> Decided:
@@ -73,10 +73,10 @@ def decide(parents: Sequence[int], proven: Sequence[bool], completions: int, sof
     for prefix in (prefix for prefix, right in enumerate(proven) if right):
         reach(decided.reached, parents, prefix)
     for count in [completions] if soft else rounds(completions):
-        wanted = [prefix for prefix, reached in enumerate(decided.reached) if soft or not reached]
-        if not wanted:
+        undecided = [prefix for prefix, reached in enumerate(decided.reached) if soft or not reached]
+        if not undecided:
             break
-        for prefix, statuses in zip(wanted, draw(wanted, count), strict=True):
+        for prefix, statuses in zip(undecided, draw(undecided, count), strict=True):
             decided.outcomes[prefix] += statuses
             if "correct" in statuses:
                 reach(decided.reached, parents, prefix)
@@ -91,7 +91,7 @@ def reach(reached: list[bool], parents: Sequence[int], prefix: int) -> None:
 
 
 def forest(trees: Sequence[Tree]) -> tuple[list[int], list[bool]]:
-    """Parents and proofs of several trees, numbered through."""
+    """Parents and proofs of several trees as one: the prefixes are numbered through."""
     parents: list[int] = []
     for tree in trees:
         first = len(parents)

@@ -1,4 +1,4 @@
-"""The artefact `rollouts`: what completions say of every step's prefix (Math-Shepherd); resumed problem by problem."""
+"""The artefact `rollouts`: labels of prefixes from their completions (Math-Shepherd), resumed problem by problem."""
 
 import os
 import random
@@ -33,7 +33,7 @@ REJOINED = "candidates_rejoined"
 
 
 class Plan(NamedTuple):
-    """The trees of all problems, of how many candidates they are made, and how many are left out or rejoined."""
+    """The trees of all problems, the number of their candidates and steps, and how many are dropped or rejoined."""
 
     trees: list[Tree]
     candidates: int
@@ -45,16 +45,16 @@ class Plan(NamedTuple):
         """Distinct prefixes."""
         return sum(len(tree.parents) for tree in self.trees)
 
-    def asked(self, section: Rollouts) -> int:
-        """How many prefixes completions are made for: with `soft` all, else those that no right candidate proves."""
+    def count_completed(self, section: Rollouts) -> int:
+        """How many prefixes are completed: with `soft` all, else those that no right candidate proves."""
         return sum(section.soft or not proven for tree in self.trees for proven in tree.proven)
 
     def cost(self, section: Rollouts) -> str:
         """The most that will be sampled, in words."""
-        asked = self.asked(section)
-        proven = f" ({self.prefixes - asked:,} more are proven by right ones)" if asked < self.prefixes else ""
+        count = self.count_completed(section)
+        proven = f" ({self.prefixes - count:,} more are proven by right ones)" if count < self.prefixes else ""
         return (
-            f"label.rollouts: at most {asked * section.completions:,} completions: {asked:,} distinct prefixes of "
+            f"label.rollouts: at most {count * section.completions:,} completions: {count:,} distinct prefixes of "
             f"{self.candidates:,} candidates{proven} x {section.completions}"
         )
 
@@ -66,24 +66,24 @@ def rollouts(config: Config, run: Run) -> Manifest:
     start, section, model = time.monotonic(), settings(config), completer(config)
     path = locate(model, run)
     require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path)
-    made = plan(config, run, graded=True)
-    if not made.candidates:
+    plan = make_plan(config, run, graded=True)
+    if not plan.candidates:
         raise UserError("label.rollouts: no train candidate has an answer to go by; see sample.n_train")
     target = specs.begin(config, run, "rollouts")
     lengths.make_again(target, lengths.length_of(config, target.name, path))
-    print(made.cost(section), flush=True)
-    before = complete_missing(config, run, target, made, model)
-    return finish(target, made, section, before, {"model": model.model, "seconds": time.monotonic() - start})
+    print(plan.cost(section), flush=True)
+    before = complete_missing(config, run, target, plan, model)
+    return finish(target, plan, section, before, {"model": model.model, "seconds": time.monotonic() - start})
 
 
 def cost(config: Config, run: Run) -> str:
-    """The most that will be sampled, in words: from the candidates when they are there, else how it will follow."""
+    """The most that will be sampled, in words: a number once the candidates are stored, before that its formula."""
     section = settings(config)
     if specs.fresh(config, run, "candidates") is not None:
-        return plan(config, run, graded=False).cost(section)
-    some = f"{section.candidates:,}" if section.candidates else "sample.n_train x train problems"
+        return make_plan(config, run, graded=False).cost(section)
+    count = f"{section.candidates:,}" if section.candidates else "sample.n_train x train problems"
     return (
-        f"label.rollouts: at most candidates ({some}) x (steps - 1) x {section.completions} completions; "
+        f"label.rollouts: at most candidates ({count}) x (steps - 1) x {section.completions} completions; "
         "how many steps there are is known after sampling"
     )
 
@@ -108,10 +108,10 @@ def completer(config: Config) -> Model:
     return model or generator(config)
 
 
-def plan(config: Config, run: Run, graded: bool) -> Plan:
+def make_plan(config: Config, run: Run, graded: bool) -> Plan:
     """The trees of the chosen candidates.
 
-    With `graded`, those without a sure outcome are left out and right ones prove their prefixes; without, which is
+    With `graded`, candidates without an outcome are dropped and right ones prove their prefixes. Without, which is
     quicker, the trees can only be larger.
     """
     assert config.label.rollouts is not None
@@ -119,16 +119,16 @@ def plan(config: Config, run: Run, graded: bool) -> Plan:
     rows = chosen(run, list(answers), config.label.rollouts.candidates, config.seed)
     statuses = grade(config.label, answers, rows) if graded else ["wrong"] * len(rows)
     counts = Counter(f"candidate_{status}" for status in statuses if status not in GRADED)
-    kept = [(row, status == "correct") for row, status in zip(rows, statuses, strict=True) if status in GRADED]
+    graded_rows = [(row, status == "correct") for row, status in zip(rows, statuses, strict=True) if status in GRADED]
     split = resolve(config.label.splitter)
     trees, steps = [], 0
-    for problem_id, group in groupby(kept, key=lambda pair: pair[0]["problem_id"]):
+    for problem_id, group in groupby(graded_rows, key=lambda pair: pair[0]["problem_id"]):
         texts = [(own_solution(row["text"]), correct) for row, correct in group]
         cuts = [(*prefixes(text, split(text)), correct) for text, correct in texts]
-        counts[REJOINED] += sum(not whole for _, whole, _ in cuts)
+        counts[REJOINED] += sum(not is_cut for _, is_cut, _ in cuts)
         steps += sum(len(cut) for cut, _, _ in cuts)
         trees.append(grow(problem_id, [(cut, correct) for cut, _, correct in cuts]))
-    return Plan([tree for tree in trees if tree.parents], len(kept), steps, counts)
+    return Plan([tree for tree in trees if tree.parents], len(graded_rows), steps, counts)
 
 
 def train_answers(run: Run) -> dict[str, str]:
@@ -137,13 +137,13 @@ def train_answers(run: Run) -> dict[str, str]:
 
 
 def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> list[Row]:
-    """Candidates of these problems, ordered by problem and id: all, or the first `limit` by turns of problems."""
+    """Candidates of these problems, ordered by problem and id: all, or `limit` of them, round-robin over problems."""
     rows = rows_of_problems(run.artefact("candidates"), ["candidate_id", "problem_id", "text"], set(problem_ids))
     ordered = rows.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).to_pylist()
     if limit is None or limit >= len(ordered):
         return ordered
-    turns = round_robin(ordered, f"{seed}/rollouts")[:limit]
-    return sorted(turns, key=lambda row: (row["problem_id"], row["candidate_id"]))
+    first = round_robin(ordered, f"{seed}/rollouts")[:limit]
+    return sorted(first, key=lambda row: (row["problem_id"], row["candidate_id"]))
 
 
 def grade(label: Label, answers: dict[str, str], rows: list[Row]) -> list[str]:
@@ -153,17 +153,17 @@ def grade(label: Label, answers: dict[str, str], rows: list[Row]) -> list[str]:
     return [graded.status for graded in grades]
 
 
-def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, model: Model) -> int:
+def complete_missing(config: Config, run: Run, target: Artefact, plan: Plan, model: Model) -> int:
     """Completes the trees that are not stored; returns how many prefixes were stored before.
 
-    A problem that is stored with another number of prefixes is made again: grading has a time limit, so that one call
+    A problem that is stored with another number of prefixes is plan again: grading has a time limit, so that one call
     can leave out a candidate that the next one grades.
     """
     assert config.label.rollouts is not None
-    rows = np.array([len(tree.parents) for tree in made.trees], np.int64)
-    stored = stored_units(target, pa.array([tree.problem_id for tree in made.trees], pa.string()), rows)
+    rows = np.array([len(tree.parents) for tree in plan.trees], np.int64)
+    stored = stored_units(target, pa.array([tree.problem_id for tree in plan.trees], pa.string()), rows)
     before = int(rows[stored].sum())
-    missing = [tree for tree, is_stored in zip(made.trees, stored, strict=True) if not is_stored]
+    missing = [tree for tree, is_stored in zip(plan.trees, stored, strict=True) if not is_stored]
     random.Random(config.seed).shuffle(missing)  # so that every batch is about equally much work
     resources = config.resources.sample
     work = Work(
@@ -179,7 +179,7 @@ def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, mod
             "seed": config.seed,
         },
         batch_units=batch_trees(missing, resources.units_per_task * config.sample.unit, config.label.rollouts),
-        rows=made.prefixes,
+        rows=plan.prefixes,
         rows_before=before,
         row_name="prefixes",
     )
@@ -188,9 +188,11 @@ def complete_missing(config: Config, run: Run, target: Artefact, made: Plan, mod
 
 
 def batch_trees(trees: list[Tree], completions: int, section: Rollouts) -> int:
-    """How many trees ask for about so many completions at once; without `soft` a round begins with one a prefix."""
-    each = sum(len(tree.parents) for tree in trees) / max(1, len(trees)) * (section.completions if section.soft else 1)
-    return max(1, round(completions / max(1, each)))
+    """How many trees need about this many completions at once; without `soft` a first round has one for each prefix."""
+    per_tree = (
+        sum(len(tree.parents) for tree in trees) / max(1, len(trees)) * (section.completions if section.soft else 1)
+    )
+    return max(1, round(completions / max(1, per_tree)))
 
 
 def unit_table(trees: list[Tree]) -> pa.Table:
@@ -199,21 +201,21 @@ def unit_table(trees: list[Tree]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=UNITS)
 
 
-def finish(target: Artefact, made: Plan, section: Rollouts, before: int, details: dict[str, Any]) -> Manifest:
-    """Makes sure that every prefix is there once, then writes the manifest."""
+def finish(target: Artefact, plan: Plan, section: Rollouts, before: int, details: dict[str, Any]) -> Manifest:
+    """Checks that every prefix is stored once, then writes the manifest."""
     rows = target.read(partial=True)
-    if {rows.num_rows, pc.count_distinct(rows["prefix_id"]).as_py()} != {made.prefixes}:
-        raise RuntimeError(f"{made.prefixes} prefixes, but {rows.num_rows} rows of rollouts; run again")
+    if {rows.num_rows, pc.count_distinct(rows["prefix_id"]).as_py()} != {plan.prefixes}:
+        raise RuntimeError(f"{plan.prefixes} prefixes, but {rows.num_rows} rows of rollouts; run again")
     totals = {name: pc.sum(rows[name]).as_py() or 0 for name in ("completions", "correct", "tokens")}
-    counts = {"prefixes": made.prefixes, "candidates": made.candidates, **totals}
-    counts["at_most"] = made.asked(section) * section.completions
-    dropped = {reason: count for reason, count in made.counts.items() if reason != REJOINED}
+    counts = {"prefixes": plan.prefixes, "candidates": plan.candidates, **totals}
+    counts["at_most"] = plan.count_completed(section) * section.completions
+    dropped = {reason: count for reason, count in plan.counts.items() if reason != REJOINED}
     stats = target.stats()
     details |= lengths.details(target, stats) | {
-        "prefixes_with_repeats": made.steps,
+        "prefixes_with_repeats": plan.steps,
         "prefixes_before": before,
         "reached": pc.sum(pc.equal(rows["label"], 1)).as_py() or 0,
-        REJOINED: made.counts[REJOINED],
+        REJOINED: plan.counts[REJOINED],
         INEXACT: int(stats.get(INEXACT, 0)),
         "engine_seconds": round(stats.get("seconds", 0.0), 2),
         "seconds": round(details["seconds"], 2),

@@ -36,7 +36,7 @@ def label_candidates(config: Config, run: Run) -> Manifest:
     """Labels every candidate of the run; a rerun labels only the slices of candidates that are missing."""
     done = fresh(config, run, "labels")
     if done is not None:
-        refuse_imported(config, done)
+        require_made_here(config, done)
         if not config.label.rollouts or fresh(config, run, "rollouts"):
             return done
     start = time.monotonic()
@@ -48,8 +48,8 @@ def label_candidates(config: Config, run: Run) -> Manifest:
     return finish(target, count_rows(units), time.monotonic() - start)
 
 
-def refuse_imported(config: Config, done: Manifest) -> None:
-    """UserError when rollouts are wanted for labels that were imported, which nothing replaces."""
+def require_made_here(config: Config, done: Manifest) -> None:
+    """UserError when the config sets rollouts but the labels were imported, which no stage replaces."""
     if config.label.rollouts and "import" in done.inputs:
         raise UserError("label.rollouts is set, but the labels of this run were imported; delete its folder labels/")
 
@@ -76,22 +76,22 @@ def count_rows(units: pa.Table) -> int:
 
 
 def plan(candidates: Artefact) -> pa.Table:
-    """Slices of at most `UNIT_ROWS` rows of each part; UserError while the candidates are not complete."""
+    """Units: slices of at most `UNIT_ROWS` rows of each part. UserError while the candidates are not complete."""
     if candidates.manifest() is None:
         raise UserError(f"{candidates.path} is not complete; run the stage 'sample' first")
-    units: dict[str, list[Any]] = {"part": [], "at": [], "rows": []}
+    slices: dict[str, list[Any]] = {"part": [], "first": [], "rows": []}
     for part, rows in candidates.sizes_of_parts():
-        for at in range(0, rows, UNIT_ROWS):
-            units["part"].append(part)
-            units["at"].append(at)
-            units["rows"].append(min(UNIT_ROWS, rows - at))
-    made = pa.table(units, pa.schema([("part", pa.string()), ("at", pa.int64()), ("rows", pa.int64())]))
-    names = pc.binary_join_element_wise(made["part"], made["at"].cast(pa.string()), ":")
-    return made.append_column("unit_id", names)
+        for first in range(0, rows, UNIT_ROWS):
+            slices["part"].append(part)
+            slices["first"].append(first)
+            slices["rows"].append(min(UNIT_ROWS, rows - first))
+    units = pa.table(slices, pa.schema([("part", pa.string()), ("first", pa.int64()), ("rows", pa.int64())]))
+    names = pc.binary_join_element_wise(units["part"], units["first"].cast(pa.string()), ":")
+    return units.append_column("unit_id", names)
 
 
 def finish(target: Artefact, rows: int, seconds: float) -> Manifest:
-    """Adds up what the parts say about themselves and completes the artefact."""
+    """Sums the numbers of the parts and completes the artefact."""
     total = target.stats()
     counts = {"rows": int(sum(total.get(status, 0) for status in columns.STATUSES))}
     counts |= {status: int(total.get(status, 0)) for status in columns.STATUSES}
@@ -114,26 +114,26 @@ class Labeller:
         self.part: tuple[str, pa.Table] | None = None
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
-        """Labels of all rows of the units, and how many had which status."""
-        found = [row for unit in units.to_pylist() for row in self._rows(unit)]
-        problems = self._problems({row["problem_id"] for row in found})
-        known = [row for row in found if row["problem_id"] in problems]
-        golds = [problems[row["problem_id"]]["answer"] for row in known]
-        grades = self.grading(golds, [row["text"] for row in known])
+        """Labels of all candidates of the units, and how many had which status."""
+        candidates = [row for unit in units.to_pylist() for row in self._rows(unit)]
+        problems = self._problems({row["problem_id"] for row in candidates})
+        rows = [row for row in candidates if row["problem_id"] in problems]
+        golds = [problems[row["problem_id"]]["answer"] for row in rows]
+        grades = self.grading(golds, [row["text"] for row in rows])
         self.label_steps.counts.clear()
-        labels = [self._label(row, problems[row["problem_id"]], g) for row, g in zip(known, grades, strict=True)]
+        labels = [self._label(row, problems[row["problem_id"]], g) for row, g in zip(rows, grades, strict=True)]
         stats: Counter[str] = Counter(grade.status for grade in grades)
         stats.update(self.label_steps.counts)
         stats["stepless"] = sum(not row["steps"] for row in labels)
-        stats["strict_correct"] = sum(self.grading.strict(golds, [row["text"] for row in known]))
-        stats[NO_PROBLEM] = len(found) - len(known)
+        stats["strict_correct"] = sum(self.grading.strict(golds, [row["text"] for row in rows]))
+        stats[NO_PROBLEM] = len(candidates) - len(rows)
         return columns.table("labels", labels), dict(stats)
 
     def _rows(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
-        """The candidates of a unit; the part read last is kept, since its slices follow one another."""
+        """The candidates of a unit. The last part stays in memory, since its slices follow one another."""
         if self.part is None or self.part[0] != unit["part"]:
             self.part = (unit["part"], self.candidates.read_part(unit["part"], ["candidate_id", "problem_id", "text"]))
-        return self.part[1].slice(unit["at"], unit["rows"]).to_pylist()
+        return self.part[1].slice(unit["first"], unit["rows"]).to_pylist()
 
     def _problems(self, names: set[str]) -> dict[str, dict[str, Any]]:
         """These problems by id; those of a large run would not fit into every actor as objects."""

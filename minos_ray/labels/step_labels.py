@@ -1,4 +1,4 @@
-"""Step labels of one candidate: from a function, from rollouts, or from rollouts that the function agrees with."""
+"""Step labels of one candidate: from a function, from rollouts, or from rollouts that agree with the function."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from minos_ray.store.run import Run
 COUNTED = ("rollouts", "consensus", "no_consensus")
 
 
-class Known(NamedTuple):
+class Labels(NamedTuple):
     """Labels (1, 0, -1) and soft labels of a candidate's steps, the answer line last."""
 
     labels: list[int]
     scores: list[float | None]
 
 
-class Found:
-    """The stored rollouts, looked up by prefix: sorted arrays, since every labelling actor holds all of them."""
+class RolloutTable:
+    """The stored rollouts by prefix: sorted arrays, since every labelling actor holds all of them."""
 
     def __init__(self, run: Run) -> None:
         columns = ["prefix_id", "label", "completions", "correct"]
@@ -34,37 +34,37 @@ class Found:
         self.ids = np.array(rows["prefix_id"].to_pylist(), dtype="S24")
         self.labels, completions, correct = (rows[name].to_numpy() for name in columns[1:])
         with np.errstate(invalid="ignore"):
-            self.shares = correct / completions
+            self.fractions = correct / completions
 
-    def __call__(self, problem_id: str, cut: Sequence[str], correct: bool) -> Known | None:
-        """What is known of a candidate with these prefixes, None when one of them is not stored."""
-        wanted = np.array([prefix_id(problem_id, prefix) for prefix in cut], dtype="S24")
-        at = np.searchsorted(self.ids, wanted)
-        if (at == len(self.ids)).any() or (self.ids[at] != wanted).any():
+    def __call__(self, problem_id: str, cut: Sequence[str], correct: bool) -> Labels | None:
+        """The labels of a candidate with these prefixes, None when one of them is not stored."""
+        ids = np.array([prefix_id(problem_id, prefix) for prefix in cut], dtype="S24")
+        rows = np.searchsorted(self.ids, ids)
+        if (rows == len(self.ids)).any() or (self.ids[rows] != ids).any():
             return None
-        scores = [None if np.isnan(share) else float(share) for share in self.shares[at]]
-        return Known([*self.labels[at].tolist(), int(correct)], [*scores, float(correct)])
+        scores = [None if np.isnan(fraction) else float(fraction) for fraction in self.fractions[rows]]
+        return Labels([*self.labels[rows].tolist(), int(correct)], [*scores, float(correct)])
 
 
 class StepLabeller:
-    """Splits candidates and labels their steps; `counts` says how many rollouts labelled and whether they agreed."""
+    """Splits candidates and labels their steps; `counts` are how many the rollouts labelled and how many agreed."""
 
     def __init__(self, run: Run, label: Label) -> None:
         self.split, self.policy = resolve(label.splitter), label.after_first_error
         self.function = resolve(label.steps) if label.steps else None
-        self.found = Found(run) if label.rollouts else None
+        self.rollouts = RolloutTable(run) if label.rollouts else None
         self.soft = bool(label.rollouts and label.rollouts.soft)
         self.counts: Counter[str] = Counter()
 
     def __call__(self, problem: dict[str, Any], text: str, grade: Graded) -> dict[str, Any]:
-        """The columns of the labels that are about steps: of the part of the text that is graded."""
+        """The label columns about steps, of the part of the text that is graded."""
         text = own_solution(text)
         steps = self.split(text)
         labels, errors, source, scores = [-1] * len(steps), [], "none", None
         if self.function:
             labels, errors = self.function(problem["question"], problem["solution"], steps)
             source = "gold"
-        if self.found and problem["split"] == "train":
+        if self.rollouts and problem["split"] == "train":
             labels, scores, source = self.by_rollouts(problem["problem_id"], text, steps, grade, labels)
             errors = []
         labels, errors = after_first_error(labels, errors, self.policy)
@@ -80,15 +80,17 @@ class StepLabeller:
         self, problem_id: str, text: str, steps: list[str], grade: Graded, opinion: list[int]
     ) -> tuple[list[int], list[float | None] | None, str]:
         """Labels, soft labels and source; unlabelled without rollouts, or when the opinion has another first error."""
-        nothing = [-1] * len(steps), None
-        sure = steps and grade.status in GRADED
-        known = self.found(problem_id, prefixes(text, steps)[0], grade.correct) if sure and self.found else None
-        if known is None:
-            return *nothing, "none"
+        unlabelled = [-1] * len(steps), None
+        is_graded = steps and grade.status in GRADED
+        rollouts = (
+            self.rollouts(problem_id, prefixes(text, steps)[0], grade.correct) if is_graded and self.rollouts else None
+        )
+        if rollouts is None:
+            return *unlabelled, "none"
         self.counts["rollouts"] += 1
         if self.function:
-            agree = first_error(known.labels) == first_error(opinion)
+            agree = first_error(rollouts.labels) == first_error(opinion)
             self.counts["consensus" if agree else "no_consensus"] += 1
             if not agree:
-                return *nothing, "no_consensus"
-        return known.labels, known.scores if self.soft else None, "rollouts"
+                return *unlabelled, "no_consensus"
+        return rollouts.labels, rollouts.scores if self.soft else None, "rollouts"

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from minos_ray.candidates.engine import arguments, dead_engine, die, require_build, set_environment
-from minos_ray.candidates.lifeline import shut_down, tied
+from minos_ray.candidates.engine import (
+    arguments,
+    dead_engine,
+    die,
+    kill_engine_with_parent,
+    require_build,
+    set_environment,
+    shut_down,
+)
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
 from minos_ray.scoring.device import give_back
@@ -31,7 +38,7 @@ class Pooling(Verifier):
         self.raw = PoolingParams(use_activation=False)
         settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), self.fitted(resources))
         self.llm = LLM(model, runner="pooling", pooler_config=PoolerConfig(task=self.task), **settings)
-        self.guards = tied(self.llm)
+        self.guards = kill_engine_with_parent(self.llm)
 
     def close(self) -> None:
         """Ends the engine, which vLLM keeps alive after its `LLM` is gone, and with it its GPU memory."""

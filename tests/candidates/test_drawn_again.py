@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minos_ray.candidates.stage import Wanted, extend, finish, mark_resampled
+from minos_ray.candidates.stage import Targets, extend, finish, mark_resampled
 from minos_ray.config.load import Config, load_config
 from minos_ray.graph import specs
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
 
-WANTED = Wanted(pa.table({"problem_id": ["p", "q"], "question": ["?", "!"]}), np.array([2, 2]))
+WANTED = Targets(pa.table({"problem_id": ["p", "q"], "question": ["?", "!"]}), np.array([2, 2]))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from minos_ray.candidates.engine import Text
 from minos_ray.candidates.plan import plan
 from minos_ray.candidates.sampler import Sampler, candidates
-from minos_ray.candidates.stage import extend, read_wanted, sample, stored_candidates
+from minos_ray.candidates.stage import extend, read_targets, sample, stored_candidates
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Resources
 from minos_ray.config.schema import Model, Sample
@@ -140,7 +140,7 @@ def test_a_larger_n_keeps_what_is_there_and_a_smaller_one_or_another_key_does_no
     extend(larger, run)
     assert artefact.manifest() is None
     begun = specs.begin(larger, run, "candidates")
-    wanted = read_wanted(larger, run)
+    wanted = read_targets(larger, run)
     assert stored_candidates(begun, wanted).sum() == 40
     assert plan(wanted.amounts, stored_candidates(begun, wanted), 64).count.sum() == 50 + 50 + 2 - 40
     again = begun.complete({})
@@ -159,7 +159,7 @@ def test_what_is_stored_twice_is_kept_once(tmp_path: Path, path: str) -> None:
             candidates({"problem_id": p, "first": f, "count": n}, [Text("", "stop", 1)] * n, "m") for p, f, n in units
         ]
         artefact.write_part(name, pa.concat_tables(made))
-    wanted = read_wanted(config, run)
+    wanted = read_targets(config, run)
     found = stored_candidates(artefact, wanted)
     there = {(problem, index) for problem, index in zip(*(axis.tolist() for axis in np.nonzero(found)), strict=True)}
     assert there == {(0, i) for i in range(32)} | {(1, i) for i in range(8, 12)} | {(2, 3), (2, 4)}

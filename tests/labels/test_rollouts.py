@@ -17,7 +17,7 @@ from minos_ray.grading.numbers import extract_number, same_number
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.labels.completer import Completer
 from minos_ray.labels.prefixes import prefix_id
-from minos_ray.labels.rollouts import chosen, cost, plan, rollouts, train_answers, unit_table
+from minos_ray.labels.rollouts import chosen, cost, make_plan, rollouts, train_answers, unit_table
 from minos_ray.labels.stage import label
 from minos_ray.miniature import load
 from minos_ray.pipeline.check import check, findings
@@ -190,7 +190,7 @@ def test_the_command_gives_labels_with_soft_scores(tmp_path: Path, capsys: pytes
 def test_the_estimate_is_stated_before_and_is_no_less_than_the_plan(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     run = make_run(config)
-    estimate, graded = plan(config, run, graded=False), plan(config, run, graded=True)
+    estimate, graded = make_plan(config, run, graded=False), make_plan(config, run, graded=True)
     assert set(wanted_prefixes(run)) == {
         prefix_id(tree.problem_id, text) for tree in estimate.trees for text in tree.texts()
     }
@@ -269,7 +269,7 @@ def test_no_completer_and_no_answers_are_one_line(tmp_path: Path) -> None:
 
 def test_problems_that_killed_every_engine_have_unlabelled_prefixes(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    made = plan(config, make_run(config), graded=True)
+    made = make_plan(config, make_run(config), graded=True)
     rows, stats = Completer.failed(unit_table(made.trees), seed=0)
     assert stats == {"engine_died": rows.num_rows} and rows.num_rows == made.prefixes
     assert set(rows["label"].to_pylist()) == {-1} and set(rows["completions"].to_pylist()) == {0}
@@ -279,7 +279,7 @@ def test_problems_that_killed_every_engine_have_unlabelled_prefixes(tmp_path: Pa
 def test_no_prefix_holds_thinking(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     run = make_run(config)
-    trees = plan(config, run, graded=False).trees
+    trees = make_plan(config, run, graded=False).trees
     rows = run.artefact("candidates").read().to_pylist()
     put(run, "candidates", [{**row, "text": f"<think>\n1 + 1\n= 3\n</think>\n\n{row['text']}"} for row in rows])
-    assert plan(config, run, graded=False).trees == trees
+    assert make_plan(config, run, graded=False).trees == trees

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from minos_ray.candidates.stage import Wanted, stored_candidates
+from minos_ray.candidates.stage import Targets, stored_candidates
 from minos_ray.scoring import judge
 from minos_ray.store.run import Artefact, Run
 from minos_ray.work.run_units import stored_units
@@ -69,7 +69,7 @@ def test_judged_solutions_are_looked_for_in_compacted_parts_first(artefact: Arte
 
 @pytest.mark.parametrize("gone", [0, 1, 3])
 def test_candidates_are_looked_for_in_compacted_parts_first(artefact: Artefact, gone: int) -> None:
-    wanted = Wanted(pa.table({"problem_id": ["p"], "question": ["q"]}), np.array([4]))
+    wanted = Targets(pa.table({"problem_id": ["p"], "question": ["q"]}), np.array([4]))
     for index in range(gone, 4):
         artefact.write_part(f"task-{index}", pa.table({"problem_id": ["p"], "index": [index]}))
     artefact.write_part("task", pa.table({"problem_id": ["p"] * 4, "index": list(range(4))}))
