@@ -41,7 +41,8 @@ def sampler(texts: Callable[[str], Text]) -> Callable[..., int]:
         stage.mark_resampled(artefact)
         stats, tables = Counter[str](), []
         names = wanted.problems["problem_id"].to_pylist()
-        for number, first, count in zip(*stage.missing(config, artefact, wanted), strict=True):
+        units = stage.missing(config, artefact, wanted)
+        for number, first, count in zip(units.problem, units.first, units.count, strict=True):
             text, unit = texts(names[number]), {"problem_id": names[number], "first": int(first), "count": int(count)}
             tables.append(candidates(unit, [text] * int(count), "m"))
             stats[text.reason] += int(count)
