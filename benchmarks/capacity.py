@@ -28,7 +28,7 @@ from minos_ray.imports.genrm import import_genrm
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
-from minos_ray.training.data import labelled, reward_data
+from minos_ray.training.reward import labelled, reward_data
 from minos_ray.training.rows import as_table, write
 from minos_ray.work.run_units import MAX_PARTS
 

@@ -24,9 +24,9 @@ from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.store.run import Run
 from minos_ray.training import batches
-from minos_ray.training.data import Data
 from minos_ray.training.job import make_job, write_table
 from minos_ray.training.log import read_log
+from minos_ray.training.rows import Data
 from minos_ray.training.trainer import fit
 
 MODEL = "models/prm-base"

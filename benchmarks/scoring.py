@@ -31,7 +31,7 @@ from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
 from minos_ray.training.heads import auto_class, saved_class
-from minos_ray.training.tokenizer import byte_level_bpe
+from minos_ray.training.pretrain import byte_level_bpe
 
 Scores = list[list[float]]
 # Layers, width, MLP, heads, key and value heads; problems x candidates of the worst case.

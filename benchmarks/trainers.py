@@ -22,10 +22,11 @@ from minos_ray.config.training import Train
 from minos_ray.steps import encoding
 from minos_ray.steps.split import lines
 from minos_ray.store.model_files import load_tokenizer
-from minos_ray.training import architecture, batches, engine
+from minos_ray.training import batches, engine, models
+from minos_ray.training.batches import pack
 from minos_ray.training.losses import Losses, Objective
-from minos_ray.training.rows import Rows, as_table, language_row, pack
-from minos_ray.training.tokenizer import byte_level_bpe
+from minos_ray.training.pretrain import byte_level_bpe
+from minos_ray.training.rows import Rows, as_table, language_row
 
 SIZE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
 HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048}
@@ -78,7 +79,7 @@ def model(kind: str, precision: str, labels: int = 1, start: str | None = None) 
     import transformers
 
     if start:
-        return architecture.load(start, kind, precision, 0, {})
+        return models.load(start, kind, precision, 0, {})
 
     names = {"lm": "CausalLM", "orm": "SequenceClassification", "prm": "TokenClassification"}
     torch.manual_seed(0)

@@ -11,6 +11,8 @@ MOVED = {
     "minos_ray.labels.values:": "minos_ray.grading.values:",
     "minos_ray.problems.miniature:": "minos_ray.miniature:",
     "minos_ray.problems.miniature.tokenizer:": "minos_ray.miniature.tokenizer:",
+    "minos_ray.training.corpora:": "minos_ray.training.pretrain:",
+    "minos_ray.training.tokenizer:": "minos_ray.training.pretrain:",
     "package:problems/miniature/model": "package:miniature/model",
 }
 

@@ -52,7 +52,7 @@ class Pretrain(Train):
 
     corpus: str
     needs: tuple[str, ...] = ()
-    tokenizer: str = "minos_ray.training.tokenizer:byte_level_bpe"
+    tokenizer: str = "minos_ray.training.pretrain:byte_level_bpe"
     options: dict[str, Any] = Field(default_factory=dict)
     vocab_size: int = Field(2048, ge=300)
     layers: int = Field(4, ge=1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minos_ray.training.metrics import auc
+from minos_ray.training.log import auc
 
 THRESHOLD = 0.5
 BINS = 10

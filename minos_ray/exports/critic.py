@@ -11,7 +11,7 @@ from minos_ray.exports.write import Exported, write_file
 from minos_ray.steps.encoding import CRITIQUE, question_text, step_text
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.run import Run
-from minos_ray.training.data import refused_critique
+from minos_ray.training.sft import critique_unusable
 
 COLUMNS = pa.schema([("prompt", pa.string()), ("completion", pa.string())])
 
@@ -36,7 +36,7 @@ def critiques(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
     for critique in batched(run, "critiques", ["candidate_id", "text", "agrees", "status"]):
         solution = known.get(critique["candidate_id"])
         elsewhere = solution is not None and solution["problem_id"] not in asked
-        reason = f"not of split {split}" if elsewhere else refused_critique(critique, solution, asked, agreeing=True)
+        reason = f"not of split {split}" if elsewhere else critique_unusable(critique, solution, asked, agreeing=True)
         if reason:
             dropped[reason] += 1
         else:

@@ -14,7 +14,7 @@ from torch import nn
 from minos_ray.errors import UserError
 from minos_ray.scoring.batches import NONE, Forest, keys, runs
 from minos_ray.scoring.linear import pack
-from minos_ray.training import kernels
+from minos_ray.training import packing
 
 NAME = "minos_forest"
 GROUPS = 3  # of runs with paths of like lengths, filled up to the longest
@@ -56,7 +56,7 @@ class View:
 
 def keys_of(device: str) -> int:
     """Keys of a layout."""
-    return KEYS if kernels.takes_groups(device) else GPU_KEYS
+    return KEYS if packing.takes_groups(device) else GPU_KEYS
 
 
 def parts(forest: Forest, asking: np.ndarray, least: int, most: int) -> list[np.ndarray]:
@@ -151,7 +151,7 @@ def forest_attention(
         shape = (len(layout.keys), -1)
         taken = ((q, layout.asking), (k, layout.keys.flatten()), (v, layout.keys.flatten()))
         grid = (x.index_select(0, at).unflatten(0, shape).transpose(1, 2) for x, at in taken)
-        found = kernels.attend(*grid, layout.mask, scaling)
+        found = packing.attend(*grid, layout.mask, scaling)
         out[layout.asking] = found.transpose(1, 2).flatten(0, 1)
     return out[None].to(query.dtype), None
 

@@ -99,7 +99,7 @@ class Scorer(Verifier):
         from transformers.utils import logging
 
         from minos_ray.scoring.backbone import Masked, backbone_of, longest_shared
-        from minos_ray.training.base_weights import shown
+        from minos_ray.training.base import quoted
         from minos_ray.training.heads import saved_class, scalar_head
 
         resources = resources or Scoring()
@@ -109,7 +109,7 @@ class Scorer(Verifier):
         options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
         whole, info = saved_class(self.config).from_pretrained(model, **options, output_loading_info=True)
         if info["missing_keys"]:
-            raise UserError(f"model '{model}' has no weights for {shown(sorted(info['missing_keys']))}")
+            raise UserError(f"model '{model}' has no weights for {quoted(sorted(info['missing_keys']))}")
         whole = whole.to(self.device).eval()
         self.head = scalar_head(whole)
         self.backbone, self.alone = backbone_of(whole, self.head, model)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minos_ray.training.rows import Rows
+
 
 def total_steps(rows: int, epochs: float, batch_rows: int) -> int:
     """Optimizer steps of a training; the last one may be smaller."""
@@ -33,39 +35,41 @@ def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Room(NamedTuple):
-    """What a micro-batch may hold: tokens, counted with the padding if there is any, and rows of up to `together`
+    """What a micro-batch may hold: so many tokens, counted with padding if it is `padded`, in rows of up to `together`
     tokens; a longer row has a pass of its own."""
 
     tokens: int
     padded: bool = False
     together: int = 10**9
 
-    def has(self, lengths: np.ndarray) -> bool:
-        """Whether rows of these lengths may share a pass; one row always may."""
+    def holds(self, lengths: np.ndarray) -> bool:
+        """Whether rows of these lengths may share a pass; a single row always may."""
         tokens = len(lengths) * lengths.max() if self.padded else lengths.sum()
         return len(lengths) == 1 or (tokens <= self.tokens and lengths.max() <= self.together)
 
 
 def layout(chosen: np.ndarray, lengths: np.ndarray, ranks: int, room: Room) -> list[list[np.ndarray]]:
-    """For each rank its micro-batches, equally many on every rank (some may be empty).
+    """For each rank its micro-batches of row numbers, equally many on every rank (some may be empty).
 
-    Rows are sorted by length and dealt in turn, so that ranks get the same work and a micro-batch has rows of a length.
-    The largest micro-batch comes first: what it leaves free in memory has room for all others.
+    Rows are sorted by length and assigned round-robin, so that ranks get the same work and a micro-batch has rows of
+    similar length. The largest micro-batch comes first: the memory that it frees has room for all others.
     """
     order = chosen[np.argsort(lengths[chosen], kind="stable")]
-    packs = [cut(order[rank::ranks], lengths, room) for rank in range(ranks)]
-    dealt = [sorted(of_rank, key=lambda pack: lengths[pack].sum(), reverse=True) for of_rank in packs]
-    most = max(len(micros) for micros in dealt)
-    return [micros + [order[:0]] * (most - len(micros)) for micros in dealt]
+    per_rank = []
+    for rank in range(ranks):
+        packs = split_by_tokens(order[rank::ranks], lengths, room)
+        per_rank.append(sorted(packs, key=lambda pack: lengths[pack].sum(), reverse=True))
+    most = max(len(packs) for packs in per_rank)
+    return [packs + [order[:0]] * (most - len(packs)) for packs in per_rank]
 
 
-def cut(order: np.ndarray, lengths: np.ndarray, room: Room) -> list[np.ndarray]:
-    """Cuts rows in order of their length into the fewest packs of about equal size for which there is room.
+def split_by_tokens(order: np.ndarray, lengths: np.ndarray, room: Room) -> list[np.ndarray]:
+    """Splits rows in order of their length into the fewest packs of about equal size that `room` holds.
 
-    Equal ones need less memory than full ones and a rest.
+    Equal-sized packs have a lower peak of memory than full ones plus a remainder.
     """
     shared = np.searchsorted(lengths[order], room.together, side="right")
-    singles = [order[at : at + 1] for at in range(shared, len(order))]
+    singles = [order[index : index + 1] for index in range(shared, len(order))]
     order = order[:shared]
     if not len(order):
         return singles
@@ -74,14 +78,50 @@ def cut(order: np.ndarray, lengths: np.ndarray, room: Room) -> list[np.ndarray]:
     while True:
         bounds = np.searchsorted(ends, ends[-1] * np.arange(1, packs) / packs, side="right")
         parts = [part for part in np.split(order, bounds) if len(part)]
-        if all(room.has(lengths[part]) for part in parts):
+        if all(room.holds(lengths[part]) for part in parts):
             return parts + singles
         packs += 1
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     """Linear warm-up, then a cosine to zero."""
-    warm = math.ceil(steps * Fraction(str(warmup_ratio)))  # as it is written: 100 steps at 0.07 are 7, not 7.000...1
+    warm = math.ceil(
+        steps * Fraction(str(warmup_ratio))
+    )  # of its decimal digits: 100 steps at 0.07 are 7, not 7.000...1
     if step < warm:
         return peak * (step + 1) / warm
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+class Micro(NamedTuple):
+    """A packed micro-batch: the rows one after the other, as `Objective.forward` takes it.
+
+    `ids` [tokens], `lengths` [rows]; `positions` [n], trained indices into the ids, with their `targets` [n] (none for
+    a language model); `language`, the indices of a verifier's language loss; `element_ids` [n], a number for each
+    trained position that no other has in this table and salt, from which dropout is drawn.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+    language: np.ndarray
+    element_ids: np.ndarray
+
+
+def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
+    """Packs the chosen rows. No rows give one token at which nothing is trained: every rank makes as many passes."""
+    if not len(chosen):
+        none = np.zeros(0, np.int64)
+        return Micro(np.zeros(1, np.int64), np.ones(1, np.int64), none, np.zeros(0, np.float32), none, none)
+    lengths = rows.lengths[chosen].astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    ids = [rows.ids[rows.starts[row] : rows.starts[row + 1]] for row in chosen]
+    positions = [rows.row_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
+    targets = [rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]] for row in chosen]
+    language = [rows.language_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
+    numbers = [np.arange(rows.position_starts[row], rows.position_starts[row + 1], dtype=np.int64) for row in chosen]
+    joined = Micro(
+        np.concatenate(ids).astype(np.int64), lengths, *map(np.concatenate, (positions, targets, language, numbers))
+    )
+    return joined._replace(element_ids=joined.element_ids + (salt % (1 << 31) << 32))

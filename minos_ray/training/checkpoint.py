@@ -1,8 +1,8 @@
-"""Checkpoints of a training in progress, in the run directory: written aside, whole when every rank has said so.
+"""Checkpoints of a training in progress, in the run directory: written aside, complete when every rank has said so.
 
 A checkpoint is a folder `step-STEP-ATTEMPT` with DeepSpeed's state of all ranks and one `rank-R.json` of each rank, its
 last file. Ray Train's own list of checkpoints is written in place, so a kill at the wrong moment leaves one that stops
-every later start; here nothing is ever overwritten, and what is not whole is passed over.
+every later start; here nothing is ever overwritten, and what is incomplete is passed over.
 """
 
 import logging
@@ -27,8 +27,8 @@ from minos_ray.training.log import Record
 TAG = "state"
 
 
-class Part(BaseModel):
-    """What one rank says of a checkpoint when all its files are there: of which training, and their sizes."""
+class RankFile(BaseModel):
+    """The last file that a rank writes of a checkpoint: of which training it is, and the sizes of all its files."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,8 +40,8 @@ class Part(BaseModel):
     files: dict[str, int]
 
 
-class Whole(NamedTuple):
-    """A checkpoint whose ranks have all said that they are done."""
+class Checkpoint(NamedTuple):
+    """A checkpoint of which every rank's files are complete."""
 
     folder: str
     step: int
@@ -50,36 +50,32 @@ class Whole(NamedTuple):
     held_out_loss: float | None
 
 
-def whole(run: Run, place: str, key: str) -> list[Whole]:
-    """The whole checkpoints of a training in a folder of the run, the newest last."""
-    found = [made for name in run.folders(place) if (made := inspect(run, f"{place}/{name}", key))]
-    return sorted(found, key=lambda made: made.step)
+def complete_checkpoints(run: Run, place: str, key: str) -> list[Checkpoint]:
+    """The complete checkpoints of a training in a folder of the run, the newest last."""
+    folders = [f"{place}/{name}" for name in run.folders(place)]
+    checkpoints = [checkpoint for folder in folders if (checkpoint := inspect(run, folder, key))]
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
-def inspect(run: Run, folder: str, key: str) -> Whole | None:
-    """The checkpoint in a folder, None when it is of another training or some rank's files are not all there."""
-    words = [name for name in run.files(folder) if name.startswith("rank-") and name.endswith(".json")]
-    parts = [read_part(run, f"{folder}/{name}") for name in words]
-    if not parts or any(part is None or part.key != key or part.world != len(parts) for part in parts):
+def inspect(run: Run, folder: str, key: str) -> Checkpoint | None:
+    """The checkpoint in a folder, None when it is of another training or incomplete."""
+    names = [name for name in run.files(folder) if name.startswith("rank-") and name.endswith(".json")]
+    try:
+        ranks = [RankFile.model_validate_json(run.read_bytes(f"{folder}/{name}")) for name in names]
+    except (ValidationError, FileNotFoundError):  # torn, or deleted meanwhile
+        return None
+    if not ranks or any(rank.key != key or rank.world != len(ranks) for rank in ranks):
         return None
     sizes = run.sizes(folder)
-    if any(sizes.get(name) != size for part in parts for name, size in part.files.items()):
+    if any(sizes.get(name) != size for rank in ranks for name, size in rank.files.items()):
         return None
-    return Whole(folder, parts[0].step, parts[0].world, parts[0].zero, parts[0].held_out_loss)
+    return Checkpoint(folder, ranks[0].step, ranks[0].world, ranks[0].zero, ranks[0].held_out_loss)
 
 
-def read_part(run: Run, name: str) -> Part | None:
-    """One rank's word, None when it is torn or taken away meanwhile."""
-    try:
-        return Part.model_validate_json(run.read_bytes(name))
-    except (ValidationError, FileNotFoundError):
-        return None
-
-
-def best(found: list[Whole]) -> Whole | None:
+def best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     """The one with the lowest loss on held-out rows among those saved right after an evaluation."""
-    judged = [made for made in found if made.held_out_loss is not None]
-    return min(judged, key=lambda made: made.held_out_loss, default=None)
+    evaluated = [checkpoint for checkpoint in checkpoints if checkpoint.held_out_loss is not None]
+    return min(evaluated, key=lambda checkpoint: checkpoint.held_out_loss, default=None)
 
 
 class Checkpoints:
@@ -89,32 +85,32 @@ class Checkpoints:
         self.run, self.place, self.job = run, f"{place}/{job.name}", job
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         # Ranks of an attempt that was given up may still be writing: they have folders of their own.
-        self.attempt = agreed(token_hex(4))
+        self.attempt = from_rank_0(token_hex(4))
         self.thread = ThreadPoolExecutor(1, "checkpoint")
-        self.upload: Future[None] | None = None
-        # What an attempt that was killed left on this disk; another run of the same training has another name.
-        self.aside = f"minos-checkpoint-{fingerprint({'run': run.path, 'key': job.key})}-{self.rank}-"
-        for left in Path(tempfile.gettempdir()).glob(f"{self.aside}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        self.pending: Future[None] | None = None
+        self.prefix = f"minos-checkpoint-{fingerprint({'run': run.path, 'key': job.key})}-{self.rank}-"
+        # A killed attempt leaves its folder on this disk.
+        for folder in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def resume(self, engine: Any) -> tuple[int, list[Record]]:
         """Loads the newest: the step to go on with and the history so far; (0, []) when there is none."""
-        found = whole(self.run, self.place, self.job.key)
-        folder = agreed(found[-1].folder if found else None)
+        checkpoints = complete_checkpoints(self.run, self.place, self.job.key)
+        folder = from_rank_0(checkpoints[-1].folder if checkpoints else None)
         return self.load(engine, folder) if folder else (0, [])
 
     def load_best(self, engine: Any) -> int:
         """Loads the one with the lowest held-out loss; its step."""
         self.wait()
         dist.barrier()
-        found = best(whole(self.run, self.place, self.job.key))
-        folder = agreed(found.folder if found else None)
+        checkpoint = best(complete_checkpoints(self.run, self.place, self.job.key))
+        folder = from_rank_0(checkpoint.folder if checkpoint else None)
         if folder is None:
             raise RuntimeError(f"no checkpoint of an evaluated step is left in {self.run.at(self.place)}")
         return self.load(engine, folder)[0]
 
     def load(self, engine: Any, folder: str) -> tuple[int, list[Record]]:
-        """DeepSpeed's state of this rank; the step and the history."""
+        """Loads DeepSpeed's state of this rank; returns the step and the history."""
         with self.local(folder) as path:
             # Frozen weights are in no checkpoint, so that one of LoRA is small.
             _, state = engine.load_checkpoint(path, tag=TAG, load_module_strict=self.job.section.lora is None)
@@ -136,18 +132,18 @@ class Checkpoints:
             yield next(path for path in folders[self.rank :: -1] if path)
 
     def save(self, engine: Any, step: int, history: list[Record], held_out_loss: float | None) -> None:
-        """All ranks write their state to their disks; a thread brings it to the run directory meanwhile.
+        """All ranks write their state to their disks; a thread uploads it to the run directory while training goes on.
 
         Raises what went wrong with the checkpoint before.
         """
         self.wait()
-        aside = tempfile.mkdtemp(prefix=self.aside)
+        aside = tempfile.mkdtemp(prefix=self.prefix)
         state = {"step": step, "history": history}
         engine.save_checkpoint(aside, tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True)
-        self.upload = self.thread.submit(self.bring, aside, step, held_out_loss)
+        self.pending = self.thread.submit(self.upload, aside, step, held_out_loss)
 
-    def bring(self, aside: str, step: int, held_out_loss: float | None) -> None:
-        """Moves this rank's files into the run directory, says so last, and lets rank 0 clear away old ones."""
+    def upload(self, aside: str, step: int, held_out_loss: float | None) -> None:
+        """Moves this rank's files into the run directory, its `rank-R.json` last; rank 0 then deletes older ones."""
         folder = f"{self.place}/step-{step:07}-{self.attempt}"
         files = {str(f.relative_to(aside)): f.stat().st_size for f in Path(aside).rglob("*") if f.is_file()}
         try:
@@ -155,15 +151,17 @@ class Checkpoints:
         finally:
             shutil.rmtree(aside)
         zero = self.job.workers.zero
-        part = Part(key=self.job.key, step=step, world=self.world, zero=zero, held_out_loss=held_out_loss, files=files)
-        self.run.write_bytes(f"{folder}/rank-{self.rank}.json", part.model_dump_json().encode())
+        done = RankFile(
+            key=self.job.key, step=step, world=self.world, zero=zero, held_out_loss=held_out_loss, files=files
+        )
+        self.run.write_bytes(f"{folder}/rank-{self.rank}.json", done.model_dump_json().encode())
         if self.rank == 0:
             clear(self.run, self.place, self.job)
 
     def wait(self) -> None:
-        """Until the checkpoint on its way is in the run directory; raises what went wrong with it."""
-        if self.upload is not None:
-            self.upload.result()
+        """Waits until the last checkpoint is in the run directory; raises what went wrong with it."""
+        if self.pending is not None:
+            self.pending.result()
 
     def close(self) -> None:
         """Ends the thread; rank 0 removes every checkpoint, to be called when the model is complete.
@@ -177,22 +175,22 @@ class Checkpoints:
 
 
 def clear(run: Run, place: str, job: Job) -> None:
-    """Deletes what is older than the newest whole checkpoint, except the last `keep` and the best."""
-    found = whole(run, place, job.key)
-    if not found:
+    """Deletes what is older than the newest complete checkpoint, except the last `keep` and the best."""
+    checkpoints = complete_checkpoints(run, place, job.key)
+    if not checkpoints:
         return
-    kept = {made.folder for made in (*found[-job.workers.keep :], best(found)) if made}
-    newest = found[-1].folder.rpartition("/")[2]
+    needed = {checkpoint.folder for checkpoint in (*checkpoints[-job.workers.keep :], best(checkpoints)) if checkpoint}
+    newest = checkpoints[-1].folder.rpartition("/")[2]
     for name in run.folders(place):
-        if name < newest and f"{place}/{name}" not in kept:
+        if name < newest and f"{place}/{name}" not in needed:
             try:
                 run.delete(f"{place}/{name}")
             except WorkStopped as error:  # a rank that was given up still writes there; the next call tries again
                 logging.getLogger(__name__).warning("%s", error)
 
 
-def agreed(value: Any) -> Any:
-    """What rank 0 thinks, on every rank."""
+def from_rank_0(value: Any) -> Any:
+    """The value of rank 0, on every rank: what ranks see of a storage may differ for a moment."""
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]

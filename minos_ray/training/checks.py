@@ -26,7 +26,7 @@ TEMPORARY_BYTES = 1e9
 
 
 def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
-    """The corpus and the tokenizer of a base model that is made from nothing."""
+    """The corpus and the tokenizer of a base model from scratch."""
     if "pretrain" in stages and config.pretrain:
         source = {"run": None} if config.pretrain.needs else {}
         options = {"seed": 0, **source, **config.pretrain.options}
@@ -61,14 +61,15 @@ def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
     if config.reward.consensus and "reward" in todo.stages:
         manifest = run.artefact("critiques").manifest()
         if manifest is None or "import" not in manifest.inputs:
-            from minos_ray.training.consensus import refuse_told
+            from minos_ray.training.reward import require_blind
 
-            yield from errors_of(refuse_told, config.critique.prompt)
+            yield from errors_of(require_blind, config.critique.prompt)
 
 
 def check_base(config: Config, run: Run, stages: Set[str]) -> None:
     """The base must have the classes that are trained, and where its weights lie here all that these need."""
-    from minos_ray.training import base_tokens, base_weights  # late: they import torch
+    from minos_ray.training.base import check, require_vocabulary_head  # late: it imports torch
+    from minos_ray.training.rows import tokenizer_of
 
     base = config.base
     if base.model.startswith("run:"):
@@ -82,12 +83,12 @@ def check_base(config: Config, run: Run, stages: Set[str]) -> None:
     if file is None:
         return
     options, folder = {"trust_remote_code": base.trust_remote_code}, os.path.dirname(file)
-    shares = config.resources.train.zero == 3
-    base_weights.check(folder, trained_kinds(config, stages), options, shares, whole=not on_hub)
+    zero3 = config.resources.train.zero == 3
+    check(folder, trained_kinds(config, stages), options, zero3, with_weights=not on_hub)
     if not on_hub:
-        base_tokens.tokenizer_of(folder, base.trust_remote_code, critic="sft" in stages)
+        tokenizer_of(folder, base.trust_remote_code, critic="sft" in stages)
         if config.reward.lm_weight and "reward" in stages:
-            base_weights.require_vocabulary_head(folder, options)
+            require_vocabulary_head(folder, options)
 
 
 def trained_kinds(config: Config, stages: Set[str]) -> list[Kind]:
@@ -102,9 +103,9 @@ def lora_problems(key: str, section: Lora, config: Config, run: Run) -> Iterator
     """An adapter needs peft, and a base that has the layers named."""
     from minos_ray.training import lora, memory
 
-    yield from errors_of(lora.refuse, key)
+    yield from errors_of(lora.require_peft, key)
     if base_is_known(config):
-        yield from errors_of(lambda: lora.refuse_targets(key, section, memory.shape_of(config.base, run).linears))
+        yield from errors_of(lambda: lora.require_targets(key, section, memory.shape_of(config.base, run).linears))
 
 
 def base_is_known(config: Config) -> bool:
@@ -130,7 +131,7 @@ def gpu_problems(config: Config, run: Run, stages: Set[str], gpu_gb: float | Non
     if gpu_gb is not None:
         smaller = workers.model_copy(update={"gpu_memory_gb": gpu_gb})
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"train": smaller})})
-    return errors_of(memory.refuse, config, run, stages)
+    return errors_of(memory.check, config, run, stages)
 
 
 def estimates(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
@@ -138,7 +139,7 @@ def estimates(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
     if trains_on_gpus(config, stages):
         from minos_ray.training import memory
 
-        yield from memory.stated(config, run, stages)
+        yield from memory.summary(config, run, stages)
     yield from host_memory.estimates(config, run, stages)
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed: the engine around an objective, and the whole weights out of it."""
+"""DeepSpeed: the engine around an objective, its optimizer step, and the full weights out of it."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import torch
 from minos_ray.config.resources import Workers
 from minos_ray.config.training import Train
 from minos_ray.training import lora
-from minos_ray.training.buffers import persistent
+from minos_ray.training.base import persistent
 from minos_ray.training.losses import Objective
 
 
 def prepare(gpu: bool) -> None:
-    """To be called before deepspeed is imported: on CPUs nothing is compiled; the libraries speak when it matters."""
+    """To be called before deepspeed is imported: on CPUs nothing is compiled; libraries log errors only."""
     import os
 
     os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"
@@ -38,29 +38,24 @@ def start(objective: Objective, section: Train, workers: Workers) -> Any:
     # The loop sets the rate of each step; a rate of 0 until then: DeepSpeed's own first step must not decay weights.
     optimizer = torch.optim.AdamW(parameter_groups(objective, section.weight_decay), lr=0.0, fused=True)
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings(section, workers))
-    forget_first_step(optimizer)
+    # In bf16 without ZeRO, DeepSpeed 0.19 makes the state by a step without gradients, and Adam's bias correction would
+    # count it: the first update was a quarter too small.
+    for state in optimizer.state.values():
+        state["step"].zero_()
     if section.precision == "bf16" and not workers.zero:
-        add_up_in_fp32(objective)
+        # Gradients of bf16 weights are added up in fp32: in bf16 a sum over many packs stops growing. With ZeRO the
+        # settings say so; without it DeepSpeed 0.19 has no setting, and its own first step needs bf16 gradients.
+        for parameter in objective.parameters():
+            parameter.grad_dtype = torch.float32
     return engine
 
 
-def forget_first_step(optimizer: torch.optim.Optimizer) -> None:
-    """In bf16 without ZeRO, DeepSpeed 0.19 makes the state by a step without gradients, and Adam's bias correction
-    would count it: the first update was a quarter too small."""
-    for state in optimizer.state.values():
-        state["step"].zero_()
-
-
-def add_up_in_fp32(objective: Objective) -> None:
-    """Gradients of bf16 weights are added up in fp32 (torch's `grad_dtype`): in bf16 a sum over many packs stops
-    growing. With ZeRO the settings say so, without it DeepSpeed 0.19 has no way; its own first step wants bf16 ones."""
-    for parameter in objective.parameters():
-        parameter.grad_dtype = torch.float32
-
-
 def update(engine: Any) -> None:
-    """One optimizer step. What no pack has used (an expert) has a gradient of zero: DeepSpeed would make one in bf16,
-    which is refused where gradients are fp32."""
+    """One optimizer step.
+
+    What no pack has used (an expert) gets a gradient of zero: DeepSpeed would make one in bf16, and torch accepts fp32
+    only where `grad_dtype` is set.
+    """
     for parameter in engine.module.parameters():
         if parameter.requires_grad and parameter.grad is None and parameter.grad_dtype != parameter.dtype:
             parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
@@ -106,7 +101,7 @@ def offload(workers: Workers) -> dict[str, Any]:
     return places | ({"offload_param": host} if workers.offload == "all" else {})
 
 
-def whole_weights(engine: Any, zero: int) -> dict[str, torch.Tensor]:
+def full_weights(engine: Any, zero: int) -> dict[str, torch.Tensor]:
     """Every weight of the transformers model and every saved buffer, on the CPU of rank 0 (empty elsewhere).
 
     All ranks must call it.

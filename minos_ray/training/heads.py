@@ -41,10 +41,10 @@ def auto_class(kind: Kind, config: Any) -> Any:
         in_library = type(config) in getattr(transformers, MAPPINGS[ending])
         if in_library or auto.__name__ in (getattr(config, "auto_map", None) or {}):
             return auto
-    wanted = " and no ".join(f"*{ending}" for ending in ENDINGS[kind])
-    what = {"lm": "a language model", "orm": "an ORM", "prm": "a PRM"}[kind]
+    classes = " and no ".join(f"*{ending}" for ending in ENDINGS[kind])
+    model = {"lm": "a language model", "orm": "an ORM", "prm": "a PRM"}[kind]
     raise UserError(
-        f"transformers {transformers.__version__} has no {wanted} for model type '{config.model_type}', so {what} of "
+        f"transformers {transformers.__version__} has no {classes} for model type '{config.model_type}', so {model} of "
         "it could not be loaded by others; take a base of another family (docs/training.md names them)"
     )
 

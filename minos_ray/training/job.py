@@ -1,14 +1,33 @@
-"""One training as data: what the driver tells the workers."""
+"""One training as data: what the driver hands to the workers, and the card (README.md) of the model that comes out."""
 
+from typing import Any
+
+import yaml
 from pydantic import BaseModel, ConfigDict
 
+from minos_ray import __version__
 from minos_ray.config.resources import Resources, Workers
 from minos_ray.config.schema import Model
-from minos_ray.config.training import Kind, Reward, Train
+from minos_ray.config.training import Kind, Pretrain, Reward, Sft, Train
+from minos_ray.steps import encoding
 from minos_ray.store.model_files import absolute
 from minos_ray.store.run import Run, fingerprint
 from minos_ray.training import rows
-from minos_ray.training.data import Data
+from minos_ray.training.rows import Data
+
+PIPELINES: dict[Kind, str] = {"lm": "text-generation", "orm": "text-classification", "prm": "token-classification"}
+OTHER: dict[Kind, Kind] = {"lm": "lm", "orm": "prm", "prm": "orm"}
+DESCRIPTION: dict[Kind, str] = {
+    "lm": "It writes a critique, step by step, of a solution of a mathematics problem. It goes on from the text and "
+    "has no chat template.",
+    "orm": "Its one logit at the last token scores a whole solution: the sigmoid is the chance that it is right.",
+    "prm": "Its one logit, read at the last token of each step, scores that step.",
+}
+EVERY_TOKEN = "It was trained at every token, so it may be read after each step as well.\n"
+ADAPTER = (
+    "Only a LoRA adapter was trained, with a verifier's head: it is merged into these weights, and lies alone in "
+    "`adapter/` (format of peft).\n"
+)
 
 
 class Table(BaseModel):
@@ -37,18 +56,31 @@ class Job(BaseModel):
     kind: Kind
     start: Model
     table: Table
-    section: Train
+    section: Pretrain | Sft | Reward
     workers: Workers
     key: str
-    lm_weight: float = 0.0
-    dropout: float = 0.0
-    every_token: bool = False
     wandb: bool = False
 
     @property
     def name(self) -> str:
         """Last part of the artefact's name: `critic`, `orm-base`."""
         return self.artefact.rpartition("/")[2]
+
+    @property
+    def lm_weight(self) -> float:
+        """Weight of a verifier's language loss on right solutions."""
+        return self.section.lm_weight if isinstance(self.section, Reward) else 0.0
+
+    @property
+    def dropout(self) -> float:
+        """Dropout on what a PRM's head reads; others have none."""
+        return self.section.dropout if isinstance(self.section, Reward) and self.kind == "prm" else 0.0
+
+    @property
+    def every_token(self) -> bool:
+        """Whether an ORM is trained at every token of a solution, and not only at its last."""
+        every = isinstance(self.section, Reward) and self.section.orm_positions == "every_token"
+        return every and self.kind == "orm"
 
 
 def write_table(run: Run, name: str, data: Data) -> Table:
@@ -62,31 +94,85 @@ def write_table(run: Run, name: str, data: Data) -> Table:
         train=train,
         held_out=held_out,
         dropped=dict(data.dropped),
-        sources={f"from_{name}": rows for name, rows in data.sources.items()},
+        sources={f"from_{source}": count for source, count in data.sources.items()},
     )
 
 
 def make_job(
-    run: Run, artefact: str, kind: Kind, start: Model, table: Table, section: Train, resources: Resources
+    run: Run,
+    artefact: str,
+    kind: Kind,
+    start: Model,
+    table: Table,
+    section: Pretrain | Sft | Reward,
+    resources: Resources,
 ) -> Job:
-    """What to do with a table of rows; the artefact must have been begun."""
+    """The training of a table of rows; the artefact must have been begun. UserError when LoRA cannot be used."""
     if section.lora is not None:
         from minos_ray.training import lora, memory
 
         key = "sft.lora" if kind == "lm" else "reward.lora"
-        lora.refuse(key)
-        lora.refuse_targets(key, section.lora, memory.shape_of(start, run).linears)
+        lora.require_peft(key)
+        lora.require_targets(key, section.lora, memory.shape_of(start, run).linears)
     inputs = {"artefact": run.artefact(artefact).begun(), "train": table.train, "held_out": table.held_out}
     return Job(
         artefact=artefact,
         kind=kind,
         start=absolute(start),
         table=table,
-        section=Train.model_validate({key: getattr(section, key) for key in Train.model_fields}),
+        section=section,
         workers=resources.train,
-        lm_weight=section.lm_weight if isinstance(section, Reward) else 0.0,
-        dropout=section.dropout if isinstance(section, Reward) and kind == "prm" else 0.0,
-        every_token=isinstance(section, Reward) and kind == "orm" and section.orm_positions == "every_token",
         key=fingerprint(inputs),
         wandb=resources.wandb,
     )
+
+
+def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
+    """Markdown with the YAML head that model hubs read; numbers as the manifest has them.
+
+    `own_class`: a verifier is saved as the class of its kind, not as the other one (`heads.own_class`).
+    """
+    pipeline = PIPELINES[job.kind if own_class else OTHER[job.kind]]
+    head = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["minos_ray", "math-minos"]}
+    lora = job.section.lora
+    settings = job.section.model_dump(include=set(Train.model_fields) - {"lora"})
+    settings |= {"lm_weight": job.lm_weight, "dropout": job.dropout, "weights of step": details["weights_of_step"]}
+    if lora is not None:
+        values = lora.model_dump() | {"targets": ", ".join(lora.targets)}
+        settings |= {f"lora {key}": value for key, value in values.items()}
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+            f"# {job.name}\n",
+            f"{DESCRIPTION[job.kind]} Trained with minos_ray {__version__} from `{job.start.model}`.\n",
+            *([EVERY_TOKEN] if job.every_token else []),
+            *([ADAPTER] if lora else []),
+            f"Input: step encoding `{encoding.NAME}` version {encoding.VERSION}: `Question: ...`, `Answer:`, then a "
+            "line for each step, every line tokenised on its own. Where the tokenizer has a BOS token it stands first, "
+            "also where a call of the tokenizer adds none.\n",
+            "## Data\n",
+            two_columns({"rows": job.table.rows, "held out": job.table.held_out_rows, **job.table.dropped}),
+            "## Settings\n",
+            two_columns(settings),
+            "## On the held-out rows\n",
+            first_and_last(details.get("curve") or []),
+        ]
+    )
+
+
+def two_columns(values: dict[str, Any]) -> str:
+    """A Markdown table without a head: key and value."""
+    return "| | |\n|---|---|\n" + "".join(f"| {key.replace('_', ' ')} | {value} |\n" for key, value in values.items())
+
+
+def first_and_last(curve: list[dict[str, Any]]) -> str:
+    """The first and the last point of the convergence curve as a Markdown table, to four decimals."""
+    if not curve:
+        return "No rows were held out.\n"
+    start, end = curve[0], curve[-1]
+    rows = [
+        f"| {name} | " + " | ".join("" if x is None else f"{x:.4f}" for x in (start.get(name), end[name])) + " |"
+        for name in end
+        if name != "step"
+    ]
+    return "\n".join([f"| | step 0 | step {end['step']} |", "|---|---|---|", *rows, ""])

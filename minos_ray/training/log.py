@@ -1,4 +1,4 @@
-"""The history of a training: a JSONL in `logs/`, TensorBoard events in `logs/tb/`, Weights & Biases on request."""
+"""The history of a training and its measures: JSONL in `logs/`, TensorBoard in `logs/tb/`, W&B on request."""
 
 import json
 import os
@@ -8,11 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from minos_ray.store.run import Run, fingerprint
 
 Record = dict[str, Any]
-# An object store cannot append: there the file is written anew so often at most.
-REMOTE_S = 15.0
+REMOTE_S = 15.0  # an object store cannot append: there the file is written anew, at most this often
 
 
 def log_name(name: str) -> str:
@@ -21,7 +22,7 @@ def log_name(name: str) -> str:
 
 
 def read_log(run: Run, name: str) -> list[Record]:
-    """Records so far; a last line that is still being written is left out."""
+    """Records so far, without a last line that is still being written."""
     if not run.exists(log_name(name)):
         return []
     lines = run.read_bytes(log_name(name)).decode().split("\n")
@@ -29,9 +30,9 @@ def read_log(run: Run, name: str) -> list[Record]:
 
 
 class Log:
-    """Written by rank 0. `history` travels in checkpoints, so that a resumed training has the whole of it.
+    """Written by rank 0. `history` travels in checkpoints, so that a resumed training has all of it.
 
-    `slower` is what the user is told at the start: that and why rows are not packed.
+    `slower` is shown to the user at the start: that and why rows are not packed.
     """
 
     def __init__(
@@ -40,16 +41,18 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         last = history[-1]["step"] if history else None
-        told = {} if slower is None else {"text": slower}
-        history.append({"event": "start", "step": steps_done(history), "pid": os.getpid(), **told})
+        steps = sum(record["event"] == "train" for record in history)
+        text = {} if slower is None else {"text": slower}
+        history.append({"event": "start", "step": steps, "pid": os.getpid(), **text})
         self.run, self.name, self.history = run, name, history
-        self.write()  # with the start: whoever follows takes the last one for this one
+        # The start is written at once: a reader takes the last start in the file for the current one.
+        self.write()
         self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp(prefix="minos-")
         self.events = SummaryWriter(self.folder, purge_step=last)
         self.wandb = start_wandb(run, name) if wandb else None
 
     def add(self, record: Record) -> None:
-        """One more record with `event` (start, train or eval), `step` and numbers."""
+        """Adds a record with `event` (train or eval), `step` and numbers."""
         self.history.append(record)
         if self.run.local:
             with open(f"{self.run.root}/{log_name(self.name)}", "a") as file:
@@ -63,12 +66,12 @@ class Log:
             self.wandb.log(numbers, step=record["step"])
 
     def write(self) -> None:
-        """The whole file."""
+        """Writes the file anew."""
         self.run.write_bytes(log_name(self.name), "".join(map(line, self.history)).encode())
         self.written = time.monotonic()
 
     def close(self) -> None:
-        """Flushes everything to where the run lies."""
+        """Writes what is still missing into the run directory."""
         self.events.close()
         if not self.run.local:
             self.write()
@@ -76,11 +79,6 @@ class Log:
             shutil.rmtree(self.folder)
         if self.wandb is not None:
             self.wandb.finish()
-
-
-def steps_done(history: list[Record]) -> int:
-    """Optimizer steps in a history."""
-    return sum(record["event"] == "train" for record in history)
 
 
 def line(record: Record) -> str:
@@ -96,7 +94,7 @@ def start_wandb(run: Run, name: str) -> Any:
 
 
 def curve(history: list[Record]) -> list[Record]:
-    """The convergence curve: what was measured on held-out rows, by step."""
+    """The convergence curve: measures on held-out rows by step."""
     return [
         {key: value for key, value in record.items() if key != "event"}
         for record in history
@@ -118,3 +116,31 @@ def losses(history: list[Record], points: int = 200) -> list[Record]:
 def first_at(points: Sequence[Mapping[str, float]], goal: float) -> int | None:
     """The first step of a verifier's curve whose F1 is at least `goal`."""
     return next((int(p["step"]) for p in points if p["f1"] >= goal), None)
+
+
+def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """Accuracy, F1 of the class `correct` and AUC of logits [n] against labels [n] in 0..1.
+
+    The verdict is `correct` when the logit is above 0. AUC is None when only one class occurs, F1 is 0 without hits.
+    """
+    verdicts, truth = logits > 0, labels > 0.5
+    hits = int((verdicts & truth).sum())
+    positives = int(verdicts.sum()) + int(truth.sum())
+    return {
+        "accuracy": float((verdicts == truth).mean()),
+        "f1": 2 * hits / positives if positives else 0.0,
+        "auc": auc(logits, truth),
+    }
+
+
+def auc(scores: np.ndarray, truth: np.ndarray) -> float | None:
+    """Probability that a positive scores above a negative, ties counting half (Mann-Whitney U).
+
+    `scores` and `truth` (bool) are [n]; None unless both classes occur.
+    """
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        return None
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return float((ranks[inverse][truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))

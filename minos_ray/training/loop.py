@@ -16,14 +16,14 @@ import torch.distributed as dist
 
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
-from minos_ray.training import architecture, batches, dropout, engine, heads, lora, metrics, trial
-from minos_ray.training.card import card
+from minos_ray.training import batches, engine, heads, lora, models, trial
+from minos_ray.training.batches import pack
 from minos_ray.training.checkpoint import Checkpoints
-from minos_ray.training.job import Job
-from minos_ray.training.log import Log, Record, curve, held_out_losses, losses
-from minos_ray.training.losses import Losses, Objective
+from minos_ray.training.job import Job, card
+from minos_ray.training.log import Log, Record, classification, curve, held_out_losses, losses
+from minos_ray.training.losses import Losses, Objective, disable_dropout, restore_dropout
 from minos_ray.training.packing import longest_together
-from minos_ray.training.rows import Rows, pack
+from minos_ray.training.rows import Rows
 
 
 class Training:
@@ -36,8 +36,8 @@ class Training:
         options = {"revision": job.start.revision, "trust_remote_code": job.start.trust_remote_code}
         self.tokenizer = model_files.load_tokenizer(path, job.start.trust_remote_code)
         self.model = self.load(path, options)
-        self.own_dropout = dropout.switch_off(self.model)
-        vocabulary = architecture.vocabulary_head(self.model, path) if job.lm_weight else None
+        self.dropout_rates = disable_dropout(self.model)
+        vocabulary = models.vocabulary_head(self.model, path) if job.lm_weight else None
         objective = Objective(self.model, job.kind, vocabulary, job.dropout)
         self.engine = engine.start(objective, job.section, job.workers)
         self.slower = trial.choose(self.forward, objective, job.workers.packing, job.start.model)
@@ -52,12 +52,12 @@ class Training:
         self.engine.train()
 
     def load(self, path: str, options: dict[str, Any]) -> Any:
-        """The model to start from; with ZeRO 3 each rank has its share only."""
+        """The model to start from; with ZeRO 3 each rank has its shard only."""
         job = self.job
-        how = (path, job.kind, job.section.precision, job.section.seed, options)
+        arguments = (path, job.kind, job.section.precision, job.section.seed, options)
         if job.workers.zero < 3:
-            return architecture.load(*how)
-        return architecture.load_partitioned(*how, engine.settings(job.section, job.workers))
+            return models.load(*arguments)
+        return models.load_partitioned(*arguments, engine.settings(job.section, job.workers))
 
     def fit(self) -> None:
         """Every step that is still to be done, with evaluations and checkpoints on the way, then the model."""
@@ -72,11 +72,11 @@ class Training:
 
     def save(self, step: int) -> None:
         """A checkpoint when one is due, or when the weights are the best so far and these are asked for."""
-        judged = self.judged()
-        here = judged.get(step)
-        is_best = self.section.pick == "best" and here is not None and here <= min(judged.values())
+        losses = self.evaluated()
+        loss = losses.get(step)
+        is_best = self.section.pick == "best" and loss is not None and loss <= min(losses.values())
         if step % self.job.workers.save_every == 0 or is_best:
-            self.checkpoints.save(self.engine, step, self.history, here)
+            self.checkpoints.save(self.engine, step, self.history, loss)
 
     def step(self, step: int) -> None:
         """One optimizer step: all micro-batches of this rank, then the update."""
@@ -84,27 +84,27 @@ class Training:
         section = self.section
         chosen = batches.step_rows(self.job.table.rows, section.epochs, section.batch_rows, section.seed, step)
         targets = int(self.train.position_counts[chosen].sum())
-        words = max(int(self.train.language_counts[chosen].sum()), 1)
+        lm_tokens = max(int(self.train.language_counts[chosen].sum()), 1)
         salt = section.seed * 1_000_003 + step
         torch.manual_seed(salt * self.world + self.rank)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = batches.learning_rate(step, self.steps, section.lr, section.warmup_ratio)
         total = torch.zeros(2, device=self.engine.device)
         for micro in self.micro_batches(self.train, chosen):
-            found = self.forward(self.train, micro, salt)
+            sums = self.forward(self.train, micro, salt)
             # DeepSpeed averages gradients over ranks; the loss of a step is the mean over all its targets.
-            loss = found.main / targets + found.language * (self.job.lm_weight / words)
+            loss = sums.main / targets + sums.language * (self.job.lm_weight / lm_tokens)
             self.engine.backward(loss * self.world)
-            total += torch.stack([found.main.detach(), found.language.detach()])
+            total += torch.stack([sums.main.detach(), sums.language.detach()])
         engine.update(self.engine)
         dist.all_reduce(total)
         main, language = total.tolist()
-        numbers = {"loss": main / targets} | ({"lm_loss": language / words} if self.job.lm_weight else {})
+        numbers = {"loss": main / targets} | ({"lm_loss": language / lm_tokens} if self.job.lm_weight else {})
         tokens = int(self.train.lengths[chosen].sum())
         self.record("train", step + 1, start, **numbers, lr=group["lr"], tokens=tokens)
 
     def micro_batches(self, rows: Rows, chosen: np.ndarray) -> list[np.ndarray]:
-        """The share of this rank in the chosen rows."""
+        """The packs of this rank, of the chosen rows."""
         return batches.layout(chosen, rows.lengths, self.world, self.room)[self.rank]
 
     def forward(self, rows: Rows, micro: np.ndarray, salt: int = 0) -> Losses:
@@ -121,9 +121,9 @@ class Training:
         micros = self.micro_batches(self.held_out, np.arange(len(self.held_out)))
         total, logits = torch.zeros((), device=self.engine.device), []
         for micro in micros:
-            found = self.forward(self.held_out, micro)
-            total += found.main
-            logits.append(found.logits.cpu().numpy() if self.job.kind != "lm" else np.zeros(0))
+            sums = self.forward(self.held_out, micro)
+            total += sums.main
+            logits.append(sums.logits.cpu().numpy() if self.job.kind != "lm" else np.zeros(0))
         self.engine.train()
         dist.all_reduce(total)
         parts: list[Any] = [None] * self.world
@@ -139,12 +139,12 @@ class Training:
         counts = self.held_out.position_counts[rows]
         starts = self.held_out.position_starts[rows]
         targets = np.concatenate([self.held_out.targets[s : s + n] for s, n in zip(starts, counts, strict=True)])
-        found = metrics.classification(logits, targets)
+        measures = classification(logits, targets)
         if self.job.kind == "prm":
             lowest = np.minimum.reduceat(logits, np.cumsum(counts) - counts)
-            outcome = metrics.classification(lowest, self.held_out.correct[rows].astype(float))
-            found |= {f"solution_{key}": value for key, value in outcome.items()}
-        return found
+            outcome = classification(lowest, self.held_out.correct[rows].astype(float))
+            measures |= {f"solution_{key}": value for key, value in outcome.items()}
+        return measures
 
     def record(self, event: str, step: int, start: float, **numbers: float | int | None) -> None:
         """Adds to the history of every rank, on rank 0 also to the log."""
@@ -157,7 +157,7 @@ class Training:
     def finish(self) -> None:
         """Saves the model as its artefact, the manifest last."""
         weights_of = self.pick()
-        weights = engine.whole_weights(self.engine, self.job.workers.zero)
+        weights = engine.full_weights(self.engine, self.job.workers.zero)
         if self.log is not None:
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
@@ -165,8 +165,8 @@ class Training:
                     base = (model_files.public_name(self.job.start, self.run), self.job.start.revision)
                     lora.save(self.model, weights, self.job.section.lora, self.job.kind, base, folder)
                     weights = lora.merged(weights, self.section.lora)
-                dropout.put_back(self.own_dropout)
-                architecture.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)
+                restore_dropout(self.dropout_rates)
+                models.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)
                 own_class = heads.own_class(self.model, self.job.kind)
                 (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of), own_class))
                 self.run.upload(folder, artefact.name)
@@ -178,19 +178,19 @@ class Training:
         self.engine.destroy()
 
     def pick(self) -> int:
-        """Leaves the weights to be saved in the engine, those of the last step or the best ones; their step."""
-        judged = self.judged()
-        if self.section.pick == "last" or min(judged, key=judged.__getitem__, default=self.steps) == self.steps:
+        """Leaves the weights to be saved in the engine, those of the last step or the best ones; returns their step."""
+        losses = self.evaluated()
+        if self.section.pick == "last" or min(losses, key=losses.__getitem__, default=self.steps) == self.steps:
             return self.steps
         return self.checkpoints.load_best(self.engine)
 
-    def judged(self) -> dict[int, float]:
+    def evaluated(self) -> dict[int, float]:
         """The loss on held-out rows after each evaluated step, where it is a number."""
         losses = held_out_losses(self.history)
         return {step: loss for step, loss in losses.items() if step and math.isfinite(loss)}
 
     def details(self, weights_of: int) -> dict[str, Any]:
-        """What the manifest tells about the training."""
+        """The training in the manifest of its model."""
         train = [record for record in self.history if record["event"] == "train"]
         tokens, seconds = sum(r["tokens"] for r in train), sum(r["seconds"] for r in train)
         return {
@@ -212,7 +212,7 @@ class Training:
 
 
 def train_all(config: dict[str, Any]) -> None:
-    """The function of a Ray Train worker: one model after the other, those that are complete left out."""
+    """The function of a Ray Train worker: one model after the other, without those that are complete."""
     run = Run(config["run"])
     place = config["checkpoints"]
     for values in config["jobs"]:

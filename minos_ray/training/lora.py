@@ -19,29 +19,32 @@ TASKS = {CAUSAL: "CAUSAL_LM", SEQUENCE: "SEQ_CLS", TOKEN: "TOKEN_CLS"}  # by the
 FOLDER = "adapter"
 
 
-def refuse(key: str) -> None:
-    """UserError when peft is missing."""
+def require_peft(key: str) -> None:
+    """UserError that names `key` when peft is not installed."""
     if find_spec("peft") is None:
         raise UserError(f"{key} needs the package peft, which is not installed: pip install 'minos_ray[lora]'")
 
 
-def refuse_targets(key: str, lora: Lora, linears: Mapping[str, int]) -> None:
+def require_targets(key: str, lora: Lora, linears: Mapping[str, int]) -> None:
     """UserError when a target is none of the model's linear layers."""
     for target in lora.targets:
         if not any(is_target(name, (target,)) for name in linears):
-            there = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
-            raise UserError(f"{key}.targets: the model has no linear layer '{target}'; it has {there}")
+            layers = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+            raise UserError(f"{key}.targets: the model has no linear layer '{target}'; it has {layers}")
 
 
 def linears(model: Any) -> dict[str, int]:
-    """The linear layers of a language model by name, each with the sum of its two sizes; its head is left out."""
+    """The linear layers of a language model by name, without its head, each with the sum of its two sizes."""
     head = model.get_output_embeddings()
-    found = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    return {name: module.in_features + module.out_features for name, module in found.items()}
+    return {
+        name: module.in_features + module.out_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
 
 
 def is_target(name: str, targets: tuple[str, ...]) -> bool:
-    """Whether peft counts a module among the targets: by its whole name or the end of it."""
+    """Whether peft counts a module among the targets: by its full name or the end of it."""
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
@@ -65,8 +68,8 @@ def attach(objective: Any, lora: Lora, seed: int) -> None:
         parameter.requires_grad_(is_trained(name.removeprefix("model.")))
 
 
-def peft_config(lora: Lora, model: Any, **more: Any) -> Any:
-    """What peft calls it."""
+def peft_config(lora: Lora, model: Any, **options: Any) -> Any:
+    """The adapter in peft's terms."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -75,7 +78,7 @@ def peft_config(lora: Lora, model: Any, **more: Any) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
-        **more,
+        **options,
     )
 
 
@@ -125,5 +128,5 @@ def save(
     config = peft_config(lora, model, base_model_name_or_path=start, revision=revision, inference_mode=True, **head)
     config.save_pretrained(target)
     trained = {name: weight for name, weight in state.items() if is_trained(name)}
-    named = {f"base_model.model.{n.replace('.default.', '.')}": weight for n, weight in trained.items()}
-    save_file(named, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    renamed = {f"base_model.model.{n.replace('.default.', '.')}": weight for n, weight in trained.items()}
+    save_file(renamed, target / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,5 +1,6 @@
-"""The trained module: a backbone, the head at the trained positions only, and the summed losses there."""
+"""The trained module: a backbone without its own dropout, the head at the trained positions only, the summed losses."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,11 @@ from minos_ray.training.vocabulary import backbone_of
 
 
 class Losses(NamedTuple):
-    """Sums over the places of a micro-batch; at the trained places what the head read (none by the model's own
-    forward), and a verifier's logits or a language model's log-probabilities of the next tokens."""
+    """Sums over the positions of a micro-batch, `main` and `language`, and what was computed at the trained ones.
+
+    `read` [n, width] is what the head read (a scalar zero by the model's own forward); `logits` [n] are a verifier's
+    logits, or a language model's log-probabilities of the next tokens.
+    """
 
     main: torch.Tensor
     language: torch.Tensor
@@ -25,30 +29,29 @@ class Losses(NamedTuple):
 class Way(NamedTuple):
     """How rows go through a model: `packed` or as a padded batch, by which attention of transformers.
 
-    `own`: the logits are what the model's own forward gives, those of all places and words at once.
+    `by_model`: the logits are those of the model's own forward, at all positions and for all words at once.
     """
 
     packed: bool
     attention: str
-    own: bool = False
+    by_model: bool = False
 
 
 PACKED = Way(True, packing.NAME)
 
 
 class Objective(nn.Module):
-    """Wraps a transformers model; `forward` gives the losses summed over their places.
+    """Wraps a transformers model; `forward` gives the losses summed over their positions.
 
     `lm`: cross-entropy of the next token. `orm`, `prm`: binary cross-entropy of a scalar head against the targets; with
     a `vocabulary` head also the language loss on right solutions (Cobbe et al. 2021, section 4.2: a joint objective).
-    In training `dropout` zeroes that share of what the scalar head reads.
+    In training `dropout` zeroes that fraction of what the scalar head reads.
     """
 
     def __init__(self, model: Any, kind: Kind, words: nn.Linear | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         self.model, self.kind, self.vocabulary, self.dropout = model, kind, words, dropout
-        # The implementation that transformers has chosen.
-        self.attention = model.config._attn_implementation
+        self.attention = model.config._attn_implementation  # as transformers has chosen it
         head = model.get_output_embeddings() if kind == "lm" else words
         # A vocabulary head that is more than a linear layer and a scale is left to the model's own forward.
         self.head_is_known = (kind != "lm" and words is None) or vocabulary.take_over(
@@ -66,78 +69,131 @@ class Objective(nn.Module):
         self,
         ids: torch.Tensor,
         lengths: torch.Tensor,
-        places: torch.Tensor,
+        positions: torch.Tensor,
         targets: torch.Tensor,
         language: torch.Tensor,
-        own: torch.Tensor,
+        element_ids: torch.Tensor,
     ) -> Losses:
-        """Packed rows (`rows.Micro`); sums over no places are zero and give zero gradients."""
+        """The fields of `batches.Micro`; sums over no positions are zero and give zero gradients."""
         packed = packing.Packed(lengths)
-        if self.way.own:
-            return self.by_model(ids, packed, places, targets)
+        if self.way.by_model:
+            return self.by_model(ids, packed, positions, targets)
         if not self.head_is_known:
             raise packing.NotPackable("its vocabulary head is more than a linear layer and a scale")
         hidden = self.hidden(ids, packed)
-        read = hidden[places]
-        nothing = read.new_zeros((), dtype=torch.float32)
+        read = hidden[positions]
+        zero = read.new_zeros((), dtype=torch.float32)
         if self.kind == "lm":
-            loss, logs = self.head()(read, ids[places + 1])
-            return Losses(loss, nothing, read, logs)
+            loss, logs = self.head()(read, ids[positions + 1])
+            return Losses(loss, zero, read, logs)
         if self.training and self.dropout:
-            read = read * kept(own, read.shape[1], self.dropout) / (1 - self.dropout)
+            read = read * dropout_mask(element_ids, read.shape[1], self.dropout) / (1 - self.dropout)
         logits = self.head()(read).float().squeeze(-1)
         main = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         if self.vocabulary is None:
-            return Losses(main, nothing, read, logits)
+            return Losses(main, zero, read, logits)
         words, _ = self.vocabulary(hidden[language], ids[language + 1])
         return Losses(main, words, read, logits)
 
     def hidden(self, ids: torch.Tensor, packed: packing.Packed) -> torch.Tensor:
-        """[tokens, width]: what the backbone gives for each token of the packed rows."""
+        """Hidden states of the packed rows, [tokens, width]."""
         backbone = backbone_of(self.model)
         if self.way.packed:
             inputs = {"input_ids": ids[None], "position_ids": packed.position_ids, "packed": packed}
             return backbone(**inputs, use_cache=False).last_hidden_state[0]
         out = backbone(input_ids=packed.padded(ids), use_cache=False).last_hidden_state
-        return out.flatten(0, 1)[packed.back]
+        return out.flatten(0, 1)[packed.in_grid]
 
     def by_model(
-        self, ids: torch.Tensor, packed: packing.Packed, places: torch.Tensor, targets: torch.Tensor
+        self, ids: torch.Tensor, packed: packing.Packed, positions: torch.Tensor, targets: torch.Tensor
     ) -> Losses:
         """The losses from the logits of the model's own forward; an ORM's are of the last token of each row."""
         if self.kind == "lm":
             logits = self.model(input_ids=packed.padded(ids), use_cache=False).logits.float()
-            logs = torch.log_softmax(logits.flatten(0, 1)[packed.back[places]], -1)
-            logs = logs.gather(1, ids[places + 1, None])[:, 0]
-            nothing = logits.new_zeros(())
-            return Losses(-logs.sum(), nothing, nothing, logs)
-        logits = self.scores_by_model(ids, packed, places).float()
-        nothing = logits.new_zeros(())
+            logs = torch.log_softmax(logits.flatten(0, 1)[packed.in_grid[positions]], -1)
+            logs = logs.gather(1, ids[positions + 1, None])[:, 0]
+            zero = logits.new_zeros(())
+            return Losses(-logs.sum(), zero, zero, logs)
+        logits = self.scores_by_model(ids, packed, positions).float()
+        zero = logits.new_zeros(())
         main = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-        return Losses(main, nothing, nothing, logits)
+        return Losses(main, zero, zero, logits)
 
-    def scores_by_model(self, ids: torch.Tensor, packed: packing.Packed, places: torch.Tensor) -> torch.Tensor:
-        """[places]: logits by the model's own forward. A class that reads the last token reads a step as the last."""
+    def scores_by_model(self, ids: torch.Tensor, packed: packing.Packed, positions: torch.Tensor) -> torch.Tensor:
+        """Logits [n] at `positions` by the model's own forward; a class that reads the last token gets prefixes."""
         if not reads_last(self.model):
-            return self.model(input_ids=packed.padded(ids), use_cache=False).logits.flatten()[packed.back[places]]
+            logits = self.model(input_ids=packed.padded(ids), use_cache=False).logits
+            return logits.flatten()[packed.in_grid[positions]]
         if self.kind == "orm":
             return self.model(input_ids=packed.padded(ids), use_cache=False).logits.flatten()
-        starts = packed.starts[torch.searchsorted(packed.starts, places, right=True) - 1]
-        ends = zip(starts.tolist(), (places + 1).tolist(), strict=True)
-        return torch.cat([self.model(input_ids=ids[None, a:b], use_cache=False).logits.flatten() for a, b in ends])
+        starts = packed.starts[torch.searchsorted(packed.starts, positions, right=True) - 1]
+        prefixes = zip(starts.tolist(), (positions + 1).tolist(), strict=True)
+        return torch.cat([self.model(input_ids=ids[None, a:b], use_cache=False).logits.flatten() for a, b in prefixes])
 
     def head(self) -> nn.Module:
         """The vocabulary head of a language model, the scalar head of a verifier."""
         return self.model.get_output_embeddings() if self.kind == "lm" else scalar_head(self.model)
 
 
-def kept(own: torch.Tensor, width: int, dropout: float) -> torch.Tensor:
-    """[places, width]: what dropout leaves, drawn by hashing the number of the place: ranks and packs change nothing.
+def dropout_mask(element_ids: torch.Tensor, width: int, dropout: float) -> torch.Tensor:
+    """What dropout leaves, bool [n, width], drawn by hashing the numbers `element_ids` [n]: not by rank or pack.
 
     The hash is splitmix64's, on signed numbers that wrap around.
     """
-    x = own[:, None] * width + torch.arange(width, device=own.device)
+    x = element_ids[:, None] * width + torch.arange(width, device=element_ids.device)
     x = (x + 1) * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
     return (x & 0xFFFFFF) >= dropout * (1 << 24)
+
+
+# Noise on what the experts of Mixtral, MiniMax, Phi-MoE and DBRX read.
+JITTER = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
+# Routers that draw the experts of a token at random in training (SparseMixer), without a rate that could be 0.
+DRAWING = ("PhimoeTopKRouter",)
+
+
+def disable_dropout(model: nn.Module) -> list[tuple[Any, str, float]]:
+    """Sets all rates of dropout, layer drop and jitter in a transformers model to 0, also in its configs.
+
+    What is trained is then the function that is scored with. A model's own dropout (GPT-2, Phi-2: 0.1) is drawn by rank
+    and pack, so two layouts of one step would train different functions. Returns the configs' rates for
+    `restore_dropout`: a saved model keeps what its base says.
+    """
+    for module in model.modules():
+        names = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else dropout_rates(module, JITTER)
+        for name in names:
+            setattr(module, name, 0.0)
+        if type(module).__name__ in DRAWING:
+            module.eval()
+            # Stays in evaluation when the model is set to training.
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+    # Some attention reads its rate from the config at each call.
+    configs = {id(config): config for module in model.modules() for config in with_parts(getattr(module, "config", 0))}
+    rates = [(config, name, getattr(config, name)) for config in configs.values() for name in dropout_rates(config)]
+    for config, name, _ in rates:
+        setattr(config, name, 0.0)
+    return rates
+
+
+def restore_dropout(rates: list[tuple[Any, str, float]]) -> None:
+    """Puts the rates back into the configs."""
+    for config, name, rate in rates:
+        setattr(config, name, rate)
+
+
+def dropout_rates(owner: Any, names: tuple[str, ...] = ()) -> list[str]:
+    """Attributes that hold a rate: floats called `..._drop...` (integers and truth values are none), and `names`."""
+    return [
+        name for name, value in vars(owner).items() if isinstance(value, float) and ("drop" in name or name in names)
+    ]
+
+
+def with_parts(config: Any) -> Iterator[Any]:
+    """A config of transformers and the configs inside; none for anything else."""
+    from transformers import PreTrainedConfig
+
+    if isinstance(config, PreTrainedConfig):
+        yield config
+        for value in vars(config).values():
+            yield from with_parts(value)

@@ -12,7 +12,7 @@ from minos_ray.cluster import probe
 from minos_ray.cluster.connect import joins
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config, Model
-from minos_ray.config.training import Train
+from minos_ray.config.training import Reward, Train
 from minos_ray.errors import UserError
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
@@ -83,12 +83,17 @@ def shape(config: Any, trust_remote_code: bool = False) -> Shape:
     )
 
 
-def estimate(of: Shape, section: Train, workers: Workers, kind: str) -> Estimate:
-    """The peak of one training step of one worker; `kind` is lm also for a verifier that has a language loss."""
+def estimate(model: Shape, section: Train, workers: Workers, kind: str) -> Estimate:
+    """The peak of one training step of one worker; `kind` is lm, orm or prm."""
     size = 2 if section.precision == "bf16" else 4
     ranks = workers.workers
-    backbone = of.parameters - (of.head if kind != "lm" else 0)
-    added, trained = adapter(of, section, kind)
+    # A verifier with a language loss trains the vocabulary head along.
+    with_head = kind == "lm" or (isinstance(section, Reward) and section.lm_weight > 0)
+    backbone = model.parameters - (0 if with_head else model.head)
+    added, trained = 0, backbone
+    if section.lora is not None:
+        added = lora.size(section.lora, model.linears)
+        trained = added + (0 if with_head else model.hidden)
     # DeepSpeed keeps a copy of the weights in fp32 under bf16, and under ZeRO 1 and 2 always.
     copied = size == 2 or workers.zero in (1, 2)
     optimizer = trained * (ADAM + (MASTER if copied else 0)) / (ranks if workers.zero >= 1 else 1)
@@ -96,15 +101,15 @@ def estimate(of: Shape, section: Train, workers: Workers, kind: str) -> Estimate
     # Beside an optimizer in host memory lie the gradients that its rank applies.
     aside = gradients if workers.offload != "none" and workers.zero >= 2 else 0
     parameters = (backbone + added) * size / (ranks if workers.zero == 3 else 1)
-    away = aside + (optimizer if workers.offload != "none" else 0) + (parameters if workers.offload == "all" else 0)
+    host = aside + (optimizer if workers.offload != "none" else 0) + (parameters if workers.offload == "all" else 0)
     # Partitioned weights are gathered layer by layer, and kept while so many more are not needed before them.
-    gathered = max(2 * of.parameters / of.layers, min(backbone, LIVE)) * size if workers.zero == 3 else 0
+    gathered = max(2 * model.parameters / model.layers, min(backbone, LIVE)) * size if workers.zero == 3 else 0
     return Estimate(
         parameters=(gathered + (0 if workers.offload == "all" else parameters)) / GB,
         gradients=(gradients - aside) / GB,
         optimizer=(0 if workers.offload != "none" else optimizer) / GB,
-        activations=activations(of, workers, kind, size) / GB,
-        host=away / GB,
+        activations=activation_bytes(model, workers, with_head, size) / GB,
+        host=host / GB,
         update=(update if workers.offload == "none" else 0) / GB,
     )
 
@@ -115,95 +120,85 @@ def gradient_bytes(trained: int, size: int, workers: Workers) -> tuple[float, fl
     if workers.zero == 0:
         return sums, 0
     if workers.zero == 1:
-        # Sums of all weights; those of a pass in bf16 stay beside them, and DeepSpeed then applies its share in place.
+        # Sums of all weights; those of a pass in bf16 stay beside them, and DeepSpeed then applies its part in place.
         return (sums + size * trained, 0) if size == 2 else (sums, copied)
     return copied, copied if workers.zero == 2 else min(copied, SUM * LIVE)
 
 
-def adapter(of: Shape, section: Train, kind: str) -> tuple[int, int]:
-    """Parameters that LoRA adds, and those that are trained: without it all, with it only they and the scalar head."""
-    if section.lora is None:
-        return 0, of.parameters - (of.head if kind != "lm" else 0)
-    added = lora.size(section.lora, of.linears)
-    return added, added + (of.hidden if kind != "lm" else 0)
-
-
-def activations(of: Shape, workers: Workers, kind: str, size: int) -> float:
-    """Bytes that autograd keeps for one packed micro-batch, and the logits."""
+def activation_bytes(model: Shape, workers: Workers, with_head: bool, size: int) -> float:
+    """Of what autograd keeps for one packed micro-batch, and of the vocabulary's logits."""
     # Residuals, norms, queries and attention output: 9 hidden; keys and values, rotated too: 3; the MLP: 4.
-    layer = size * (9 * of.hidden + 3 * of.kv + 4 * of.intermediate)
-    kept = of.layers * size * of.hidden + layer if workers.gradient_checkpointing else of.layers * layer
+    layer = size * (9 * model.hidden + 3 * model.kv + 4 * model.intermediate)
+    checkpointed = model.layers * size * model.hidden + layer
+    per_token = checkpointed if workers.gradient_checkpointing else model.layers * layer
     # The vocabulary head works chunk by chunk, with the gradient of its weights in fp32 (`vocabulary`).
-    head = 3 * CHUNK_BYTES + SUM * of.vocabulary * of.hidden if kind == "lm" else 0
-    return workers.micro_tokens * kept + head
+    head = 3 * CHUNK_BYTES + SUM * model.vocabulary * model.hidden if with_head else 0
+    return workers.micro_tokens * per_token + head
 
 
 def plans(workers: Workers) -> Iterator[Workers]:
     """The plan itself, then ones that need less and less of the GPU, the cheapest change first."""
     yield workers
-    current = changed(workers, gradient_checkpointing=True)
-    yield current
+    changes: dict[str, Any] = {"gradient_checkpointing": True}
+    yield workers.model_copy(update=changes)
     for zero in range(max(workers.zero, 1) + 1, 4):
-        current = changed(current, zero=zero)
-        yield current
+        changes["zero"] = zero
+        yield workers.model_copy(update=changes)
     for offload in ("optimizer", "all"):
-        current = changed(current, zero=3, offload=offload)
-        yield current
-    while current.micro_tokens > 1024:
-        current = changed(current, micro_tokens=current.micro_tokens // 2)
-        yield current
+        changes |= {"zero": 3, "offload": offload}
+        yield workers.model_copy(update=changes)
+    tokens = workers.micro_tokens
+    while tokens > 1024:
+        tokens //= 2
+        yield workers.model_copy(update=changes | {"micro_tokens": tokens})
 
 
-def changed(workers: Workers, **changes: Any) -> Workers:
-    """A changed copy."""
-    return workers.model_copy(update=changes)
-
-
-def fitting(of: Shape, section: Train, workers: Workers, kind: str, gpu_gb: float) -> Workers | None:
-    """The first plan that fits, None when none does."""
-    return next((plan for plan in plans(workers) if estimate(of, section, plan, kind).gpu <= gpu_gb), None)
+def first_fit(model: Shape, section: Train, workers: Workers, kind: str, gpu_gb: float) -> Workers | None:
+    """The first plan that fits into so many GB, None when none does."""
+    return next((plan for plan in plans(workers) if estimate(model, section, plan, kind).gpu <= gpu_gb), None)
 
 
 def trainings(config: Config, todo: Set[str]) -> list[tuple[str, Train, str]]:
     """Name, section and kind of the stages to be done."""
-    found = [("sft", config.sft, "lm"), ("reward", config.reward, "lm" if config.reward.lm_weight else "prm")]
-    return [training for training in found if training[0] in todo]
+    sections = [("sft", config.sft, "lm"), ("reward", config.reward, "prm")]
+    return [training for training in sections if training[0] in todo]
 
 
-def stated(config: Config, run: Run, todo: Set[str] = STAGES) -> list[str]:
+def summary(config: Config, run: Run, todo: Set[str] = STAGES) -> Iterator[str]:
     """A line for each stage to be done; UserError when the base model is not there."""
-    of, workers = shape_of(config.base, run), config.resources.train
-    found = [(name, estimate(of, section, workers, kind)) for name, section, kind in trainings(config, todo)]
-    return [
-        f"resources.train: {name} needs about {e.gpu:.1f} GB on each GPU (weights {e.parameters:.1f}, gradients "
-        f"{e.gradients:.1f}, optimizer {e.optimizer:.1f}, activations {e.activations:.1f}, the rest {OVERHEAD_GB:.1f})"
-        + (f" and {e.host:.1f} GB of host memory for each" if e.host else "")
-        for name, e in found
-    ]
+    model, workers = shape_of(config.base, run), config.resources.train
+    for name, section, kind in trainings(config, todo):
+        e = estimate(model, section, workers, kind)
+        host = f" and {e.host:.1f} GB of host memory for each" if e.host else ""
+        yield (
+            f"resources.train: {name} needs about {e.gpu:.1f} GB on each GPU (weights {e.parameters:.1f}, gradients "
+            f"{e.gradients:.1f}, optimizer {e.optimizer:.1f}, activations {e.activations:.1f}, the rest "
+            f"{OVERHEAD_GB:.1f}){host}"
+        )
 
 
-def refuse(config: Config, run: Run, todo: Set[str] = STAGES) -> None:
+def check(config: Config, run: Run, todo: Set[str] = STAGES) -> None:
     """UserError when a GPU of `resources.train.gpu_memory_gb`, or of this machine if it is to train, cannot hold it."""
     workers = config.resources.train
-    has = workers.gpu_memory_gb or (None if joins(config.resources) else probe.gpu_memory_gb())
-    of = shape_of(config.base, run)
+    gpu_gb = workers.gpu_memory_gb or (None if joins(config.resources) else probe.gpu_memory_gb())
+    model = shape_of(config.base, run)
     for name, section, kind in trainings(config, todo):
-        refuse_one(name, of, section, workers, kind, has)
+        require_room(name, model, section, workers, kind, gpu_gb)
 
 
-def refuse_one(name: str, of: Shape, section: Train, workers: Workers, kind: str, has: float | None) -> None:
+def require_room(name: str, model: Shape, section: Train, workers: Workers, kind: str, gpu_gb: float | None) -> None:
     """UserError when GPUs of so many GB cannot hold one training, with the first plan that fits."""
-    wanted = estimate(of, section, workers, kind).gpu
-    if has is not None and wanted > has:
-        plan = fitting(of, section, workers, kind, has)
+    needed = estimate(model, section, workers, kind).gpu
+    if gpu_gb is not None and needed > gpu_gb:
+        plan = first_fit(model, section, workers, kind, gpu_gb)
         raise UserError(
-            f"resources.train: {name} needs about {wanted:.0f} GB on each GPU, which has {has:.0f} "
+            f"resources.train: {name} needs about {needed:.0f} GB on each GPU, which has {gpu_gb:.0f} "
             f"(resources.train.gpu_memory_gb, else what nvidia-smi says); {advice(workers, plan)}"
         )
 
 
 def advice(workers: Workers, plan: Workers | None) -> str:
-    """What to change."""
+    """What to change so that the training fits."""
     if plan is None:
         return "no setting fits: take more workers"
     changes = {key: value for key, value in plan.model_dump().items() if value != getattr(workers, key)}

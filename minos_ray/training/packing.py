@@ -13,12 +13,57 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from minos_ray.training import kernels
+HALF = (torch.float16, torch.bfloat16)
+LARGEST_HEAD = 256
+AMPERE = (8, 0)
+
+
+def takes_varlen(dtype: torch.dtype, head_sizes: set[int], capability: tuple[int, int] | None) -> bool:
+    """Whether torch's flash attention over rows of different lengths can be used.
+
+    `head_sizes` are those of keys and values, `capability` that of the GPU, None on a CPU.
+    """
+    fits = len(head_sizes) == 1 and all(size % 8 == 0 and size <= LARGEST_HEAD for size in head_sizes)
+    return capability is not None and capability >= AMPERE and dtype in HALF and fits
+
+
+def capability_of(states: torch.Tensor) -> tuple[int, int] | None:
+    """Compute capability of the GPU that holds a tensor."""
+    return torch.cuda.get_device_capability(states.device) if states.is_cuda else None
+
+
+def takes_groups(device: str) -> bool:
+    """Whether keys and values may be fewer than the queries' heads without falling back to the math kernel."""
+    return device != "cuda"
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attention of [rows, heads, asking, dim] to [rows, key heads, asked, dim]; causal where there is no mask."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and not takes_groups(query.device.type):
+        key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
 
 NAME = "minos_packed"
 # What models hand on to their attention that says nothing about it.
 HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "layer_idx", "output_attentions"})
-
 # Families whose layers do not tell their attention how wide the window is.
 WINDOW_IN_MASK = frozenset({"phimoe"})
 
@@ -48,7 +93,7 @@ class Packed:
         return (self.starts[:-1, None] + places).flatten()
 
     @cached_property
-    def back(self) -> torch.Tensor:
+    def in_grid(self) -> torch.Tensor:
         """[tokens]: the place of each token in the grid."""
         rows = torch.arange(len(self.lengths), device=self.lengths.device)
         return torch.repeat_interleave(rows, self.lengths) * self.longest + self.position_ids[0]
@@ -72,7 +117,7 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
-    **more: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each row: [1, heads, tokens, dim] in, [1, tokens, heads, dim] out.
 
@@ -81,27 +126,27 @@ def packed_attention(
     if packed is None or attention_mask is not None:
         raise NotPackable("its attention has a mask or a way of its own")
     looks_ahead = is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False)
-    if unknown := [key for key, value in more.items() if value is not None and key not in HARMLESS]:
+    if unknown := [key for key, value in options.items() if value is not None and key not in HARMLESS]:
         raise NotPackable(f"its attention wants {', '.join(unknown)}")
     if looks_ahead:
         raise NotPackable("its attention looks ahead")
     window = sliding_window if sliding_window is not None and sliding_window < packed.longest else None
     if softcap is not None or s_aux is not None:
-        q, k, v = (in_grid(states, packed) for states in (query, key, value))
-        out = written_out(q, k, v, band(packed.longest, window, query.device), scaling, dropout, softcap, s_aux)
-        return out_of_grid(out, packed), None
+        q, k, v = (to_grid(states, packed) for states in (query, key, value))
+        out = explicit_attention(q, k, v, band(packed.longest, window, query.device), scaling, dropout, softcap, s_aux)
+        return from_grid(out, packed), None
     sizes = {key.shape[-1], value.shape[-1]}
-    if kernels.takes_varlen(query.dtype, sizes, kernels.capability_of(query)) and not dropout:
+    if takes_varlen(query.dtype, sizes, capability_of(query)) and not dropout:
         return varlen(query, key, value, packed, scaling, window), None
     # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
-    dtype = torch.float32 if query.dtype in kernels.HALF and not query.is_cuda else query.dtype
-    q, k, v = (in_grid(states.to(dtype), packed) for states in (query, key, value))
+    dtype = torch.float32 if query.dtype in HALF and not query.is_cuda else query.dtype
+    q, k, v = (to_grid(states.to(dtype), packed) for states in (query, key, value))
     mask = None if window is None else band(packed.longest, window, query.device)
-    out = kernels.attend(q, k, v, mask, scaling, dropout)
-    return out_of_grid(out, packed).to(query.dtype), None
+    out = attend(q, k, v, mask, scaling, dropout)
+    return from_grid(out, packed).to(query.dtype), None
 
 
-def written_out(
+def explicit_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -120,16 +165,16 @@ def written_out(
     scores = scores.float().masked_fill(~sees, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1)
-    shares = torch.softmax(scores, -1)[..., : sees.shape[1]]
-    return functional.dropout(shares, dropout).to(value.dtype) @ value
+    weights = torch.softmax(scores, -1)[..., : sees.shape[1]]
+    return functional.dropout(weights, dropout).to(value.dtype) @ value
 
 
-def out_of_grid(states: torch.Tensor, packed: Packed) -> torch.Tensor:
+def from_grid(states: torch.Tensor, packed: Packed) -> torch.Tensor:
     """[rows, heads, longest, dim] as [1, tokens, heads, dim]."""
-    return states.transpose(1, 2).flatten(0, 1).index_select(0, packed.back)[None]
+    return states.transpose(1, 2).flatten(0, 1).index_select(0, packed.in_grid)[None]
 
 
-def in_grid(states: torch.Tensor, packed: Packed) -> torch.Tensor:
+def to_grid(states: torch.Tensor, packed: Packed) -> torch.Tensor:
     """[1, heads, tokens, dim] as [rows, heads, longest, dim]."""
     rows = states[0].transpose(0, 1).index_select(0, packed.grid)
     return rows.unflatten(0, (-1, packed.longest)).transpose(1, 2)

@@ -1,8 +1,9 @@
-"""A small base model from nothing: its tokenizer, then a Mistral trained on whole documents."""
+"""A small base model from scratch: corpus, byte-level BPE tokenizer, seeded Mistral, and the stage that trains it."""
 
+import random
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from minos_ray.config.load import Config, resolve
@@ -11,15 +12,16 @@ from minos_ray.config.training import Pretrain
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.steps import encoding
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.data import Data, require_rows, split_by_problem
-from minos_ray.training.documents import document_rows
 from minos_ray.training.job import make_job, write_table
+from minos_ray.training.reward import labelled
+from minos_ray.training.rows import Data, document_rows, require_rows, split_by_problem
 from minos_ray.training.trainer import finished, fit
 
 BASE = "models/base"
 START = "train/start"
 HELD_OUT = 200
-Document = tuple[str, str]
+PAD, EOS = "<pad>", "</s>"
+Document = tuple[str, str]  # question, solution
 
 
 def pretrain(config: Config, run: Run) -> Manifest:
@@ -41,20 +43,52 @@ def pretrain(config: Config, run: Run) -> Manifest:
     return finished(run, BASE)
 
 
+def right_solutions(run: Run, seed: int, rows: int) -> Iterator[Document]:
+    """A corpus out of the run itself: `rows` right candidates of the train split, each distinct solution once."""
+    right = [row for row in labelled(run)[0] if row["correct"]]
+    for row in random.Random(f"right solutions {seed}").sample(right, min(rows, len(right))):
+        yield row["question"], "\n".join(row["steps"])
+
+
 def document_text(document: Document) -> str:
     """A document as one text, for the tokenizer."""
     question, solution = document
     return encoding.question_text(question) + "".join(map(encoding.step_text, solution.splitlines()))
 
 
+def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Any:
+    """A transformers tokenizer trained on `texts`; lines never share a token, so steps can be tokenised alone."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    lines = pre_tokenizers.Split("\n", "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+
+
+def document_data(tokenizer: Any, documents: Sequence[Document], section: Pretrain) -> Data:
+    """Tokenised documents in the encoding that verifiers read; a fiftieth of the questions is held out."""
+    dropped: Counter[str] = Counter()
+    split = [(question, question, [line for line in text.splitlines() if line.strip()]) for question, text in documents]
+    rows = list(document_rows(tokenizer, split, section.max_length, dropped))
+    train, held_out = split_by_problem(rows, min(HELD_OUT, len(rows) // 50), None, section.seed)
+    return Data(train, held_out, dropped)
+
+
 def save_start(section: Pretrain, tokenizer: Any, run: Run) -> None:
-    """The untrained model and its tokenizer, where every worker can read them."""
+    """Writes the untrained model and its tokenizer where every worker can read them."""
     from transformers.utils import logging
 
-    from minos_ray.training.architecture import new_mistral
-
     logging.disable_progress_bar()
-
     artefact = run.artefact(START)
     artefact.begin(section.model_dump(mode="json"))
     with tempfile.TemporaryDirectory() as folder:
@@ -64,10 +98,25 @@ def save_start(section: Pretrain, tokenizer: Any, run: Run) -> None:
     artefact.complete({})
 
 
-def document_data(tokenizer: Any, documents: Sequence[Document], section: Pretrain) -> Data:
-    """Tokenised documents, in the encoding that verifiers read; a few questions are held out."""
-    dropped: Counter[str] = Counter()
-    split = [(question, question, [line for line in text.splitlines() if line.strip()]) for question, text in documents]
-    rows = list(document_rows(tokenizer, split, section.max_length, dropped))
-    train, held_out = split_by_problem(rows, min(HELD_OUT, len(rows) // 50), None, section.seed)
-    return Data(train, held_out, dropped)
+def new_mistral(section: Pretrain, tokenizer: Any) -> Any:
+    """A seeded Mistral with tied embeddings, of the section's sizes."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(section.seed)
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=section.hidden,
+            intermediate_size=section.intermediate,
+            num_hidden_layers=section.layers,
+            num_attention_heads=section.heads,
+            num_key_value_heads=section.kv_heads,
+            max_position_embeddings=section.max_positions,
+            sliding_window=None,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

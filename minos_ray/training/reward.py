@@ -1,15 +1,32 @@
 """Stage 2: verifiers, from the base model or from the critic; nothing else differs between the two."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from minos_ray.config.load import Config
+from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model
-from minos_ray.config.training import Verifier
+from minos_ray.config.training import Reward, Verifier
+from minos_ray.critiques.prompts import EXAMPLE
+from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.labels.checks import require_for_prms
+from minos_ray.problems.split import rows_of_problems
+from minos_ray.steps import encoding
+from minos_ray.steps.policy import first_error
+from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.data import base_tokenizer, require_rows, reward_data
 from minos_ray.training.job import Job, Table, make_job, write_table
+from minos_ray.training.rows import (
+    Data,
+    base_tokenizer,
+    chunks,
+    require_rows,
+    sampled,
+    split_by_problem,
+    train_questions,
+    usable_rows,
+)
 from minos_ray.training.trainer import finished, fit
 
 CRITIC = Model(model="run:models/critic")
@@ -29,20 +46,188 @@ def reward(config: Config, run: Run) -> Manifest:
 def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
     """The trainings of these verifiers; those of one kind read the same table of rows."""
     tokenizer = base_tokenizer(config, run) if names else None
-    kinds = sorted({name.partition("-")[0] for name in names})
-    tables = {kind: verifier_table(config, run, tokenizer, kind) for kind in kinds}
-    return [verifier_job(config, run, name, tables[name.partition("-")[0]]) for name in names]
+    tables: dict[str, Table] = {}
+    for kind in sorted({name.partition("-")[0] for name in names}):
+        data = reward_data(run, tokenizer, config.reward, kind)
+        require_rows("reward", data)
+        tables[kind] = write_table(run, kind, data)
+    jobs = []
+    for name in names:
+        kind, _, start = name.partition("-")
+        model = CRITIC if start == "minos" else config.base
+        jobs.append(make_job(run, f"models/{name}", kind, model, tables[kind], config.reward, config.resources))
+    return jobs
 
 
-def verifier_table(config: Config, run: Run, tokenizer: Any, kind: str) -> Table:
-    """Rows of all ORMs, or of all PRMs."""
-    data = reward_data(run, tokenizer, config.reward, kind)
-    require_rows("reward", data)
-    return write_table(run, kind, data)
+def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str) -> Data:
+    """Labelled train candidates for an `orm` or a `prm`; held-out rows are of problems never trained on."""
+    *parts, dropped = reward_rows(run, section, kind)
+    train, held_out = (
+        balanced(
+            short_enough(tokenizer, part, limit, section, dropped), section.wrong_share, limit, section.seed, dropped
+        )
+        for part, limit in zip(parts, (section.rows, section.eval_rows), strict=True)
+    )
+    # Held-out rows are judged by hard labels at the positions that are scored, whatever is trained on.
+    plain = section.model_copy(update={"soft_labels": False, "orm_positions": "last"})
+    return Data(
+        list(verifier_rows(tokenizer, train, kind, section, dropped)),
+        list(verifier_rows(tokenizer, held_out, kind, plain, dropped)),
+        dropped,
+    )
 
 
-def verifier_job(config: Config, run: Run, name: Verifier, table: Table) -> Job:
-    """The training of one verifier."""
-    kind, _, start = name.partition("-")
-    model = CRITIC if start == "minos" else config.base
-    return make_job(run, f"models/{name}", kind, model, table, config.reward, config.resources)
+def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[Row], Counter[str]]:
+    """(train, held out, dropped) before balancing, of rows that have the labels that the kind reads."""
+    rows, dropped = labelled(run)
+    if section.consensus and kind == "prm":
+        rows = in_consensus(run, rows, dropped)
+    if kind == "prm":
+        reasons = [step_labels_unusable(row) for row in rows]
+        dropped.update(filter(None, reasons))
+        rows = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
+    return *split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed), dropped
+
+
+def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
+    """Train-split candidates with a certain outcome and their questions, each distinct solution of a problem once."""
+    dropped: Counter[str] = Counter()
+    questions = train_questions(run)
+    seen: set[tuple[str, ...]] = set()
+    rows = []
+    columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels", "step_scores"]
+    labels = rows_of_problems(run.artefact("labels"), columns, questions.keys()).sort_by("candidate_id")
+    for row in labels.to_pylist():
+        text = (row["problem_id"], *row["steps"])
+        if row["status"] not in GRADED:
+            dropped[f"label_{row['status']}"] += 1
+        elif text in seen:
+            dropped["same_text"] += 1
+        else:
+            seen.add(text)
+            rows.append({**row, "question": questions[row["problem_id"]]})
+    return rows, dropped
+
+
+def step_labels_unusable(row: Row) -> str | None:
+    """Why a PRM cannot be trained on a row's step labels; a row without steps is dropped later, for that reason."""
+    if len(row["step_labels"]) != len(row["steps"]):
+        return "labels_unlike_steps"
+    return "no_step_labels" if row["steps"] and all(label < 0 for label in row["step_labels"]) else None
+
+
+def short_enough(
+    tokenizer: Any, rows: list[Row], limit: int | None, section: Reward, dropped: Counter[str]
+) -> list[Row]:
+    """The rows within `max_length`, where only some of them will be chosen: limits count rows that can be used.
+
+    Where all are taken nothing is tokenised twice; `verifier_rows` drops what is too long.
+    """
+    if section.wrong_share is None and (limit is None or limit >= len(rows)):
+        return rows
+    short = []
+    for chunk in chunks(rows):
+        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk])
+        for row, solution in zip(chunk, encoded, strict=True):
+            if reason := encoding.refusal(solution, section.max_length):
+                dropped[reason] += 1
+            else:
+                short.append(row)
+    return short
+
+
+def balanced(
+    rows: list[Row], wrong_share: float | None, limit: int | None, seed: int, dropped: Counter[str]
+) -> list[Row]:
+    """A seeded sample of at most `limit` rows, a fraction `wrong_share` of them wrong; as they come when it is None."""
+    if wrong_share is None:
+        return sampled(rows, limit, seed, "over_limit", dropped)
+    size = min(usable_rows(rows, wrong_share), len(rows) if limit is None else limit)
+    wrong = round(size * wrong_share)
+    chosen: list[Row] = []
+    for correct, count in ((False, wrong), (True, size - wrong)):
+        side = [row for row in rows if bool(row["correct"]) is correct]
+        chosen += sampled(side, count, seed, "balance", dropped)
+    return sorted(chosen, key=lambda row: row["candidate_id"])
+
+
+def verifier_rows(tokenizer: Any, rows: list[Row], kind: str, section: Reward, dropped: Counter[str]) -> Iterator[Row]:
+    """Rows of `minos_ray.training.rows` with their targets; what is too long or has no steps is counted in `dropped`.
+
+    A PRM has each labelled step's label at the step's end. An ORM has the outcome at the last step's end, or at every
+    token of the solution (Cobbe et al. 2021, section 4.2), where its score is still the last one.
+    """
+    for chunk in chunks(rows):
+        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk])
+        for row, solution in zip(chunk, encoded, strict=True):
+            if reason := encoding.refusal(solution, section.max_length):
+                dropped[reason] += 1
+                continue
+            if kind == "prm":
+                labels = soft_labels(row) if section.soft_labels else row["step_labels"]
+                targets = [pair for pair in zip(solution.positions, labels, strict=True) if pair[1] >= 0]
+            elif section.orm_positions == "every_token":
+                targets = [(position, row["correct"]) for position in range(solution.first, len(solution.ids))]
+            else:
+                targets = [(solution.positions[-1], row["correct"])]
+            yield {
+                "problem_id": row["problem_id"],
+                "ids": solution.ids,
+                "positions": [position for position, _ in targets],
+                "targets": [float(target) for _, target in targets],
+                "first": solution.first,
+                "correct": row["correct"],
+            }
+
+
+def soft_labels(row: Row) -> Sequence[float]:
+    """The fraction of rollouts that succeed after each labelled step, where it is known, else the label."""
+    labels, fractions = row["step_labels"], row["step_scores"] or [None] * len(row["step_labels"])
+    return [
+        label if label < 0 or fraction is None else fraction for fraction, label in zip(fractions, labels, strict=True)
+    ]
+
+
+def in_consensus(run: Run, rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:
+    """The rows whose critique finds the same first error as their step labels, or none like them (Qwen2.5-Math-PRM).
+
+    Rows without step labels stay: they are dropped later, for that reason.
+    """
+    columns = ["candidate_id", "prompt_version", "status", "step_verdicts"]
+    critiques = run.artefact("critiques").read(columns).to_pylist()
+    for prompt in sorted({critique["prompt_version"].partition("@")[0] for critique in critiques}):
+        require_blind(prompt)
+    by_candidate = {critique["candidate_id"]: critique for critique in critiques}
+    agreeing = []
+    for row in rows:
+        if reason := disagreement(row["step_labels"], by_candidate.get(row["candidate_id"])):
+            dropped[reason] += 1
+        else:
+            agreeing.append(row)
+    return agreeing
+
+
+def disagreement(labels: Sequence[int], critique: Row | None) -> str | None:
+    """Why a row is dropped, None when its critique agrees or there is no label to agree with."""
+    if all(label < 0 for label in labels):
+        return None
+    if critique is None:
+        return "consensus_no_critique"
+    if critique["status"] != "ok":
+        return f"consensus_critique_{critique['status']}"
+    return None if first_error(critique["step_verdicts"]) == first_error(labels) else "no_consensus"
+
+
+def require_blind(prompt: str) -> None:
+    """UserError when a prompt shows the step labels: a critic that was shown them agrees for that reason alone.
+
+    The prompt is called twice, with different labels. Critiques that were imported name no prompt function.
+    """
+    if ":" not in prompt:
+        return
+    ask = resolve(prompt)
+    if ask(EXAMPLE) != ask(EXAMPLE._replace(step_labels=[0, 0])):
+        raise UserError(
+            f"reward.consensus: the critiques were made with {prompt}, which shows the critic the step labels; make "
+            "them with critique.prompt = minos_ray.critiques.prompts:blind, or set reward.consensus to false"
+        )

@@ -1,4 +1,4 @@
-"""Tokenised rows: the table that training reads, and where it lies.
+"""Tokenised rows: the table that training reads, where it is stored, and how rows are chosen, split and counted.
 
 A row is `ids` (tokens), `positions` (indices in `ids` where the model's output is trained) and `targets` (one per
 position for verifiers, 1 for correct; empty for language models, whose target is the next token). `first` is the index
@@ -6,16 +6,31 @@ of the solution's first token: a verifier's language loss is on the tokens from 
 `problem_id` keeps held-out rows apart; `correct` is the outcome, null for language models.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from minos_ray.config.schema import Config
+from minos_ray.errors import UserError
+from minos_ray.problems.split import problems_by_id
+from minos_ray.steps import encoding
+from minos_ray.store.columns import Row
+from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
 
+# What keeps a document apart from others (a problem's id), question, steps.
+Document = tuple[str, str, list[str]]
+
+CHUNK = 1000  # rows tokenised at once
 SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
@@ -49,7 +64,11 @@ def write(run: Run, name: str, rows: pa.Table) -> str:
 
 
 class Rows:
-    """Rows in memory, read by number without a copy."""
+    """Rows in memory as flat arrays.
+
+    Row `r` has the tokens `ids[starts[r] : starts[r + 1]]`, [tokens]; positions and targets lie likewise. `lengths`,
+    `position_counts` and `language_counts` (tokens of right solutions) are [rows].
+    """
 
     def __init__(self, table: pa.Table) -> None:
         table = table.combine_chunks()
@@ -81,36 +100,126 @@ class Rows:
 
 
 def flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """All values of a list column, and where each row starts (one more entry than rows)."""
+    """All values of a list column [values], and where each row starts [rows + 1]."""
     lists = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     return lists.values.to_numpy(), lists.offsets.to_numpy()
 
 
-class Micro(NamedTuple):
-    """A packed micro-batch: token ids [tokens], lengths [rows], trained indices into the ids with their targets, the
-    indices of a verifier's language loss, and for each trained index a number that is its own in this table and salt.
+class Data(NamedTuple):
+    """Rows to train on, rows of other problems held out, how many rows were dropped for each reason; in stage 1 also
+    how many come from each source."""
+
+    train: list[Row]
+    held_out: list[Row]
+    dropped: Counter[str]
+    sources: Mapping[str, int] = MappingProxyType({})
+
+
+def read(run: Run, artefact: str, columns: list[str]) -> list[Row]:
+    """Rows of an artefact in the order of their ids (the first column), whatever the order of its parts."""
+    return run.artefact(artefact).read(columns).sort_by(columns[0]).to_pylist()
+
+
+def train_questions(run: Run) -> dict[str, str]:
+    """Question by problem id, of the train split."""
+    return {name: row["question"] for name, row in problems_by_id(run, "train", ["problem_id", "question"]).items()}
+
+
+def split_by_problem(
+    rows: list[Row], held_out: int, wrong_share: float | None, seed: int
+) -> tuple[list[Row], list[Row]]:
+    """(train, held out): problems are held out with all their rows, in a seeded order, until `held_out` rows of them
+    can be used (`usable_rows`)."""
+    by_problem: dict[str, list[Row]] = {}
+    for row in rows:
+        by_problem.setdefault(row["problem_id"], []).append(row)
+    problems = sorted(by_problem)
+    random.Random(f"held out {seed}").shuffle(problems)
+    chosen: list[Row] = []
+    while problems and usable_rows(chosen, wrong_share) < held_out:
+        chosen += by_problem.pop(problems.pop())
+    return [row for problem in sorted(by_problem) for row in by_problem[problem]], chosen
+
+
+def usable_rows(rows: list[Row], wrong_share: float | None) -> int:
+    """How many rows can be used so that a fraction `wrong_share` of them is wrong; all when it is None."""
+    if wrong_share is None:
+        return len(rows)
+    wrong = sum(not row["correct"] for row in rows)
+    share = Fraction(str(wrong_share))  # of its decimal digits: 7 / 0.07 is 100, as a float 99.99
+    return math.floor(min(wrong / share, (len(rows) - wrong) / (1 - share)))
+
+
+def sampled(rows: list[Row], limit: int | None, seed: object, reason: str, dropped: Counter[str]) -> list[Row]:
+    """The first `limit` rows in a seeded order, so that a smaller limit gives a subset."""
+    if limit is None or limit >= len(rows):
+        return rows
+    dropped[reason] += len(rows) - limit
+    return random.Random(f"sample {seed}").sample(rows, len(rows))[:limit]
+
+
+def chunks(rows: list[Row]) -> Iterator[list[Row]]:
+    """Rows in lists of at most `CHUNK`."""
+    for first in range(0, len(rows), CHUNK):
+        yield rows[first : first + CHUNK]
+
+
+def require_rows(section: str, data: Data) -> None:
+    """UserError when there is nothing to train on, with the reasons for which rows were dropped."""
+    if not data.train:
+        reasons = ", ".join(f"{rows} {reason}" for reason, rows in data.dropped.items()) or "no rows at all"
+        raise UserError(
+            f"{section}: no rows to train on ({reasons}; {len(data.held_out)} held out); "
+            "more candidates, labels of steps (for PRMs) or critiques, or a lower reward.eval_rows would do"
+        )
+
+
+def document_rows(
+    tokenizer: Any, documents: Sequence[Document], max_length: int, dropped: Counter[str]
+) -> Iterator[Row]:
+    """Rows with the loss on every token of question, solution and EOS; longer ones than `max_length` are counted."""
+    for chunk in chunks(documents):
+        encoded = encoding.encode_solutions(tokenizer, [(question, steps) for _, question, steps in chunk])
+        for (problem_id, _, _), solution in zip(chunk, encoded, strict=True):
+            ids = [*solution.ids, tokenizer.eos_token_id]
+            if len(ids) > max_length:
+                dropped["over_max_length"] += 1
+            else:
+                yield language_row(problem_id, ids, 1)
+
+
+def base_tokenizer(config: Config, run: Run, critic: bool = False) -> Any:
+    """The tokenizer of the base model, which every model of a run shares; UserError when it does not fit the model."""
+    return tokenizer_of(locate(config.base, run), config.base.trust_remote_code, critic)
+
+
+def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:
+    """The tokenizer at `path`.
+
+    UserError when the model beside it has no embedding for some of its tokens, or when a `critic` is to be trained and
+    no token ends a critique.
     """
+    from transformers import AutoConfig
 
-    ids: np.ndarray
-    lengths: np.ndarray
-    places: np.ndarray
-    targets: np.ndarray
-    language: np.ndarray
-    own: np.ndarray
+    tokenizer = load_tokenizer(path, trust_remote_code)
+    if critic and tokenizer.eos_token_id is None:
+        raise UserError(f"base.model: the tokenizer in {path} has no EOS token, which would end a critique; name one")
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    embeddings = config.get_text_config().vocab_size
+    if tokens := without_embedding(tokenizer, embeddings, critic):
+        raise UserError(
+            f"base.model: the tokenizer in {path} has {len(tokens)} tokens (the first is '{tokens[0]}') without one of "
+            f"the model's {embeddings} embeddings: another model's, or some were added without resizing the model"
+        )
+    return tokenizer
 
 
-def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
-    """The chosen rows one after the other. No rows give one token that nothing is trained on."""
-    if not len(chosen):
-        nowhere = np.zeros(0, np.int64)
-        return Micro(np.zeros(1, np.int64), np.ones(1, np.int64), nowhere, np.zeros(0, np.float32), nowhere, nowhere)
-    lengths = rows.lengths[chosen].astype(np.int64)
-    starts = np.cumsum(lengths) - lengths
-    ids = [rows.ids[rows.starts[row] : rows.starts[row + 1]] for row in chosen]
-    places = [rows.row_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
-    targets = [rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]] for row in chosen]
-    language = [rows.language_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
-    own = [np.arange(rows.position_starts[row], rows.position_starts[row + 1], dtype=np.int64) for row in chosen]
-    joined = map(np.concatenate, (places, targets, language, own))
-    made = Micro(np.concatenate(ids).astype(np.int64), lengths, *joined)
-    return made._replace(own=made.own + (salt % (1 << 31) << 32))
+def without_embedding(tokenizer: Any, embeddings: int, critic: bool) -> list[str]:
+    """Tokens beyond the last embedding that rows can have: those of text, BOS and, for a `critic`, EOS.
+
+    Other special tokens (padding, images) are in no row.
+    """
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= embeddings}
+    special = {number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    unused = special - {tokenizer.bos_token_id, tokenizer.eos_token_id if critic else None}
+    return [beyond[number] for number in sorted(beyond) if number not in unused]

@@ -1,20 +1,53 @@
-"""Stage 1: the base model learns to write critiques."""
+"""Stage 1: the base model learns to write critiques, or, as a control, reads plain text of as many tokens.
+
+The paper has no such control: its baseline skips stage 1, and so also sees less text.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Collection, Container, Iterator
+from itertools import cycle
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from minos_ray.config.load import Config
+from minos_ray.config.training import Reward, Sft
 from minos_ray.graph.specs import begin, fresh
+from minos_ray.inserted.reading import without_annotations
+from minos_ray.problems.split import read_problems, rows_of_problems
+from minos_ray.steps import encoding
+from minos_ray.steps.own_text import without_thinking
+from minos_ray.store.columns import Row
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.controls import CONTROLS, plain_text
-from minos_ray.training.data import base_tokenizer, critique_data, held_out_problems, require_rows
 from minos_ray.training.job import Job, make_job, write_table
+from minos_ray.training.reward import reward_rows
+from minos_ray.training.rows import (
+    Data,
+    Document,
+    base_tokenizer,
+    chunks,
+    document_rows,
+    language_row,
+    read,
+    require_rows,
+    sampled,
+    split_by_problem,
+    train_questions,
+)
 from minos_ray.training.trainer import finished, fit
 
 CRITIC = "models/critic"
+CONTROLS = ("candidates", "solutions")
+# A fiftieth of the rows is held out to watch the loss on, at most this many.
+HELD_OUT_CRITIQUES = 200
 
 
 def sft(config: Config, run: Run) -> Manifest:
     """Trains `models/critic` on critiques that agree with the labels and on inserted errors; the prompt has no loss.
 
-    As a control it is trained on plain text instead (see `controls`).
+    As a control it is trained on plain text instead (`plain_text`).
     """
     if done := fresh(config, run, CRITIC):
         fit(config, run, "sft", [])
@@ -28,9 +61,143 @@ def critic_job(config: Config, run: Run) -> Job:
     """The training of a critic on at most `sft.rows` critiques; fewer rows are a subset of more."""
     inserted = config.inserted.count > 0
     tokenizer = base_tokenizer(config, run, critic=True)
-    kept_out = held_out_problems(run, config.reward)
-    data = critique_data(run, tokenizer, config.sft, config.sft.rows, inserted, kept_out)
+    excluded = held_out_problems(run, config.reward)
+    data = critique_data(run, tokenizer, config.sft, config.sft.rows, inserted, excluded)
     if config.sft.source in CONTROLS:
-        data = plain_text(run, tokenizer, config.sft, data, kept_out)
+        data = plain_text(run, tokenizer, config.sft, data, excluded)
     require_rows("sft", data)
     return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config.resources)
+
+
+def held_out_problems(run: Run, section: Reward) -> set[str]:
+    """Problems that stage 2 holds out for whichever verifier; none where stage 2 would have nothing to train on.
+
+    Stage 1 must not see them either: Minos would be watched on problems whose critiques it has read, the base not.
+    """
+    splits = [reward_rows(run, section, kind) for kind in ("orm", "prm")]
+    return {row["problem_id"] for train, held_out, _ in splits if train for row in held_out}
+
+
+def critique_data(
+    run: Run,
+    tokenizer: Any,
+    section: Sft,
+    limit: int | None = None,
+    inserted: bool = False,
+    excluded: Collection[str] = (),
+) -> Data:
+    """Rows of critiques, of `inserted` errors with their notes, or of both, as `section.source` says.
+
+    Where it names a control, rows of critiques. A smaller `limit` takes a subset of a larger one; it counts rows that
+    are short enough. The problems `excluded` give no rows.
+    """
+    dropped: Counter[str] = Counter()
+    questions = train_questions(run)
+    rows = bought_rows(run, questions, section.agreeing, dropped) if section.source != "inserted" else []
+    if section.source in ("inserted", "both") and inserted:
+        rows += inserted_rows(run, questions, dropped)
+    allowed = [row for row in rows if row["problem_id"] not in excluded]
+    if len(allowed) < len(rows):
+        dropped["held_out_in_stage_2"] = len(rows) - len(allowed)
+    short = list(language_rows(tokenizer, allowed, section.max_length, dropped))
+    chosen = sampled(short, limit, "critiques", "over_limit", dropped)
+    parts = split_by_problem(chosen, min(HELD_OUT_CRITIQUES, len(chosen) // 50), None, section.seed)
+    return Data(*parts, dropped, Counter(row["source"] for row in chosen))
+
+
+def bought_rows(run: Run, questions: dict[str, str], agreeing: bool, dropped: Counter[str]) -> list[Row]:
+    """Candidates with their critiques, where these can be trained on; if `agreeing`, those that agree with labels."""
+    critiques = read(run, "critiques", ["candidate_id", "text", "agrees", "status"])
+    names = pa.array({critique["candidate_id"] for critique in critiques}, pa.string())
+    solutions: dict[str, Row] = {}
+    # There are up to 256 candidates a problem, few of them with a critique: a part of the labels at a time.
+    for part in run.artefact("labels").parts(["candidate_id", "problem_id", "steps"]):
+        critiqued = part.filter(pc.is_in(part["candidate_id"], value_set=names))
+        solutions.update({row["candidate_id"]: row for row in critiqued.to_pylist()})
+    rows = []
+    for critique in critiques:
+        solution = solutions.get(critique["candidate_id"])
+        if reason := critique_unusable(critique, solution, questions, agreeing):
+            dropped[reason] += 1
+        else:
+            text = {"question": questions[solution["problem_id"]], "critique": without_thinking(critique["text"])}
+            rows.append({**solution, **text, "source": "critiques"})
+    return rows
+
+
+def inserted_rows(run: Run, questions: dict[str, str], dropped: Counter[str]) -> list[Row]:
+    """Solutions with inserted errors, and right ones, with their notes, which agree with the labels by construction."""
+    rows = read(run, "inserted", ["candidate_id", "problem_id", "steps", "text"])
+    train = [row for row in rows if row["problem_id"] in questions]
+    dropped["not_of_train_split"] += len(rows) - len(train)
+    return [
+        {**row, "source": "inserted", "question": questions[row["problem_id"]], "critique": row["text"]}
+        for row in train
+    ]
+
+
+def critique_unusable(critique: Row, solution: Row | None, questions: Container[str], agreeing: bool) -> str | None:
+    """Why a critique is not trained on, None when it is."""
+    if critique["status"] != "ok":
+        return f"critique_{critique['status']}"
+    if agreeing and not critique["agrees"]:
+        return "critique_disagrees"
+    if solution is None:
+        return "critique_without_label"
+    return None if solution["problem_id"] in questions else "not_of_train_split"
+
+
+def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Counter[str]) -> Iterator[Row]:
+    """Rows of the critic: the loss is on the critique and EOS."""
+    for chunk in chunks(rows):
+        encoded = encoding.encode_critiques(tokenizer, [(r["question"], r["steps"], r["critique"]) for r in chunk])
+        for row, (ids, first) in zip(chunk, encoded, strict=True):
+            if len(ids) > max_length:
+                dropped["over_max_length"] += 1
+            else:
+                yield {**language_row(row["problem_id"], ids, first), "source": row["source"]}
+
+
+def plain_text(run: Run, tokenizer: Any, section: Sft, critiques: Data, excluded: Collection[str] = ()) -> Data:
+    """Documents in place of the rows of critiques, repeated in a seeded order up to as many tokens.
+
+    The held-out rows are the same critiques, so that both trainings are watched on the same text. Documents are shorter
+    than critiques: with as many rows a step, plain text takes more steps.
+    """
+    documents = critiqued_candidates(run) if section.source == "candidates" else own_solutions(run)
+    dropped: Counter[str] = Counter()
+    held_out = {row["problem_id"] for row in critiques.held_out}.union(excluded)
+    train = [document for document in documents if document[0] not in held_out]
+    if len(train) < len(documents):
+        dropped["held_out"] = len(documents) - len(train)
+    rows = list(document_rows(tokenizer, train, section.max_length, dropped))
+    random.Random(f"plain text {section.seed}").shuffle(rows)
+    tokens = sum(len(row["ids"]) for row in critiques.train)
+    chosen: list[Row] = []
+    for row in cycle(rows):
+        if tokens <= 0:
+            break
+        chosen.append(row)
+        tokens -= len(row["ids"])
+    return Data(chosen, critiques.held_out, dropped, {section.source: len(chosen)})
+
+
+def critiqued_candidates(run: Run) -> list[Document]:
+    """Each candidate of the train split that has a critique."""
+    questions = train_questions(run)
+    names = run.artefact("critiques").read(["candidate_id"])["candidate_id"].combine_chunks()
+    labels = rows_of_problems(run.artefact("labels"), ["candidate_id", "problem_id", "steps"], questions.keys())
+    critiqued = labels.filter(pc.is_in(labels["candidate_id"], value_set=names)).sort_by("candidate_id")
+    return [(row["problem_id"], questions[row["problem_id"]], row["steps"]) for row in critiqued.to_pylist()]
+
+
+def own_solutions(run: Run) -> list[Document]:
+    """The solutions of the data set, of the train problems that have one."""
+    documents = []
+    problems = read_problems(run, "train", ["problem_id", "question", "solution"]).sort_by("problem_id")
+    for row in problems.to_pylist():
+        if row["solution"]:
+            text, _ = without_annotations(without_thinking(row["solution"]))
+            steps = [line for line in text.splitlines() if line.strip()]
+            documents.append((row["problem_id"], row["question"], steps))
+    return documents

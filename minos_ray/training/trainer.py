@@ -38,8 +38,8 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     connect.connect(config)
     connect.require("train", config.resources.train, config.resources.wait_s)
     start = config.base if stage == "reward" else jobs[0].start
-    refuse_what_cannot_fit(run, jobs, start, config.resources.wait_s)
-    refuse_other_layout(run, folder, jobs)
+    check_gpu_memory(run, jobs, start, config.resources.wait_s)
+    require_same_layout(run, folder, jobs)
     for job in jobs:
         run.delete(log_name(job.name))
     done = threading.Event()
@@ -53,44 +53,61 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     run.delete(folder)
 
 
-def train(made: "TorchTrainer", workers: Workers, stage: str) -> None:
-    """Runs it; what a worker says to the user is said as such, not as a failure of Ray Train."""
-    from ray.exceptions import RayActorError
-    from ray.train import TrainingFailedError
-
-    # Ray Train's handler of SIGINT would stay for good, keep the controller alive and turn Ctrl-C into exit code 0.
-    made._register_sigint_handler = lambda controller: None
-    try:
-        made.fit()
-    except RayActorError as error:
-        died = f"{stage}: Ray Train's controller died; the same command goes on from the last checkpoint"
-        raise WorkStopped(died) from error
-    except TrainingFailedError as error:
-        if isinstance(said := deepest(error), UserError):
-            raise UserError(str(said)) from error
-        raise WorkStopped(f"{stage}: {failed(error, workers)}; a rerun goes on from the last checkpoint") from error
-
-
-def failed(error: Exception, workers: Workers) -> str:
-    """Which worker failed, and of what; or that there was no room for them."""
-    if failures := getattr(error, "worker_failures", None):
-        return f"worker {guilty(failures) + 1} of {workers.workers} failed: {cause(error)}"
-    if type(deepest(error)).__name__ == "WorkerGroupStartupTimeoutError":
-        return no_room(workers)
-    return cause(error)
-
-
-def no_room(workers: Workers) -> str:
-    """What is free now, against what the workers want all at once."""
-    return f"no room within resources.wait_s for {Waiting('train', bundles(workers), 0.0).why()}"
-
-
 def finished(run: Run, artefact: str) -> Manifest:
-    """The manifest of a model that must be there now."""
+    """The manifest of a model that has just been trained."""
     manifest = run.artefact(artefact).manifest()
     if manifest is None:
         raise RuntimeError(f"training ended, yet {run.at(artefact)} is not complete")
     return manifest
+
+
+def check_gpu_memory(run: Run, jobs: Sequence[Job], start: Model, wait_s: float) -> None:
+    """UserError when the GPUs of the cluster cannot hold a training; one node is asked unless the config says.
+
+    `start` has the sizes of the models they start from.
+    """
+    from minos_ray.training import memory
+
+    workers = jobs[0].workers
+    if not workers.gpu:
+        return
+    gpu_gb = workers.gpu_memory_gb or memory_of_a_gpu(wait_s)
+    shape = memory.shape_of(start, run)
+    for job in jobs:
+        memory.require_room(job.name, shape, job.section, workers, job.kind, gpu_gb)
+
+
+def memory_of_a_gpu(wait_s: float) -> float | None:
+    """GB of a GPU of the cluster, None when no node answers in time: Ray Train then waits for GPUs itself."""
+    import ray
+
+    from minos_ray.cluster import probe
+
+    # A trial of Ray Tune would hold its tasks to its own placement group, which has no GPU.
+    answer = ray.remote(probe.gpu_memory_gb).options(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT").remote()
+    try:
+        return ray.get(answer, timeout=wait_s)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(answer)
+        return None
+
+
+def require_same_layout(run: Run, folder: str, jobs: Sequence[Job]) -> None:
+    """UserError, before anything starts, when a stopped training with ZeRO had another number of workers or stage.
+
+    The shards of its checkpoint belong to those workers.
+    """
+    from minos_ray.training.checkpoint import complete_checkpoints
+
+    now = {"workers": jobs[0].workers.workers, "zero": jobs[0].workers.zero}
+    for job in jobs:
+        for checkpoint in complete_checkpoints(run, f"{folder}/{job.name}", job.key)[-1:]:
+            before = {"workers": checkpoint.world, "zero": checkpoint.zero}
+            if before != now and (before["zero"] or now["zero"]):
+                raise UserError(
+                    f"resources.train: the training stopped in {run.at(folder)} ran with workers={checkpoint.world} "
+                    f"zero={checkpoint.zero}, now {now}; go on with those, or delete that folder to start it again"
+                )
 
 
 def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "TorchTrainer":
@@ -123,50 +140,32 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
     )
 
 
-def refuse_what_cannot_fit(run: Run, jobs: Sequence[Job], start: Model, wait_s: float) -> None:
-    """UserError when the GPUs of the cluster cannot hold a training; one node is asked unless the config says.
+def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> None:
+    """Runs it. A worker's UserError is raised as such, every other failure as WorkStopped."""
+    from ray.exceptions import RayActorError
+    from ray.train import TrainingFailedError
 
-    `start` has the sizes of the models they start from.
-    """
-    from minos_ray.training import memory
-
-    workers = jobs[0].workers
-    if not workers.gpu:
-        return
-    has, of = workers.gpu_memory_gb or asked_gpu(wait_s), memory.shape_of(start, run)
-    for job in jobs:
-        kind = "lm" if job.lm_weight else job.kind
-        memory.refuse_one(job.name, of, job.section, workers, kind, has)
-
-
-def asked_gpu(wait_s: float) -> float | None:
-    """GB of a GPU of the cluster, None when no node tells in time: Ray Train then waits for GPUs itself."""
-    import ray
-
-    from minos_ray.cluster import probe
-
-    # A trial of Ray Tune would hold its tasks to its own placement group, which has no GPU.
-    answer = ray.remote(probe.gpu_memory_gb).options(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT").remote()
+    # Ray Train's handler of SIGINT would stay for good, keep the controller alive and turn Ctrl-C into exit code 0.
+    torch_trainer._register_sigint_handler = lambda controller: None
     try:
-        return ray.get(answer, timeout=wait_s)
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(answer)
-        return None
+        torch_trainer.fit()
+    except RayActorError as error:
+        message = f"{stage}: Ray Train's controller died; the same command goes on from the last checkpoint"
+        raise WorkStopped(message) from error
+    except TrainingFailedError as error:
+        if isinstance(origin := deepest(error), UserError):
+            raise UserError(str(origin)) from error
+        reason = failure_reason(error, workers)
+        raise WorkStopped(f"{stage}: {reason}; a rerun goes on from the last checkpoint") from error
 
 
-def refuse_other_layout(run: Run, folder: str, jobs: Sequence[Job]) -> None:
-    """ZeRO's shards belong to a number of workers: going on with another one is refused before anything starts."""
-    from minos_ray.training.checkpoint import whole
-
-    now = {"workers": jobs[0].workers.workers, "zero": jobs[0].workers.zero}
-    for job in jobs:
-        for made in whole(run, f"{folder}/{job.name}", job.key)[-1:]:
-            before = {"workers": made.world, "zero": made.zero}
-            if before != now and (before["zero"] or now["zero"]):
-                raise UserError(
-                    f"resources.train: the training stopped in {run.at(folder)} ran with workers={made.world} "
-                    f"zero={made.zero}, now {now}; go on with those, or delete that folder to start it again"
-                )
+def failure_reason(error: Exception, workers: Workers) -> str:
+    """Which worker failed, and of what; or that there was no room for them, against what is free now."""
+    if failures := getattr(error, "worker_failures", None):
+        return f"worker {guilty(failures) + 1} of {workers.workers} failed: {cause(error)}"
+    if type(deepest(error)).__name__ == "WorkerGroupStartupTimeoutError":
+        return f"no room within resources.wait_s for {Waiting('train', bundles(workers), 0.0).why()}"
+    return cause(error)
 
 
 def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:
@@ -178,34 +177,34 @@ def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:
 
 
 def follow(run: Run, job: Job, done: threading.Event) -> None:
-    """Progress of one model, from its log, first the wait until its training begins."""
+    """Progress of one model, from its log; before its first step, that its workers are starting."""
     steps = total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
     pause = POLL_S if run.local else REMOTE_POLL_S
-    known: list[Record] = []
+    records: list[Record] = []
     with Progress(job.name, steps, "steps", run=run) as progress:
-        while not (starts := [r["step"] for r in newest(run, job, known) if r["event"] == "start"]):
+        while not (starts := [r["step"] for r in refresh(run, job, records) if r["event"] == "start"]):
             progress.advance(0, workers="are starting")
             if done.wait(pause):
                 return progress.give_up()
         progress.begin(seen := max(starts))
-        if text := next((r["text"] for r in reversed(known) if "text" in r), None):
+        if text := next((r["text"] for r in reversed(records) if "text" in r), None):
             progress.tell(text)
         stopped, tokens = False, 0
         while seen < steps and not stopped:
             stopped = done.wait(pause)
-            records = [r for r in newest(run, job, known) if r["event"] == "train"]
-            if len(records) != seen:  # fewer when the workers have begun again at a checkpoint
-                tokens += sum(record["tokens"] for record in records[seen:])
-                loss = {"loss": records[-1]["loss"]} if records else {}
+            trained = [r for r in refresh(run, job, records) if r["event"] == "train"]
+            if len(trained) != seen:  # fewer when the workers have begun again at a checkpoint
+                tokens += sum(record["tokens"] for record in trained[seen:])
+                loss = {"loss": trained[-1]["loss"]} if trained else {}
                 progress.note(tokens=tokens, **loss)
-                progress.advance(len(records) - seen, **{key: f"{value:.4f}" for key, value in loss.items()})
-            seen = len(records)
+                progress.advance(len(trained) - seen, **{key: f"{value:.4f}" for key, value in loss.items()})
+            seen = len(trained)
         if seen < steps:
             progress.give_up()
 
 
-def newest(run: Run, job: Job, known: list[Record]) -> list[Record]:
-    """Makes `known` the log; while the storage does not give it, it stays as it is: the training may be going on."""
+def refresh(run: Run, job: Job, records: list[Record]) -> list[Record]:
+    """Replaces `records` by those of the log. A storage that fails changes nothing: the training may be going on."""
     with suppress(StorageFailed):
-        known[:] = read_log(run, job.name)
-    return known
+        records[:] = read_log(run, job.name)
+    return records

@@ -1,8 +1,8 @@
 """Before a training its model is tried out: rows together must give what transformers gives for each row alone.
 
-Of what a model computes between its layers nothing is known here. So two short rows go through it, on its own weights
+Nothing is assumed about what a model computes between its layers. Two short rows go through it, on its own weights
 and on every rank: each alone by the model's own forward and plain attention, then both together in one way after the
-other, from the fastest on. The first that gives the same hidden states and the same losses is taken.
+other, the fastest first. The first that gives the same hidden states and the same losses is taken.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Forward = Callable[[Rows, np.ndarray], Losses]
 LENGTHS = (11, 7)
 # The attention of transformers as models are written, without any kernel.
 EAGER = "eager"
-# What is rounding, relative to the hidden states and to log-probabilities or logits (but at least 1): fp32 and half.
+# Differences that are rounding, of hidden states and of logits (see `relative` and `mean_difference`): fp32 and half.
 LIMITS = {torch.float32: (1e-4, 1e-4)}
 HALF = (0.06, 0.06)
 # These say something about the machine, not about the model.
@@ -31,7 +31,7 @@ DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 
 @torch.no_grad()
 def choose(forward: Forward, objective: Objective, packing: str, name: str) -> str | None:
-    """Takes the first way that is right for the model; a line when it is a slower one than was asked for.
+    """Takes the first way that is right for the model; a line for the user when it is slower than what was asked for.
 
     `forward` computes some rows with the objective. All ranks must call it. UserError when no way is right, or when
     `packing` (`resources.train.packing`) is `on` and packed rows are not.
@@ -40,26 +40,27 @@ def choose(forward: Forward, objective: Objective, packing: str, name: str) -> s
     objective.eval()
     rows = short_rows(objective)
     try:
-        expected = alone(forward, objective, rows)
+        expected = each_alone(forward, objective, rows)
     except DEVICE_ERRORS:
         raise
     except Exception as error:
-        raise UserError(f"model '{name}' ({type(objective.model).__name__}) cannot be run: {said(error)}") from error
-    wrong: dict[Way, str] = {}
+        model = type(objective.model).__name__
+        raise UserError(f"model '{name}' ({model}) cannot be run: {one_line(error)}") from error
+    reasons: dict[Way, str] = {}
     for way in ways(objective, packing):
         reason = difference(forward, objective, way, rows, expected)
-        if everywhere(reason is None, expected[1].device):
+        if on_all_ranks(reason is None, expected[1].device):
             break
-        wrong[way] = reason or "another rank found a difference"
+        reasons[way] = reason or "another rank found a difference"
     else:
-        model, reason = type(objective.model).__name__, "; ".join(dict.fromkeys(wrong.values()))
+        model, reason = type(objective.model).__name__, "; ".join(dict.fromkeys(reasons.values()))
         key = f"resources.train.packing: {packing}: " if packing == "on" else ""
         raise UserError(f"{key}model '{name}' ({model}) is not trained as transformers computes it: {reason}")
     objective.train(training)
-    if PACKED not in wrong:
+    if PACKED not in reasons:
         return None
-    how = " and its own logits" if way.own else ""
-    return f"model '{name}': padded rows, transformers' {way.attention} attention{how}; packed: {wrong[PACKED]}"
+    logits = " and its own logits" if way.by_model else ""
+    return f"model '{name}': padded rows, transformers' {way.attention} attention{logits}; packed: {reasons[PACKED]}"
 
 
 def ways(objective: Objective, packing: str) -> Iterator[Way]:
@@ -68,9 +69,9 @@ def ways(objective: Objective, packing: str) -> Iterator[Way]:
         yield PACKED
     if packing == "on":
         return
-    for own in (False, True) if objective.kind == "lm" else (False,):
+    for by_model in (False, True) if objective.kind == "lm" else (False,):
         for attention in dict.fromkeys((objective.attention, EAGER)):
-            yield Way(False, attention, own)
+            yield Way(False, attention, by_model)
 
 
 def short_rows(objective: Objective) -> Rows:
@@ -80,67 +81,69 @@ def short_rows(objective: Objective) -> Rows:
     words = rng.permutation(
         np.setdiff1d(np.arange(min(config.vocab_size, 30_000)), [getattr(config, "pad_token_id", None) or 0])
     )
-    made: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, length in enumerate(LENGTHS):
         ids = rng.choice(words, length).tolist()
-        places = [length - 1] if objective.kind == "orm" else [length // 2, length - 1]
-        verdicts = {"positions": places, "targets": [1.0] * len(places), "first": 1, "correct": True}
-        row = {"problem_id": str(number), "ids": ids, **verdicts}
-        made.append(language_row(str(number), ids, 1) if objective.kind == "lm" else row)
-    return Rows(as_table(made))
+        row = language_row(str(number), ids, 1)
+        if objective.kind != "lm":
+            positions = [length - 1] if objective.kind == "orm" else [length // 2, length - 1]
+            row |= {"positions": positions, "targets": [1.0] * len(positions), "correct": True}
+        rows.append(row)
+    return Rows(as_table(rows))
 
 
-def alone(forward: Forward, objective: Objective, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the heads read, and the logits (or log-probabilities) of the model's own forward, of each row alone."""
-    found = []
-    for own in (True, False) if objective.head_is_known else (True,):
-        objective.take(Way(False, EAGER, own))
-        parts = [forward(rows, np.array([row])) for row in range(len(rows))]
-        found.append(torch.cat([part.logits if own else part.read for part in parts]))
-    return found[-1], found[0]
+def each_alone(forward: Forward, objective: Objective, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the heads read [n, width], and the logits (or log-probabilities) [n] of the model's own forward, of each row
+    in a pass of its own."""
+    results = []
+    for by_model in (True, False) if objective.head_is_known else (True,):
+        objective.take(Way(False, EAGER, by_model))
+        losses = [forward(rows, np.array([row])) for row in range(len(rows))]
+        results.append(torch.cat([loss.logits if by_model else loss.read for loss in losses]))
+    return results[-1], results[0]
 
 
 def difference(
     forward: Forward, objective: Objective, way: Way, rows: Rows, expected: tuple[torch.Tensor, torch.Tensor]
 ) -> str | None:
-    """In what rows together differ from each alone in a way, None when they do not."""
+    """How rows together differ in a way from each alone, None when they do not."""
     try:
         objective.take(way)
         if way.packed and (reason := unpackable(objective.model)):
             return reason
-        found = forward(rows, np.arange(len(rows)))
+        losses = forward(rows, np.arange(len(rows)))
     except DEVICE_ERRORS:
         raise
     except Exception as error:
-        return said(error)
+        return one_line(error)
     states, logits = expected
-    at_states, at_logits = LIMITS.get(states.dtype, HALF)
-    if not way.own and not (off := relative(found.read, states)) <= at_states:
+    states_limit, logits_limit = LIMITS.get(states.dtype, HALF)
+    if not way.by_model and not (off := relative(losses.read, states)) <= states_limit:
         return f"hidden states differ from those of each row alone by {off:.2g}"
-    if not (off := apart(found.logits, logits)) <= at_logits:
+    if not (off := mean_difference(losses.logits, logits)) <= logits_limit:
         return f"losses differ from those of each row alone by {off:.2g}"
     return None
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference of a place's hidden states, as a share of their length."""
-    found, expected = found.float(), expected.float()
-    return ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+def relative(states: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of a position's hidden states [n, width], as a fraction of their length."""
+    states, expected = states.float(), expected.float()
+    return ((states - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
 
 
-def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The mean difference of logits, as a share of their mean size where that is above 1."""
-    return ((found - expected).abs().mean() / expected.abs().mean().clamp(min=1)).item()
+def mean_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """The mean difference of logits [n], as a fraction of their mean size where that is above 1."""
+    return ((logits - expected).abs().mean() / expected.abs().mean().clamp(min=1)).item()
 
 
-def said(error: Exception) -> str:
-    """In one line."""
+def one_line(error: Exception) -> str:
+    """The type and the first line of an error; a reason why rows cannot be packed has no type."""
     text = str(error).strip().partition("\n")[0]
     return text if isinstance(error, NotPackable) else f"{type(error).__name__}: {text}"
 
 
-def everywhere(right: bool, device: torch.device) -> bool:
-    """Whether all ranks say so."""
+def on_all_ranks(right: bool, device: torch.device) -> bool:
+    """Whether it is right on every rank."""
     if not dist.is_initialized():
         return right
     wrong = torch.tensor(float(not right), device=device)

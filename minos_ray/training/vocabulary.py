@@ -57,9 +57,9 @@ class NextToken(torch.autograd.Function):
         with_gradients: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[places, width], [vocabulary, width], [vocabulary], [places] in; the sum and [places] out."""
-        wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
-        found = [torch.zeros_like(hidden), *(None if x is None else zeros(x) for x in (weight, bias))]
-        ctx.gradients = [g if want else None for g, want in zip(found, wanted, strict=True)]
+        sums = [torch.zeros_like(hidden), *(None if x is None else zeros_fp32(x) for x in (weight, bias))]
+        needed = ctx.needs_input_grad[:3]
+        ctx.gradients = [g if with_gradients and need else None for g, need in zip(sums, needed, strict=True)]
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         logs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         size = max(1, CHUNK_BYTES // (4 * len(weight)))
@@ -71,13 +71,13 @@ class NextToken(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients that the forward pass has found, times the one of the sum; they are let go."""
-        found, ctx.gradients = ctx.gradients, None
-        pairs = zip(found, ctx.dtypes, strict=True)
+        """The gradients of the forward pass times the one of the sum; their memory is released."""
+        gradients, ctx.gradients = ctx.gradients, None
+        pairs = zip(gradients, ctx.dtypes, strict=True)
         return (*(None if g is None else g.mul_(gradient).to(dtype) for g, dtype in pairs), None, None, None)
 
 
-def zeros(like: torch.Tensor) -> torch.Tensor:
+def zeros_fp32(like: torch.Tensor) -> torch.Tensor:
     """To sum a gradient in fp32."""
     return torch.zeros(like.shape, dtype=torch.float32, device=like.device)
 
@@ -98,8 +98,8 @@ def one_chunk(
         logits *= scales.after
     slopes = None
     if scales.cap is not None:
-        shares = torch.tanh_(logits.div_(scales.cap))
-        slopes, logits = 1 - shares.square(), shares * scales.cap
+        capped = torch.tanh_(logits.div_(scales.cap))
+        slopes, logits = 1 - capped.square(), capped * scales.cap
     total = torch.logsumexp(logits, -1, keepdim=True)
     logs = (logits.gather(1, targets[:, None]) - total)[:, 0]
     of_hidden, of_weight, of_bias = gradients
@@ -129,11 +129,11 @@ def add_product(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def scales_of(model: Any, kind: str) -> Scales | None:
-    """Found by asking the language model of this kind: its own forward around a backbone and a head that are given.
+    """The scales of a model, measured: its own forward around a backbone and a head that return known values.
 
     None when it does more than scale and cap (another layer before the head, say): then only itself gives its logits.
     """
-    language = without_memory(model, kind)
+    language = language_model_on_meta(model, kind)
     head, seen = language.get_output_embeddings(), []
     if type(head) is not nn.Linear:
         return None
@@ -147,27 +147,27 @@ def scales_of(model: Any, kind: str) -> Scales | None:
     backbone = backbone_of(language)
     for module in (backbone, getattr(backbone, "decoder", None)):
         if module is not None:
-            module.forward = lambda *_, **__: Given(last_hidden_state=torch.ones(1, 1, head.in_features))
+            module.forward = lambda *_, **__: BackboneOutput(last_hidden_state=torch.ones(1, 1, head.in_features))
     try:
         with torch.no_grad():
-            found = language(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits
-        low, middle, high = found.flatten().tolist()
+            logits = language(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits
+        low, middle, high = logits.flatten().tolist()
         before = seen[0].flatten()
     except Exception:
         return None  # a forward that wants more than that; the trial before training compares whatever is used
     after, cap = low / LOW, high if high < 1e20 * low else None
     scales = Scales(before[0].item(), after if abs(after - 1) > 1e-6 else 1.0, cap)
-    same = (before == before[0]).all() and abs(capped(after, cap) - middle) <= 1e-5 * abs(middle)
+    same = (before == before[0]).all() and abs(apply_cap(after, cap) - middle) <= 1e-5 * abs(middle)
     return scales if same else None
 
 
-def capped(value: float, cap: float | None) -> float:
+def apply_cap(value: float, cap: float | None) -> float:
     """A logit after the cap."""
     return value if cap is None else cap * torch.tanh(torch.tensor(value / cap, dtype=torch.float64)).item()
 
 
-class Given(dict):
-    """The output of a backbone that was not asked; whatever else is looked for in it is None."""
+class BackboneOutput(dict):
+    """The output of a backbone that was not run; every field but the hidden state is None."""
 
     def __getattr__(self, name: str) -> Any:
         return self.get(name)
@@ -181,7 +181,7 @@ def backbone_of(model: Any) -> Any:
     return model.base_model if model.base_model is not model else model.model
 
 
-def without_memory(model: Any, kind: str) -> Any:
+def language_model_on_meta(model: Any, kind: str) -> Any:
     """A language model of the same kind and config, on the device `meta`."""
     from transformers import AutoModelForCausalLM
 

@@ -10,7 +10,7 @@ import pytest
 from minos_ray.cluster.connect import quiet_data
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run
-from minos_ray.training.checkpoint import whole
+from minos_ray.training.checkpoint import complete_checkpoints
 from minos_ray.training.log import read_log
 from minos_ray.training.trainer import fit
 from tests.raylets import STORE, cluster_of_raylets
@@ -52,11 +52,13 @@ def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
         fit(made.config, remote, "reward", [straight, job(made, remote, **workers)])
     killer.join(timeout=1)
     assert not killer.is_alive(), "it was the kill that ended the training"
-    found = whole(remote, PLACE, job(made, remote, **workers).key)
+    found = complete_checkpoints(remote, PLACE, job(made, remote, **workers).key)
     assert len(found) >= 3
     harm(remote, found[-1].folder, found[-2].folder)
     left = [checkpoint.step for checkpoint in found[:-2]]
-    assert [checkpoint.step for checkpoint in whole(remote, PLACE, job(made, remote, **workers).key)] == left
+    assert [
+        checkpoint.step for checkpoint in complete_checkpoints(remote, PLACE, job(made, remote, **workers).key)
+    ] == left
     fit(made.config, remote, "reward", [job(made, remote, **workers)])
     assert records(remote, "start")[-1]["step"] == left[-1]
     assert weights(remote) == weights(remote, "straight")

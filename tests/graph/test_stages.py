@@ -201,7 +201,12 @@ def test_a_config_may_use_the_names_of_an_earlier_version(tmp_path: Path) -> Non
         tmp_path, "label.splitter=minos_ray.labels.steps:lines", "base.model=package:problems/miniature/model"
     )
     assert (former.label.splitter, former.base.model) == ("minos_ray.steps.split:lines", "package:miniature/model")
-    for name in ("minos_ray.labels.answers:gsm8k", "minos_ray.labels.miniature:label_steps"):
+    for name in (
+        "minos_ray.labels.answers:gsm8k",
+        "minos_ray.labels.miniature:label_steps",
+        "minos_ray.training.corpora:right_solutions",
+        "minos_ray.training.tokenizer:byte_level_bpe",
+    ):
         assert callable(resolve(name))
 
 

@@ -38,7 +38,7 @@ def test_critiques_alone_train_stage_1(run: Run, tmp_path: Path) -> None:
 
     from minos_ray.config.load import Config
     from minos_ray.graph.state import status
-    from minos_ray.training.data import critique_data
+    from minos_ray.training.sft import critique_data
 
     made = {m.artefact: m for m in bring("math-minos", jsonl(tmp_path / "a.jsonl", *critique_rows()), run)}
     assert made["critiques"].counts == {"rows": 8}

@@ -20,8 +20,8 @@ from minos_ray.errors import UserError
 from minos_ray.pipeline.check import findings
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
-from minos_ray.training import architecture, base_tokens
-from minos_ray.training.stored import Stored
+from minos_ray.training import models, rows
+from minos_ray.training.base import Stored
 from tests.tiny import tiny_model, tiny_tokenizer
 
 Weights = dict[str, torch.Tensor]
@@ -99,7 +99,7 @@ def test_weights_that_would_be_made_up_are_refused_by_the_check_and_by_the_loade
     [line] = said(tmp_path, base)
     assert line.startswith("base.model: ") and base in line and expected in line
     with pytest.raises(UserError) as refused:
-        architecture.load(base, "lm", "fp32", 0, {})
+        models.load(base, "lm", "fp32", 0, {})
     assert str(refused.value) == line
 
 
@@ -131,7 +131,7 @@ def test_an_index_only_says_which_files_there_are(tmp_path: Path) -> None:
     [line] = said(tmp_path, base)
     assert line.startswith("base.model: ") and "two.safetensors" in line
     with pytest.raises(UserError, match=r"^base\.model: .* has no two\.safetensors"):
-        architecture.load(base, "lm", "fp32", 0, {})
+        models.load(base, "lm", "fp32", 0, {})
     Path(base, "model.safetensors.index.json").rename(f"{stale}/model.safetensors.index.json")
     assert said(tmp_path, stale, resources={"train": {"zero": 3}}) == []
 
@@ -150,8 +150,8 @@ def composite(folder: Path) -> str:
 
 def test_a_language_loss_takes_the_sizes_of_the_part_for_text(tmp_path: Path) -> None:
     base = composite(tmp_path / "base")
-    model = architecture.load(base, "orm", "fp32", 0, {})
-    head = architecture.vocabulary_head(model, base)
+    model = models.load(base, "orm", "fp32", 0, {})
+    head = models.vocabulary_head(model, base)
     assert head.weight is model.get_input_embeddings().weight and head.in_features == 32
 
 
@@ -166,7 +166,7 @@ def test_quantised_weights_are_refused(part: str, tmp_path: Path) -> None:
     [line] = said(tmp_path, base)
     assert line.startswith(f"base.model: {base}: its weights are quantised (fp8)")
     with pytest.raises(UserError, match=r"quantised \(fp8\)"):
-        architecture.load(base, "orm", "fp32", 0, {})
+        models.load(base, "orm", "fp32", 0, {})
 
 
 def test_an_adapter_is_no_base_with_or_without_its_weights(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_the_tokenizer_must_fit_the_embeddings(tmp_path: Path) -> None:
     tokenizer.save_pretrained(base)
     assert "the first is '<step>'" in said(tmp_path, base, {"reward"})[0]
     with pytest.raises(UserError, match="without resizing the model"):
-        base_tokens.tokenizer_of(base, False, critic=False)
+        rows.tokenizer_of(base, False, critic=False)
 
 
 def test_a_foreign_head_is_no_start_of_a_verifier(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_foreign_head_is_no_start_of_a_verifier(tmp_path: Path) -> None:
     [line] = said(tmp_path, base, {"reward"}, reward={"verifiers": ["orm-base"]})
     assert REWARD_MODEL in line and "give the language model that it was made from" in line
     with pytest.raises(UserError, match="is a reward model or classifier"):
-        architecture.load(base, "orm", "fp32", 0, {})
+        models.load(base, "orm", "fp32", 0, {})
 
 
 def tiny(folder: Path, name: str, **sizes: Any) -> str:

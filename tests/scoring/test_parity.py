@@ -14,7 +14,7 @@ from minos_ray.config.resources import Scoring
 from minos_ray.scoring.scorer import load
 from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer
-from minos_ray.training import architecture, packing
+from minos_ray.training import models, packing
 from minos_ray.training.heads import saved_class
 from tests.tiny import tiny_model
 
@@ -33,7 +33,7 @@ def saved(folder: Path, name: str) -> str:
     kind, first = KINDS[name], tiny_model(folder / "first", KINDS[name], layers=3)
     model, tokenizer = whole(first), load_tokenizer(first)
     target = str(folder / "verifier")
-    architecture.save(model, model.state_dict(), tokenizer, kind, target, every_token=name == "orm at every token")
+    models.save(model, model.state_dict(), tokenizer, kind, target, every_token=name == "orm at every token")
     return target
 
 

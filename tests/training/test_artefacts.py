@@ -16,7 +16,7 @@ from minos_ray.scoring.scorer import Scorer
 from minos_ray.steps import encoding
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
-from minos_ray.training import architecture
+from minos_ray.training import models
 from minos_ray.training.job import Job
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.sft import critic_job
@@ -90,7 +90,7 @@ def encoded(path: Path | str) -> list[encoding.Encoded]:
 
 def loaded(path: Path, kind: Any) -> Any:
     """As transformers loads it."""
-    return architecture.auto_class(kind, AutoConfig.from_pretrained(path)).from_pretrained(path).eval()
+    return models.auto_class(kind, AutoConfig.from_pretrained(path)).from_pretrained(path).eval()
 
 
 @pytest.mark.parametrize("way", ["zero3", "bf16", "padded", "sharded"])
@@ -100,7 +100,7 @@ def test_every_tensor_is_whole(made: Path, kind: Any, way: str) -> None:
     path = made / f"{kind}-{way}"
     config = AutoConfig.from_pretrained(path)
     with torch.device("meta"):
-        empty = architecture.auto_class(kind, config).from_config(config)
+        empty = models.auto_class(kind, config).from_config(config)
     found, plain = load_file(path / "model.safetensors"), load_file(made / f"{kind}-plain" / "model.safetensors")
     assert {name: weight.shape for name, weight in found.items()} == {n: p.shape for n, p in empty.named_parameters()}
     assert {weight.dtype for weight in found.values()} == {torch.bfloat16 if way == "bf16" else torch.float32}

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minos_ray.errors import UserError
-from minos_ray.training import architecture, buffers
-from minos_ray.training.stored import Stored
+from minos_ray.training import base, models
+from minos_ray.training.base import Stored
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
@@ -30,20 +30,20 @@ def mixture() -> Any:
 def test_values_that_are_saved_and_not_trained_are_loaded(tmp_path: Path) -> None:
     model = mixture()
     model.save_pretrained(tmp_path)
-    assert list(buffers.persistent(model)) == [BIAS]
+    assert list(base.persistent(model)) == [BIAS]
     other = mixture()
     other.get_buffer(BIAS).zero_()
     with Stored(str(tmp_path)) as weights:
-        buffers.fill(other, weights, str(tmp_path))
+        models.fill_buffers(other, weights, str(tmp_path))
     assert torch.equal(other.get_buffer(BIAS), model.get_buffer(BIAS))
 
     stored = load_file(tmp_path / "model.safetensors")
     del stored[BIAS]
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     with Stored(str(tmp_path)) as weights, pytest.raises(UserError, match=f"no values for '{BIAS}'"):
-        buffers.fill(other, weights, str(tmp_path))
+        models.fill_buffers(other, weights, str(tmp_path))
     with pytest.raises(UserError, match=f"has no weights for '{BIAS}'; they would be random"):
-        architecture.load(str(tmp_path), "lm", "fp32", 0, {})
+        models.load(str(tmp_path), "lm", "fp32", 0, {})
 
 
 @pytest.mark.parametrize("name", ["MistralConfig", "Gemma3TextConfig", "GPTJConfig"])
@@ -54,11 +54,11 @@ def test_buffers_are_those_of_a_loaded_model(name: str, tmp_path: Path) -> None:
 
     config = getattr(transformers, name)(**SIZES)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    loaded = architecture.load(str(tmp_path), "lm", "bf16", 0, {})
-    with buffers.without_memory():
+    loaded = models.load(str(tmp_path), "lm", "bf16", 0, {})
+    with models.on_meta_device():
         exact = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     rounded = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).bfloat16()
-    buffers.copy(exact, rounded)
+    models.copy_buffers(exact, rounded)
     expected = dict(loaded.named_buffers())
     assert expected and all(parameter.is_meta for parameter in exact.parameters())
     for name, buffer in rounded.named_buffers():

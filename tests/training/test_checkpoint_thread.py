@@ -27,7 +27,7 @@ def saved(base: str, path: str) -> dict[str, Any]:
     """What is there after each save, with a real DeepSpeed engine; in a process of its own."""
     import torch
 
-    from minos_ray.training import architecture, engine
+    from minos_ray.training import engine, models
     from minos_ray.training.checkpoint import Checkpoints
     from minos_ray.training.losses import Objective
 
@@ -35,7 +35,7 @@ def saved(base: str, path: str) -> dict[str, Any]:
     os.environ["LOCAL_RANK"] = "0"
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     training, run = job(zero=1), Held(path)
-    objective = Objective(architecture.load(base, "orm", "fp32", 0, {}), "orm")
+    objective = Objective(models.load(base, "orm", "fp32", 0, {}), "orm")
     made = engine.start(objective, training.section, training.workers)
     checkpoints = Checkpoints(run, "checkpoints/reward", training)
     checkpoints.save(made, 1, [], None)

@@ -11,9 +11,9 @@ import pytest
 from minos_ray.config.resources import Workers
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run, fingerprint
-from minos_ray.training.checkpoint import best, clear, whole
+from minos_ray.training.checkpoint import best, clear, complete_checkpoints
 from minos_ray.training.job import Job
-from minos_ray.training.trainer import refuse_other_layout
+from minos_ray.training.trainer import require_same_layout
 
 PLACE = "checkpoints/reward/orm-base"
 
@@ -36,7 +36,7 @@ def put(run: Run, step: int, world: int = 2, said: int = 2, **changes: Any) -> s
 
 
 def steps(run: Run, key: str = "k") -> list[int]:
-    return [made.step for made in whole(run, PLACE, key)]
+    return [made.step for made in complete_checkpoints(run, PLACE, key)]
 
 
 def job(key: str = "k", **workers: Any) -> Job:
@@ -76,7 +76,7 @@ def test_the_last_ones_and_the_best_are_kept(run: Run) -> None:
         put(run, step, held_out_loss=loss)
     put(run, 15, said=1)
     put(run, 60, said=1)
-    found = best(whole(run, PLACE, "k"))
+    found = best(complete_checkpoints(run, PLACE, "k"))
     assert found is not None and found.step == 20
     clear(run, PLACE, job(keep=2))
     assert [int(name.split("-")[1]) for name in run.folders(PLACE)] == [20, 40, 50, 60], "60 is on its way"
@@ -87,7 +87,7 @@ def test_the_last_ones_and_the_best_are_kept(run: Run) -> None:
 def test_a_second_attempt_at_a_step_stands_beside_the_first(run: Run) -> None:
     put(run, 10, attempt="aaaa", said=1)
     put(run, 10, attempt="bbbb")
-    assert [made.folder.rpartition("-")[2] for made in whole(run, PLACE, "k")] == ["bbbb"]
+    assert [made.folder.rpartition("-")[2] for made in complete_checkpoints(run, PLACE, "k")] == ["bbbb"]
 
 
 class Remote(Run):
@@ -101,10 +101,10 @@ def saved_and_resumed(base: str, path: str) -> tuple[list[float], int, list[dict
     import numpy as np
     import torch
 
-    from minos_ray.training import architecture, engine
+    from minos_ray.training import engine, models
+    from minos_ray.training.batches import pack
     from minos_ray.training.checkpoint import Checkpoints
     from minos_ray.training.losses import Objective
-    from minos_ray.training.rows import pack
     from tests.training.test_losses import rows
 
     engine.prepare(gpu=False)
@@ -114,7 +114,7 @@ def saved_and_resumed(base: str, path: str) -> tuple[list[float], int, list[dict
     arrays = [torch.from_numpy(array) for array in pack(data, np.arange(len(data)))]
     resumed: tuple[int, list[dict[str, Any]]] = (0, [])
     for attempt in range(2):
-        model = architecture.load(base, "orm", "fp32", 0, {})
+        model = models.load(base, "orm", "fp32", 0, {})
         made = engine.start(Objective(model, "orm"), training.section, training.workers)
         checkpoints = Checkpoints(Remote(path), "checkpoints/reward", training)
         resumed = checkpoints.resume(made)
@@ -127,7 +127,7 @@ def saved_and_resumed(base: str, path: str) -> tuple[list[float], int, list[dict
             made.backward(loss)
             made.step()
             losses.append(loss.item())
-    left = [made.folder for made in whole(Remote(path), PLACE, "k")]
+    left = [made.folder for made in complete_checkpoints(Remote(path), PLACE, "k")]
     checkpoints.close()
     return losses, *resumed, left
 
@@ -161,9 +161,9 @@ def test_another_layout(run: Run, before: tuple[int, int], now: tuple[int, int],
     """Without ZeRO every rank has everything, so that any number of workers can go on."""
     put(run, 10, world=before[0], said=before[0], zero=before[1])
     workers = Workers(workers=now[0], zero=now[1]).model_dump()
-    refuse_other_layout(run, "checkpoints/reward", [job("another training", **workers)])
+    require_same_layout(run, "checkpoints/reward", [job("another training", **workers)])
     if not refused:
-        refuse_other_layout(run, "checkpoints/reward", [job(**workers)])
+        require_same_layout(run, "checkpoints/reward", [job(**workers)])
         return
     with pytest.raises(UserError, match=f"workers={before[0]} zero={before[1]}"):
-        refuse_other_layout(run, "checkpoints/reward", [job(**workers)])
+        require_same_layout(run, "checkpoints/reward", [job(**workers)])

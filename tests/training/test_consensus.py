@@ -14,8 +14,8 @@ from minos_ray.pipeline.check import findings
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
 from minos_ray.study.sweep_inputs import Inputs
-from minos_ray.training.consensus import agreed, refuse_told
-from minos_ray.training.data import base_tokenizer, reward_data, reward_rows
+from minos_ray.training.reward import in_consensus, require_blind, reward_data, reward_rows
+from minos_ray.training.rows import base_tokenizer
 from tests.training.world import world
 
 BLIND = "minos_ray.critiques.prompts:blind"
@@ -67,7 +67,7 @@ def test_kept_are_the_rows_with_the_same_first_error(judged: tuple[Config, Run, 
             same = texts[0].find("0") == texts[1].find("0")
             wanted["kept" if same else "other"].append(row["candidate_id"])
     dropped: Counter[str] = Counter()
-    assert [row["candidate_id"] for row in agreed(run, rows, dropped)] == wanted["kept"]
+    assert [row["candidate_id"] for row in in_consensus(run, rows, dropped)] == wanted["kept"]
     assert all(wanted.values()), "every reason occurs"
     assert dropped == {
         "no_consensus": len(wanted["other"]),
@@ -93,12 +93,12 @@ def test_prm_rows_are_filtered_and_counted_orm_rows_are_not(judged: tuple[Config
 @pytest.mark.parametrize("prompt", ["minos_ray.critiques.prompts:label_aware"])
 def test_a_critic_that_was_told_the_labels_is_no_second_opinion(prompt: str) -> None:
     with pytest.raises(UserError, match=r"reward\.consensus.*label_aware.*blind"):
-        refuse_told(prompt)
+        require_blind(prompt)
 
 
 def test_prompts_without_labels_and_imports_pass() -> None:
-    refuse_told(BLIND)
-    refuse_told("genrm-round-0")
+    require_blind(BLIND)
+    require_blind("genrm-round-0")
 
 
 def test_told_critiques_are_refused_before_training(judged: tuple[Config, Run, Any], tmp_path: Path) -> None:

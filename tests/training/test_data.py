@@ -14,16 +14,9 @@ from minos_ray.errors import UserError
 from minos_ray.steps import encoding
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
-from minos_ray.training.data import (
-    Data,
-    base_tokenizer,
-    critique_data,
-    held_out_problems,
-    require_rows,
-    reward_data,
-    room,
-)
-from minos_ray.training.rows import as_table, write
+from minos_ray.training.reward import reward_data
+from minos_ray.training.rows import Data, as_table, base_tokenizer, require_rows, usable_rows, write
+from minos_ray.training.sft import critique_data, held_out_problems
 from tests.runs import put
 from tests.training.world import candidate, world
 
@@ -278,10 +271,10 @@ def test_limits_count_rows_that_a_prm_can_use(
 
 def test_stage_1_sees_no_problem_that_a_prm_holds_out(small: tuple[Config, Run, Any], few_labelled: Run) -> None:
     """A PRM has fewer rows of each problem, and so holds out more problems."""
-    kept_out = held_out_problems(few_labelled, section(eval_rows=30))
+    excluded = held_out_problems(few_labelled, section(eval_rows=30))
     for kind in ("orm", "prm"):
         held_out = problems(reward_data(few_labelled, small[2], section(eval_rows=30), kind).held_out)
-        assert held_out and held_out <= kept_out
+        assert held_out and held_out <= excluded
 
 
 def test_rows_that_are_too_long_do_not_count(small: tuple[Config, Run, Any], few_labelled: Run) -> None:
@@ -292,7 +285,7 @@ def test_rows_that_are_too_long_do_not_count(small: tuple[Config, Run, Any], few
 @given(wrong=st.integers(0, 300), right=st.integers(0, 300), share=st.integers(1, 99))
 def test_room_is_exact(wrong: int, right: int, share: int) -> None:
     """The largest size of which that share is wrong and there."""
-    size = room([{"correct": False}] * wrong + [{"correct": True}] * right, share / 100)
+    size = usable_rows([{"correct": False}] * wrong + [{"correct": True}] * right, share / 100)
     assert share * size <= 100 * wrong and (100 - share) * size <= 100 * right
     assert share * (size + 1) > 100 * wrong or (100 - share) * (size + 1) > 100 * right
 

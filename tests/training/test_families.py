@@ -17,8 +17,9 @@ import torch
 from minos_ray.errors import UserError
 from minos_ray.scoring.scorer import Scorer
 from minos_ray.training import trial
+from minos_ray.training.batches import pack
 from minos_ray.training.losses import Losses, Objective
-from minos_ray.training.rows import Rows, pack
+from minos_ray.training.rows import Rows
 from tests.families import tiny, tiny_model
 from tests.tiny import tiny_tokenizer
 
@@ -106,7 +107,7 @@ def trained(family: str) -> str:
     # Windows are tiny here: a family that packed rows would change only beyond its window must be named as such.
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     assert window is None or "differ" not in why, f"{family}: {why}"
-    own = ", its own logits" if objective.way.own else ""
+    own = ", its own logits" if objective.way.by_model else ""
     return "packed" if objective.way.packed else f"padded{own}: {plain(why)}"
 
 

@@ -8,9 +8,10 @@ import torch
 
 from minos_ray.config.resources import Workers
 from minos_ray.config.training import Train
-from minos_ray.training import architecture, engine
+from minos_ray.training import engine, models
+from minos_ray.training.batches import pack
 from minos_ray.training.losses import Objective
-from minos_ray.training.rows import Rows, pack
+from minos_ray.training.rows import Rows
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
 
@@ -35,7 +36,7 @@ def packs(data: Rows, rank: int) -> list[list[torch.Tensor]]:
 
 def exact(base: str) -> torch.Tensor:
     """The gradients that torch gives for each pack of each rank in bf16, added up in float64."""
-    objective = Objective(architecture.load(base, "orm", "bf16", 0, {}), "orm")
+    objective = Objective(models.load(base, "orm", "bf16", 0, {}), "orm")
     sums = [torch.zeros_like(p, dtype=torch.float64) for p in objective.parameters()]
     for rank in range(RANKS):
         for arrays in packs(rows("orm"), rank):
@@ -57,7 +58,7 @@ def in_rank(rank: int, folder: str) -> None:
     section, data = Train(precision="bf16", clip=1e9), rows("orm")
     for zero, offload in LAYOUTS:
         workers = Workers(workers=RANKS, zero=zero, offload=offload)
-        model = architecture.load(f"{folder}/base", "orm", "bf16", 0, {})
+        model = models.load(f"{folder}/base", "orm", "bf16", 0, {})
         made = engine.start(Objective(model, "orm"), section, workers)
         for arrays in packs(data, rank):
             made.backward(made(*arrays).main / PACKS * RANKS)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.training import kernels, packing
+from minos_ray.training import packing
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -29,11 +29,11 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 def test_varlen_attention_only_where_it_can(
     dtype: torch.dtype, sizes: set[int], capability: tuple[int, int] | None, taken: bool
 ) -> None:
-    assert kernels.takes_varlen(dtype, sizes, capability) is taken
+    assert packing.takes_varlen(dtype, sizes, capability) is taken
 
 
 def test_grouped_queries_with_a_mask_are_for_cpus() -> None:
-    assert kernels.takes_groups("cpu") and not kernels.takes_groups("cuda")
+    assert packing.takes_groups("cpu") and not packing.takes_groups("cuda")
 
 
 @given(
@@ -53,9 +53,9 @@ def test_keys_that_are_repeated_give_what_groups_give(
     sees = (torch.rand(2, 1, asked, asked, generator=random) < 0.5) | torch.eye(asked, dtype=torch.bool)
     mask = torch.zeros(sees.shape).masked_fill(~sees, -torch.inf) if masked else None
     with pytest.MonkeyPatch.context() as patched:
-        together = kernels.attend(query, key, value, mask, scaling)
-        patched.setattr(kernels, "takes_groups", lambda device: False)
-        repeated = kernels.attend(query, key, value, mask, scaling)
+        together = packing.attend(query, key, value, mask, scaling)
+        patched.setattr(packing, "takes_groups", lambda device: False)
+        repeated = packing.attend(query, key, value, mask, scaling)
     torch.testing.assert_close(repeated, together, rtol=1e-5, atol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_packed_rows_with_repeated_keys(monkeypatch: pytest.MonkeyPatch) -> None
             torch.nn.Identity(), query, key, value, None, packed=packed, sliding_window=window
         )
         with monkeypatch.context() as patched:
-            patched.setattr(kernels, "takes_groups", lambda device: False)
+            patched.setattr(packing, "takes_groups", lambda device: False)
             repeated, _ = packing.packed_attention(
                 torch.nn.Identity(), query, key, value, None, packed=packed, sliding_window=window
             )

@@ -22,13 +22,13 @@ from minos_ray.config.training import Lora, Train
 from minos_ray.errors import UserError
 from minos_ray.pipeline.check import check
 from minos_ray.store.run import Run
-from minos_ray.training import architecture, engine, lora
-from minos_ray.training.checkpoint import whole
+from minos_ray.training import engine, lora, models
+from minos_ray.training.batches import pack
+from minos_ray.training.checkpoint import complete_checkpoints
 from minos_ray.training.job import Job
 from minos_ray.training.log import read_log
 from minos_ray.training.losses import Objective
 from minos_ray.training.reward import verifier_jobs
-from minos_ray.training.rows import pack
 from minos_ray.training.trainer import fit
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
@@ -42,7 +42,7 @@ KILLED = (0, 3)
 
 def objective(path: str, kind: Any, seed: int = 0, **changes: Any) -> Objective:
     """A model with an adapter, on this process alone."""
-    made = Objective(architecture.load(path, kind, "fp32", seed, {}), kind)
+    made = Objective(models.load(path, kind, "fp32", seed, {}), kind)
     lora.attach(made, Lora(**ADAPTER, **changes), seed)
     return made
 
@@ -55,15 +55,15 @@ def trained_names(made: Objective) -> list[str]:
 def test_it_begins_as_the_base(tmp_path: Path, kind: Any) -> None:
     path, data = tiny_model(tmp_path), rows(kind)
     batch = [torch.from_numpy(array) for array in pack(data, np.arange(len(data)))]
-    plain = Objective(architecture.load(path, kind, "fp32", 0, {}), kind)
+    plain = Objective(models.load(path, kind, "fp32", 0, {}), kind)
     assert torch.equal(objective(path, kind)(*batch).logits, plain(*batch).logits)
 
 
 @pytest.mark.parametrize("kind", ["lm", "orm", "prm"])
 def test_only_the_adapter_and_the_scalar_head_are_trained(tmp_path: Path, kind: Any) -> None:
     path = tiny_model(tmp_path)
-    model = architecture.load(path, kind, "fp32", 0, {})
-    made = Objective(model, kind, None if kind == "lm" else architecture.vocabulary_head(model, path))
+    model = models.load(path, kind, "fp32", 0, {})
+    made = Objective(model, kind, None if kind == "lm" else models.vocabulary_head(model, path))
     lora.attach(made, Lora(targets=("q_proj", "mlp.up_proj")), 0)
     places = [f"model.model.layers.{n}.{layer}" for n in range(2) for layer in ("self_attn.q_proj", "mlp.up_proj")]
     matrices = {f"{place}.lora_{side}.default.weight" for place in places for side in "AB"}
@@ -179,7 +179,7 @@ def kill_each(run: Run, names: Iterable[str], step: int, checkpointed: dict[str,
         while not (records := read_log(run, name)) or records[-1]["step"] < step:
             time.sleep(0.01)
         os.kill(next(r["pid"] for r in records if r["event"] == "start"), signal.SIGKILL)
-        made = whole(run, f"checkpoints/reward/{name}", name)[-1]
+        made = complete_checkpoints(run, f"checkpoints/reward/{name}", name)[-1]
         file = next((Path(run.path) / made.folder).rglob("*model_states.pt"))
         checkpointed[name] = list(torch.load(file, weights_only=False)["module"])
 
@@ -196,7 +196,7 @@ def with_peft(trained: Trained, kind: Any) -> Any:
 
     more = {} if kind == "lm" else {"num_labels": 1}
     base = trained.config.base.model
-    start = architecture.auto_class(kind, AutoConfig.from_pretrained(base)).from_pretrained(base, **more)
+    start = models.auto_class(kind, AutoConfig.from_pretrained(base)).from_pretrained(base, **more)
     return PeftModel.from_pretrained(start, f"{trained.run.path}/models/{KINDS[kind]}/adapter").eval()
 
 
@@ -246,7 +246,7 @@ def test_frozen_weights_stay(trained: Trained, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_model_is_the_base_with_the_adapter(trained: Trained, kind: str) -> None:
     folder = f"{trained.run.path}/models/{KINDS[kind]}"
-    auto, ids = architecture.auto_class(kind, AutoConfig.from_pretrained(folder)), torch.arange(5, 45)[None]
+    auto, ids = models.auto_class(kind, AutoConfig.from_pretrained(folder)), torch.arange(5, 45)[None]
     merged = auto.from_pretrained(folder).eval()
     adapted = with_peft(trained, kind)
     config = adapted.peft_config["default"]

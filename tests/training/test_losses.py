@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from minos_ray.training import architecture
-from minos_ray.training.batches import Room, layout
-from minos_ray.training.losses import Objective, kept
+from minos_ray.training import models
+from minos_ray.training.batches import Room, layout, pack
+from minos_ray.training.losses import Objective, dropout_mask
 from minos_ray.training.reward import verifier_jobs
-from minos_ray.training.rows import Rows, as_table, language_row, pack
+from minos_ray.training.rows import Rows, as_table, language_row
 from tests.tiny import tiny_model
 from tests.training.world import world
 
@@ -40,7 +40,7 @@ def rows(kind: str, count: int = 12) -> Rows:
 
 
 def objective(path: str, kind: Any, seed: int = 0) -> Objective:
-    return Objective(architecture.load(path, kind, "fp32", seed, {}), kind)
+    return Objective(models.load(path, kind, "fp32", seed, {}), kind)
 
 
 def run(trained: Objective, data: Rows, micro_tokens: int) -> tuple[float, torch.Tensor]:
@@ -65,7 +65,7 @@ def test_layout_changes_neither_loss_nor_gradient(base: str, kind: str) -> None:
 def test_loss_is_that_of_transformers(base: str, kind: str) -> None:
     """Each row alone through the model's own forward, scored with the textbook formula."""
     trained, data = objective(base, kind).eval(), rows(kind)
-    model = architecture.load(base, kind, "fp32", 0, {}).eval()
+    model = models.load(base, kind, "fp32", 0, {}).eval()
     expected = 0.0
     for row in range(len(data)):
         ids = torch.tensor(data.ids[data.starts[row] : data.starts[row + 1]].tolist())[None]
@@ -109,9 +109,9 @@ def test_language_loss_is_that_of_the_language_model(tmp_path: Path, tied: bool)
     path = tiny_model(tmp_path, tied=tied)
     data = rows("prm")
     data.language_counts[1::2] = 0
-    verifier = architecture.load(path, "prm", "fp32", 0, {})
-    trained = Objective(verifier, "prm", architecture.vocabulary_head(verifier, path)).eval()
-    words = architecture.load(path, "lm", "fp32", 0, {}).eval()
+    verifier = models.load(path, "prm", "fp32", 0, {})
+    trained = Objective(verifier, "prm", models.vocabulary_head(verifier, path)).eval()
+    words = models.load(path, "lm", "fp32", 0, {}).eval()
     expected = 0.0
     for row in range(0, len(data), 2):
         ids = torch.tensor(data.ids[data.starts[row] : data.starts[row + 1]].tolist())
@@ -125,24 +125,24 @@ def test_language_loss_is_that_of_the_language_model(tmp_path: Path, tied: bool)
 def test_any_seed_gives_numbers_of_places() -> None:
     """Also one whose product with the step is beyond 64 bits; other salts, other numbers."""
     data, chosen = rows("prm"), np.arange(3)
-    numbers = [pack(data, chosen, salt=seed * 1_000_003).own.tolist() for seed in (1, 2, 12345, 2**63)]
+    numbers = [pack(data, chosen, salt=seed * 1_000_003).element_ids.tolist() for seed in (1, 2, 12345, 2**63)]
     assert len({tuple(some) for some in numbers}) == 4 and all(len(set(some)) == 9 for some in numbers)
 
 
 def test_dropout_leaves_its_share_and_is_independent_between_places() -> None:
-    left = kept(torch.arange(500, dtype=torch.int64) + (7 << 32), 512, 0.1).float()
+    left = dropout_mask(torch.arange(500, dtype=torch.int64) + (7 << 32), 512, 0.1).float()
     assert left.mean().item() == pytest.approx(0.9, abs=0.002)
     assert left.mean(0).std().item() == pytest.approx((0.09 / 500) ** 0.5, rel=0.15), "features are independent"
     assert left.mean(1).std().item() == pytest.approx((0.09 / 512) ** 0.5, rel=0.15), "places are independent"
     neighbours = torch.corrcoef(left)[0, 1:].abs().max()
     assert neighbours < 0.25
-    other = kept(torch.arange(500, dtype=torch.int64) + (8 << 32), 512, 0.1).float()
+    other = dropout_mask(torch.arange(500, dtype=torch.int64) + (8 << 32), 512, 0.1).float()
     assert (left == other).float().mean().item() == pytest.approx(0.82, abs=0.005), "another step, another draw"
 
 
 def test_dropout_acts_in_training_only_and_no_layout_changes_it(base: str) -> None:
     data, losses = rows("prm"), {}
-    model = architecture.load(base, "prm", "fp32", 0, {})
+    model = models.load(base, "prm", "fp32", 0, {})
     for dropout in (0.0, 0.5):
         trained = Objective(model, "prm", dropout=dropout)
         for name, micro_tokens in (("one", 1), ("all", 10_000)):

@@ -12,14 +12,15 @@ from minos_ray.cluster import probe
 from minos_ray.config.load import build
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config
-from minos_ray.config.training import Lora, Train
+from minos_ray.config.training import Lora, Reward, Train
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run
-from minos_ray.training import architecture, lora, memory
+from minos_ray.training import lora, memory, models
+from minos_ray.training.batches import pack
 from minos_ray.training.job import Job
 from minos_ray.training.losses import Objective
-from minos_ray.training.rows import Rows, as_table, pack
-from minos_ray.training.trainer import refuse_what_cannot_fit
+from minos_ray.training.rows import Rows, as_table
+from minos_ray.training.trainer import check_gpu_memory
 from tests.tiny import tiny_model
 
 # Mistral-7B.
@@ -36,7 +37,7 @@ def rows(count: int, length: int) -> Rows:
 
 
 def test_activations_are_about_what_autograd_keeps(tmp_path: Path) -> None:
-    objective = Objective(architecture.load(tiny_model(tmp_path, hidden=128, layers=4), "prm", "fp32", 0, {}), "prm")
+    objective = Objective(models.load(tiny_model(tmp_path, hidden=128, layers=4), "prm", "fp32", 0, {}), "prm")
     data, kept = rows(8, 64), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -49,13 +50,13 @@ def test_activations_are_about_what_autograd_keeps(tmp_path: Path) -> None:
         losses = objective(*map(torch.from_numpy, pack(data, np.arange(8))))
     measured = sum(size for place, size in kept.items() if place not in parameters)
     shape = memory.shape(objective.model.config)
-    expected = memory.activations(shape, Workers(micro_tokens=8 * 64), "prm", 4)
+    expected = memory.activation_bytes(shape, Workers(micro_tokens=8 * 64), False, 4)
     assert losses.main.requires_grad
     assert 0.7 < measured / expected < 1.4
 
 
 def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:
-    model = architecture.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
+    model = models.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
     assert memory.shape(model.config).parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -100,7 +101,7 @@ def test_lora_has_gradients_and_optimizer_for_its_matrices_only() -> None:
 
 
 def test_linear_layers_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
-    model = architecture.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
+    model = models.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
     section, shape = Lora(rank=4, targets=("q_proj", "mlp.down_proj")), memory.shape(model.config)
     lora.attach(Objective(model, "lm"), section, 0)
     assert lora.size(section, shape.linears) == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -109,23 +110,23 @@ def test_linear_layers_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
 def test_the_plan_proposed_fits_and_the_given_one_is_kept_when_it_does() -> None:
     given = Workers(workers=8, zero=1, micro_tokens=16384, gpu=True)
     assert memory.estimate(SEVEN, BF16, given, "lm").gpu > 80
-    found = memory.fitting(SEVEN, BF16, given, "lm", 80)
+    found = memory.first_fit(SEVEN, BF16, given, "lm", 80)
     assert found is not None and memory.estimate(SEVEN, BF16, found, "lm").gpu <= 80
-    assert memory.fitting(SEVEN, BF16, found, "lm", 80) == found
-    assert memory.fitting(SEVEN, BF16, given, "lm", 4) is None
+    assert memory.first_fit(SEVEN, BF16, found, "lm", 80) == found
+    assert memory.first_fit(SEVEN, BF16, given, "lm", 4) is None
 
 
 def test_check_says_what_is_needed_and_proposes_what_fits(tmp_path: Path) -> None:
     """A tiny model: only the fixed overhead counts, so a GPU below it fits nothing and one above it everything."""
     base = {"model": tiny_model(tmp_path)}
     config = build({"run": str(tmp_path / "run"), "base": base, "resources": {"train": {"gpu": True}}})
-    lines = memory.stated(config, Run(config.run))
+    lines = list(memory.summary(config, Run(config.run)))
     assert [line.split(":")[1].split()[0] for line in lines] == ["sft", "reward"] and "GB on each GPU" in lines[0]
-    memory.refuse(config, Run(config.run))
+    memory.check(config, Run(config.run))
     workers = config.resources.train.model_copy(update={"gpu_memory_gb": 2.0})
     small = config.model_copy(update={"resources": config.resources.model_copy(update={"train": workers})})
     with pytest.raises(UserError, match="take more workers"):
-        memory.refuse(small, Run(config.run))
+        memory.check(small, Run(config.run))
 
 
 @pytest.fixture
@@ -154,9 +155,9 @@ def test_what_the_gpu_has_is_asked_of_it(two_gpus: None, tmp_path: Path, monkeyp
     with pytest.raises(
         UserError, match=r"sft needs about \d+ GB on each GPU, which has 26 .*this fits: .*zero=3 .*offload=optimizer"
     ):
-        memory.refuse(config, Run(config.run))
+        memory.check(config, Run(config.run))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    memory.refuse(config, Run(config.run))
+    memory.check(config, Run(config.run))
 
 
 def test_the_gpu_of_a_cluster_is_asked_before_any_worker_is_started(two_gpus: None, tmp_path: Path) -> None:
@@ -167,19 +168,19 @@ def test_the_gpu_of_a_cluster_is_asked_before_any_worker_is_started(two_gpus: No
     config = seven_billion(tmp_path)
     table = {"name": "orm", "rows": 8, "held_out_rows": 0, "train": "", "held_out": "", "dropped": {}}
     values = {"artefact": "models/orm-base", "kind": "orm", "start": config.base, "table": table, "key": "k"}
-    job = Job(**values, section=BF16, workers=config.resources.train)
+    job = Job(**values, section=Reward(precision="bf16"), workers=config.resources.train)
     disconnect()
     ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(UserError, match=r"orm-base needs about .* which has 26"):
-            refuse_what_cannot_fit(Run(config.run), [job], config.base, 60)
+            check_gpu_memory(Run(config.run), [job], config.base, 60)
     finally:
         disconnect()
 
 
 def test_advice_names_the_keys_to_change() -> None:
     given = Workers(workers=8, zero=1, micro_tokens=16384, gpu=True)
-    text = memory.advice(given, memory.fitting(SEVEN, BF16, given, "lm", 40))
+    text = memory.advice(given, memory.first_fit(SEVEN, BF16, given, "lm", 40))
     assert "resources.train.gradient_checkpointing=True" in text and "resources.train.zero=" in text
     assert "resources.train.workers" not in text
 

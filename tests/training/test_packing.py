@@ -80,7 +80,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 def test_grid_and_back_are_inverse(lengths: list[int]) -> None:
     packed = packing.Packed(torch.tensor(lengths))
     tokens = torch.arange(sum(lengths))
-    assert torch.equal(packed.grid[packed.back], tokens)
+    assert torch.equal(packed.grid[packed.in_grid], tokens)
     assert packed.position_ids[0].tolist() == [place for length in lengths for place in range(length)]
 
 

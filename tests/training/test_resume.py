@@ -18,7 +18,7 @@ from minos_ray.config.schema import Config, Model
 from minos_ray.config.training import Pretrain
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store.run import Run
-from minos_ray.training.checkpoint import whole
+from minos_ray.training.checkpoint import complete_checkpoints
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record, read_log
 from minos_ray.training.pretrain import pretrain
@@ -131,7 +131,7 @@ def killed(made: Made, run: Run, at: int, **workers: Any) -> None:
         fit(made.config, run, "reward", [job(made, run, **workers)])
     killer.join()
     assert run.artefact("models/orm-base").manifest() is None
-    assert whole(run, "checkpoints/reward/orm-base", job(made, run).key)
+    assert complete_checkpoints(run, "checkpoints/reward/orm-base", job(made, run).key)
 
 
 def test_killed_and_resumed_is_as_never_killed(straight: Made, stopped: Run, tmp_path: Path) -> None:
@@ -181,8 +181,9 @@ def held_out_loss(run: Run, name: str) -> float:
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    from minos_ray.training.batches import pack
     from minos_ray.training.losses import Objective
-    from minos_ray.training.rows import Rows, pack
+    from minos_ray.training.rows import Rows
 
     model = AutoModelForSequenceClassification.from_pretrained(f"{run.root}/models/{name}")
     rows = Rows.read(run, "orm-held-out")

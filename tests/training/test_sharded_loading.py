@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from minos_ray.config.resources import Workers
 from minos_ray.config.training import Kind, Train
 from minos_ray.errors import UserError
-from minos_ray.training import architecture, engine
+from minos_ray.training import engine, models
+from minos_ray.training.base import Stored
+from minos_ray.training.batches import pack
 from minos_ray.training.losses import Objective
-from minos_ray.training.rows import pack
-from minos_ray.training.stored import Stored
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
 
@@ -104,7 +104,7 @@ def forget_peak() -> None:
 def load(path: str, kind: Kind = "orm", precision: Literal["fp32", "bf16"] = "fp32") -> Any:
     """A model in ZeRO 3's shares."""
     settings = engine.settings(Train(precision=precision), Workers(workers=2, zero=3))
-    return architecture.load_partitioned(path, kind, precision, 0, {}, settings)
+    return models.load_partitioned(path, kind, precision, 0, {}, settings)
 
 
 def in_worker(config: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def rounded(path: str) -> list[str]:
     """Buffers of a model in bf16 that are not what they are without ZeRO."""
     import torch
 
-    whole = dict(architecture.load(path, "lm", "bf16", 0, {}).named_buffers())
+    whole = dict(models.load(path, "lm", "bf16", 0, {}).named_buffers())
     shares = dict(load(path, "lm", "bf16").named_buffers())
     assert whole and whole.keys() == shares.keys()
     return [n for n, b in whole.items() if b.dtype != shares[n].dtype or not torch.equal(b, shares[n].cpu())]
@@ -153,7 +153,7 @@ def losses(path: str, kind: Kind, zero: int) -> list[float]:
     import torch
 
     section, workers = Train(precision="fp32", lr=1e-3), Workers(workers=2, zero=zero)
-    model = load(path, kind) if zero == 3 else architecture.load(path, kind, "fp32", 0, {})
+    model = load(path, kind) if zero == 3 else models.load(path, kind, "fp32", 0, {})
     trained = engine.start(Objective(model, kind), section, workers)
     for group in trained.optimizer.param_groups:
         group["lr"] = section.lr
@@ -178,10 +178,10 @@ def refusal(path: str) -> str:
 
 def whole(small: str, base: str) -> int:
     """What a process holds at the peak that loads all of it: the measure sees it."""
-    architecture.load(small, "orm", "fp32", 0, {})
+    models.load(small, "orm", "fp32", 0, {})
     before = memory("VmRSS")
     forget_peak()
-    model = architecture.load(base, "orm", "fp32", 0, {})
+    model = models.load(base, "orm", "fp32", 0, {})
     sum(parameter.sum().item() for parameter in model.parameters())
     return memory("VmHWM") - before
 

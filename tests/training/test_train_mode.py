@@ -11,7 +11,7 @@ import torch
 
 from minos_ray.config.resources import Workers
 from minos_ray.store.run import Run
-from minos_ray.training import dropout, rows
+from minos_ray.training import losses, rows
 from minos_ray.training.job import Job
 from minos_ray.training.reward import verifier_jobs
 from tests.tiny import tiny_tokenizer
@@ -146,7 +146,7 @@ def test_in_training_a_model_computes_what_it_computes_in_evaluation(family: str
     expected = model.eval()(ids, use_cache=False).logits
     model.train()
     assert not torch.allclose(model(ids, use_cache=False).logits, expected, atol=1e-4), "it has dropout of its own"
-    had = dropout.switch_off(model)
+    had = losses.disable_dropout(model)
     torch.testing.assert_close(model(ids, use_cache=False).logits, expected, rtol=0, atol=1e-6)
-    dropout.put_back(had)
+    losses.restore_dropout(had)
     assert config.to_dict() == before

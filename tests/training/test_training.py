@@ -115,8 +115,9 @@ def test_offloading_and_a_language_loss_on_two_workers(trained: Trained, tmp_pat
     for name, settings in variants.items():
         run.artefact(f"models/{name}").begin({"for": name})
         workers = Workers(**{"workers": 2, "micro_tokens": 512, **settings})
-        changes = {"artefact": f"models/{name}", "workers": workers, "key": name}
-        jobs.append(job.model_copy(update=changes | ({"lm_weight": 0.5} if "language" in name else {})))
+        section = job.section.model_copy(update={"lm_weight": 0.5 if "language" in name else 0.0})
+        changes = {"artefact": f"models/{name}", "workers": workers, "section": section, "key": name}
+        jobs.append(job.model_copy(update=changes))
     fit(trained.config, run, "reward", jobs)
     straight = losses(manifest(trained.run, "orm-base"))
     for name in ("offloaded", "all-offloaded"):

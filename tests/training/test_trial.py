@@ -7,8 +7,8 @@ import torch
 
 from minos_ray.errors import UserError
 from minos_ray.training import trial
+from minos_ray.training.batches import pack
 from minos_ray.training.losses import PACKED, Objective
-from minos_ray.training.rows import pack
 from tests.training.test_packing import SIZES
 
 
@@ -55,7 +55,7 @@ def test_packing_on_refuses_what_cannot_be_packed() -> None:
 
 def test_packing_off_is_padded_without_a_word() -> None:
     tried = objective("llama")
-    assert choose(tried, "off") is None and not tried.way.packed and not tried.way.own
+    assert choose(tried, "off") is None and not tried.way.packed and not tried.way.by_model
 
 
 def test_a_model_that_looks_ahead_is_refused() -> None:

@@ -1,0 +1,189 @@
+"""Models: loaded for an objective, with ZeRO 3 in shards, and saved so that transformers and vLLM load them unaided."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minos_ray.config.training import Kind
+from minos_ray.errors import UserError
+from minos_ray.steps import encoding
+from minos_ray.training import base
+from minos_ray.training.heads import auto_class, labels, own_class, reads_last, scalar_head
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, Any]) -> Any:
+    """The model at `path` for an objective; the scalar head of a verifier is new, small and depends on `seed` only.
+
+    UserError when weights are missing, of another shape, or tied by the config and yet not the same.
+    """
+    with base.naming_errors(path):
+        auto = auto_class(kind, base.config_of(path, kind, options))
+    base.require_files(path)
+    loading = {"dtype": DTYPES[precision], "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = auto.from_pretrained(path, **labels(kind), **options, **loading)
+    base.require_complete(model, kind, info, path)
+    base.require_tied(model, path)
+    if kind != "lm":
+        reset_head(scalar_head(model), seed)
+    return model
+
+
+def load_partitioned(
+    path: str, kind: Kind, precision: str, seed: int, options: dict[str, Any], settings: dict[str, Any]
+) -> Any:
+    """The same for ZeRO 3: weights go from the files into every rank's shard, and no rank ever holds all of them."""
+    import deepspeed
+    from transformers.initialization import no_init_weights
+
+    trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
+    with base.naming_errors(path):
+        config = base.config_of(path, kind, options)
+        auto = auto_class(kind, config)
+    # Without `dtype`: where fp16 is unknown, DeepSpeed 0.19 turns a given one into bf16; the settings name it as well.
+    with deepspeed.zero.Init(config_dict_or_path=settings), no_init_weights():
+        model = auto.from_config(config, dtype=DTYPES[precision], **trusted)
+    model.tie_weights()  # part of the initialisation that was left out
+    with on_meta_device():
+        copy_buffers(auto.from_config(config, dtype=DTYPES[precision], **trusted), model)
+    head = None if kind == "lm" else scalar_head(model)
+    with base.Stored(path) as weights:
+        base.require_equal(weights, base.tied_weights(model), path)
+        fill_buffers(model, weights, path)
+        for name, parameter in model.named_parameters():
+            if head is None or all(parameter is not new for new in head.parameters()):
+                fill_parameter(parameter, name, weights, path)
+    if head is not None:
+        with deepspeed.zero.GatheredParameters(list(head.parameters()), modifier_rank=0):
+            if torch.distributed.get_rank() == 0:
+                reset_head(head, seed)
+    return model
+
+
+def fill_parameter(parameter: torch.nn.Parameter, name: str, weights: base.Stored, path: str) -> None:
+    """Puts a stored tensor into every rank's shard of a parameter; UserError on all ranks when it does not fit.
+
+    Checked on all: the rank that copies would fail alone, and the others would wait for it.
+    """
+    import deepspeed
+
+    if name not in weights:
+        raise UserError(f"base.model: {path} has no weights for '{name}'; resources.train.zero below 3 may do")
+    if (shape := weights.shape(name)) != tuple(parameter.ds_shape):
+        expected = tuple(parameter.ds_shape)
+        raise UserError(f"base.model: in {path} '{name}' is {shape}, and its config.json wants {expected}")
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            parameter.data.copy_(weights[name])
+
+
+def vocabulary_head(model: Any, path: str) -> torch.nn.Linear:
+    """The vocabulary head that the model at `path` has as a language model, for a verifier's language loss.
+
+    It is the embedding itself where both are tied; it is trained along, but no part of the saved verifier.
+    """
+    embedding, config = model.get_input_embeddings().weight, model.config.get_text_config()
+    head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=embedding.dtype)
+    if config.tie_word_embeddings:
+        head.weight = embedding
+    else:
+        with base.Stored(path) as weights:
+            if "lm_head.weight" not in weights:
+                raise UserError(f"reward.lm_weight: {path} has no weights for 'lm_head.weight'")
+            head.load_state_dict({"weight": weights["lm_head.weight"]})
+    return head
+
+
+def reset_head(head: torch.nn.Linear, seed: int) -> None:
+    """Weights so small that the first logits are near 0; the same for every backbone."""
+    weights = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        head.weight.copy_(weights * 0.1 / head.in_features**0.5)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def save(
+    model: Any, state: dict[str, torch.Tensor], tokenizer: Any, kind: Kind, folder: str, every_token: bool = False
+) -> None:
+    """Writes config, safetensors and tokenizer. `state` holds all weights, also where ranks hold shards.
+
+    `every_token`: an ORM that was trained at every token, so that its score means something after each step. A critic
+    gets no chat template: it goes on from the bare text, whatever its base was asked.
+    """
+    config = model.config
+    # A token that was added to the tokenizer alone has no embedding: transformers would not load a model that pads
+    # with it.
+    tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    embeddings = config.get_text_config().vocab_size
+    config.pad_token_id = next((token for token in tokens if token is not None and token < embeddings), None)
+    config.step_encoding = {"name": encoding.NAME, "version": encoding.VERSION}
+    if kind != "lm" and not own_class(model, kind):
+        config.verifier_kind = kind
+    if reads_last(model):
+        config.problem_type = "multi_label_classification"
+    if kind == "orm":
+        config.orm_positions = "every_token" if every_token else "last"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, state_dict=state)
+    if kind == "lm" and getattr(tokenizer, "chat_template", None):
+        tokenizer = copy(tokenizer)
+        tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Models made inside have parameters on torch's meta device; their buffers are real.
+
+    DeepSpeed's `zero.Init` rounds every floating tensor that is made inside it to the precision of the training, also
+    one that the model needs in fp32 (rotary frequencies, slopes, scales). So under ZeRO 3 a model is made once more
+    outside of it, and gives its buffers.
+    """
+    register = nn.Module.register_parameter
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = to_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def copy_buffers(exact: Any, model: nn.Module) -> None:
+    """Gives every module of `model` the buffers and other tensors of the same module of `exact`, on its own device.
+
+    Values are computed once more as `from_pretrained` does, outside the precision that `from_config` makes the default.
+    """
+    for module in exact.modules():
+        module._is_hf_initialized = False
+    exact.initialize_weights()
+    for source, target in zip(exact.modules(), model.modules(), strict=True):
+        for name, buffer in source._buffers.items():
+            target._buffers[name] = at_device_of(buffer, target._buffers[name])
+        for name, value in vars(source).items():
+            if isinstance(value, torch.Tensor):
+                setattr(target, name, at_device_of(value, getattr(target, name)))
+
+
+def at_device_of(exact: torch.Tensor | None, rounded: torch.Tensor | None) -> torch.Tensor | None:
+    """The exact tensor on the device of the rounded one."""
+    return exact if exact is None or rounded is None else exact.to(rounded.device)
+
+
+def fill_buffers(model: Any, weights: base.Stored, path: str) -> None:
+    """Puts the stored values into the buffers that are saved with the weights; UserError when some are missing."""
+    for name, buffer in base.persistent(model).items():
+        if name not in weights:
+            raise UserError(f"base.model: {path} has no values for '{name}'; resources.train.zero below 3 may do")
+        buffer.copy_(weights[name])
