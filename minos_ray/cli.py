@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("meta", help="judge verifiers, published reward models and critics on labelled sets")
     )
     add_grade(commands.add_parser("grade", help="grade a file of answers"))
+    add_rank(commands.add_parser("rank", help="score the solutions in a file with a verifier and rank them"))
     add_import(commands.add_parser("import", help="bring foreign data in as artefacts"))
     add_export(commands.add_parser("export", help="write artefacts in others' formats"))
     return top
@@ -67,6 +68,24 @@ def add_grade(command: argparse.ArgumentParser) -> None:
     command.add_argument("--text", required=True, metavar="COL")
     command.add_argument("--out", required=True, metavar="OUT.parquet")
     command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k")
+
+
+def add_rank(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos rank`."""
+    command.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
+    command.add_argument("--verifier", required=True, metavar="MODEL", help="a directory, a hub id or package:FOLDER")
+    command.add_argument("--question", required=True, metavar="COL")
+    command.add_argument("--text", required=True, metavar="COL", help="solutions: texts, or lists of steps")
+    command.add_argument("--out", required=True, metavar="OUT.parquet")
+    command.add_argument("--group", metavar="COL", help="rows with one value here are ranked together, and vote")
+    command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k", help="how answers are read for votes")
+    command.add_argument("--kind", choices=("minos", "sequence", "tokens", "shepherd", "qwen"), help="docs/meta.md")
+    command.add_argument("--separator", default="\n", help="kind tokens: what stands behind each step")
+    command.add_argument("--aggregation", choices=("min", "product", "last", "mean"), default="min")
+    command.add_argument("--splitter", metavar="package.module:function", help="text to steps")
+    command.add_argument("--max-length", type=int, default=4096, metavar="TOKENS", help="longer ones get no score")
+    command.add_argument("--actors", type=int, default=1, help="above 1, and on a cluster: Ray Data actors")
+    command.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="of each actor")
 
 
 def add_import(command: argparse.ArgumentParser) -> None:
@@ -255,6 +274,15 @@ def grade(arguments: argparse.Namespace) -> None:
         grade_file(arguments.file, arguments.gold, arguments.text, arguments.out, arguments.style)
 
 
+def rank(arguments: argparse.Namespace) -> None:
+    """`minos rank FILE`."""
+    from minos_ray.ranking.rank_file import rank_file
+    from minos_ray.ranking.scorer import task_of
+
+    with Work():
+        rank_file(arguments.file, arguments.out, task_of(arguments), arguments.group)
+
+
 def import_(arguments: argparse.Namespace) -> None:
     """`minos import FORMAT SRC RUN`."""
     from minos_ray.config.load import parse_override
@@ -289,6 +317,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "status": status,
     "meta": meta,
     "grade": grade,
+    "rank": rank,
     "import": import_,
     "export": export,
 }

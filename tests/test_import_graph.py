@@ -38,6 +38,7 @@ LAYERS = [
     "pipeline",
     "report",
     "meta",
+    "ranking",
     "study",
     "cli",
     "__main__",

@@ -5,26 +5,25 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from minos_ray.errors import UserError, WorkStopped
+from minos_ray.config.resources import Actors
+from minos_ray.errors import UserError
 from minos_ray.files.read import is_nothing, kind, readable, written
+from minos_ray.files.slices import Reader, Rows, Slice, beside
 from minos_ray.grading.graders import STYLES
 from minos_ray.grading.pool import Grading
-from minos_ray.grading.slices import Reader, Rows, Slice, beside, units
 from minos_ray.observe.progress import Progress
+from minos_ray.work.file_slices import on_actors
 
 STATUSES = ("correct", "wrong", "no_answer", "timeout")
 RESULT = pa.schema(
     [("answer", pa.string()), ("correct", pa.bool_()), ("status", pa.string()), ("correct_strict", pa.bool_())]
 )
 ADDED = tuple(RESULT.names)
-# A slice whose actor dies is given to a new one; after so many deaths the slice itself must be the cause.
-RETRIES = 3
 # Below, starting Ray costs more than its actors save (docs/grading.md has the measurement).
 RAY_ROWS = 1_000_000
 WAIT_S = 600.0  # for the first CPU, as `resources.wait_s` of a config
@@ -101,20 +100,6 @@ class SliceGrader:
         return pa.table([*columns, strict], schema=RESULT)
 
 
-class Actor:
-    """The Ray Data actor: one row of units in, one row with the results of that slice out."""
-
-    def __init__(self, grader: SliceGrader) -> None:
-        self.grader = grader
-
-    def __call__(self, unit: pa.Table) -> pa.Table:
-        """Results of one slice as lists, under its number."""
-        row = unit.to_pylist()[0]
-        number = row.pop("number")
-        results = self.grader(Slice(**row))
-        return pa.table({"number": [number]} | {name: [results[name].to_pylist()] for name in ADDED})
-
-
 def strings(rows: pa.Table, column: str) -> list[str]:
     """A column as texts; an empty cell, or a file without it, is an empty text, which answers nothing."""
     if column not in rows.column_names:
@@ -134,36 +119,13 @@ def here(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
 
 def on_ray(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
     """Results in order, graded by Ray Data actors on all CPUs; only results that came early wait in memory."""
-    import ray
-    from ray.data import ActorPoolStrategy
-    from ray.exceptions import RayActorError
-
-    from minos_ray.cluster.connect import can_grow, join, require
-    from minos_ray.config.resources import Actors, Resources
-
-    join(Resources())
-    require("grade", Actors(), WAIT_S)
-    least, most = actors(len(slices), int(ray.cluster_resources()["CPU"]), can_grow())
-    done = ray.data.from_arrow(units(slices)).map_batches(
-        Actor,
-        fn_constructor_args=(grader,),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
-        num_cpus=1,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-    )
-    early: dict[int, dict[str, Any]] = {}
-    submitted = 0
-    try:
-        for row in done.iter_rows():
-            early[row.pop("number")] = row
-            while submitted in early:
-                yield pa.table(early.pop(submitted), schema=RESULT)
-                submitted += 1
-    except RayActorError as error:
-        raise WorkStopped(f"grade: a slice killed {RETRIES + 1} actors in a row (memory?)") from error
+    early: dict[int, pa.Table] = {}
+    following = 0
+    for number, results in on_actors("grade", dict(enumerate(slices)), grader, Actors(), actors, WAIT_S):
+        early[number] = results
+        while following in early:
+            yield early.pop(following)
+            following += 1
 
 
 def actors(slices: int, cpus: int, grows: bool) -> tuple[int, int]:

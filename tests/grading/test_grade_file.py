@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.errors import UserError, WorkStopped
+from minos_ray.files import slices
+from minos_ray.files.slices import beside
 from minos_ray.grading import grade_file as grade_file_module
-from minos_ray.grading import slices
 from minos_ray.grading.grade_file import SliceGrader, actors, grade_file
-from minos_ray.grading.slices import beside
 
 ROWS = [
     {"target": "5", "output": "The answer is: 5.0", "n": 1},

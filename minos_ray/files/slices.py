@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -186,11 +186,6 @@ def column(values: list[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_string(kind):
         values = [None if is_nothing(v) else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
     return pa.array(values, kind)
-
-
-def units(slices: list[Slice]) -> list[pa.Table]:
-    """One block for each slice, numbered in order, as Ray Data takes them."""
-    return [pa.Table.from_pylist([asdict(part) | {"number": number}]) for number, part in enumerate(slices)]
 
 
 def beside(blocks: Iterator[pa.Table], results: Iterator[pa.Table], names: tuple[str, ...]) -> Iterator[pa.Table]:

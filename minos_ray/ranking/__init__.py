@@ -1,0 +1,1 @@
+"""Scoring and ranking solutions that lie outside of a run."""

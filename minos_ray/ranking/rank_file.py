@@ -1,0 +1,189 @@
+"""`minos rank`: scores the solutions in any file and ranks those that belong together."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from minos_ray import __version__
+from minos_ray.errors import UserError
+from minos_ray.evaluation.answers import Keys
+from minos_ray.files.slices import Rows, Slice, beside, require_texts
+from minos_ray.grading.grade_file import require_writable
+from minos_ray.observe.progress import Progress
+from minos_ray.ranking.groups import members_of, ranks, weighted_vote
+from minos_ray.ranking.scorer import RESULT, SliceScorer, Task
+from minos_ray.store.model_files import WEIGHTS, locate
+from minos_ray.store.run import Run, fingerprint
+from minos_ray.work.file_slices import on_actors
+
+GROUP = pa.schema([("rank", pa.int64()), ("answer", pa.string()), ("vote", pa.string()), ("vote_margin", pa.float64())])
+SCORES = pa.schema([field for field in RESULT if field.name != "answer"])
+WAIT_S = 600.0  # for the first actor, as `resources.wait_s` of a config
+
+
+def rank_file(file: str, out: str, task: Task, group: str | None = None) -> dict[str, int]:
+    """Scores column `task.text` of any file or folder of rows and writes all rows, in order, with `score` and
+    `step_scores` added, to the Parquet file `out`; with `group` also `rank`, `answer`, `vote` and `vote_margin`.
+
+    Slices of the file are stored in `OUT.parts` as they are scored: an interrupted command goes on from there. On a
+    cluster that is joined (RAY_ADDRESS), or with several actors, Ray Data actors score. Returns the rows that were
+    scored, those that were not, and the groups.
+    """
+    start, aside = time.monotonic(), f"{out}.{os.getpid()}.tmp"
+    staged, parts = f"{out}.{os.getpid()}.rows.tmp", Path(f"{out}.parts")
+    columns = [task.question, *([group] if group else [])]
+    try:
+        require_writable(file, out, aside)
+        rows = Rows(file, staged, columns)
+        require_columns(rows, file, task, group)
+        slices = dict(enumerate(rows.slices()))
+        if not slices:
+            raise UserError(f"file '{file}' is empty: no rows")
+        prepare(parts, inputs_of(rows, staged, file, task))
+        score_missing(parts, slices, task)
+        table = results_of(parts, slices)
+        added = grouped(rows, table, group) if group else table.select(SCORES.names)
+        write(rows, added, aside)
+        os.replace(aside, out)
+        shutil.rmtree(parts)
+    finally:
+        for path in (aside, staged):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    counts = counts_of(added)
+    say(out, task, counts, time.monotonic() - start)
+    return counts
+
+
+def require_columns(rows: Rows, file: str, task: Task, group: str | None) -> None:
+    """UserError for a column that the file lacks, or of texts that holds neither texts nor lists of texts."""
+    for option, column in (("--question", task.question), ("--text", task.text), ("--group", group)):
+        if column is not None and column not in rows.schema.names:
+            raise UserError(f"{option} '{column}': {file} has no such column; it has {', '.join(rows.schema.names)}")
+    kind = rows.schema.field(task.text).type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        require_texts(file, task.text, pa.schema([(task.text, kind.value_type)]))
+    else:
+        require_texts(file, task.text, rows.schema)
+
+
+def inputs_of(rows: Rows, staged: str, file: str, task: Task) -> dict[str, Any]:
+    """What scores depend on: stored slices of other inputs are not gone on with."""
+    sources = [file] if rows.files == [os.path.abspath(staged)] else rows.files
+    folder = Path(locate(task.verifier, Run(".")))
+    weights = sorted(path for pattern in ("config.json", *WEIGHTS) for path in folder.glob(pattern))
+    texts = asdict(task) | {"verifier": task.verifier.model_dump(mode="json"), "resources": task.resources.dtype}
+    return {
+        "package": __version__,
+        "task": texts | {"engine": task.resources.engine, "max_model_len": task.resources.max_model_len},
+        "files": [state(path) for path in sources],
+        "model": [state(str(path)) for path in weights],
+    }
+
+
+def state(path: str) -> list[Any]:
+    """A file by its place, size and time; a folder by those of its files."""
+    if os.path.isdir(path):
+        return [path, *(state(str(file)) for file in sorted(Path(path).iterdir()))]
+    if not os.path.exists(path):
+        return [path]
+    found = os.stat(path)
+    return [os.path.abspath(path), found.st_size, found.st_mtime_ns]
+
+
+def prepare(parts: Path, inputs: dict[str, Any]) -> None:
+    """The folder for stored slices, emptied when it holds those of other inputs."""
+    mark = parts / "inputs"
+    if mark.is_file() and mark.read_text() == fingerprint(inputs):
+        return
+    if parts.exists() and not mark.is_file():
+        raise UserError(f"'{parts}' is in the way: `minos rank` keeps what it has scored there; move it away")
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir()
+    mark.write_text(fingerprint(inputs))
+
+
+def score_missing(parts: Path, slices: dict[int, Slice], task: Task) -> None:
+    """Scores the slices that are not stored yet, and stores each as soon as it is scored."""
+    missing = {number: part for number, part in slices.items() if not (parts / f"{number:06d}.parquet").is_file()}
+    total, todo = (sum(part.rows for part in some.values()) for some in (slices, missing))
+    use_ray = missing and ("RAY_ADDRESS" in os.environ or task.resources.actors > 1)
+    results = (on_ray if use_ray else here)(missing, SliceScorer(task), task)
+    with Progress("rank", total, "solutions", total - todo) as progress:
+        for number, scores in results:
+            target = parts / f"{number:06d}.parquet"
+            pq.write_table(scores, f"{target}.tmp")
+            os.replace(f"{target}.tmp", target)
+            progress.advance(scores.num_rows)
+
+
+def here(slices: dict[int, Slice], scorer: SliceScorer, task: Task) -> Iterator[tuple[int, pa.Table]]:
+    """Results of this process, in order."""
+    for number, part in slices.items():
+        yield number, scorer(part)
+
+
+def on_ray(slices: dict[int, Slice], scorer: SliceScorer, task: Task) -> Iterator[tuple[int, pa.Table]]:
+    """Results of Ray Data actors, as they come."""
+    actors = max(1, min(task.resources.actors, len(slices)))
+    yield from on_actors("rank", slices, scorer, task.resources, lambda *_: (actors, actors), WAIT_S)
+
+
+def results_of(parts: Path, slices: dict[int, Slice]) -> pa.Table:
+    """The stored results of all rows, in order."""
+    return pa.concat_tables([pq.read_table(parts / f"{number:06d}.parquet", schema=RESULT) for number in slices])
+
+
+def grouped(rows: Rows, results: pa.Table, group: str) -> pa.Table:
+    """The results with the columns about groups, whose values are compared as they are."""
+    values = [value for block in rows.blocks() for value in block[group].to_pylist()]
+    scores, answers = results["score"].to_pylist(), results["answer"].to_pylist()
+    with Keys(workers=len(os.sched_getaffinity(0))) as keys:
+        key_of = keys([answer for answer in answers if answer])
+    added: list[Sequence[Any]] = [[None] * len(values) for _ in GROUP]
+    place, _, vote, margin = added
+    for members in members_of(values):
+        own = [scores[row] for row in members]
+        won = weighted_vote(own, [answers[row] for row in members], key_of)
+        for row, rank in zip(members, ranks(own), strict=True):
+            place[row], vote[row], margin[row] = rank, *won
+    columns = [*results.select(SCORES.names).columns, *(pa.array(a, f.type) for a, f in zip(added, GROUP, strict=True))]
+    table = pa.table(columns, schema=pa.schema([*SCORES, *GROUP]))
+    return table.set_column(table.column_names.index("answer"), GROUP.field("answer"), results["answer"])
+
+
+def write(rows: Rows, added: pa.Table, aside: str) -> None:
+    """Writes rows and results; columns of the file with the same names are replaced."""
+    names = tuple(added.column_names)
+    fields = [field for field in rows.schema if field.name not in names]
+    schema = pa.schema([*fields, *added.schema], rows.schema.metadata)
+    with pq.ParquetWriter(aside, schema) as writer:
+        for block in beside(rows.blocks(), iter([added]), names):
+            writer.write_table(block.cast(schema))
+
+
+def counts_of(added: pa.Table) -> dict[str, int]:
+    """Rows with a score and without one; with groups also how many there are, by their best solution."""
+    scored = added.num_rows - added["score"].null_count
+    counts = {"rows": added.num_rows, "scored": scored, "refused": added["score"].null_count}
+    return counts | ({"groups": added["rank"].to_pylist().count(1)} if "rank" in added.column_names else {})
+
+
+def say(out: str, task: Task, counts: dict[str, int], seconds: float) -> None:
+    """One line: what was scored, and what the columns of groups mean."""
+    groups = (
+        f"; {counts['groups']:,} groups: the best has rank 1, `vote` is weighted by score (answers: {task.style})"
+        if "groups" in counts
+        else ""
+    )
+    refused = f", {counts['refused']:,} without a score (no steps, or too long)" if counts["refused"] else ""
+    rate = counts["rows"] / max(seconds, 1e-9)
+    print(f"{out}: {counts['scored']:,} of {counts['rows']:,} solutions scored, {rate:,.0f}/s{refused}{groups}")
