@@ -80,11 +80,13 @@ def add_rank(command: argparse.ArgumentParser) -> None:
     command.add_argument("--group", metavar="COL", help="rows with one value here are ranked together, and vote")
     command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k", help="how answers are read for votes")
     command.add_argument("--kind", choices=("minos", "sequence", "tokens", "shepherd", "qwen"), help="docs/meta.md")
-    command.add_argument("--separator", default="\n", help="kind tokens: what stands behind each step")
+    command.add_argument("--separator", metavar="TEXT", help="kind tokens: what stands behind each step (a line break)")
     command.add_argument("--aggregation", choices=("min", "product", "last", "mean"), default="min")
     command.add_argument("--splitter", metavar="package.module:function", help="text to steps")
     command.add_argument("--max-length", type=int, default=4096, metavar="TOKENS", help="longer ones get no score")
-    command.add_argument("--actors", type=int, default=1, help="above 1, and on a cluster: Ray Data actors")
+    command.add_argument(
+        "--actors", type=int, default=1, metavar="N", help="above 1, and on a cluster: Ray Data actors"
+    )
     command.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="of each actor")
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from minos_ray.errors import UserError
 from minos_ray.files.read import is_nothing, written
 from minos_ray.files.slices import Reader, Slice
 from minos_ray.grading.graders import STYLES
+from minos_ray.scoring.verifier import kind_of
 from minos_ray.steps.own_text import own_solution
 from minos_ray.store.model_files import absolute, locate
 from minos_ray.store.run import Run
@@ -39,20 +41,20 @@ class Task:
 def task_of(arguments: Any) -> Task:
     """The task that the options of `minos rank` name; UserError for a model that is none or of another kind."""
     path = Path(locate(Model(model=arguments.verifier), Run(".")))
-    ours = "step_encoding" in json.loads((path / "config.json").read_text())
+    config = json.loads((path / "config.json").read_text())
+    ours = "step_encoding" in config
     if not ours and arguments.kind in (None, "minos"):
         raise UserError(
             f"--verifier '{arguments.verifier}' was not trained by minos_ray; say with --kind what it reads: sequence, "
             "tokens, shepherd or qwen (docs/meta.md)"
         )
     kind = arguments.kind or "minos"
-    verifier = ForeignModel(model=arguments.verifier, kind=kind, separator=arguments.separator)
+    separator = {"separator": arguments.separator} if arguments.separator else {}
+    verifier = ForeignModel(model=arguments.verifier, kind=kind, **separator)
     if kind == "minos":
-        from transformers import AutoConfig
-
-        from minos_ray.scoring.verifier import kind_of
-
-        kind_of(AutoConfig.from_pretrained(path), arguments.verifier)
+        # By the file alone: to import transformers takes longer than to find that the rows are not there.
+        labels = len(config.get("id2label") or "..")
+        kind_of(SimpleNamespace(**{"architectures": None, **config, "num_labels": labels}), arguments.verifier)
     else:
         from minos_ray.meta.foreign import refuse
 
