@@ -222,7 +222,7 @@ def run_config(config: "Config", command: str) -> None:
     from minos_ray.observe.progress import duration
     from minos_ray.pipeline.check import require
     from minos_ray.pipeline.run import run_all
-    from minos_ray.report.text import results_table
+    from minos_ray.report.statement import results_table
     from minos_ray.store.run import Run
     from minos_ray.work.lock import require_unlocked
 

@@ -62,10 +62,10 @@ def drawn(draw: "Callable[P, tuple[Figure, str] | None]") -> "Callable[P, Markup
         import matplotlib
 
         matplotlib.use("Agg")
-        style: Any = {**STYLE, "svg.hashsalt": inline.__name__}
+        style: Any = {**STYLE, "svg.hashsalt": inline.__name__}  # ids that are the same in every run
         with matplotlib.rc_context(style):
-            figure = draw(*args, **kwargs)
-            return svg(*figure, inline.__name__) if figure else None
+            picture = draw(*args, **kwargs)
+            return svg(*picture, inline.__name__) if picture else None
 
     return inline
 

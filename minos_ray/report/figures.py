@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minos_ray.report import paper
-from minos_ray.report.canvas import BOUND, GROUPS, INK, MARKERS, PAPER, VOTE, drawn, grid
-from minos_ray.report.gather import Reach
+from minos_ray.report.canvas import BOUND, GROUPS, INK, MARKERS, MINOS, OTHER, PAPER, VOTE, drawn, grid
 from minos_ray.report.results import MAIN, METHOD_NAMES, Difference, first_upper, gap_name, headline
+from minos_ray.report.tables import MinRow, Reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 3
 PAPER_REACH = Reach("orm", f1=0.859, last=900, base=420, minos=120)
+SHOWN = 8  # steps with a bar of their own; later ones share one
+SIDES = {"before": BOUND, "at": MINOS, "after": OTHER}
 Curves = Mapping[str, Sequence[Mapping[str, float]]]
 
 
@@ -28,8 +30,8 @@ def split(verifier: str) -> tuple[str, str]:
 def accuracy_over_n(evaluation: Mapping[str, Any]) -> "tuple[Figure, str] | None":
     """One panel per method and kind of verifier, the vote in each; single samples and perfection apart."""
     series: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    shown = [m for m in evaluation["methods"] if m["method"] in MAIN and m["n"] <= headline(evaluation)]
-    for entry in sorted(shown, key=lambda m: m["n"]):
+    entries = [m for m in evaluation["methods"] if m["method"] in MAIN and m["n"] <= headline(evaluation)]
+    for entry in sorted(entries, key=lambda m: m["n"]):
         series[entry["method"], entry["verifier"] or ""].append(entry)
     if max((len(points) for points in series.values()), default=0) < 2:
         return None
@@ -65,8 +67,8 @@ def over_n(axis: "Axes", title: str, lines: Sequence[tuple[str, str, Sequence[Ma
         colour, xs = GROUPS[group], [m["n"] for m in points]
         ys = [100 * m["accuracy"] for m in points]
         axis.plot(xs, ys, color=colour, marker=MARKERS[group], markeredgecolor=PAPER, markeredgewidth=0.6, label=label)
-        end, at = points[-1], largest * 1.3 * 1.22**place
-        axis.plot([at, at], [100 * end["ci_low"], 100 * end["ci_high"]], color=colour, linewidth=2.4, alpha=0.55,
+        end, x = points[-1], largest * 1.3 * 1.22**place
+        axis.plot([x, x], [100 * end["ci_low"], 100 * end["ci_high"]], color=colour, linewidth=2.4, alpha=0.55,
                   solid_capstyle="butt")  # fmt: skip
     ticks = [2**k for k in range(0, int(largest).bit_length(), 2) if 2**k <= largest]
     axis.set_xscale("log", base=2)
@@ -94,19 +96,19 @@ def same_height(axes: "Sequence[Axes]") -> None:
 
 
 @drawn
-def forest(found: Sequence[Difference]) -> "tuple[Figure, str] | None":
+def forest(pairs: Sequence[Difference]) -> "tuple[Figure, str] | None":
     """Minos minus base with intervals, one row each, zero as a line."""
-    if not found:
+    if not pairs:
         return None
-    figure, (axis,) = grid(1, 1, height=0.55 + 0.3 * len(found), width=6.4)
-    for place, d in enumerate(reversed(found)):
+    figure, (axis,) = grid(1, 1, height=0.55 + 0.3 * len(pairs), width=6.4)
+    for place, d in enumerate(reversed(pairs)):
         low, mid, high = (100 * v for v in (d.low, d.value, d.high))
         colour = GROUPS["minos"] if d.sign else VOTE
         axis.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         axis.plot([mid], [place], marker="o", markersize=6, color=colour, markeredgecolor=PAPER)
     axis.axvline(0, color=INK, linewidth=0.9)
-    axis.set_yticks(range(len(found)), [gap_name(d) for d in reversed(found)])
-    axis.set_ylim(-0.6, len(found) - 0.4)
+    axis.set_yticks(range(len(pairs)), [gap_name(d) for d in reversed(pairs)])
+    axis.set_ylim(-0.6, len(pairs) - 0.4)
     axis.grid(axis="y", visible=False)
     axis.spines["left"].set_visible(False)
     axis.tick_params(axis="y", length=0)
@@ -123,9 +125,9 @@ def convergence(curves: Curves, reached: Sequence[Reach]) -> "tuple[Figure, str]
     metrics = [m for m in ("f1", "auc") if any(m in p for points in curves.values() for p in points)]
     columns = len(kinds) + 1
     figure, axes = grid(len(metrics), columns, sharey="row")
-    for at, metric in enumerate(metrics):
+    for line, metric in enumerate(metrics):
         for place, kind in enumerate(kinds):
-            axis = axes[at * columns + place]
+            axis = axes[line * columns + place]
             training(axis, {name: points for name, points in curves.items() if split(name)[0] == kind}, metric)
             axis.set_title(f"{kind.upper()}: {metric.upper()}")
             axis.tick_params(labelleft=True)
@@ -141,26 +143,25 @@ def convergence(curves: Curves, reached: Sequence[Reach]) -> "tuple[Figure, str]
 def training(axis: "Axes", curves: Curves, metric: str) -> None:
     """One metric over steps, base and Minos, the last value of base as a line."""
     for name, points in sorted(curves.items()):
-        kept = [p for p in points if p.get(metric) is not None]
-        start = split(name)[1]
-        axis.plot([p["step"] for p in kept], [p[metric] for p in kept], color=GROUPS[start], marker=MARKERS[start],
-                  markersize=3, label=name)  # fmt: skip
-        if start == "base" and kept:
-            axis.axhline(kept[-1][metric], color=GROUPS["base"], linewidth=0.8, linestyle=(0, (3, 3)))
+        measured = [p for p in points if p.get(metric) is not None]
+        steps, values, start = [p["step"] for p in measured], [p[metric] for p in measured], split(name)[1]
+        axis.plot(steps, values, color=GROUPS[start], marker=MARKERS[start], markersize=3, label=name)
+        if start == "base" and measured:
+            axis.axhline(values[-1], color=GROUPS["base"], linewidth=0.8, linestyle=(0, (3, 3)))
     axis.legend(fontsize=7.5, loc="lower right")
     axis.set_xlabel("training step", fontsize=8)
 
 
-def axes_over(figure: "Figure", place: "Axes") -> "Axes":
-    """New axes where others of a grid stand."""
-    spec = place.get_subplotspec()
+def in_place_of(figure: "Figure", empty: "Axes") -> "Axes":
+    """New axes where empty ones are, which share the scale of their row."""
+    spec = empty.get_subplotspec()
     assert spec is not None
     return figure.add_subplot(spec)
 
 
-def papers(figure: "Figure", place: "Axes") -> None:
+def papers(figure: "Figure", empty: "Axes") -> None:
     """The paper's F1 of its ORM, on axes of its own."""
-    axis = axes_over(figure, place)
+    axis = in_place_of(figure, empty)
     for name, values in paper.CONVERGENCE.items():
         start = split(name)[1]
         axis.plot(paper.CONVERGENCE_STEPS, values, color=GROUPS[start], linewidth=1.2, label=f"paper {name}")
@@ -170,16 +171,15 @@ def papers(figure: "Figure", place: "Axes") -> None:
     axis.set_xlabel("training step", fontsize=8)
 
 
-def shares(figure: "Figure", place: "Axes", reached: Sequence[Reach]) -> None:
+def shares(figure: "Figure", empty: "Axes", reached: Sequence[Reach]) -> None:
     """How much of the training base and Minos need for the F1 with which base ends, the paper's below."""
-    axis = axes_over(figure, place)
+    axis = in_place_of(figure, empty)
     names = []
-    for at, r in enumerate([*reached, PAPER_REACH]):
-        for group, step, shift in (("base", r.base, -0.19), ("minos", r.minos, 0.19)):
-            share = 100 * (r.last if step is None else step) / r.last
-            pale = 0.45 if r is PAPER_REACH else 0.9
-            axis.barh(at + shift, share, height=0.34, color=GROUPS[group], alpha=pale)
-            axis.text(share + 2, at + shift, "never" if step is None else f"{step}", fontsize=7.5, va="center")
+    for place, r in enumerate([*reached, PAPER_REACH]):
+        for start, step, y in (("base", r.base, place - 0.19), ("minos", r.minos, place + 0.19)):
+            percent = 100 * (r.last if step is None else step) / r.last
+            axis.barh(y, percent, height=0.34, color=GROUPS[start], alpha=0.45 if r is PAPER_REACH else 0.9)
+            axis.text(percent + 2, y, "never" if step is None else f"{step}", fontsize=7.5, va="center")
         names.append(r.kind.upper() if r is not PAPER_REACH else "paper")
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
@@ -222,8 +222,8 @@ def errors(splits: Mapping[str, Mapping[str, int]], dataset: str) -> "tuple[Figu
     colours = {"train": GROUPS["base"], "test": GROUPS["minos"]}
     figure, (axis,) = grid(1, 1, height=2.3, width=6.4)
     width = 0.8 / len(groups)
-    for at, (name, values) in enumerate(groups.items()):
-        places = [k + (at - (len(groups) - 1) / 2) * width for k in range(len(kinds))]
+    for place, (name, values) in enumerate(groups.items()):
+        places = [k + (place - (len(groups) - 1) / 2) * width for k in range(len(kinds))]
         heights = [100 * values.get(kind, 0.0) for kind in kinds]
         axis.bar(places, heights, width=width * 0.9, color=colours.get(name, VOTE), label=name)
     axis.set_xticks(range(len(kinds)), kinds)
@@ -231,3 +231,84 @@ def errors(splits: Mapping[str, Mapping[str, int]], dataset: str) -> "tuple[Figu
     axis.set_ylabel("% of wrong steps", fontsize=8)
     axis.legend(fontsize=7.5)
     return figure, "Share of each error type among wrong steps, beside the paper"
+
+
+@drawn
+def confusion(matrix: Mapping[str, Mapping[str, int]]) -> "tuple[Figure, str] | None":
+    """Known types as rows, the critic's as columns; a cell's shade is its share of the row, its number the steps."""
+    rows = [kind for kind, counts in matrix.items() if sum(counts.values())]
+    if not rows:
+        return None
+    columns = list(next(iter(matrix.values())))
+    figure, (axis,) = grid(1, 1, height=0.9 + 0.42 * len(rows), width=6.4)
+    for y, inserted in enumerate(rows):
+        total = sum(matrix[inserted].values())
+        for x, by_critic in enumerate(columns):
+            steps = matrix[inserted][by_critic]
+            axis.axhspan(y - 0.47, y + 0.47, (x + 0.02) / len(columns), (x + 0.98) / len(columns), color=MINOS,
+                         alpha=0.04 + 0.66 * steps / total, linewidth=0)  # fmt: skip
+            axis.text(x, y, f"{steps}", ha="center", va="center", color=INK, fontweight="bold" if x == y else "normal")
+    axis.set_xlim(-0.5, len(columns) - 0.5)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xlabel("type by the critic", fontsize=8)
+    axis.set_ylabel("inserted type", fontsize=8)
+    axis.grid(visible=False)
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return figure, "Confusion matrix of inserted error types and the critic's"
+
+
+@drawn
+def where_min_falls(rows: Sequence[MinRow]) -> "tuple[Figure, str] | None":
+    """Left: share of solutions over the step of the minimum; right: wrong solutions, against the first error."""
+    if not rows:
+        return None
+    figure, (by_step, by_side) = grid(1, 2, height=2.5, gridspec_kw={"width_ratios": [1.5, 1]})
+    minimum_by_step(by_step, rows)
+    against_first_error(by_side, [row for row in rows if sum(row.sides.values())])
+    figure.tight_layout(w_pad=2)
+    return figure, "Where the lowest step score falls"
+
+
+def minimum_by_step(axis: "Axes", rows: Sequence[MinRow]) -> None:
+    """One bar per verifier and step."""
+    most = max(len(row.by_step) for row in rows)
+    places = range(min(most, SHOWN + 1))
+    width = 0.8 / len(rows)
+    for place, row in enumerate(rows):
+        counts = [*row.by_step[:SHOWN], sum(row.by_step[SHOWN:])][: len(places)]
+        counts += [0] * (len(places) - len(counts))
+        shift = (place - (len(rows) - 1) / 2) * width
+        axis.bar([k + shift for k in places], [100 * c / row.solutions for c in counts], width=width * 0.9,
+                 color=GROUPS[split(row.verifier)[1]], label=row.verifier)  # fmt: skip
+    axis.set_xticks(places, [str(k + 1) if k < SHOWN else f"{SHOWN + 1}+" for k in places])
+    axis.set_xlabel("step with the lowest score", fontsize=8)
+    axis.set_ylabel("% of solutions", fontsize=8)
+    axis.set_title("By step")
+    axis.set_ylim(0, axis.get_ylim()[1] * 1.2)
+    axis.grid(axis="x", visible=False)
+    axis.legend(fontsize=7.5, loc="upper left", ncols=len(rows))
+
+
+def against_first_error(axis: "Axes", rows: Sequence[MinRow]) -> None:
+    """One stacked bar per verifier; the numbers inside are per cent."""
+    for place, row in enumerate(rows):
+        start = 0.0
+        for side, colour in SIDES.items():
+            share = 100 * (row.side(side) or 0.0)
+            label = side if place == 0 else None
+            axis.barh(place, share, left=start, height=0.55, color=colour, alpha=0.75, label=label)
+            if share >= 8:
+                axis.text(start + share / 2, place, f"{share:.0f}", ha="center", va="center", fontsize=8, color=INK)
+            start += share
+    axis.set_yticks(range(len(rows)), [row.verifier for row in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlim(0, 100)
+    axis.grid(visible=False)
+    axis.set_xlabel("% of wrong solutions", fontsize=8)
+    axis.set_title("Against the first wrong step", pad=18)
+    if rows:
+        axis.legend(fontsize=7.5, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 0.98), handlelength=1.2)

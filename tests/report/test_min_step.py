@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from minos_ray.report.min_step import last_shares, min_rows, where_min_falls
+from minos_ray.report.figures import where_min_falls
+from minos_ray.report.tables import last_shares, min_rows
 from minos_ray.store.run import Run
 
 META = [

@@ -9,8 +9,8 @@ import pytest
 
 from minos_ray.report.canvas import TINT
 from minos_ray.report.gather import gather
-from minos_ray.report.page import Strips, heat, number, render, typeset
 from minos_ray.report.results import MAIN, rows
+from minos_ray.report.stage import Strips, heat, number, render, typeset
 from minos_ray.store.run import Run
 from tests.report.synthetic import HOSTILE, config, evaluation, put_evaluation
 

@@ -1,6 +1,5 @@
-from minos_ray.report.page import paper_gains
-from minos_ray.report.results import difference, gains, rows
-from minos_ray.report.text import results_table
+from minos_ray.report.results import difference, gains, paper_gains, rows
+from minos_ray.report.statement import results_table
 from tests.report.synthetic import evaluation
 
 

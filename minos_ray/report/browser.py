@@ -1,5 +1,10 @@
-"""What the candidate browser shows: some test problems with all their candidates, read without loading the rest."""
+"""What the candidate browser shows: some test problems with all their candidates, read without loading the others.
 
+The candidates of a problem are packed for the page: columns, every text once, identical candidates once, gzip.
+"""
+
+import base64
+import gzip
 import json
 import os
 import random
@@ -8,19 +13,49 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.evaluation.answers import Keys, clusters
 from minos_ray.problems.split import read_problems
 from minos_ray.report.canvas import HEAT, TINT
-from minos_ray.report.chunks import Content, Critique, columns, finite, pack
-from minos_ray.report.samples import PREFERRED, complete, is_scored
+from minos_ray.report.samples import PREFERRED, complete, finite, is_scored
 from minos_ray.store.run import Run
 
+MARKS = {1: "+", 0: "-", -1: "."}  # labels of steps
 LABELS = ["candidate_id", "problem_id", "answer", "correct", "status"]
 STEPS = ["steps", "step_labels", "error_types"]
 Rows = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Critique:
+    """What a critic wrote about a candidate."""
+
+    critic: str
+    agrees: bool
+    status: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """All of a candidate but its index. `scores` by verifier, `step_scores` (thousandths) by each that scores steps.
+
+    None stands for a score that is no number.
+    """
+
+    answer: str | None
+    cluster: int
+    correct: bool
+    status: str
+    steps: tuple[str, ...]
+    labels: tuple[int, ...]
+    errors: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    step_scores: tuple[tuple[int | None, ...], ...]
+    critiques: tuple[Critique, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,10 +89,10 @@ def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browse
     if not problems:
         return None
     chosen = sorted(random.Random(seed).sample(range(len(problems)), min(count, len(problems))))
-    shown = [problems[place] for place in chosen]
-    source = read(run, [p["problem_id"] for p in shown], verifiers)
+    problems_in_page = [problems[place] for place in chosen]
+    source = read(run, [p["problem_id"] for p in problems_in_page], verifiers)
     chunks, entries = [], []
-    for problem in shown:
+    for problem in problems_in_page:
         candidates = candidates_of(problem["problem_id"], source)
         chunks.append(pack(columns(candidates)))
         entries.append(entry(problem, candidates))
@@ -67,18 +102,18 @@ def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browse
 def labelled(run: Run) -> list[dict[str, Any]]:
     """Test problems (id, question, answer) that have a labelled candidate."""
     labels = run.artefact("labels")
-    there = {i for part in labels.part_names() for i in labels.read_part(part, ["problem_id"])["problem_id"].unique()}
+    ids = {i for part in labels.part_names() for i in labels.read_part(part, ["problem_id"])["problem_id"].unique()}
     rows = read_problems(run, "test", ["problem_id", "question", "answer"])
-    return [row for row, known in zip(rows.to_pylist(), rows["problem_id"], strict=True) if known in there]
+    return [row for row, identity in zip(rows.to_pylist(), rows["problem_id"], strict=True) if identity in ids]
 
 
 def read(run: Run, problems: Sequence[str], verifiers: Sequence[str]) -> Source:
     """Labels, scores and critiques of these problems only."""
     labels = run.artefact("labels").read_where("problem_id", problems, LABELS + STEPS)
     names = [name for name in dict.fromkeys([*verifiers, "critic"]) if complete(run, f"scores/{name}")]
-    wanted = ["candidate_id", "problem_id", "score", "step_scores"]
-    scores = {name: run.artefact(f"scores/{name}").read_where("problem_id", problems, wanted) for name in names}
-    steps_by = [name for name, table in scores.items() if has_values(table["step_scores"])]
+    fields = ["candidate_id", "problem_id", "score", "step_scores"]
+    scores = {name: run.artefact(f"scores/{name}").read_where("problem_id", problems, fields) for name in names}
+    steps_by = [name for name, table in scores.items() if pc.sum(pc.list_value_length(table["step_scores"])).as_py()]
     grouped = {name: by_problem(table) for name, table in scores.items()}
     written = critiques(run, labels["candidate_id"].to_pylist())
     return Source(by_problem(labels), grouped, written, steps_by, keyed(labels))
@@ -103,39 +138,34 @@ def by_problem(rows: pa.Table) -> dict[str, pa.Table]:
     }
 
 
-def has_values(column: pa.ChunkedArray) -> bool:
-    """Whether a column of lists holds any value."""
-    return bool(pc.sum(pc.list_value_length(column)).as_py())
-
-
 def critiques(run: Run, candidates: Iterable[str]) -> Rows:
     """Critiques by candidate."""
     if not complete(run, "critiques"):
         return {}
-    wanted = ["candidate_id", "critic", "agrees", "status", "text"]
-    found: Rows = defaultdict(list)
-    for row in run.artefact("critiques").read_where("candidate_id", candidates, wanted).to_pylist():
-        found[row["candidate_id"]].append(row)
-    return found
+    fields = ["candidate_id", "critic", "agrees", "status", "text"]
+    by_candidate: Rows = defaultdict(list)
+    for row in run.artefact("critiques").read_where("candidate_id", candidates, fields).to_pylist():
+        by_candidate[row["candidate_id"]].append(row)
+    return by_candidate
 
 
 def candidates_of(problem: str, source: Source) -> list[tuple[int | str, Content]]:
     """The candidates of one problem by index, with answers as clusters."""
     rows = source.labels[problem].to_pylist()
-    there = {name: tables[problem].to_pylist() for name, tables in source.scores.items() if problem in tables}
-    scores = {name: {row["candidate_id"]: row for row in there.get(name, [])} for name in source.scores}
+    tables = {name: tables[problem].to_pylist() for name, tables in source.scores.items() if problem in tables}
+    scores = {name: {row["candidate_id"]: row for row in tables.get(name, [])} for name in source.scores}
     numbers = clusters([row["answer"] for row in rows], [row["correct"] for row in rows], source.keys)
-    made = []
+    candidates = []
     for row, cluster in zip(rows, numbers, strict=True):
-        scored = {name: found.get(row["candidate_id"]) for name, found in scores.items()}
+        scored = {name: by_candidate.get(row["candidate_id"]) for name, by_candidate in scores.items()}
         index = row["candidate_id"].removeprefix(f"{problem}/")
-        made.append((int(index) if index.isdigit() else index, content(row, cluster, scored, source)))
-    return sorted(made, key=lambda pair: (isinstance(pair[0], str), pair[0]))
+        candidates.append((int(index) if index.isdigit() else index, content(row, cluster, scored, source)))
+    return sorted(candidates, key=lambda pair: (isinstance(pair[0], str), pair[0]))
 
 
 def content(row: dict[str, Any], cluster: int, scored: dict[str, dict[str, Any] | None], source: Source) -> Content:
     """One candidate from its labels row and its scores rows."""
-    by_step = {name: found["step_scores"] if found else None for name, found in scored.items()}
+    by_step = {name: scores["step_scores"] if scores else None for name, scores in scored.items()}
     kinds = tuple(kind or "" for kind in row["error_types"] or [])
     return Content(
         answer=row["answer"],
@@ -145,7 +175,7 @@ def content(row: dict[str, Any], cluster: int, scored: dict[str, dict[str, Any] 
         steps=tuple(row["steps"] or []),
         labels=tuple(row["step_labels"] or []),
         errors=kinds if any(kinds) else (),
-        scores=tuple(found["score"] if found and is_scored(found) else None for found in scored.values()),
+        scores=tuple(scores["score"] if scores and is_scored(scores) else None for scores in scored.values()),
         step_scores=tuple(thousandths(by_step[name] or []) for name in source.steps_by),
         critiques=tuple(
             Critique(c["critic"], c["agrees"], c["status"], c["text"])
@@ -169,7 +199,7 @@ def entry(problem: dict[str, Any], candidates: Sequence[tuple[int | str, Content
 def index(entries: Sequence[dict[str, Any]], source: Source) -> str:
     """JSON that may stand inside a script element."""
     names = list(source.scores)
-    found = {
+    facts = {
         "verifiers": names,
         "steps_by": source.steps_by,
         "sort": next((name for name in PREFERRED if name in names), "index"),
@@ -177,4 +207,52 @@ def index(entries: Sequence[dict[str, Any]], source: Source) -> str:
         "tint": TINT,
         "problems": entries,
     }
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+class Texts:
+    """A table of strings: equal ones have one place."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, int] = {}
+
+    def at(self, text: str | None) -> int:
+        """The place of a text, -1 for none."""
+        return -1 if text is None else self.places.setdefault(text, len(self.places))
+
+
+def columns(candidates: Iterable[tuple[int | str, Content]]) -> dict[str, Any]:
+    """Columns over the distinct contents; `indices` names the candidates that have each."""
+    indices: dict[Content, list[int | str]] = defaultdict(list)
+    for index, content in candidates:
+        indices[content].append(index)
+    texts, contents = Texts(), list(indices)
+    packed = {
+        "indices": list(indices.values()),
+        "answers": [texts.at(c.answer) for c in contents],
+        "clusters": [c.cluster for c in contents],
+        "correct": [int(c.correct) for c in contents],
+        "statuses": [texts.at(c.status) for c in contents],
+        "steps": [[texts.at(step) for step in c.steps] for c in contents],
+        "labels": ["".join(MARKS[label] for label in c.labels) for c in contents],
+        "errors": [[texts.at(kind) for kind in c.errors] for c in contents],
+        "scores": [[shortest(s) for s in column] for column in zip(*(c.scores for c in contents), strict=True)],
+        "step_scores": [list(column) for column in zip(*(c.step_scores for c in contents), strict=True)],
+        "critiques": {
+            str(row): [[texts.at(k.critic), int(k.agrees), texts.at(k.status), texts.at(k.text)] for k in c.critiques]
+            for row, c in enumerate(contents)
+            if c.critiques
+        },
+    }
+    return {"texts": list(texts.places), **packed}
+
+
+def shortest(score: float | None) -> float | None:
+    """The shortest number that is the same float32, so that sorting on the page is exact; None for no number."""
+    return None if finite(score) is None else float(str(np.float32(score)))
+
+
+def pack(packed: dict[str, Any]) -> str:
+    """Base64 of gzip of JSON; the same columns always give the same text."""
+    text = json.dumps(packed, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
