@@ -120,9 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("minos: interrupted; the same command resumes", file=sys.stderr)
         return 1
     except Exception as error:
-        from minos_ray.observe.failure import told
+        from minos_ray.observe.failure import as_work_stopped
 
-        return print_error(told(None, arguments.command, error), 1)
+        return print_error(as_work_stopped(None, arguments.command, error), 1)
     return 0
 
 
@@ -133,15 +133,15 @@ def find_own_modules(config: str | None) -> None:
     those of this machine, and the processes that compare answers, get the other folder with their environment.
     """
     try:
-        here = os.getcwd()
+        working_directory = os.getcwd()
     except FileNotFoundError:  # removed meanwhile: there are no modules in it
         return
-    beside = os.path.dirname(os.path.abspath(config)) if config and os.path.isfile(config) else here
-    for folder in dict.fromkeys((here, beside)):
+    beside = os.path.dirname(os.path.abspath(config)) if config and os.path.isfile(config) else working_directory
+    for folder in dict.fromkeys((working_directory, beside)):
         if folder not in sys.path:
             sys.path.append(folder)
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if beside != here and beside not in inherited:
+    if beside != working_directory and beside not in inherited:
         os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, inherited), beside])
 
 
@@ -308,8 +308,8 @@ def export(arguments: argparse.Namespace) -> None:
     from minos_ray.store.run import Run
 
     options = dict(parse_override(o) for o in arguments.overrides)
-    made = send(arguments.format, Run(arguments.run), arguments.out, **options)
-    print(f"{made.path}: {numbers(made.counts)}{dropped(made.dropped)}")
+    exported = send(arguments.format, Run(arguments.run), arguments.out, **options)
+    print(f"{exported.path}: {numbers(exported.counts)}{dropped(exported.dropped)}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

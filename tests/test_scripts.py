@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,3 +24,10 @@ def test_every_name_that_a_script_imports_from_the_package_exists(script: Path) 
         and find_spec(f"{node.module}.{alias.name}") is None
     ]
     assert not missing
+
+
+def test_the_workflow_splits_the_tests_by_folders_that_exist() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    folders = set(re.findall(r"\btests/\w+", workflow))
+    assert folders
+    assert not [folder for folder in folders if not (ROOT / folder).is_dir()]

@@ -25,16 +25,16 @@ def export_prompt_completion(
     (`reward.eval_rows`); `source=inserted` takes the notes on inserted errors instead.
     """
     dropped = Counter[str]()
-    made = critiques(run, split, dropped) if source == "critiques" else notes(run, split, dropped)
-    return write_file(out, COLUMNS, made, Counter(), dropped)
+    rows = critiques(run, split, dropped) if source == "critiques" else notes(run, split, dropped)
+    return write_file(out, COLUMNS, rows, Counter(), dropped)
 
 
 def critiques(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
     """Pairs of critiques that stage 1 trains on, in the order of the artefact."""
     asked = {name: problem["question"] for name, problem in problems_of(run, split).items()}
-    known = {row["candidate_id"]: row for row in batched(run, "labels", ["candidate_id", "problem_id", "steps"])}
+    solutions = {row["candidate_id"]: row for row in batched(run, "labels", ["candidate_id", "problem_id", "steps"])}
     for critique in batched(run, "critiques", ["candidate_id", "text", "agrees", "status"]):
-        solution = known.get(critique["candidate_id"])
+        solution = solutions.get(critique["candidate_id"])
         elsewhere = solution is not None and solution["problem_id"] not in asked
         reason = f"not of split {split}" if elsewhere else critique_unusable(critique, solution, asked, agreeing=True)
         if reason:

@@ -45,17 +45,17 @@ def export_huggingface(
     if fs.get_file_info(target).type != pafs.FileType.NotFound:
         raise UserError(f"export huggingface: '{out}' exists; remove it or name another folder")
     names, dropped = present(run), Counter[str]()
-    wanted = read_problems(run, None if split == "all" else split, ["problem_id", "split"])
-    configs = [config(run, name, wanted, dropped) for name in names]
-    configs = [found for found in configs if found.tables]
+    problems = read_problems(run, None if split == "all" else split, ["problem_id", "split"])
+    configs = [config(run, name, problems, dropped) for name in names]
+    configs = [part for part in configs if part.tables]
     if not configs:
         raise UserError(f"export huggingface: '{run.path}' has no rows of split {split}")
     with aside(out) as (fs, path):
-        for found in configs:
-            write_shards(fs, f"{path}/{folder(found.name)}", found.tables, shard_rows)
+        for part in configs:
+            write_shards(fs, f"{path}/{folder(part.name)}", part.tables, shard_rows)
         with fs.open_output_stream(f"{path}/README.md") as stream:
             stream.write(card(configs).encode())
-    counts = {folder(found.name): sum(map(len, found.tables.values())) for found in configs}
+    counts = {folder(part.name): sum(map(len, part.tables.values())) for part in configs}
     return Exported(out, counts, {reason: rows for reason, rows in dropped.items() if rows})
 
 
@@ -79,9 +79,9 @@ def config(run: Run, name: str, wanted: pa.Table, dropped: Counter[str]) -> Conf
     table, manifest = artefact.read(), artefact.manifest()
     assert manifest is not None
     of_row = pc.index_in(problem_ids(run, name, table), value_set=wanted["problem_id"].combine_chunks())
-    where = wanted["split"].take(of_row)
-    dropped[f"{name}: of no exported problem"] += where.null_count
-    parts = {split: table.filter(pc.fill_null(pc.equal(where, split), False)) for split in SPLITS}
+    splits = wanted["split"].take(of_row)
+    dropped[f"{name}: of no exported problem"] += splits.null_count
+    parts = {split: table.filter(pc.fill_null(pc.equal(splits, split), False)) for split in SPLITS}
     return Config(name, manifest, {split: part for split, part in parts.items() if len(part)})
 
 
@@ -90,8 +90,8 @@ def problem_ids(run: Run, name: str, table: pa.Table) -> pa.ChunkedArray | pa.Ar
     if "problem_id" in table.column_names:
         return table["problem_id"]
     labels = run.artefact("labels").read(["candidate_id", "problem_id"])
-    at = pc.index_in(table["candidate_id"], value_set=labels["candidate_id"].combine_chunks())
-    return labels["problem_id"].take(at)
+    label_rows = pc.index_in(table["candidate_id"], value_set=labels["candidate_id"].combine_chunks())
+    return labels["problem_id"].take(label_rows)
 
 
 def write_shards(fs: pafs.FileSystem, path: str, tables: dict[str, pa.Table], shard_rows: int) -> None:
@@ -107,7 +107,7 @@ def write_shards(fs: pafs.FileSystem, path: str, tables: dict[str, pa.Table], sh
 def card(configs: list[Config]) -> str:
     """README.md: the head that `load_dataset` reads, then rows, origin and what was left out when they were made."""
     head = yaml.safe_dump(
-        {"tags": TAGS, "configs": [entry(found) for found in configs]}, sort_keys=False, allow_unicode=True
+        {"tags": TAGS, "configs": [entry(part) for part in configs]}, sort_keys=False, allow_unicode=True
     )
     lines = [f"| {folder(f.name)} | {sizes(f)} | {origin(f.manifest)} | {left_out(f.manifest)} |" for f in configs]
     table = ["| configuration | rows | made by | left out when it was made |", "|---|---|---|---|", *lines]

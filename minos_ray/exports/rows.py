@@ -14,8 +14,8 @@ CHUNK = 10_000
 
 def problems_of(run: Run, split: Split) -> dict[str, Row]:
     """Question, data set and split by problem id."""
-    wanted = None if split == "all" else split
-    return problems_by_id(run, wanted, ["problem_id", "split", "dataset", "question"])
+    splits = None if split == "all" else split
+    return problems_by_id(run, splits, ["problem_id", "split", "dataset", "question"])
 
 
 def solutions(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:

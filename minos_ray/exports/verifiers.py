@@ -30,29 +30,29 @@ def export_stepwise(run: Run, out: str, *, split: Split = "train", unlabelled: U
     """
     counts, dropped = Counter[str](), Counter[str]()
     rows = labelled(solutions(run, split, dropped), unlabelled, counts, dropped)
-    made = (
+    prepared = (
         {"prompt": row["question"], "completions": row["steps"], "labels": [label == 1 for label in row["step_labels"]]}
         for row in rows
     )
-    return write_file(out, STEPWISE, made, counts, dropped)
+    return write_file(out, STEPWISE, prepared, counts, dropped)
 
 
 def labelled(rows: Iterator[Row], unlabelled: Unlabelled, counts: Counter[str], dropped: Counter[str]) -> Iterator[Row]:
     """Solutions whose steps all have a label, what is cut off and left out counted."""
     for row in rows:
         steps, labels = row["steps"], row["step_labels"]
-        known = labels.index(-1) if -1 in labels else len(labels)
-        reason = refused(steps, labels, known, unlabelled)
+        labelled_steps = labels.index(-1) if -1 in labels else len(labels)
+        reason = why_dropped(steps, labels, labelled_steps, unlabelled)
         if reason:
             dropped[reason] += 1
             continue
-        if known < len(labels):
+        if labelled_steps < len(labels):
             counts[CUT] += 1
-            counts[STEPS_CUT] += len(labels) - known
-        yield {**row, "steps": steps[:known], "step_labels": labels[:known]}
+            counts[STEPS_CUT] += len(labels) - labelled_steps
+        yield {**row, "steps": steps[:labelled_steps], "step_labels": labels[:labelled_steps]}
 
 
-def refused(steps: list[str], labels: list[int], known: int, unlabelled: Unlabelled) -> str | None:
+def why_dropped(steps: list[str], labels: list[int], known: int, unlabelled: Unlabelled) -> str | None:
     """Why a solution whose first `known` steps are labelled is left out."""
     if len(steps) != len(labels):
         return "labels unlike steps"
@@ -68,8 +68,8 @@ def export_shepherd(run: Run, out: str, *, split: Split = "train", unlabelled: U
     solution was cut, the row is counted.
     """
     counts, dropped = Counter[str](), Counter[str]()
-    made = tagged_rows(labelled(solutions(run, split, dropped), unlabelled, counts, dropped), counts, dropped)
-    return write_file(out, SHEPHERD, made, counts, dropped)
+    rows = tagged_rows(labelled(solutions(run, split, dropped), unlabelled, counts, dropped), counts, dropped)
+    return write_file(out, SHEPHERD, rows, counts, dropped)
 
 
 def tagged_rows(rows: Iterator[Row], counts: Counter[str], dropped: Counter[str]) -> Iterator[Row]:

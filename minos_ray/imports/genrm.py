@@ -14,7 +14,7 @@ from minos_ray.grading.graders import gsm8k
 from minos_ray.imports.genrm_files import COLUMNS, TYPES, batches, question_ids
 from minos_ray.imports.grouping import OTHER_GOLD
 from minos_ray.imports.verdicts import read_verdict, training_text
-from minos_ray.imports.write import Row, begin_import, candidate, label, refuse_empty, write_rows
+from minos_ray.imports.write import Row, begin_import, candidate, label, require_rows, write_rows
 from minos_ray.observe.progress import Progress
 from minos_ray.steps.own_text import own_solution, without_thinking
 from minos_ray.steps.split import paragraphs_or_lines
@@ -42,15 +42,15 @@ def import_genrm(
     start = time.monotonic()
     paths = files(src)
     ids, rows = question_ids(paths)
-    wanted = divide(ids, test_fraction, seed, questions)
+    split_by_question = divide(ids, test_fraction, seed, questions)
     options = {"test_fraction": test_fraction, "seed": seed, "questions": questions}
     artefacts = begin_import(run, ("problems", *ROW_ARTEFACTS), "genrm", src, **options)
-    importer = Importer(artefacts, wanted)
+    importer = Importer(artefacts, split_by_question)
     with Progress("import genrm", rows) as progress:
         for number, batch in enumerate(batches(paths)):
             importer.add(f"{number:05d}", batch)
             progress.advance(len(batch))
-    refuse_empty(importer.problems, src, importer.dropped)
+    require_rows(importer.problems, src, importer.dropped)
     return importer.finish(time.monotonic() - start)
 
 
@@ -60,9 +60,9 @@ def divide(ids: Iterable[int], test_fraction: float, seed: int, limit: int | Non
     def place(question: int) -> bytes:
         return blake2b(f"{seed}/{question}".encode(), digest_size=8).digest()
 
-    kept = sorted(ids, key=place)[:limit]
-    tests = round(test_fraction * len(kept))
-    return {question: "test" if i < tests else "train" for i, question in enumerate(kept)}
+    chosen = sorted(ids, key=place)[:limit]
+    tests = round(test_fraction * len(chosen))
+    return {question: "test" if i < tests else "train" for i, question in enumerate(chosen)}
 
 
 class Importer:
@@ -79,19 +79,19 @@ class Importer:
 
     def add(self, part: str, batch: list[Row]) -> None:
         """Writes the rows of one batch that are usable."""
-        kept = [row for row in batch if self._keep(row)]
-        if not kept:
+        usable = [row for row in batch if self._keep(row)]
+        if not usable:
             return
-        candidates = [candidate(problem_id(row), row["candidate_id"], row["solution"], MODEL) for row in kept]
-        labels = [self._label(row, own) for row, own in zip(kept, candidates, strict=True)]
-        critiques = [self._critique(row, given) for row, given in zip(kept, labels, strict=True)]
+        candidates = [candidate(problem_id(row), row["candidate_id"], row["solution"], MODEL) for row in usable]
+        labels = [self._label(row, row_candidate) for row, row_candidate in zip(usable, candidates, strict=True)]
+        critiques = [self._critique(row, row_label) for row, row_label in zip(usable, labels, strict=True)]
         for name, rows in zip(ROW_ARTEFACTS, (candidates, labels, critiques), strict=True):
             self.artefacts[name].write_part(part, columns.table(name, rows))
 
     def _keep(self, row: Row) -> bool:
         """Whether a row is usable and wanted; remembers its problem."""
         empty = next((f"empty {name}" for name in COLUMNS if is_nothing(row[name]) or row[name] == ""), None)
-        reason = row.get("unread") or empty or odd(row) or self._again(row)
+        reason = row.get("unread") or empty or oddity(row) or self._again(row)
         if reason:
             self.dropped[reason] += 1
             return False
@@ -113,14 +113,14 @@ class Importer:
     def _label(self, row: Row, own: Row) -> Row:
         """The label as given, with the answer that our grader reads; counts where it judges otherwise."""
         grade = gsm8k(row["target"], row["solution"])
-        given = bool(row["correct"])
-        self.labels["correct" if given else "wrong"] += 1
-        self.labels["given label differs from our grader"] += grade.correct != given
+        correct = bool(row["correct"])
+        self.labels["correct" if correct else "wrong"] += 1
+        self.labels["given label differs from our grader"] += grade.correct != correct
         solution = (row["question_id"], hash(row["solution"]))
         self.labels["repeated solutions"] += solution in self.solutions
         self.solutions.add(solution)
         steps = paragraphs_or_lines(own_solution(row["solution"]))
-        return label(own, grade.answer, given, steps, [-1] * len(steps), "none")
+        return label(own, grade.answer, correct, steps, [-1] * len(steps), "none")
 
     def _critique(self, row: Row, given: Row) -> Row:
         critique = without_thinking(row["critique"])
@@ -146,18 +146,18 @@ class Importer:
         """Writes the problems and completes all artefacts."""
         details = {"seconds": round(seconds, 1)}
         splits = {split: self._problems(split) for split in ("train", "test")}
-        made = [write_rows(self.artefacts["problems"], splits, {}, **details)]
+        manifests = [write_rows(self.artefacts["problems"], splits, {}, **details)]
         for name, counts in zip(ROW_ARTEFACTS, (Counter(), self.labels, self.critiques), strict=True):
-            made.append(self.artefacts[name].complete({"rows": len(self.ids), **counts}, self.dropped, details))
-        return made
+            manifests.append(self.artefacts[name].complete({"rows": len(self.ids), **counts}, self.dropped, details))
+        return manifests
 
     def _problems(self, split: str) -> list[Row]:
-        found = [question for question in self.problems if self.wanted[question] == split]
-        found.sort(key=lambda question: (isinstance(question, str), question))
-        return [problem(self.problems[question], split) for question in found]
+        questions = [question for question in self.problems if self.wanted[question] == split]
+        questions.sort(key=lambda question: (isinstance(question, str), question))
+        return [problem(self.problems[question], split) for question in questions]
 
 
-def odd(row: Row) -> str | None:
+def oddity(row: Row) -> str | None:
     """The first column that holds something else than it should."""
     for name, kind in zip(COLUMNS, TYPES, strict=True):
         if not isinstance(row[name], kind):

@@ -19,14 +19,14 @@ BATCH = 8192
 
 def question_ids(paths: Iterable[str]) -> tuple[set[int], int]:
     """All question ids and the number of rows; UserError names the first file or column that does not fit."""
-    found: set[int] = set()
+    ids: set[int] = set()
     rows = 0
     for path in paths:
         for row in parquet_rows(path, ["question_id"]) if kind(path) == ".parquet" else published(path):
             rows += 1
             if isinstance(row["question_id"], int | str):
-                found.add(row["question_id"])
-    return found, rows
+                ids.add(row["question_id"])
+    return ids, rows
 
 
 def batches(paths: Iterable[str]) -> Iterator[list[Row]]:

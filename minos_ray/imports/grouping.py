@@ -52,12 +52,12 @@ def usable(form: str, src: str, dropped: Counter[str], parse: Callable[[Row], Pa
             if isinstance(record, BadRow):
                 raise record
             columns.update(dict.fromkeys(record))
-            made = parse(record)
+            parsed = parse(record)
         except BadRow as error:
             dropped[str(error)] += 1
             continue
         any_row = True
-        yield made
+        yield parsed
     if not any_row:
         raise UserError(f"import {form}: no row of '{src}' can be used: {why_none(dropped, list(columns))}")
 
@@ -100,10 +100,10 @@ class Collection:
         if problem["answer"] and found.gold and found.gold != problem["answer"]:
             self.notes[OTHER_GOLD] += 1
         problem["answer"] = problem["answer"] or found.gold or (found.answer if found.correct else None) or ""
-        own = candidate(problem["problem_id"], self._index(problem), written(found.steps), found.model)
+        row_candidate = candidate(problem["problem_id"], self._index(problem), written(found.steps), found.model)
         labels, errors = after_first_error(found.step_labels, [], self.policy)
-        row = label(own, found.answer, found.correct, found.steps, labels, found.source)
-        self._keep("candidates", own)
+        row = label(row_candidate, found.answer, found.correct, found.steps, labels, found.source)
+        self._keep("candidates", row_candidate)
         self._keep("labels", row | {"error_types": errors})
         return row
 
@@ -140,8 +140,8 @@ class Collection:
         splits = {split: [row for row in problems if row["split"] == split] for split in ("train", "test")}
         tables = {split: [schema.table("problems", rows)] for split, rows in splits.items() if rows}
         unknown = sum(not row["answer"] for row in problems)
-        made = [write_tables(artefacts["problems"], tables, {}, gold_unknown=unknown)]
+        manifests = [write_tables(artefacts["problems"], tables, {}, gold_unknown=unknown)]
         for name in names:
             notes = self.notes if name == "labels" else {}
-            made.append(write_tables(artefacts[name], {"all": self.tables[name]}, self.dropped, notes))
-        return made
+            manifests.append(write_tables(artefacts[name], {"all": self.tables[name]}, self.dropped, notes))
+        return manifests

@@ -31,7 +31,7 @@ WRONG = ("incorrect", "not correct", "wrong", "false")
 OTHER_STEPS = "critiques that do not follow the steps"
 
 
-class Found(NamedTuple):
+class ParsedRow(NamedTuple):
     """A solution, the critique that came with it, and what is odd about the row."""
 
     solution: Solution
@@ -47,11 +47,11 @@ def import_minos(
     Critiques have no label of their own: the critic was told the labels, so its verdict is the outcome. Their steps are
     unlabelled; `step_verdicts` is what the paper's meta-evaluation would read. Judged solutions are in split test.
     """
-    found = Collection("math-minos", after_first_error)
+    collection = Collection("math-minos", after_first_error)
     for path, part in sources(src, split):
-        for row in usable("math-minos", path, found.dropped, lambda record, part=part: read(record, part)):
-            add(found, row)
-    return found.write(run, "math-minos", src, {"split": split, "after_first_error": after_first_error})
+        for row in usable("math-minos", path, collection.dropped, lambda record, part=part: read(record, part)):
+            add(collection, row)
+    return collection.write(run, "math-minos", src, {"split": split, "after_first_error": after_first_error})
 
 
 def sources(src: str, split: str) -> Iterator[tuple[str, str]]:
@@ -66,7 +66,7 @@ def is_folder(path: str) -> bool:
     return fs.get_file_info(root).type == pafs.FileType.Directory
 
 
-def add(found: Collection, row: Found) -> None:
+def add(found: Collection, row: ParsedRow) -> None:
     """A row and its critique."""
     label = found.add(row.solution)
     if row.note:
@@ -77,7 +77,7 @@ def add(found: Collection, row: Found) -> None:
         found.add_critique(critique)
 
 
-def read(record: Row, split: str) -> Found:
+def read(record: Row, split: str) -> ParsedRow:
     """One row of any of the files."""
     if "input_ids" in record:
         raise BadRow("tokenised: the row has no text")
@@ -88,20 +88,20 @@ def read(record: Row, split: str) -> Found:
     text, right = text_of(record, "text"), record.get("label")
     if right not in (0, 1):
         raise BadRow("'label' is neither 0 nor 1")
-    return Found(solution(text, bool(right), split))
+    return ParsedRow(solution(text, bool(right), split))
 
 
-def read_query(record: Row, split: str) -> Found:
+def read_query(record: Row, split: str) -> ParsedRow:
     """A critique, or a solution that was judged by its answer, or both."""
     text = text_or_none(record, "response")
     response = None if text is None else without_thinking(text)
     judged = record.get("label")
     if judged is not None:
-        return Found(judged_solution(text_of(record, "query"), judged), response)
+        return ParsedRow(judged_solution(text_of(record, "query"), judged), response)
     verdict = final_verdict(response or "")
     if verdict is None:
         raise BadRow("neither a verdict in 'response' nor a 'label'")
-    return Found(solution(text_of(record, "query"), verdict, split), response)
+    return ParsedRow(solution(text_of(record, "query"), verdict, split), response)
 
 
 def judged_solution(query: str, judged: Any) -> Solution:
@@ -110,30 +110,30 @@ def judged_solution(query: str, judged: Any) -> Solution:
         raise BadRow("'label' has no 'acc' True or False")
     answer = judged.get("y_pred")
     text = "" if is_nothing(answer) else str(answer).strip()
-    known = None if text in ("", "[invalid]") else text
-    return solution(query, str(judged["acc"]) == "True", "test")._replace(answer=known)
+    answer_text = None if text in ("", "[invalid]") else text
+    return solution(query, str(judged["acc"]) == "True", "test")._replace(answer=answer_text)
 
 
-def read_tagged(record: Row, split: str) -> Found:
+def read_tagged(record: Row, split: str) -> ParsedRow:
     """A row of the PRM set; the long tag ends in the short one, so it is looked for first."""
     tagged = record.get("input", record.get("text"))
     tag = shepherd.TAG if isinstance(tagged, str) and shepherd.TAG in tagged else TAG
-    made, note = shepherd.read({"task": DATASET, **record, "input": tagged}, split, tag)
-    question = made.question.removeprefix("Human:").removesuffix("Assistant:").strip()
-    return Found(made._replace(question=question), note=note)
+    parsed, note = shepherd.read({"task": DATASET, **record, "input": tagged}, split, tag)
+    question = parsed.question.removeprefix("Human:").removesuffix("Assistant:").strip()
+    return ParsedRow(parsed._replace(question=question), note=note)
 
 
 def solution(text: str, correct: bool, split: str) -> Solution:
     """Question and steps of `Human: ... Assistant: ...`, or of a question followed by `Step 1:`."""
-    question, mark, rest = text.removeprefix("Human:").partition("Assistant:")
+    question, mark, written = text.removeprefix("Human:").partition("Assistant:")
     if not mark:
         first = shepherd.FIRST_STEP.search(text)
-        question, rest = (text[: first.start()], text[first.start() :]) if first else ("", "")
-    rest = without_thinking(rest)
-    steps = numbered(rest)
+        question, written = (text[: first.start()], text[first.start() :]) if first else ("", "")
+    written = without_thinking(written)
+    steps = numbered(written)
     if not question.strip() or not steps:
         raise BadRow("no question and solution in the text")
-    answer = extract_latex(rest, fallback=False)
+    answer = extract_latex(written, fallback=False)
     facts = (correct, answer, None, DATASET, split, "none")
     return Solution(question.strip(), DATASET, steps, [-1] * len(steps), *facts)
 
@@ -141,9 +141,9 @@ def solution(text: str, correct: bool, split: str) -> Solution:
 def numbered(text: str) -> list[str]:
     """A step per `Step k:` in sequence, wherever it stands, and the line with the answer; without numbers, lines."""
     starts: list[int] = []
-    for found in NUMBER.finditer(text):
-        if int(found[1]) == len(starts) + 1:
-            starts.append(found.start())
+    for number in NUMBER.finditer(text):
+        if int(number[1]) == len(starts) + 1:
+            starts.append(number.start())
     if not starts:
         return lines(text)
     pieces = [text[first:last].strip() for first, last in zip(starts, [*starts[1:], len(text)], strict=True)]
@@ -152,8 +152,8 @@ def numbered(text: str) -> list[str]:
 
 def final_verdict(critique: str) -> bool | None:
     """What follows the last `final answer is`."""
-    found = FINAL.findall(critique)
-    return found[-1].lower() == "true" if found else None
+    verdicts = FINAL.findall(critique)
+    return verdicts[-1].lower() == "true" if verdicts else None
 
 
 def step_verdicts(critique: str, steps: int) -> list[int]:

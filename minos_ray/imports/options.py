@@ -13,8 +13,8 @@ from minos_ray.errors import UserError
 def chosen(where: str, formats: Mapping[str, str], form: str) -> str:
     """The function of a format; UserError with the nearest name for an unknown one."""
     if form not in formats:
-        there = ", ".join(formats)
-        raise UserError(f"{where}: format '{form}' is not known; there are {there}{nearest(form, formats)}")
+        names = ", ".join(formats)
+        raise UserError(f"{where}: format '{form}' is not known; there are {names}{nearest(form, formats)}")
     return formats[form]
 
 
@@ -24,8 +24,8 @@ def checked(where: str, function: Callable[..., Any], options: Mapping[str, Any]
     accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
         if name not in accepted:
-            there = ", ".join(accepted) or "none"
-            raise UserError(f"{where}: unknown option '{name}'; accepted: {there}{nearest(name, accepted)}")
+            names = ", ".join(accepted) or "none"
+            raise UserError(f"{where}: unknown option '{name}'; accepted: {names}{nearest(name, accepted)}")
     hints = get_type_hints(function, include_extras=True)
     return {name: typed(f"{where}: {name}", hints[name], value) for name, value in options.items()}
 

@@ -37,7 +37,7 @@ class Rated(NamedTuple):
     question: str
     gold: str
     choices: list[Choice]
-    rest: list[str]
+    unrated: list[str]
 
 
 def import_prm800k(
@@ -59,16 +59,16 @@ def import_prm800k(
     """
     options = {"split": split, "neutral": neutral, "alternatives": alternatives, "quality_control": quality_control}
     options["after_first_error"] = after_first_error
-    found = Collection("prm800k", after_first_error)
+    collection = Collection("prm800k", after_first_error)
     rows: list[Solution] = []
-    for rated in usable("prm800k", src, found.dropped, lambda r: parse(r, neutral == "right", quality_control)):
-        rows.append(whole(rated, split))
+    for rated in usable("prm800k", src, collection.dropped, lambda r: parse(r, neutral == "right", quality_control)):
+        rows.append(complete_solution(rated, split))
         branches = unfinished(rated, split)
-        found.notes["alternatives" if alternatives else "alternatives left out"] += len(branches)
+        collection.notes["alternatives" if alternatives else "alternatives left out"] += len(branches)
         rows += branches if alternatives else []
     for row in graded(rows, timeout_s):
-        found.add(row)
-    return found.write(run, "prm800k", src, options)
+        collection.add(row)
+    return collection.write(run, "prm800k", src, options)
 
 
 def parse(record: Row, neutral: bool, quality_control: bool = False) -> Rated:
@@ -96,26 +96,26 @@ def parse(record: Row, neutral: bool, quality_control: bool = False) -> Rated:
 
 def gone_on_with(steps: list[dict[str, Any]], written: list[str], neutral: bool) -> list[Choice]:
     """The completion of each step that the solution went on with; where it ended, the one that was there before."""
-    made: list[Choice] = []
+    choices: list[Choice] = []
     for number, step in enumerate(steps):
         choice = chosen(step, written[number] if number < len(written) else None, neutral)
         if choice is not None:
-            made.append(choice)
+            choices.append(choice)
         if choice is None or (step["chosen_completion"] is None and not step.get("human_completion")):
             break
-    return made
+    return choices
 
 
 def chosen(step: dict[str, Any], before: str | None, neutral: bool) -> Choice | None:
     """One step; None when it has no completion at all. A step that a person wrote is right."""
     rated = [(completion["text"], label_of(completion["rating"], neutral)) for completion in step["completions"] or []]
-    human, at = step.get("human_completion"), step["chosen_completion"]
-    if at is None and human:
+    human, place = step.get("human_completion"), step["chosen_completion"]
+    if place is None and human:
         return Choice(human["text"] if isinstance(human, dict) else human, 1, distinct(rated, None))
     if not rated:
         return None
     texts = [text for text, _ in rated]
-    text, label = rated[at if at is not None else texts.index(before) if before in texts else 0]
+    text, label = rated[place if place is not None else texts.index(before) if before in texts else 0]
     return Choice(text, label, distinct(rated, text))
 
 
@@ -129,10 +129,10 @@ def distinct(rated: list[tuple[str, int]], taken: str | None) -> list[tuple[str,
     return list({text: (text, label) for text, label in rated if label >= 0 and text != taken}.values())
 
 
-def whole(rated: Rated, split: str) -> Solution:
+def complete_solution(rated: Rated, split: str) -> Solution:
     """The solution as it was written, with the steps that nobody rated."""
-    steps = [choice.text for choice in rated.choices] + rated.rest
-    labels = [choice.label for choice in rated.choices] + [-1] * len(rated.rest)
+    steps = [choice.text for choice in rated.choices] + rated.unrated
+    labels = [choice.label for choice in rated.choices] + [-1] * len(rated.unrated)
     return solution(rated, split, steps, labels)
 
 

@@ -24,17 +24,17 @@ def import_prmbench(src: str, run: Run, *, after_first_error: Policy = "keep") -
     The class is the data set (`prmbench-circular`, ...), by which `minos meta` reports: PRMScore needs the right and
     the wrong steps of a class, and `multi_solutions` has no wrong step that could carry it as its error type.
     """
-    found = Collection("prmbench", after_first_error)
+    collection = Collection("prmbench", after_first_error)
     seen: set[tuple[str, str]] = set()
-    for identity, solutions, beyond in usable("prmbench", src, found.dropped, parse):
+    for identity, solutions, beyond in usable("prmbench", src, collection.dropped, parse):
         if identity in seen:
-            found.dropped["repeated idx in its class"] += 1
+            collection.dropped["repeated idx in its class"] += 1
             continue
         seen.add(identity)
-        found.notes[BEYOND] += beyond
+        collection.notes[BEYOND] += beyond
         for solution in solutions:
-            found.add(solution)
-    return found.write(run, "prmbench", src, {"after_first_error": after_first_error})
+            collection.add(solution)
+    return collection.write(run, "prmbench", src, {"after_first_error": after_first_error})
 
 
 def parse(record: Row) -> tuple[tuple[str, str], list[Solution], int]:
@@ -47,11 +47,11 @@ def parse(record: Row) -> tuple[tuple[str, str], list[Solution], int]:
     if wrong and not inside:
         raise BadRow("no error step is a step of the solution")
     labels = [int(number not in inside) for number in range(1, len(steps) + 1)]
-    made = [solution(text_of(record, "modified_question"), kind, steps, labels)]
+    solutions = [solution(text_of(record, "modified_question"), kind, steps, labels)]
     if kind == CONTROLS:
         right = steps_of(record, "original_process")
-        made.append(solution(text_of(record, "original_question"), "correct", right, [1] * len(right)))
-    return (kind, name), made, len(set(wrong) - inside)
+        solutions.append(solution(text_of(record, "original_question"), "correct", right, [1] * len(right)))
+    return (kind, name), solutions, len(set(wrong) - inside)
 
 
 def steps_of(record: dict[str, Any], column: str) -> list[str]:

@@ -23,11 +23,11 @@ def import_processbench(src: str, run: Run, *, after_first_error: Policy = "keep
 
     Steps behind the first wrong one have no label there; with after_first_error=inherited they are wrong.
     """
-    found = Collection("processbench", after_first_error)
-    for solution in usable("processbench", src, found.dropped, parse):
-        found.add(solution)
-        found.notes[RIGHT_BUT_WRONG] += solution.correct and 0 in solution.step_labels
-    return found.write(run, "processbench", src, {"after_first_error": after_first_error})
+    collection = Collection("processbench", after_first_error)
+    for solution in usable("processbench", src, collection.dropped, parse):
+        collection.add(solution)
+        collection.notes[RIGHT_BUT_WRONG] += solution.correct and 0 in solution.step_labels
+    return collection.write(run, "processbench", src, {"after_first_error": after_first_error})
 
 
 def parse(record: Row) -> Solution:

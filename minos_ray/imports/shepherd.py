@@ -33,12 +33,12 @@ def import_shepherd(
     src: str, run: Run, *, split: Literal["train", "test"] = "train", after_first_error: Policy = "keep"
 ) -> list[Manifest]:
     """Problems, candidates and labels; a solution is right when its last step is."""
-    found = Collection("math-shepherd", after_first_error)
-    for solution, note in usable("math-shepherd", src, found.dropped, lambda record: read(record, split)):
-        found.add(solution)
+    collection = Collection("math-shepherd", after_first_error)
+    for solution, note in usable("math-shepherd", src, collection.dropped, lambda record: read(record, split)):
+        collection.add(solution)
         if note:
-            found.notes[note] += 1
-    return found.write(run, "math-shepherd", src, {"split": split, "after_first_error": after_first_error})
+            collection.notes[note] += 1
+    return collection.write(run, "math-shepherd", src, {"split": split, "after_first_error": after_first_error})
 
 
 def read(record: Row, split: str, tag: str = TAG) -> tuple[Solution, str]:
@@ -56,20 +56,20 @@ def parse(tagged: str, signed: str, tag: str = TAG) -> Parts:
     if not pairs:
         raise BadRow("no step tag in 'input'")
     texts, labels = [text for text, _ in pairs], [label for _, label in pairs]
-    question, first, at, note = divided(texts)
-    steps = [first, *(text.strip() for text in texts[at + 1 :])]
+    question, first, piece, note = divided(texts)
+    steps = [first, *(text.strip() for text in texts[piece + 1 :])]
     if not question or not all(steps):
         raise BadRow("an empty question or step")
-    return Parts(question, steps, labels[at:], note)
+    return Parts(question, steps, labels[piece:], note)
 
 
 def divided(texts: list[str]) -> tuple[str, str, int, str]:
     """Question, first step, the number of the piece that it is in, and what is odd."""
-    for at, text in enumerate(texts):
-        found = FIRST_STEP.search(text)
-        if found:
-            question = " ".join(part.strip() for part in [*texts[:at], text[: found.start()]])
-            return question.strip(), text[found.start() :].strip(), at, TAG_IN_QUESTION if at else ""
+    for number, text in enumerate(texts):
+        match = FIRST_STEP.search(text)
+        if match:
+            question = " ".join(part.strip() for part in [*texts[:number], text[: match.start()]])
+            return question.strip(), text[match.start() :].strip(), number, TAG_IN_QUESTION if number else ""
     question, mark, first = texts[0].partition("?")
     if not mark:
         raise BadRow("no 'Step 1:' and no question mark")
@@ -81,16 +81,16 @@ def pieces(tagged: str, signed: str, tag: str) -> Iterator[tuple[str, int]]:
 
     Where the other text has the tag's letters too, they are part of a word.
     """
-    at, text = 0, ""
+    position, text = 0, ""
     for piece in tagged.split(tag)[:-1]:
-        if not signed.startswith(piece, at):
+        if not signed.startswith(piece, position):
             raise BadRow("'label' does not follow 'input'")
-        at, text = at + len(piece), text + piece
-        if signed.startswith(tag, at):
-            at, text = at + len(tag), text + tag
+        position, text = position + len(piece), text + piece
+        if signed.startswith(tag, position):
+            position, text = position + len(tag), text + tag
             continue
-        sign = signed[at : at + 1]
+        sign = signed[position : position + 1]
         if sign not in SIGNS:
             raise BadRow("'label' has another tag than + or -")
         yield text, SIGNS[sign]
-        at, text = at + 1, ""
+        position, text = position + 1, ""

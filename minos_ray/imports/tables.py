@@ -8,7 +8,7 @@ from minos_ray.config.base import Count
 from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow, files, records
 from minos_ray.imports.grouping import OTHER_GOLD
-from minos_ray.imports.write import Row, begin_import, candidate, refuse_empty, write_rows
+from minos_ray.imports.write import Row, begin_import, candidate, require_rows, write_rows
 from minos_ray.problems import gsm8k, math, table
 from minos_ray.problems.rows import text_of
 from minos_ray.store.run import Manifest, Run
@@ -51,13 +51,13 @@ def split_files(src: str, split: str | None) -> dict[str, str]:
     if split is not None:
         return {split: src}
     names = {path: path.rpartition("/")[2] for path in files(src)}
-    found = {name: [path for path, base in names.items() if base.startswith(name)] for name in SPLITS}
-    for name, paths in found.items():
+    paths_by_split = {name: [path for path, base in names.items() if base.startswith(name)] for name in SPLITS}
+    for name, paths in paths_by_split.items():
         if len(paths) > 1:
             raise UserError(f"import: several files for split {name}: {', '.join(paths)}; name one, with split={name}")
-    if not any(found.values()):
+    if not any(paths_by_split.values()):
         raise UserError(f"import: no file in '{src}' is named train* or test*; say split=train or split=test")
-    return {name: paths[0] for name, paths in found.items() if paths}
+    return {name: paths[0] for name, paths in paths_by_split.items() if paths}
 
 
 def write_problems(run: Run, form: str, src: str, rows: Iterator[Row], options: dict[str, Any]) -> Manifest:
@@ -69,7 +69,7 @@ def write_problems(run: Run, form: str, src: str, rows: Iterator[Row], options: 
             dropped[f"{row['split']}: {row['error']}"] += 1
         else:
             parts[row["split"]].append(row)
-    refuse_empty([row for rows in parts.values() for row in rows], src, dropped)
+    require_rows([row for rows in parts.values() for row in rows], src, dropped)
     return write_rows(begin_import(run, ["problems"], form, src, **options)["problems"], parts, dropped)
 
 
@@ -94,7 +94,7 @@ def import_jsonl(
         rows = loaded(table.load, src, split, None, 0, columns=columns, dataset=dataset)
         return [write_problems(run, "jsonl", src, rows, options)]
     problems, candidates, dropped = grouped(src, split, columns or {}, dataset, text, model)
-    refuse_empty(candidates, src, dropped)
+    require_rows(candidates, src, dropped)
     artefacts = begin_import(run, ("problems", "candidates"), "jsonl", src, **options)
     return [
         write_rows(artefacts["problems"], {split: problems}, {}),

@@ -63,9 +63,9 @@ def read_verdict(critique: str) -> Verdict:
     """The final verdict of one critique; the last one counts."""
     text = plain(critique)
     for form in STATED:
-        found = last(form, text[-TAIL:]) or last(form, text)
-        if found:
-            return Verdict(found["verdict"].lower() in GOOD, "stated")
+        match = last(form, text[-TAIL:]) or last(form, text)
+        if match:
+            return Verdict(match["verdict"].lower() in GOOD, "stated")
     closing = CLOSING.match(text.strip().rpartition("\n\n")[2]) or ANSWER_LINE.search(text[-TAIL:])
     if closing:
         return Verdict((closing["verdict"].lower() in GOOD) != bool(closing["not"]), "stated")
@@ -82,10 +82,10 @@ def plain(text: str) -> str:
 
 def last(form: re.Pattern[str], text: str) -> re.Match[str] | None:
     """The last match in a text."""
-    found = None
+    latest = None
     for match in form.finditer(text):
-        found = match
-    return found
+        latest = match
+    return latest
 
 
 def training_text(critique: str, verdict: Verdict) -> str:
@@ -101,5 +101,5 @@ def training_text(critique: str, verdict: Verdict) -> str:
         lines.pop()
     while lines and EMPTY_HEADING.fullmatch(lines[-1]):
         lines.pop()
-    kept = [line.rstrip() for line in lines if line.strip()]
-    return "\n".join([*kept, f"The final answer is {verdict.right}."])
+    written = [line.rstrip() for line in lines if line.strip()]
+    return "\n".join([*written, f"The final answer is {verdict.right}."])

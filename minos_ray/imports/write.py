@@ -13,7 +13,7 @@ from minos_ray.store.contents import of_path
 from minos_ray.store.run import Artefact, Manifest, Run
 
 
-def refuse_empty(rows: Sized, src: str, dropped: Mapping[str, int]) -> None:
+def require_rows(rows: Sized, src: str, dropped: Mapping[str, int]) -> None:
     """UserError when nothing is left to import; before `begin_import` clears what is there."""
     if not rows:
         raise UserError(f"import: no row of {src} can be used; dropped: {dict(dropped)}")

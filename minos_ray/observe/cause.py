@@ -17,15 +17,15 @@ COLLATERAL = re.compile(r"connection|peer|socket|gloo|nccl", re.IGNORECASE)
 
 def cause(error: BaseException) -> str:
     """`ValueError: unit 5 is bad`; a killed process is said to be killed."""
-    found = deepest(error)
-    if isinstance(found, UserError | WorkStopped):
-        line = first_line(str(found))
-    elif isinstance(found, Remote):
-        line = str(found)
-    elif died(found):
-        line = death(found)
+    origin = deepest(error)
+    if isinstance(origin, UserError | WorkStopped):
+        line = first_line(str(origin))
+    elif isinstance(origin, Remote):
+        line = str(origin)
+    elif died(origin):
+        line = death(origin)
     else:
-        line = f"{type(found).__name__}: {first_line(str(found))}".removesuffix(": ")
+        line = f"{type(origin).__name__}: {first_line(str(origin))}".removesuffix(": ")
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
@@ -55,7 +55,7 @@ def inner(error: BaseException) -> BaseException | None:
     failures = getattr(error, "worker_failures", None)
     if failures:
         return failures[guilty(failures)]
-    held = [one for name in HOLDERS if isinstance(one := getattr(error, name, None), BaseException)]
+    held = [value for name in HOLDERS if isinstance(value := getattr(error, name, None), BaseException)]
     if held and type(held[0]).__name__ != "UserCodeException":
         return held[0]
     # Ray Data and Ray Tune hand on no more than the text of what happened elsewhere.
@@ -64,10 +64,10 @@ def inner(error: BaseException) -> BaseException | None:
 
 def from_text(traceback: str) -> BaseException | None:
     """The first exception in a traceback, or the one that was written for users."""
-    raised = [(found["name"], found["said"] or "") for found in RAISED.finditer(COLOURS.sub("", traceback))]
+    raised = [(match["name"], match["said"] or "") for match in RAISED.finditer(COLOURS.sub("", traceback))]
     for kind in (UserError, WorkStopped):
-        if said := next((said for name, said in raised if issubclass(own(name), kind)), None):
-            return kind(said)
+        if message := next((message for name, message in raised if issubclass(own(name), kind)), None):
+            return kind(message)
     return Remote(": ".join(filter(None, (raised[0][0].rpartition(".")[2], raised[0][1])))) if raised else None
 
 
@@ -81,18 +81,18 @@ def own(name: str) -> type:
 
 def guilty(failures: dict[int, BaseException]) -> int:
     """The rank whose failure brought the others down: a lost connection tells of someone else's death."""
-    found = {rank: deepest(failure) for rank, failure in failures.items()}
+    origins = {rank: deepest(failure) for rank, failure in failures.items()}
 
     def innocence(rank: int) -> tuple[bool, bool, int]:
-        collateral = COLLATERAL.search(str(found[rank])) is not None and not died(found[rank])
-        return not isinstance(found[rank], UserError), collateral, rank
+        collateral = COLLATERAL.search(str(origins[rank])) is not None and not died(origins[rank])
+        return not isinstance(origins[rank], UserError), collateral, rank
 
-    return min(found, key=innocence)
+    return min(origins, key=innocence)
 
 
 def died(error: BaseException) -> bool:
     """Whether Ray says that a process is gone."""
-    names = {one.__name__ for one in type(error).__mro__}
+    names = {base.__name__ for base in type(error).__mro__}
     return bool(names & {"RayActorError", "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"})
 
 
@@ -106,7 +106,7 @@ def death(error: BaseException) -> str:
     if "node" in text and re.search(r"node (has )?(died|was lost|is dead|failed)|node .*marked dead", text):
         return "its node was lost"
     pid, ip = (re.search(rf"{key}: ?(\S+)", text) for key in ("pid", "ip"))
-    who = ", ".join(f"{key} {found[1]}" for key, found in (("process", pid), ("node", ip)) if found)
+    who = ", ".join(f"{key} {match[1]}" for key, match in (("process", pid), ("node", ip)) if match)
     return f"its process was killed, by a signal or by the kernel for want of memory{f' ({who})' if who else ''}"
 
 

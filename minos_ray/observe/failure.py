@@ -36,30 +36,30 @@ def reported(run: Run | None, stage: str) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        found = deepest(error)
-        if isinstance(found, UserError):
-            if found is error:
+        origin = deepest(error)
+        if isinstance(origin, UserError):
+            if origin is error:
                 raise
-            raise UserError(str(found)) from error
+            raise UserError(str(origin)) from error
         if not (isinstance(error, WorkStopped) and written(error)):
-            raise told(run, stage, error) from error
+            raise as_work_stopped(run, stage, error) from error
         if not error.tells_all and not getattr(error, "__notes__", None):
-            error.add_note(where(run, stage, error))
+            error.add_note(log_note(run, stage, error))
         raise
 
 
-def told(run: Run | None, stage: str, error: Exception) -> WorkStopped:
+def as_work_stopped(run: Run | None, stage: str, error: Exception) -> WorkStopped:
     """The cause in one line, with a note of where the full log lies."""
     stopped = WorkStopped(without_secrets(f"{stage}: {cause(error)}"))
-    stopped.add_note(where(run, stage, error))
+    stopped.add_note(log_note(run, stage, error))
     return stopped
 
 
-def where(run: Run | None, stage: str, error: BaseException) -> str:
+def log_note(run: Run | None, stage: str, error: BaseException) -> str:
     """Writes the full log of a failure and says where it lies, and where Ray keeps the logs of its processes."""
-    named = f"full log: {write(run, stage, error)}"
+    line = f"full log: {write(run, stage, error)}"
     folder = ray_logs()
-    return f"{named}; logs of Ray's processes: {folder} on each node" if folder else named
+    return f"{line}; logs of Ray's processes: {folder} on each node" if folder else line
 
 
 def write(run: Run | None, stage: str, error: BaseException) -> str:

@@ -17,9 +17,9 @@ RECORD_EVERY_S = 10.0
 
 def duration(seconds: float) -> str:
     """`75` -> `1m15s`."""
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, seconds_left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds_left:02d}s" if minutes else f"{seconds_left}s"
 
 
 def pace(rate: float, unit: str) -> str:
@@ -142,11 +142,11 @@ class Progress:
     def _text(self) -> str:
         rate = self._rate()
         going_on = rate > 0 and self.done < self.total and not self.over.is_set()
-        left = f", {duration(self._left(rate))} left" if going_on else ""
+        time_left = f", {duration(self._left(rate))} left" if going_on else ""
         tokens = f", {self.numbers['tokens'] / self._seconds():,.0f} tokens/s" if self.numbers.get("tokens") else ""
         failed = f", failed {sum(self.failures.values()):,}" if any(self.failures.values()) else ""
         extra = "".join(f", {key} {value}" for key, value in self.shown.items())
-        return f"{pace(rate, self.unit)}{left}{tokens}{extra}{failed}"
+        return f"{pace(rate, self.unit)}{time_left}{tokens}{extra}{failed}"
 
     def _rate(self) -> float:
         """Units a second, up to the last one that was done: what is in work then is not held against it."""
@@ -155,8 +155,8 @@ class Progress:
 
     def _left(self, rate: float) -> float:
         """Seconds for the units that are not done, one of which has been in work since the last one was."""
-        rest = self.total - self.done
-        return max(rest / rate - (time.monotonic() - self.moved), (rest - 1) / rate)
+        units = self.total - self.done
+        return max(units / rate - (time.monotonic() - self.moved), (units - 1) / rate)
 
     def _stall(self, now: float) -> str:
         quiet = now - self.moved
@@ -182,13 +182,13 @@ class Progress:
         }
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        fine = kind is None and not self.gave_up
+        succeeded = kind is None and not self.gave_up
         self.over.set()
         self.thread.join()
         if self.bar is not None:
             self.bar.stop()
         if self.meter is not None:
-            self.meter.add(self._record("done" if fine else "failed"))
-        if fine:
+            self.meter.add(self._record("done" if succeeded else "failed"))
+        if succeeded:
             took = duration(time.monotonic() - self.start)
             print(f"{self.label}: {self.done:,} {self.unit} in {took} ({self._text()})", flush=True)

@@ -35,21 +35,21 @@ class RayMetrics:
         """Counters grow by what is new since the last record, gauges are set; rates and queues are nil at the end."""
         if not connected():
             return
-        for name, (key, about) in COUNTERS.items():
-            self.grow(name, about, record.get(key) or 0, self.tags)
-        for name, (key, about) in GAUGES.items():
+        for name, (key, description) in COUNTERS.items():
+            self.grow(name, description, record.get(key) or 0, self.tags)
+        for name, (key, description) in GAUGES.items():
             if record.get(key) is not None:
                 over = key in PASSING and record["state"] != "running"
-                gauge(name, about).set(0.0 if over else float(record[key]), tags=self.tags)
+                gauge(name, description).set(0.0 if over else float(record[key]), tags=self.tags)
         for reason, number in record["failures"].items():
             self.grow(*FAILURES, number, {**self.tags, "reason": reason})
 
     def grow(self, name: str, about: str, now: float, tags: dict[str, str]) -> None:
         """Adds what a counter lacks. What was done before this process began is not its work."""
         key = f"{name} {tags.get('reason', '')}"
-        more = now - self.sent.get(key, 0)
-        if more > 0:
-            counter(name, about, tuple(tags)).inc(more, tags=tags)
+        growth = now - self.sent.get(key, 0)
+        if growth > 0:
+            counter(name, about, tuple(tags)).inc(growth, tags=tags)
             self.sent[key] = now
 
 

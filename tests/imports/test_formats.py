@@ -18,7 +18,7 @@ from minos_ray.files.read import BadRow
 from minos_ray.imports import FORMATS, bring
 from minos_ray.imports.minos import read as read_minos
 from minos_ray.imports.prm800k import parse as parse_prm
-from minos_ray.imports.prm800k import unfinished, whole
+from minos_ray.imports.prm800k import complete_solution, unfinished
 from minos_ray.imports.processbench import parse as parse_bench
 from minos_ray.imports.shepherd import read as read_shepherd
 from minos_ray.store.run import Run
@@ -170,7 +170,7 @@ def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 def texts_of_prm800k(row: dict[str, Any]) -> list[str]:
     """What the grader is given."""
     rated = parse_prm(row, True)
-    solutions = [whole(rated, "train"), *unfinished(rated, "train")]
+    solutions = [complete_solution(rated, "train"), *unfinished(rated, "train")]
     return ["\n".join([solution.gold or "", *solution.steps]) for solution in solutions]
 
 
