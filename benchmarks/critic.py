@@ -2,6 +2,8 @@
 
     python benchmarks/critic.py [--rows 3000] [--per-minute 6000] [--actors 2] [--curator PYTHON] [--out FILE.json]
 
+`--actors` multiplies the 64 requests that ours has in flight.
+
 `--curator` names the interpreter of an environment that has bespokelabs-curator; without it only ours runs. Each
 contender is a process of its own, is told the server's rate, and gets the same rows: once in peace, once killed with
 SIGKILL at a random moment and run again.
@@ -144,26 +146,26 @@ def wait(process: "subprocess.Popen[str]", folder: str) -> int | str:
 
 
 def ours(given: dict[str, Any]) -> None:
-    """The contender: `stage.ask`, as `minos critique` calls it."""
-    from types import SimpleNamespace
-
+    """The contender: `ask`, as `minos critique` calls it."""
     from minos_ray.config.load import Config
     from minos_ray.critiques.ask import ask
-    from minos_ray.critiques.cache import Cache, content_key
-    from minos_ray.critiques.client import Request
+    from minos_ray.critiques.cache import Cache
+    from minos_ray.critiques.request import Request, content_key
+    from minos_ray.critiques.stage import critique_status
     from minos_ray.store.run import Run
 
     run = Run(f"{given['folder']}/run")
-    client = {"actors": given["actors"], "cpus": 0.5, "concurrency": 64, "timeout_s": 20}
+    client = {"actors": given["actors"], "concurrency": 64, "timeout_s": 20}
     critique = {"base_url": given["url"], "model": "gpt-4o-mini", "max_tokens": 200}
     limits = {"requests_per_minute": given["per_minute"]}
     resources = {"num_cpus": 2, "client": client | limits}
     config = Config(run=run.path, base={"model": "none"}, critique=critique, resources=resources)
     texts = json.loads(Path(given["folder"], "prompts.json").read_text())
     messages = [[{"role": "user", "content": text}] for text in texts]
-    tasks = [SimpleNamespace(request=Request(content_key("gpt-4o-mini", m, 0.0, 200), m)) for m in messages]
-    answers, _ = ask(config, config.critique, tasks, Cache(run))
-    states = Counter(answers[task.request.key].outcome for task in tasks)
+    requests = [Request(content_key("gpt-4o-mini", m, 0.0, 200), m, wanted=(1,)) for m in messages]
+    answers, _ = ask(config, config.critique, requests, Cache(run), critique_status)
+    states: dict[str, Any] = Counter(answers[request.key].outcome for request in requests)
+    states["cpu_seconds"] = round(time.process_time(), 1)
     Path(given["folder"], "result.json").write_text(json.dumps(states))
 
 

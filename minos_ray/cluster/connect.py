@@ -86,7 +86,8 @@ def start(num_cpus: int | None, options: dict[str, Any]) -> None:
 def heed_sigterm() -> None:
     """Lets SIGTERM end the command as Ctrl-C does; once joined, Ray 2.60 aborts with a C++ stack instead."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # As a signal, not as an exception: an event loop that asks the critic then keeps what is in flight.
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def enter(address: str, key: str, options: dict[str, Any]) -> None:

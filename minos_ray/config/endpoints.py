@@ -26,6 +26,11 @@ def check_address(base_url: str) -> None:
         raise ValueError("base_url with a password or key would stand in logs; set the key in the environment")
 
 
+def on_loopback(base_url: str) -> bool:
+    """Whether an address is on this very machine."""
+    return "//127.0.0.1" in base_url or "//localhost" in base_url
+
+
 def address(base_url: str) -> tuple[str, dict[str, str]]:
     """The address and the parameters that each request has besides, as Azure's `?api-version=...`."""
     parts = urlsplit(base_url)

@@ -44,10 +44,13 @@ class Scoring(Engine):
         return self
 
 
-class Client(Actors):
-    """How hard the critic's endpoint is asked: each actor is one client process, the limits per minute are for all."""
+class Client(Section):
+    """How hard the critic's endpoint is asked, by one process; the limits per minute are for all its requests."""
 
-    concurrency: int = Field(64, ge=1, description="requests in flight of one actor")
+    concurrency: int = Field(64, ge=1, description="requests in flight, times `actors`")
+    actors: int = Field(1, ge=1, description="multiplies `concurrency`; each was a process of its own once")
+    cpus: float = Field(1, ge=0, description="no meaning any more: the driver itself asks")
+    gpus: int = Field(0, ge=0, description="no meaning any more")
     timeout_s: float = Field(120, gt=0)
     max_retries: int = Field(8, ge=0)
     requests_per_minute: float | None = Field(None, gt=0)

@@ -5,32 +5,73 @@ in its metadata. A rerun takes up what is on record: a batch without an id is lo
 """
 
 import asyncio
+import json
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any
 
 from openai.types import Batch, BatchError
 
-from minos_ray.config.resources import Client
-from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
 from minos_ray.critiques.batch_api import BatchAPI, most_in_batch, read_lines, request_line
-from minos_ray.critiques.batch_record import Chunk, not_collected, path, record
-from minos_ray.critiques.budget import StopAtBudget
-from minos_ray.critiques.cache import Answer, Cache
-from minos_ray.critiques.client import Reader, Request, status_of
-from minos_ray.critiques.reply import NO_MONEY, RowError, body, note
-from minos_ray.critiques.trouble import Trouble
+from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.endpoint import Endpoint
+from minos_ray.critiques.limits import Budget
+from minos_ray.critiques.reply import NO_MONEY, Answer, Reader, RowError, status_of
+from minos_ray.critiques.request import Request, body
+from minos_ray.critiques.retry import StopRules
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.failure import too_many_failed
 from minos_ray.observe.progress import Progress, duration
+from minos_ray.store.run import Run
 
+FOLDER = "cache/batches"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 QUEUE_FULL = "token_limit_exceeded"
+
+
+@dataclass
+class Chunk:
+    """What is on record of a batch; `most_usd` is the most that it can cost."""
+
+    name: str
+    keys: list[str]
+    most_usd: float
+    base_url: str
+    batch_id: str | None = None
+    collected: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where it is on record, in its run directory."""
+        return f"{FOLDER}/{self.name}.json"
+
+    def record(self, run: Run) -> None:
+        """Writes what is known of it."""
+        run.write_bytes(self.path, json.dumps(asdict(self)).encode())
+
+
+def open_chunks(run: Run) -> Iterator[Chunk]:
+    """The batches whose answers have not been read."""
+    for file in run.files(FOLDER):
+        if file.endswith(".json"):
+            chunk = Chunk(**json.loads(run.read_bytes(f"{FOLDER}/{file}")))
+            if not chunk.collected:
+                yield chunk
+
+
+def require_no_open_batches(run: Run, keys: Collection[str]) -> None:
+    """UserError when open batches hold some of these requests: asked for online they would be paid for twice."""
+    held = sum(len(set(keys).intersection(chunk.keys)) for chunk in open_chunks(run))
+    if held:
+        raise UserError(
+            f"critique.mode = online, but open batches hold {held} of these requests: run with "
+            f"critique.mode=batch, which reads them, or delete {run.at(FOLDER)} to pay for them again"
+        )
 
 
 @dataclass(frozen=True)
@@ -49,106 +90,102 @@ class Plan:
     longest_pause_s: float = 300.0
 
 
-def ask_batch(
-    section: Critique,
-    limits: Client,
-    base_url: str,
-    key: str,
-    cache: Cache,
-    requests: Sequence[Request],
-    progress: Progress,
-    plan: Plan | None = None,
-    reader: Reader | None = None,
-    known: Mapping[str, int] | None = None,
-) -> tuple[dict[str, Answer], dict[str, Any]]:
-    """The answers by key and what the manifest tells; bought ones are in the cache.
-
-    Raises StopAtBudget at `critique.max_usd`, WorkStopped after `client.batch_wait_s` or when a batch was cancelled.
-    """
-    api = BatchAPI(section, limits, base_url, key, seed=len(requests))
-    trouble = Trouble(section, progress.total, known or {})
-    return asyncio.run(Batches(api, cache, requests, progress, plan or Plan(), trouble, reader).ask())
-
-
 class Batches:
-    """The batches of one call: what waits to be sent, what is open, what came back."""
+    """The batches of one order: what waits to be sent, what is open, what came back."""
 
     def __init__(
         self,
-        api: BatchAPI,
+        endpoint: Endpoint,
         cache: Cache,
-        requests: Sequence[Request],
         progress: Progress,
-        plan: Plan,
-        trouble: Trouble,
-        reader: Reader | None,
+        reader: Reader | None = None,
+        before: Mapping[str, int] | None = None,
+        seed: int = 0,
+        plan: Plan | None = None,
     ) -> None:
-        self.api, self.section, self.cache, self.progress, self.plan = api, api.section, cache, progress, plan
-        self.trouble, self.reader = trouble, reader
-        self.requests = {request.key: request for request in requests}
-        self.messages = {request.key: request.messages for request in requests}
+        self.endpoint, self.cache, self.progress, self.reader = endpoint, cache, progress, reader
+        self.section, self.plan = endpoint.section, plan or Plan()
+        self.api = BatchAPI(endpoint, seed)
+        self.rules = StopRules(self.section, progress.total, before or {})
+        self.budget = Budget(self.section.max_usd, cache.spent_usd)
+        self.requests: dict[str, Request] = {}
         self.waiting: deque[str] = deque()
         self.open: list[Chunk] = []
         self.answers: dict[str, Answer] = {}
         self.sent: Counter[str] = Counter()
         self.complaints: Counter[str] = Counter()
-        self.done: list[dict[str, Any]] = []
-        self.per_batch, self.held, self.untried = plan.requests, False, False
+        self.ended: list[dict[str, Any]] = []
+        self.per_batch, self.queue_full, self.untried = self.plan.requests, False, False
         self.stop: Exception | None = None
 
-    async def ask(self) -> tuple[dict[str, Answer], dict[str, Any]]:
-        """Sends, looks, reads until every request has its answer or is set aside."""
+    async def ask(self, requests: Sequence[Request]) -> dict[str, Answer]:
+        """Sends, looks, reads until every request has its answer or is set aside; bought ones are in the cache.
+
+        Raises StopAtBudget at `critique.max_usd`, WorkStopped after `client.batch_wait_s` or when a batch was
+        cancelled.
+        """
+        self.requests = {request.key: request for request in requests}
+        wait_s = self.endpoint.limits.batch_wait_s
         async with self.api.client:
             await self.api.preflight()
             await self.take_up()
-            self.untried = len(self.waiting) >= self.plan.many and not self.trouble.known["ok"]
-            until, pause = time.monotonic() + self.api.limits.batch_wait_s, self.plan.first_pause_s
+            self.untried = len(self.waiting) >= self.plan.many and not self.rules.before["ok"]
+            until, pause = time.monotonic() + wait_s, self.plan.first_pause_s
             while self.waiting or self.open:
                 await self.send()
                 if await self.look():
-                    pause = pause if self.held else self.plan.first_pause_s
+                    pause = pause if self.queue_full else self.plan.first_pause_s
                 elif time.monotonic() > until:
-                    raise self.too_long()
+                    names = ", ".join(str(chunk.batch_id) for chunk in self.open) or "none was taken"
+                    raise WorkStopped(
+                        f"critique: resources.client.batch_wait_s = {wait_s:g}: batches still open ({names}); run "
+                        "again to go on waiting for them"
+                    )
                 else:
                     await asyncio.sleep(min(pause, max(0.0, until - time.monotonic()) + 0.01))
-                    pause, self.held = min(1.5 * pause, self.plan.longest_pause_s), False
-        details = {"batches": self.done, "retries": dict(self.api.retries)}
-        return self.answers, {**details, "complaints": dict(self.complaints.most_common(5))}
+                    pause, self.queue_full = min(1.5 * pause, self.plan.longest_pause_s), False
+        return self.answers
+
+    def details(self) -> dict[str, Any]:
+        """For the manifest."""
+        complaints = dict(self.complaints.most_common(5))
+        return {"batches": self.ended, "retries": dict(self.api.retries), "complaints": complaints}
 
     async def take_up(self) -> None:
         """Open batches of an earlier run that hold a wanted request; everything else waits to be sent."""
         run, covered = self.cache.run, set[str]()
-        for chunk in not_collected(run):
-            if covered.issuperset(chunk.keys) or self.messages.keys().isdisjoint(chunk.keys):
+        for chunk in open_chunks(run):
+            if covered.issuperset(chunk.keys) or self.requests.keys().isdisjoint(chunk.keys):
                 continue
-            if chunk.batch_id is None and not await self.found(chunk):
-                run.delete(path(chunk))
-                continue
-            self.open.append(chunk)
+            if chunk.batch_id is None:  # was it created after all?
+                batch = await self.api.find(chunk.name)
+                if batch is None:
+                    run.delete(chunk.path)
+                    continue
+                chunk.batch_id = batch.id
+                chunk.record(run)
+            self.add_open(chunk)
             covered.update(chunk.keys)
-        self.waiting.extend(key for key in self.messages if key not in covered)
+        self.waiting.extend(key for key in self.requests if key not in covered)
         self.sent.update(covered)
 
-    async def found(self, chunk: Chunk) -> bool:
-        """Whether a batch that has no id on record was created after all."""
-        batch = await self.api.find(chunk.name)
-        if batch is not None:
-            chunk.batch_id = batch.id
-            record(self.cache.run, chunk)
-        return batch is not None
+    def add_open(self, chunk: Chunk) -> None:
+        """A batch is open; until it is read it counts at the most that it can cost."""
+        self.open.append(chunk)
+        self.budget.reserve(chunk.most_usd)
 
     async def send(self) -> None:
         """Creates batches until nothing waits, money does not suffice or the endpoint's queue is full."""
-        while self.waiting and not self.held and not self.stop and not (self.untried and self.open):
+        while self.waiting and not self.queue_full and not self.stop and not (self.untried and self.open):
             keys, content, most = self.cut()
             if not keys:
                 return
             name = f"{blake2b(content, digest_size=12).hexdigest()}-{secrets.token_hex(4)}"
-            chunk = Chunk(name, keys, most, self.api.base_url)
-            record(self.cache.run, chunk)
+            chunk = Chunk(name, keys, most, self.endpoint.base_url)
+            chunk.record(self.cache.run)
             chunk.batch_id = (await self.api.find_or_create(name, content)).id
-            record(self.cache.run, chunk)
-            self.open.append(chunk)
+            chunk.record(self.cache.run)
+            self.add_open(chunk)
             self.sent.update(keys)
             for _ in keys:
                 self.waiting.popleft()
@@ -157,42 +194,28 @@ class Batches:
         """The next requests as far as one batch, and the money, can hold them; none while open ones may free some."""
         keys: list[str] = []
         lines: list[bytes] = []
-        size, most, left = 0, 0.0, self.left_usd()
+        size, most = 0, 0.0
+        count = min(self.plan.trial, self.per_batch) if self.untried else self.per_batch
         for key in self.waiting:
-            line = request_line(key, body(self.section, self.messages[key]))
-            costs = most_in_batch(self.section, self.messages[key])
-            if (
-                len(keys) == (min(self.plan.trial, self.per_batch) if self.untried else self.per_batch)
-                or size + len(line) > self.plan.size
-            ):
+            messages = self.requests[key].messages
+            line, usd = request_line(key, body(self.section, messages)), most_in_batch(self.section, messages)
+            if len(keys) == count or size + len(line) > self.plan.size:
                 break
-            if most + costs > left:
+            if not self.budget.fits(most + usd):
                 if self.open:
                     return [], b"", 0.0
                 if not keys:
-                    raise self.out_of_money(costs)
+                    raise self.budget.exhausted(usd)
                 break
             keys.append(key)
             lines.append(line)
-            size, most = size + len(line), most + costs
+            size, most = size + len(line), most + usd
         return keys, b"".join(lines), most
-
-    def out_of_money(self, costs: float) -> StopAtBudget:
-        """The end of `critique.max_usd`, which has no room for one more request."""
-        spent = f"stopped at {self.cache.spent_usd:.4f} USD, the next request may cost {costs:.4f}"
-        again = "what was bought is kept: raise critique.max_usd and run again"
-        return StopAtBudget(f"critique.max_usd = {self.section.max_usd}: {spent}; {again}")
-
-    def left_usd(self) -> float:
-        """What may still be spent, after the most that open batches can cost."""
-        limit = float("inf") if self.section.max_usd is None else self.section.max_usd
-        return limit - self.cache.spent_usd - sum(chunk.most_usd for chunk in self.open)
 
     async def look(self) -> bool:
         """Looks at every open batch and reads those that have ended; whether there was one."""
         seen = [
-            (chunk, await self.api.retrieve(chunk.batch_id or "", self.cache.run.at(path(chunk))))
-            for chunk in self.open
+            (chunk, await self.api.retrieve(chunk.batch_id or "", self.cache.run.at(chunk.path))) for chunk in self.open
         ]
         ended = [(chunk, batch) for chunk, batch in seen if batch.status in ENDED]
         for chunk, batch in ended:
@@ -204,105 +227,117 @@ class Batches:
 
     def show(self, batches: list[Batch]) -> None:
         """The progress line: how far the open batches are, and how long the last of them may still take."""
-        shown: dict[str, object] = {"cost": f"{self.cache.spent_usd:.2f} USD", "open batches": len(batches)}
+        spent = self.cache.spent_usd
+        shown: dict[str, object] = {"cost": f"{spent:.2f} USD", "open batches": len(batches)}
         if batches:
             counts = [batch.request_counts for batch in batches if batch.request_counts]
             shown |= {"in them completed": sum(c.completed for c in counts), "failed": sum(c.failed for c in counts)}
             shown["window ends in"] = duration(max(0, max(b.expires_at or 0 for b in batches) - time.time()))
-        note(self.progress, self.answers, self.cache, len(self.waiting), sum(len(chunk.keys) for chunk in self.open))
+        outcomes = Counter(answer.outcome for answer in self.answers.values() if answer.outcome != "answered")
+        tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in self.answers.values())
+        in_flight = sum(len(chunk.keys) for chunk in self.open)
+        self.progress.note(dict(outcomes), tokens=tokens, cost_usd=spent, queue=len(self.waiting), in_flight=in_flight)
         self.progress.advance(0, **shown)
 
     async def collect(self, chunk: Chunk, batch: Batch) -> None:
-        """Keeps what an ended batch has bought, then closes its record, then sees to the rest."""
-        files = (batch.output_file_id, batch.error_file_id)
-        rows = [row for file in files for row in await self.api.lines(file, self.cache.run.at(path(chunk)))]
-        results = read_lines(self.section, self.messages, rows)
-        bought = {key: found for key, found in results.items() if isinstance(found, Answer)}
-        new = {key: answer for key, answer in bought.items() if key not in self.cache.answers}
-        await asyncio.gather(*(self.cache.add(key, answer) for key, answer in new.items()))
+        """Keeps what an ended batch has bought, then closes its record, then sorts the rows without an answer."""
+        run, files = self.cache.run, (batch.output_file_id, batch.error_file_id)
+        rows = [row for file in files for row in await self.api.lines(file, run.at(chunk.path))]
+        results = read_lines(self.section, {key: r.messages for key, r in self.requests.items()}, rows)
+        bought = {key: result for key, result in results.items() if isinstance(result, Answer)}
+        added = {key: answer for key, answer in bought.items() if key not in self.cache.answers}
+        await asyncio.gather(*(self.cache.add(key, answer) for key, answer in added.items()))
         chunk.collected = True
-        record(self.cache.run, chunk)
+        chunk.record(run)
         self.open.remove(chunk)
+        self.budget.settle(chunk.most_usd, sum(answer.cost_usd for answer in added.values()))
         self.answers |= {key: self.cache.answers[key] for key in bought}
-        for key in bought.keys() & self.requests.keys():
-            self.trouble.statuses[status_of(self.answers[key], self.requests[key], self.reader)] += 1
-        self.untried = self.untried and not self.trouble.statuses["ok"]
-        self.done.append({"id": batch.id, "status": batch.status, "requests": len(chunk.keys), "answers": len(bought)})
-        self.progress.advance(len(bought.keys() & self.messages.keys()))
-        missing = [key for key in chunk.keys if key not in bought and key in self.messages]
-        self.see_to(missing, results, chunk, batch)
+        answered = bought.keys() & self.requests.keys()
+        for key in answered:
+            self.rules.statuses[status_of(self.answers[key], self.requests[key], self.reader)] += 1
+        self.untried = self.untried and not self.rules.statuses["ok"]
+        self.ended.append({"id": batch.id, "status": batch.status, "requests": len(chunk.keys), "answers": len(bought)})
+        self.progress.advance(len(answered))
+        missing = [key for key in chunk.keys if key not in bought and key in self.requests]
+        self.sort_missing(missing, results, chunk, batch)
 
-    def see_to(self, missing: list[str], results: dict[str, Answer | Exception], chunk: Chunk, batch: Batch) -> None:
+    def sort_missing(
+        self, missing: list[str], results: dict[str, Answer | Exception], chunk: Chunk, batch: Batch
+    ) -> None:
         """Requests without an answer: sent again, set aside, or a reason to stop."""
         errors = (batch.errors and batch.errors.data) or []
         if QUEUE_FULL in {error.code for error in errors}:
-            return self.hold(missing)
+            return self.send_later(missing)
         if batch.status == "failed":
-            results = self.refused(chunk, errors)
+            results = self.refused_lines(chunk, errors)
         elif batch.status == "cancelled" and missing:
-            told = f"critique: batch {batch.id} was cancelled with {len(missing)} requests unanswered"
-            self.stop = self.stop or WorkStopped(f"{told}; what was bought is kept: run again to send the rest")
+            self.halt(
+                WorkStopped(
+                    f"critique: batch {batch.id} was cancelled with {len(missing)} requests unanswered; what was "
+                    "bought is kept: run again to send the rest"
+                )
+            )
         for key in missing:
-            self.again_or_aside(key, results.get(key) or RowError(503, None, "no row in the files of its batch"))
-        self.check(chunk)
+            error = results.get(key) or RowError(503, None, "no row in the files of its batch")
+            assert isinstance(error, Exception)
+            self.sort_row(key, error)
+        self.check_rules(chunk)
 
-    def hold(self, missing: list[str]) -> None:
+    def send_later(self, missing: list[str]) -> None:
         """The endpoint's queue of tokens is full: sent later, in smaller batches if nothing of ours is in it."""
-        self.held = True
+        self.queue_full = True
         if not self.open:
             self.per_batch = max(1, len(missing) // 2)
         self.waiting.extendleft(reversed(missing))
         self.sent.subtract(missing)
 
-    def refused(self, chunk: Chunk, errors: list[BatchError]) -> dict[str, Answer | Exception]:
+    def refused_lines(self, chunk: Chunk, errors: list[BatchError]) -> dict[str, Answer | Exception]:
         """A batch that was not begun: the account is empty, the whole is refused, or some lines of it are."""
-        told = str(errors[0].message or errors[0].code) if errors else "no reason given"
+        message = str(errors[0].message or errors[0].code) if errors else "no reason given"
         code = next((error.code for error in errors if error.code in NO_MONEY), None)
-        wrong = {chunk.keys[e.line - 1]: e for e in errors if e.line and e.line <= len(chunk.keys)}
-        if code or not wrong:
-            self.stop_at(RowError(402 if code else 400, code, told))
-        return {key: RowError(400, error.code, str(error.message)) for key, error in wrong.items()}
+        lines = {chunk.keys[e.line - 1]: e for e in errors if e.line and e.line <= len(chunk.keys)}
+        if code or not lines:
+            self.halt_refused(RowError(402 if code else 400, code, message))
+        return {key: RowError(400, error.code, str(error.message)) for key, error in lines.items()}
 
-    def again_or_aside(self, key: str, error: Answer | Exception) -> None:
+    def sort_row(self, key: str, error: Exception) -> None:
         """A passing error is sent again at most `plan.resends` times; the rest is set aside under its own name."""
-        assert isinstance(error, Exception)
         meaning = retry.meaning(error)
         if meaning in ("no_access", "no_quota"):
-            return self.stop_at(error)
-        self.complaints[self.api.told(error)] += 1
+            return self.halt_refused(error)
+        self.complaints[self.endpoint.message(error)] += 1
         if meaning == "again" and self.sent[key] <= self.plan.resends:
             self.waiting.append(key)
         else:
             self.answers[key] = Answer("", "failed" if meaning == "again" else "bad_request")
-            self.trouble.statuses[self.answers[key].outcome] += 1
+            self.rules.statuses[self.answers[key].outcome] += 1
             self.progress.advance(1)
 
-    def stop_at(self, error: Exception) -> None:
-        """Remembers the one line; it is raised when all that has ended is kept."""
-        try:
-            self.api.refuse(error)
-        except UserError as stop:
-            self.stop = self.stop or stop
+    def halt(self, why: Exception) -> None:
+        """Nothing more is sent; the first reason is raised when all that has ended is kept."""
+        self.stop = self.stop or why
 
-    def check(self, chunk: Chunk) -> None:
+    def halt_refused(self, error: Exception) -> None:
+        """Stops with the one line for an error that no repetition helps."""
+        try:
+            self.api.raise_refused(error)
+        except UserError as stop:
+            self.halt(stop)
+
+    def check_rules(self, chunk: Chunk) -> None:
         """Stops when nothing usable has come back and more is to come, or when more failed than a run may lose."""
         outcomes = Counter(answer.outcome for answer in self.answers.values())
-        told = self.complaints.most_common(1)[0][0] if self.complaints else ""
-        where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.api.base_url}'"
+        message = self.complaints.most_common(1)[0][0] if self.complaints else ""
         nothing_else = not self.progress.first and outcomes["bad_request"] == outcomes.total()
         if nothing_else and outcomes.total() >= len(chunk.keys):
-            self.stop = self.stop or UserError(f"{where}: every request of a batch is refused: {told}")
-        useless = self.trouble.useless(told) if self.waiting or self.open else None
-        if useless:
-            self.stop = self.stop or UserError(useless.message)
+            where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.endpoint.base_url}'"
+            self.halt(UserError(f"{where}: every request of a batch is refused: {message}"))
+        if (self.waiting or self.open) and (why := self.rules.none_usable(message)):
+            self.halt(why)
         if too_many_failed(outcomes["failed"], self.progress.total):
-            times = self.plan.resends + 1
-            self.stop = self.stop or WorkStopped(
-                f"critique: {outcomes['failed']} requests failed in {times} batches each ({told}); run again to go on"
+            failed, times = outcomes["failed"], self.plan.resends + 1
+            self.halt(
+                WorkStopped(
+                    f"critique: {failed} requests failed in {times} batches each ({message}); run again to go on"
+                )
             )
-
-    def too_long(self) -> WorkStopped:
-        """The end of `client.batch_wait_s`."""
-        names = ", ".join(str(chunk.batch_id) for chunk in self.open) or "none was taken"
-        waited = f"resources.client.batch_wait_s = {self.api.limits.batch_wait_s:g}"
-        return WorkStopped(f"critique: {waited}: batches still open ({names}); run again to go on waiting for them")

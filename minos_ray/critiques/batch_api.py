@@ -15,15 +15,12 @@ from typing import Any, NoReturn, TypeVar
 import openai
 from openai.types import Batch
 
-from minos_ray.config.endpoints import address
-from minos_ray.config.resources import Client
 from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
-from minos_ray.critiques.cache import Answer
-from minos_ray.critiques.client import headers, hidden
-from minos_ray.critiques.content import clean
+from minos_ray.critiques.endpoint import PREFLIGHT_S, Endpoint
+from minos_ray.critiques.limits import most_usd
 from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.reply import BadReply, RowError, error_inside, most, read, shown
+from minos_ray.critiques.reply import Answer, BadReply, RowError, error_inside, quoted, read
 from minos_ray.errors import UserError, WorkStopped
 
 PRICE = 0.5
@@ -31,28 +28,18 @@ PRICE = 0.5
 CHAT = "/v1/chat/completions"
 CHUNK = "minos_chunk"
 """The key of a batch's metadata under which the name of our chunk stands."""
-PREFLIGHT_S = 30.0
 
 T = TypeVar("T")
 
 
 class BatchAPI:
-    """One endpoint. Calls are repeated as `retry` says; what no repetition helps is one clear line."""
+    """The Batch API of an endpoint. Calls are repeated as `retry` says; what no repetition helps is one clear line."""
 
-    def __init__(self, section: Critique, limits: Client, base_url: str, key: str, seed: int) -> None:
-        self.section, self.limits, self.base_url, self.key = section, limits, base_url, key
+    def __init__(self, endpoint: Endpoint, seed: int) -> None:
+        self.endpoint = endpoint
         self.rng = random.Random(seed)
         self.retries: Counter[str] = Counter()
-        http = openai.DefaultAsyncHttpxClient(timeout=limits.timeout_s, trust_env="//127.0.0.1" not in base_url)
-        self.headers = headers(section)
-        self.client = openai.AsyncOpenAI(
-            base_url=address(base_url)[0],
-            default_query=address(base_url)[1],
-            api_key=key,
-            max_retries=0,
-            http_client=http,
-            default_headers=self.headers,
-        )
+        self.client = endpoint.open()
 
     async def preflight(self) -> None:
         """One free request: is anybody there, is the key good, is there a Batch API at all?"""
@@ -60,11 +47,10 @@ class BatchAPI:
             async with asyncio.timeout(PREFLIGHT_S):
                 await self.client.batches.list(limit=1)
         except (openai.APIConnectionError, TimeoutError) as error:
-            reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {PREFLIGHT_S:.0f} s"
-            raise UserError(f"critique.base_url = '{self.base_url}' cannot be reached: {reason}") from error
+            self.endpoint.raise_unreachable(error, PREFLIGHT_S)
         except retry.ERRORS as error:
             if retry.meaning(error) != "again":
-                self.refuse(error)
+                self.raise_refused(error)
 
     async def find_or_create(self, chunk: str, content: bytes) -> Batch:
         """The batch of that chunk, newly created; found again where a create went through though its reply was lost."""
@@ -78,9 +64,9 @@ class BatchAPI:
                 )
             except retry.ERRORS as error:
                 await self._pause(error, attempt)
-            found = await self.find(chunk)
-            if found is not None:
-                return found
+            batch = await self.find(chunk)
+            if batch is not None:
+                return batch
             attempt += 1
 
     async def find(self, chunk: str) -> Batch | None:
@@ -115,9 +101,10 @@ class BatchAPI:
                 return await send()
             except retry.ERRORS as error:
                 if what and isinstance(error, openai.NotFoundError):
+                    key = f"the key in ${self.endpoint.section.api_key_env}"
                     raise UserError(
-                        f"critique: {what} is not known at '{self.base_url}' with the key in "
-                        f"${self.section.api_key_env}; use those it was bought with, or delete {record} to buy it again"
+                        f"critique: {what} is not known at '{self.endpoint.base_url}' with {key}; use those it was "
+                        f"bought with, or delete {record} to buy it again"
                     ) from error
                 await self._pause(error, attempt)
             attempt += 1
@@ -125,31 +112,24 @@ class BatchAPI:
     async def _pause(self, error: Exception, attempt: int) -> None:
         """Waits before the next attempt, or raises the line that says why there is none."""
         if retry.meaning(error) != "again":
-            self.refuse(error)
-        if attempt >= self.limits.max_retries:
-            raise WorkStopped(f"critique: {self.base_url} does not answer ({self.told(error)}); run again") from error
+            self.raise_refused(error)
+        if attempt >= self.endpoint.limits.max_retries:
+            url, message = self.endpoint.base_url, self.endpoint.message(error)
+            raise WorkStopped(f"critique: {url} does not answer ({message}); run again") from error
         self.retries[retry.name(error)] += 1
         await asyncio.sleep(retry.wait_s(error, attempt, self.rng))
 
-    def refuse(self, error: Exception) -> NoReturn:
-        """The one line for an error that no repetition helps; the key is not in it."""
-        key, url = f"the key in ${self.section.api_key_env}", f"critique.base_url = '{self.base_url}'"
-        meaning, code = retry.meaning(error), getattr(error, "status_code", 0)
-        if meaning == "no_quota":
-            raise UserError(f"critic: the account of {key} has no quota left ({code}); top it up and run again")
-        if meaning in ("no_access", "forbidden"):
-            raise UserError(f"critic refused {key} ({code}) at {url}; set a valid one")
-        hint = retry.address_hint(self.base_url)
+    def raise_refused(self, error: Exception) -> NoReturn:
+        """UserError for an error that no repetition helps; the key is not in it."""
+        if retry.meaning(error) in ("no_quota", "no_access", "forbidden"):
+            raise self.endpoint.key_refused(error) from error
+        url, code = f"critique.base_url = '{self.endpoint.base_url}'", getattr(error, "status_code", 0)
         if code in (404, 405):
+            hint = retry.address_hint(self.endpoint.base_url)
             raise UserError(
                 f"critique.mode = 'batch': {url} has no Batch API ({code}); use critique.mode = 'online'{hint}"
-            )
-        raise UserError(f"critique.mode = 'batch': {url} refuses the batch: {self.told(error)}")
-
-    def told(self, error: Exception) -> str:
-        """What the endpoint said, on one short line without the key."""
-        text = " ".join(f"{retry.name(error)}: {getattr(error, 'message', '') or error}".split())
-        return clean(hidden(text, self.section, self.key, self.headers))[:200]
+            ) from error
+        raise UserError(f"critique.mode = 'batch': {url} refuses the batch: {self.endpoint.message(error)}") from error
 
 
 def _objects(content: bytes) -> Iterator[dict[str, Any]]:
@@ -171,16 +151,16 @@ def read_lines(
     section: Critique, messages: Mapping[str, Messages], lines: list[dict[str, Any]]
 ) -> dict[str, Answer | Exception]:
     """What came back for each request; an answer counts more than an error on the same one."""
-    found: dict[str, Answer | Exception] = {}
+    results: dict[str, Answer | Exception] = {}
     for line in lines:
         key = str(line.get("custom_id"))
-        if isinstance(found.get(key), Answer):
+        if isinstance(results.get(key), Answer):
             continue
         try:
-            found[key] = read_line(section, messages.get(key, []), line)
+            results[key] = read_line(section, messages.get(key, []), line)
         except (RowError, BadReply) as error:
-            found[key] = error
-    return found
+            results[key] = error
+    return results
 
 
 def read_line(section: Critique, messages: Messages, line: dict[str, Any]) -> Answer:
@@ -192,13 +172,13 @@ def read_line(section: Critique, messages: Messages, line: dict[str, Any]) -> An
         raise RowError(400 if invalid else error.status_code, error.code, error.message)
     status, content = reply.get("status_code"), reply.get("body")
     if status != 200:
-        error = error_inside(content, {}) or RowError(503, None, shown(content or status))
-        stated = status if isinstance(status, int) and status >= 400 else error.status_code
-        raise RowError(stated, error.code, error.message)
+        error = error_inside(content, {}) or RowError(503, None, quoted(content or status))
+        http = status if isinstance(status, int) and status >= 400 else error.status_code
+        raise RowError(http, error.code, error.message)
     answer = read(section, messages, content)
     return replace(answer, cost_usd=PRICE * answer.cost_usd)
 
 
 def most_in_batch(section: Critique, messages: Messages) -> float:
     """The most that a request can cost in a batch, USD."""
-    return PRICE * most(section, messages)
+    return PRICE * most_usd(section, messages)

@@ -11,51 +11,18 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
-from minos_ray.critiques.content import visible
-from minos_ray.critiques.prompts import Messages
+from minos_ray.critiques.reply import BOUGHT, Answer, visible
 from minos_ray.errors import StorageFailed
 from minos_ray.store.filesystem import prefetch
 from minos_ray.store.run import Run
 
 FOLDER = "cache/critiques"
-Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_reply", "bad_request", "failed"]
 DEAREST_USD = 1e9
 """No answer costs more; an amount above it is none."""
-BOUGHT = ("answered", "truncated", "refused", "bad_json", "bad_reply")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back for one request. Only what was paid for (`BOUGHT`) is kept; `text` is what the reader is to see.
-
-    So the thinking of a model is in no file: only what stands behind it is read and trained on.
-    """
-
-    text: str
-    outcome: Outcome
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-
-
-def content_key(
-    critic: str,
-    messages: Messages,
-    temperature: float | None,
-    max_tokens: int,
-    structured: bool = False,
-    more: Mapping[str, Any] | None = None,
-) -> str:
-    """32 hex digits that name a request by its content; `more` are further parameters, where there are any."""
-    asked = [critic, messages, temperature, max_tokens, *(["structured"] if structured else [])]
-    asked += [json.dumps(more, sort_keys=True)] if more else []
-    content = json.dumps(asked, ensure_ascii=True, separators=(",", ":"))
-    return blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def checked(text: Any, outcome: Any, prompt_tokens: Any = 0, completion_tokens: Any = 0, cost_usd: Any = 0.0) -> Answer:
@@ -63,13 +30,13 @@ def checked(text: Any, outcome: Any, prompt_tokens: Any = 0, completion_tokens: 
 
     Earlier versions kept what the endpoint sent: chunks, thinking, half characters. That is paid for, and read.
     """
-    shown = visible(text)
-    if shown is None or outcome not in BOUGHT:
+    visible_text = visible(text)
+    if visible_text is None or outcome not in BOUGHT:
         raise ValueError("no text that was bought")
     counts = [count for count in (prompt_tokens, completion_tokens) if 0 <= count < 2**63]
     if len(counts) < 2 or not 0 <= cost_usd <= DEAREST_USD:
         raise ValueError("no counts")
-    return Answer(shown, outcome, int(counts[0]), int(counts[1]), float(cost_usd))
+    return Answer(visible_text, outcome, int(counts[0]), int(counts[1]), float(cost_usd))
 
 
 class Cache:

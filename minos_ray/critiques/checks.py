@@ -3,20 +3,16 @@
 import asyncio
 import re
 from collections.abc import Iterator, Set
-from typing import TYPE_CHECKING
 
 from minos_ray.config.endpoints import OFFLINE
 from minos_ray.config.functions import NamedFunction
 from minos_ray.config.load import Config
-from minos_ray.critiques.prices import has_prices, priced
+from minos_ray.critiques.limits import cost, has_prices, most_tokens, priced
 from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import errors_of
 from minos_ray.graph.state import Todo
 from minos_ray.labels.checks import require_for_error_analysis
 from minos_ray.store.run import Run
-
-if TYPE_CHECKING:
-    from minos_ray.critiques.cache import Cache
 
 CRITIC_S = 10.0
 
@@ -65,12 +61,10 @@ def critic_problems(config: Config) -> Iterator[str]:
 
 def require_critic(config: Config) -> None:
     """UserError when the key is missing or refused, or nobody answers; one request that costs nothing."""
-    from minos_ray.critiques.ask import endpoint  # late: most checks need no HTTP client
-    from minos_ray.critiques.client import Endpoint, headers, preflight
+    from minos_ray.critiques.endpoint import open_endpoint, preflight  # late: most checks need no HTTP client
 
-    with endpoint(config.critique, config.seed) as (base_url, key):
-        critic = Endpoint(config.critique, config.resources.client, base_url, key, headers(config.critique))
-        asyncio.run(preflight(critic, CRITIC_S))
+    with open_endpoint(config.critique, config.resources.client, config.seed) as endpoint:
+        asyncio.run(preflight(endpoint, CRITIC_S))
 
 
 def expected_cost(config: Config, run: Run) -> str:
@@ -85,7 +79,6 @@ def expected_cost(config: Config, run: Run) -> str:
 def costs(config: Config, run: Run) -> str:
     """Count x what one critique is likely to cost, or why that cannot be said."""
     from minos_ray.critiques.cache import Cache
-    from minos_ray.critiques.reply import cost, most_tokens
     from minos_ray.critiques.stage import chosen
 
     section = config.critique
@@ -102,13 +95,9 @@ def costs(config: Config, run: Run) -> str:
         return f"critique: {section.count:,} critiques, about {usd:,.2f} USD (of the usual size: no labels yet)"
     cache = Cache(run)
     missing = [task.request for task in chosen(config, section, run)[1] if task.request.key not in cache.answers]
-    asked = sum(most_tokens(request.messages) for request in missing) / BYTES_PER_TOKEN
-    usd = cost(section, asked, len(missing) * answer_tokens(cache)) * half
-    most = cost(section, asked, len(missing) * section.max_tokens) * half
-    return f"critique: {len(missing):,} critiques to buy, about {usd:,.2f} USD, {most:,.2f} if every answer is longest"
-
-
-def answer_tokens(cache: "Cache") -> float:
-    """Mean length of the answers bought so far, or the usual one."""
+    prompt_tokens = sum(most_tokens(request.messages) for request in missing) / BYTES_PER_TOKEN
     lengths = [answer.completion_tokens for answer in cache.answers.values() if answer.completion_tokens]
-    return sum(lengths) / len(lengths) if lengths else ANSWER_TOKENS
+    answer_tokens = sum(lengths) / len(lengths) if lengths else ANSWER_TOKENS
+    usd = cost(section, prompt_tokens, len(missing) * answer_tokens) * half
+    most = cost(section, prompt_tokens, len(missing) * section.max_tokens) * half
+    return f"critique: {len(missing):,} critiques to buy, about {usd:,.2f} USD, {most:,.2f} if every answer is longest"

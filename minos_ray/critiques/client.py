@@ -1,273 +1,305 @@
-"""Asking the critic: many requests at a time, retries by kind of error, every answer kept as soon as it is there."""
+"""The critic's client: one process, one event loop, many requests in flight.
+
+A request passes three limits before it is sent: a slot (its connection), the rate of a minute, and the money. What came
+back is on disk before it counts; so a kill at any moment loses at most what is in flight.
+"""
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import openai
 
-from minos_ray.config.endpoints import address
-from minos_ray.config.load import secret
-from minos_ray.config.resources import Client
-from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
-from minos_ray.critiques.cache import Answer, Cache
-from minos_ray.critiques.content import clean
-from minos_ray.critiques.gate import Gate, Stopped
-from minos_ray.critiques.limiter import Done
-from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.reply import BadReply, RowError, body, decoded, most, most_tokens, read, shown, thought_only
-from minos_ray.critiques.trouble import Stop
-from minos_ray.errors import StorageFailed, UserError
+from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.endpoint import Endpoint, preflight
+from minos_ray.critiques.limits import Budget, Pace, Usage, most_tokens, most_usd
+from minos_ray.critiques.reply import Answer, Reader, decoded, quoted, read, status_of, thought_only
+from minos_ray.critiques.request import Request, body
+from minos_ray.critiques.retry import EndpointGone, StopRules
+from minos_ray.errors import StorageFailed, WorkStopped
+from minos_ray.observe.progress import Progress
 
-PREFLIGHT_S = 30.0
+CONNECTIONS = 100
+"""Of one pool. httpx looks at every connection of a pool whenever a request begins or ends: a single pool of thousands
+would take all of the CPU."""
+IN_HAND = 2
+"""Rows begun for each slot: those in flight, and those that wait to be sent again."""
 TIMEOUTS = 3
 """A request that takes too long is given twice the time when it is sent again, and is sent so often at most."""
+DRAIN_S = 10.0
+"""After Ctrl-C: what is in flight is paid for, and may still arrive for so long."""
 
-Reader = Callable[[str, Sequence[int]], str]
-"""(text of an answer, `Request.wanted`) -> its status, `ok` when it can be used; a function of a module."""
 
-
-@dataclass(frozen=True)
-class Request:
-    """One text to ask for; `key` names its content. `structured` asks for a critique as JSON.
-
-    `wanted` is what the reader of the answer needs to know, such as the number of steps.
-    """
-
-    key: str
-    messages: Messages
-    structured: bool = False
-    wanted: tuple[int, ...] = ()
+class Stopped(Exception):
+    """Nothing more is sent; `Critic.stop` says why."""
 
 
 @dataclass
-class Reply:
-    """What became of one request: its answer (None when the work was stopped before), and what went wrong meanwhile."""
+class Row:
+    """A request on its way, and how often it was tried."""
 
-    answer: Answer | None = None
+    request: Request
+    attempt: int = 0
     timeouts: int = 0
-    retries: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """Where the critic is and how it is asked."""
+class Reservation:
+    """What a request in flight holds: bytes of its prompt, tokens that it is expected to take, the most it can cost."""
 
-    section: Critique
-    limits: Client
-    base_url: str
-    key: str = field(repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    def open(self) -> openai.AsyncOpenAI:
-        """One client over one connection pool of explicit size."""
-        many, limit = self.limits.concurrency, self.limits.timeout_s
-        # The Limits class of the very HTTP library that this version of openai is built on.
-        pool = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=many, max_keepalive_connections=many)
-        http = openai.DefaultAsyncHttpxClient(limits=pool, timeout=limit, trust_env=not self.loopback)
-        base_url, query = address(self.base_url)
-        return openai.AsyncOpenAI(
-            base_url=base_url,
-            default_query=query,
-            api_key=self.key,
-            max_retries=0,
-            timeout=limit,
-            http_client=http,
-            default_headers=self.headers,
-        )
-
-    @property
-    def loopback(self) -> bool:
-        """Whether it is on this very machine."""
-        return "//127.0.0.1" in self.base_url or "//localhost" in self.base_url
-
-    def refused(self, error: Exception) -> str:
-        """The one line for a key that does not open the endpoint, or whose account is empty; the key is not in it."""
-        key, code = f"the key in ${self.section.api_key_env}", retry.name(error)
-        if retry.meaning(error) == "no_quota":
-            return f"critic: the account of {key} has no quota left ({code}); top it up and run again"
-        return f"critic refused {key} ({code}) at critique.base_url = '{self.base_url}'; set a valid one"
-
-    def told(self, error: Exception) -> str:
-        """What the endpoint said, on one short line without the key."""
-        if retry.name(error) == "timeout":
-            return f"timeout: no answer in resources.client.timeout_s = {self.limits.timeout_s:g}"
-        text = " ".join(f"{retry.name(error)}: {getattr(error, 'message', '') or error}".split())
-        return clean(hidden(text, self.section, self.key, self.headers))[:200]
-
-    def doubt(self, error: Exception) -> Stop | None:
-        """The reason to stop should others be refused like this one: an error that is likely to be meant for all."""
-        meaning, told = retry.meaning(error), self.told(error)
-        if meaning == "forbidden" and not retry.FLAGGED.search(told):
-            return Stop("user", f"{self.refused(error)}: {told}")
-        if meaning != "bad_request":
-            return None
-        missing = retry.name(error) in ("404", "405")
-        advice = retry.address_hint(self.base_url) if missing else retry.hint(error, self.section)
-        where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
-        return Stop("user", f"{where}: every request is refused: {told}{advice}") if missing or advice else None
-
-
-def headers(section: Critique) -> dict[str, str]:
-    """The headers of each request, on the driver, whose environment holds what `$NAME` means."""
-    return {
-        name: secret(value[1:], f"critique.extra_headers.{name}") if value.startswith("$") else value
-        for name, value in section.extra_headers.items()
-    }
-
-
-def hidden(text: str, section: Critique, key: str, headers: Mapping[str, str]) -> str:
-    """The text without the key, and without what headers hold that came from the environment."""
-    secrets = [value for name, value in headers.items() if section.extra_headers.get(name, "").startswith("$")]
-    for value in filter(None, (key, *secrets)):
-        text = text.replace(value, "***")
-    return text
-
-
-async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
-    """One free request: is anybody there, is the key good? An endpoint without a list of models passes."""
-    try:
-        async with endpoint.open() as api, asyncio.timeout(within_s):
-            try:
-                listed = decoded((await api.models.with_raw_response.list()).content)
-                if not isinstance(listed, (dict, list)):
-                    raise BadReply(f"no list of models: {shown(listed)}")
-            except (openai.APIStatusError, BadReply) as error:
-                if getattr(error, "status_code", 0) < 429:
-                    await knock(endpoint, api, error)
-    except (openai.APIConnectionError, TimeoutError) as error:
-        reason = " ".join(str(error.__cause__ or "").split()) or f"no answer in {within_s:.0f} s"
-        raise UserError(f"critique.base_url = '{endpoint.base_url}' cannot be reached: {reason}") from error
-    except retry.ERRORS:
-        return
-
-
-async def knock(endpoint: Endpoint, api: openai.AsyncOpenAI, unlisted: Exception) -> None:
-    """Asks the chat itself where the list of models is refused: without messages, which no endpoint answers or bills.
-
-    UserError when the key is refused there too, or nothing that could take it is found at that address.
-    """
-    asked: dict[str, Any] = {"model": endpoint.section.model, "messages": [], "max_tokens": 1}
-    try:
-        decoded((await api.chat.completions.with_raw_response.create(**asked)).content)
-    except BadReply as error:
-        advice = retry.address_hint(endpoint.base_url)
-        raise UserError(f"critique.base_url = '{endpoint.base_url}' answers with {error}{advice}") from error
-    except openai.APIStatusError as error:
-        if error.status_code in (401, 403):
-            raise UserError(endpoint.refused(error)) from error
-        absent = error.status_code in (404, 405, 501)
-        if absent and retry.meaning(unlisted) in ("no_access", "forbidden"):
-            raise UserError(endpoint.refused(unlisted)) from error
-        stop = endpoint.doubt(error) if absent else None
-        if stop:
-            raise UserError(stop.message) from error
-    except retry.ERRORS:
-        return
+    size: int
+    tokens: float
+    usd: float
 
 
 class Critic:
-    """Asks an endpoint through one connection pool, `concurrency` requests in flight at most; `gate` says when."""
+    """Asks an endpoint for rows of text; `before` are the statuses of rows that were answered earlier."""
 
-    def __init__(self, endpoint: Endpoint, cache: Cache, gate: Gate, seed: str, reader: Reader | None = None) -> None:
-        self.endpoint, self.cache, self.gate, self.reader = endpoint, cache, gate, reader
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cache: Cache,
+        progress: Progress,
+        reader: Reader | None = None,
+        before: Mapping[str, int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.endpoint, self.cache, self.progress, self.reader = endpoint, cache, progress, reader
         self.section, self.limits = endpoint.section, endpoint.limits
-        self.api = endpoint.open()
-        self.slots = asyncio.Semaphore(endpoint.limits.concurrency)
+        now = time.monotonic()
+        self.requests = Pace(self.limits.requests_per_minute, now)
+        self.tokens = Pace(self.limits.tokens_per_minute, now)
+        self.spent_before = cache.spent_usd
+        self.budget = Budget(self.section.max_usd, self.spent_before)
+        self.usage = Usage(self.section.max_tokens)
+        self.rules = StopRules(self.section, progress.total, before or {})
         self.rng = random.Random(seed)
+        self.concurrency = self.limits.actors * self.limits.concurrency
+        pools = range(0, self.concurrency, CONNECTIONS)
+        self.clients = [endpoint.open(min(CONNECTIONS, self.concurrency - first)) for first in pools]
+        # The last that was given back is taken first: few connections are opened where few are needed.
+        self.slots: asyncio.LifoQueue[openai.AsyncOpenAI] = asyncio.LifoQueue()
+        for slot in range(self.concurrency):
+            self.slots.put_nowait(self.clients[slot // CONNECTIONS])
+        self.entrance = asyncio.Lock()
+        self.changed, self.stopped = asyncio.Event(), asyncio.Event()
+        self.stop: Exception | None = None
+        self.in_flight = self.token_count = self.remaining = 0
+        self.answers: dict[str, Answer] = {}
+        self.retries: Counter[str] = Counter()
+        self.complaints: Counter[str] = Counter()
 
-    async def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply per request, in order; whatever was bought is in the cache."""
-        return await asyncio.gather(*(self._reply(request) for request in requests))
+    async def ask(self, requests: Sequence[Request]) -> dict[str, Answer]:
+        """The answers by key; whatever was bought is in the cache, also when this raises.
 
-    async def _reply(self, request: Request) -> Reply:
-        """The answer after at most `max_retries` retries. A request that waits to be sent again holds no slot."""
-        reply = Reply(self.cache.answers.get(request.key))
+        Raises UserError for what the user has to change, StopAtBudget at `critique.max_usd`, EndpointGone when too
+        many requests fail.
+        """
+        self.remaining = len(requests)
+        rows: set[asyncio.Task[None]] = set()
         try:
-            for attempt in range(self.limits.max_retries + 1):
-                if reply.answer is not None:
+            await preflight(self.endpoint)
+            in_hand = asyncio.Semaphore(IN_HAND * self.concurrency)
+            for request in requests:
+                await in_hand.acquire()
+                if self.stop:
                     break
-                async with self.slots:
-                    pause = await self._attempt(request, attempt, reply)
-                if pause:
-                    await self.gate.sleep(pause)
-        except Stopped:
-            return reply
-        return reply
-
-    async def _attempt(self, request: Request, attempt: int, reply: Reply) -> float:
-        """Sends once, keeps what came and then lets it count; returns the seconds to wait before the next attempt."""
-        size = most_tokens(request.messages)
-        done = Done(await self.gate.start(size, most(self.section, request.messages)), usd=None)
-        try:
-            raw, headers = await self._send(request, self.limits.timeout_s * 2**reply.timeouts)
-            answer = read_stated(self.section, request.messages, raw, headers)
-            await self.cache.add(request.key, answer)
-            reply.answer, done = answer, self._bought(done, request, answer, raw)
-            done = done._replace(pause_s=retry.hold_s(headers, size / 4 + self.section.max_tokens))
-        except retry.ERRORS as error:
-            done = self._failed(done, error, attempt, reply)
-            return retry.wait_s(error, attempt, self.rng)
-        except (OSError, StorageFailed) as error:
-            done = done._replace(stop=Stop("gone", f"critique: an answer could not be stored: {error}"))
+                task = asyncio.create_task(self._row(Row(request)))
+                rows.add(task)
+                task.add_done_callback(lambda done: (rows.discard(done), in_hand.release()))
+            while rows:
+                await asyncio.wait(rows)
+        except asyncio.CancelledError:
+            self.halt(WorkStopped("interrupted"))
+            if rows:
+                await asyncio.wait(rows, timeout=DRAIN_S)
+            raise
         finally:
-            self.gate.end(done)
-        return 0.0
+            for client in self.clients:
+                await client.close()
+        if self.stop:
+            raise self.stop
+        return self.answers
 
-    async def _send(self, request: Request, within_s: float) -> tuple[Any, Mapping[str, str]]:
+    def details(self) -> dict[str, Any]:
+        """For the manifest."""
+        lost = {"lost_usd": round(self.budget.lost, 6)} if self.budget.lost else {}
+        return {"retries": dict(self.retries), "complaints": dict(self.complaints.most_common(5))} | lost
+
+    def halt(self, why: Exception) -> None:
+        """Nothing more is sent, what is in flight is waited for; the first reason counts."""
+        self.stop = self.stop or why
+        self.stopped.set()
+        self.changed.set()
+
+    async def _row(self, row: Row) -> None:
+        """Sends until there is an answer or no attempt is left. A row that waits to be sent again holds no slot."""
+        try:
+            pause: float | None = 0.0
+            while pause is not None:
+                await self._sleep(pause)
+                async with self._slot() as api:
+                    pause = await self._attempt(api, row)
+        except Stopped:
+            return
+        except Exception as error:  # nobody awaits this task: the error ends the work, once all in flight is stored
+            self.halt(error)
+
+    async def _attempt(self, api: openai.AsyncOpenAI, row: Row) -> float | None:
+        """Sends once; returns the seconds before the next attempt, None when the row has ended."""
+        reservation = await self._admit(row.request)
+        answer: Answer | None = None
+        failure: Exception | None = None
+        usd: float | None = None  # perhaps billed, never seen
+        try:
+            raw, headers = await self._send(api, row)
+            answer = read(self.section, row.request.messages, raw, headers)
+            await self.cache.add(row.request.key, answer)
+            usd = answer.cost_usd
+        except retry.ERRORS as error:
+            failure, usd = error, None if retry.maybe_billed(error) else 0.0
+        except (OSError, StorageFailed) as error:
+            return self.halt(EndpointGone(f"critique: an answer could not be stored: {error}"))
+        finally:
+            self._release(reservation, usd, answer)
+        if failure is not None:
+            return self._failed(row, failure)
+        self._pause(retry.hold_s(headers, reservation.size / 4 + self.section.max_tokens))
+        return self._answered(row, answer, raw)
+
+    async def _send(self, api: openai.AsyncOpenAI, row: Row) -> tuple[Any, Mapping[str, str]]:
         """The JSON that came back, and its headers."""
+        within_s = self.limits.timeout_s * 2**row.timeouts
+        fields = body(self.section, row.request.messages)
+        model, messages = fields.pop("model"), fields.pop("messages")
         async with asyncio.timeout(within_s):
-            asked = body(self.section, request.messages)
-            model, messages = asked.pop("model"), asked.pop("messages")
-            raw = await self.api.chat.completions.with_raw_response.create(
-                model=model, messages=messages, extra_body=asked, timeout=within_s
+            raw = await api.chat.completions.with_raw_response.create(
+                model=model, messages=messages, extra_body=fields, timeout=within_s
             )
         return decoded(raw.content), raw.headers
 
-    def _bought(self, done: Done, request: Request, answer: Answer, raw: Any) -> Done:
-        """The end of a request that was answered, and what its reader makes of it."""
-        status, told = status_of(answer, request, self.reader), ""
-        if status != "ok":
-            told = f"one begins {shown(answer.text)!r}" if answer.text else ""
-            told = "the text is in 'reasoning_content'" if thought_only(raw) else told
-        return done._replace(
-            usd=answer.cost_usd,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            outcome=status,
-            told=told,
-        )
+    def _answered(self, row: Row, answer: Answer, raw: Any) -> None:
+        """Counts an answer by what its reader makes of it."""
+        status, message = status_of(answer, row.request, self.reader), ""
+        if status != "ok" and answer.text:
+            message = f"one begins {quoted(answer.text)!r}"
+        if status != "ok" and thought_only(raw):
+            message = "the text is in 'reasoning_content'"
+        self.token_count += answer.prompt_tokens + answer.completion_tokens
+        self._end(row, answer, status, message)
 
-    def _failed(self, done: Done, error: Exception, attempt: int, reply: Reply) -> Done:
-        """Sorts an error: it stops everybody, sets the row aside, or the row is to be sent again."""
-        meaning, told, name = retry.meaning(error), self.endpoint.told(error), retry.name(error)
+    def _failed(self, row: Row, error: Exception) -> float | None:
+        """Stops everything, sets the row aside, or has it sent again after the seconds that are returned."""
+        meaning, message, name = retry.meaning(error), self.endpoint.message(error), retry.name(error)
         if meaning in ("no_access", "no_quota"):
-            return done._replace(usd=0.0, stop=Stop("user", self.endpoint.refused(error)))
-        reply.complaints.append(told)
-        reply.timeouts += name == "timeout"
-        usd, pause_s = None if retry.maybe_billed(error) else 0.0, retry.asked_s(error)
-        done = done._replace(usd=usd, pause_s=pause_s, error=name, told=told)
-        if meaning == "again" and attempt < self.limits.max_retries and reply.timeouts < TIMEOUTS:
-            reply.retries.append(name)
-            return done
-        reply.answer = Answer(told, "failed" if meaning == "again" else "bad_request")
-        return done._replace(outcome=reply.answer.outcome, doubt=self.endpoint.doubt(error))
+            return self.halt(self.endpoint.key_refused(error))
+        self.complaints[message] += 1
+        row.timeouts += name == "timeout"
+        self._pause(retry.pause_s(error))
+        if why := self.rules.attempt_failed(name, message):
+            self.halt(why)
+        if meaning == "again" and row.attempt < self.limits.max_retries and row.timeouts < TIMEOUTS:
+            self.retries[name] += 1
+            seconds = retry.wait_s(error, row.attempt, self.rng)
+            row.attempt += 1
+            self._show(0)
+            return seconds
+        answer = Answer(message, "failed" if meaning == "again" else "bad_request")
+        return self._end(row, answer, answer.outcome, message, self.endpoint.doubt(error))
 
+    def _end(self, row: Row, answer: Answer, status: str, message: str, doubt: Exception | None = None) -> None:
+        """A row has its answer, or is set aside."""
+        self.answers[row.request.key] = answer
+        self.remaining -= 1
+        if why := self.rules.row_ended(status, message, doubt, self.in_flight):
+            self.halt(why)
+        self._show(1)
 
-def read_stated(section: Critique, messages: Messages, raw: Any, headers: Mapping[str, str]) -> Answer:
-    """What `read` makes of a reply; an error in it has the headers of the reply, which may say how long to wait."""
-    try:
-        return read(section, messages, raw)
-    except RowError as error:
-        raise RowError(error.status_code, error.code, error.message, headers) from error
+    async def _admit(self, request: Request) -> Reservation:
+        """Waits, one after the other, until rate, money and past refusals let one more request in."""
+        size, usd = most_tokens(request.messages), most_usd(self.section, request.messages)
+        async with self.entrance:
+            while True:
+                if self.stop:
+                    raise Stopped
+                now = time.monotonic()
+                start = max(self.requests.start(now), self.tokens.start(now))
+                if start > now:
+                    await self._change(start - now)
+                elif self.in_flight < self.rules.room() and self.budget.fits(usd):
+                    break
+                elif self.in_flight:  # one of these may end better, or cheaper, than was reserved
+                    await self._change()
+                else:
+                    self.halt(self.budget.exhausted(usd))
+            reservation = Reservation(size, self.usage.expected(size), usd)
+            self.requests.take(1, start)
+            self.tokens.take(reservation.tokens, start)
+            self.budget.reserve(usd)
+            self.in_flight += 1
+        self.progress.note(**self._load())
+        return reservation
 
+    def _release(self, reservation: Reservation, usd: float | None, answer: Answer | None) -> None:
+        """Books what a request really took."""
+        self.in_flight -= 1
+        self.budget.settle(reservation.usd, usd)
+        prompt, completion = (answer.prompt_tokens, answer.completion_tokens) if answer else (0, 0)
+        if completion:
+            self.usage.learn(reservation.size, prompt, completion)
+        if usd is not None:
+            self.tokens.correct(prompt + completion - reservation.tokens)
+        self.changed.set()
 
-def status_of(answer: Answer, request: Request, reader: Reader | None) -> str:
-    """What the reader makes of an answer, or why there is nothing to read."""
-    if answer.outcome != "answered":
-        return answer.outcome
-    return reader(answer.text, request.wanted) if reader else "ok"
+    def _pause(self, seconds: float) -> None:
+        """Nothing is sent for so long: the limits of an endpoint are for all requests."""
+        if seconds:
+            self.requests.pause(time.monotonic() + seconds)
+
+    async def _change(self, within_s: float | None = None) -> None:
+        """Until a request ends or the work is stopped, or for that long. Only who holds `entrance` waits here."""
+        self.changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.changed.wait()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits; raises Stopped as soon as nothing more is sent."""
+        if seconds and not self.stop:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.stopped.wait()
+        if self.stop:
+            raise Stopped
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[openai.AsyncOpenAI]:
+        """One of the connections."""
+        api = await self.slots.get()
+        try:
+            yield api
+        finally:
+            self.slots.put_nowait(api)
+
+    def _show(self, ended: int) -> None:
+        """The progress: statuses, retries, cost so far and expected in all."""
+        lost = {status: number for status, number in self.rules.statuses.items() if status != "ok"}
+        retries, spent = self.retries.total(), self.budget.spent
+        self.progress.note(lost, tokens=self.token_count, cost_usd=round(spent, 6), retries=retries, **self._load())
+        shown: dict[str, object] = {"retries": retries}
+        if self.answers:
+            expected = spent + (spent - self.spent_before) * self.remaining / len(self.answers)
+            shown["cost"] = f"{spent:.2f} of about {expected:.2f} USD"
+        if late := self.rules.errors["timeout"]:
+            shown["timeout"] = f"{late} (resources.client.timeout_s = {self.limits.timeout_s:g})"
+        self.progress.advance(ended, **shown)
+
+    def _load(self) -> dict[str, int]:
+        """Requests that wait to be sent, and those that the endpoint works on."""
+        return {"queue": max(0, self.remaining - self.in_flight), "in_flight": self.in_flight}

@@ -12,19 +12,20 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow.compute as pc
 
-from minos_ray.config.load import Config, resolve
+from minos_ray.config.load import Config
 from minos_ray.config.schema import Critique, ErrorType
-from minos_ray.critiques.cache import Answer, Cache
-from minos_ray.critiques.client import Request
-from minos_ray.critiques.prompts import MARKED, Case, Messages
-from minos_ray.critiques.reply import key_of
-from minos_ray.critiques.select import Row, distinct
+from minos_ray.critiques.ask import ask
+from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.endpoint import with_model
+from minos_ray.critiques.prompts import MARKED, Case, Messages, case_of
+from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.request import Request, build_request
+from minos_ray.critiques.select import distinct
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.miniature.critic_server import MODEL
 from minos_ray.problems.split import problems_by_id, round_robin, rows_of_problems
 from minos_ray.steps.own_text import without_thinking
-from minos_ray.store.columns import SCHEMAS, table
+from minos_ray.store.columns import SCHEMAS, Row, table
 from minos_ray.store.run import Artefact, Manifest, Run
 
 NAME = "error_types"
@@ -114,7 +115,7 @@ def error_types(config: Config, run: Run) -> Manifest | None:
     target = begin(config, run, NAME)
     start = time.monotonic()
     tasks, passed_over = plan(config, run)
-    answers, details = answered(config, run, tasks)
+    answers, details = ask(config, critic(config), [task.request for task in tasks], Cache(run), types_status)
     rows = [row for task in tasks for row in rows_of(config, task, answers[task.request.key])]
     target.write_part("00000", table(NAME, rows))
     return finish(target, tasks, rows, passed_over, {**details, "seconds": round(time.monotonic() - start, 1)})
@@ -139,25 +140,14 @@ def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
 
 def task(config: Config, source: Literal["candidate", "inserted"], row: Row, problem: Row) -> Task:
     """The request that asks for the types of one solution's wrong steps."""
-    given = {key: row[key] for key in ("steps", "step_labels", "correct")}
-    case = Case(**given, **{key: problem[key] for key in ("question", "answer", "solution")})
-    messages = resolve(config.error_analysis.prompt)(case)
-    request = Request(key_of(critic(config), messages), messages, wanted=tuple(wrong_steps(row["step_labels"])))
+    wanted = tuple(wrong_steps(row["step_labels"]))
+    request = build_request(critic(config), config.error_analysis.prompt, case_of(row, problem), wanted)
     return Task(source, row, row["error_types"] if source == "inserted" else None, request)
 
 
 def critic(config: Config) -> Critique:
     """The section `critique` as these questions use it: the answer is lines of text, not the schema of a critique."""
-    section = config.critique
-    model = MODEL if section.base_url == "offline" else section.model
-    return section.model_copy(update={"structured": False, "model": model})
-
-
-def answered(config: Config, run: Run, tasks: list[Task]) -> tuple[dict[str, Answer], dict[str, Any]]:
-    """Answers by key, from the same client, cache and budget as critiques; what was bought is kept if this stops."""
-    from minos_ray.critiques.ask import ask
-
-    return ask(config, critic(config), tasks, Cache(run), types_status)
+    return with_model(config.critique).model_copy(update={"structured": False})
 
 
 def types_status(text: str, wanted: Sequence[int]) -> str:

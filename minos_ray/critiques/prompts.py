@@ -5,8 +5,8 @@ When the text changes, raise `critique_prompt` in `minos_ray.graph.specs.VERSION
 """
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from minos_ray.steps import encoding
 from minos_ray.steps.own_text import without_thinking
@@ -26,6 +26,13 @@ class Case(NamedTuple):
     correct: bool
     answer: str
     solution: str | None
+
+
+def case_of(row: Mapping[str, Any], problem: Mapping[str, Any]) -> Case:
+    """The case of a labelled solution (a row with `steps`, `step_labels`, `correct`) of a problem."""
+    return Case(
+        problem["question"], row["steps"], row["step_labels"], row["correct"], problem["answer"], problem["solution"]
+    )
 
 
 # Prompts are tried on it.

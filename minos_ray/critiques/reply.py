@@ -1,20 +1,25 @@
-"""What is sent for one request, what came back, and what it costs; the same for every way of asking.
+"""What came back for one request, read into an `Answer`; the same for every way of asking.
 
 An endpoint may send anything. `read` makes an Answer of whatever was written, and so billed, in however odd a shape; it
 raises only where nothing was: then the request may be sent again.
 """
 
 import json
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from minos_ray.config.schema import Critique
-from minos_ray.critiques.cache import Answer, Cache, Outcome, content_key
-from minos_ray.critiques.content import clean, visible
+from minos_ray.critiques.limits import cost, most_tokens
 from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.structured import FORMAT, NotJson, canonical
-from minos_ray.observe.progress import Progress
+from minos_ray.critiques.request import Request
+from minos_ray.steps.own_text import without_thinking
+
+Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_reply", "bad_request", "failed"]
+BOUGHT = ("answered", "truncated", "refused", "bad_json", "bad_reply")
+Reader = Callable[[str, Sequence[int]], str]
+"""(text of an answer, `Request.wanted`) -> its status, `ok` when it can be used."""
 
 MOST_TOKENS = 10**9
 """No request takes more; a count above it is no count."""
@@ -23,7 +28,9 @@ REFUSED = {"content_filter", "safety", "recitation", "prohibited_content", "bloc
 BROKEN_OFF = {"error", "abort", "insufficient_system_resource"}
 """How an answer ends whose endpoint gave up: OpenRouter, vLLM and SGLang, DeepSeek."""
 CUT_OFF = {"length", "max_tokens", "model_length"}
-SHOWN = 120
+QUOTED = 120
+TEXTS = {"text", "output_text"}
+"""Types of chunks that hold what the reader is to see; Mistral's reasoning models put chunks of `thinking` before."""
 NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 """Names of errors of an account that is empty, whatever their status."""
 # What the names of errors mean, of OpenAI, Anthropic and vLLM.
@@ -44,6 +51,23 @@ STATUS_OF = {
     "NotFoundError": 404,
     "request_too_large": 413,
 }
+_FENCED = re.compile(r"(?ms)^[ \t]*```(?:json)?[ \t]*\n(.*?)```[ \t]*$")
+_OPENING = re.compile(r"^\s*Step\s+\d+\s*:\s*")
+_CLOSING = re.compile(r"\s*\bThis step is (in)?correct\b\.?\s*$")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one request. Only what was paid for (`BOUGHT`) is kept; `text` is what the reader is to see.
+
+    So the thinking of a model is in no file: only what stands behind it is read and trained on.
+    """
+
+    text: str
+    outcome: Outcome
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
 
 
 class BadReply(Exception):
@@ -58,25 +82,15 @@ class RowError(Exception):
         self.status_code, self.code, self.message, self.headers = status, code, message, headers or {}
 
 
-def body(section: Critique, messages: Messages) -> dict[str, Any]:
-    """The body of one chat completion."""
-    asked: dict[str, Any] = {"model": section.model, "messages": messages, section.token_limit: section.max_tokens}
-    if section.temperature is not None:
-        asked["temperature"] = section.temperature
-    asked |= chosen(section) | section.extra_body
-    return {**asked, "response_format": FORMAT} if section.structured else asked
+class NotJson(ValueError):
+    """The answer is no JSON of the schema."""
 
 
-def chosen(section: Critique) -> dict[str, Any]:
-    """The parameters that are only sent where the config sets them."""
-    found = {"top_p": section.top_p, "reasoning_effort": section.reasoning_effort}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def key_of(section: Critique, messages: Messages) -> str:
-    """The name in the cache of what `body` asks for; the address and the name of the token limit say nothing of it."""
-    more = chosen(section) | ({"extra_body": section.extra_body} if section.extra_body else {})
-    return content_key(section.model, messages, section.temperature, section.max_tokens, section.structured, more)
+def status_of(answer: Answer, request: Request, reader: Reader | None) -> str:
+    """What the reader makes of an answer, or why there is nothing to read."""
+    if answer.outcome != "answered":
+        return answer.outcome
+    return reader(answer.text, request.wanted) if reader else "ok"
 
 
 def decoded(content: bytes) -> Any:
@@ -84,43 +98,44 @@ def decoded(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadReply(f"no JSON: {shown(content.decode(errors='replace'))}") from error
+        raise BadReply(f"no JSON: {quoted(content.decode(errors='replace'))}") from error
 
 
-def read(section: Critique, messages: Messages, reply: Any) -> Answer:
+def read(section: Critique, messages: Messages, reply: Any, headers: Mapping[str, str] | None = None) -> Answer:
     """Text, how it ended, tokens and cost of the JSON of a reply; what is not counted counts as the most it can be.
 
-    Raises BadReply when nothing was written, RowError when it is an error.
+    Raises BadReply when nothing was written, RowError when it is an error; that one has the headers of the reply,
+    which may say how long to wait.
     """
     choice = first_choice(reply)
     message = message_of(choice)
     text = None if message is None else visible(message.get("content"))
-    error = error_inside(reply, choice)
+    error = error_inside(reply, choice, headers)
     if error and (not text or broken_off(choice)):
         raise error
-    asked, written = tokens(reply, "prompt_tokens"), tokens(reply, "completion_tokens")
+    prompt_tokens, completion_tokens = tokens(reply, "prompt_tokens"), tokens(reply, "completion_tokens")
     outcome: Outcome = "bad_reply"
     if message is not None and text is not None:
         text, outcome = outcome_of(section, choice, message, text)
-    elif not written and not choice:
-        raise BadReply(f"no chat completion: {shown(reply)}")
-    spent = cost(
+    elif not completion_tokens and not choice:
+        raise BadReply(f"no chat completion: {quoted(reply)}")
+    usd = cost(
         section,
-        most_tokens(messages) if asked is None else asked,
-        section.max_tokens if written is None else written,
+        most_tokens(messages) if prompt_tokens is None else prompt_tokens,
+        section.max_tokens if completion_tokens is None else completion_tokens,
     )
-    return Answer(shown(reply) if text is None else text, outcome, asked or 0, written or 0, spent)
+    return Answer(quoted(reply) if text is None else text, outcome, prompt_tokens or 0, completion_tokens or 0, usd)
 
 
 def outcome_of(
     section: Critique, choice: Mapping[str, Any], message: Mapping[str, Any], text: str
 ) -> tuple[str, Outcome]:
     """The text that is kept of a message, and what it is."""
-    ended, refusal = choice.get("finish_reason"), message.get("refusal")
-    ended = ended.lower() if isinstance(ended, str) else ""
-    if ended in REFUSED or refusal:
+    finish, refusal = choice.get("finish_reason"), message.get("refusal")
+    finish = finish.lower() if isinstance(finish, str) else ""
+    if finish in REFUSED or refusal:
         return text or (clean(refusal) if isinstance(refusal, str) else ""), "refused"
-    if ended in CUT_OFF:
+    if finish in CUT_OFF:
         return text, "truncated"
     if not section.structured:
         return text, "answered"
@@ -157,30 +172,29 @@ def thought_only(reply: Any) -> bool:
 
 def broken_off(choice: Mapping[str, Any]) -> bool:
     """Whether the endpoint gave up in the middle of the answer."""
-    ended = choice.get("finish_reason")
-    return isinstance(ended, str) and ended.lower() in BROKEN_OFF
+    finish = choice.get("finish_reason")
+    return isinstance(finish, str) and finish.lower() in BROKEN_OFF
 
 
-def error_inside(reply: Any, choice: Mapping[str, Any]) -> RowError | None:
+def error_inside(reply: Any, choice: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> RowError | None:
     """The error in a reply (`error` of it or of its choice, or the reply itself where it says that it is one)."""
     if not isinstance(reply, dict):
         return None
     error = reply.get("error") or choice.get("error") or (reply if reply.get("object") == "error" else None)
+    if not error and broken_off(choice):
+        return RowError(503, None, f"broken off: finish_reason = {choice['finish_reason']}", headers)
     if not error:
-        return (
-            RowError(503, None, f"broken off: finish_reason = {choice['finish_reason']}")
-            if broken_off(choice)
-            else None
-        )
+        return None
     if not isinstance(error, dict):
-        return RowError(503, None, shown(error))
+        return RowError(503, None, quoted(error), headers)
     names = [error[key] for key in ("code", "type") if isinstance(error.get(key), str)]
     code = next((name for name in sorted(names, key=lambda name: name not in NO_MONEY) if not name.isdigit()), None)
-    said = error.get("message")
-    return RowError(status_of(error.get("code"), names), code, shown(said if isinstance(said, str) else error))
+    message = error.get("message")
+    text = quoted(message if isinstance(message, str) else error)
+    return RowError(http_status(error.get("code"), names), code, text, headers)
 
 
-def status_of(code: Any, names: list[str]) -> int:
+def http_status(code: Any, names: list[str]) -> int:
     """The HTTP status that an error stands for: its code, else what its names mean, else that it may pass."""
     if isinstance(code, str) and code.isdecimal() and len(code) == 3:
         code = int(code)
@@ -198,32 +212,77 @@ def tokens(reply: Any, name: str) -> int | None:
     return int(count)
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Any JSON value or text on one short line."""
     try:
         text = value if isinstance(value, str) else json.dumps(value)
     except RecursionError:
         return "a value that is nested too deeply"
-    return " ".join(clean(text).split())[:SHOWN]
+    return " ".join(clean(text).split())[:QUOTED]
 
 
-def cost(section: Critique, asked: float, written: float) -> float:
-    """USD for that many tokens."""
-    return (asked * (section.usd_per_million_input or 0) + written * (section.usd_per_million_output or 0)) / 1e6
+def visible(content: Any) -> str | None:
+    """What the reader is to see of a message's content, without thinking; None when it is neither text nor chunks."""
+    if content is None or isinstance(content, str):
+        text: str | None = content or ""
+    else:
+        texts = [chunk_text(chunk) for chunk in (content if isinstance(content, list) else [content])]
+        text = "".join(text for text in texts if text is not None) if None not in texts else None
+    return None if text is None else without_thinking(clean(text))
 
 
-def most_tokens(messages: Messages) -> int:
-    """No tokenizer makes more tokens of the messages than they have bytes."""
-    return sum(len(message["content"].encode()) + 16 for message in messages)
+def chunk_text(chunk: Any) -> str | None:
+    """The text of one chunk, empty where it is of another kind; None when it is no chunk."""
+    if isinstance(chunk, str):
+        return chunk
+    if not isinstance(chunk, dict):
+        return None
+    if chunk.get("thought") or "reasoningContent" in chunk:  # Gemini's parts, Bedrock's blocks
+        return ""
+    kind, text = chunk.get("type") or "text", chunk.get("text")
+    if not isinstance(kind, str):
+        return None
+    return (text if isinstance(text, str) else None) if kind in TEXTS else ""
 
 
-def most(section: Critique, messages: Messages) -> float:
-    """The most that a request can cost, USD."""
-    return cost(section, most_tokens(messages), section.max_tokens)
+def clean(text: str) -> str:
+    """The text with halves of surrogate pairs, which no file and no table takes, as replacement characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
-def note(progress: Progress, answers: Mapping[str, Answer], cache: Cache, queue: int, in_flight: int) -> None:
-    """Tells how many answers are none, by what they are, the tokens of all, and what is still to come."""
-    outcomes = Counter(answer.outcome for answer in answers.values() if answer.outcome != "answered")
-    tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers.values())
-    progress.note(dict(outcomes), tokens=tokens, cost_usd=cache.spent_usd, queue=queue, in_flight=in_flight)
+def canonical(text: str) -> str:
+    """A critique as JSON (`critique.structured`) in the one text form that stage 1 reads.
+
+    `Step 1: ... This step is correct.` for each step, then `The final answer is True.`; NotJson when it is none. The
+    JSON may stand behind thinking and in a code fence; of several fences none is taken.
+    """
+    answer = without_thinking(text)
+    fenced = _FENCED.findall(answer)
+    try:
+        value = json.loads(fenced[0] if len(fenced) == 1 else answer)
+    except (ValueError, RecursionError) as error:
+        raise NotJson(str(error)) from error
+    if not isinstance(value, dict) or not isinstance(value.get("steps"), list):
+        raise NotJson("no steps")
+    lines = [_line(number, step) for number, step in enumerate(value["steps"], start=1)]
+    return "\n".join([*lines, f"The final answer is {_verdict(value, 'final')}."])
+
+
+def _line(number: int, step: Any) -> str:
+    if not isinstance(step, dict) or not isinstance(step.get("explanation"), str):
+        raise NotJson(f"step {number} has no explanation")
+    verdict = "correct" if _verdict(step, "correct") else "incorrect"
+    explanation = _CLOSING.sub("", _OPENING.sub("", " ".join(step["explanation"].split()))).rstrip(" ,;:")
+    # The parser takes a verdict that a sentence runs into for a part of it.
+    full_stop = "." if explanation[-1:].isalnum() else ""
+    return " ".join(filter(None, [f"Step {number}:", explanation + full_stop, f"This step is {verdict}."]))
+
+
+def _verdict(value: dict[str, Any], name: str) -> bool:
+    if not isinstance(value.get(name), bool):
+        raise NotJson(f"'{name}' is neither true nor false")
+    return value[name]

@@ -6,26 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minos_ray.config.endpoints import OFFLINE
-from minos_ray.config.load import Config, resolve
+from minos_ray.config.load import Config
 from minos_ray.config.schema import Critique
 from minos_ray.critiques.ask import ask
-from minos_ray.critiques.cache import Answer, Cache
-from minos_ray.critiques.client import Request
+from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.endpoint import with_model
 from minos_ray.critiques.error_types import error_types
-from minos_ray.critiques.prices import has_prices
-from minos_ray.critiques.prompts import Case
-from minos_ray.critiques.reply import key_of
-from minos_ray.critiques.select import Row, Selection, select
-from minos_ray.critiques.structured import with_instruction
-from minos_ray.critiques.trouble import meaning
+from minos_ray.critiques.limits import has_prices
+from minos_ray.critiques.prompts import case_of
+from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.request import Request, build_request
+from minos_ray.critiques.retry import advice
+from minos_ray.critiques.select import Selection, select
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.graph.specs import VERSIONS, begin, fresh
 from minos_ray.labels.checks import require_for_error_analysis
-from minos_ray.miniature.critic_server import MODEL
 from minos_ray.problems.split import problems_by_id, rows_of_problems
 from minos_ray.steps.critique_text import Parsed, agreement, agrees, parse_critique
-from minos_ray.store.columns import table
+from minos_ray.store.columns import Row, table
 from minos_ray.store.run import Artefact, Manifest, Run
 
 PART_ROWS = 5000
@@ -57,28 +55,26 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
     if manifest is not None:
         return manifest
     start = time.monotonic()
-    section = config.critique
-    section = section.model_copy(update={"model": MODEL if section.base_url == OFFLINE else section.model})
+    section = with_model(config.critique)
     if section.count and not has_prices(section):
         print(f"critique: no price of critique.model = '{section.model}' is known; costs count as 0 USD")
     selection, tasks = chosen(config, section, run)
     if section.count and not tasks:
         raise UserError("critique: no train candidate has a graded answer; see sample.n_train and `minos status`")
     cache = Cache(run)
-    known = sum(task.request.key in cache.answers for task in tasks)
+    from_cache = sum(task.request.key in cache.answers for task in tasks)
     try:
-        answers, details = ask(config, section, tasks, cache, critique_status)
+        answers, details = ask(config, section, [task.request for task in tasks], cache, critique_status)
     except (WorkStopped, KeyboardInterrupt):
-        cache = Cache(run)
-        kept = [task for task in tasks if task.request.key in cache.answers]
-        write(opened(config, run), section, kept, cache.answers)
+        bought = [task for task in tasks if task.request.key in cache.answers]
+        write(begin_again(config, run), section, bought, cache.answers)
         raise
-    target = opened(config, run)
+    target = begin_again(config, run)
     rows = write(target, section, tasks, answers)
     details |= {"seconds": round(time.monotonic() - start, 1), "unreadable_cache_rows": cache.unreadable}
     details |= {"spent_usd_in_this_run": round(cache.spent_usd, 6)}
     details |= {"agreement": agreement(section.prompt, rows, [task.row["correct"] for task in tasks])}
-    return finish(target, section, rows, selection, known, details)
+    return finish(target, section, rows, selection, from_cache, details)
 
 
 def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list[Task]]:
@@ -88,7 +84,7 @@ def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list
     return selection, [plan(section, row, problems[row["problem_id"]]) for row in selection.rows]
 
 
-def opened(config: Config, run: Run) -> Artefact:
+def begin_again(config: Config, run: Run) -> Artefact:
     """The artefact, ready to be written; what stood there before is cleared only now."""
     if fresh(config, run, "critiques"):
         raise WorkStopped(f"{run.at('critiques')} was completed by another process meanwhile")
@@ -104,12 +100,7 @@ def train_labels(run: Run) -> tuple[dict[str, Row], list[Row]]:
 
 def plan(section: Critique, row: Row, problem: Row) -> Task:
     """The request that asks for the critique of one candidate."""
-    given = {key: row[key] for key in ("steps", "step_labels", "correct")}
-    case = Case(**given, **{key: problem[key] for key in ("question", "answer", "solution")})
-    messages = resolve(section.prompt)(case)
-    if section.structured:
-        messages = with_instruction(messages)
-    return Task(row, Request(key_of(section, messages), messages, section.structured, (len(row["steps"]),)))
+    return Task(row, build_request(section, section.prompt, case_of(row, problem), (len(row["steps"]),)))
 
 
 def critique_status(text: str, wanted: Sequence[int]) -> str:
@@ -146,14 +137,14 @@ def critique_row(section: Critique, task: Task, answer: Answer) -> Row:
 
 
 def finish(
-    target: Artefact, section: Critique, rows: list[Row], selection: Selection, known: int, details: dict[str, Any]
+    target: Artefact, section: Critique, rows: list[Row], selection: Selection, from_cache: int, details: dict[str, Any]
 ) -> Manifest:
     """The manifest: how many were asked for and can be used, and why the others cannot."""
     dropped = Counter("disagrees" if row["status"] == "ok" else row["status"] for row in rows if not row["agrees"])
     usable = len(rows) - dropped.total()
     if rows and not usable:
-        advice = "see critique.prompt" if dropped["disagrees"] else meaning(section, dropped)
-        raise UserError(f"critique: none of {len(rows)} critiques can be used ({dict(dropped)}): {advice}")
-    counts = {"rows": len(rows), "usable": usable, "asked": len(rows) - known, "from_cache": known}
+        hint = "see critique.prompt" if dropped["disagrees"] else advice(section, dropped)
+        raise UserError(f"critique: none of {len(rows)} critiques can be used ({dict(dropped)}): {hint}")
+    counts = {"rows": len(rows), "usable": usable, "asked": len(rows) - from_cache, "from_cache": from_cache}
     sums = {key: sum(row[key] for row in rows) for key in ("prompt_tokens", "completion_tokens", "cost_usd")}
     return target.complete(counts | selection.short, dict(dropped) | selection.passed_over, details | sums)

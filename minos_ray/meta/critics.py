@@ -7,24 +7,21 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, NamedTuple, get_args
 
-from minos_ray.config.endpoints import OFFLINE
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import MetaCritic
 from minos_ray.critiques.ask import ask
-from minos_ray.critiques.cache import BOUGHT, Answer, Cache, Outcome
+from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.checks import prompt_function
-from minos_ray.critiques.client import Request
-from minos_ray.critiques.prices import has_prices
+from minos_ray.critiques.endpoint import with_model
+from minos_ray.critiques.limits import has_prices
 from minos_ray.critiques.prompts import EXAMPLE, Case
-from minos_ray.critiques.reply import key_of
+from minos_ray.critiques.reply import BOUGHT, Answer, Outcome
+from minos_ray.critiques.request import Request, build_request
 from minos_ray.critiques.stage import critique_status
-from minos_ray.critiques.structured import with_instruction
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import UNSET, VERSIONS, telling
-from minos_ray.miniature.critic_server import MODEL
 from minos_ray.problems.split import read_problems
 from minos_ray.scoring.judge import verdicts
 from minos_ray.steps.critique_text import Parsed, parse_critique
@@ -47,14 +44,9 @@ class Question(NamedTuple):
 def inputs(section: MetaCritic) -> dict[str, Any]:
     """What the scores depend on; like in the cache, the address of the endpoint does not matter."""
     return {
-        "critic": telling("critique", named(section).model_dump(mode="json", include=TELLING)),
+        "critic": telling("critique", with_model(section).model_dump(mode="json", include=TELLING)),
         "versions": {"critique_prompt": VERSIONS["critique_prompt"], "shown": VERSION},
     }
-
-
-def named(section: MetaCritic) -> MetaCritic:
-    """The section with the name of the model that answers."""
-    return section.model_copy(update={"model": MODEL if section.base_url == OFFLINE else section.model})
 
 
 def refuse_told(name: str, prompt: str) -> None:
@@ -74,7 +66,7 @@ def asks_by(prompt: str, **changes: Any) -> bool:
 
 def judge(config: Config, run: Run, name: str, section: MetaCritic, labelled: Run, artefact: Artefact) -> Manifest:
     """Fills the artefact with one row of scores per solution; the answers are bought into the cache of `run`."""
-    start, section = time.monotonic(), named(section)
+    start, section = time.monotonic(), with_model(section)
     rows = solutions(labelled)
     if asks_by(section.prompt, answer="3") and not all(row["gold"] for row in rows):
         raise UserError(
@@ -84,7 +76,7 @@ def judge(config: Config, run: Run, name: str, section: MetaCritic, labelled: Ru
         print(f"meta.critics.{name}: no price of model '{section.model}' is known; costs count as 0 USD")
     questions = [question for at, row in enumerate(rows) for question in ask_about(section, at, row)]
     try:
-        answers, details = ask(config, section, questions, Cache(run), critique_status)
+        answers, details = ask(config, section, [q.request for q in questions], Cache(run), critique_status)
     except UserError as error:
         raise UserError(f"meta.critics.{name}: {error}") from error
     replies: list[list[Answer]] = [[] for _ in rows]
@@ -149,13 +141,8 @@ def ask_about(section: MetaCritic, at: int, row: Mapping[str, Any]) -> Iterator[
     if not row["steps"]:
         return
     case = Case(row["question"], row["lines"], [-1] * len(row["lines"]), False, row["gold"], row["solution"])
-    messages = resolve(section.prompt)(case)
-    if section.structured:
-        messages = with_instruction(messages)
-    key = key_of(section, messages)
     for sample in range(section.samples):
-        own = blake2b(f"{key} {sample}".encode(), digest_size=16).hexdigest() if sample else key
-        yield Question(at, Request(own, messages, section.structured, (len(row["lines"]),)))
+        yield Question(at, build_request(section, section.prompt, case, (len(row["lines"]),), sample))
 
 
 def rated(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[str]) -> dict[str, Any]:

@@ -33,12 +33,11 @@ POOLS = {
     "pretrain": ("train",),
     "sample": ("sample",),
     "label": ("grade",),
-    "critique": ("client",),
     "sft": ("train",),
     "reward": ("train",),
     "score": ("score",),
     "sweep": ("train", "score"),
-    "study": ("sample", "grade", "client", "train", "score"),
+    "study": ("sample", "grade", "train", "score"),
 }
 # A study runs whole pipelines and so lies above this folder.
 STUDY = "minos_ray.study.stage:refuse"
@@ -176,10 +175,6 @@ def pools(config: Config, todo: Todo) -> dict[str, Bundles]:
     names = {name for stage in todo.stages for name in POOLS.get(stage, ())}
     names |= {"sample"} if "rollouts" in todo.artefacts else set()
     names |= {"judge"} if "scores/critic" in todo.artefacts else set()
-    url = config.critique.base_url
-    on_loopback = url == "offline" or "//127.0.0.1" in url or "//localhost" in url
-    if config.critique.mode == "batch" or on_loopback:
-        names -= {"client"}  # asked by the driver, or from its node without CPUs
     return {name: bundles(getattr(config.resources, name)) for name in names}
 
 

@@ -5,8 +5,8 @@ import functools
 import pyarrow.fs as pafs
 
 from minos_ray.config.load import Config
-from minos_ray.critiques.budget import StopAtBudget
 from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.limits import StopAtBudget
 from minos_ray.graph.specs import Spec, inputs, is_fresh, specs
 from minos_ray.graph.state import state_of
 from minos_ray.pipeline.run import ORDER, open_run, run_all

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from minos_ray.config.load import build, secret
 from minos_ray.config.schema import Critique, MetaCritic
-from minos_ray.critiques.client import headers
+from minos_ray.critiques.endpoint import headers
 from minos_ray.errors import UserError
 
 

@@ -14,7 +14,8 @@ from minos_ray.miniature.problems import attempt, load, solution_text
 from minos_ray.miniature.step_labels import labels_of
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
-from tests.critiques.scripted import KEY, Script, ScriptedServer
+from tests.critiques.asking import Ask
+from tests.critiques.scripted import KEY, MakeConfig, Script, ScriptedServer, Serve
 
 
 def labelled(problem: dict[str, str], index: int, rng: random.Random) -> dict[str, Any]:
@@ -87,3 +88,10 @@ def serve() -> Iterator[Callable[[Script], ScriptedServer]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def ask(tmp_path: Path, serve: Serve, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """A client and a server; the first wait of a retry, when the endpoint asks for none, is short."""
+    monkeypatch.setattr("minos_ray.critiques.retry.FIRST_WAIT_S", 0.05)
+    return Ask(tmp_path, serve, make_config)

@@ -1,5 +1,6 @@
 """The Batch API against a real HTTP server: money, limits, states, errors by row, crashes, and nothing bought twice."""
 
+import asyncio
 import itertools
 import json
 import os
@@ -16,17 +17,16 @@ import pytest
 import yaml
 
 from minos_ray.critiques import batch_api
-from minos_ray.critiques.batch import Plan, ask_batch
-from minos_ray.critiques.batch_record import FOLDER, refuse_open
-from minos_ray.critiques.budget import StopAtBudget
-from minos_ray.critiques.cache import Answer, Cache, content_key
-from minos_ray.critiques.client import Request
-from minos_ray.critiques.prompts import Case, label_aware
-from minos_ray.critiques.reply import most
+from minos_ray.critiques.batch import FOLDER, Batches, Plan, require_no_open_batches
+from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.endpoint import Endpoint, headers
+from minos_ray.critiques.limits import StopAtBudget, most_usd
+from minos_ray.critiques.reply import Answer
 from minos_ray.critiques.stage import critique, critique_status
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Run
+from tests.critiques.asking import requests
 from tests.critiques.batch_server import BatchServer, Fate, Script
 from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, completion, refusal
 
@@ -57,13 +57,6 @@ def serve_batch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeBatch]:
         server.server_close()
 
 
-def requests(rows: int) -> list[Request]:
-    """Different questions about one solution."""
-    steps = ["Step 1: 1 + 1 = 2", "The answer is: 2"]
-    texts = [label_aware(Case(f"Question {i}?", steps, [1, 1], True, "0", None)) for i in range(rows)]
-    return [Request(content_key("m", text, 0.0, 9), text, wanted=(2,)) for text in texts]
-
-
 class Ask:
     """Calls of `ask_batch` on one run directory."""
 
@@ -83,13 +76,11 @@ class Ask:
         config = self.make_config(self.run, server.url, client, mode="batch", **critique)
         self.cache = Cache(self.run)
         missing = [request for request in requests(rows) if request.key not in self.cache.answers]
-        limits = config.resources.client
+        endpoint = Endpoint(config.critique, config.resources.client, server.url, key, headers(config.critique))
         with Progress("critique", rows, "critiques", rows - len(missing)) as progress:
-            asked = ask_batch(
-                config.critique, limits, server.url, key, self.cache, missing, progress, plan, critique_status
-            )
-        answers = self.cache.answers | asked[0]
-        return [answers[request.key] for request in requests(rows)], asked[1]
+            batches = Batches(endpoint, self.cache, progress, critique_status, plan=plan)
+            answers = self.cache.answers | asyncio.run(batches.ask(missing))
+        return [answers[request.key] for request in requests(rows)], batches.details()
 
     def records(self) -> list[dict[str, Any]]:
         """What is on record of batches."""
@@ -213,7 +204,7 @@ def test_how_an_answer_ended(ask: Ask, serve_batch: ServeBatch, reply: Reply, ou
     answers, _ = ask(serve_batch(lambda *_: reply), rows=1, **PRICES)
     assert answers[0].outcome == outcome
     config = ask.make_config(ask.run, "x", **PRICES).critique
-    at_most = most(config, requests(1)[0].messages) / 2
+    at_most = most_usd(config, requests(1)[0].messages) / 2
     assert answers[0].cost_usd == pytest.approx(COST if reply.usage else at_most)
 
 
@@ -298,7 +289,7 @@ def test_cancelled_keeps_what_is_there_and_sends_nothing_by_itself(ask: Ask, ser
 def test_the_most_of_a_batch_never_passes_the_limit_and_money_is_used(ask: Ask, serve_batch: ServeBatch) -> None:
     server = serve_batch()
     section = ask.make_config(ask.run, "x", max_tokens=50, **PRICES).critique
-    dearest = max(most(section, request.messages) for request in requests(60)) / 2
+    dearest = max(most_usd(section, request.messages) for request in requests(60)) / 2
     limit = 5 * dearest
     with pytest.raises(StopAtBudget, match=r"critique\.max_usd = .*: stopped at 0\.0"):
         ask(server, rows=60, max_tokens=50, max_usd=limit, **PRICES)
@@ -313,15 +304,15 @@ def test_the_most_of_a_batch_never_passes_the_limit_and_money_is_used(ask: Ask, 
 def test_open_batches_count_at_their_most(ask: Ask, serve_batch: ServeBatch) -> None:
     server = serve_batch()
     section = ask.make_config(ask.run, "x", max_tokens=50, **PRICES).critique
-    dearest = max(most(section, request.messages) for request in requests(9)) / 2
+    dearest = max(most_usd(section, request.messages) for request in requests(9)) / 2
     server.gate.clear()
     small = Plan(requests=3, first_pause_s=0.02, longest_pause_s=0.02)
     with pytest.raises(WorkStopped, match=r"batch_wait_s = 0\.3: batches still open \(batch_0, batch_1\)"):
         ask(server, rows=9, plan=small, max_tokens=50, max_usd=7 * dearest, client={"batch_wait_s": 0.3}, **PRICES)
     assert len(server.batches) == 2, "a third may cost more than what is left"
     with pytest.raises(UserError, match=r"open batches hold 2 of these requests: run with critique\.mode=batch"):
-        refuse_open(ask.run, [request.key for request in (requests(9)[0], requests(9)[5], requests(9)[8])])
-    refuse_open(ask.run, [requests(9)[8].key])
+        require_no_open_batches(ask.run, [request.key for request in (requests(9)[0], requests(9)[5], requests(9)[8])])
+    require_no_open_batches(ask.run, [requests(9)[8].key])
 
 
 def test_waiting_has_a_limit_and_a_rerun_goes_on_waiting(

@@ -9,10 +9,10 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from minos_ray.config.schema import Critique
-from minos_ray.critiques.ask import until_useful
-from minos_ray.critiques.cache import FOLDER, Answer, Cache, content_key
-from minos_ray.critiques.client import Request
-from minos_ray.critiques.reply import key_of
+from minos_ray.critiques.ask import until_usable
+from minos_ray.critiques.cache import FOLDER, Cache
+from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.request import Request, content_key, key_of
 from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import StorageFailed
 from minos_ray.store.run import Run
@@ -167,4 +167,4 @@ def test_what_was_bought_before_is_read_up_to_the_first_answer_of_use(tmp_path: 
         outcome = "truncated" if number % 2 else "answered"
         cache.take(f"k{number}", Answer(good if number >= 300 else "Sure!", outcome))
     requests = [Request(f"k{number}", MESSAGES, wanted=(2,)) for number in range(-5, 400)]
-    assert until_useful(requests, cache, critique_status) == {"no_verdict": 150, "truncated": 150, "ok": 1}
+    assert until_usable(requests, cache, critique_status) == {"no_verdict": 150, "truncated": 150, "ok": 1}

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from minos_ray.config.schema import Critique
-from minos_ray.critiques.prices import TABLE, has_prices, priced, prices
+from minos_ray.critiques.limits import TABLE, has_prices, priced, prices
 from minos_ray.errors import UserError
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from minos_ray.config.schema import Critique
 from minos_ray.critiques.batch_api import read_lines
-from minos_ray.critiques.cache import BOUGHT, Answer, checked
-from minos_ray.critiques.reply import BadReply, RowError, decoded, read, thought_only
+from minos_ray.critiques.cache import checked
+from minos_ray.critiques.reply import BOUGHT, Answer, BadReply, RowError, decoded, read, thought_only
 from minos_ray.critiques.retry import meaning
 
 SECTION = Critique(max_tokens=100, usd_per_million_input=1e6, usd_per_million_output=1e6)

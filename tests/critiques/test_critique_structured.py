@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.critiques.structured import NotJson, canonical
+from minos_ray.critiques.reply import NotJson, canonical
 from minos_ray.steps.critique_text import parse_critique
 
 # No quotation marks and no decoration: a verdict behind those is refused on purpose.

@@ -79,7 +79,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 
 
 def test_from_inserted_errors_to_a_confusion_matrix_with_the_real_offline_critic(
-    make_run: MakeRun, make_config: MakeConfig, local_ray: None
+    make_run: MakeRun, make_config: MakeConfig
 ) -> None:
     config, run = prepared(make_run, make_config, "offline", count=60)
     manifest = error_types(config, run)
@@ -104,7 +104,7 @@ def test_from_inserted_errors_to_a_confusion_matrix_with_the_real_offline_critic
 
 
 def test_what_cannot_be_read_is_kept_raw_and_counted_and_nothing_is_bought_twice(
-    make_run: MakeRun, make_config: MakeConfig, serve: Serve, local_ray: None
+    make_run: MakeRun, make_config: MakeConfig, serve: Serve
 ) -> None:
     def script(content: str, before: int) -> Reply:
         _, _, labels = read_prompt(content)
@@ -135,7 +135,7 @@ def test_without_any_wrong_step_the_user_is_told(make_run: MakeRun, make_config:
 
 
 def test_an_answer_that_is_never_right_stops_the_stage(
-    make_run: MakeRun, make_config: MakeConfig, serve: Serve, local_ray: None
+    make_run: MakeRun, make_config: MakeConfig, serve: Serve
 ) -> None:
     config, run = prepared(make_run, make_config, serve(lambda *_: Reply(text="no")).url)
     with pytest.raises(UserError, match="no answer could be read"):

@@ -8,12 +8,13 @@ import pytest
 # Any command that has joined Ray; it stops itself, since nobody outside knows when it has.
 JOINED = """
 import os, signal, sys, time
-from minos_ray import cli, cluster
+from minos_ray import cli
+from minos_ray.cluster import connect
 from minos_ray.config.resources import Resources
 
 def work(arguments):
     with cli.Work():
-        cluster.join(Resources(num_cpus=1))
+        connect.join(Resources(num_cpus=1))
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 

@@ -16,7 +16,6 @@ POLL_S = 0.3
 SIGNS = {
     "actor": "ray::MapWorker(",
     "tally": "ray::Tally",
-    "limiter": "ray::Limiter",
     "controller": "ray::TrainController",
     "worker": "ray::RayTrainWorker",
     "trial": "ray::ImplicitFunc",

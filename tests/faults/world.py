@@ -23,7 +23,7 @@ from tests.raylets import STORE
 
 KEY = "key-of-the-counting-critic"
 ANSWER_S = 0.8
-# A loopback address that the package does not take for the driver's own: its clients are then on any node.
+# Not the loopback address that others on this machine use.
 CRITIC_HOST = "127.0.0.2"
 ENVIRONMENT = {
     "OPENAI_API_KEY": KEY,
@@ -56,7 +56,7 @@ SCORES = ("scores/orm-base", "scores/prm-minos")
 STAGES = {
     "sample": Stage(("problems",), ("candidates",), ("driver", "actor", "engine", "raylet")),
     "label": Stage(("problems", "candidates"), ("labels",), ("driver", "actor", "child", "raylet")),
-    "critique": Stage(ROWS, ("critiques",), ("driver", "actor", "limiter", "raylet")),
+    "critique": Stage(ROWS, ("critiques",), ("driver", "raylet")),
     "sft": Stage((*ROWS, "critiques"), ("models/critic",), ("driver", "worker", "controller", "raylet")),
     "reward": Stage((*ROWS, "models/critic"), VERIFIERS, ("driver", "worker", "controller", "raylet")),
     "score": Stage((*ROWS, "critiques", "models/critic", *VERIFIERS), SCORES, ("driver", "actor", "tally", "raylet")),

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from minos_ray.config.schema import MetaCritic
-from minos_ray.critiques.cache import Answer
+from minos_ray.critiques.reply import Answer
 from minos_ray.errors import UserError
 from minos_ray.meta.critics import ask_about, inputs, rated, refuse_told, shown
 

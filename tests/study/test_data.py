@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.config.load import Config, build
-from minos_ray.critiques.budget import StopAtBudget
-from minos_ray.critiques.cache import Answer, Cache
+from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.limits import StopAtBudget
+from minos_ray.critiques.reply import Answer
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.store.run import Run
 from minos_ray.study.arms import Trial, amounts, data_config, data_run, trial_config, trial_run
