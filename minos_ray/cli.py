@@ -82,7 +82,12 @@ def add_rank(command: argparse.ArgumentParser) -> None:
     command.add_argument("--kind", choices=("minos", "sequence", "tokens", "shepherd", "qwen"), help="docs/meta.md")
     command.add_argument("--separator", metavar="TEXT", help="kind tokens: what stands behind each step (a line break)")
     command.add_argument("--aggregation", choices=("min", "product", "last", "mean"), default="min")
-    command.add_argument("--splitter", metavar="package.module:function", help="text to steps")
+    command.add_argument(
+        "--splitter",
+        metavar="package.module:function",
+        help="text to steps",
+        default="minos_ray.steps.split:paragraphs_or_lines",
+    )
     command.add_argument("--max-length", type=int, default=4096, metavar="TOKENS", help="longer ones get no score")
     command.add_argument(
         "--actors", type=int, default=1, metavar="N", help="above 1, and on a cluster: Ray Data actors"
@@ -278,11 +283,22 @@ def grade(arguments: argparse.Namespace) -> None:
 
 def rank(arguments: argparse.Namespace) -> None:
     """`minos rank FILE`."""
+    from minos_ray.config.resources import Scoring
     from minos_ray.ranking.rank_file import rank_file
-    from minos_ray.ranking.scorer import task_of
+    from minos_ray.ranking.scorer import Task, verifier_of
 
+    resources = Scoring(actors=arguments.actors, gpus=arguments.gpus, max_model_len=arguments.max_length)
+    task = Task(
+        verifier_of(arguments.verifier, arguments.kind, arguments.separator),
+        arguments.question,
+        arguments.text,
+        arguments.style,
+        arguments.splitter,
+        arguments.aggregation,
+        resources,
+    )
     with Work():
-        rank_file(arguments.file, arguments.out, task_of(arguments), arguments.group)
+        rank_file(arguments.file, arguments.out, task, arguments.group)
 
 
 def import_(arguments: argparse.Namespace) -> None:

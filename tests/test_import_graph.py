@@ -39,6 +39,7 @@ LAYERS = [
     "report",
     "meta",
     "ranking",
+    "rewards",
     "study",
     "cli",
     "__main__",

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minos_ray import __version__
+from minos_ray.config.load import resolve
 from minos_ray.errors import UserError
 from minos_ray.evaluation.answers import Keys
 from minos_ray.files.slices import Rows, Slice, beside, require_texts
@@ -40,6 +41,7 @@ def rank_file(file: str, out: str, task: Task, group: str | None = None) -> dict
     start, aside = time.monotonic(), f"{out}.{os.getpid()}.tmp"
     staged, parts = f"{out}.{os.getpid()}.rows.tmp", Path(f"{out}.parts")
     columns = [task.question, *([group] if group else [])]
+    resolve(task.splitter)
     try:
         require_writable(file, out, aside)
         rows = Rows(file, staged, columns)

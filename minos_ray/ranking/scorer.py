@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from minos_ray.steps.own_text import own_solution
 from minos_ray.store.model_files import absolute, locate
 from minos_ray.store.run import Run
 
+Scores = list[list[float]]
 SPLITTER = "minos_ray.steps.split:paragraphs_or_lines"
 RESULT = pa.schema([("score", pa.float64()), ("step_scores", pa.list_(pa.float64())), ("answer", pa.string())])
 
@@ -38,68 +40,51 @@ class Task:
     resources: Scoring = field(default_factory=Scoring)
 
 
-def task_of(arguments: Any) -> Task:
-    """The task that the options of `minos rank` name; UserError for a model that is none or of another kind."""
-    path = Path(locate(Model(model=arguments.verifier), Run(".")))
+def verifier_of(model: str, kind: str | None = None, separator: str | None = None) -> ForeignModel:
+    """The verifier with its kind; UserError for a model that is none, or is of another kind.
+
+    By its config.json alone where it was trained here: to import transformers takes longer than to find that the rows
+    are not there.
+    """
+    path = Path(locate(Model(model=model), Run(".")))
     config = json.loads((path / "config.json").read_text())
-    ours = "step_encoding" in config
-    if not ours and arguments.kind in (None, "minos"):
+    if "step_encoding" not in config and kind in (None, "minos"):
         raise UserError(
-            f"--verifier '{arguments.verifier}' was not trained by minos_ray; say with --kind what it reads: sequence, "
-            "tokens, shepherd or qwen (docs/meta.md)"
+            f"verifier '{model}' was not trained by minos_ray; its kind (--kind) must be given: sequence, tokens, "
+            "shepherd or qwen (docs/meta.md)"
         )
-    kind = arguments.kind or "minos"
-    separator = {"separator": arguments.separator} if arguments.separator else {}
-    verifier = ForeignModel(model=arguments.verifier, kind=kind, **separator)
-    if kind == "minos":
-        # By the file alone: to import transformers takes longer than to find that the rows are not there.
+    verifier = ForeignModel(model=model, kind=kind or "minos", **({"separator": separator} if separator else {}))
+    if verifier.kind == "minos":
         labels = len(config.get("id2label") or "..")
-        kind_of(SimpleNamespace(**{"architectures": None, **config, "num_labels": labels}), arguments.verifier)
+        kind_of(SimpleNamespace(**{"architectures": None, **config, "num_labels": labels}), model)
     else:
         from minos_ray.meta.foreign import refuse
 
         refuse(verifier, str(path))
-    resolve(arguments.splitter or SPLITTER)
-    resources = Scoring(actors=arguments.actors, gpus=arguments.gpus, max_model_len=arguments.max_length)
-    return Task(
-        absolute(verifier),
-        arguments.question,
-        arguments.text,
-        arguments.style,
-        arguments.splitter or SPLITTER,
-        arguments.aggregation,
-        resources,
-    )
+    return absolute(verifier)
 
 
-class SliceScorer:
-    """Scores slices of a file, here or in an actor; the model is loaded with the first slice, so it can be sent."""
+class SolutionScorer:
+    """Scores solutions with one verifier, loaded with the first of them; several threads may share it."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
-        self.read = Reader([task.question, task.text])
-        self.refused: dict[str, int] = {}
+        self.task, self.lock = task, Lock()
         self.scorer: Any = None
 
-    def __call__(self, part: Slice) -> pa.Table:
-        """A score in 0..1 for each row, null where the solution is refused, its step scores, and its answer."""
-        self.scorer = self.scorer or load_scorer(self.task.verifier, self.task.resources)
-        rows = self.read(part)
-        questions, cells = cells_of(rows, self.task.question), cells_of(rows, self.task.text)
-        solutions = [(as_text(question), self.steps(cell)) for question, cell in zip(questions, cells, strict=True)]
-        step_scores, stats = self.scorer.score(solutions)
-        for reason, count in stats.items():
-            if reason.startswith("refused_"):
-                self.refused[reason] = self.refused.get(reason, 0) + int(count)
-        extract = STYLES[self.task.style].extract
-        answers = [extract(own_solution(as_text(cell))) for cell in cells]
-        return pa.table([[self.total(s) for s in step_scores], step_scores, answers], schema=RESULT)
+    def __call__(self, questions: Sequence[str], solutions: Sequence[Any]) -> tuple[list[float | None], Scores]:
+        """A score in 0..1 of each solution (a text, or a list of steps) and those of its steps, where there are any;
+        None for one without steps or too long."""
+        pairs = [(question, self.steps(solution)) for question, solution in zip(questions, solutions, strict=True)]
+        with self.lock:
+            self.scorer = self.scorer or load_scorer(self.task.verifier, self.task.resources)
+            step_scores, _ = self.scorer.score(pairs)
+        return [self.total(scores) for scores in step_scores], step_scores
 
-    def steps(self, cell: Any) -> list[str]:
+    def steps(self, solution: Any) -> list[str]:
         """The steps of a solution: a list as it is, a text without what runs on behind the answer, split."""
-        if isinstance(cell, list):
-            return [as_text(step) for step in cell]
-        return resolve(self.task.splitter)(own_solution(as_text(cell)))
+        if isinstance(solution, list):
+            return [as_text(step) for step in solution]
+        return resolve(self.task.splitter)(own_solution(as_text(solution)))
 
     def total(self, scores: Sequence[float]) -> float | None:
         """The score of a solution from those of its steps, as in a run; an ORM's is its last one."""
@@ -109,6 +94,30 @@ class SliceScorer:
             return None
         name = "last" if getattr(self.scorer, "kind", "") == "orm" else self.task.aggregation
         return max(AGGREGATIONS[name](scores), LEAST)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The task alone, so that it can be sent before it has loaded anything."""
+        return {"task": self.task}
+
+    def __setstate__(self, sent: dict[str, Any]) -> None:
+        self.__init__(sent["task"])  # type: ignore[misc]
+
+
+class SliceScorer:
+    """Scores slices of a file, here or in an actor."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.score = task, SolutionScorer(task)
+        self.read = Reader([task.question, task.text])
+
+    def __call__(self, part: Slice) -> pa.Table:
+        """A row of `RESULT` for each row of the slice; the score is null where a solution has none."""
+        rows = self.read(part)
+        questions, solutions = cells_of(rows, self.task.question), cells_of(rows, self.task.text)
+        scores, step_scores = self.score(list(map(as_text, questions)), solutions)
+        extract = STYLES[self.task.style].extract
+        answers = [extract(own_solution(as_text(solution))) for solution in solutions]
+        return pa.table([scores, step_scores, answers], schema=RESULT)
 
 
 def load_scorer(verifier: ForeignModel, resources: Scoring) -> Any:

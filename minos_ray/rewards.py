@@ -1,0 +1,150 @@
+"""A verifier as reward function: for TRL's `reward_funcs`, and for verl's `custom_reward_function`.
+
+    from minos_ray.rewards import VerifierReward
+
+    trainer = GRPOTrainer(model, reward_funcs=VerifierReward("runs/my/models/prm-minos"), ...)
+
+verl: `reward.custom_reward_function.path=pkg://minos_ray.rewards`, `name=verl_score`, and `reward_kwargs.verifier`.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Any, Literal
+
+from minos_ray.config.resources import Scoring
+from minos_ray.errors import UserError
+from minos_ray.ranking.scorer import SPLITTER, Scores, SolutionScorer, Task, verifier_of
+
+Read = Literal["outcome", "lowest"]
+# What minos_ray's plain prompt puts around a question (`steps.encoding.question_text`).
+BEFORE, BEHIND = "Question: ", "\nAnswer:\n"
+# What verl hands to reward functions that ask a reward model behind its router.
+IGNORED = ("reward_router_address", "reward_model_tokenizer")
+
+
+class VerifierReward:
+    """Rewards in 0..1 from a verifier: `outcome`, its score of the solution, or `lowest`, that of its worst step.
+
+    `unscored` is the reward of a completion that cannot be scored, since it has no step or is too long. What is wrong
+    with the data raises: a reward of zero would be learnt from.
+    """
+
+    def __init__(
+        self,
+        verifier: str,
+        read: Read = "outcome",
+        *,
+        question: str = "question",
+        unscored: float = 0.0,
+        kind: str | None = None,
+        separator: str | None = None,
+        splitter: str = SPLITTER,
+        aggregation: str = "min",
+        max_length: int = 4096,
+        gpus: int = 0,
+    ) -> None:
+        if read not in ("outcome", "lowest"):
+            raise UserError(f"VerifierReward: read = {read!r}; it is 'outcome' or 'lowest'")
+        self.read, self.question, self.unscored = read, question, unscored
+        resources = Scoring(gpus=gpus, max_model_len=max_length)
+        task = Task(verifier_of(verifier, kind, separator), "", "", "", splitter, aggregation, resources)
+        self.score = SolutionScorer(task)
+        self.__name__ = PurePath(verifier).name  # what TRL calls the reward in its metrics
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """A reward for each completion. Prompts and completions are texts or chats.
+
+        The question is the column `question` of the data set if it has one, else the last user turn of a chat, else
+        what minos_ray's plain prompt holds; ValueError for a prompt that is none of them.
+        """
+        scores, step_scores = self.scores(prompts, completions, **columns)
+        return [self.reward(*pair) for pair in zip(scores, step_scores, strict=True)]
+
+    def scores(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> tuple[list[float | None], Scores]:
+        """The score of each completion and those of its steps, for rewards of your own."""
+        asked = columns.get(self.question)
+        questions = [question_of(prompt, self.question) for prompt in prompts] if asked is None else list(asked)
+        if len(questions) != len(completions):
+            raise ValueError(f"VerifierReward: {len(questions)} questions for {len(completions)} completions")
+        for number, question in enumerate(questions):
+            if not isinstance(question, str) or not question.strip():
+                raise ValueError(f"VerifierReward: question {number} is {question!r}, not a text")
+        return self.score(questions, [text_of(completion) for completion in completions])
+
+    def reward(self, score: float | None, step_scores: Sequence[float]) -> float:
+        """The reward of one completion."""
+        if score is None:
+            return self.unscored
+        if self.read == "outcome":
+            return score
+        scorer = self.score.scorer
+        if not (getattr(scorer, "every_step", False) or getattr(scorer, "by_step", False)):
+            raise UserError("VerifierReward: read = 'lowest' needs a verifier with a score for each step (a PRM)")
+        return min(step_scores)
+
+
+def verl_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: dict[str, Any] | None = None,
+    *,
+    verifier: str,
+    read: Read = "outcome",
+    question: str = "question",
+    **options: Any,
+) -> float:
+    """The reward of one solution, with verl 0.9's signature; the question is `extra_info["question"]`.
+
+    `verifier` and the other options come from `reward_kwargs`. The verifier is loaded once in each process.
+    """
+    info = extra_info or {}
+    if not isinstance(info.get(question), str):
+        raise ValueError(
+            f"verl_score: extra_info of data source {data_source!r} has no text '{question}'; it has {sorted(info)}"
+        )
+    kept = {name: value for name, value in options.items() if name not in IGNORED}
+    return shared(verifier, read, tuple(sorted(kept.items())))([None], [solution_str], question=[info[question]])[0]
+
+
+@lru_cache(maxsize=4)
+def shared(verifier: str, read: Read, options: tuple[tuple[str, Any], ...]) -> VerifierReward:
+    """One reward for all calls of a process."""
+    return VerifierReward(verifier, read, **dict(options))
+
+
+def question_of(prompt: Any, column: str) -> str:
+    """The question in a prompt."""
+    if isinstance(prompt, str):
+        if prompt.startswith(BEFORE) and prompt.endswith(BEHIND):
+            return prompt.removeprefix(BEFORE).removesuffix(BEHIND)
+        raise ValueError(
+            f"VerifierReward: prompt {prompt[:60]!r} is no chat and not minos_ray's plain prompt; give the data set a "
+            f"column '{column}'"
+        )
+    turns = [turn for turn in prompt if turn.get("role") == "user"] if isinstance(prompt, list) else []
+    if not turns:
+        raise ValueError(f"VerifierReward: a prompt has no turn of a user: {prompt!r:.100}")
+    return content_of(turns[-1])
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion, or of the turns of one."""
+    if isinstance(completion, str):
+        return completion
+    if isinstance(completion, list) and completion:
+        return "\n".join(content_of(turn) for turn in completion if turn.get("role") == "assistant")
+    raise ValueError(f"VerifierReward: a completion is {completion!r:.100}, neither a text nor a chat")
+
+
+def content_of(turn: dict[str, Any]) -> str:
+    """The text of a turn, which may come in parts."""
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content if part.get("type") == "text")
+    if not isinstance(content, str):
+        raise ValueError(f"VerifierReward: the content of a turn is {content!r:.100}, not a text")
+    return content
