@@ -175,7 +175,7 @@ def pools(config: Config, todo: Todo) -> dict[str, Bundles]:
     names = {name for stage in todo.stages for name in POOLS.get(stage, ())}
     names |= {"sample"} if "rollouts" in todo.artefacts else set()
     names |= {"judge"} if "scores/critic" in todo.artefacts else set()
-    return {name: bundles(getattr(config.resources, name)) for name in names}
+    return {name: bundles(getattr(config.resources, name)) for name in sorted(names)}
 
 
 def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Iterator[str]:
