@@ -99,9 +99,9 @@ def extend(config: Config, run: Run) -> None:
     artefact = run.artefact("candidates")
     before = artefact.begun_inputs()
     inputs = specs.comparable(specs.inputs(config, run, specs.spec(config, "candidates")), before)
-    if before is None or fingerprint(specs.still_telling(before)) == fingerprint(inputs):
+    if before is None or fingerprint(specs.significant(before)) == fingerprint(inputs):
         return
-    grown = json.loads(json.dumps(specs.still_telling(before)))
+    grown = json.loads(json.dumps(specs.significant(before)))
     section = grown.get("config", {}).get("sample", {})
     larger = all(section.get(key, np.inf) <= getattr(config.sample, key) for key in AMOUNTS)
     section.update({key: getattr(config.sample, key) for key in AMOUNTS})

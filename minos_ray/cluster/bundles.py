@@ -31,44 +31,40 @@ class Bundles(NamedTuple):
 def bundles(pool: Actors | Workers) -> Bundles:
     """What Ray reserves for a pool; Ray Data gives an actor on GPUs one CPU, whatever the config says."""
     if isinstance(pool, Workers):
-        each = {"CPU": pool.cpus, "GPU": float(pool.gpu)}
-        return Bundles(pool.workers, {kind: amount for kind, amount in each.items() if amount})
-    each = {"CPU": 1.0 if pool.gpus else pool.cpus, "GPU": float(pool.gpus)}
-    return Bundles(pool.actors, {kind: amount for kind, amount in each.items() if amount})
+        count, resources = pool.workers, {"CPU": pool.cpus, "GPU": float(pool.gpu)}
+    else:
+        count, resources = pool.actors, {"CPU": 1.0 if pool.gpus else pool.cpus, "GPU": float(pool.gpus)}
+    return Bundles(count, {kind: amount for kind, amount in resources.items() if amount})
 
 
-def room(wanted: Bundles, nodes: Iterable[Mapping[str, float]]) -> int:
+def room(need: Bundles, nodes: Iterable[Mapping[str, float]]) -> int:
     """How many of the bundles fit on nodes that have this much (all are equal, so counting node by node is exact)."""
-    if not wanted.each:
-        return wanted.count
-    return min(wanted.count, sum(on_one(wanted.each, node) for node in nodes))
+    if not need.each:
+        return need.count
+    return min(need.count, sum(on_one(need.each, node) for node in nodes))
 
 
-def on_one(each: Mapping[str, float], node: Mapping[str, float]) -> int:
+def on_one(bundle: Mapping[str, float], node: Mapping[str, float]) -> int:
     """How many bundles one node holds."""
-    return min(math.floor(node.get(kind, 0.0) / amount + PRECISION) for kind, amount in each.items())
+    return min(math.floor(node.get(kind, 0.0) / amount + PRECISION) for kind, amount in bundle.items())
 
 
-def lack(key: str, wanted: Bundles, nodes: Mapping[str, Mapping[str, float]]) -> str | None:
+def lack(key: str, need: Bundles, nodes: Mapping[str, Mapping[str, float]]) -> str | None:
     """One line when not all bundles fit on the nodes, named by their address; None when they do."""
-    fitting = room(wanted, nodes.values())
-    if fitting == wanted.count:
+    fitting = room(need, nodes.values())
+    if fitting == need.count:
         return None
-    return f"{key} wants {wanted}, each on one node: {fitting} of {wanted.count} fit on {shown(nodes)}"
-
-
-def shown(nodes: Mapping[str, Mapping[str, float]]) -> str:
-    """`127.0.0.2: 4 CPU, 3 GPU; 127.0.0.3: 2 CPU`, the largest nodes first."""
     useful = {name: node for name, node in nodes.items() if any(node.get(kind) for kind in KINDS)}
     by_size = sorted(useful.items(), key=lambda item: [-item[1].get(kind, 0) for kind in reversed(KINDS)])
-    named = [f"{name}: {amounts(node)}" for name, node in by_size[:SHOWN]]
-    more = [f"{len(useful) - SHOWN} more nodes"] if len(useful) > SHOWN else []
-    return "; ".join([*named, *more]) or "no node with CPUs or GPUs"
+    largest = [f"{name}: {amounts(node)}" for name, node in by_size[:SHOWN]]
+    others = [f"{len(useful) - SHOWN} more nodes"] if len(useful) > SHOWN else []
+    places = "; ".join([*largest, *others]) or "no node with CPUs or GPUs"
+    return f"{key} wants {need}, each on one node: {fitting} of {need.count} fit on {places}"
 
 
-def amounts(of: Mapping[str, float]) -> str:
+def amounts(resources: Mapping[str, float]) -> str:
     """`1 CPU, 4 GPU`."""
-    return ", ".join(f"{of[kind]:g} {kind}" for kind in KINDS if of.get(kind)) or "no CPU and no GPU"
+    return ", ".join(f"{resources[kind]:g} {kind}" for kind in KINDS if resources.get(kind)) or "no CPU and no GPU"
 
 
 def summed(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -52,7 +52,7 @@ def token(run: Run) -> Generator[str]:
     word = secrets.token_hex(8)
     folder = f"preflight-{word}"
     try:
-        new = not run.exists("")
+        created = not run.exists("")
         run.write_bytes(f"{folder}/driver", word.encode())
     except StorageFailed as error:
         with suppress(StorageFailed):  # what is left of it, where anything is
@@ -62,7 +62,7 @@ def token(run: Run) -> Generator[str]:
         yield folder
     finally:
         run.delete(folder)
-        if new and run.local and not run.files("") and not run.folders(""):
+        if created and run.local and not run.files("") and not run.folders(""):
             run.delete("")
 
 

@@ -48,6 +48,8 @@ FOR_SPEED = {
 
 # Stages with trainings of their own, which `minos run` leaves alone.
 APART = ("sweep", "study")
+# What most artefacts are made from.
+DATA = ("problems", "candidates", "labels")
 # What no trial of a study depends on.
 NOT_STUDIED = ("run", "report", "resources", "meta", "sweep", "error_analysis")
 # What decides which problems stage 2 holds out: stage 1 must not learn from them either.
@@ -96,56 +98,52 @@ def specs(config: Config) -> list[Spec]:
     """Every artefact of a run of this config, each after what it needs."""
     base = ("models/base",) if config.base.model == "run:models/base" else ()
     generator = ("models/base",) if config.generator and config.generator.model == "run:models/base" else ()
-    models = [f"models/{v}" for v in config.reward.verifiers]
-    scores = [f"scores/{v}" for v in config.reward.verifiers] + (["scores/critic"] if config.score.judge else [])
-    data = ("problems", "candidates", "labels")
-    made = config.pretrain is not None and bool(base or generator or completer_of_run(config) == "models/base")
-    found = [Spec("models/base", "pretrain", ("pretrain",), config.pretrain.needs)] if made else []
-    found += [
+    scores = [f"scores/{name}" for name in config.reward.verifiers] + (["scores/critic"] if config.score.judge else [])
+    planned = []
+    if config.pretrain is not None and (base or generator or completer_of_run(config) == "models/base"):
+        planned.append(Spec("models/base", "pretrain", ("pretrain",), config.pretrain.needs))
+    planned += [
         Spec("problems", "problems", ("problems", "seed")),
         Spec("candidates", "sample", ("sample", "generator", "seed"), ("problems", *generator), engines=("sample",)),
         *label_specs(config, generator),
-        Spec("critiques", "critique", ("critique", "seed"), data, ("critique_prompt",)),
+        Spec("critiques", "critique", ("critique", "seed"), DATA, ("critique_prompt",)),
     ]
-    inserted = ("inserted",) if config.inserted.count else ()
     if config.error_analysis.count:
-        needs = (*data, *inserted)
-        found.append(Spec("error_types", "critique", ("error_analysis", "critique", "seed"), needs, ("error_prompt",)))
-    if needs_critic(config):
-        encoded = ("step_encoding",)
-        judged = ("critiques",) if config.reward.consensus else ()  # decides what stage 2 holds out
-        needs = (*data, *dict.fromkeys((*critic_sources(config), *judged)), *base)
-        found.append(Spec("models/critic", "sft", ("sft", "base", *HELD_OUT_BY), needs, encoded))
-    found += [reward_spec(config, name, base) for name in models]
-    found += [score_spec(name) for name in scores]
-    needs, sorted_ = ("problems", "labels", *scores), ("error_types",) if config.error_analysis.count else ()
-    found.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_))
+        needs = (*DATA, *(("inserted",) if config.inserted.count else ()))
+        sections = ("error_analysis", "critique", "seed")
+        planned.append(Spec("error_types", "critique", sections, needs, ("error_prompt",)))
+    if config.score.judge is not None or any(name.endswith("minos") for name in config.reward.verifiers):
+        planned.append(critic_spec(config, base))
+    planned += [reward_spec(config, f"models/{name}", base) for name in config.reward.verifiers]
+    planned += [score_spec(name) for name in scores]
+    sorted_errors = ("error_types",) if config.error_analysis.count else ()
+    needs = ("problems", "labels", *scores)
+    planned.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_errors))
     sections = ("sweep", "sft", "reward", "base", "score", "evaluate")
-    needs, versions = (*data, "critiques", *base), ("step_encoding", "stage_1", "evaluation")
-    found.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions, engines=("score",)))
+    needs, versions = (*DATA, "critiques", *base), ("step_encoding", "stage_1", "evaluation")
+    planned.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions, engines=("score",)))
     if config.study.seeds:
         sections = tuple(name for name in type(config).model_fields if name not in NOT_STUDIED)
         engines = ("sample", "score")
-        found.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS), engines=engines))
-    shown = ("sweep/results.parquet", "critiques", "scores/critic")
-    found.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=shown))
-    return found
+        planned.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS), engines=engines))
+    optional = ("sweep/results.parquet", "critiques", "scores/critic")
+    planned.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=optional))
+    return planned
 
 
 def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
     """Labels, after the rollouts that they may come from, and the errors inserted into right solutions."""
-    data = ("problems", "candidates")
-    found, rollouts = [], ()
+    needs, planned = ("problems", "candidates"), []
     if config.label.rollouts:
         completer = completer_of_run(config)
-        needs = (*data, *((completer,) if completer else () if config.label.rollouts.completer else generator))
-        found = [Spec("rollouts", "label", ROLLOUTS_BY, needs, ("labels",), engines=("sample",))]
-        rollouts = ("rollouts",)
-    found.append(Spec("labels", "label", ("label",), (*data, *rollouts), ("labels",)))
+        model = (completer,) if completer else () if config.label.rollouts.completer else generator
+        planned.append(Spec("rollouts", "label", ROLLOUTS_BY, (*needs, *model), ("labels",), engines=("sample",)))
+        needs = (*needs, "rollouts")
+    planned.append(Spec("labels", "label", ("label",), needs, ("labels",)))
     if config.inserted.count:
         needs = ("problems", "labels") if config.inserted.source == "candidates" else ("problems",)
-        found.append(Spec("inserted", "label", ("inserted", "seed"), needs, ("inserted",)))
-    return found
+        planned.append(Spec("inserted", "label", ("inserted", "seed"), needs, ("inserted",)))
+    return planned
 
 
 def completer_of_run(config: Config) -> str | None:
@@ -154,29 +152,24 @@ def completer_of_run(config: Config) -> str | None:
     return completer.model.removeprefix("run:") if completer and completer.model.startswith("run:") else None
 
 
-def critic_sources(config: Config) -> tuple[str, ...]:
-    """The artefacts that stage 1 reads its critiques from."""
-    bought = ("critiques",) if config.sft.source != "inserted" else ()
-    made = ("inserted",) if config.inserted.count and config.sft.source in ("inserted", "both") else ()
-    return bought + made
-
-
-def needs_critic(config: Config) -> bool:
-    """Whether a stage-1 model is wanted at all."""
-    return config.score.judge is not None or any(v.endswith("minos") for v in config.reward.verifiers)
+def critic_spec(config: Config, base: tuple[str, ...]) -> Spec:
+    """Stage 1 learns from bought critiques, inserted errors or both; consensus decides what stage 2 holds out."""
+    bought = ("critiques",) if config.sft.source != "inserted" or config.reward.consensus else ()
+    inserted = ("inserted",) if config.inserted.count and config.sft.source in ("inserted", "both") else ()
+    needs = (*DATA, *bought, *inserted, *base)
+    return Spec("models/critic", "sft", ("sft", "base", *HELD_OUT_BY), needs, ("step_encoding",))
 
 
 def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
     """A verifier starts from the critic or from the base; nothing else differs."""
     start = ("models/critic",) if name.endswith("minos") else base
     critiques = ("critiques",) if config.reward.consensus and "/prm" in name else ()
-    needs = ("problems", "candidates", "labels", *critiques, *start)
-    return Spec(name, "reward", ("reward", "base"), needs, ("step_encoding",))
+    return Spec(name, "reward", ("reward", "base"), (*DATA, *critiques, *start), ("step_encoding",))
 
 
 def score_spec(name: str) -> Spec:
     """Scores need the test candidates and the model that scores them."""
-    needs = ("problems", "candidates", "labels", name.replace("scores/", "models/"))
+    needs = (*DATA, name.replace("scores/", "models/"))
     if name == "scores/critic":
         return Spec(name, "score", ("score.judge",), needs, ("judge", "step_encoding"), engines=("judge",))
     return Spec(name, "score", ("score.aggregation",), needs, ("step_encoding",), engines=("score",))
@@ -187,31 +180,31 @@ def spec(config: Config, artefact: str) -> Spec:
     return next(s for s in specs(config) if s.artefact == artefact)
 
 
-def inputs(config: Config, run: Run, made: Spec) -> dict[str, Any]:
+def inputs(config: Config, run: Run, spec: Spec) -> dict[str, Any]:
     """What the fingerprint is made of: config sections, fingerprints of the needed artefacts, versions."""
-    more = {"engines": engine_settings(config, made.engines), "contents": contents(config, made)}
+    if_any = {"engines": engine_settings(config, spec.engines), "contents": contents(config, spec)}
     return {
-        "config": sections_of(config, made),
-        **{name: values for name, values in more.items() if values},
-        "needs": {name: fingerprint_of(run, name) for name in made.needs + made.optional},
-        "versions": {name: VERSIONS[name] for name in made.versions},
+        "config": sections_of(config, spec),
+        **{name: values for name, values in if_any.items() if values},
+        "needs": {name: fingerprint_of(run, name) for name in spec.needs + spec.optional},
+        "versions": {name: VERSIONS[name] for name in spec.versions},
         "package": __version__,
     }
 
 
-def sections_of(config: Config, made: Spec) -> dict[str, Any]:
+def sections_of(config: Config, spec: Spec) -> dict[str, Any]:
     """The sections that an artefact is made from, or the keys of them that matter."""
     dump, sections = config.model_dump(mode="json"), {}
-    for dotted in made.sections:
+    for dotted in spec.sections:
         name, _, key = dotted.partition(".")
         if key:
             sections.setdefault(name, {})[key] = dump[name][key]
         else:
-            sections[name] = telling(name, dump[name])
+            sections[name] = without_neutral(name, dump[name])
     return sections
 
 
-def telling(name: str, section: Any) -> Any:
+def without_neutral(name: str, section: Any) -> Any:
     """A section of the config without its neutral keys, and without later ones that are not set."""
     if name not in NEUTRAL and name not in UNSET:
         return section
@@ -221,32 +214,32 @@ def telling(name: str, section: Any) -> Any:
     return {k: v for k, v in section.items() if k not in neutral and not (k in unset and v == unset[k])}
 
 
-def contents(config: Config, made: Spec) -> dict[str, str]:
+def contents(config: Config, spec: Spec) -> dict[str, str]:
     """Digests of the files and of the models' directories that an artefact is made from, by their keys."""
-    found: dict[str, str | None] = {}
-    if "problems" in made.sections and config.problems:
+    digests: dict[str, str | None] = {}
+    if "problems" in spec.sections and config.problems:
         for split in ("train", "test"):
             if path := getattr(config.problems, split).path:
-                found[f"problems.{split}.path"] = of_path(path)
+                digests[f"problems.{split}.path"] = of_path(path)
     completer = config.label.rollouts.completer if config.label.rollouts else None
     models = {"generator": config.generator, "base": config.base}
-    found |= {f"{name}.model": of_model(model) for name, model in models.items() if name in made.sections and model}
-    if "label.rollouts" in made.sections and completer:
-        found["label.rollouts.completer"] = of_model(completer)
-    return {key: digest for key, digest in found.items() if digest}
+    digests |= {f"{name}.model": of_model(model) for name, model in models.items() if name in spec.sections and model}
+    if "label.rollouts" in spec.sections and completer:
+        digests["label.rollouts.completer"] = of_model(completer)
+    return {key: digest for key, digest in digests.items() if digest}
 
 
-def comparable(wanted: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
-    """What is wanted, as far as it can be held against older inputs.
+def comparable(current: dict[str, Any], recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """The inputs of now, as far as they can be held against recorded ones.
 
-    Contents that nobody knew then, or nobody can tell now, are no change.
+    Contents that were not recorded then, or that cannot be read now, are no change.
     """
-    now, then = wanted.get("contents", {}), (old or {}).get("contents", {})
-    if old is None or now == then:
-        return wanted
+    now, then = current.get("contents", {}), (recorded or {}).get("contents", {})
+    if recorded is None or now == then:
+        return current
     both = {key: now.get(key, digest) for key, digest in then.items()}
-    rest = {name: value for name, value in wanted.items() if name != "contents"}
-    return {**rest, "contents": both} if both else rest
+    others = {name: value for name, value in current.items() if name != "contents"}
+    return {**others, "contents": both} if both else others
 
 
 def engine_settings(config: Config, pools: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -273,35 +266,35 @@ def fingerprint_of(run: Run, artefact: str) -> str | None:
 def begin(config: Config, run: Run, artefact: str) -> Artefact:
     """The artefact, ready to be written or resumed; what is stale of it is removed. Stages ask `fresh` before."""
     target = run.artefact(artefact)
-    begun = target.begun_inputs()
-    wanted = comparable(inputs(config, run, spec(config, artefact)), begun)
-    # What an earlier version began under names of its own is gone on with.
-    same = begun is not None and fingerprint(still_telling(begun)) == fingerprint(wanted)
-    target.begin(begun if same else wanted)
+    recorded = target.begun_inputs()
+    current = comparable(inputs(config, run, spec(config, artefact)), recorded)
+    # An earlier version may have begun it under names of its own: that goes on.
+    same = recorded is not None and fingerprint(significant(recorded)) == fingerprint(current)
+    target.begin(recorded if same else current)
     return target
 
 
 def fresh(config: Config, run: Run, artefact: str) -> Manifest | None:
     """The manifest when the artefact is complete and made from what it would be made from now."""
     manifest = run.artefact(artefact).manifest()
-    wanted = inputs(config, run, spec(config, artefact))
-    done = manifest is not None and is_fresh(manifest, wanted) and not outgrown(config, manifest)
+    current = inputs(config, run, spec(config, artefact))
+    done = manifest is not None and is_fresh(manifest, current) and not outgrown(config, manifest)
     return manifest if done else None
 
 
-def is_fresh(manifest: Manifest, wanted: dict[str, Any]) -> bool:
-    """Imported artefacts are fresh as long as they are there; made ones while what tells in their inputs stays."""
-    made = manifest.inputs
-    return "import" in made or fingerprint(comparable(wanted, made)) in (
+def is_fresh(manifest: Manifest, current: dict[str, Any]) -> bool:
+    """Imported artefacts are fresh as long as they are there; others while what matters of their inputs stays."""
+    recorded = manifest.inputs
+    return "import" in recorded or fingerprint(comparable(current, recorded)) in (
         manifest.fingerprint,
-        fingerprint(still_telling(made)),
+        fingerprint(significant(recorded)),
     )
 
 
-def still_telling(made: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that an artefact was made from, of which an earlier version may have kept more than what tells."""
-    config = made.get("config")
+def significant(recorded: dict[str, Any]) -> dict[str, Any]:
+    """What matters of the inputs that an artefact was made from; an earlier version may have recorded more."""
+    config = recorded.get("config")
     if not isinstance(config, dict):
-        return made
-    sections = {name: telling(name, section) for name, section in config.items()}
-    return {**made, "config": with_names_of_today(sections)}
+        return recorded
+    sections = {name: without_neutral(name, section) for name, section in config.items()}
+    return {**recorded, "config": with_names_of_today(sections)}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from minos_ray.config.load import Config, leaves
 from minos_ray.graph.lengths import outgrown
-from minos_ray.graph.specs import STAGES_WITHIN, Spec, comparable, inputs, is_fresh, specs, still_telling
+from minos_ray.graph.specs import STAGES_WITHIN, Spec, comparable, inputs, is_fresh, significant, specs
 from minos_ray.store.run import Artefact, Manifest, Run
 
 
@@ -30,53 +30,51 @@ class Todo(NamedTuple):
 
 def todo_of(states: Iterable[State]) -> Todo:
     """What of these artefacts is not done."""
-    left = [state for state in states if state.state != "done"]
-    stages = {state.stage for state in left}
+    unfinished = [state for state in states if state.state != "done"]
+    stages = {state.stage for state in unfinished}
     within = {inner for stage in stages for inner in STAGES_WITHIN.get(stage, ())}
-    return Todo(frozenset(state.artefact for state in left), frozenset(stages | within))
+    return Todo(frozenset(state.artefact for state in unfinished), frozenset(stages | within))
 
 
 def status(config: Config, run: Run) -> list[State]:
     """The state of every artefact of the run."""
-    return [state_of(config, run, s) for s in specs(config)]
+    return [state_of(config, run, spec) for spec in specs(config)]
 
 
-def state_of(config: Config, run: Run, made: Spec) -> State:
+def state_of(config: Config, run: Run, spec: Spec) -> State:
     """done / stale / partial / missing, with the reason."""
-    artefact = run.artefact(made.artefact)
-    manifest = artefact.manifest()
-    wanted = inputs(config, run, made)
+    artefact = run.artefact(spec.artefact)
+    manifest, current = artefact.manifest(), inputs(config, run, spec)
     if manifest is None:
-        begun = artefact.begun_inputs()
-        why = halfway(artefact, begun, comparable(wanted, begun))
-        return State(made.artefact, made.stage, "partial" if begun else "missing", why, None)
-    if is_fresh(manifest, wanted):
-        if why := outgrown(config, manifest):
-            return State(made.artefact, made.stage, "partial", why, manifest)
-        return State(made.artefact, made.stage, "done", "imported" if "import" in manifest.inputs else "", manifest)
-    return State(
-        made.artefact,
-        made.stage,
-        "stale",
-        difference(still_telling(manifest.inputs), comparable(wanted, manifest.inputs)),
-        manifest,
-    )
+        state, why = unfinished_state(artefact, current)
+    elif not is_fresh(manifest, current):
+        recorded = significant(manifest.inputs)
+        state, why = "stale", difference(recorded, comparable(current, manifest.inputs))
+    elif why := outgrown(config, manifest):
+        state = "partial"
+    else:
+        state, why = "done", "imported" if "import" in manifest.inputs else ""
+    return State(spec.artefact, spec.stage, state, why, manifest)
 
 
-def halfway(artefact: Artefact, begun: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
-    """What is there of an artefact that is not complete, and whether it was begun with other inputs."""
-    parts = len(artefact.part_names()) if begun else 0
-    other = difference(still_telling(begun), wanted) if begun else ""
-    return ", ".join([*([f"{parts} parts so far"] if parts else []), *([f"begun with {other}"] if other else [])])
+def unfinished_state(artefact: Artefact, current: dict[str, Any]) -> tuple[str, str]:
+    """`missing`, or `partial` with what is there so far and whether it was begun with other inputs."""
+    recorded = artefact.begun_inputs()
+    if not recorded:
+        return "missing", ""
+    parts = len(artefact.part_names())
+    change = difference(significant(recorded), comparable(current, recorded))
+    reasons = [*([f"{parts} parts so far"] if parts else []), *([f"begun with {change}"] if change else [])]
+    return "partial", ", ".join(reasons)
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What changed between the inputs an artefact was made from and those of now."""
-    before, now = ({key: value for key, value in leaves(values) if value != {}} for values in (old, new))
+    before, now = ({key: value for key, value in leaves(values) if value != {}} for values in (before, now))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    shown = [describe(key, before.get(key), now.get(key)) for key in changed[:3]]
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return ", ".join(shown) + more
+    changes = [describe(key, before.get(key), now.get(key)) for key in changed[:3]]
+    others = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return ", ".join(changes) + others
 
 
 def describe(key: str, before: Any, now: Any) -> str:

@@ -21,7 +21,7 @@ from minos_ray.critiques.reply import BOUGHT, Answer, Outcome
 from minos_ray.critiques.request import Request, build_request
 from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import UserError
-from minos_ray.graph.specs import UNSET, VERSIONS, telling
+from minos_ray.graph.specs import UNSET, VERSIONS, without_neutral
 from minos_ray.problems.split import read_problems
 from minos_ray.scoring.judge import verdicts
 from minos_ray.steps.critique_text import Parsed, parse_critique
@@ -44,7 +44,7 @@ class Question(NamedTuple):
 def inputs(section: MetaCritic) -> dict[str, Any]:
     """What the scores depend on; like in the cache, the address of the endpoint does not matter."""
     return {
-        "critic": telling("critique", with_model(section).model_dump(mode="json", include=TELLING)),
+        "critic": without_neutral("critique", with_model(section).model_dump(mode="json", include=TELLING)),
         "versions": {"critique_prompt": VERSIONS["critique_prompt"], "shown": VERSION},
     }
 

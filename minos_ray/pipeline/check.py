@@ -215,12 +215,12 @@ def bytes_to_write(config: Config, run: Run, todo: Todo) -> dict[str, float]:
         "models": (len(names) * model, names),
         "checkpoints": (checkpoints, ["checkpoints"]),
     }
-    left = {
+    remaining = {
         what: size - sum(sum(run.sizes(name).values()) for name in folders)
         for what, (size, folders) in planned.items()
         if size
     }
-    return {what: size for what, size in left.items() if size > 0}
+    return {what: size for what, size in remaining.items() if size > 0}
 
 
 def in_words(sizes: dict[str, float]) -> str:

@@ -51,8 +51,8 @@ def findings(
     modules = sorted({name.partition(":")[0] for name in functions if not name.startswith("minos_ray.")})
     with suppress(UserError), token(run) as folder:  # one that cannot be written is named without the cluster
 
-        def ask(some: Sequence[Node]) -> list[Answer]:
-            tasks = nodes.ask(run, folder, list(keys), modules, some)
+        def ask(asked: Sequence[Node]) -> list[Answer]:
+            tasks = nodes.ask(run, folder, list(keys), modules, asked)
             return nodes.answers(tasks, nodes.PATIENT_S if waits else nodes.WITHIN_S)
 
         answers = settled(ask(present), ask, alive) if waits else ask(present)
@@ -71,9 +71,9 @@ def findings(
             raise WorkStopped("\n  ".join(silent))
 
 
-def model_keys(named: Iterable[tuple[str, Model]]) -> dict[str, str]:
+def model_keys(models: Iterable[tuple[str, Model]]) -> dict[str, str]:
     """Path -> config key of the models that lie in directories here, outside the run and the package."""
-    paths = {absolute(model).model: key for key, model in named}
+    paths = {absolute(model).model: key for key, model in models}
     return {path: key for path, key in paths.items() if os.path.isfile(f"{path}/config.json")}
 
 
@@ -103,8 +103,8 @@ def grouped(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
     for node, line in lines:
         nodes_of[line].append(node)
     for line, addresses in nodes_of.items():
-        more = f" and {len(addresses) - SHOWN} more" if len(addresses) > SHOWN else ""
-        yield f"node{'s' if len(addresses) > 1 else ''} {', '.join(addresses[:SHOWN])}{more}: {line}"
+        others = f" and {len(addresses) - SHOWN} more" if len(addresses) > SHOWN else ""
+        yield f"node{'s' if len(addresses) > 1 else ''} {', '.join(addresses[:SHOWN])}{others}: {line}"
 
 
 def versions(answers: Sequence[Answer], driver: Mapping[str, str]) -> OnNodes:

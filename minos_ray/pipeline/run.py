@@ -52,7 +52,7 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
     if not planned:
         remedy = f"; give {SWITCHES[stage]}" if stage in SWITCHES else ""
         raise UserError(f"this config has nothing for stage '{stage}' to make{remedy}")
-    if missing := sorted({name for made in planned for name in missing_inputs(config, run, made)}):
+    if missing := sorted({name for spec in planned for name in missing_inputs(config, run, spec)}):
         first = next(s.stage for s in specs(config) if s.artefact in missing)
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
     require(config, run, {stage})
@@ -60,12 +60,12 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
         return resolve(FUNCTIONS[stage])(config, run)
 
 
-def missing_inputs(config: Config, run: Run, made: Spec) -> set[str]:
+def missing_inputs(config: Config, run: Run, spec: Spec) -> set[str]:
     """Needed artefacts that are not complete and that this stage does not make itself."""
-    if state_of(config, run, made).state == "done":
+    if state_of(config, run, spec).state == "done":
         return set()
-    same_stage = {s.artefact for s in specs(config) if s.stage == made.stage}
-    return {name for name in made.needs if name not in same_stage and run.artefact(name).manifest() is None}
+    same_stage = {s.artefact for s in specs(config) if s.stage == spec.stage}
+    return {name for name in spec.needs if name not in same_stage and run.artefact(name).manifest() is None}
 
 
 def run_all(
