@@ -13,19 +13,19 @@ PRECISION = 1e-6
 
 
 class Bundles(NamedTuple):
-    """So many actors or workers, each of which takes this on one node; amounts are above 0."""
+    """So many actors or workers, each of which takes `bundle` on one node; amounts are above 0."""
 
     count: int
-    each: dict[str, float]
+    bundle: dict[str, float]
 
     def __str__(self) -> str:
         """`2 x (1 CPU, 4 GPU)`."""
-        return f"{self.count} x ({amounts(self.each)})"
+        return f"{self.count} x ({amounts(self.bundle)})"
 
     @property
     def total(self) -> dict[str, float]:
         """What all take together."""
-        return {kind: self.count * amount for kind, amount in self.each.items()}
+        return {kind: self.count * amount for kind, amount in self.bundle.items()}
 
 
 def bundles(pool: Actors | Workers) -> Bundles:
@@ -39,9 +39,9 @@ def bundles(pool: Actors | Workers) -> Bundles:
 
 def room(need: Bundles, nodes: Iterable[Mapping[str, float]]) -> int:
     """How many of the bundles fit on nodes that have this much (all are equal, so counting node by node is exact)."""
-    if not need.each:
+    if not need.bundle:
         return need.count
-    return min(need.count, sum(on_one(need.each, node) for node in nodes))
+    return min(need.count, sum(on_one(need.bundle, node) for node in nodes))
 
 
 def on_one(bundle: Mapping[str, float], node: Mapping[str, float]) -> int:

@@ -232,7 +232,7 @@ def wait(waiting: Waiting) -> None:
 
     if not can_grow():
         waiting.require_enough()
-    group = placement_group([waiting.need.each] * waiting.need.count)
+    group = placement_group([waiting.need.bundle] * waiting.need.count)
     try:
         while not group.wait(timeout_seconds=POLL_S):
             waiting.go_on()

@@ -1,4 +1,4 @@
-"""What all sections of a configuration are."""
+"""The base class of all sections, and types that several of them use."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable; unknown keys, NaN and infinity are refused."""
+    """A part of the configuration: immutable; unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

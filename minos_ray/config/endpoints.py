@@ -1,4 +1,4 @@
-"""What a config may say of an endpoint and add to each request of it; no secret stands in a config."""
+"""What a config may set of an endpoint and add to each request; secrets stay in the environment."""
 
 import json
 import re
@@ -59,8 +59,8 @@ def is_secret(name: str, value: str) -> bool:
 def check_body(extra: Mapping[str, Any]) -> None:
     """ValueError for what has a key of its own in the config, for what is no JSON, and for secrets."""
     for name in extra.keys() & (OWN | FIXED):
-        own = f"; set critique.{name}" if name in OWN else ""
-        raise ValueError(f"extra_body.{name} is set by each request itself{own}")
+        remedy = f"; set critique.{name}" if name in OWN else ""
+        raise ValueError(f"extra_body.{name} is set by each request itself{remedy}")
     for name in names(extra):
         if SECRET_KEY.search(name):
             raise ValueError(f"extra_body: {name} may hold a secret, which would stand in the files of the run")

@@ -24,5 +24,7 @@ def with_names_of_today(value: Any) -> Any:
     if isinstance(value, list):
         return [with_names_of_today(item) for item in value]
     if isinstance(value, str):
-        return next((today + value.removeprefix(old) for old, today in MOVED.items() if value.startswith(old)), value)
+        for former, today in MOVED.items():
+            if value.startswith(former):
+                return today + value.removeprefix(former)
     return value

@@ -75,10 +75,10 @@ class Study(Section):
         """Sections as dotted keys, for an ablation changes single keys; names that other arms have are refused."""
         if taken := [arm for arm in ablations if TAKEN.fullmatch(arm)]:
             raise ValueError(f"'{taken[0]}' is the name of another arm")
-        made = {arm: dict(leaves(changes)) for arm, changes in ablations.items()}
-        if empty := [arm for arm, changes in made.items() if {} in changes.values()]:
+        dotted = {arm: dict(leaves(changes)) for arm, changes in ablations.items()}
+        if empty := [arm for arm, changes in dotted.items() if {} in changes.values()]:
             raise ValueError(f"{empty[0]}: name the keys that it changes; {{}} is none")
-        return made
+        return dotted
 
     @model_validator(mode="after")
     def changes_are_not_its_own(self) -> "Study":
@@ -89,7 +89,7 @@ class Study(Section):
         for arm in self.from_base:
             if idle := [key for key in self.ablations.get(arm, {}) if key.partition(".")[0] in STAGE_1]:
                 raise ValueError(f"ablations.{arm} has no stage 1, so that {idle[0]} means nothing")
-        named = {*self.versus, *self.versus.values(), *self.from_base}
-        if unknown := sorted(named - set(self.ablations)):
+        references = {*self.versus, *self.versus.values(), *self.from_base}
+        if unknown := sorted(references - set(self.ablations)):
             raise ValueError(f"versus, from_base: '{unknown[0]}' is not among ablations")
         return self

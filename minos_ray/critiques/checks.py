@@ -47,8 +47,8 @@ def is_chat(value: object) -> bool:
 
 def problems_of(config: Config, run: Run, todo: Todo) -> list[str]:
     """One line when wrong steps are to be sorted and none will be known."""
-    wanted = todo.artefacts & {"critiques", "error_types"}
-    return errors_of(require_for_error_analysis, config, run) if wanted else []
+    asked = todo.artefacts & {"critiques", "error_types"}
+    return errors_of(require_for_error_analysis, config, run) if asked else []
 
 
 def critic_problems(config: Config) -> Iterator[str]:

@@ -15,11 +15,11 @@ HUB_S = 10.0
 
 
 def model_problems(
-    key: str, model: Model, config: Config, run: Run, made: Container[str] | None = ("models/base",)
+    key: str, model: Model, config: Config, run: Run, ready: Container[str] | None = ("models/base",)
 ) -> Iterator[str]:
-    """What is wrong with the model of a key; `made` are the run's own models that are ready then (None: all)."""
+    """What is wrong with the model of a key; `ready` are the run's own models that are made by then (None: all)."""
     yield from errors_of(require_model, key, model, run)
-    yield from errors_of(require_made, key, model, config, run, made)
+    yield from errors_of(require_made, key, model, config, run, ready)
 
 
 def require_model(key: str, model: Model, run: Run) -> None:
@@ -36,11 +36,11 @@ def require_model(key: str, model: Model, run: Run) -> None:
         raise UserError(f"{key}: {error}") from error
 
 
-def require_made(key: str, model: Model, config: Config, run: Run, made: Container[str] | None = None) -> None:
+def require_made(key: str, model: Model, config: Config, run: Run, ready: Container[str] | None = None) -> None:
     """A model of the run must be there, or be made before it is needed."""
     kind, _, name = model.model.partition(":")
     planned = [spec.artefact for spec in specs(config) if spec.artefact.startswith("models/")]
-    in_time = name in planned and (made is None or name in made)
+    in_time = name in planned and (ready is None or name in ready)
     if kind != "run" or in_time or run.artefact(name).manifest() is not None:
         return
     why = "makes it only after it is needed" if name in planned else "makes none of that name"

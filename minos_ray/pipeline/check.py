@@ -101,7 +101,7 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     yield from local_findings(config, run, todo)
     if stages is None:
         for name, model in config.meta.models.items():
-            yield from model_problems(f"meta.models.{name}.model", model, config, run, made=None)
+            yield from model_problems(f"meta.models.{name}.model", model, config, run, ready=None)
         if config.study.seeds:
             yield from errors_of(resolve(STUDY), config, run)
         if "critique" in todo.stages:
@@ -184,7 +184,7 @@ def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Ite
     for name, need in needs.items():
         if line := lack(f"resources.{name}", need, {"this machine": machine}):
             yield line
-    if machine["GPU"] and any("GPU" in need.each for need in needs.values()) and (size := gpu_memory_gb()):
+    if machine["GPU"] and any("GPU" in need.bundle for need in needs.values()) and (size := gpu_memory_gb()):
         yield from candidates.gpu_problems(config, run, needs, size)
         yield from scoring.gpu_problems(config, run, needs, size)
 

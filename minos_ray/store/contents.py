@@ -1,7 +1,7 @@
-"""Digests of what lies in files that a config or an import names: other content under the same name is another input.
+"""Digests of files that a config or an import names: other content under the same name is another input.
 
-They depend on bytes alone, not on times or places, so that a copy on another machine is the same. None where it cannot
-be told (nothing is there, a hub, a storage that says nothing): then nothing is called changed.
+They depend on bytes alone, not on times or places, so that a copy on another machine is the same. None where nothing
+can be read (no file, a hub, a storage that does not answer): then nothing counts as changed.
 """
 
 import functools
@@ -32,16 +32,16 @@ def of_path(path: str) -> str | None:
         return None
     try:
         fs, root = open_path(path)
-        found = fs.get_file_info(root)
-        if found.type == pafs.FileType.Directory:
+        info = fs.get_file_info(root)
+        if info.type == pafs.FileType.Directory:
             inside = fs.get_file_info(pafs.FileSelector(root, recursive=True))
             files = [i for i in inside if i.type == pafs.FileType.File and "/." not in i.path.removeprefix(root)]
         else:
-            files = [found] if found.type == pafs.FileType.File else []
-        named = [(i.path.removeprefix(root), of_file(path, i.path, i.size, i.mtime_ns)) for i in files]
+            files = [info] if info.type == pafs.FileType.File else []
+        digests = [(i.path.removeprefix(root), of_file(path, i.path, i.size, i.mtime_ns)) for i in files]
     except (UserError, StorageFailed, OSError):
         return None
-    return together(sorted(named)) if named else None
+    return together(sorted(digests)) if digests else None
 
 
 def of_model(model: Model) -> str | None:
@@ -52,24 +52,24 @@ def of_model(model: Model) -> str | None:
     files = sorted({file for pattern in OF_A_MODEL for file in folder.glob(pattern) if file.is_file()})
     try:
         stats = [(file, file.stat()) for file in files]
-        named = [
+        digests = [
             (file.name, of_file(str(folder), str(file.absolute()), stat.st_size, stat.st_mtime_ns, WHOLE))
             for file, stat in stats
         ]
     except OSError:
         return None
-    return together(named) if named else None
+    return together(digests) if digests else None
 
 
 @functools.lru_cache(maxsize=1024)
-def of_file(within: str, path: str, size: int, changed_ns: int | None, whole: int | None = None) -> str:
-    """Digest of a file on the storage of `within`; of one above `whole` bytes its size and pieces of it.
+def of_file(within: str, path: str, size: int, changed_ns: int | None, sampled_above: int | None = None) -> str:
+    """Digest of a file on the storage of `within`; of one above so many bytes its size and pieces of it.
 
     Read once in a process while its size and time are the same.
     """
     fs, _ = open_path(within)
     digest = blake2b(str(size).encode(), digest_size=16)
-    for piece in pieces(fs, path, size) if whole and size > whole else chunks(fs, path):
+    for piece in pieces(fs, path, size) if sampled_above and size > sampled_above else chunks(fs, path):
         digest.update(piece)
     return digest.hexdigest()
 
@@ -89,6 +89,6 @@ def pieces(fs: pafs.FileSystem, path: str, size: int) -> Iterator[bytes]:
             yield file.read_at(PIECE, (size - PIECE) * number // (PIECES - 1))
 
 
-def together(named: list[tuple[str, str]]) -> str:
+def together(digests: list[tuple[str, str]]) -> str:
     """One digest of several, and of their names."""
-    return blake2b(repr(named).encode(), digest_size=8).hexdigest()
+    return blake2b(repr(digests).encode(), digest_size=8).hexdigest()

@@ -32,17 +32,17 @@ def locate(model: Model, run: Run) -> str:
     """
     kind, sign, name = model.model.partition(":")
     if sign and kind == "package":
-        return whole(Path(str(files("minos_ray").joinpath(name))), model.model)
+        return require_complete(Path(str(files("minos_ray").joinpath(name))), model.model)
     if sign and kind == "run":
-        return whole(_from_run(name, run), model.model)
+        return require_complete(_from_run(name, run), model.model)
     if is_hub_id(model.model):
         return locate_hub(model)
-    return whole(Path(model.model).expanduser().absolute(), model.model)
+    return require_complete(Path(model.model).expanduser().absolute(), model.model)
 
 
 def locate_hub(model: Model) -> str:
     """The copy of a hub model in this machine's cache, fetched when it is not there."""
-    return whole(_from_hub(model), model.model)
+    return require_complete(_from_hub(model), model.model)
 
 
 def absolute(model: Model) -> Model:
@@ -64,7 +64,7 @@ def is_hub_id(name: str) -> bool:
     return not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name) is not None
 
 
-def whole(path: Path, name: str) -> str:
+def require_complete(path: Path, name: str) -> str:
     """`path` as text when it is a complete model directory; UserError says what is missing."""
     if not path.is_dir():
         raise UserError(f"model '{name}': there is no directory {path}")
@@ -117,7 +117,7 @@ def tensors_of(file: Path) -> "list[TensorInfo]":
 
 
 def tensors_of_model(model: Model, run: Run) -> "list[TensorInfo]":
-    """Those of a model that lies on this machine, whole, as safetensors; none of any other."""
+    """Those of a complete model that lies on this machine as safetensors; none of any other."""
     if is_hub_id(model.model) or model.model.startswith("run:"):
         return []
     try:

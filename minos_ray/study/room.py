@@ -13,6 +13,6 @@ def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]], m
     """
 
     def fit(held: Bundles) -> int:
-        return sum(on_one(held.each, node) for node in nodes) // held.count if held.each else most
+        return sum(on_one(held.bundle, node) for node in nodes) // held.count if held.bundle else most
 
     return max(1, min(most, fit(bundles(resources.train)), fit(bundles(resources.score))))

@@ -86,9 +86,9 @@ def require_memory(config: Config, run: Run, stages: Set[str]) -> None:
         return
     workers, available = config.resources.train, machine_gb()
     for need in needs(config, run, stages):
-        if (wanted := need.model * workers.workers) > available:
+        if (total := need.model * workers.workers) > available:
             raise UserError(
-                f"resources.train: {need.training} needs at least {wanted:.1f} GB of memory for {workers.workers} "
+                f"resources.train: {need.training} needs at least {total:.1f} GB of memory for {workers.workers} "
                 f"workers on CPUs, this machine has {available:.1f}; {advice(workers)}"
             )
 
