@@ -170,7 +170,8 @@ def _from_run(name: str, run: Run) -> Path:
     if run.local:
         return Path(artefact.path)
     key = blake2b(f"{artefact.path} {manifest.fingerprint} {manifest.created}".encode(), digest_size=8).hexdigest()
-    target = _cache() / key
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    target = caches / "minos_ray" / "models" / key
     if not target.is_dir():
         _download(run, name, target)
     return target
@@ -189,11 +190,6 @@ def _download(run: Run, name: str, target: Path) -> None:
         aside.mkdir()
         run.download(name, str(aside))
         aside.rename(target)
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "minos_ray" / "models"
 
 
 def _from_hub(model: Model) -> Path:

@@ -94,9 +94,9 @@ def check_base(config: Config, run: Run, stages: Set[str]) -> None:
 def trained_kinds(config: Config, stages: Set[str]) -> list[Kind]:
     """What is made of the base."""
     names = [*config.reward.verifiers, *(config.sweep.kinds if "sweep" in stages else ())] if "reward" in stages else []
-    language = "sft" in stages or ("reward" in stages and config.reward.lm_weight)
-    kinds: list[Kind] = [name.partition("-")[0] for name in names]
-    return [*dict.fromkeys([*(["lm"] if language else []), *kinds])]
+    verifiers: list[Kind] = ["orm" if name.startswith("orm") else "prm" for name in names]
+    language: list[Kind] = ["lm"] if "sft" in stages or ("reward" in stages and config.reward.lm_weight) else []
+    return [*dict.fromkeys([*language, *verifiers])]
 
 
 def lora_problems(key: str, section: Lora, config: Config, run: Run) -> Iterator[str]:

@@ -57,8 +57,8 @@ def shape_of_base(config: Config, run: Run) -> "Shape | None":
         hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
         kv = (values.get("num_key_value_heads") or heads) * (values.get("head_dim") or hidden // heads)
         inner = values.get("intermediate_size") or 4 * hidden
-        sizes = (size, values["num_hidden_layers"], hidden, inner, kv, values["vocab_size"])
-        return Shape(*map(int, sizes))
+        layers, words = int(values["num_hidden_layers"]), int(values["vocab_size"])
+        return Shape(size, layers, hidden, int(inner), int(kv), words)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):  # a problem of the base model
         return None
 
