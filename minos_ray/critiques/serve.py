@@ -7,37 +7,79 @@ others: what it writes is kept under that name. The key is what $MINOS_CRITIC_KE
 """
 
 import argparse
+import hashlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from minos_ray.cluster.connect import disconnect, join
 from minos_ray.config.resources import Resources
 from minos_ray.config.schema import Model
-from minos_ray.critiques import door
-from minos_ray.critiques.served_name import served_name
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.store.model_files import locate
+from minos_ray.graph.specs import FOR_SPEED
+from minos_ray.store.contents import of_model
+from minos_ray.store.model_files import is_hub_id, locate
 from minos_ray.store.run import Run
 
-KEY_ENV = "MINOS_CRITIC_KEY"
+KEY_ENV, VLLM_KEY_ENV = "MINOS_CRITIC_KEY", "VLLM_API_KEY"
 PLAIN = "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The chat template of `--plain`: the text of the messages and nothing else, as a stage-1 critic of ours wants it."""
 ROOT = str(Path(__file__).parents[2])
 NAME = "--served-model-name"
-LOOK_EVERY_S, END_S = 5.0, 30.0
+POLL_S, END_S = 5.0, 30.0
 # Ends the server with all its engine processes when it ends, or when standard input does: when the actor is gone.
 # Ray kills the children of a dead actor, but not theirs: so it is a grandchild that watches.
 GUARD = 'exec 3<&0; (cat <&3 >/dev/null; kill -KILL 0) & "$@" 3<&- </dev/null; kill -KILL 0'
+UNAUTHORIZED = b'{"error": {"message": "wrong API key", "type": "authentication_error", "code": 401}}'
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class KeyOnEveryRoute:
+    """ASGI middleware around the whole of vLLM's app; the key is what $VLLM_API_KEY holds when the server starts.
+
+    vLLM's own check covers some paths only: 0.32 lets anybody in at `/invocations` (chat), `/tokenize` or `/metrics`.
+    """
+
+    def __init__(self, app: App) -> None:
+        if not os.environ.get(VLLM_KEY_ENV):
+            raise ValueError(f"{VLLM_KEY_ENV} is not set: nobody would be kept out")
+        self.app, self.key = app, digest(os.environ[VLLM_KEY_ENV].encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request through with the key; anything but the server's own start and end needs one."""
+        if scope["type"] == "lifespan" or self.has_key(scope):
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await receive()
+            return await send({"type": "websocket.close", "code": 1008})
+        head = [(b"content-type", b"application/json"), (b"content-length", str(len(UNAUTHORIZED)).encode())]
+        await send({"type": "http.response.start", "status": 401, "headers": head})
+        await send({"type": "http.response.body", "body": UNAUTHORIZED})
+
+    def has_key(self, scope: Scope) -> bool:
+        """Whether the one header `Authorization` is `Bearer KEY`; the time that takes tells nothing of the key."""
+        values = [value for name, value in scope.get("headers", ()) if name.lower() == b"authorization"]
+        scheme, _, key = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+        return secrets.compare_digest(digest(key), self.key) and scheme.lower() == b"bearer"
+
+
+def digest(key: bytes) -> bytes:
+    """Of equal length for all keys."""
+    return hashlib.sha256(key).digest()
 
 
 class CriticServer:
@@ -48,65 +90,57 @@ class CriticServer:
 
         self.options, self.key = options, key
         self.host = ray.util.get_node_ip_address() if options.node else "127.0.0.1"
-        self.port = options.port or free_port(self.host)
+        self.port = options.port
+        if not self.port:
+            with socket.socket() as probe:
+                probe.bind((self.host, 0))
+                self.port = int(probe.getsockname()[1])
 
     def start(self) -> tuple[str, str]:
         """The address and the name of the model, once the server answers.
 
-        Raises with the end of its log when it ends or takes too long.
+        Raises WorkStopped with the end of its log when it ends or takes too long.
         """
-        self.launch()
-        until = time.monotonic() + self.options.wait_s
-        while not self.answers():
-            code = self.process.poll()
-            if code is not None or time.monotonic() > until:
-                raise WorkStopped(f"vLLM does not serve; end of its log:\n{self.tail()}")
-            time.sleep(0.2)
-        return f"http://{self.host}:{self.port}/v1", self.name
-
-    def launch(self) -> None:
-        """Starts vLLM; the key goes through the environment, its output into a log."""
-        environment = {**os.environ, door.KEY_ENV: self.key, "VLLM_NO_USAGE_STATS": "1"}
-        # The door is imported by vLLM's process, wherever that looks for modules.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+        arguments = command(self.options, self.host, self.port)
+        # The key goes through the environment; the middleware is imported by vLLM, wherever that looks for modules.
+        paths = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, VLLM_KEY_ENV: self.key, "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": paths}
         if not self.options.gpus:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        asked = command(self.options, self.host, self.port)
-        self.name = asked[asked.index(NAME) + 1]
         log, self.log = tempfile.mkstemp(prefix="minos-critic-server-", suffix=".log")
-        self.process = subprocess.Popen(
-            ["sh", "-c", GUARD, "sh", *asked],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        guarded = ["sh", "-c", GUARD, "sh", *arguments]
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(guarded, env=environment, start_new_session=True, **streams)
         os.close(log)
+        until = time.monotonic() + self.options.wait_s
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise WorkStopped(f"vLLM does not serve; end of its log:\n{self.end_of_log()}")
+            time.sleep(0.2)
+        return f"http://{self.host}:{self.port}/v1", arguments[arguments.index(NAME) + 1]
 
     def answers(self) -> bool:
         """Whether the server is ready."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        url, head = f"http://{self.host}:{self.port}/health", {"Authorization": f"Bearer {self.key}"}
         try:
-            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            head = {"Authorization": f"Bearer {self.key}"}
-            request = urllib.request.Request(f"http://{self.host}:{self.port}/health", headers=head)
-            with direct.open(request, timeout=2) as reply:
+            with direct.open(urllib.request.Request(url, headers=head), timeout=2) as reply:
                 return reply.status == 200
-        except (urllib.error.URLError, OSError):
+        except OSError:  # urllib's own errors are among these
             return False
 
     def check(self) -> None:
-        """Raises with the end of the log when the server has ended."""
+        """WorkStopped with the end of the log when the server has ended."""
         if self.process.poll() is not None:
-            raise WorkStopped(f"vLLM ended; end of its log:\n{self.tail()}")
+            raise WorkStopped(f"vLLM ended; end of its log:\n{self.end_of_log()}")
 
-    def tail(self) -> str:
-        """The last lines of the log."""
+    def end_of_log(self) -> str:
+        """Its last lines."""
         with open(self.log, errors="replace") as log:
             return "".join(log.readlines()[-15:])
 
     def end(self) -> None:
-        """Ends the server in order, and whatever is left of it after END_S."""
+        """Ends the server in order, and whatever of it still runs after END_S."""
         until = time.monotonic() + END_S
         self.signal(signal.SIGTERM)
         while self.signal(0) and time.monotonic() < until:
@@ -130,20 +164,32 @@ def command(options: argparse.Namespace, host: str, port: int) -> list[str]:
     path = locate(Model(model=options.model), Run("."))
     name = options.name or served_name(options.model, path, options.plain, options.vllm)
     # Loopback and node addresses only; vLLM itself would listen on all of them.
-    asked = ["--model", path, NAME, name, "--host", host, "--port", str(port)]
-    asked += ["--middleware", f"{door.__name__}.{door.Door.__name__}"]
-    asked += ["--chat-template", PLAIN] if options.plain else []
-    asked += ["--tensor-parallel-size", str(options.gpus)] if options.gpus > 1 else []
+    arguments = ["--model", path, NAME, name, "--host", host, "--port", str(port)]
+    arguments += ["--middleware", f"{__name__}.{KeyOnEveryRoute.__name__}"]
+    arguments += ["--chat-template", PLAIN] if options.plain else []
+    arguments += ["--tensor-parallel-size", str(options.gpus)] if options.gpus > 1 else []
     # The CPU build shares prompts block by block, and 32 is its smallest block.
-    asked += [] if options.gpus else ["--block-size", "32"]
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *asked, *options.vllm]
+    arguments += [] if options.gpus else ["--block-size", "32"]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *options.vllm]
 
 
-def free_port(host: str) -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind((host, 0))
-        return int(found.getsockname()[1])
+def served_name(model: str, path: str, plain: bool, options: Sequence[str]) -> str:
+    """A hub id as it is; a directory by its name and a digest of its files, so that a model trained again is another.
+
+    The template and the options of vLLM that may change the texts are in the digest too: all that are not known to
+    change its speed alone.
+    """
+    changes = ["plain"] if plain else []
+    changes_text = True
+    for option in options:  # the values of an option follow it
+        if option.startswith("--"):
+            changes_text = option[2:].partition("=")[0].replace("-", "_") not in FOR_SPEED
+        changes += [option] if changes_text else []
+    content = "" if is_hub_id(model) else of_model(Model(model=path)) or path
+    if not content and not changes:
+        return model
+    changed = blake2b(repr([content, changes]).encode(), digest_size=5).hexdigest()
+    return f"{model if is_hub_id(model) else Path(path).name}@{changed}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -170,12 +216,12 @@ def serve(options: argparse.Namespace, key: str) -> None:
     needs = {"num_cpus": options.cpus, "num_gpus": options.gpus}
     server: Any = ray.remote(CriticServer).options(**needs).remote(options, key)
     try:
-        address, name = ray.get(server.start.remote(), timeout=options.wait_s + LOOK_EVERY_S)
+        address, name = ray.get(server.start.remote(), timeout=options.wait_s + POLL_S)
         print(f"critique.base_url={address} critique.model={name} critique.api_key_env={KEY_ENV}", flush=True)
         try:
             while True:
                 ray.get(server.check.remote())
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_S)
         finally:
             ray.get(server.end.remote(), timeout=2 * END_S)
     except ray.exceptions.GetTimeoutError as error:

@@ -1,5 +1,6 @@
 """A local server with OpenAI's Batch API: files and batches as described, and a count of what is bought."""
 
+import asyncio
 import email.parser
 import email.policy
 import json
@@ -9,10 +10,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.critiques.scripted import KEY, Reply
+from minos_ray.critiques.batch import FOLDER, Batches, Plan
+from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.endpoint import Endpoint, headers
+from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.stage import critique_status
+from minos_ray.observe.progress import Progress
+from minos_ray.store.run import Run
+from tests.critiques.asking import requests
+from tests.critiques.scripted import KEY, MakeConfig, Reply
 
 Script = Callable[[str, int], Reply]
 
@@ -186,3 +196,46 @@ class Handler(BaseHTTPRequestHandler):
 def error(message: str, code: str | None = None) -> dict[str, Any]:
     """The body of an error."""
     return {"error": {"message": message, "type": "invalid_request_error", "code": code}}
+
+
+QUICK = Plan(first_pause_s=0.02, longest_pause_s=0.1)
+PRICES = {"usd_per_million_input": 10.0, "usd_per_million_output": 20.0}
+COST = (100 * 10 + 50 * 20) / 1e6 / 2
+"""What a scripted answer of 100 and 50 tokens costs in a batch."""
+
+ServeBatch = Callable[..., BatchServer]
+
+
+class AskBatch:
+    """Calls of `ask_batch` on one run directory."""
+
+    def __init__(self, path: Path, make_config: MakeConfig) -> None:
+        self.run, self.make_config = Run(str(path)), make_config
+
+    def __call__(
+        self,
+        server: BatchServer,
+        rows: int = 4,
+        plan: Plan = QUICK,
+        key: str = KEY,
+        client: dict[str, Any] | None = None,
+        **critique: Any,
+    ) -> tuple[list[Answer], dict[str, Any]]:
+        """Answers in the order of the requests (those that the cache has too), and the details."""
+        config = self.make_config(self.run, server.url, client, mode="batch", **critique)
+        self.cache = Cache(self.run)
+        missing = [request for request in requests(rows) if request.key not in self.cache.answers]
+        endpoint = Endpoint(config.critique, config.resources.client, server.url, key, headers(config.critique))
+        with Progress("critique", rows, "critiques", rows - len(missing)) as progress:
+            batches = Batches(endpoint, self.cache, progress, critique_status, plan=plan)
+            answers = self.cache.answers | asyncio.run(batches.ask(missing))
+        return [answers[request.key] for request in requests(rows)], batches.details()
+
+    def records(self) -> list[dict[str, Any]]:
+        """What is on record of batches."""
+        return [json.loads(self.run.read_bytes(f"{FOLDER}/{name}")) for name in self.run.files(FOLDER)]
+
+
+def question(number: int) -> str:
+    """What stands in the prompt of one request and in no other."""
+    return f"Question {number}?"

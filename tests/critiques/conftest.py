@@ -15,7 +15,9 @@ from minos_ray.miniature.step_labels import labels_of
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
 from tests.critiques.asking import Ask
-from tests.critiques.scripted import KEY, MakeConfig, Script, ScriptedServer, Serve
+from tests.critiques.batch_server import AskBatch, BatchServer, Fate, ServeBatch
+from tests.critiques.batch_server import Script as BatchScript
+from tests.critiques.scripted import KEY, MakeConfig, Reply, Script, ScriptedServer, Serve
 
 
 def labelled(problem: dict[str, str], index: int, rng: random.Random) -> dict[str, Any]:
@@ -95,3 +97,28 @@ def ask(tmp_path: Path, serve: Serve, make_config: MakeConfig, monkeypatch: pyte
     """A client and a server; the first wait of a retry, when the endpoint asks for none, is short."""
     monkeypatch.setattr("minos_ray.critiques.retry.FIRST_WAIT_S", 0.05)
     return Ask(tmp_path, serve, make_config)
+
+
+@pytest.fixture
+def serve_batch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeBatch]:
+    """`serve_batch(script, fate)` starts a server; retries of a call come at once."""
+    monkeypatch.setattr("minos_ray.critiques.retry.FIRST_WAIT_S", 0.01)
+    servers: list[BatchServer] = []
+
+    def start(script: BatchScript = lambda *_: Reply(), fate: Callable[[int], Fate] = lambda _: Fate()) -> BatchServer:
+        server = BatchServer(script, fate)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.gate.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def ask_batch(tmp_path: Path, make_config: MakeConfig) -> AskBatch:
+    """Orders on a fresh run directory."""
+    return AskBatch(tmp_path / "run", make_config)

@@ -8,7 +8,7 @@ from fastapi import FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from minos_ray.critiques.door import Door
+from minos_ray.critiques.serve import KeyOnEveryRoute
 
 KEY = "k-0123456789"
 
@@ -28,7 +28,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
         await socket.accept()
         await socket.send_text("served")
 
-    app.add_middleware(Door)
+    app.add_middleware(KeyOnEveryRoute)
     return TestClient(app)
 
 
@@ -74,8 +74,8 @@ def test_the_start_of_the_server_passes_and_no_key_at_all_is_no_open_door(monkey
         seen.append(scope["type"])
 
     monkeypatch.setenv("VLLM_API_KEY", KEY)
-    asyncio.run(Door(app)({"type": "lifespan"}, None, None))
+    asyncio.run(KeyOnEveryRoute(app)({"type": "lifespan"}, None, None))
     assert seen == ["lifespan"]
     monkeypatch.setenv("VLLM_API_KEY", "")
     with pytest.raises(ValueError, match="nobody would be kept out"):
-        Door(app)
+        KeyOnEveryRoute(app)

@@ -1,16 +1,31 @@
 """The arithmetic of the limits: pace, money, tokens; and how the client obeys them."""
 
 import asyncio
+import datetime
 import os
 import signal
 import threading
 import time
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.critiques.limits import SLACK_S, USED, Budget, Pace, StopAtBudget, Usage
+from minos_ray.config.schema import Critique
+from minos_ray.critiques.limits import (
+    SLACK_S,
+    TABLE,
+    USED,
+    Budget,
+    Pace,
+    StopAtBudget,
+    Usage,
+    has_prices,
+    priced,
+    prices,
+)
+from minos_ray.critiques.retry import hold_s
 from minos_ray.errors import UserError
 from tests.critiques.asking import Ask, requests
 from tests.critiques.scripted import Reply
@@ -147,3 +162,61 @@ def test_after_an_interrupt_nothing_is_sent_and_what_is_in_flight_is_kept(ask: A
 def test_more_slots_than_one_pool_has_connections_are_all_used(ask: Ask) -> None:
     answers, _, server = ask(lambda *_: Reply(delay=2), rows=130, client={"concurrency": 60}, clients=2)
     assert len(answers) == len(server.seen) == 130 and 100 < server.most_in_flight <= 120
+
+
+def test_every_price_has_a_public_source_and_a_date() -> None:
+    sources = yaml.safe_load(TABLE.read_text())
+    models = [model for source in sources for model in source["prices"]]
+    assert len(models) == len(set(models)) > 15
+    for source in sources:
+        assert source["source"] and isinstance(source["date"], datetime.date)
+        for asked, written in source["prices"].values():
+            assert 0 <= asked <= written <= 200
+
+
+def test_the_config_wins() -> None:
+    assert prices(Critique(model="gpt-4.1")) == (2, 8)
+    assert prices(Critique(model="gpt-4.1", usd_per_million_output=9)) == (2, 9)
+    free = priced(Critique(model="gpt-4.1", usd_per_million_input=0, usd_per_million_output=0))
+    assert (free.usd_per_million_input, free.usd_per_million_output) == (0, 0)
+
+
+def test_unknown_prices() -> None:
+    section = Critique(model="of-my-own", usd_per_million_input=1)
+    assert not has_prices(section) and priced(section).usd_per_million_output == 0
+    with pytest.raises(UserError, match=r"critique\.max_usd = 5, but no price of critique\.model = 'of-my-own'"):
+        priced(section.model_copy(update={"max_usd": 5.0}))
+
+
+def head(kind: str, remaining: str, reset: str, limit: str | None = None) -> dict[str, str]:
+    """Headers of an endpoint."""
+    known = {f"x-ratelimit-limit-{kind}": limit} if limit else {}
+    return {f"x-ratelimit-remaining-{kind}": remaining, f"x-ratelimit-reset-{kind}": reset, **known}
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        (head("requests", "3", "1s"), 0),
+        (head("requests", "0", "6m0s"), 360),
+        (head("requests", "0", "20ms"), 0.02),
+        (head("requests", "0", "1m30.5s"), 90.5),
+        (head("requests", "0", "7"), 7),
+        (head("requests", "0", "60s", "120"), 0.5),
+        (head("requests", "0", "1d"), 600),
+        (head("requests", "0", "soon"), 0),
+        (head("requests", "none", "9s"), 0),
+        (head("tokens", "999", "9s"), 9),
+        (head("tokens", "1000", "9s"), 0),
+        (head("tokens", "0", "60s", "60000"), 1),
+        (head("tokens", "0", "10s", "500"), 10),
+        ({**head("requests", "0", "2s"), **head("tokens", "0", "3s")}, 3),
+    ],
+)
+def test_seconds_to_hold(headers: dict[str, str], seconds: float) -> None:
+    assert hold_s(headers, 1000) == pytest.approx(seconds)
+
+
+def test_a_reset_may_be_a_moment() -> None:
+    assert hold_s(head("requests", "0", str(time.time() + 30)), 1) == pytest.approx(30, abs=1)

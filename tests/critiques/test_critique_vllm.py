@@ -18,8 +18,7 @@ import pytest
 
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.prompts import Case, Messages
-from minos_ray.critiques.serve import CriticServer, command, parse
-from minos_ray.critiques.served_name import served_name
+from minos_ray.critiques.serve import CriticServer, command, parse, served_name
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.steps.encoding import question_text
