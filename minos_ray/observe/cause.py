@@ -7,32 +7,32 @@ from pkgutil import resolve_name
 from minos_ray.errors import UserError, WorkStopped
 
 LONGEST = 400
-# In the text of a traceback: the line after a frame that names the exception and what it says.
-RAISED = re.compile(r"^[ \t]+\S.*\n(?P<name>[A-Za-z_][\w.]*)(?:: (?P<said>.*))?$", re.MULTILINE)
+# In the text of a traceback: the line after a frame, with the name of the exception and its message.
+RAISED = re.compile(r"^[ \t]+\S.*\n(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$", re.MULTILINE)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-# Where Ray's exceptions keep what they were raised for.
-HOLDERS = ("cause", "controller_failure", "health_check_failure", "_base_exc")
+# Attributes in which Ray's exceptions keep their cause.
+CAUSES = ("cause", "controller_failure", "health_check_failure", "_base_exc")
 COLLATERAL = re.compile(r"connection|peer|socket|gloo|nccl", re.IGNORECASE)
 
 
 def cause(error: BaseException) -> str:
-    """`ValueError: unit 5 is bad`; a killed process is said to be killed."""
-    origin = deepest(error)
-    if isinstance(origin, UserError | WorkStopped):
-        line = first_line(str(origin))
-    elif isinstance(origin, Remote):
-        line = str(origin)
-    elif died(origin):
-        line = death(origin)
+    """`ValueError: unit 5 is bad`, or how a process ended. At most `LONGEST` characters."""
+    root = deepest(error)
+    if isinstance(root, UserError | WorkStopped):
+        line = first_line(str(root))
+    elif isinstance(root, Remote):
+        line = str(root)
+    elif is_death(root):
+        line = describe_death(root)
     else:
-        line = f"{type(origin).__name__}: {first_line(str(origin))}".removesuffix(": ")
+        line = f"{type(root).__name__}: {first_line(str(root))}".removesuffix(": ")
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def deepest(error: BaseException) -> BaseException:
-    """The exception at the bottom of the chain; a line that was written for users ends it."""
+    """The exception at the bottom of the chain of causes, or the first whose message was written for users."""
     seen = {id(error)}
-    while not written(error):
+    while not is_for_users(error):
         below = inner(error)
         if below is None or id(below) in seen:
             break
@@ -42,62 +42,63 @@ def deepest(error: BaseException) -> BaseException:
 
 
 class Remote(Exception):
-    """An exception of another process that came here as text alone."""
+    """An exception of another process of which only the text arrived."""
 
 
-def written(error: BaseException) -> bool:
-    """Whether its text was written for users. Ray's wrapper of such an exception, a traceback, is of its class too."""
+def is_for_users(error: BaseException) -> bool:
+    """Whether its message was written for users. Ray's wrapper of such an exception has its class, but a traceback."""
     return isinstance(error, UserError | WorkStopped) and getattr(error, "cause", None) is None
 
 
 def inner(error: BaseException) -> BaseException | None:
-    """What an exception was raised for."""
+    """The cause of an exception, one link down."""
     failures = getattr(error, "worker_failures", None)
     if failures:
-        return failures[guilty(failures)]
-    held = [value for name in HOLDERS if isinstance(value := getattr(error, name, None), BaseException)]
-    if held and type(held[0]).__name__ != "UserCodeException":
-        return held[0]
-    # Ray Data and Ray Tune hand on no more than the text of what happened elsewhere.
+        return failures[first_to_fail(failures)]
+    values = (getattr(error, name, None) for name in CAUSES)
+    held = next((value for value in values if isinstance(value, BaseException)), None)
+    if held is not None and type(held).__name__ != "UserCodeException":
+        return held
+    # Ray Data and Ray Tune pass on only the text of what happened elsewhere.
     return from_text(str(error)) if "ray::" in str(error) else error.__cause__
 
 
 def from_text(traceback: str) -> BaseException | None:
-    """The first exception in a traceback, or the one that was written for users."""
-    raised = [(match["name"], match["said"] or "") for match in RAISED.finditer(COLOURS.sub("", traceback))]
+    """The first exception in the text of a traceback, or the one that was written for users."""
+    raised = [(match["name"], match["message"] or "") for match in RAISED.finditer(COLOURS.sub("", traceback))]
     for kind in (UserError, WorkStopped):
-        if message := next((message for name, message in raised if issubclass(own(name), kind)), None):
+        if message := next((message for name, message in raised if issubclass(class_of(name), kind)), None):
             return kind(message)
     return Remote(": ".join(filter(None, (raised[0][0].rpartition(".")[2], raised[0][1])))) if raised else None
 
 
-def own(name: str) -> type:
-    """The class of an exception of this package; of any other, `Remote`."""
+def class_of(name: str) -> type:
+    """The class of an exception of this package, and `Remote` for any other."""
     if name.startswith("minos_ray."):
         with suppress(ImportError, AttributeError):
             return resolve_name(name)
     return Remote
 
 
-def guilty(failures: dict[int, BaseException]) -> int:
-    """The rank whose failure brought the others down: a lost connection tells of someone else's death."""
-    origins = {rank: deepest(failure) for rank, failure in failures.items()}
+def first_to_fail(failures: dict[int, BaseException]) -> int:
+    """The rank whose failure made the others fail: a lost connection is the consequence of another rank's death."""
+    causes = {rank: deepest(failure) for rank, failure in failures.items()}
 
-    def innocence(rank: int) -> tuple[bool, bool, int]:
-        collateral = COLLATERAL.search(str(origins[rank])) is not None and not died(origins[rank])
-        return not isinstance(origins[rank], UserError), collateral, rank
+    def order(rank: int) -> tuple[bool, bool, int]:
+        is_consequence = COLLATERAL.search(str(causes[rank])) is not None and not is_death(causes[rank])
+        return not isinstance(causes[rank], UserError), is_consequence, rank
 
-    return min(origins, key=innocence)
+    return min(causes, key=order)
 
 
-def died(error: BaseException) -> bool:
-    """Whether Ray says that a process is gone."""
+def is_death(error: BaseException) -> bool:
+    """Whether Ray reports the end of a process."""
     names = {base.__name__ for base in type(error).__mro__}
     return bool(names & {"RayActorError", "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"})
 
 
-def death(error: BaseException) -> str:
-    """How a process of Ray came to its end."""
+def describe_death(error: BaseException) -> str:
+    """How a process of Ray ended, from the text of Ray's exception."""
     text = COLOURS.sub("", str(error)).strip()
     if "creation task" in text or "error raised in its" in text:
         return text.splitlines()[-1].strip()
@@ -111,5 +112,5 @@ def death(error: BaseException) -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line that says something."""
+    """The first line that is not blank."""
     return next((line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip()), "")

@@ -1,4 +1,4 @@
-"""Work that failed: its cause in one line, and the full log in the run directory, without keys."""
+"""Failed work: its cause in one line, and the full log in the run directory, without keys."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
-from minos_ray.observe.cause import cause, deepest, written
+from minos_ray.observe.cause import cause, deepest, is_for_users
 from minos_ray.store.run import Run
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
@@ -29,41 +29,41 @@ def too_many_failed(failed: int, total: int) -> bool:
 
 @contextmanager
 def reported(run: Run | None, stage: str) -> Generator[None]:
-    """What fails in the block is raised as WorkStopped: the cause in one line, and a note of where the full log lies.
+    """Raises what fails in the block as WorkStopped: the cause in one line, and a note of where the full log lies.
 
-    A UserError that was raised in some worker comes out as such.
+    A UserError that was raised in a worker is raised as UserError.
     """
     try:
         yield
     except Exception as error:
-        origin = deepest(error)
-        if isinstance(origin, UserError):
-            if origin is error:
+        root = deepest(error)
+        if isinstance(root, UserError):
+            if root is error:
                 raise
-            raise UserError(str(origin)) from error
-        if not (isinstance(error, WorkStopped) and written(error)):
+            raise UserError(str(root)) from error
+        if not (isinstance(error, WorkStopped) and is_for_users(error)):
             raise as_work_stopped(run, stage, error) from error
         if not error.tells_all and not getattr(error, "__notes__", None):
-            error.add_note(log_note(run, stage, error))
+            error.add_note(write_log(run, stage, error))
         raise
 
 
 def as_work_stopped(run: Run | None, stage: str, error: Exception) -> WorkStopped:
     """The cause in one line, with a note of where the full log lies."""
     stopped = WorkStopped(without_secrets(f"{stage}: {cause(error)}"))
-    stopped.add_note(log_note(run, stage, error))
+    stopped.add_note(write_log(run, stage, error))
     return stopped
 
 
-def log_note(run: Run | None, stage: str, error: BaseException) -> str:
-    """Writes the full log of a failure and says where it lies, and where Ray keeps the logs of its processes."""
-    line = f"full log: {write(run, stage, error)}"
+def write_log(run: Run | None, stage: str, error: BaseException) -> str:
+    """Writes the full log of a failure; returns where it lies, and where Ray keeps the logs of its processes."""
+    line = f"full log: {write_traceback(run, stage, error)}"
     folder = ray_logs()
     return f"{line}; logs of Ray's processes: {folder} on each node" if folder else line
 
 
-def write(run: Run | None, stage: str, error: BaseException) -> str:
-    """Writes the traceback into `logs/` of the run, else into the folder for temporary files; its path."""
+def write_traceback(run: Run | None, stage: str, error: BaseException) -> str:
+    """Writes the traceback into `logs/` of the run, or else into the folder for temporary files. Returns its path."""
     now = time.gmtime()
     name = f"{stage}-{time.strftime('%Y%m%dT%H%M%SZ', now)}-{os.getpid()}.log"
     lines = [f"{stage} failed: {cause(error)}", time.strftime("%Y-%m-%d %H:%M:%S UTC", now)]
@@ -73,7 +73,7 @@ def write(run: Run | None, stage: str, error: BaseException) -> str:
         try:
             run.write_bytes(f"logs/{name}", content)
             return run.at(f"logs/{name}")
-        except StorageFailed:  # perhaps it is the storage that failed
+        except StorageFailed:  # the storage may be what failed
             pass
     path = Path(tempfile.mkdtemp(prefix="minos-")) / name
     path.write_bytes(content)
@@ -86,9 +86,9 @@ def without_secrets(text: str) -> str:
 
 
 def redacted(text: str, environment: Mapping[str, str]) -> str:
-    """The text without colours, values of variables that are named like secrets, and what looks like a key."""
+    """The text without colours, values of variables that are named like secrets, and strings that look like keys."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    for name, value in sorted(environment.items(), key=lambda one: -len(one[1])):  # one may be the start of another
+    for name, value in sorted(environment.items(), key=lambda item: -len(item[1])):  # a value may begin with another
         if SECRET.search(name) and len(value.strip()) >= SHORTEST_SECRET:
             text = text.replace(value.strip(), f"[${name}]")
     return LOOKS_SECRET.sub(r"\1[...]", IN_ADDRESS.sub(r"\1[...]@", text))

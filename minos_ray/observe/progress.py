@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, one line per 30 seconds in a log; numbers for `observe` in both."""
+"""Progress of long work: a bar on a terminal, one line per 30 seconds in a log, and records for the meter."""
 
 import sys
 import threading
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from minos_ray.store.run import Run
 
 LINE_EVERY_S = 30.0
-# So often it is looked whether a line or a record is due, also while nothing advances.
+# How often to check whether a line or a record is due, also while nothing advances.
 BEAT_S = 5.0
 RECORD_EVERY_S = 10.0
 
 
 def duration(seconds: float) -> str:
     """`75` -> `1m15s`."""
-    minutes, seconds_left = divmod(int(seconds), 60)
+    minutes, remainder = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds_left:02d}s" if minutes else f"{seconds_left}s"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{remainder:02d}s" if minutes else f"{remainder}s"
 
 
 def pace(rate: float, unit: str) -> str:
@@ -57,7 +57,7 @@ class Progress:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Ray Tune copies what its callbacks hold; a copy has not begun."""
+        """Ray Tune copies what its callbacks hold. A copy has not begun, and has no thread."""
         return Progress, (self.label, self.total, self.unit, self.first)
 
     def _say_before(self) -> None:
@@ -79,7 +79,7 @@ class Progress:
         self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, text="")
 
     def begin(self, done: int) -> None:
-        """The work begins now, after a wait; so many units were done before."""
+        """The work begins now, after a wait; `done` units were done before."""
         with self.lock:
             self.first = self.done = done
             self.shown.clear()
@@ -112,7 +112,7 @@ class Progress:
             self.numbers.update(numbers)
 
     def give_up(self) -> None:
-        """The work has failed, of which no exception comes by here."""
+        """The work has failed, although no exception passes through this block."""
         self.gave_up = True
 
     def _beat(self) -> None:
@@ -120,7 +120,7 @@ class Progress:
             self.beat()
 
     def beat(self) -> None:
-        """Whatever is due: a line, a record. A storage that is slow to take the record keeps no work waiting."""
+        """Prints a line and writes a record if they are due. A slow storage delays no work: this thread writes."""
         with self.lock:
             self._line()
             now = time.monotonic()
@@ -142,19 +142,19 @@ class Progress:
     def _text(self) -> str:
         rate = self._rate()
         going_on = rate > 0 and self.done < self.total and not self.over.is_set()
-        time_left = f", {duration(self._left(rate))} left" if going_on else ""
+        remaining = f", {duration(self._remaining_s(rate))} left" if going_on else ""
         tokens = f", {self.numbers['tokens'] / self._seconds():,.0f} tokens/s" if self.numbers.get("tokens") else ""
         failed = f", failed {sum(self.failures.values()):,}" if any(self.failures.values()) else ""
         extra = "".join(f", {key} {value}" for key, value in self.shown.items())
-        return f"{pace(rate, self.unit)}{time_left}{tokens}{extra}{failed}"
+        return f"{pace(rate, self.unit)}{remaining}{tokens}{extra}{failed}"
 
     def _rate(self) -> float:
-        """Units a second, up to the last one that was done: what is in work then is not held against it."""
+        """Units a second, measured up to the last one that was done: units still in work do not lower it."""
         seconds = self._seconds() if self.over.is_set() else self.moved - self.start
         return (self.done - self.first) / max(seconds, 1e-9)
 
-    def _left(self, rate: float) -> float:
-        """Seconds for the units that are not done, one of which has been in work since the last one was."""
+    def _remaining_s(self, rate: float) -> float:
+        """Seconds for the remaining units, one of which has been in work since the last one was done."""
         units = self.total - self.done
         return max(units / rate - (time.monotonic() - self.moved), (units - 1) / rate)
 
@@ -163,7 +163,7 @@ class Progress:
         return f", nothing new for {duration(quiet)}" if quiet >= LINE_EVERY_S else ""
 
     def _record(self, state: str) -> dict[str, Any]:
-        """What `observe` gets; `done` is the work of this process, without what was there before."""
+        """A record for the meter. `done` counts the work of this process, `before` what was done before it."""
         seconds, done = self._seconds(), self.done - self.first
         tokens = self.numbers.get("tokens")
         return {

@@ -13,7 +13,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Model
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
-from minos_ray.observe.cause import cause, deepest, guilty
+from minos_ray.observe.cause import cause, deepest, first_to_fail
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.batches import total_steps
@@ -162,7 +162,7 @@ def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> None:
 def failure_reason(error: Exception, workers: Workers) -> str:
     """Which worker failed, and of what; or that there was no room for them, against what is free now."""
     if failures := getattr(error, "worker_failures", None):
-        return f"worker {guilty(failures) + 1} of {workers.workers} failed: {cause(error)}"
+        return f"worker {first_to_fail(failures) + 1} of {workers.workers} failed: {cause(error)}"
     if type(deepest(error)).__name__ == "WorkerGroupStartupTimeoutError":
         return f"no room within resources.wait_s for {Waiting('train', bundles(workers), 0.0).why()}"
     return cause(error)

@@ -44,7 +44,7 @@ def test_work_that_fails_says_so(tmp_path: Path) -> None:
 
 
 def test_files_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "MOST_RECORDS", 10)
+    monkeypatch.setattr(meter, "MAX_RECORDS", 10)
     kept = Meter(Run(str(tmp_path)), "read solutions")
     for number in range(100):
         kept.add({"state": "running", "done": number, "failures": {}})
