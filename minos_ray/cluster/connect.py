@@ -4,8 +4,11 @@ import gc
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,36 +54,52 @@ def join(resources: Resources) -> None:
     address = resources.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        os.environ.setdefault(LOG_LEVEL, "fatal")  # of the driver alone, see `start`
         enter(address, "resources.address" if resources.address else "RAY_ADDRESS", options)
         os.environ["RAY_ADDRESS"] = address
     else:
-        start(resources.num_cpus, options)
+        init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
     heed_sigterm()
     quiet_data()
 
 
-def start(num_cpus: int | None, options: dict[str, Any]) -> None:
-    """Starts Ray on this machine. Its processes log as usual, the driver logs fatal errors only.
+def init(**options: Any) -> None:
+    """`ray.init`; the C++ part of this process, the driver, then logs fatal errors only, and other processes as usual.
 
-    Else Ray prints, as an error, that the arguments of Ray Data's actors are in the object store and may be lost before
-    an actor restarts (ray-project/ray#53727). Those are not: the driver refers to them until the work ends. Ray reads
-    the level from the environment, which its processes inherit; so it is set once they run, when the driver registers.
+    Otherwise Ray 2.60 prints, as an error, that the arguments of Ray Data's actors are in the object store and may be
+    lost before an actor restarts (ray-project/ray#53727). They are not: the driver refers to them until the work ends.
+
+    Ray reads the level from the environment, which the processes that it starts inherit. So it is set after that, when
+    the driver's job is registered. Ray also prints that it found the variable, which goes to /dev/null.
     """
     import ray
     from ray.job_config import JobConfig
 
-    class QuietDriver(JobConfig):
-        def _serialize(self) -> str:
-            os.environ.setdefault(LOG_LEVEL, "fatal")
-            return super()._serialize()
+    with ExitStack() as until_connected:
 
-    level = os.environ.get(LOG_LEVEL)
-    try:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, job_config=QuietDriver(), **options)
-    finally:
-        if level is None:
-            os.environ.pop(LOG_LEVEL, None)  # for processes of a Ray that this driver may start later
+        class QuietDriver(JobConfig):
+            def _serialize(self) -> str:
+                if LOG_LEVEL not in os.environ:
+                    os.environ[LOG_LEVEL] = "fatal"
+                    until_connected.callback(os.environ.pop, LOG_LEVEL)
+                    until_connected.enter_context(stderr_to_null())
+                return super()._serialize()
+
+        ray.init(job_config=QuietDriver(), **options)
+
+
+@contextmanager
+def stderr_to_null() -> Generator[None]:
+    """Discards what this process prints to standard error, C++ code included."""
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as null:
+        stderr = os.dup(2)
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def heed_sigterm() -> None:
@@ -92,12 +111,11 @@ def heed_sigterm() -> None:
 
 def enter(address: str, key: str, options: dict[str, Any]) -> None:
     """Joins the cluster that `key` names; UserError when nothing answers there, or not one that takes this process."""
-    import ray
     from ray.exceptions import RayError
 
     require_ray_head(address, key)
     try:
-        ray.init(address=address, **options)
+        init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{key} = '{address}': Ray refuses: {reason[:300]}") from error

@@ -122,14 +122,15 @@ def run_units(run: Run, artefact: str, units: pa.Table, work: Work, resources: R
     A unit that crashes `MAX_CRASHES` actors gets the rows of `worker.failed`. Raises WorkStopped where the worker has
     no such method, and when so many units fail that the engine must be the cause.
     """
-    import ray
-    from ray.exceptions import RayActorError
-
     crash_logs = f"{artefact}/attempts"
     run.delete(crash_logs)  # a stopped run may have left some
     if units.num_rows == 0:
         return {}
     join(resources)
+    # Not before `join`, which sets what Ray reads when it is imported.
+    import ray
+    from ray.exceptions import RayActorError
+
     pool: Actors = getattr(resources, work.pool)
     require(work.label, pool, resources.wait_s)
     reference = ray.put(units)
