@@ -58,6 +58,7 @@ class PartWriter:
         artefact: str,
         units: Any,
         crash_logs: str,
+        max_restarts: int,
         part_units: int,
         batch_units: int,
         tally: Any,
@@ -70,7 +71,7 @@ class PartWriter:
         self.tally = tally
         tally.join.remote(context.current_actor)
         self.units: pa.Table = ray.get(units)
-        self.restarts = RestartBudget(self.run, f"{crash_logs}/{context.get_actor_id()}")
+        self.restarts = RestartBudget(self.run, f"{crash_logs}/{context.get_actor_id()}", max_restarts)
         # An exhausted actor must not make its worker, which may be what crashes: it lives on to say that it gave up.
         if not self.restarts.exhausted:
             self.worker = worker(**kwargs)

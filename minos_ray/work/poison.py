@@ -57,17 +57,17 @@ class CrashLog:
 
 
 class RestartBudget:
-    """How many times one actor was started since it last stored something."""
+    """How many times one actor was started since it last stored something; more than `limit` times it must not try."""
 
-    def __init__(self, run: Run, name: str) -> None:
-        self.run, self.name = run, f"{name}.json"
+    def __init__(self, run: Run, name: str, limit: int = MAX_RESTARTS) -> None:
+        self.run, self.name, self.limit = run, f"{name}.json", limit
         self.starts = 1 + (json.loads(run.read_bytes(self.name)) if run.exists(self.name) else 0)
         self.run.write_bytes(self.name, json.dumps(self.starts).encode())
 
     @property
     def exhausted(self) -> bool:
         """Whether the actor must not try again."""
-        return self.starts > MAX_RESTARTS
+        return self.starts > self.limit
 
     def reset(self) -> None:
         """Something was stored."""

@@ -143,6 +143,7 @@ def run_units(run: Run, artefact: str, units: pa.Table, work: Work, resources: R
         "artefact": artefact,
         "units": reference,
         "crash_logs": f"{crash_logs}/{uuid.uuid4().hex}",
+        "max_restarts": MAX_RESTARTS,
         "part_units": -(-units.num_rows // MAX_PARTS),
         "batch_units": work.batch_units,
     }

@@ -12,14 +12,17 @@ from minos_ray.cluster.connect import disconnect
 from minos_ray.config.resources import Actors, Engine, Resources
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store.run import Artefact, Run
+from minos_ray.work import run_units as run_units_module
 from minos_ray.work import tally
 from minos_ray.work.actor import Finished
-from minos_ray.work.poison import MAX_CRASHES, MAX_RESTARTS
+from minos_ray.work.poison import MAX_CRASHES
 from minos_ray.work.run_units import Work, run_units
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 ROWS_PER_UNIT = 3
+# Restarts without progress that end the work here: every one takes seconds.
+FEW_RESTARTS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,12 +215,13 @@ def test_two_poison_units_of_one_task_are_told_apart_and_counted(
 
 @pytest.mark.slow
 def test_an_engine_that_always_dies_stops_the_work_and_fails_no_unit(
-    artefact: Artefact, do: Callable[..., dict], tmp_path: Path
+    artefact: Artefact, do: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(WorkStopped, match=f"died {MAX_RESTARTS} times in a row"):
+    monkeypatch.setattr(run_units_module, "MAX_RESTARTS", FEW_RESTARTS)
+    with pytest.raises(WorkStopped, match=f"died {FEW_RESTARTS} times in a row"):
         do(list(range(24)), worker=Stream, batch_units=12, poison=("all",))
     assert artefact.part_names() == []
-    assert len(seen(tmp_path)) <= 2 * MAX_RESTARTS, "two actors"
+    assert len(seen(tmp_path)) <= 2 * FEW_RESTARTS, "two actors"
     do(list(range(24)), worker=Stream, batch_units=12)
     assert whole(artefact, range(24))
 
@@ -231,11 +235,12 @@ def test_units_that_all_fail_alone_stop_the_work_too(artefact: Artefact, do: Cal
 
 @pytest.mark.slow
 def test_an_actor_that_dies_while_it_starts_stops_the_work(
-    artefact: Artefact, do: Callable[..., dict], tmp_path: Path
+    artefact: Artefact, do: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(WorkStopped, match=f"died {MAX_RESTARTS} times in a row"):
+    monkeypatch.setattr(run_units_module, "MAX_RESTARTS", FEW_RESTARTS)
+    with pytest.raises(WorkStopped, match=f"died {FEW_RESTARTS} times in a row"):
         do(list(range(4)), worker=Stream, dies_at_start=True)
-    assert len(seen(tmp_path)) <= 2 * MAX_RESTARTS
+    assert len(seen(tmp_path)) <= 2 * FEW_RESTARTS
 
 
 class Fails(Squares):
