@@ -1,1 +1,1 @@
-"""Candidates: the plan of what is missing, the vLLM actor, the stage."""
+"""Stage `sample`: the plan of missing candidates, and the vLLM actors that generate them."""

@@ -1,1 +1,1 @@
-"""Labels: answers, steps, error types."""
+"""Stage `label`: grades answers and labels steps, by a function or by rollouts."""

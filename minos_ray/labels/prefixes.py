@@ -32,7 +32,9 @@ def step_ends(text: str, steps: Sequence[str]) -> list[int] | None:
         end = end_of(step, text, start)
         if end is None:
             return None
-        ends.append(behind_line_breaks(text, end))
+        # Behind the last line break that follows. A space is left to the completer, whose tokens mostly begin with it.
+        gap = len(text[end:]) - len(text[end:].lstrip())
+        ends.append(max(end, text.rfind("\n", end, end + gap) + 1))
     return ends
 
 
@@ -42,15 +44,6 @@ def end_of(step: str, text: str, start: int) -> int | None:
         return start + len(step)
     match = re.compile(r"\s+".join(map(re.escape, step.split()))).match(text, start)
     return match.end() if match else None
-
-
-def behind_line_breaks(text: str, end: int) -> int:
-    """Behind the last line break of the white space at `end`; `end` when there is none, as between sentences.
-
-    A space is left to the completer, whose tokens mostly begin with it.
-    """
-    gap = len(text[end:]) - len(text[end:].lstrip())
-    return max(end, text.rfind("\n", end, end + gap) + 1)
 
 
 def prefix_id(problem_id: str, prefix: str) -> str:

@@ -36,7 +36,10 @@ def label_candidates(config: Config, run: Run) -> Manifest:
     """Labels every candidate of the run; a rerun labels only the slices of candidates that are missing."""
     done = fresh(config, run, "labels")
     if done is not None:
-        require_made_here(config, done)
+        if config.label.rollouts and "import" in done.inputs:  # no stage replaces what was imported
+            raise UserError(
+                "label.rollouts is set, but the labels of this run were imported; delete its folder labels/"
+            )
         if not config.label.rollouts or fresh(config, run, "rollouts"):
             return done
     start = time.monotonic()
@@ -46,12 +49,6 @@ def label_candidates(config: Config, run: Run) -> Manifest:
     target = begin(config, run, "labels")
     label_missing(config, run, target, units)
     return finish(target, count_rows(units), time.monotonic() - start)
-
-
-def require_made_here(config: Config, done: Manifest) -> None:
-    """UserError when the config sets rollouts but the labels were imported, which no stage replaces."""
-    if config.label.rollouts and "import" in done.inputs:
-        raise UserError("label.rollouts is set, but the labels of this run were imported; delete its folder labels/")
 
 
 def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -> None:

@@ -1,1 +1,1 @@
-"""What running work tells: numbers as JSONL and as Ray metrics, and why it failed."""
+"""Monitoring: progress, numbers as JSONL and as Ray metrics, and why work failed."""

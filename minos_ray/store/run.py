@@ -181,11 +181,11 @@ class Artefact:
         self, counts: dict[str, int], dropped: dict[str, int] | None = None, details: dict[str, Any] | None = None
     ) -> Manifest:
         """Writes the manifest, the last file of an artefact."""
-        begun = json.loads(self.run.read_bytes(self.begun_name))
+        origin = json.loads(self.run.read_bytes(self.begun_name))
         manifest = Manifest(
             artefact=self.name,
-            fingerprint=begun["fingerprint"],
-            inputs=begun["inputs"],
+            fingerprint=origin["fingerprint"],
+            inputs=origin["inputs"],
             version=__version__,
             counts=counts,
             dropped={reason: rows for reason, rows in (dropped or {}).items() if rows},
