@@ -72,7 +72,8 @@ def mark_stored(artefact: Artefact, parts: Iterable[tuple[str, np.ndarray]], siz
     """
     stored = np.zeros(size, dtype=bool)
     for name, places in parts:
-        if len(places) and places.min() >= 0 and not stored[places].any() and len(np.unique(places)) == len(places):
+        ordered = np.sort(places)  # `np.unique` takes ten times as long and more
+        if len(places) and ordered[0] >= 0 and np.diff(ordered).all() and not stored[places].any():
             stored[places] = True
         else:
             artefact.run.delete(f"{artefact.name}/part-{name}.parquet")
