@@ -150,6 +150,7 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
             f"Input: step encoding `{encoding.NAME}` version {encoding.VERSION}: `Question: ...`, `Answer:`, then a "
             "line for each step, every line tokenised on its own. Where the tokenizer has a BOS token it stands first, "
             "also where a call of the tokenizer adds none.\n",
+            *(["## Use\n", scoring_lines(job.kind, own_class)] if job.kind != "lm" else []),
             "## Data\n",
             two_columns({"rows": job.table.rows, "held out": job.table.held_out_rows, **job.table.dropped}),
             "## Settings\n",
@@ -158,6 +159,33 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
             first_and_last(details.get("curve") or []),
         ]
     )
+
+
+def scoring_lines(kind: Kind, own_class: bool) -> str:
+    """Markdown: how transformers alone scores a solution with a verifier of this kind and class."""
+    by_token = (kind == "prm") == own_class
+    name = "AutoModelForTokenClassification" if by_token else "AutoModelForSequenceClassification"
+    ids = "torch.tensor([sum(pieces, [])])"
+    logits = {
+        ("prm", True): f"model({ids}).logits[0, ends, 0]",
+        ("prm", False): f"model.score(model.base_model({ids}).last_hidden_state)[0, ends, 0]",
+        ("orm", True): f"model({ids}).logits[0, ends[-1:], 0]",
+        ("orm", False): f"model({ids}).logits[0]",
+    }[kind, by_token]
+    return f"""```python
+import torch
+from transformers import {name}, AutoTokenizer
+
+folder, question, steps = ".", "Tom has 3 pens and buys 4. How many has he?", ["3 + 4 = 7", "The answer is: 7"]
+tokenizer, model = AutoTokenizer.from_pretrained(folder), {name}.from_pretrained(folder).eval()
+texts = [f"Question: {{question}}\\nAnswer:\\n", *(f"{{step}}\\n" for step in steps)]
+pieces = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+pieces[0] = [tokenizer.bos_token_id] * (tokenizer.bos_token_id is not None) + pieces[0]
+ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0)[1:] - 1
+with torch.no_grad():
+    scores = torch.sigmoid({logits}).tolist()  # of {"each step" if kind == "prm" else "the solution"}
+```
+"""
 
 
 def two_columns(values: dict[str, Any]) -> str:
