@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from minos_ray import load_config
-from minos_ray.cli import parser
+from minos_ray.arguments import parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

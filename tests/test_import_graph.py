@@ -41,6 +41,7 @@ LAYERS = [
     "ranking",
     "rewards",
     "study",
+    "arguments",
     "cli",
     "__main__",
 ]

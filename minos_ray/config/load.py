@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +29,25 @@ def resolve(name: str) -> Callable[..., Any]:
         raise UserError(f"'{name}' does not name a function (package.module:function): {error}") from error
     except (Exception, SystemExit) as error:
         raise UserError(f"'{name}': importing {module} ends in {type(error).__name__}: {error}") from error
+
+
+def find_own_modules(config: str | None) -> None:
+    """Lets configs name functions in the working directory, as `python -m` does, and beside the config.
+
+    They come last, so that no file there takes the place of a package. Ray gives its workers the working directory;
+    those of this machine, and the processes that compare answers, get the other folder with their environment.
+    """
+    try:
+        working_directory = os.getcwd()
+    except FileNotFoundError:  # removed meanwhile: there are no modules in it
+        return
+    beside = os.path.dirname(os.path.abspath(config)) if config and os.path.isfile(config) else working_directory
+    for folder in dict.fromkeys((working_directory, beside)):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if beside != working_directory and beside not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, inherited), beside])
 
 
 def shipped() -> list[str]:

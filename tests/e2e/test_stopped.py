@@ -13,7 +13,7 @@ from minos_ray.cluster import connect
 from minos_ray.config.resources import Resources
 
 def work(arguments):
-    with cli.Work():
+    with cli.leaving_ray():
         connect.join(Resources(num_cpus=1))
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)

@@ -4,6 +4,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_actors_give_what_one_process_gives(
     tmp_path: Path, verifiers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slices, "SLICE_ROWS", 8)
-    monkeypatch.setattr("minos_ray.cli.Work.__exit__", lambda *_: None)  # the Ray of the tests stays
+    monkeypatch.setattr("minos_ray.cli.leaving_ray", nullcontext)  # the Ray of the tests stays
     source = write_rows(tmp_path / "in.jsonl", rows())
     expected = rank(source, tmp_path / "here.parquet", verifiers["prm"], "--group", "q")
     there = rank(source, tmp_path / "there.parquet", verifiers["prm"], "--group", "q", "--actors", "2")

@@ -1,0 +1,99 @@
+"""The commands of `minos` and their arguments."""
+
+import argparse
+
+from minos_ray import __version__, exports, imports
+
+STAGES = {
+    "pretrain": "train a small base model from nothing (section 'pretrain')",
+    "problems": "load problems",
+    "sample": "sample candidates with vLLM actors",
+    "label": "grade answers and label steps",
+    "critique": "ask the critic about candidates",
+    "sft": "stage 1: fine-tune the critic on critiques",
+    "reward": "stage 2: train the verifiers",
+    "score": "score test candidates with every verifier",
+    "evaluate": "best-of-n, votes, intervals, meta-evaluation",
+    "sweep": "scale-up study over the amount of critiques",
+    "study": "does Minos beat base? Arms and ablations over several seeds of data and training",
+    "report": "one offline HTML file",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    top = argparse.ArgumentParser(prog="minos", description="Math-Minos on Ray: verifiers trained with critiques.")
+    top.add_argument("--version", action="version", version=f"minos_ray {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="the whole pipeline on an embedded miniature, on this machine")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="run directory (default: %(default)s)")
+    with_config(commands.add_parser("run", help="every stage that is missing or stale, in order"))
+    for name, text in STAGES.items():
+        with_config(commands.add_parser(name, help=text))
+    with_config(commands.add_parser("check", help="validate the config and what it needs; does no work"))
+    status = commands.add_parser("status", help="state of each artefact of a run")
+    status.add_argument("run", metavar="RUN")
+    with_config(
+        commands.add_parser("meta", help="judge verifiers, published reward models and critics on labelled sets")
+    )
+    add_grade(commands.add_parser("grade", help="grade a file of answers"))
+    add_rank(commands.add_parser("rank", help="score the solutions in a file with a verifier and rank them"))
+    add_import(commands.add_parser("import", help="bring foreign data in as artefacts"))
+    add_export(commands.add_parser("export", help="write artefacts in others' formats"))
+    return top
+
+
+def with_config(command: argparse.ArgumentParser) -> None:
+    """Arguments CONFIG and overrides."""
+    command.add_argument("config", metavar="CONFIG", help="YAML file or shipped config")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="override, such as sample.n_test=64")
+
+
+def add_grade(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos grade`."""
+    command.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
+    command.add_argument("--gold", required=True, metavar="COL")
+    command.add_argument("--text", required=True, metavar="COL")
+    command.add_argument("--out", required=True, metavar="OUT.parquet")
+    command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k")
+
+
+def add_rank(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos rank`."""
+    command.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
+    command.add_argument("--verifier", required=True, metavar="MODEL", help="a directory, a hub id or package:FOLDER")
+    command.add_argument("--question", required=True, metavar="COL")
+    command.add_argument("--text", required=True, metavar="COL", help="solutions: texts, or lists of steps")
+    command.add_argument("--out", required=True, metavar="OUT.parquet")
+    command.add_argument("--group", metavar="COL", help="rows with one value here are ranked together, and vote")
+    command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k", help="how answers are read for votes")
+    command.add_argument("--kind", choices=("minos", "sequence", "tokens", "shepherd", "qwen"), help="docs/meta.md")
+    command.add_argument("--separator", metavar="TEXT", help="kind tokens: what stands behind each step (a line break)")
+    command.add_argument("--aggregation", choices=("min", "product", "last", "mean"), default="min")
+    command.add_argument(
+        "--splitter",
+        metavar="package.module:function",
+        help="text to steps",
+        default="minos_ray.steps.split:paragraphs_or_lines",
+    )
+    command.add_argument("--max-length", type=int, default=4096, metavar="TOKENS", help="longer ones get no score")
+    command.add_argument(
+        "--actors", type=int, default=1, metavar="N", help="above 1, and on a cluster: Ray Data actors"
+    )
+    command.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="of each actor")
+
+
+def add_import(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos import`."""
+    command.add_argument("format", metavar="FORMAT", help=", ".join(imports.FORMATS))
+    command.add_argument("src", metavar="SRC")
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")
+
+
+def add_export(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos export`."""
+    command.add_argument("format", metavar="FORMAT", help=", ".join(exports.FORMATS))
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("out", metavar="OUT", help="a .jsonl, .jsonl.gz or .parquet file; huggingface: a new folder")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")
