@@ -115,8 +115,8 @@ def read_file(path: str) -> Iterator[Row | BadRow]:
 def opened(path: str) -> io.BufferedReader:
     """A file as a binary stream, gzip undone."""
     fs, root = open_path(path)
-    source = io.BufferedReader(fs.open_input_stream(root, compression=None))  # type: ignore[arg-type]
-    return io.BufferedReader(gzip.GzipFile(fileobj=source)) if path.endswith(".gz") else source  # type: ignore[arg-type]
+    source = io.BufferedReader(fs.open_input_stream(root, compression=None))
+    return io.BufferedReader(gzip.GzipFile(fileobj=source)) if path.endswith(".gz") else source
 
 
 def require_lines(path: str, stream: io.BufferedReader) -> None:

@@ -1,6 +1,6 @@
 """Ranks and weighted votes within groups of solutions, such as all samples of one question."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ def members_of(groups: Sequence[object]) -> list[list[int]]:
 
 def ranks(scores: Sequence[float | None]) -> list[int | None]:
     """The place of each solution of a group by its score, from 1; ties in their order, none without a score."""
-    order = sorted((row for row, score in enumerate(scores) if score is not None), key=lambda row: -scores[row])
-    places = {row: place for place, row in enumerate(order, 1)}
+    order = sorted((-score, row) for row, score in enumerate(scores) if score is not None)
+    places = {row: place for place, (_, row) in enumerate(order, 1)}
     return [places.get(row) for row in range(len(scores))]
 
 
@@ -33,7 +33,7 @@ def weighted_vote(scores: Sequence[float | None], answers: Sequence[str | None],
     `keys` are equal for answers of equal value. A solution without an answer or without a score does not vote. Of
     equal sums the answer that comes first wins; the answer is spelled as its best solution spells it.
     """
-    weights: Counter[str] = Counter()
+    weights: dict[str, float] = defaultdict(float)
     spelled: dict[str, tuple[float, str]] = {}
     for score, answer in zip(scores, answers, strict=True):
         if score is not None and answer is not None:
@@ -43,6 +43,6 @@ def weighted_vote(scores: Sequence[float | None], answers: Sequence[str | None],
                 spelled[key] = score, answer
     if not weights:
         return Vote(None, None)
-    (winner, most), *others = weights.most_common(2)
+    (winner, most), *others = sorted(weights.items(), key=lambda item: -item[1])
     runner_up = others[0][1] if others else 0.0
     return Vote(spelled[winner][1], (most - runner_up) / sum(weights.values()))

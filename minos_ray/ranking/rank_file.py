@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -150,7 +150,7 @@ def grouped(rows: Rows, results: pa.Table, group: str) -> pa.Table:
     scores, answers = results["score"].to_pylist(), results["answer"].to_pylist()
     with Keys(workers=len(os.sched_getaffinity(0))) as keys:
         key_of = keys([answer for answer in answers if answer])
-    added: list[Sequence[Any]] = [[None] * len(values) for _ in GROUP]
+    added: list[list[Any]] = [[None] * len(values) for _ in GROUP]
     place, _, vote, margin = added
     for members in members_of(values):
         own = [scores[row] for row in members]

@@ -7,7 +7,7 @@ import shutil
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
@@ -45,7 +45,10 @@ def locate_hub(model: Model) -> str:
     return require_complete(_from_hub(model), model.model)
 
 
-def absolute(model: Model) -> Model:
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+
+def absolute(model: AnyModel) -> AnyModel:
     """A directory by its absolute path, for processes that work elsewhere; other names as they are."""
     directory = Path(model.model).expanduser()
     return model.model_copy(update={"model": str(directory.absolute())}) if directory.is_dir() else model

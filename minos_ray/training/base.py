@@ -4,7 +4,7 @@ Names and shapes are compared by transformers' own loading, renamings and conver
 work takes a model whose tensors have no memory, and says what the loader would say.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -188,7 +188,7 @@ def config_of(path: str, kind: Kind, options: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def naming_errors(path: str) -> Iterator[None]:
+def naming_errors(path: str) -> Generator[None]:
     """Turns whatever transformers raises while it makes a model into a UserError of one line that names `path`."""
     from transformers import __version__
 

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +118,7 @@ class Checkpoints:
         return state["step"], state["history"]
 
     @contextmanager
-    def local(self, folder: str) -> Iterator[str]:
+    def local(self, folder: str) -> Generator[str]:
         """The folder on a disk of this node; from an object store one rank of each node fetches it."""
         if self.run.local:
             yield f"{self.run.root}/{folder}"

@@ -163,7 +163,7 @@ class Training:
             with tempfile.TemporaryDirectory() as folder:
                 if self.section.lora is not None:
                     base = (model_files.public_name(self.job.start, self.run), self.job.start.revision)
-                    lora.save(self.model, weights, self.job.section.lora, self.job.kind, base, folder)
+                    lora.save(self.model, weights, self.section.lora, self.job.kind, base, folder)
                     weights = lora.merged(weights, self.section.lora)
                 restore_dropout(self.dropout_rates)
                 models.save(self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token)

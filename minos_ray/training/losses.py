@@ -167,7 +167,7 @@ def disable_dropout(model: nn.Module) -> list[tuple[Any, str, float]]:
         if type(module).__name__ in DRAWING:
             module.eval()
             # Stays in evaluation when the model is set to training.
-            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+            module.train = lambda mode=True, module=module: module
     # Some attention reads its rate from the config at each call.
     configs = {id(config): config for module in model.modules() for config in with_parts(getattr(module, "config", 0))}
     rates = [(config, name, getattr(config, name)) for config in configs.values() for name in dropout_rates(config)]

@@ -1,6 +1,6 @@
 """Models: loaded for an objective, with ZeRO 3 in shards, and saved so that transformers and vLLM load them unaided."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -66,10 +66,11 @@ def load_partitioned(
     return model
 
 
-def fill_parameter(parameter: torch.nn.Parameter, name: str, weights: base.Stored, path: str) -> None:
+def fill_parameter(parameter: Any, name: str, weights: base.Stored, path: str) -> None:
     """Puts a stored tensor into every rank's shard of a parameter; UserError on all ranks when it does not fit.
 
-    Checked on all: the rank that copies would fail alone, and the others would wait for it.
+    `parameter` is partitioned by DeepSpeed, with its whole shape in `ds_shape`. Checked on all ranks: the one that
+    copies would fail alone, and the others would wait for it.
     """
     import deepspeed
 
@@ -139,7 +140,7 @@ def save(
 
 
 @contextmanager
-def on_meta_device() -> Iterator[None]:
+def on_meta_device() -> Generator[None]:
     """Models made inside have parameters on torch's meta device; their buffers are real.
 
     DeepSpeed's `zero.Init` rounds every floating tensor that is made inside it to the precision of the training, also
@@ -153,11 +154,11 @@ def on_meta_device() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = to_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = to_meta  # ty: ignore[invalid-assignment] torch names the parameter `param`
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register
 
 
 def copy_buffers(exact: Any, model: nn.Module) -> None:

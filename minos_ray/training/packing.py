@@ -202,7 +202,9 @@ def varlen(
     q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
     size = (-1 if window is None else window - 1, 0)
     longest = packed.longest
-    return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=size, enable_gqa=True)[None]
+    attended = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=size, enable_gqa=True)
+    assert isinstance(attended, torch.Tensor)  # a tuple only when more is asked for
+    return attended[None]
 
 
 def register() -> None:

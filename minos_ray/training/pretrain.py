@@ -31,6 +31,7 @@ def pretrain(config: Config, run: Run) -> Manifest:
         return done
     begin(config, run, BASE)
     section = config.pretrain
+    assert section is not None
     source = {"run": run} if section.needs else {}
     documents = list(resolve(section.corpus)(seed=section.seed, **source, **section.options))
     tokenizer = resolve(section.tokenizer)(map(document_text, documents), section.vocab_size)

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model
-from minos_ray.config.training import Reward, Verifier
+from minos_ray.config.training import Kind, Reward, Verifier
 from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
@@ -55,7 +55,9 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
     for name in names:
         kind, _, start = name.partition("-")
         model = CRITIC if start == "minos" else config.base
-        jobs.append(make_job(run, f"models/{name}", kind, model, tables[kind], config.reward, config.resources))
+        jobs.append(
+            make_job(run, f"models/{name}", cast(Kind, kind), model, tables[kind], config.reward, config.resources)
+        )
     return jobs
 
 

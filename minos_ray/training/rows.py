@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from minos_ray.store.run import Run
 # What keeps a document apart from others (a problem's id), question, steps.
 Document = tuple[str, str, list[str]]
 
+T = TypeVar("T")
 CHUNK = 1000  # rows tokenised at once
 SCHEMA = pa.schema(
     [
@@ -158,7 +159,7 @@ def sampled(rows: list[Row], limit: int | None, seed: object, reason: str, dropp
     return random.Random(f"sample {seed}").sample(rows, len(rows))[:limit]
 
 
-def chunks(rows: list[Row]) -> Iterator[list[Row]]:
+def chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     """Rows in lists of at most `CHUNK`."""
     for first in range(0, len(rows), CHUNK):
         yield rows[first : first + CHUNK]

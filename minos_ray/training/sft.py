@@ -120,6 +120,7 @@ def bought_rows(run: Run, questions: dict[str, str], agreeing: bool, dropped: Co
         if reason := critique_unusable(critique, solution, questions, agreeing):
             dropped[reason] += 1
         else:
+            assert solution is not None  # that would be a reason
             text = {"question": questions[solution["problem_id"]], "critique": without_thinking(critique["text"])}
             rows.append({**solution, **text, "source": "critiques"})
     return rows

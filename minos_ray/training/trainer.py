@@ -80,6 +80,7 @@ def check_gpu_memory(run: Run, jobs: Sequence[Job], start: Model, wait_s: float)
 def memory_of_a_gpu(wait_s: float) -> float | None:
     """GB of a GPU of the cluster, None when no node answers in time: Ray Train then waits for GPUs itself."""
     import ray
+    from ray.exceptions import GetTimeoutError
 
     from minos_ray.cluster import probe
 
@@ -87,7 +88,7 @@ def memory_of_a_gpu(wait_s: float) -> float | None:
     answer = ray.remote(probe.gpu_memory_gb).options(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT").remote()
     try:
         return ray.get(answer, timeout=wait_s)
-    except ray.exceptions.GetTimeoutError:
+    except GetTimeoutError:
         ray.cancel(answer)
         return None
 

@@ -27,11 +27,11 @@ class VocabularyHead(nn.Linear):
 
     scales: Scales
 
-    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+    def forward(self, input: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
         """Logits; with `targets` [places] their summed cross-entropy and each one's log-probability, both in fp32."""
         if targets is None:
-            return super().forward(hidden)
-        return NextToken.apply(hidden, self.weight, self.bias, targets, self.scales, torch.is_grad_enabled())
+            return super().forward(input)
+        return NextToken.apply(input, self.weight, self.bias, targets, self.scales, torch.is_grad_enabled())
 
 
 def take_over(head: nn.Module | None, scales: Scales | None) -> bool:
@@ -39,7 +39,7 @@ def take_over(head: nn.Module | None, scales: Scales | None) -> bool:
     if type(head) is not nn.Linear or scales is None:
         return False
     head.__class__ = VocabularyHead
-    head.scales = scales
+    head.scales = scales  # ty: ignore[invalid-assignment] it is a VocabularyHead by now
     return True
 
 
@@ -70,8 +70,9 @@ class NextToken(torch.autograd.Function):
         return -logs.sum(), logs
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *output_gradients: Any) -> tuple[torch.Tensor | None, ...]:
         """The gradients of the forward pass times the one of the sum; their memory is released."""
+        gradient, _ = output_gradients
         gradients, ctx.gradients = ctx.gradients, None
         pairs = zip(gradients, ctx.dtypes, strict=True)
         return (*(None if g is None else g.mul_(gradient).to(dtype) for g, dtype in pairs), None, None, None)
