@@ -106,8 +106,8 @@ def verl_score(
         raise ValueError(
             f"verl_score: extra_info of data source {data_source!r} has no text '{question}'; it has {sorted(info)}"
         )
-    kept = {name: value for name, value in options.items() if name not in IGNORED}
-    return shared(verifier, read, tuple(sorted(kept.items())))([None], [solution_str], question=[info[question]])[0]
+    passed = {name: value for name, value in options.items() if name not in IGNORED}
+    return shared(verifier, read, tuple(sorted(passed.items())))([None], [solution_str], question=[info[question]])[0]
 
 
 @lru_cache(maxsize=4)

@@ -39,11 +39,11 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Slice:
-    """`rows` rows of a Parquet file, from row `at` of its row group `group` on."""
+    """`rows` rows of a Parquet file, from row `offset` of its row group `group` on."""
 
     file: str
     group: int
-    at: int
+    offset: int
     rows: int
 
 
@@ -103,7 +103,7 @@ class Reader:
             with readable(part.file):
                 self.group = source.read_row_group(part.group, present)
             self.last = (part.file, part.group)
-        return self.group.slice(part.at, part.rows)
+        return self.group.slice(part.offset, part.rows)
 
 
 def parquet(file: str) -> pq.ParquetFile:

@@ -168,17 +168,17 @@ def usable(solution: Solution, at: int) -> set[Fraction]:
 
 def misuse(solution: Solution, c: Calculation, k: int, new: Token) -> Mistake:
     """One token replaced; the edit is where the text shows it."""
-    place, old = c.pieces[k] if c.pieces else None, c.tokens[k]
+    place, token = c.pieces[k] if c.pieces else None, c.tokens[k]
     if place is None:
         raise Refused("the text does not show the calculation")
     tokens = (*c.tokens[:k], new, *c.tokens[k + 1 :])
     result = replaced(c, tokens, evaluate(tokens))
-    if isinstance(new, Fraction) and isinstance(old, Fraction):
+    if isinstance(new, Fraction) and isinstance(token, Fraction):
         kind, edits = "operand", (edit(place, new),)
-        difference = (canonical(new), canonical(old))
+        difference = (canonical(new), canonical(token))
     else:
         kind, edits = "operation", ((place.start, place.end, str(new)),)
-        difference = (str(new), str(old))
+        difference = (str(new), str(token))
     remark = Remark(kind, equation(result), difference[0], equation(c), instead=difference[1])
     return Mistake(result, edits, "logical", remark)
 

@@ -97,8 +97,8 @@ def state(path: str) -> list[Any]:
         return [path, *(state(str(file)) for file in sorted(Path(path).iterdir()))]
     if not os.path.exists(path):
         return [path]
-    found = os.stat(path)
-    return [os.path.abspath(path), found.st_size, found.st_mtime_ns]
+    status = os.stat(path)
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
 def prepare(parts: Path, inputs: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ def prepare(parts: Path, inputs: dict[str, Any]) -> None:
 def score_missing(parts: Path, slices: dict[int, Slice], task: Task) -> None:
     """Scores the slices that are not stored yet, and stores each as soon as it is scored."""
     missing = {number: part for number, part in slices.items() if not (parts / f"{number:06d}.parquet").is_file()}
-    total, todo = (sum(part.rows for part in some.values()) for some in (slices, missing))
+    total, todo = (sum(part.rows for part in group.values()) for group in (slices, missing))
     use_ray = missing and ("RAY_ADDRESS" in os.environ or task.resources.actors > 1)
     results = (on_ray if use_ray else here)(missing, SliceScorer(task), task)
     with Progress("rank", total, "solutions", total - todo) as progress:
@@ -153,9 +153,9 @@ def grouped(rows: Rows, results: pa.Table, group: str) -> pa.Table:
     added: list[list[Any]] = [[None] * len(values) for _ in GROUP]
     place, _, vote, margin = added
     for members in members_of(values):
-        own = [scores[row] for row in members]
-        won = weighted_vote(own, [answers[row] for row in members], key_of)
-        for row, rank in zip(members, ranks(own), strict=True):
+        own_scores = [scores[row] for row in members]
+        won = weighted_vote(own_scores, [answers[row] for row in members], key_of)
+        for row, rank in zip(members, ranks(own_scores), strict=True):
             place[row], vote[row], margin[row] = rank, *won
     columns = [*results.select(SCORES.names).columns, *(pa.array(a, f.type) for a, f in zip(added, GROUP, strict=True))]
     table = pa.table(columns, schema=pa.schema([*SCORES, *GROUP]))
