@@ -53,7 +53,8 @@ def verifier_of(model: str, kind: str | None = None, separator: str | None = Non
             f"verifier '{model}' was not trained by minos_ray; its kind (--kind) must be given: sequence, tokens, "
             "shepherd or qwen (docs/meta.md)"
         )
-    verifier = ForeignModel(model=model, kind=kind or "minos", **({"separator": separator} if separator else {}))
+    options = {"separator": separator} if separator else {}
+    verifier = ForeignModel.model_validate({"model": model, "kind": kind or "minos", **options})
     if verifier.kind == "minos":
         labels = len(config.get("id2label") or "..")
         kind_of(SimpleNamespace(**{"architectures": None, **config, "num_labels": labels}), model)
