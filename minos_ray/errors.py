@@ -15,7 +15,7 @@ class WorkStopped(RuntimeError):
 
 
 class StorageFailed(WorkStopped):
-    """The storage of a run said no, or nothing for too long."""
+    """The storage of a run gave an error, or no answer for too long."""
 
 
 def errors_of(check: Callable[..., object], *arguments: Any) -> list[str]:

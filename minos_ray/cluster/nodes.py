@@ -41,7 +41,7 @@ def alive() -> list[Node]:
 
 
 def by_address(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
-    """Resources of nodes by their address; several of one address are told apart by their ids."""
+    """Resources of nodes by their address; several of one address get their ids beside it."""
     addresses = [node.address for node in nodes]
     return {n.address if addresses.count(n.address) == 1 else f"{n.address} ({n.id[:6]})": n.resources for n in nodes}
 

@@ -36,7 +36,7 @@ class NamedFunction(NamedTuple):
             raise UserError(f"{self.key} = {self.name}: {why}; what is wanted is {self.form}")
 
     def mismatch(self, function: Any) -> str:
-        """Why it is none of its kind; empty when it is, or when that cannot be told."""
+        """Why it is none of its kind; empty when it is, or when nothing shows that it is not."""
         if self.kind is not None:
             return "" if isinstance(function, self.kind) else f"that is no {self.kind.__name__.lower()}"
         if not callable(function):

@@ -72,7 +72,7 @@ class Study(Section):
     @field_validator("ablations")
     @classmethod
     def single_keys(cls, ablations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Sections as dotted keys, for an ablation changes single keys; names that other arms have are refused."""
+        """Sections as dotted keys, for an ablation changes single keys; names that other arms have are errors."""
         if taken := [arm for arm in ablations if TAKEN.fullmatch(arm)]:
             raise ValueError(f"'{taken[0]}' is the name of another arm")
         dotted = {arm: dict(leaves(changes)) for arm, changes in ablations.items()}

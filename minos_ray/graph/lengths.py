@@ -92,7 +92,7 @@ def allowed(config: Config, artefact: str) -> int:
 
 
 def outgrown(config: Config, manifest: Manifest) -> str:
-    """Why rows that were refused would not be any more; empty when there are none."""
+    """Why rows that were over the length would fit now; empty when there are none."""
     detail = manifest.details.get(DETAIL)
     if not isinstance(detail, dict) or not detail["refused"]:
         return ""
@@ -101,17 +101,17 @@ def outgrown(config: Config, manifest: Manifest) -> str:
 
 
 def make_again(artefact: Artefact, length: Length, keep: Callable[[pa.Table], pa.Table] | None = None) -> None:
-    """Removes what was refused under a smaller length, to be made again; called when an artefact has begun.
+    """Removes the rows that a smaller length left empty, to be made again; called when an artefact has begun.
 
     `keep` gives the rows of a part that stay; without it the whole part goes.
     """
     before = read(artefact)
     if before is None or length.tokens > before.tokens:
         name = reason(artefact.name)
-        refused = [(part, notes) for part, notes in artefact.part_footers() if notes.stats.get(name)]
-        if refused:
+        parts = [(part, notes) for part, notes in artefact.part_footers() if notes.stats.get(name)]
+        if parts:
             artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", secrets.token_hex(8).encode())
-        for part, notes in refused:
+        for part, notes in parts:
             rows = keep(artefact.read_part(part)) if keep else None
             if rows is not None and rows.num_rows:
                 artefact.write_part(part, rows, {**notes.stats, name: 0}, notes.units)
@@ -122,7 +122,7 @@ def make_again(artefact: Artefact, length: Length, keep: Callable[[pa.Table], pa
 
 
 def read(artefact: Artefact) -> Length | None:
-    """The lengths that the rows of an artefact were made with so far; None when nobody noted them."""
+    """The lengths that the rows of an artefact were made with so far; None when it records none."""
     try:
         return Length(**json.loads(artefact.run.read_bytes(f"{artefact.name}/{FILE}")))
     except (FileNotFoundError, ValueError, TypeError):
@@ -130,12 +130,12 @@ def read(artefact: Artefact) -> Length | None:
 
 
 def details(artefact: Artefact, stats: Mapping[str, float]) -> dict[str, Any]:
-    """For the manifest: the lengths, how many rows they refused, and the word when some were made again.
+    """For the manifest: the lengths, how many rows were over them, and the word when some were made again.
 
     `stats` are the sums over the parts.
     """
-    length, refused = read(artefact), int(stats.get(reason(artefact.name), 0))
-    detail = {DETAIL: {**length._asdict(), "refused": refused}} if length else {}
+    length, over = read(artefact), int(stats.get(reason(artefact.name), 0))
+    detail = {DETAIL: {**length._asdict(), "refused": over}} if length else {}
     name = f"{artefact.name}/{DRAWN}"
     word = artefact.run.read_bytes(name).decode() if artefact.run.exists(name) else ""
     return {**detail, **({"drawn_again": word} if word else {})}

@@ -137,7 +137,7 @@ def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
 
 
 def unanswered(config: Config, stages: Set[str]) -> Iterator[str]:
-    """A line for each hub model that the hub says nothing of; those that it refuses are among the findings."""
+    """A line for each hub model that could not be looked up; one that the hub does not have is among the findings."""
     for key, model in models(config, stages):
         if is_hub_id(model.model) and hub_config(model.model, model.revision) is None:
             yield f"{key}: '{model.model}' could not be looked up: the model hub does not answer; its stage asks again"
