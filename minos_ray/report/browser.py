@@ -116,14 +116,9 @@ def read(run: Run, problems: Sequence[str], verifiers: Sequence[str]) -> Source:
     steps_by = [name for name, table in scores.items() if pc.sum(pc.list_value_length(table["step_scores"])).as_py()]
     grouped = {name: by_problem(table) for name, table in scores.items()}
     written = critiques(run, labels["candidate_id"].to_pylist())
-    return Source(by_problem(labels), grouped, written, steps_by, keyed(labels))
-
-
-def keyed(labels: pa.Table) -> dict[str, str]:
-    """The keys of all wrong answers, in one call that keeps every process busy."""
     wrong = labels.filter(pc.invert(labels["correct"]))["answer"].drop_null().unique()
-    with Keys(workers=os.cpu_count() or 1) as keys:
-        return keys(wrong.to_pylist())
+    with Keys(workers=os.cpu_count() or 1) as keys:  # one call for all problems keeps every process busy
+        return Source(by_problem(labels), grouped, written, steps_by, keys(wrong.to_pylist()))
 
 
 def by_problem(rows: pa.Table) -> dict[str, pa.Table]:

@@ -89,14 +89,9 @@ def svg(figure: "Figure", alt: str, name: str) -> Markup:
     figure.savefig(sink, format="svg", bbox_inches="tight", pad_inches=0.04, metadata=nothing)
     plt.close(figure)
     text = sink.getvalue()
-    text = own_ids(text[text.index("<svg") :], name)
+    text = re.sub(r'\bid="', f'id="{name}-', text[text.index("<svg") :])
+    text = text.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
     for stand_in, colour in THEME.items():
         text = text.replace(stand_in, colour)
     text = re.sub(r'^<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"<svg \1", text, count=1)
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(alt)}" ', 1))
-
-
-def own_ids(text: str, name: str) -> str:
-    """Ids and references to them with `name` in front, so that several figures live on one page."""
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    return text.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')

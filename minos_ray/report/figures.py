@@ -43,7 +43,8 @@ def accuracy_over_n(evaluation: Mapping[str, Any]) -> "tuple[Figure, str] | None
     for axis, ((method, kind), verifiers) in zip(axes, panels.items(), strict=False):
         lines = [("vote", "self-consistency", series.get(("self-consistency", ""), []))]
         lines += [(split(v)[1], v, series[method, v]) for v in verifiers]
-        over_n(axis, panel_name(method, kind), lines)
+        title = first_upper(METHOD_NAMES.get(method, method))
+        over_n(axis, title if kind == "critic" else f"{title}, {kind.upper()}", lines)
     same_height(axes[: len(panels)])
     bounds(axes[len(panels)], series)
     for axis in axes[len(panels) + 1 :]:
@@ -52,12 +53,6 @@ def accuracy_over_n(evaluation: Mapping[str, Any]) -> "tuple[Figure, str] | None
         axis.set_ylabel("accuracy (%)", fontsize=8)
     figure.tight_layout(h_pad=1.2)
     return figure, "Accuracy over the number of candidates n, one panel per method"
-
-
-def panel_name(method: str, kind: str) -> str:
-    """The method and the kind of verifier as a title."""
-    name = first_upper(METHOD_NAMES.get(method, method))
-    return name if kind == "critic" else f"{name}, {kind.upper()}"
 
 
 def over_n(axis: "Axes", title: str, lines: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]]) -> None:

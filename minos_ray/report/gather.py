@@ -47,7 +47,9 @@ def gather(config: Config, run: Run) -> Facts:
     """Reads the run; UserError when it has no evaluation yet."""
     names = [s.artefact for s in specs(config) if s.stage not in ("report", "study")]
     manifests = {name: manifest for name in names if (manifest := run.artefact(name).manifest())}
-    problems, evaluation = looked_at(run, config.seed), read_evaluation(run)
+    if "evaluation.json" not in manifests:
+        raise UserError(f"{run.at('evaluation.json')} is not complete; run the stage 'evaluate' first")
+    problems, evaluation = looked_at(run, config.seed), json.loads(run.read_bytes("evaluation.json"))
     return Facts(
         config=config,
         evaluation=evaluation,
@@ -63,13 +65,6 @@ def gather(config: Config, run: Run) -> Facts:
         last_shares=last_shares(run, config.reward.verifiers),
         versions=versions(),
     )
-
-
-def read_evaluation(run: Run) -> dict[str, Any]:
-    """evaluation.json."""
-    if run.artefact("evaluation.json").manifest() is None:
-        raise UserError(f"{run.at('evaluation.json')} is not complete; run the stage 'evaluate' first")
-    return json.loads(run.read_bytes("evaluation.json"))
 
 
 def curves(manifests: Mapping[str, Manifest]) -> dict[str, list[dict[str, float]]]:

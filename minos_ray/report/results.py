@@ -244,15 +244,9 @@ def largest_error(evaluation: Mapping[str, Any]) -> float | None:
 def gains(evaluation: Mapping[str, Any]) -> list[Difference]:
     """Minos minus base at the headline n, per method of the paper and kind."""
     n = headline(evaluation)
-    pairs = [d if d.a.endswith("-minos") else -d for d in differences(evaluation) if d.n == n and is_gain(d)]
+    oriented = [d if d.a.endswith("-minos") else -d for d in differences(evaluation) if d.n == n]
+    pairs = [d for d in oriented if d.a.partition(":")[0] in MAIN and d.a.replace("-minos", "-base") == d.b]
     return sorted(pairs, key=lambda d: d.a)
-
-
-def is_gain(d: Difference) -> bool:
-    """Whether both sides are the same method of the paper and kind, one with Minos and one without."""
-    if d.a.partition(":")[0] not in MAIN:
-        return False
-    return d.a.replace("-minos", "-base") == d.b or d.b.replace("-minos", "-base") == d.a
 
 
 def gap_name(d: Difference) -> str:

@@ -153,9 +153,9 @@ def take(identities: Sequence[str], count: int, rng: random.Random) -> list[str]
     return (first + later)[:count]
 
 
-def only(run: Run, name: str, column: str, wanted: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of an artefact whose `column` is wanted."""
-    return run.artefact(name).read_where(column, wanted).to_pylist() if complete(run, name) else []
+def only(run: Run, name: str, column: str, values: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of an artefact whose `column` is among the values; none where it is not there."""
+    return run.artefact(name).read_where(column, values).to_pylist() if complete(run, name) else []
 
 
 def is_scored(row: dict[str, Any]) -> bool:

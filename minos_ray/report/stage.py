@@ -70,7 +70,7 @@ def render(facts: Facts) -> str:
         undefined=StrictUndefined,
     )
     filters = (percent, typeset, number, score, heat, group, pvalue)
-    environment.filters |= {f.__name__: f for f in filters} | {"signed": typeset_signed}
+    environment.filters |= {f.__name__: f for f in filters} | {"signed": lambda share: typeset(signed(share))}
     functions: dict[str, Any] = {"interval": lambda low, high: typeset(interval(low, high)), "gap_name": gap_name}
     environment.globals.update(functions)
     return environment.get_template("template.html.j2").render(**context(facts))
@@ -82,7 +82,9 @@ def context(facts: Facts) -> dict[str, Any]:
     methods = rows(evaluation, dataset)
     metrics = trial_metrics(facts.trials)
     minima = min_rows(evaluation["meta"], facts.last_shares)
-    script = browser_script() if facts.browser else None
+    ours = files("minos_ray.report")
+    source = "".join(ours.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = Markup(source) if facts.browser else None
     return {
         "facts": facts,
         "config": facts.config,
@@ -126,12 +128,6 @@ def context(facts: Facts) -> dict[str, Any]:
     }
 
 
-def browser_script() -> Markup:
-    """Our scripts as one, to stand inside the page."""
-    ours = files("minos_ray.report")
-    return Markup("".join(ours.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS))
-
-
 def policy(script: str | None) -> str:
     """Content-Security-Policy: nothing is loaded, no script but ours runs; pictures and tables have inline styles."""
     ours = f" script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" if script else ""
@@ -163,11 +159,6 @@ class Strips:
 def typeset(text: str) -> str:
     """Hyphens before numbers as minus signs."""
     return re.sub(r"(?<![\w-])-(?=[\d.])", MINUS, text)
-
-
-def typeset_signed(share: float) -> str:
-    """A difference in points with a true minus sign."""
-    return typeset(signed(share))
 
 
 def number(value: float | None) -> str:
