@@ -86,7 +86,7 @@ FUNCTIONS = {
     "reward": "minos_ray.training.reward:reward",
     "score": "minos_ray.scoring.stage:score",
     "evaluate": "minos_ray.evaluation.stage:evaluate",
-    "sweep": "minos_ray.study.sweep:sweep",
+    "sweep": "minos_ray.study.stage:sweep",
     "study": "minos_ray.study.stage:study",
     "report": "minos_ray.report.stage:report",
 }

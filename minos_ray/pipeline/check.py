@@ -40,7 +40,7 @@ POOLS = {
     "study": ("sample", "grade", "train", "score"),
 }
 # A study runs whole pipelines and so lies above this folder.
-STUDY = "minos_ray.study.stage:refuse"
+STUDY = "minos_ray.study.stage:check_study"
 
 
 def check(config: Config, log: Callable[[str], None] = print) -> None:

@@ -1,1 +1,1 @@
-"""The claim as an experiment: critiques against none over several seeds of data and training, with ablations."""
+"""Grids of trainings: a sweep over the amount of critiques, and the paper's claim as a study over several seeds."""

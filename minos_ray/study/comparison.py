@@ -1,151 +1,197 @@
-"""What the trials of a study say together: arms against base and against Minos, with intervals, and the trend.
+"""What the trials say together: trend.json of a sweep, study.json of a study.
 
-Every seed has data of its own, and its arms share it: differences are taken within a seed. The mean of the seeds'
-differences gets Student's t interval (95 %). Problems, candidates, critiques and trainings are all drawn anew with the
-seed, so that this interval allows for the chance in each of them. Where a measure is a mean over problems, a second
-interval resamples the problems of every seed and keeps the trained verifiers as they are.
+**Sweep.** All trials have the same problems, so that seeds and problems are resampled together; see `evaluation.trend`.
+
+**Study.** Every seed has data of its own, and its arms share them: differences are taken within a seed. The mean of the
+seeds' differences gets Student's t interval (95 %). Problems, candidates, critiques and trainings are all drawn anew
+with the seed, so that this interval allows for the chance in each of them. Where a measure is a mean over problems, a
+second interval resamples the problems of every seed and keeps the trained verifiers as they are.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from minos_ray.config.load import Config
 from minos_ray.errors import WorkStopped
 from minos_ray.evaluation import outcomes, trend
 from minos_ray.evaluation.statistics import one_more, resampled_means, resamples
-from minos_ray.store.run import Run
-from minos_ray.study.arms import Arm, Trial, ablations, amounts, arms, trial_run, verifiers
-from minos_ray.study.sweep_trial import METHODS
+from minos_ray.study.grid import Arm, Grid, Trial
+from minos_ray.study.trial import METHODS
 
-MEASURES = ("f1", "auc", "accuracy", "step_f1", "best_of_n", "weighted_vote")
 OVER_PROBLEMS = ("best_of_n", "weighted_vote")
-PLAIN = ("one_sample", "self_consistency", "oracle")  # what needs no verifier
-DRAWS = 100_000  # for Student's t: the ends of an interval are then known to about 1 % of its length
+OVER_SEEDS = ("f1", "auc")
+MEASURES = ("f1", "auc", "accuracy", "step_f1", "best_of_n", "weighted_vote")
+WITHOUT_VERIFIER = ("one_sample", "self_consistency", "oracle")
 Row = Mapping[str, Any]
 Numbers = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
-    """The results of all trials: rows of the study's table by arm, kind and seed."""
+class Results:
+    """The rows of the table of results by arm, kind and seed; outcomes by problem are read when they are asked for."""
 
-    config: Config
-    run: Run
+    grid: Grid
     table: Mapping[tuple[str, str, int], Row]
+    outcomes: dict[str, pa.Table] = field(default_factory=dict)
+
+    @classmethod
+    def of_rows(cls, grid: Grid, rows: Sequence[Row]) -> "Results":
+        """The rows of all trials; those of a sweep name no arm, for its amount does."""
+        names = {arm.critiques: arm.name for arm in grid.amounts}
+        return cls(grid, {(row.get("arm") or names[row["critiques"]], row["kind"], row["seed"]): row for row in rows})
+
+    def values(self, arm: Arm, kind: str, measure: str) -> np.ndarray:
+        """[seeds]: what the verifiers of an arm reached; NaN where a trial has no such measure."""
+        return np.array([self.table[arm.name, kind, seed][measure] for seed in self.grid.seeds], np.float64)
+
+    def over_amounts(self, kind: str, measure: str) -> np.ndarray:
+        """[seeds, amounts]."""
+        return np.stack([self.values(arm, kind, measure) for arm in self.grid.amounts], axis=1)
+
+    def by_problem(self, trial: Trial, kind: str, measure: str) -> np.ndarray:
+        """[problems]: what a method of selection reached on each problem; NaN where candidates are too few."""
+        name, verifier = self.grid.name(trial), self.grid.verifiers(trial.arm)[self.grid.kinds.index(kind)]
+        if name not in self.outcomes:
+            self.outcomes[name] = outcomes.read(self.grid.trial_run(trial))
+        return outcomes.values(self.outcomes[name], METHODS[measure], verifier)
 
     @property
     def measured(self) -> list[tuple[str, str]]:
-        """Kinds and measures that every trial has."""
-        return [pair for pair in product(self.config.study.kinds, MEASURES) if self.known(*pair)]
-
-    def known(self, kind: str, measure: str) -> bool:
-        """Whether every trial of this kind has the measure."""
-        return all(row[measure] is not None for (_, its, _), row in self.table.items() if its == kind)
-
-    def values(self, arm: Arm, kind: str, measure: str) -> np.ndarray:
-        """[seeds]: what the verifiers of an arm reached."""
-        return np.array([self.table[arm.name, kind, seed][measure] for seed in self.config.study.seeds], np.float64)
+        """Kinds and measures that every trial of a study has."""
+        arms = self.grid.arms
+        return [
+            (kind, measure)
+            for kind, measure in product(self.grid.kinds, MEASURES)
+            if not any(np.isnan(self.values(arm, kind, measure)).any() for arm in arms)
+        ]
 
     def minus(self, arm: Arm, other: Arm, kind: str, measure: str) -> Numbers:
-        """Mean of one arm minus the other over the seeds, its intervals, and each seed's own; shares."""
-        each, settings = self.values(arm, kind, measure) - self.values(other, kind, measure), self.config.evaluate
-        found = {"mean": float(each.mean()), **student(each, settings.seed), "seeds": each.tolist()}
+        """Mean of one arm minus the other over the seeds, its intervals, and each seed's own; fractions."""
+        differences = self.values(arm, kind, measure) - self.values(other, kind, measure)
+        numbers = {"mean": float(differences.mean()), **trend.student(differences), "seeds": differences.tolist()}
         if measure not in OVER_PROBLEMS:
-            return found
-        pairs = [[self.of_problems(Trial(side, seed), kind, measure) for side in (arm, other)]
-                 for seed in self.config.study.seeds]  # fmt: skip
-        inner = over_problems([first - second for first, second in pairs], settings.bootstrap, settings.seed)
-        return found | {f"problems_{end.removeprefix('ci_')}": value for end, value in inner.items()}
-
-    def of_problems(self, trial: Trial, kind: str, measure: str) -> np.ndarray:
-        """[problems]: the outcome of a method of selection on each problem of the trial's seed."""
-        verifier = next(name for name in verifiers(self.config, trial.arm) if name.startswith(f"{kind}-"))
-        return outcomes.values(outcomes.read(trial_run(self.run, trial)), METHODS[measure], verifier)
+            return numbers
+        pairs = [
+            [self.by_problem(Trial(side, seed), kind, measure) for side in (arm, other)] for seed in self.grid.seeds
+        ]
+        settings = self.grid.config.evaluate
+        ends = over_problems([first - second for first, second in pairs], settings.bootstrap, settings.seed)
+        return numbers | {"problems_low": ends["ci_low"], "problems_high": ends["ci_high"]}
 
 
-def compared(config: Config, run: Run, rows: Sequence[Row]) -> Numbers:
-    """The content of study.json; `rows` are those of all trials."""
-    found = Found(config, run, {(row["arm"], row["kind"], row["seed"]): row for row in rows})
-    base, minos, named = amounts(config)[0], amounts(config)[-1], config.study.primary
-    if (named.kind, named.measure) not in found.measured:
-        raise WorkStopped(
-            f"study.primary: some trial has no {named.measure} of its {named.kind}; see {run.at('study')}"
-        )
+def trends(grid: Grid, rows: Sequence[Row]) -> Numbers:
+    """The content of trend.json; `rows` are those of all trials of the sweep."""
+    results = Results.of_rows(grid, rows)
+    pairs = (*product(grid.kinds, OVER_PROBLEMS), *product(grid.kinds, OVER_SEEDS))
     return {
-        "seeds": list(config.study.seeds),
+        "amounts": [arm.critiques for arm in grid.amounts],
+        "seeds": list(grid.seeds),
         "n": max(row["n"] for row in rows),
-        "primary": named.model_dump() | found.minus(minos, base, named.kind, named.measure),
-        "plain": {name: float(np.mean([row[name] for row in rows])) for name in PLAIN},
-        "curves": [curve(found, *pair) for pair in found.measured],
-        "arms": [against(found, arm, *pair) for pair in found.measured for arm in arms(config)],
-        "stage_1": [stage_1(found, arm) for arm in arms(config)],
-        "versus": [paired(found, *pair) for pair in found.measured],
-        "reached": [reached(found, arm, kind) for kind in config.study.kinds for arm in arms(config)],
+        "bootstrap": grid.config.evaluate.bootstrap,
+        "curves": [sweep_curve(results, *pair) for pair in pairs],
     }
 
 
-def against(found: Found, arm: Arm, kind: str, measure: str) -> Numbers:
+def sweep_curve(results: Results, kind: str, measure: str) -> Numbers:
+    """Points and trend of the seeds and problems that every trial has a value for; the others are counted."""
+    grid, settings = results.grid, results.grid.config.evaluate
+    over_problems = measure in OVER_PROBLEMS
+    if over_problems:
+        values = np.stack(
+            [[results.by_problem(Trial(arm, seed), kind, measure) for arm in grid.amounts] for seed in grid.seeds]
+        )
+        problems = ~np.isnan(values).any(axis=(0, 1))
+    else:
+        values, problems = results.over_amounts(kind, measure)[:, :, None], np.ones(1, dtype=bool)
+    seeds = ~np.isnan(values[:, :, problems]).any(axis=(1, 2))
+    entering, amounts = values[seeds][:, :, problems], [arm.critiques for arm in grid.amounts]
+    return {
+        "kind": kind,
+        "measure": measure,
+        "seeds": int(seeds.sum()),
+        "problems": int(problems.sum()) if over_problems else None,
+        "seeds_left_out": int((~seeds).sum()),
+        "problems_left_out": int((~problems).sum()),
+        "points": [],
+        "trend": None,
+        **(trend.curve(entering, amounts, settings.bootstrap, settings.seed) if entering.size else {}),
+    }
+
+
+def compared(grid: Grid, rows: Sequence[Row]) -> Numbers:
+    """The content of study.json; `rows` are those of all trials. WorkStopped where the primary measure is missing."""
+    results, primary = Results.of_rows(grid, rows), grid.config.study.primary
+    base, minos, measured = grid.amounts[0], grid.amounts[-1], results.measured
+    if (primary.kind, primary.measure) not in measured:
+        raise WorkStopped(
+            f"study.primary: some trial has no {primary.measure} of its {primary.kind}; see {grid.run.at('study')}"
+        )
+    return {
+        "seeds": list(grid.seeds),
+        "n": max(row["n"] for row in rows),
+        "primary": primary.model_dump() | results.minus(minos, base, primary.kind, primary.measure),
+        "plain": {name: float(np.mean([row[name] for row in rows])) for name in WITHOUT_VERIFIER},
+        "curves": [study_curve(results, *pair) for pair in measured],
+        "arms": [against_ends(results, arm, *pair) for pair in measured for arm in grid.arms],
+        "stage_1": [stage_1(results, arm) for arm in grid.arms],
+        "versus": [ablation_pairs(results, *pair) for pair in measured],
+        "reached": [steps_to_base(results, arm, kind) for kind in grid.kinds for arm in grid.arms],
+    }
+
+
+def study_curve(results: Results, kind: str, measure: str) -> Numbers:
+    """Means and differences over the amounts of critiques, and the trend with seeds as blocks."""
+    grid, values = results.grid, results.over_amounts(kind, measure)[:, :, None]
+    settings, amounts = grid.config.evaluate, [arm.critiques for arm in grid.amounts]
+    curve = trend.curve(values, amounts, settings.bootstrap, settings.seed)
+    return {"kind": kind, "measure": measure, "seeds": len(values)} | curve
+
+
+def against_ends(results: Results, arm: Arm, kind: str, measure: str) -> Numbers:
     """An arm's mean, and what it has more than base and than Minos."""
-    ends = {"base": amounts(found.config)[0], "minos": amounts(found.config)[-1]}
-    minus = {f"minus_{name}": found.minus(arm, end, kind, measure) for name, end in ends.items() if end != arm}
-    named = {"arm": arm.name, "kind": kind, "measure": measure}
-    return named | {"mean": float(found.values(arm, kind, measure).mean())} | minus
+    ends = {"base": results.grid.amounts[0], "minos": results.grid.amounts[-1]}
+    minus = {f"minus_{name}": results.minus(arm, end, kind, measure) for name, end in ends.items() if end != arm}
+    mean = float(results.values(arm, kind, measure).mean())
+    return {"arm": arm.name, "kind": kind, "measure": measure, "mean": mean} | minus
 
 
-def paired(found: Found, kind: str, measure: str) -> Numbers:
+def ablation_pairs(results: Results, kind: str, measure: str) -> Numbers:
     """The ablations that are compared with each other."""
-    named = {arm.name: arm for arm in ablations(found.config)}
-    pairs = found.config.study.versus.items()
-    minus = {f"{arm} minus {other}": found.minus(named[arm], named[other], kind, measure) for arm, other in pairs}
+    arms = {arm.name: arm for arm in results.grid.ablations}
+    pairs = results.grid.config.study.versus.items()
+    minus = {f"{arm} minus {other}": results.minus(arms[arm], arms[other], kind, measure) for arm, other in pairs}
     return {"kind": kind, "measure": measure, "pairs": minus}
 
 
-def student(found: np.ndarray, seed: int) -> Numbers:
-    """Student's t interval for the mean, by the draws that the sweep takes its intervals from; None for one seed."""
-    weights = trend.seed_weights(len(found), DRAWS, np.random.default_rng(seed))
-    return dict(trend.ends(weights @ found, len(found) > 1))
-
-
-def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> Numbers:
+def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> trend.Ends:
     """Interval for the mean over seeds of the means over their problems, which are resampled within each seed.
 
-    Smoothed as the intervals of the evaluation are; a problem with too few candidates does not enter.
+    `differences` [seeds][problems], NaN where a problem has too few candidates; `count` resamples. Smoothed as the
+    intervals of the evaluation are.
     """
-    drawn = np.zeros(count)
-    for place, each in enumerate(differences):
-        entering = each[~np.isnan(each)][:, None]
+    means = np.zeros(count)
+    for place, values in enumerate(differences):
+        entering = values[~np.isnan(values)][:, None]
         draws = resamples(len(entering), count, seed * 1000 + place)
-        means = np.concatenate([resampled_means(weights, entering, None) for weights in draws])[:, 0]
+        resampled = np.concatenate([resampled_means(weights, entering, None) for weights in draws])[:, 0]
         noise = np.random.default_rng([seed, place, 1]).standard_normal(count)
-        drawn += (means + noise * one_more(entering)[0] / len(entering)) / len(differences)
-    return dict(trend.ends(drawn))
+        means += (resampled + noise * one_more(entering)[0] / len(entering)) / len(differences)
+    return trend.percentiles(means)
 
 
-def curve(found: Found, kind: str, measure: str) -> Numbers:
-    """Means and differences over the amounts of critiques, and the trend with seeds as blocks."""
-    counts = [arm.critiques for arm in amounts(found.config)]
-    values = np.stack([found.values(arm, kind, measure) for arm in amounts(found.config)], axis=1)
-    made = trend.curve(values[:, :, None], counts, DRAWS, found.config.evaluate.seed)
-    for point, arm in zip(made["points"], amounts(found.config), strict=True):
-        minus = found.minus(arm, amounts(found.config)[0], kind, measure)
-        point |= {f"difference_{end}": minus[end] for end in ("ci_low", "ci_high")}  # as everywhere in the study
-    return {"kind": kind, "measure": measure, "seeds": len(values)} | made
-
-
-def reached(found: Found, arm: Arm, kind: str) -> Numbers:
+def steps_to_base(results: Results, arm: Arm, kind: str) -> Numbers:
     """When each seed's verifier first has the F1 on held-out rows with which its base ends; None: never."""
-    rows = [found.table[arm.name, kind, seed] for seed in found.config.study.seeds]
+    rows = [results.table[arm.name, kind, seed] for seed in results.grid.seeds]
     steps = {"steps": [row["steps_to_base"] for row in rows], "last": max(row["steps"] for row in rows)}
     return {"arm": arm.name, "kind": kind} | steps
 
 
-def stage_1(found: Found, arm: Arm) -> Numbers:
+def stage_1(results: Results, arm: Arm) -> Numbers:
     """What stage 1 of an arm was trained on: means over the seeds of its rows, steps and tokens."""
-    kind = found.config.study.kinds[0]
-    rows = [found.table[arm.name, kind, seed] for seed in found.config.study.seeds]
+    rows = [results.table[arm.name, results.grid.kinds[0], seed] for seed in results.grid.seeds]
     names = ("rows", "steps", "tokens")
     return {"arm": arm.name} | {name: float(np.mean([row[f"stage_1_{name}"] for row in rows])) for name in names}

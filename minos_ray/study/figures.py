@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from minos_ray.config.load import Config
 from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
 from minos_ray.report.scale import Rows, gains, levels
-from minos_ray.store.run import Run
-from minos_ray.study.arms import FOLDER, Arm, Trial, ablations, amounts, trial_run, verifiers
+from minos_ray.study.grid import Grid, Trial
 from minos_ray.study.statement import NAMES, counts_of, title
 from minos_ray.study.trial import Curve, learning_curve
 
@@ -19,25 +17,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES = tuple(f"{FOLDER}/{name}.svg" for name in ("curve", "arms", "convergence"))
+PICTURES = ("study/curve.svg", "study/arms.svg", "study/convergence.svg")
 SHOWN = ("f1", "auc", "weighted_vote", "best_of_n")
 SIDES = (("base", "base", GROUPS["base"]), ("minos", "Minos", GROUPS["minos"]))
-# Of a page that is light and knows nothing of the report's colours.
+# What the report's own CSS names, for a page that does not have it.
 LIGHT = {"currentColor": "#1d2127", "var(--card)": "#ffffff"}
 
 
-def write_figures(config: Config, run: Run, rows: Rows, answer: Mapping[str, Any]) -> None:
+def write_figures(grid: Grid, rows: Rows, answer: Mapping[str, Any]) -> None:
     """Writes every picture."""
-    curves = {kind: learning(config, run, kind) for kind in config.study.kinds}
-    for name, picture in zip(PICTURES, (over_critiques(rows, answer), arms(answer), convergence(curves)), strict=True):
-        run.write_bytes(name, alone(picture).encode())
+    curves: dict[str, dict[str, list[Curve]]] = {kind: learning_curves(grid, kind) for kind in grid.kinds}
+    pictures = (over_critiques(rows, answer), arms(answer), convergence(curves))
+    for name, picture in zip(PICTURES, pictures, strict=True):
+        if picture is not None:
+            grid.run.write_bytes(name, standalone(picture).encode())
 
 
-def alone(picture: Markup) -> str:
-    """Inline SVG as a file of its own, on white."""
+def standalone(picture: Markup) -> str:
+    """Inline SVG as a file, on white."""
     text = str(picture)
-    for word, colour in LIGHT.items():
-        text = text.replace(word, colour)
+    for variable, colour in LIGHT.items():
+        text = text.replace(variable, colour)
     end = text.index(">") + 1
     return f'{text[:end]}<rect width="100%" height="100%" fill="#ffffff"/>{text[end:]}'
 
@@ -45,12 +45,12 @@ def alone(picture: Markup) -> str:
 @drawn
 def over_critiques(rows: Rows, answer: Mapping[str, Any]) -> "tuple[Figure, str]":
     """A column per measure: above, every trial and the means; below, the paired differences to no critiques."""
-    amounts_only = [row for row in rows if row["arm"].startswith("critiques-")]
+    of_amounts = [row for row in rows if row["arm"].startswith("critiques-")]
     figure, axes = grid(2, len(SHOWN), height=2.5)
     for place, measure in enumerate(SHOWN):
-        mine = [curve for curve in answer["curves"] if curve["measure"] == measure]
-        levels(axes[place], amounts_only, measure, mine)
-        gains(axes[len(SHOWN) + place], amounts_only, mine)
+        curves = [curve for curve in answer["curves"] if curve["measure"] == measure]
+        levels(axes[place], of_amounts, measure, curves)
+        gains(axes[len(SHOWN) + place], of_amounts, curves)
         axes[len(SHOWN) + place].set_xlabel("critiques in stage 1", fontsize=8)
     axes[0].legend(fontsize=7.5, loc="lower right", handlelength=1.6)
     figure.tight_layout(h_pad=1.4)
@@ -59,14 +59,14 @@ def over_critiques(rows: Rows, answer: Mapping[str, Any]) -> "tuple[Figure, str]
 
 @drawn
 def arms(answer: Mapping[str, Any]) -> "tuple[Figure, str]":
-    """A panel per kind: the named measure of every arm minus base, and minus Minos, with 95 % intervals."""
+    """A panel per kind: the primary measure of every arm minus base, and minus Minos, with 95 % intervals."""
     measure = answer["primary"]["measure"]
     kinds = list(dict.fromkeys(entry["kind"] for entry in answer["arms"]))
     entries = [entry for entry in answer["arms"] if entry["measure"] == measure]
     figure, axes = grid(1, len(kinds), height=0.6 + 0.36 * len({entry["arm"] for entry in entries}))
     for axis, kind in zip(axes, kinds, strict=True):
-        mine = [entry for entry in entries if entry["kind"] == kind]
-        panel(axis, mine, [title(entry["arm"], counts_of(answer)) for entry in mine])
+        of_kind = [entry for entry in entries if entry["kind"] == kind]
+        panel(axis, of_kind, [title(entry["arm"], counts_of(answer)) for entry in of_kind])
         axis.set_title(f"{NAMES[measure]}, {kind.upper()} (points)")
     axes[0].legend(fontsize=7.5, loc="best", handlelength=1.6)
     figure.tight_layout()
@@ -76,35 +76,29 @@ def arms(answer: Mapping[str, Any]) -> "tuple[Figure, str]":
 def panel(axis: "Axes", entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """A line per arm, the first on top."""
     axis.axvline(0, color=INK, linewidth=0.8)
-    for aside, (side, named, colour) in zip((0.14, -0.14), SIDES, strict=True):
-        mine = [(len(entries) - k + aside, e[f"minus_{side}"]) for k, e in enumerate(entries) if f"minus_{side}" in e]
-        heights = [height for height, _ in mine]
-        axis.plot([100 * gap["mean"] for _, gap in mine], heights, "o", color=colour, label=f"minus {named}")
-        for height, gap in mine:
+    for aside, (side, name, colour) in zip((0.14, -0.14), SIDES, strict=True):
+        key = f"minus_{side}"
+        gaps = [(len(entries) - k + aside, entry[key]) for k, entry in enumerate(entries) if key in entry]
+        heights = [height for height, _ in gaps]
+        axis.plot([100 * gap["mean"] for _, gap in gaps], heights, "o", color=colour, label=f"minus {name}")
+        for height, gap in gaps:
             if gap["ci_low"] is not None:
                 axis.plot([100 * gap["ci_low"], 100 * gap["ci_high"]], [height] * 2, color=colour, alpha=0.6)
     axis.set_yticks(range(len(entries), 0, -1), names, fontsize=8)
     axis.set_ylim(0.4, len(entries) + 0.6)
 
 
-def learning(config: Config, run: Run, kind: str) -> dict[str, list[Curve]]:
-    """The convergence curves of base, Minos and the arms of plain text, each with all seeds."""
-    ends = {"base": amounts(config)[0], "Minos": amounts(config)[-1]}
-    return {
-        name: [curve_of(config, run, Trial(arm, seed), kind) for seed in config.study.seeds]
-        for name, arm in (ends | {arm.name: arm for arm in plain(config)}).items()
-    }
+def learning_curves(grid: Grid, kind: str) -> dict[str, list[Curve]]:
+    """The learning curves of base, Minos and the controls, each with all seeds.
 
-
-def plain(config: Config) -> list[Arm]:
-    """The arms whose stage 1 has no critiques: what extra training alone does."""
-    return [arm for arm in ablations(config) if arm.changes.get("sft.source") in ("candidates", "solutions")]
-
-
-def curve_of(config: Config, run: Run, trial: Trial, kind: str) -> Curve:
-    """The convergence curve of one verifier."""
-    names = verifiers(config, trial.arm)
-    return learning_curve(trial_run(run, trial), next(name for name in names if name.startswith(f"{kind}-")))
+    Controls are arms whose stage 1 has no critiques but plain text: what extra training alone does.
+    """
+    controls = [arm for arm in grid.ablations if arm.changes.get("sft.source") in ("candidates", "solutions")]
+    place, curves = grid.kinds.index(kind), {}
+    for name, arm in (("base", grid.amounts[0]), ("Minos", grid.amounts[-1]), *((arm.name, arm) for arm in controls)):
+        runs = [grid.trial_run(Trial(arm, seed)) for seed in grid.seeds]
+        curves[name] = [learning_curve(run, grid.verifiers(arm)[place]) for run in runs]
+    return curves
 
 
 @drawn
@@ -112,8 +106,8 @@ def convergence(kinds: Mapping[str, Mapping[str, list[Curve]]]) -> "tuple[Figure
     """A panel per kind: F1 on held-out rows over the steps of stage 2, each seed faint, the mean over seeds."""
     colours = (GROUPS["base"], GROUPS["minos"], GROUPS["other"], GROUPS["bound"])
     figure, axes = grid(1, len(kinds), height=2.8)
-    for axis, (kind, found) in zip(axes, kinds.items(), strict=True):
-        for colour, (name, curves) in zip(cycle(colours), found.items(), strict=False):
+    for axis, (kind, arms) in zip(axes, kinds.items(), strict=True):
+        for colour, (name, curves) in zip(cycle(colours), arms.items(), strict=False):
             by_seed = [{point["step"]: 100 * point["f1"] for point in curve} for curve in curves]
             for points in by_seed:
                 axis.plot(list(points), list(points.values()), color=colour, alpha=0.18, linewidth=0.9)

@@ -1,106 +1,145 @@
-"""The stage `study`: data of every seed, then every arm of every seed on Ray Tune, then what they say together."""
+"""The stages `sweep` and `study`: the trials of a grid on Ray Tune, then what they say together."""
 
 import json
 import time
+from typing import Any
 
-from minos_ray.config.load import Config
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from minos_ray.config.load import Config, leaves
 from minos_ray.errors import UserError
-from minos_ray.graph.specs import begin, fresh
+from minos_ray.evaluation.trend import NAME as TREND
+from minos_ray.graph.specs import NEUTRAL, NOT_STUDIED, begin, fresh
 from minos_ray.labels.checks import require_for_prms
 from minos_ray.pipeline.check import functions
 from minos_ray.pipeline.check import require as require_all
 from minos_ray.store.run import Manifest, Run
-from minos_ray.study.arms import (
-    FOLDER,
-    Trial,
-    ablations,
-    amounts,
-    arms,
-    data_config,
-    data_run,
-    trial_config,
-    trials,
-    verifiers,
-)
-from minos_ray.study.comparison import compared
-from minos_ray.study.data import make_data
+from minos_ray.study.comparison import compared, trends
+from minos_ray.study.data import SharedData, give_data, make_data
 from minos_ray.study.figures import PICTURES, write_figures
-from minos_ray.study.named import named
+from minos_ray.study.grid import Grid, Trial, study_grid, sweep_grid
 from minos_ray.study.statement import statement
-from minos_ray.study.sweep import write
-from minos_ray.study.trial import is_done, result_rows, run_trial
-from minos_ray.study.tune import folder, run_trials
+from minos_ray.study.trial import result_rows
+from minos_ray.study.tune import run_unfinished
 
-RESULTS = f"{FOLDER}/results.parquet"
-ANSWER = f"{FOLDER}/study.json"
-TABLES = f"{FOLDER}/study.md"
+SWEEP_RESULTS = "sweep/results.parquet"
+RESULTS, ANSWER, TABLES = "study/results.parquet", "study/study.json", "study/study.md"
+NAMED = "study/named.json"
+# Keys of what was named before that decide nothing: each trial sets them itself, or they are in no fingerprint.
+UNDECISIVE = {
+    *("seed", "sft.seed", "reward.seed", "score.judge"),
+    *(f"{section}.{key}" for section in NEUTRAL for key in NEUTRAL[section]),
+}
+
+
+def sweep(config: Config, run: Run) -> Manifest:
+    """How much a verifier gains from 0, 5k, ... 30k critiques: runs every trial that is missing or stale, then writes
+    one row per trial and kind, and the trend.
+
+    UserError when critiques are too few, before any training. WorkStopped when trials failed; the finished ones are
+    kept and skipped by the next call, in any process.
+    """
+    if manifest := fresh(config, run, SWEEP_RESULTS):
+        return manifest
+    target = begin(config, run, SWEEP_RESULTS)
+    start, grid = time.monotonic(), sweep_grid(config, run)
+    data = SharedData(grid)
+    for trial in grid.trials:
+        data.give(trial)
+    trials_run = run_unfinished(grid)
+    rows = write_results(grid, SWEEP_RESULTS)
+    run.write_bytes(TREND, json.dumps(trends(grid, rows), indent=1, allow_nan=False).encode())
+    details = {"seconds": round(time.monotonic() - start, 1), "trials_run_now": trials_run}
+    return target.complete({"trials": len(grid.trials), "rows": len(rows)}, {}, details)
 
 
 def study(config: Config, run: Run) -> Manifest:
-    """Runs every trial that is missing or stale, then writes one row per trial and kind, and the comparison.
+    """The paper's claim as an experiment: data of every seed, then every trial that is missing or stale, then one row
+    per trial and kind, the comparison, its tables and pictures.
 
     UserError without seeds. WorkStopped when trials failed; the finished ones are skipped by the next call.
     """
-    refuse(config, run)
-    if done := fresh(config, run, RESULTS):
-        return done
-    start, planned = time.monotonic(), trials(config)
-    ask_for_all(config, run)  # before older results go
+    check_study(config, run)
+    if manifest := fresh(config, run, RESULTS):
+        return manifest
+    start, grid = time.monotonic(), study_grid(config, run)
+    check_data(grid)  # before older results go
     target = begin(config, run, RESULTS)
     for name in (ANSWER, TABLES, *PICTURES):
         run.delete(name)
-    before = named(config, run)
-    make_all_data(config, run)
-    by_name = {trial.name: trial for trial in planned if not is_done(config, run, trial)}
-
-    def do(name: str) -> None:
-        run_trial(config, Run(run.path), by_name[name])
-
-    if by_name:
-        run_trials(config, run, FOLDER, list(by_name), len(planned), do)
-    run.delete(folder(FOLDER))
-    rows = [row for trial in planned for row in result_rows(config, run, trial)]
-    write(run, RESULTS, rows)
-    answer = {"named": before, **compared(config, run, rows)}
+    before = named_before(config, run)
+    make_data(grid)
+    for trial in grid.trials:
+        give_data(grid, trial)
+    trials_run = run_unfinished(grid)
+    rows = write_results(grid, RESULTS)
+    answer = {"named": before, **compared(grid, rows)}
     run.write_bytes(ANSWER, json.dumps(answer, indent=1, allow_nan=False).encode())
     run.write_bytes(TABLES, statement(answer).encode())
-    write_figures(config, run, rows, answer)
+    write_figures(grid, rows, answer)
     print(statement(answer), flush=True)
-    details = {"seconds": round(time.monotonic() - start, 1), "trials_run_now": len(by_name)}
-    return target.complete({"trials": len(planned), "rows": len(rows)}, {}, details)
+    details = {"seconds": round(time.monotonic() - start, 1), "trials_run_now": trials_run}
+    return target.complete({"trials": len(grid.trials), "rows": len(rows)}, {}, details)
 
 
-def refuse(config: Config, run: Run) -> None:
-    """UserError for what no trial could do, or nobody could compare; before any work."""
+def write_results(grid: Grid, name: str) -> list[dict[str, Any]]:
+    """Writes the table of results, by arm and seed; its rows."""
+    rows = [row for arm in grid.arms for seed in grid.seeds for row in result_rows(grid, Trial(arm, seed))]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    grid.run.write_bytes(name, sink.getvalue().to_pybytes())
+    return rows
+
+
+def check_study(config: Config, run: Run) -> None:
+    """UserError for what no trial could do, or nothing could compare; before any work."""
     if not config.study.seeds:
         raise UserError("study.seeds is empty: give some, such as [1, 2, 3, 4, 5]")
-    if len(amounts(config)) < len(config.study.shares):
+    grid = study_grid(config, run)
+    if len(grid.amounts) < len(config.study.shares):
         raise UserError(
             f"study.shares = {list(config.study.shares)} of critique.count = {config.critique.count} are not as many "
             "different amounts; raise critique.count or lower the number of shares"
         )
     if config.sft.rows is not None or config.sft.source != "critiques":
         raise UserError("study: sft.rows must be empty and sft.source 'critiques', for amounts to be what they say")
-    owns = [trial_config(config, run, Trial(arm, config.study.seeds[0])) for arm in arms(config)]
-    for own in owns:
-        for function in functions(own, {"sample", "label", "critique"}):
+    configs = [grid.trial_config(Trial(arm, grid.seeds[0])) for arm in grid.arms]
+    for config_of_arm in configs:
+        for function in functions(config_of_arm, {"sample", "label", "critique"}):
             function.check()
-    for own in owns:
-        require_for_prms(own, Run(own.run), "study.kinds", config.study.kinds)
+    for config_of_arm in configs:
+        require_for_prms(config_of_arm, Run(config_of_arm.run), "study.kinds", config.study.kinds)
 
 
-def ask_for_all(config: Config, run: Run) -> None:
+def check_data(grid: Grid) -> None:
     """UserError when data of the first seed could not be made, a critic does not answer, or no training would fit."""
-    first = [Trial(arm, config.study.seeds[0]) for arm in (amounts(config)[-1], *ablations(config))]
-    for trial in {data_run(run, trial).root: trial for trial in first}.values():
-        own = data_config(config, run, trial)
-        wanted = own.reward.model_copy(update={"verifiers": tuple(verifiers(config, trial.arm))})
-        require_all(own.model_copy(update={"reward": wanted}), data_run(run, trial))
+    arms = (grid.amounts[-1], *grid.ablations)
+    by_place = {grid.data_run(trial).root: trial for trial in (Trial(arm, grid.seeds[0]) for arm in arms)}
+    for trial in by_place.values():
+        config = grid.data_config(trial)
+        reward = config.reward.model_copy(update={"verifiers": tuple(grid.verifiers(trial.arm))})
+        require_all(config.model_copy(update={"reward": reward}), grid.data_run(trial))
 
 
-def make_all_data(config: Config, run: Run) -> None:
-    """The data of every seed, and where ablations need others these, too."""
-    for seed in config.study.seeds:
-        plain = Trial(amounts(config)[-1], seed)
-        for arm in (plain.arm, *ablations(config)):
-            make_data(config, run, Trial(arm, seed), plain)
+def named_before(config: Config, run: Run) -> dict[str, Any]:
+    """The comparison that counts, its seeds and setting as in study/named.json, which the first call writes.
+
+    `changed` are the keys that have another value now, so that a reader sees when something else had been named.
+    """
+    values = config.model_dump(mode="json")
+    setting = {name: section for name, section in values.items() if name not in (*NOT_STUDIED, "study")}
+    now = {"primary": values["study"]["primary"], "seeds": values["study"]["seeds"], "setting": setting}
+    if not run.exists(NAMED):
+        first = {**now, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        run.write_bytes(NAMED, json.dumps(first, indent=1).encode())
+    first = json.loads(run.read_bytes(NAMED))
+    then, today = (dict(leaves({key: content[key] for key in now})) for content in (first, now))
+    changed = sorted(key for key in then.keys() | today.keys() if then.get(key) != today.get(key) and decides(key))
+    return {key: first[key] for key in ("primary", "seeds", "time")} | {"changed": changed}
+
+
+def decides(key: str) -> bool:
+    """Whether a key of what was named says anything of what the trials do."""
+    name = key.removeprefix("setting.")
+    return not any(name == idle or name.startswith(f"{idle}.") for idle in UNDECISIVE)

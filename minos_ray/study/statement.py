@@ -1,4 +1,4 @@
-"""The tables of a study as Markdown: the comparison named before, the curve, the ablations, the convergence."""
+"""The tables of a study as Markdown: the primary comparison, the curve, the ablations, the convergence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,36 +18,33 @@ Answer = Mapping[str, Any]
 
 def statement(answer: Answer) -> str:
     """All tables, in points (per cent) with 95 % intervals over seeds."""
-    parts = [primary(answer), plain(answer), curve_table(answer), arm_table(answer), pair_table(answer)]
+    sample, vote, oracle = (100 * answer["plain"][name] for name in ("one_sample", "self_consistency", "oracle"))
+    candidates = f"Of {answer['n']} candidates: one sample {sample:.1f}, vote {vote:.1f}, oracle {oracle:.1f}."
+    parts = [primary(answer), [candidates], curve_table(answer), arm_table(answer), pair_table(answer)]
     return "\n\n".join("\n".join(part) for part in [*parts, reach_table(answer), stage_1_table(answer)]) + "\n"
 
 
 def primary(answer: Answer) -> Iterator[str]:
-    """One line, and one that says so where something else had been named."""
-    found, before = answer["primary"], answer["named"]
-    seeds = ", ".join(f"{100 * value:+.1f}" for value in found["seeds"])
-    name = f"{NAMES[found['measure']]} of the {found['kind'].upper()}"
+    """The comparison that counts, and a second line where another one had been named before the trials."""
+    comparison, before = answer["primary"], answer["named"]
+    seeds = ", ".join(f"{100 * value:+.1f}" for value in comparison["seeds"])
+    name = f"{NAMES[comparison['measure']]} of the {comparison['kind'].upper()}"
     when = "NOT named before" if before["changed"] else "Named before"
-    yield f"{when}: {name}, Minos minus base: {gain(found)} points over {len(answer['seeds'])} seeds ({seeds})."
+    yield f"{when}: {name}, Minos minus base: {gain(comparison)} points over {len(answer['seeds'])} seeds ({seeds})."
     if before["changed"]:
         first = f"{before['primary']['measure']} of {before['primary']['kind']}, seeds {before['seeds']}"
         yield f"Named on {before['time']}: {first}. Changed since: {', '.join(before['changed'])}."
 
 
-def plain(answer: Answer) -> Iterator[str]:
-    """One line about the candidates."""
-    one, vote, oracle = (f"{100 * answer['plain'][name]:.1f}" for name in ("one_sample", "self_consistency", "oracle"))
-    yield f"Of {answer['n']} candidates: one sample {one}, vote {vote}, oracle {oracle}."
-
-
 def curve_table(answer: Answer) -> Iterator[str]:
-    """Means over the amounts of critiques, all against none, the slope's test."""
+    """Means over the amounts of critiques, all against none, the slope's test over seeds."""
     counts = (f"{count:,}" for count in counts_of(answer))
     yield from head("verifier, measure", *counts, "all minus none", "p (trend)")
     for curve in answer["curves"]:
         means, last = (f"{100 * point['mean']:.1f}" for point in curve["points"]), curve["points"][-1]
         minus = between(last["difference"], last["difference_ci_low"], last["difference_ci_high"])
-        yield line(f"{curve['kind'].upper()}, {NAMES[curve['measure']]}", *means, minus, p_value(curve["trend"]))
+        p = curve["trend"]["p_trials"]
+        yield line(measured(curve), *means, minus, f"{p:.4f}" if p >= 0.0001 else "< .0001")
 
 
 def arm_table(answer: Answer) -> Iterator[str]:
@@ -57,17 +54,16 @@ def arm_table(answer: Answer) -> Iterator[str]:
     for entry in answer["arms"]:
         if entry["measure"] in SHOWN:
             minus = (gain(entry[key]) if key in entry else "" for key in ("minus_base", "minus_minos"))
-            measured = f"{entry['kind'].upper()}, {NAMES[entry['measure']]}"
-            yield line(title(entry["arm"], counts), measured, f"{100 * entry['mean']:.1f}", *minus)
+            yield line(title(entry["arm"], counts), measured(entry), f"{100 * entry['mean']:.1f}", *minus)
 
 
 def pair_table(answer: Answer) -> Iterator[str]:
     """Ablations against each other."""
     yield from head("arms", "verifier, measure", "difference")
     for entry in answer["versus"]:
-        for pair, found in entry["pairs"].items():
+        for pair, difference in entry["pairs"].items():
             if entry["measure"] in SHOWN:
-                yield line(pair, f"{entry['kind'].upper()}, {NAMES[entry['measure']]}", gain(found))
+                yield line(pair, measured(entry), gain(difference))
 
 
 def reach_table(answer: Answer) -> Iterator[str]:
@@ -99,15 +95,16 @@ def counts_of(answer: Answer) -> list[int]:
     return [point["critiques"] for point in answer["curves"][0]["points"]]
 
 
-def p_value(trend: Mapping[str, Any]) -> str:
-    """Of the test over seeds."""
-    return f"{trend['p_trials']:.4f}" if trend["p_trials"] >= 0.0001 else "< .0001"
+def measured(entry: Mapping[str, Any]) -> str:
+    """`ORM, F1`."""
+    return f"{entry['kind'].upper()}, {NAMES[entry['measure']]}"
 
 
-def gain(found: Mapping[str, Any]) -> str:
-    """`+3.1 [1.2, 5.0]`, and the interval over problems where that is known."""
-    inner = ends(found.get("problems_low"), found.get("problems_high"))
-    return between(found["mean"], found["ci_low"], found["ci_high"]) + (f" (problems {inner})" if inner else "")
+def gain(difference: Mapping[str, Any]) -> str:
+    """`+3.1 [1.2, 5.0]`, and the interval over problems where there is one."""
+    inner = ends(difference.get("problems_low"), difference.get("problems_high"))
+    outer = between(difference["mean"], difference["ci_low"], difference["ci_high"])
+    return f"{outer} (problems {inner})" if inner else outer
 
 
 def between(mean: float, low: float | None, high: float | None) -> str:

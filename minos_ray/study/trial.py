@@ -1,80 +1,106 @@
-"""One trial of a study: the stages of a run in a directory of its own; what is complete and fresh is not done again."""
+"""One trial: the stages of a run in a directory of its own, which skip what is complete and fresh; and its results."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minos_ray.config.load import Config, resolve
+from minos_ray.config.load import resolve
 from minos_ray.evaluation.headline import SINGLE, headline_of
 from minos_ray.graph.specs import FUNCTIONS
 from minos_ray.graph.state import state_of
 from minos_ray.observe.failure import reported
 from minos_ray.store.run import Run
-from minos_ray.study.arms import Trial, amounts, trial_config, trial_run, verifiers
-from minos_ray.study.data import give, is_given, made
-from minos_ray.study.sweep_trial import METHODS, problems_at, selection
+from minos_ray.study.data import TRIAL_STAGES, artefacts_of
+from minos_ray.study.grid import Grid, Trial
 from minos_ray.training.log import first_at
 
+METHODS = {"best_of_n": "best-of-n", "weighted_vote": "weighted-vote", "self_consistency": "self-consistency"}
+SELECTION = [f"{name}{end}" for name in METHODS for end in ("", "_low", "_high")]
+# The tables of results, a row per trial and kind.
+COLUMNS = {
+    "sweep": [
+        *("critiques", "kind", "seed", "verifier", "trained_critiques", "n", "problems", *SELECTION),
+        *("accuracy", "f1", "auc", "seconds"),
+    ],
+    "study": [
+        *("arm", "critiques", "kind", "seed", "verifier", "stage_1_rows", "stage_1_steps", "stage_1_tokens"),
+        *("n", "problems", "accuracy", "f1", "auc", "step_f1", *SELECTION),
+        *("one_sample", "oracle", "steps", "steps_to_base"),
+    ],
+}
 Curve = list[dict[str, Any]]
+Row = dict[str, Any]
 
 
-def is_done(config: Config, run: Run, trial: Trial) -> bool:
-    """Whether the trial has the data of its seed, and everything that it makes of them is complete and fresh."""
-    own, directory = trial_config(config, run, trial), trial_run(run, trial)
-    fresh = all(state_of(own, directory, spec).state == "done" for spec in made(own))
-    return fresh and is_given(config, run, trial)
+def is_done(grid: Grid, trial: Trial) -> bool:
+    """Whether everything that the trial makes is complete and fresh."""
+    config, run = grid.trial_config(trial), grid.trial_run(trial)
+    return all(state_of(config, run, spec).state == "done" for spec in artefacts_of(config, TRIAL_STAGES))
 
 
-def run_trial(config: Config, run: Run, trial: Trial) -> None:
-    """Takes the data of its seed, then does stage 1 (one critic for all kinds), stage 2, scores and evaluation."""
-    give(config, run, trial)
-    own, directory = trial_config(config, run, trial), trial_run(run, trial)
-    for stage in dict.fromkeys(spec.stage for spec in made(own)):  # each skips what is fresh by then
-        with reported(directory, stage):
-            resolve(FUNCTIONS[stage])(own, directory)
+def run_trial(grid: Grid, trial: Trial) -> None:
+    """Stage 1 (one critic for all kinds), stage 2, scores, evaluation; the trial has its data already."""
+    config, run = grid.trial_config(trial), grid.trial_run(trial)
+    for stage in dict.fromkeys(spec.stage for spec in artefacts_of(config, TRIAL_STAGES)):
+        with reported(run, stage):
+            resolve(FUNCTIONS[stage])(config, run)
 
 
-def result_rows(config: Config, run: Run, trial: Trial) -> Iterator[dict[str, Any]]:
-    """Rows of the study's table, one per kind; selection is measured at the headline n."""
-    directory = trial_run(run, trial)
-    evaluation = json.loads(directory.read_bytes("evaluation.json"))
-    n = headline_of(evaluation["methods"])
-    critic = directory.artefact("models/critic").manifest() if trial.arm.critiques else None
-    base = trial_run(run, Trial(amounts(config)[0], trial.seed))
-    for kind, verifier in zip(config.study.kinds, verifiers(config, trial.arm), strict=True):
-        curve, goal = learning_curve(directory, verifier), learning_curve(base, f"{kind}-base")[-1]["f1"]
-        yield {
+def result_rows(grid: Grid, trial: Trial) -> Iterator[Row]:
+    """The trial's rows of the table of results, one per kind; selection is measured at the headline n."""
+    run = grid.trial_run(trial)
+    evaluation = json.loads(run.read_bytes("evaluation.json"))
+    critic = run.artefact("models/critic").manifest() if trial.arm.critiques else None
+    rows = critic.counts["rows"] if critic else 0
+    for kind, verifier in zip(grid.kinds, grid.verifiers(trial.arm), strict=True):
+        row = {
             "arm": trial.arm.name,
             "critiques": trial.arm.critiques,
             "kind": kind,
             "seed": trial.seed,
             "verifier": verifier,
-            "stage_1_rows": critic.counts["rows"] if critic else 0,
-            "stage_1_steps": critic.details["steps"] if critic else 0,
-            "stage_1_tokens": critic.details["tokens"] if critic else 0,
-            "n": n,
-            "problems": problems_at(evaluation["methods"], n),
-            **judged(evaluation["meta"], verifier),
-            **{k: v for name in METHODS for k, v in selection(evaluation["methods"], name, verifier, n).items()},
-            "one_sample": alone(evaluation["methods"], SINGLE, 1),
-            "oracle": alone(evaluation["methods"], "pass@n", n),
-            "steps": curve[-1]["step"],
-            "steps_to_base": first_at(curve, goal),
+            **measures(evaluation, verifier),
         }
+        if grid.command == "sweep":
+            parts = [run.artefact(f"{part}/{verifier}").manifest() for part in ("models", "scores")]
+            seconds = sum(manifest.details["seconds"] for manifest in (critic, *parts) if manifest)
+            row |= {"trained_critiques": rows, "seconds": round(seconds)}
+        else:
+            base = grid.trial_run(Trial(grid.amounts[0], trial.seed))
+            curve, goal = learning_curve(run, verifier), learning_curve(base, f"{kind}-base")[-1]["f1"]
+            row |= {
+                "stage_1_rows": rows,
+                "stage_1_steps": critic.details["steps"] if critic else 0,
+                "stage_1_tokens": critic.details["tokens"] if critic else 0,
+                "steps": curve[-1]["step"],
+                "steps_to_base": first_at(curve, goal),
+            }
+        yield {name: row[name] for name in COLUMNS[grid.command]}
+
+
+def measures(evaluation: Mapping[str, Any], verifier: str) -> Row:
+    """What evaluation.json says of one verifier, and of what needs none; None for what it does not have."""
+    methods, n = evaluation["methods"], headline_of(evaluation["methods"])
+    levels = {entry["level"]: entry for entry in evaluation["meta"] if entry["verifier"] == verifier}
+    row = {"n": n, "problems": method_at(methods, METHODS["self_consistency"], n)["problems"]}
+    for column, method in METHODS.items():
+        entry = method_at(methods, method, n, verifier)
+        row |= {column: entry["accuracy"], f"{column}_low": entry["ci_low"], f"{column}_high": entry["ci_high"]}
+    row |= {measure: levels["outcome"][measure] for measure in ("accuracy", "f1", "auc")}
+    row["step_f1"] = levels["step"]["first_error_f1"] if "step" in levels else None
+    return row | {
+        "one_sample": method_at(methods, SINGLE, 1)["accuracy"],
+        "oracle": method_at(methods, "pass@n", n)["accuracy"],
+    }
+
+
+def method_at(methods: Sequence[Mapping[str, Any]], name: str, n: int, verifier: str = "") -> Mapping[str, Any]:
+    """The entry of a method at n, with this verifier or with none."""
+    return next(m for m in methods if (m["method"], m["n"]) == (name, n) and m["verifier"] in (verifier, ""))
 
 
 def learning_curve(run: Run, verifier: str) -> Curve:
     """What was measured on held-out rows while a verifier was trained."""
-    return run.artefact(f"models/{verifier}").manifest().details["curve"]
-
-
-def judged(meta: list[Mapping[str, Any]], verifier: str) -> dict[str, float | None]:
-    """Outcome measures, and the first-error F1 of steps where there are step scores."""
-    by_level = {row["level"]: row for row in meta if row["verifier"] == verifier}
-    outcome = {measure: by_level["outcome"][measure] for measure in ("accuracy", "f1", "auc")}
-    return outcome | {"step_f1": by_level["step"]["first_error_f1"] if "step" in by_level else None}
-
-
-def alone(methods: list[Mapping[str, Any]], name: str, n: int) -> float:
-    """Accuracy at n of a method that needs no verifier."""
-    return next(m["accuracy"] for m in methods if (m["method"], m["n"]) == (name, n))
+    manifest = run.artefact(f"models/{verifier}").manifest()
+    assert manifest is not None
+    return manifest.details["curve"]

@@ -1,75 +1,115 @@
-"""Trials on Ray Tune: as many at once as the cluster has room for whole ones; each knows itself what it has done."""
+"""Trials on Ray Tune: as many at once as the cluster has room for, each with every worker that it needs."""
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from minos_ray.cluster.bundles import Bundles, bundles, on_one
 from minos_ray.cluster.connect import connect, quiet_data, require
-from minos_ray.config.load import Config
+from minos_ray.config.resources import Resources
 from minos_ray.errors import WorkStopped
 from minos_ray.observe.cause import cause
 from minos_ray.observe.failure import without_secrets
 from minos_ray.observe.progress import Progress
-from minos_ray.store.run import Run
-from minos_ray.study.room import trials_at_once
+from minos_ray.study.grid import Grid, Trial
+from minos_ray.study.trial import is_done, run_trial
+
+if TYPE_CHECKING:
+    from ray.tune import Callback, Tuner
 
 # Drivers of trials take no CPU: else they could fill the cluster while no group of workers fits. They sit on the head,
-# or beside the driver of the sweep where no head is declared: each node declares its address.
+# or beside the driver of the command where no head is declared: each node declares its address.
 HEAD, SLIVER = "node:__internal_head__", 0.001
 
 
-def run_trials(
-    config: Config, run: Run, label: str, todo: Sequence[str], total: int, do: Callable[[str], None]
-) -> None:
-    """Calls `do(name)` for every trial of `todo`, each in a process of its own.
+def run_unfinished(grid: Grid) -> int:
+    """Runs every trial that is not complete and fresh, each in a process of its own; how many there were.
 
-    Ray Tune's own state lies in LABEL/tune and is not needed again. WorkStopped when trials failed; the others are
-    done then.
+    WorkStopped when trials failed; the others are done then. Ray Tune's own state is not needed again.
     """
+    todo = {grid.name(trial): trial for trial in grid.trials if not is_done(grid, trial)}
+    if todo:
+        run_trials(grid, todo)
+    grid.run.delete(f"{grid.command}/tune")  # also where the command was killed after the last trial
+    return len(todo)
+
+
+def run_trials(grid: Grid, todo: Mapping[str, Trial]) -> None:
+    """The trials, by name; WorkStopped when some failed."""
     import ray
 
-    connect(config)
+    connect(grid.config)
+    resources, command = grid.config.resources, grid.command
     for pool in ("train", "score"):
-        require(pool, getattr(config.resources, pool), config.resources.wait_s)
+        require(pool, getattr(resources, pool), resources.wait_s)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = trials_at_once(config.resources, nodes, len(todo))
-    print(f"{label}: {len(todo)} trials, {at_once} at once", flush=True)
-    with Progress(label, total, "trials", total - len(todo), run) as progress:
-        grid = tuner(run, label, todo, at_once, progress, do).fit()
-        if failed := [result for result in grid if result.error]:
+    at_once = trials_at_once(resources, nodes, len(todo))
+    print(f"{command}: {len(todo)} trials, {at_once} at once", flush=True)
+    with Progress(command, len(grid.trials), "trials", len(grid.trials) - len(todo), grid.run) as progress:
+        results = tuner(grid, todo, at_once, progress).fit()
+        errors = {(result.config or {})["trial"]: result.error for result in results if result.error}
+        if errors:
             progress.give_up()
-    if failed:
-        lines = [f"{result.config['trial']}: {without_secrets(cause(result.error))}" for result in failed]
-        print("\n".join(f"{label}: {line}" for line in lines), flush=True)
-        kept = "finished ones are kept, the same command does the rest"
-        told = f"{label}: {len(failed)} of {len(todo)} trials failed ({lines[0]}); {kept}"
-        raise WorkStopped(told) from failed[0].error
+    if errors:
+        causes = [f"{name}: {without_secrets(cause(error))}" for name, error in errors.items()]
+        print("\n".join(f"{command}: {line}" for line in causes), flush=True)
+        raise WorkStopped(
+            f"{command}: {len(errors)} of {len(todo)} trials failed ({causes[0]}); "
+            "finished ones are kept, the same command does the rest"
+        ) from next(iter(errors.values()))
 
 
-def folder(label: str) -> str:
-    """Where Ray Tune keeps its state, inside the run directory; it goes when all is done."""
-    return f"{label}/tune"
+def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]], most: int) -> int:
+    """How many trials fit in whichever phase they are; at least one, which then waits for its room, and `most`.
+
+    A trial holds its group of workers, then its scorers; it has no judge.
+    """
+
+    def fit(pool: Bundles) -> int:
+        return sum(on_one(pool.bundle, node) for node in nodes) // pool.count if pool.bundle else most
+
+    return max(1, min(most, fit(bundles(resources.train)), fit(bundles(resources.score))))
 
 
-def tuner(
-    run: Run, label: str, todo: Sequence[str], at_once: int, progress: Progress, do: Callable[[str], None]
-) -> "Tuner":  # noqa: F821
+def tuner(grid: Grid, todo: Mapping[str, Trial], at_once: int, progress: Progress) -> "Tuner":
     """Ray Tune over the trials."""
     os.environ.update({"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"})
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one draws boxes
     import ray
     from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are printed once, at the end
+
+    def driver(values: dict[str, str]) -> None:
+        quiet_data()
+        run_trial(grid, todo[values["trial"]])
+
+    cluster = ray.cluster_resources()
+    node = HEAD if HEAD in cluster else f"node:{ray.util.get_node_ip_address()}"
+    return tune.Tuner(
+        tune.with_resources(driver, tune.PlacementGroupFactory([{node: SLIVER}])),
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+        param_space={"trial": tune.grid_search(list(todo))},
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=f"{grid.run.root}/{grid.command}",
+            storage_filesystem=grid.run.fs,
+            verbose=0,
+            callbacks=[lines(grid.command, progress)],
+        ),
+    )
+
+
+def lines(command: str, progress: Progress) -> "Callback":
+    """One line where a trial begins and ends, in place of Ray Tune's own tables."""
     from ray.tune.progress_reporter import TrialProgressCallback
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said once, at the end
+    def say(trial: Any, event: str) -> None:
+        print(f"{command}: {trial.config['trial']} {event}", flush=True)
 
-    def say(trial: Any, what: str) -> None:
-        print(f"{label}: {trial.config['trial']} {what}", flush=True)
-
+    # Ray Tune adds its own reporter unless one of the callbacks is a TrialProgressCallback.
     class Lines(TrialProgressCallback):
-        """Takes the place of Ray Tune's own lines."""
-
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
             return None
 
@@ -84,23 +124,4 @@ def tuner(
             progress.note({"trial": progress.failures.get("trial", 0) + 1})
             say(trial, "failed")
 
-    def driver(values: dict[str, str]) -> None:
-        quiet_data()
-        do(values["trial"])
-
-    root, _, name = f"{run.root}/{folder(label)}".rpartition("/")
-    return tune.Tuner(
-        tune.with_resources(driver, tune.PlacementGroupFactory([place(ray.cluster_resources())])),
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
-        param_space={"trial": tune.grid_search(list(todo))},
-        run_config=tune.RunConfig(
-            name=name, storage_path=root, storage_filesystem=run.fs, verbose=0, callbacks=[Lines()]
-        ),
-    )
-
-
-def place(cluster: Mapping[str, float]) -> dict[str, float]:
-    """What the driver of a trial holds."""
-    import ray
-
-    return {HEAD if HEAD in cluster else f"node:{ray.util.get_node_ip_address()}": SLIVER}
+    return Lines()

@@ -1,4 +1,8 @@
-"""Differences of arms: paired within seeds, Student's t over them, problems resampled within each."""
+"""What trials say together.
+
+A study: differences of arms, paired within seeds, Student's t over them, problems resampled within each.
+A sweep: from the outcomes of trials to trend.json.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,59 +13,61 @@ import pytest
 from scipy import stats
 
 from minos_ray.config.load import Config, build
-from minos_ray.errors import WorkStopped
+from minos_ray.errors import UserError, WorkStopped
 from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.comparison import Method
+from minos_ray.evaluation.trend import student
 from minos_ray.store.run import Run
-from minos_ray.study.arms import arms, trial_run, trials, verifiers
-from minos_ray.study.comparison import compared, over_problems, student
-from minos_ray.study.named import named
+from minos_ray.study.comparison import compared, over_problems, trends
+from minos_ray.study.grid import Arm, Grid, Trial, study_grid, sweep_grid
+from minos_ray.study.stage import named_before
 from minos_ray.study.statement import statement
+from minos_ray.study.trial import measures
 
 SEEDS, N = (3, 4, 5, 6), 8
 PROBLEMS = [f"p{i}" for i in range(40)]
 GAIN = {"critiques-000000": 0.0, "critiques-000005": 0.02, "critiques-000010": 0.06, "blind": 0.01}
 
 
-def config(run: Run) -> Config:
+def study(run: Run) -> Grid:
     section = {"seeds": SEEDS, "shares": [0, 0.5, 1], "kinds": ["orm"], "ablations": {"blind": {"sft.agreeing": False}}}
     values = {"critique": {"count": 10}, "evaluate": {"bootstrap": 400}, "study": section}
-    return build({"run": run.path, "base": {"model": "x"}, **values})
+    return study_grid(build({"run": run.path, "base": {"model": "x"}, **values}), run)
 
 
-def finished(run: Run) -> tuple[Config, list[dict[str, Any]]]:
+def finished(run: Run) -> tuple[Grid, list[dict[str, Any]]]:
     """Trials as they are left: each seed has a level of its own, far larger than what arms differ by."""
-    made, rows = config(run), []
-    for trial in trials(made):
+    grid, rows = study(run), []
+    for trial in grid.trials:
         rng = np.random.default_rng([trial.seed, len(trial.arm.name)])
         level = {3: 0.2, 4: 0.9, 5: 0.5, 6: 0.7}[trial.seed] - 0.1
         f1 = level + GAIN[trial.arm.name] + rng.normal(0, 0.005)
         drawn = (rng.random(len(PROBLEMS)) < level).astype(float)
-        verifier = verifiers(made, trial.arm)[0]
+        verifier = grid.verifiers(trial.arm)[0]
         found = {Method(name, verifier, N): drawn for name in ("best-of-n", "weighted-vote")}
-        outcomes.write(trial_run(run, trial), found, N, pa.array(PROBLEMS))
+        outcomes.write(grid.trial_run(trial), found, N, pa.array(PROBLEMS))
         row = {"arm": trial.arm.name, "kind": "orm", "seed": trial.seed, "n": N, "critiques": trial.arm.critiques}
         row |= {"stage_1_rows": 7, "stage_1_steps": 3, "stage_1_tokens": 100}
         row |= {"f1": f1, "auc": f1, "accuracy": f1, "step_f1": None, "steps": 40, "steps_to_base": None}
         row |= {"best_of_n": drawn.mean(), "weighted_vote": drawn.mean()}
         rows.append(row | {"one_sample": 0.4, "self_consistency": 0.5, "oracle": 1.0})
-    return made, rows
+    return grid, rows
 
 
 def test_student_is_students() -> None:
     found = np.array([0.01, 0.05, 0.03, 0.08, 0.02])
-    ends = student(found, 7)
+    ends = student(found)
     low, high = stats.t.interval(0.95, 4, loc=found.mean(), scale=stats.sem(found))
-    assert ends["ci_low"] == pytest.approx(low, abs=0.03 * (high - low))
-    assert ends["ci_high"] == pytest.approx(high, abs=0.03 * (high - low))
-    assert student(found[:1], 7) == {"ci_low": None, "ci_high": None}
+    assert (ends["ci_low"], ends["ci_high"]) == pytest.approx((low, high))
+    assert student(found[:1]) == {"ci_low": None, "ci_high": None}
+    assert student(np.full(3, 0.1)) == {"ci_low": pytest.approx(0.1), "ci_high": pytest.approx(0.1)}
 
 
 def test_arms_are_compared_within_seeds(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
-    made, rows = finished(run)
-    answer = compared(made, run, rows)
-    by_arm = {arm.name: [r["f1"] for r in rows if r["arm"] == arm.name] for arm in arms(made)}
+    grid, rows = finished(run)
+    answer = compared(grid, rows)
+    by_arm = {arm.name: [r["f1"] for r in rows if r["arm"] == arm.name] for arm in grid.arms}
     each = np.array(by_arm["critiques-000010"]) - np.array(by_arm["critiques-000000"])
     primary = answer["primary"]
     assert (primary["kind"], primary["measure"]) == ("orm", "f1")
@@ -77,7 +83,7 @@ def test_arms_are_compared_within_seeds(tmp_path: Path) -> None:
 
 def test_measures_that_nothing_has_are_left_out_and_the_trend_is_tested(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
-    answer = compared(*finished(run)[:1], run, finished(run)[1])
+    answer = compared(*finished(run))
     assert {c["measure"] for c in answer["curves"]} == {"f1", "auc", "accuracy", "best_of_n", "weighted_vote"}
     f1 = answer["curves"][0]
     assert [p["critiques"] for p in f1["points"]] == [0, 5, 10]
@@ -99,18 +105,19 @@ def test_problems_are_resampled_within_their_seeds() -> None:
 
 def test_the_statement_tells_the_named_comparison_first_and_every_arm(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
-    made, rows = finished(run)
-    answer = compared(made, run, rows)
-    text = statement({"named": named(made, run), **answer})
+    grid, rows = finished(run)
+    answer = compared(grid, rows)
+    text = statement({"named": named_before(grid.config, run), **answer})
     first = text.splitlines()[0]
     assert first.startswith("Named before: F1 of the ORM, Minos minus base: +") and "over 4 seeds" in first
     titles = ("base", "5 critiques", "Minos (10 critiques)", "blind")
-    assert len(titles) == len(arms(made)) and all(f"| {name} |" in text for name in titles)
+    assert len(titles) == len(grid.arms) and all(f"| {name} |" in text for name in titles)
     assert "| never, never, never, never | 40 |" in text
-    richer = build({**made.model_dump(), "critique": {**made.critique.model_dump(), "max_usd": 5}, "seed": 9})
-    assert named(richer, run)["changed"] == [], "what decides nothing may change"
-    other = build({**made.model_dump(), "study": {**made.study.model_dump(), "primary": {"measure": "auc"}}})
-    again = statement({"named": named(other, run), **compared(other, run, rows)}).splitlines()
+    values = grid.config.model_dump()
+    richer = build({**values, "critique": {**values["critique"], "max_usd": 5}, "seed": 9})
+    assert named_before(richer, run)["changed"] == [], "what decides nothing may change"
+    other = build({**values, "study": {**values["study"], "primary": {"measure": "auc"}}})
+    again = statement({"named": named_before(other, run), **compared(study_grid(other, run), rows)}).splitlines()
     assert (
         again[0].startswith("NOT named before: AUC")
         and ": f1 of orm, seeds [3, 4, 5, 6]. Changed since: primary.measure." in again[1]
@@ -119,7 +126,91 @@ def test_the_statement_tells_the_named_comparison_first_and_every_arm(tmp_path: 
 
 def test_a_named_measure_that_some_trial_lacks_is_said(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
-    made, rows = finished(run)
+    grid, rows = finished(run)
     rows[3]["f1"] = None
     with pytest.raises(WorkStopped, match=r"study\.primary: some trial has no f1 of its orm"):
-        compared(made, run, rows)
+        compared(grid, rows)
+
+
+FEW = [f"p{i}" for i in range(12)]
+
+
+def outcome(critiques: int, seed: int, method: str) -> np.ndarray:
+    """Outcomes by problem, of which one has too few candidates."""
+    rng = np.random.default_rng([critiques, seed, len(method)])
+    found = (rng.random(len(FEW)) < 0.5).astype(float)
+    found[3] = np.nan
+    return found
+
+
+def swept(run: Run) -> tuple[Grid, list[dict[str, Any]]]:
+    """Trials of a sweep as their evaluations leave them, and rows of results."""
+    section = {"critiques": [100, 0, 50], "kinds": ["orm"], "seeds": [1, 0]}
+    grid = sweep_grid(Config(run=run.path, base={"model": "x"}, sweep=section, evaluate={"bootstrap": 200}), run)
+    rows = []
+    for trial in grid.trials:
+        for verifier in grid.verifiers(trial.arm):
+            names, critiques = ("best-of-n", "weighted-vote"), trial.arm.critiques
+            found = {Method(name, verifier, n): outcome(critiques, trial.seed, name) for name in names for n in (4, N)}
+            outcomes.write(grid.trial_run(trial), found, N, pa.array(FEW))
+            values = {"f1": 0.5 + critiques / 1000, "auc": 0.75 if trial.seed else None}
+            rows.append({"critiques": critiques, "seed": trial.seed, "kind": "orm", "n": N, **values})
+    return grid, rows
+
+
+def test_each_kind_and_measure_has_a_curve_over_what_every_trial_has(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    grid, rows = swept(run)
+    found = trends(grid, rows)
+    assert (found["amounts"], found["seeds"], found["n"], found["bootstrap"]) == ([0, 50, 100], [0, 1], N, 200)
+    by_name = {(c["kind"], c["measure"]): c for c in found["curves"]}
+    assert list(by_name) == [("orm", name) for name in ("best_of_n", "weighted_vote", "f1", "auc")]
+    best = by_name["orm", "best_of_n"]
+    assert (best["seeds"], best["problems"], best["problems_left_out"]) == (2, 11, 1)
+    for point in best["points"]:
+        values = [outcome(point["critiques"], seed, "best-of-n") for seed in (0, 1)]
+        assert point["mean"] == pytest.approx(np.nanmean(values))
+    assert best["trend"]["exchanges"] == 36
+    f1 = by_name["orm", "f1"]
+    assert [p["mean"] for p in f1["points"]] == pytest.approx([0.5, 0.55, 0.6])
+    assert f1["trend"]["p_trials"] == pytest.approx(1 / 36) and f1["trend"]["p_problems"] is None
+
+
+def test_seeds_without_a_value_are_left_out_and_counted(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    grid, rows = swept(run)
+    auc = trends(grid, rows)["curves"][-1]
+    assert (auc["measure"], auc["seeds"], auc["seeds_left_out"]) == ("auc", 1, 1)
+    nothing = trends(grid, [{**row, "auc": None} for row in rows])["curves"][-1]
+    assert (nothing["seeds"], nothing["seeds_left_out"], nothing["points"], nothing["trend"]) == (0, 2, [], None)
+
+
+def test_a_trial_without_outcomes_by_problem_is_named(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    grid, rows = swept(run)
+    grid.trial_run(Trial(Arm("critiques-000050", 50, {}), 1)).delete(outcomes.NAME)
+    with pytest.raises(UserError, match=r"critiques-000050-seed-1/outcomes\.parquet is not there"):
+        trends(grid, rows)
+
+
+def test_a_trial_is_measured_where_nearly_all_problems_have_candidates() -> None:
+    names = {"self-consistency": "", "best-of-n": "orm-minos", "weighted-vote": "orm-minos"}
+    methods = [
+        {
+            "method": name,
+            "verifier": verifier,
+            "n": n,
+            "accuracy": n / 100,
+            "ci_low": 0,
+            "ci_high": 1,
+            "problems": count,
+        }
+        for name, verifier in names.items()
+        for n, count in ((1, 100), (16, 98), (32, 60), (64, 1))
+    ]
+    methods.append({**methods[0], "method": "pass@1", "problems": 98})
+    methods.append({**methods[0], "method": "pass@n", "n": 16, "problems": 98})
+    judged = {"verifier": "orm-minos", "level": "outcome", "accuracy": 0.5, "f1": 0.5, "auc": 0.5}
+    evaluation = {"methods": methods, "meta": [judged], "counts": {"problems": 100}}
+    found = measures(evaluation, "orm-minos")
+    assert (found["n"], found["problems"], found["best_of_n"], found["weighted_vote"]) == (16, 98, 0.16, 0.16)

@@ -10,7 +10,7 @@ import pytest
 from minos_ray.config.load import Config, load_config
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run
-from minos_ray.study.arms import Trial, ablations, amounts, data_run, trial_run, trials
+from minos_ray.study.grid import Trial, study_grid
 from minos_ray.study.stage import study
 from minos_ray.study.trial import is_done, run_trial
 from tests.raylets import all_is_free
@@ -22,6 +22,8 @@ SMALL = [
     "problems.test.limit=6",
     "sample.n_test=8",
     "sample.unit=8",
+    "resources.sample.actors=1",
+    "resources.grade.actors=1",
     "critique.count=60",
     "reward.rows=60",
     "reward.eval_rows=10",
@@ -57,8 +59,9 @@ def test_a_study_goes_on_where_it_stopped_and_shares_what_arms_leave_alone(
     with pytest.raises(WorkStopped, match=r"1 of 3 trials failed \(seed-1-short: .*no rows to train on"):
         study(broken, run)
     all_is_free()
-    data = data_run(run, Trial(amounts(broken)[0], 1))
-    base, minos = (trial_run(run, Trial(arm, 1)) for arm in amounts(broken))
+    grid = study_grid(broken, run)
+    data = grid.data_run(Trial(grid.amounts[0], 1))
+    base, minos = (grid.trial_run(Trial(arm, 1)) for arm in grid.amounts)
     kept = [(base, "models/orm-base"), (minos, "models/critic"), (minos, "scores/orm-minos"), (data, "critiques")]
     first = [made(where, name) for where, name in kept]
     assert None not in [manifest for entry in first for manifest in entry.values()]
@@ -69,10 +72,12 @@ def test_a_study_goes_on_where_it_stopped_and_shares_what_arms_leave_alone(
     all_is_free()
     assert manifest.counts == {"trials": 3, "rows": 3} and manifest.details["trials_run_now"] == 1
     assert [made(where, name) for where, name in kept] == first
-    blind = trial_run(run, Trial(ablations(config)[0], 1))
+    grid = study_grid(config, run)
+    trial = Trial(grid.ablations[0], 1)
+    blind = grid.trial_run(trial)
     shared = ("problems", "candidates", "labels")
     assert made(blind, *shared) == made(minos, *shared) == made(data, *shared)
-    assert made(blind, "critiques") == made(data_run(run, Trial(ablations(config)[0], 1)), "critiques")
+    assert made(blind, "critiques") == made(grid.data_run(trial), "critiques")
     prompts = [set(where.artefact("critiques").read()["prompt_version"].to_pylist()) for where in (minos, blind)]
     assert [len(found) for found in prompts] == [1, 1] and prompts[0] != prompts[1]
 
@@ -87,8 +92,9 @@ def test_a_study_goes_on_where_it_stopped_and_shares_what_arms_leave_alone(
 
     # Another optimisation of stage 1: all that depends on it is made anew, base is not.
     other = config.model_copy(update={"sft": config.sft.model_copy(update={"lr": 5e-4})})
-    assert [trial.arm.name for trial in trials(other) if is_done(other, run, trial)] == ["critiques-000000"]
-    run_trial(other, run, Trial(amounts(other)[-1], 1))
-    assert is_done(other, run, Trial(amounts(other)[-1], 1))
+    grid = study_grid(other, run)
+    assert [trial.arm.name for trial in grid.trials if is_done(grid, trial)] == ["critiques-000000"]
+    run_trial(grid, Trial(grid.amounts[-1], 1))
+    assert is_done(grid, Trial(grid.amounts[-1], 1))
     now = [made(minos, name) for name in ("models/critic", "models/orm-minos", "scores/orm-minos", "evaluation.json")]
     assert all(entry not in first for entry in now) and made(base, "models/orm-base") == first[0]

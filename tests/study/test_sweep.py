@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from minos_ray.config.load import Config
 from minos_ray.errors import WorkStopped
 from minos_ray.evaluation import outcomes
 from minos_ray.store.run import Manifest, Run
-from minos_ray.study.space import Trial, trial_run
-from minos_ray.study.sweep import sweep
+from minos_ray.study.grid import Arm, Trial, sweep_grid
+from minos_ray.study.stage import sweep
 from tests.raylets import all_is_free
 from tests.training.world import world
 
@@ -21,6 +22,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 def manifests(run: Run, *names: str) -> list[Manifest | None]:
     """Manifests, which hold the time of their making."""
     return [run.artefact(name).manifest() for name in names]
+
+
+def trial_run(config: Config, run: Run, critiques: int) -> Run:
+    """The run directory of a trial of seed 1."""
+    return sweep_grid(config, run).trial_run(Trial(Arm(f"critiques-{critiques:06d}", critiques, {}), 1))
 
 
 def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
@@ -40,7 +46,7 @@ def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
     others = [line for line in told if not line.startswith(("sweep: ", "[", "("))]  # "(": from actors
     assert others == [], "no boxes and bars"
     assert not run.exists("sweep/results.parquet")
-    base = trial_run(run, Trial(0, 1))
+    base = trial_run(broken, run, 0)
     kept = ("problems", "labels", "models/orm-base", "models/prm-base", "scores/prm-base")
     first = manifests(base, *kept)
     assert None not in first
@@ -64,12 +70,12 @@ def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
         assert (row["trained_critiques"] > 0) is (row["critiques"] > 0)
     assert len({row["self_consistency"] for row in rows}) == 1
     assert not run.exists("sweep/tune")
-    minos = trial_run(run, Trial(60, 1))
+    minos = trial_run(config, run, 60)
     assert minos.artefact("models/critic").manifest().details["start"] == config.base.model
     starts = {minos.artefact(f"models/{name}").manifest().details["start"] for name in ("orm-minos", "prm-minos")}
     assert starts == {"run:models/critic"}
 
-    check_trend(run, rows)
+    check_trend(config, run, rows)
     assert sweep(config, run) == manifest
     run.artefact("sweep/results.parquet").run.delete("sweep/results.parquet.manifest.json")
     run.write_bytes("sweep/tune/of-a-killed-driver", b"")
@@ -77,12 +83,12 @@ def test_a_sweep_with_a_failing_trial_goes_on_where_it_stopped(
     assert not run.exists("sweep/tune")
 
 
-def check_trend(run: Run, rows: list[dict]) -> None:
+def check_trend(config: Config, run: Run, rows: list[dict]) -> None:
     """Intervals of each trial, and the trend over two amounts of one seed, are those of the outcomes by problem."""
     found = json.loads(run.read_bytes("sweep/trend.json"))
     assert (found["amounts"], found["seeds"], found["n"], len(found["curves"])) == ([0, 60], [1], 8, 8)
     for row in rows:
-        table = outcomes.read(trial_run(run, Trial(row["critiques"], 1)))
+        table = outcomes.read(trial_run(config, run, row["critiques"]))
         for column, method in (("best_of_n", "best-of-n"), ("weighted_vote", "weighted-vote")):
             assert row[f"{column}_low"] <= row[column] <= row[f"{column}_high"]
             assert np.mean(outcomes.values(table, method, row["verifier"])) == pytest.approx(row[column])

@@ -13,7 +13,8 @@ from minos_ray.graph.specs import spec
 from minos_ray.pipeline.check import findings
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
-from minos_ray.study.sweep_inputs import Inputs
+from minos_ray.study.data import SharedData
+from minos_ray.study.grid import sweep_grid
 from minos_ray.training.reward import in_consensus, require_blind, reward_data, reward_rows
 from minos_ray.training.rows import base_tokenizer
 from tests.training.world import world
@@ -130,4 +131,4 @@ def test_only_prms_depend_on_the_critiques(judged: tuple[Config, Run, Any]) -> N
 def test_a_sweep_refuses_consensus(judged: tuple[Config, Run, Any]) -> None:
     config, run, _ = judged
     with pytest.raises(UserError, match=r"reward\.consensus must be false"):
-        Inputs(config.model_copy(update={"reward": section()}), run)
+        SharedData(sweep_grid(config.model_copy(update={"reward": section()}), run))
