@@ -13,9 +13,11 @@ FORMATS = {
     "math": "minos_ray.imports.tables:import_math",
     "math-minos": "minos_ray.imports.minos:import_minos",
     "math-shepherd": "minos_ray.imports.shepherd:import_shepherd",
+    "pairs": "minos_ray.imports.steps:import_pairs",
     "prm800k": "minos_ray.imports.prm800k:import_prm800k",
     "prmbench": "minos_ray.imports.prmbench:import_prmbench",
     "processbench": "minos_ray.imports.processbench:import_processbench",
+    "steps": "minos_ray.imports.steps:import_steps",
 }
 
 

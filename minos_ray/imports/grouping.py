@@ -25,7 +25,8 @@ Parsed = TypeVar("Parsed")
 class Solution(NamedTuple):
     """One labelled solution as a foreign row has it. `gold` and `answer` are None where they are not known.
 
-    `source` is where the step labels come from.
+    `source` is where the step labels come from, `step_scores` the chances that they were made from. `stated`: the file
+    says that it is right or wrong, whether or not an answer can be read in it.
     """
 
     question: str
@@ -38,6 +39,8 @@ class Solution(NamedTuple):
     model: str = "imported"
     split: str = "train"
     source: str = "human"
+    step_scores: list[float | None] | None = None
+    stated: bool = False
 
 
 def usable(form: str, src: str, dropped: Counter[str], parse: Callable[[Row], Parsed]) -> Iterator[Parsed]:
@@ -103,8 +106,14 @@ class Collection:
         row_candidate = candidate(problem["problem_id"], self._index(problem), written(found.steps), found.model)
         labels, errors = after_first_error(found.step_labels, [], self.policy)
         row = label(row_candidate, found.answer, found.correct, found.steps, labels, found.source)
+        row["error_types"] = errors
+        if found.stated:
+            row["status"] = "correct" if found.correct else "wrong"
+        if found.step_scores:
+            same = zip(found.step_scores, found.step_labels, labels, strict=True)
+            row["step_scores"] = [score if before == after else None for score, before, after in same]
         self._keep("candidates", row_candidate)
-        self._keep("labels", row | {"error_types": errors})
+        self._keep("labels", row)
         return row
 
     def add_critique(self, critique: Row) -> None:

@@ -1,0 +1,148 @@
+"""Step labels and preferences in the common shapes: TRL's and axolotl's stepwise columns, and chosen/rejected pairs."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any, Literal
+
+from minos_ray.files.read import BadRow
+from minos_ray.grading.latex import extract_latex
+from minos_ray.imports.grouping import Collection, Policy, Solution, usable
+from minos_ray.imports.write import Row
+from minos_ray.steps.own_text import own_solution
+from minos_ray.steps.split import paragraphs_or_lines
+from minos_ray.store.run import Manifest, Run
+
+QUESTIONS, STEPS, LABELS = ("question", "prompt", "problem"), ("steps", "completions"), ("labels", "step_labels")
+GOLDS = ("answer", "gold")
+SOFT, SAME = "soft labels", "chosen is rejected"
+
+
+def import_steps(
+    src: str,
+    run: Run,
+    *,
+    split: Literal["train", "test"] = "train",
+    question: str | None = None,
+    steps: str | None = None,
+    labels: str | None = None,
+    correct: str | None = None,
+    threshold: float = 0.5,
+    after_first_error: Policy = "keep",
+) -> list[Manifest]:
+    """Problems, candidates and labels of solutions whose steps are labelled.
+
+    A label is true or false, 1 or 0, or a number between: the chance that the step is right, which is kept and is a
+    right step from `threshold` on. Null and -1 are unlabelled steps. A solution is right when column `correct` says so;
+    without that column, when its last step is.
+    """
+    collection = Collection("steps", after_first_error)
+    names = (question, steps, labels, correct)
+    for solution in usable("steps", src, collection.dropped, lambda record: labelled(record, names, threshold, split)):
+        if collection.add(solution) and solution.step_scores:
+            collection.notes[SOFT] += 1
+    options = {"split": split, "threshold": threshold, "after_first_error": after_first_error}
+    return collection.write(run, "steps", src, {**options, "columns": list(names)})
+
+
+def import_pairs(
+    src: str,
+    run: Run,
+    *,
+    split: Literal["train", "test"] = "train",
+    question: str | None = None,
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+) -> list[Manifest]:
+    """Problems, candidates and labels of preferences: `chosen` is a right solution, `rejected` a wrong one.
+
+    Both are texts, lists of steps or chats. Steps have no labels, so an ORM can learn from them and a PRM cannot.
+    """
+    collection, names = Collection("pairs", "keep"), (question, chosen, rejected)
+    for pair in usable("pairs", src, collection.dropped, lambda record: both(record, *names, split)):
+        for solution in pair:
+            collection.add(solution)
+    return collection.write(run, "pairs", src, {"split": split, "columns": list(names)})
+
+
+def labelled(record: Row, names: tuple[str | None, ...], threshold: float, split: str) -> Solution:
+    """A solution with its step labels; BadRow when they do not fit the steps."""
+    question, steps, labels = (
+        column(record, name, usual) for name, usual in zip(names[:3], (QUESTIONS, STEPS, LABELS), strict=True)
+    )
+    texts = step_texts(steps)
+    if not isinstance(labels, list) or len(labels) != len(texts):
+        raise BadRow("as many labels as steps are needed")
+    scores = [score(value) for value in labels]
+    step_labels = [-1 if value is None else int(value >= threshold) for value in scores]
+    outcome = record.get(names[3]) if names[3] else step_labels[-1]
+    if outcome not in (0, 1):
+        raise BadRow("the last step has no label" if not names[3] else f"'{names[3]}' is not true or false")
+    soft = scores if any(value not in (None, 0, 1) for value in scores) else None
+    gold = next((str(record[name]) for name in GOLDS if isinstance(record.get(name), str | int | float)), None)
+    answer = extract_latex("\n".join(texts))
+    facts = (text_of_prompt(question), "steps", texts, step_labels, bool(outcome), answer, gold)
+    return Solution(*facts, split=split, source="imported", step_scores=soft, stated=True)
+
+
+def both(record: Row, question: str | None, chosen: str, rejected: str, split: str) -> list[Solution]:
+    """The right and the wrong solution of a row."""
+    asked = text_of_prompt(column(record, question, QUESTIONS))
+    solutions = []
+    for name, correct in ((chosen, True), (rejected, False)):
+        value = column(record, name, ())
+        steps = step_texts(value if is_texts(value) else paragraphs_or_lines(own_solution(text_of_reply(value, name))))
+        answer = extract_latex("\n".join(steps))
+        unlabelled = [-1] * len(steps)
+        solutions.append(
+            Solution(asked, "pairs", steps, unlabelled, correct, answer, split=split, source="none", stated=True)
+        )
+    if solutions[0].steps == solutions[1].steps:
+        raise BadRow(SAME)
+    return solutions
+
+
+def column(record: Row, name: str | None, usual: Sequence[str]) -> Any:
+    """The value of a named column, or of the first usual one that is there; BadRow when none is."""
+    for candidate in [name] if name else usual:
+        if record.get(candidate) is not None:
+            return record[candidate]
+    raise BadRow(f"no '{name or usual[0]}'")
+
+
+def step_texts(steps: Any) -> list[str]:
+    """The steps; BadRow for anything but a list of texts."""
+    if not is_texts(steps) or not steps or not all(step.strip() for step in steps):
+        raise BadRow("'steps' is not a list of texts")
+    return [step.strip() for step in steps]
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is a list of texts."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def score(label: Any) -> float | None:
+    """A label as a number from 0 to 1, None where a step has none."""
+    if label is None or label == -1:
+        return None
+    if isinstance(label, bool | int | float) and isfinite(label) and 0 <= label <= 1:
+        return float(label)
+    raise BadRow("a label is not true, false or a number from 0 to 1")
+
+
+def text_of_prompt(prompt: Any) -> str:
+    """The question: a text, or the last turn of a user in a chat."""
+    turns = [turn for turn in prompt if isinstance(turn, dict)] if isinstance(prompt, list) else []
+    text = next((turn.get("content") for turn in reversed(turns) if turn.get("role") == "user"), prompt)
+    if not isinstance(text, str) or not text.strip():
+        raise BadRow("the question is no text")
+    return text.strip()
+
+
+def text_of_reply(reply: Any, name: str) -> str:
+    """The solution: a text, or the last turn of a chat."""
+    if isinstance(reply, list) and reply and isinstance(reply[-1], dict):
+        reply = reply[-1].get("content")
+    if not isinstance(reply, str) or not reply.strip():
+        raise BadRow(f"'{name}' is no text")
+    return reply
