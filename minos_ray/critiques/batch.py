@@ -228,16 +228,16 @@ class Batches:
     def show(self, batches: list[Batch]) -> None:
         """The progress line: how far the open batches are, and how long the last of them may still take."""
         spent = self.cache.spent_usd
-        shown: dict[str, object] = {"cost": f"{spent:.2f} USD", "open batches": len(batches)}
+        details: dict[str, object] = {"cost": f"{spent:.2f} USD", "open batches": len(batches)}
         if batches:
             counts = [batch.request_counts for batch in batches if batch.request_counts]
-            shown |= {"in them completed": sum(c.completed for c in counts), "failed": sum(c.failed for c in counts)}
-            shown["window ends in"] = duration(max(0, max(b.expires_at or 0 for b in batches) - time.time()))
+            details |= {"in them completed": sum(c.completed for c in counts), "failed": sum(c.failed for c in counts)}
+            details["window ends in"] = duration(max(0, max(b.expires_at or 0 for b in batches) - time.time()))
         outcomes = Counter(answer.outcome for answer in self.answers.values() if answer.outcome != "answered")
         tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in self.answers.values())
         in_flight = sum(len(chunk.keys) for chunk in self.open)
         self.progress.note(dict(outcomes), tokens=tokens, cost_usd=spent, queue=len(self.waiting), in_flight=in_flight)
-        self.progress.advance(0, **shown)
+        self.progress.advance(0, **details)
 
     async def collect(self, chunk: Chunk, batch: Batch) -> None:
         """Keeps what an ended batch has bought, then closes its record, then sorts the rows without an answer."""
@@ -265,11 +265,11 @@ class Batches:
         self, missing: list[str], results: dict[str, Answer | Exception], chunk: Chunk, batch: Batch
     ) -> None:
         """Requests without an answer: sent again, set aside, or a reason to stop."""
-        errors = (batch.errors and batch.errors.data) or []
+        errors = batch.errors.data or [] if batch.errors else []
         if QUEUE_FULL in {error.code for error in errors}:
             return self.send_later(missing)
         if batch.status == "failed":
-            results = self.refused_lines(chunk, errors)
+            results = self.failed_lines(chunk, errors)
         elif batch.status == "cancelled" and missing:
             self.halt(
                 WorkStopped(
@@ -291,7 +291,7 @@ class Batches:
         self.waiting.extendleft(reversed(missing))
         self.sent.subtract(missing)
 
-    def refused_lines(self, chunk: Chunk, errors: list[BatchError]) -> dict[str, Answer | Exception]:
+    def failed_lines(self, chunk: Chunk, errors: list[BatchError]) -> dict[str, Answer | Exception]:
         """A batch that was not begun: the account is empty, the whole is refused, or some lines of it are."""
         message = str(errors[0].message or errors[0].code) if errors else "no reason given"
         code = next((error.code for error in errors if error.code in NO_MONEY), None)
@@ -330,8 +330,8 @@ class Batches:
         message = self.complaints.most_common(1)[0][0] if self.complaints else ""
         nothing_else = not self.progress.first and outcomes["bad_request"] == outcomes.total()
         if nothing_else and outcomes.total() >= len(chunk.keys):
-            where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.endpoint.base_url}'"
-            self.halt(UserError(f"{where}: every request of a batch is refused: {message}"))
+            endpoint = f"critique.model = '{self.section.model}' at critique.base_url = '{self.endpoint.base_url}'"
+            self.halt(UserError(f"{endpoint}: every request of a batch is refused: {message}"))
         if (self.waiting or self.open) and (why := self.rules.none_usable(message)):
             self.halt(why)
         if too_many_failed(outcomes["failed"], self.progress.total):

@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -171,6 +171,7 @@ class Critic:
         if failure is not None:
             return self._failed(row, failure)
         self._pause(retry.hold_s(headers, reservation.size / 4 + self.section.max_tokens))
+        assert answer is not None  # else there is a failure
         return self._answered(row, answer, raw)
 
     async def _send(self, api: openai.AsyncOpenAI, row: Row) -> tuple[Any, Mapping[str, str]]:
@@ -279,7 +280,7 @@ class Critic:
             raise Stopped
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[openai.AsyncOpenAI]:
+    async def _slot(self) -> AsyncGenerator[openai.AsyncOpenAI]:
         """One of the connections."""
         api = await self.slots.get()
         try:
@@ -292,13 +293,13 @@ class Critic:
         lost = {status: number for status, number in self.rules.statuses.items() if status != "ok"}
         retries, spent = self.retries.total(), self.budget.spent
         self.progress.note(lost, tokens=self.token_count, cost_usd=round(spent, 6), retries=retries, **self._load())
-        shown: dict[str, object] = {"retries": retries}
+        details: dict[str, object] = {"retries": retries}
         if self.answers:
             expected = spent + (spent - self.spent_before) * self.remaining / len(self.answers)
-            shown["cost"] = f"{spent:.2f} of about {expected:.2f} USD"
+            details["cost"] = f"{spent:.2f} of about {expected:.2f} USD"
         if late := self.rules.errors["timeout"]:
-            shown["timeout"] = f"{late} (resources.client.timeout_s = {self.limits.timeout_s:g})"
-        self.progress.advance(ended, **shown)
+            details["timeout"] = f"{late} (resources.client.timeout_s = {self.limits.timeout_s:g})"
+        self.progress.advance(ended, **details)
 
     def _load(self) -> dict[str, int]:
         """Requests that wait to be sent, and those that the endpoint works on."""

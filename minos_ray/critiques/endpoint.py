@@ -1,7 +1,7 @@
 """Where the critic is, with which key and headers it is asked, and what its errors mean to the user."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -76,8 +76,8 @@ class Endpoint:
             return None
         missing = retry.name(error) in ("404", "405")
         advice = retry.address_hint(self.base_url) if missing else retry.hint(error, self.section)
-        where = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
-        return UserError(f"{where}: every request is refused: {message}{advice}") if missing or advice else None
+        endpoint = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
+        return UserError(f"{endpoint}: every request is refused: {message}{advice}") if missing or advice else None
 
     def raise_unreachable(self, error: Exception, within_s: float) -> NoReturn:
         """UserError for an address at which nobody answers."""
@@ -94,7 +94,7 @@ def headers(section: Critique) -> dict[str, str]:
 
 
 @contextmanager
-def open_endpoint(section: Critique, limits: Client, seed: int) -> Iterator[Endpoint]:
+def open_endpoint(section: Critique, limits: Client, seed: int) -> Generator[Endpoint]:
     """The endpoint of a section; `offline` starts the miniature's own critic and ends it."""
     if section.base_url == OFFLINE:
         with offline_critic(seed) as (base_url, key):

@@ -59,8 +59,8 @@ def classify(case: Case) -> Messages:
     marked = [
         f"{line} Label: False" if label == 0 else line for line, label in zip(lines, labels_shown(case), strict=True)
     ]
-    given = "You see a mathematics problem and a solution written step by step, some steps of which are wrong."
-    blocks = (given, f"{MARK}\n{types}", f"[Question]\n{case.question.strip()}", "[Solution]\n" + "\n".join(marked))
+    intro = "You see a mathematics problem and a solution written step by step, some steps of which are wrong."
+    blocks = (intro, f"{MARK}\n{types}", f"[Question]\n{case.question.strip()}", "[Solution]\n" + "\n".join(marked))
     return [{"role": "user", "content": "\n\n".join([*blocks, f"[Task]\n{TASK}"])}]
 
 
@@ -77,7 +77,7 @@ def wrong_steps(labels: Sequence[int]) -> list[int]:
 class Sorted(NamedTuple):
     """What the critic says: type and reason of each wrong step, none unless the status is ok."""
 
-    found: list[tuple[ErrorType, str]]
+    types: list[tuple[ErrorType, str]]
     status: Status
 
 
@@ -86,23 +86,24 @@ def parse_types(text: str, wanted: Sequence[int]) -> Sorted:
     lines = [line for line in without_thinking(text).splitlines() if line.strip(" \t\r*_`")]
     if not lines:
         return Sorted([], "empty")
+    kinds = {str(kind): kind for kind in TYPES}
     read = [LINE.fullmatch(line.strip(" \t\r`")) for line in lines]
     if None in read:
         return Sorted([], "unreadable_line")
     if [int(line[1]) - 1 for line in read if line] != list(wanted):
         return Sorted([], "wrong_steps")
-    found = [(line[2].lower(), line[3].strip(" *_`")) for line in read if line]
-    known = all(kind in TYPES for kind, _ in found)
-    return Sorted(found, "ok") if known else Sorted([], "unknown_type")  # type: ignore[arg-type]
+    types = [(kinds.get(line[2].lower()), line[3].strip(" *_`")) for line in read if line]
+    sorted_ = [(kind, reason) for kind, reason in types if kind is not None]
+    return Sorted(sorted_, "ok") if len(sorted_) == len(types) else Sorted([], "unknown_type")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A wrong solution to be sorted and the request for it; `known` are the types that were inserted, if any."""
+    """A wrong solution to be sorted and the request for it; `inserted_types` where errors were inserted."""
 
     source: Literal["candidate", "inserted"]
     row: Row
-    known: list[str] | None
+    inserted_types: list[str] | None
     request: Request
 
 
@@ -130,8 +131,8 @@ def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
     typable = [row for row in usable if wrong_steps(row["step_labels"])]
     passed_over["candidate_without_wrong_step"] = len(usable) - len(typable)
     chosen = round_robin(typable, f"{config.seed}/errors")[:count]
-    made = run.artefact("inserted").read().to_pylist() if config.inserted.count else []
-    inserted = [row for row in made if not row["correct"]][:count]
+    solutions = run.artefact("inserted").read().to_pylist() if config.inserted.count else []
+    inserted = [row for row in solutions if not row["correct"]][:count]
     if not chosen and not inserted:
         raise UserError("error_analysis: no wrong train candidate has a labelled wrong step, and no error was inserted")
     tasks = [task(config, "candidate", row, problems[row["problem_id"]]) for row in chosen]
@@ -140,8 +141,8 @@ def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
 
 def task(config: Config, source: Literal["candidate", "inserted"], row: Row, problem: Row) -> Task:
     """The request that asks for the types of one solution's wrong steps."""
-    wanted = tuple(wrong_steps(row["step_labels"]))
-    request = build_request(critic(config), config.error_analysis.prompt, case_of(row, problem), wanted)
+    steps = tuple(wrong_steps(row["step_labels"]))
+    request = build_request(critic(config), config.error_analysis.prompt, case_of(row, problem), steps)
     return Task(source, row, row["error_types"] if source == "inserted" else None, request)
 
 
@@ -160,7 +161,7 @@ def rows_of(config: Config, asked: Task, answer: Answer) -> list[Row]:
     steps = wrong_steps(asked.row["step_labels"])
     read = parse_types(answer.text, steps)
     status = read.status if answer.outcome == "answered" else answer.outcome
-    found = read.found if status == "ok" else [(None, answer.text)] * len(steps)
+    types = read.types if status == "ok" else [(None, answer.text)] * len(steps)
     same = {"candidate_id": asked.row["candidate_id"], "problem_id": asked.row["problem_id"], "source": asked.source}
     same |= {"status": status, "critic": critic(config).model, "cost_usd": answer.cost_usd / len(steps)}
     return [
@@ -168,11 +169,11 @@ def rows_of(config: Config, asked: Task, answer: Answer) -> list[Row]:
             **same,
             "error_id": f"{same['candidate_id']}#{step}",
             "step": step,
-            "known": asked.known[step] if asked.known else None,
+            "known": asked.inserted_types[step] if asked.inserted_types else None,
             "type": kind,
             "text": text,
         }
-        for step, (kind, text) in zip(steps, found, strict=True)
+        for step, (kind, text) in zip(steps, types, strict=True)
     ]
 
 

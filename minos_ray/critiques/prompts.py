@@ -126,5 +126,5 @@ def _messages(given: str, question: str, lines: list[str], reference: str | None
         "Solution": "\n".join(lines),
         "Task": TASK.format(steps=steps, secret=secret),
     }
-    shown = "".join(f"\n\n[{name}]\n{text}" for name, text in blocks.items() if text is not None)
-    return [{"role": "user", "content": given + shown}]
+    text_of_blocks = "".join(f"\n\n[{name}]\n{text}" for name, text in blocks.items() if text is not None)
+    return [{"role": "user", "content": given + text_of_blocks}]

@@ -212,6 +212,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def serve(options: argparse.Namespace, key: str) -> None:
     """Starts the server, prints its address, and stays until it is told to end or the server has ended."""
     import ray
+    from ray.exceptions import GetTimeoutError
 
     needs = {"num_cpus": options.cpus, "num_gpus": options.gpus}
     server: Any = ray.remote(CriticServer).options(**needs).remote(options, key)
@@ -224,7 +225,7 @@ def serve(options: argparse.Namespace, key: str) -> None:
                 time.sleep(POLL_S)
         finally:
             ray.get(server.end.remote(), timeout=2 * END_S)
-    except ray.exceptions.GetTimeoutError as error:
+    except GetTimeoutError as error:
         have = f"the cluster has {ray.cluster_resources().get('GPU', 0):g} GPU"
         raise UserError(
             f"--gpus {options.gpus}: not there, or its model not loaded, within {options.wait_s:g} s; {have}"
@@ -240,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not key:
         print(f"minos: set {KEY_ENV} to a key of your own; clients of the critic need the same", file=sys.stderr)
         return 2
-    import ray
+    from ray.exceptions import RayTaskError
 
     try:
         # A bare ray.init() would join the last cluster that was started on this machine, even when that is dead.
@@ -248,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve(options, key)
     except KeyboardInterrupt:
         return 0
-    except (UserError, WorkStopped, ray.exceptions.RayTaskError) as error:
+    except (UserError, WorkStopped, RayTaskError) as error:
         cause = getattr(error, "cause", None) or error
         print(f"minos: {cause}", file=sys.stderr)
         return 2 if isinstance(cause, UserError) else 1

@@ -111,8 +111,8 @@ def critique_status(text: str, wanted: Sequence[int]) -> str:
 def write(target: Artefact, section: Critique, tasks: list[Task], answers: dict[str, Answer]) -> list[Row]:
     """Writes the rows of all tasks, in their order, and returns them."""
     rows = [critique_row(section, task, answers[task.request.key]) for task in tasks]
-    for at in range(0, max(1, len(rows)), PART_ROWS):
-        target.write_part(f"{at // PART_ROWS:05d}", table("critiques", rows[at : at + PART_ROWS]))
+    for first in range(0, max(1, len(rows)), PART_ROWS):
+        target.write_part(f"{first // PART_ROWS:05d}", table("critiques", rows[first : first + PART_ROWS]))
     return rows
 
 

@@ -105,7 +105,7 @@ class Progress:
             else:
                 print(f"{self.label}: {text}", flush=True)
 
-    def note(self, failures: dict[str, int] | None = None, **numbers: float) -> None:
+    def note(self, failures: dict[str, int] | None = None, /, **numbers: float) -> None:
         """Numbers so far: failures by reason, `tokens`, `queue`, `cost_usd` and the like."""
         with self.lock:
             self.failures.update(failures or {})

@@ -103,8 +103,8 @@ def require_complete(model: Any, kind: Kind, info: Mapping[str, Any], path: str)
 
 def quoted(names: Collection[str]) -> str:
     """The first names in quotes, and how many more there are."""
-    rest = f" and {len(names) - QUOTED} more" if len(names) > QUOTED else ""
-    return ", ".join(f"'{name}'" for name in list(names)[:QUOTED]) + rest
+    others = f" and {len(names) - QUOTED} more" if len(names) > QUOTED else ""
+    return ", ".join(f"'{name}'" for name in list(names)[:QUOTED]) + others
 
 
 def tied_weights(model: Any) -> dict[str, str]:

@@ -57,7 +57,7 @@ def load_partitioned(
         base.require_equal(weights, base.tied_weights(model), path)
         fill_buffers(model, weights, path)
         for name, parameter in model.named_parameters():
-            if head is None or all(parameter is not new for new in head.parameters()):
+            if head is None or all(parameter is not made_anew for made_anew in head.parameters()):
                 fill_parameter(parameter, name, weights, path)
     if head is not None:
         with deepspeed.zero.GatheredParameters(list(head.parameters()), modifier_rank=0):
