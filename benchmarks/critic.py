@@ -162,7 +162,7 @@ def ours(given: dict[str, Any]) -> None:
     config = Config(run=run.path, base={"model": "none"}, critique=critique, resources=resources)
     texts = json.loads(Path(given["folder"], "prompts.json").read_text())
     messages = [[{"role": "user", "content": text}] for text in texts]
-    requests = [Request(content_key("gpt-4o-mini", m, 0.0, 200), m, wanted=(1,)) for m in messages]
+    requests = [Request(content_key("gpt-4o-mini", m, 0.0, 200), m, expected=(1,)) for m in messages]
     answers, _ = ask(config, config.critique, requests, Cache(run), critique_status)
     states: dict[str, Any] = Counter(answers[request.key].outcome for request in requests)
     states["cpu_seconds"] = round(time.process_time(), 1)

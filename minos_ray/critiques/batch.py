@@ -269,7 +269,7 @@ class Batches:
         if QUEUE_FULL in {error.code for error in errors}:
             return self.send_later(missing)
         if batch.status == "failed":
-            results = self.failed_lines(chunk, errors)
+            results = self.errors_of_lines(chunk, errors)
         elif batch.status == "cancelled" and missing:
             self.halt(
                 WorkStopped(
@@ -291,7 +291,7 @@ class Batches:
         self.waiting.extendleft(reversed(missing))
         self.sent.subtract(missing)
 
-    def failed_lines(self, chunk: Chunk, errors: list[BatchError]) -> dict[str, Answer | Exception]:
+    def errors_of_lines(self, chunk: Chunk, errors: list[BatchError]) -> dict[str, Answer | Exception]:
         """A batch that was not begun: the account is empty, the whole is refused, or some lines of it are."""
         message = str(errors[0].message or errors[0].code) if errors else "no reason given"
         code = next((error.code for error in errors if error.code in NO_MONEY), None)
@@ -330,8 +330,8 @@ class Batches:
         message = self.complaints.most_common(1)[0][0] if self.complaints else ""
         nothing_else = not self.progress.first and outcomes["bad_request"] == outcomes.total()
         if nothing_else and outcomes.total() >= len(chunk.keys):
-            endpoint = f"critique.model = '{self.section.model}' at critique.base_url = '{self.endpoint.base_url}'"
-            self.halt(UserError(f"{endpoint}: every request of a batch is refused: {message}"))
+            critic = f"critique.model = '{self.section.model}' at critique.base_url = '{self.endpoint.base_url}'"
+            self.halt(UserError(f"{critic}: every request of a batch is refused: {message}"))
         if (self.waiting or self.open) and (why := self.rules.none_usable(message)):
             self.halt(why)
         if too_many_failed(outcomes["failed"], self.progress.total):

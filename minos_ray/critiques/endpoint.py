@@ -76,8 +76,8 @@ class Endpoint:
             return None
         missing = retry.name(error) in ("404", "405")
         advice = retry.address_hint(self.base_url) if missing else retry.hint(error, self.section)
-        endpoint = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
-        return UserError(f"{endpoint}: every request is refused: {message}{advice}") if missing or advice else None
+        critic = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
+        return UserError(f"{critic}: every request is refused: {message}{advice}") if missing or advice else None
 
     def raise_unreachable(self, error: Exception, within_s: float) -> NoReturn:
         """UserError for an address at which nobody answers."""

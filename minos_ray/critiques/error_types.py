@@ -56,17 +56,12 @@ def classify(case: Case) -> Messages:
     types = "\n".join(f"{name}: {words}" for name, words in DEFINITIONS.items())
     lines = [" ".join(step.split()) for step in case.steps]
     lines[:-1] = [line if MARKED.match(line) else f"Step {k}: {line}" for k, line in enumerate(lines[:-1], 1)]
-    marked = [
-        f"{line} Label: False" if label == 0 else line for line, label in zip(lines, labels_shown(case), strict=True)
-    ]
-    intro = "You see a mathematics problem and a solution written step by step, some steps of which are wrong."
-    blocks = (intro, f"{MARK}\n{types}", f"[Question]\n{case.question.strip()}", "[Solution]\n" + "\n".join(marked))
-    return [{"role": "user", "content": "\n\n".join([*blocks, f"[Task]\n{TASK}"])}]
-
-
-def labels_shown(case: Case) -> list[int]:
-    """Labels of the steps; that of the answer line is not asked about."""
-    return [*case.step_labels[:-1], -1]
+    labels = [*case.step_labels[:-1], -1]  # the answer line is not asked about
+    marked = [f"{line} Label: False" if label == 0 else line for line, label in zip(lines, labels, strict=True)]
+    introduction = "You see a mathematics problem and a solution written step by step, some steps of which are wrong."
+    solution = "[Solution]\n" + "\n".join(marked)
+    blocks = (introduction, f"{MARK}\n{types}", f"[Question]\n{case.question.strip()}", solution, f"[Task]\n{TASK}")
+    return [{"role": "user", "content": "\n\n".join(blocks)}]
 
 
 def wrong_steps(labels: Sequence[int]) -> list[int]:
@@ -81,29 +76,28 @@ class Sorted(NamedTuple):
     status: Status
 
 
-def parse_types(text: str, wanted: Sequence[int]) -> Sorted:
+def parse_types(text: str, steps: Sequence[int]) -> Sorted:
     """Reads one line per wrong step (indices from 0), in order; anything else spoils the whole answer. Never raises."""
     lines = [line for line in without_thinking(text).splitlines() if line.strip(" \t\r*_`")]
     if not lines:
         return Sorted([], "empty")
-    kinds = {str(kind): kind for kind in TYPES}
-    read = [LINE.fullmatch(line.strip(" \t\r`")) for line in lines]
-    if None in read:
+    matches = [match for line in lines if (match := LINE.fullmatch(line.strip(" \t\r`")))]
+    if len(matches) < len(lines):
         return Sorted([], "unreadable_line")
-    if [int(line[1]) - 1 for line in read if line] != list(wanted):
+    if [int(match[1]) - 1 for match in matches] != list(steps):
         return Sorted([], "wrong_steps")
-    types = [(kinds.get(line[2].lower()), line[3].strip(" *_`")) for line in read if line]
-    sorted_ = [(kind, reason) for kind, reason in types if kind is not None]
-    return Sorted(sorted_, "ok") if len(sorted_) == len(types) else Sorted([], "unknown_type")
+    names = {str(name): name for name in TYPES}
+    types = [(names[name], match[3].strip(" *_`")) for match in matches if (name := match[2].lower()) in names]
+    return Sorted(types, "ok") if len(types) == len(matches) else Sorted([], "unknown_type")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A wrong solution to be sorted and the request for it; `inserted_types` where errors were inserted."""
+    """A wrong solution to be sorted and the request for it; `inserted` are the types that were inserted, if any."""
 
     source: Literal["candidate", "inserted"]
     row: Row
-    inserted_types: list[str] | None
+    inserted: list[str] | None
     request: Request
 
 
@@ -116,7 +110,8 @@ def error_types(config: Config, run: Run) -> Manifest | None:
     target = begin(config, run, NAME)
     start = time.monotonic()
     tasks, passed_over = plan(config, run)
-    answers, details = ask(config, critic(config), [task.request for task in tasks], Cache(run), types_status)
+    requests = [task.request for task in tasks]
+    answers, details = ask(config, critic(config), requests, Cache(run), lambda *reply: parse_types(*reply).status)
     rows = [row for task in tasks for row in rows_of(config, task, answers[task.request.key])]
     target.write_part("00000", table(NAME, rows))
     return finish(target, tasks, rows, passed_over, {**details, "seconds": round(time.monotonic() - start, 1)})
@@ -131,12 +126,14 @@ def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
     typable = [row for row in usable if wrong_steps(row["step_labels"])]
     passed_over["candidate_without_wrong_step"] = len(usable) - len(typable)
     chosen = round_robin(typable, f"{config.seed}/errors")[:count]
-    solutions = run.artefact("inserted").read().to_pylist() if config.inserted.count else []
-    inserted = [row for row in solutions if not row["correct"]][:count]
-    if not chosen and not inserted:
+    sources: dict[Literal["candidate", "inserted"], list[Row]] = {"candidate": chosen, "inserted": []}
+    if config.inserted.count:
+        rows = run.artefact("inserted").read().to_pylist()
+        sources["inserted"] = [row for row in rows if not row["correct"]][:count]
+    tasks = [task(config, source, row, problems[row["problem_id"]]) for source, rows in sources.items() for row in rows]
+    if not tasks:
         raise UserError("error_analysis: no wrong train candidate has a labelled wrong step, and no error was inserted")
-    tasks = [task(config, "candidate", row, problems[row["problem_id"]]) for row in chosen]
-    return tasks + [task(config, "inserted", row, problems[row["problem_id"]]) for row in inserted], dict(passed_over)
+    return tasks, dict(passed_over)
 
 
 def task(config: Config, source: Literal["candidate", "inserted"], row: Row, problem: Row) -> Task:
@@ -151,25 +148,20 @@ def critic(config: Config) -> Critique:
     return with_model(config.critique).model_copy(update={"structured": False})
 
 
-def types_status(text: str, wanted: Sequence[int]) -> str:
-    """The status of an answer about the wrong steps of that indices."""
-    return parse_types(text, wanted).status
-
-
-def rows_of(config: Config, asked: Task, answer: Answer) -> list[Row]:
+def rows_of(config: Config, task: Task, answer: Answer) -> list[Row]:
     """A row per wrong step; an answer that cannot be read is kept with each, without a type."""
-    steps = wrong_steps(asked.row["step_labels"])
-    read = parse_types(answer.text, steps)
-    status = read.status if answer.outcome == "answered" else answer.outcome
-    types = read.types if status == "ok" else [(None, answer.text)] * len(steps)
-    same = {"candidate_id": asked.row["candidate_id"], "problem_id": asked.row["problem_id"], "source": asked.source}
-    same |= {"status": status, "critic": critic(config).model, "cost_usd": answer.cost_usd / len(steps)}
+    steps = wrong_steps(task.row["step_labels"])
+    parsed = parse_types(answer.text, steps)
+    status = parsed.status if answer.outcome == "answered" else answer.outcome
+    types = parsed.types if status == "ok" else [(None, answer.text)] * len(steps)
+    common = {"candidate_id": task.row["candidate_id"], "problem_id": task.row["problem_id"], "source": task.source}
+    common |= {"status": status, "critic": critic(config).model, "cost_usd": answer.cost_usd / len(steps)}
     return [
         {
-            **same,
-            "error_id": f"{same['candidate_id']}#{step}",
+            **common,
+            "error_id": f"{common['candidate_id']}#{step}",
             "step": step,
-            "known": asked.inserted_types[step] if asked.inserted_types else None,
+            "known": task.inserted[step] if task.inserted else None,
             "type": kind,
             "text": text,
         }

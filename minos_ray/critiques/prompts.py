@@ -73,7 +73,8 @@ def label_aware(case: Case) -> Messages:
     A step whose label is unknown is shown without one.
     """
     labels = [*case.step_labels[:-1], int(case.correct)]
-    lines = [_labelled(step, label) for step, label in zip(_numbered(case.steps), labels, strict=True)]
+    steps = zip(_numbered(case.steps), labels, strict=True)
+    lines = [step if label < 0 else f"{step} Label: {bool(label)}" for step, label in steps]
     return _messages(GIVEN, case.question, lines, secret=NO_LABELS)
 
 
@@ -81,7 +82,11 @@ def answer_guided(case: Case) -> Messages:
     """The right answer and the reference solution are shown, labels are not (GenRM, 2408.15240: without a reference
     about half of the critiques are right). Only critiques that agree with the labels are used.
     """
-    return _messages(GUIDED, case.question, _numbered(case.steps), _reference(case), NO_REFERENCE)
+    # Without GSM8K's calculator marks, and without blank lines, which separate the blocks of the prompt.
+    lines = CALCULATION.sub("", without_thinking(case.solution or "")).splitlines()
+    solution = "\n".join(line.strip() for line in lines if line.strip())
+    reference = f"Right final answer: {case.answer}" + (f"\nA right solution:\n{solution}" if solution else "")
+    return _messages(GUIDED, case.question, _numbered(case.steps), reference, NO_REFERENCE)
 
 
 def blind(case: Case) -> Messages:
@@ -107,18 +112,9 @@ def _number(line: str) -> int | None:
     return int(marked[1]) if marked and len(marked[1]) < 6 else None
 
 
-def _labelled(line: str, label: int) -> str:
-    return line if label < 0 else f"{line} Label: {bool(label)}"
-
-
-def _reference(case: Case) -> str:
-    """The right answer and, where there is one, the solution: no blank lines, without GSM8K's calculator marks."""
-    lines = CALCULATION.sub("", without_thinking(case.solution or "")).splitlines()
-    solution = "\n".join(line.strip() for line in lines if line.strip())
-    return f"Right final answer: {case.answer}" + (f"\nA right solution:\n{solution}" if solution else "")
-
-
-def _messages(given: str, question: str, lines: list[str], reference: str | None = None, secret: str = "") -> Messages:
+def _messages(
+    introduction: str, question: str, lines: list[str], reference: str | None = None, secret: str = ""
+) -> Messages:
     steps = "step" if len(lines) == 2 else f"{len(lines) - 1} steps"
     blocks = {
         "Question": question.strip(),
@@ -126,5 +122,5 @@ def _messages(given: str, question: str, lines: list[str], reference: str | None
         "Solution": "\n".join(lines),
         "Task": TASK.format(steps=steps, secret=secret),
     }
-    text_of_blocks = "".join(f"\n\n[{name}]\n{text}" for name, text in blocks.items() if text is not None)
-    return [{"role": "user", "content": given + text_of_blocks}]
+    sections = "".join(f"\n\n[{name}]\n{text}" for name, text in blocks.items() if text is not None)
+    return [{"role": "user", "content": introduction + sections}]

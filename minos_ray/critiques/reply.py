@@ -19,7 +19,7 @@ from minos_ray.steps.own_text import without_thinking
 Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_reply", "bad_request", "failed"]
 BOUGHT = ("answered", "truncated", "refused", "bad_json", "bad_reply")
 Reader = Callable[[str, Sequence[int]], str]
-"""(text of an answer, `Request.wanted`) -> its status, `ok` when it can be used."""
+"""(text of an answer, `Request.expected`) -> its status, `ok` when it can be used."""
 
 MOST_TOKENS = 10**9
 """No request takes more; a count above it is no count."""
@@ -90,7 +90,7 @@ def status_of(answer: Answer, request: Request, reader: Reader | None) -> str:
     """What the reader makes of an answer, or why there is nothing to read."""
     if answer.outcome != "answered":
         return answer.outcome
-    return reader(answer.text, request.wanted) if reader else "ok"
+    return reader(answer.text, request.expected) if reader else "ok"
 
 
 def decoded(content: bytes) -> Any:

@@ -35,16 +35,16 @@ FORMAT: dict[str, Any] = {
 class Request:
     """One text to ask for; `key` names its content. `structured` asks for a critique as JSON.
 
-    `wanted` is what the reader of the answer needs to know, such as the number of steps.
+    `expected` is what the reader of the answer needs to know, such as the number of steps.
     """
 
     key: str
     messages: Messages
     structured: bool = False
-    wanted: tuple[int, ...] = ()
+    expected: tuple[int, ...] = ()
 
 
-def build_request(section: Critique, prompt: str, case: Case, wanted: tuple[int, ...], sample: int = 0) -> Request:
+def build_request(section: Critique, prompt: str, case: Case, expected: tuple[int, ...], sample: int = 0) -> Request:
     """The request that the prompt function named `prompt` makes of a case.
 
     Further samples of the same content, from 1 on, have keys of their own: each is bought.
@@ -56,7 +56,7 @@ def build_request(section: Critique, prompt: str, case: Case, wanted: tuple[int,
     key = key_of(section, messages)
     if sample:
         key = blake2b(f"{key} {sample}".encode(), digest_size=16).hexdigest()
-    return Request(key, messages, section.structured, wanted)
+    return Request(key, messages, section.structured, expected)
 
 
 def body(section: Critique, messages: Messages) -> dict[str, Any]:

@@ -38,20 +38,17 @@ def distinct(labels: Iterable[Row]) -> tuple[list[Row], Counter[str]]:
     usable, passed_over = [], Counter[str]()
     for row in sorted(labels, key=lambda row: row["candidate_id"]):
         text = (row["problem_id"], *row["steps"])
-        reason = unusable(row) or ("candidate_repeated" if text in seen else None)
+        reason = "candidate_repeated" if text in seen else None
+        if row["status"] not in GRADED:
+            reason = f"candidate_{row['status']}"
+        elif len(row["steps"]) < 2:  # nothing before the answer line
+            reason = "candidate_without_steps"
         seen.add(text)
         if reason:
             passed_over[reason] += 1
         else:
             usable.append(row)
     return usable, passed_over
-
-
-def unusable(row: Row) -> str | None:
-    """Why a candidate cannot be critiqued: no answer line, not graded, or nothing before the answer line."""
-    if row["status"] not in GRADED:
-        return f"candidate_{row['status']}"
-    return "candidate_without_steps" if len(row["steps"]) < 2 else None
 
 
 def alternate(wrong: list[Row], right: list[Row], share: float) -> list[Row]:

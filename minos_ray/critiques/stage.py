@@ -79,7 +79,9 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
 
 def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list[Task]]:
     """The candidates that get a critique, and what is to be asked for each."""
-    problems, labels = train_labels(run)
+    problems = problems_by_id(run, "train", ["problem_id", "question", "answer", "solution"])
+    columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
+    labels = rows_of_problems(run.artefact("labels"), columns, problems.keys()).to_pylist()
     selection = select(labels, section.count, section.wrong_share, config.seed)
     return selection, [plan(section, row, problems[row["problem_id"]]) for row in selection.rows]
 
@@ -91,28 +93,21 @@ def begin_again(config: Config, run: Run) -> Artefact:
     return begin(config, run, "critiques")
 
 
-def train_labels(run: Run) -> tuple[dict[str, Row], list[Row]]:
-    """The train problems by id, and the labels of their candidates."""
-    by_id = problems_by_id(run, "train", ["problem_id", "question", "answer", "solution"])
-    columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
-    return by_id, rows_of_problems(run.artefact("labels"), columns, by_id.keys()).to_pylist()
-
-
 def plan(section: Critique, row: Row, problem: Row) -> Task:
     """The request that asks for the critique of one candidate."""
     return Task(row, build_request(section, section.prompt, case_of(row, problem), (len(row["steps"]),)))
 
 
-def critique_status(text: str, wanted: Sequence[int]) -> str:
-    """The status of a critique of a solution with `wanted` (one number) steps."""
-    return parse_critique(text, *wanted).status
+def critique_status(text: str, expected: Sequence[int]) -> str:
+    """The status of a critique of a solution with `expected` (one number) steps."""
+    return parse_critique(text, *expected).status
 
 
 def write(target: Artefact, section: Critique, tasks: list[Task], answers: dict[str, Answer]) -> list[Row]:
     """Writes the rows of all tasks, in their order, and returns them."""
     rows = [critique_row(section, task, answers[task.request.key]) for task in tasks]
-    for first in range(0, max(1, len(rows)), PART_ROWS):
-        target.write_part(f"{first // PART_ROWS:05d}", table("critiques", rows[first : first + PART_ROWS]))
+    for part, first in enumerate(range(0, max(1, len(rows)), PART_ROWS)):
+        target.write_part(f"{part:05d}", table("critiques", rows[first : first + PART_ROWS]))
     return rows
 
 

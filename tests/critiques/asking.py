@@ -22,7 +22,7 @@ def requests(rows: int) -> list[Request]:
     """Different questions about one solution."""
     steps = ["Step 1: 1 + 1 = 2", "The answer is: 2"]
     texts = [label_aware(Case(f"Question {i}?", steps, [1, 1], True, "0", None)) for i in range(rows)]
-    return [Request(content_key("m", text, 0.0, 9), text, wanted=(2,)) for text in texts]
+    return [Request(content_key("m", text, 0.0, 9), text, expected=(2,)) for text in texts]
 
 
 def only(answers: dict[str, Answer]) -> Answer:

@@ -166,5 +166,5 @@ def test_what_was_bought_before_is_read_up_to_the_first_answer_of_use(tmp_path: 
     for number in range(400):
         outcome = "truncated" if number % 2 else "answered"
         cache.take(f"k{number}", Answer(good if number >= 300 else "Sure!", outcome))
-    requests = [Request(f"k{number}", MESSAGES, wanted=(2,)) for number in range(-5, 400)]
+    requests = [Request(f"k{number}", MESSAGES, expected=(2,)) for number in range(-5, 400)]
     assert until_usable(requests, cache, critique_status) == {"no_verdict": 150, "truncated": 150, "ok": 1}
