@@ -14,6 +14,7 @@ from minos_ray.config.schema import Critique
 from minos_ray.critiques.limits import cost, most_tokens
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.request import Request
+from minos_ray.steps.critique_text import critique_text
 from minos_ray.steps.own_text import without_thinking
 
 Outcome = Literal["answered", "truncated", "refused", "bad_json", "bad_reply", "bad_request", "failed"]
@@ -268,18 +269,17 @@ def canonical(text: str) -> str:
         raise NotJson(str(error)) from error
     if not isinstance(value, dict) or not isinstance(value.get("steps"), list):
         raise NotJson("no steps")
-    lines = [_line(number, step) for number, step in enumerate(value["steps"], start=1)]
-    return "\n".join([*lines, f"The final answer is {_verdict(value, 'final')}."])
+    steps = [(_explanation(number, step), _verdict(step, "correct")) for number, step in enumerate(value["steps"], 1)]
+    return critique_text(steps, _verdict(value, "final"))
 
 
-def _line(number: int, step: Any) -> str:
+def _explanation(number: int, step: Any) -> str:
+    """What stands beside the verdict of a step, without what the text form adds itself."""
     if not isinstance(step, dict) or not isinstance(step.get("explanation"), str):
         raise NotJson(f"step {number} has no explanation")
-    verdict = "correct" if _verdict(step, "correct") else "incorrect"
-    explanation = _CLOSING.sub("", _OPENING.sub("", " ".join(step["explanation"].split()))).rstrip(" ,;:")
+    text = _CLOSING.sub("", _OPENING.sub("", " ".join(step["explanation"].split()))).rstrip(" ,;:")
     # The parser takes a verdict that a sentence runs into for a part of it.
-    full_stop = "." if explanation[-1:].isalnum() else ""
-    return " ".join(filter(None, [f"Step {number}:", explanation + full_stop, f"This step is {verdict}."]))
+    return text + "." if text[-1:].isalnum() else text
 
 
 def _verdict(value: dict[str, Any], name: str) -> bool:

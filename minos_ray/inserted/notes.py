@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from minos_ray.grading.numbers import canonical
 from minos_ray.inserted.reading import Calculation, Token
+from minos_ray.steps.critique_text import critique_text
 
 
 class Remark(NamedTuple):
@@ -65,7 +66,6 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
     "right_answer": ("the answer is {right}.", "{right} is the answer.", "it is {right}."),
 }
-VERDICTS = {True: "This step is correct.", False: "This step is incorrect."}
 
 
 def expression(tokens: Sequence[Token]) -> str:
@@ -81,8 +81,6 @@ def equation(calculation: Calculation) -> str:
 
 def write_note(remarks: Sequence[Remark], labels: Sequence[int], rng: random.Random) -> str:
     """One line per step, the answer line included, then the verdict on the answer; the words are drawn by `rng`."""
-    lines = []
-    for k, (remark, label) in enumerate(zip(remarks, labels, strict=True), 1):
-        remark_text = rng.choice(WORDS[remark.kind]).format(**remark._asdict())
-        lines.append(f"Step {k}: {remark_text[0].upper()}{remark_text[1:]} {VERDICTS[bool(label)]}")
-    return "\n".join([*lines, f"The final answer is {bool(labels[-1])}."])
+    texts = [rng.choice(WORDS[remark.kind]).format(**remark._asdict()) for remark in remarks]
+    steps = ((text[0].upper() + text[1:], bool(label)) for text, label in zip(texts, labels, strict=True))
+    return critique_text(steps, bool(labels[-1]))

@@ -6,8 +6,8 @@ from dataclasses import replace
 from minos_ray.miniature.language import Clause, Problem, read
 from minos_ray.miniature.problems import reading
 from minos_ray.miniature.step_labels import Verdict, judged, parse_step
+from minos_ray.steps.critique_text import critique_text
 
-CORRECT, INCORRECT = "This step is correct.", "This step is incorrect."
 CARE = 0.25
 """Of the critic who sees no labels, as in `noise`: about 77 % of its critiques agree with them, as published pipelines
 found with large models (docs/critics.md)."""
@@ -70,13 +70,12 @@ def write_critique(question: str, steps: list[str], labels: list[int] | None, rn
     verdicts = judged(problem if labels is not None else misread(problem, rng), steps)
     if labels is not None and [verdict.label for verdict in verdicts] != list(labels):
         raise ValueError(f"labels {list(labels)} are not those of the gold chain for {question!r}")
-    lines = []
-    for k, (step, verdict) in enumerate(zip(steps, verdicts, strict=True), 1):
-        explain = _answer_explanation if verdict.answer is not None else _explanation
-        text = explain(verdict, rng) if explain is _answer_explanation else explain(step, verdict, rng)
-        lines.append(f"Step {k}: {text} {CORRECT if verdict.label else INCORRECT}")
+    explanations = []
+    for step, verdict in zip(steps, verdicts, strict=True):
+        about_answer = verdict.answer is not None
+        explanations.append(_answer_explanation(verdict, rng) if about_answer else _explanation(step, verdict, rng))
     final = bool(verdicts) and verdicts[-1].answer is not None and verdicts[-1].label == 1
-    return "\n".join([*lines, f"The final answer is {final}."])
+    return critique_text(zip(explanations, (bool(verdict.label) for verdict in verdicts), strict=True), final)
 
 
 _REASONS = {

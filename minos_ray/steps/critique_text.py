@@ -6,7 +6,7 @@ ways is refused (two verdicts in a step, a verdict within a sentence or in quota
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,6 +56,13 @@ class Parsed:
     step_verdicts: list[int]
     final_verdict: bool | None
     status: Status
+
+
+def critique_text(steps: Iterable[tuple[str, bool]], final: bool) -> str:
+    """The one text form of our own: a line with explanation and verdict for each step, then the final verdict."""
+    verdicts = {True: "This step is correct.", False: "This step is incorrect."}
+    lines = [" ".join(filter(None, (f"Step {k}:", text, verdicts[good]))) for k, (text, good) in enumerate(steps, 1)]
+    return "\n".join([*lines, f"The final answer is {final}."])
 
 
 def parse_critique(text: str, num_steps: int) -> Parsed:
