@@ -62,13 +62,9 @@ def usable(form: str, src: str, dropped: Counter[str], parse: Callable[[Row], Pa
         any_row = True
         yield parsed
     if not any_row:
-        raise UserError(f"import {form}: no row of '{src}' can be used: {why_none(dropped, list(columns))}")
-
-
-def why_none(dropped: Counter[str], columns: list[str]) -> str:
-    """What is wrong with a file none of whose rows can be used."""
-    reasons = ", ".join(f"{reason} ({rows})" for reason, rows in dropped.most_common(3))
-    return f"{reasons}; columns there: {', '.join(columns)}" if columns else reasons
+        reasons = ", ".join(f"{reason} ({rows})" for reason, rows in dropped.most_common(3))
+        names = f"; columns there: {', '.join(columns)}" if columns else ""
+        raise UserError(f"import {form}: no row of '{src}' can be used: {reasons}{names}")
 
 
 def written(steps: Sequence[str]) -> str:

@@ -108,7 +108,8 @@ def gone_on_with(steps: list[dict[str, Any]], written: list[str], neutral: bool)
 
 def chosen(step: dict[str, Any], before: str | None, neutral: bool) -> Choice | None:
     """One step; None when it has no completion at all. A step that a person wrote is right."""
-    rated = [(completion["text"], label_of(completion["rating"], neutral)) for completion in step["completions"] or []]
+    labels = {1: 1, 0: int(neutral), -1: 0, None: -1}
+    rated = [(completion["text"], labels[completion["rating"]]) for completion in step["completions"] or []]
     human, place = step.get("human_completion"), step["chosen_completion"]
     if place is None and human:
         return Choice(human["text"] if isinstance(human, dict) else human, 1, distinct(rated, None))
@@ -117,11 +118,6 @@ def chosen(step: dict[str, Any], before: str | None, neutral: bool) -> Choice | 
     texts = [text for text, _ in rated]
     text, label = rated[place if place is not None else texts.index(before) if before in texts else 0]
     return Choice(text, label, distinct(rated, text))
-
-
-def label_of(rating: int | None, neutral: bool) -> int:
-    """1, 0, or -1 for a completion without a rating."""
-    return {1: 1, 0: int(neutral), -1: 0, None: -1}[rating]
 
 
 def distinct(rated: list[tuple[str, int]], taken: str | None) -> list[tuple[str, int]]:

@@ -6,8 +6,6 @@ nothing about ProcessBench's steps: 521 of the 3,400 solutions have a right answ
 it is true where no step is wrong, and false in all other rows.
 """
 
-from collections.abc import Sequence
-
 from minos_ray.files.read import BadRow
 from minos_ray.grading.latex import extract_latex
 from minos_ray.imports.grouping import Collection, Policy, Solution, usable
@@ -41,13 +39,8 @@ def parse(record: Row) -> Solution:
     if not isinstance(correct, bool):
         raise BadRow("'final_answer_correct' is not true or false")
     dataset = "-".join(["processbench", *name.split("-")[:-1]])
-    answer, labels = extract_latex("\n".join(steps)), until_error(steps, first)
+    answer = extract_latex("\n".join(steps))
+    # Behind the first wrong step nothing is known.
+    labels = [1] * len(steps) if first < 0 else [1] * first + [0] + [-1] * (len(steps) - first - 1)
     model = text_or_none(record, "generator") or "unknown"
     return Solution(question, dataset, steps, labels, correct, answer, model=model, split="test")
-
-
-def until_error(steps: Sequence[str], first: int) -> list[int]:
-    """1 before the first wrong step, 0 at it, -1 (unknown) behind it; all 1 when none is wrong."""
-    if first < 0:
-        return [1] * len(steps)
-    return [1] * first + [0] + [-1] * (len(steps) - first - 1)
