@@ -13,7 +13,7 @@ import numpy as np
 from simulated import Population, population, scores
 
 from minos_ray.config.schema import Evaluate
-from minos_ray.evaluation.comparison import chosen
+from minos_ray.evaluation.comparison import choose
 from minos_ray.evaluation.methods import Choice, rankings, voters
 from minos_ray.evaluation.selection import best_of
 from minos_ray.evaluation.statistics import intervals, sign_test
@@ -42,7 +42,7 @@ def outcomes(made: Population, found: dict[str, np.ndarray]) -> dict[str, np.nda
     """Accuracy of each problem by method at n = 8 (random subsets) and n = N."""
     section, names = Evaluate(trials=20), np.array([str(p) for p in range(PROBLEMS)])
     ns = [8, CANDIDATES]
-    values = chosen(made.clusters, found, {}, ns, section, names).values
+    values = choose(made.clusters, found, {}, ns, section, names).values
     order = [Choice("pass@n"), *rankings(found, {}), *voters((0,), found, {})]
     named = {(c.method, c.verifier): values[i] for i, c in enumerate(order)}
     kept = [("self-consistency", ""), ("best-of-n", "base"), ("weighted-vote", "base"), ("best-of-n", "minos")]

@@ -35,8 +35,7 @@ from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Scoring
 from minos_ray.config.schema import Model
-from minos_ray.scoring.solutions import read_pieces
-from minos_ray.scoring.stage import score_artefacts
+from minos_ray.scoring.stage import read_pieces, score_artefacts
 from minos_ray.store import columns
 from minos_ray.store.run import Run
 from minos_ray.work.actor import Finished

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from minos_ray.config.resources import Scoring
+from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
 from minos_ray.ranking.scorer import SPLITTER, Scores, SolutionScorer, Task, verifier_of
 
@@ -40,7 +41,7 @@ class VerifierReward:
         kind: str | None = None,
         separator: str | None = None,
         splitter: str = SPLITTER,
-        aggregation: str = "min",
+        aggregation: Aggregation = "min",
         max_length: int = 4096,
         gpus: int = 0,
     ) -> None:

@@ -3,7 +3,7 @@
 Sections say what is made and go into fingerprints; `resources` says with what, and does not.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -15,6 +15,9 @@ from minos_ray.config.training import VERIFIERS, Pretrain, Reward, Sft
 
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
 InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]
+Aggregation = Literal["min", "product", "last", "mean"]  # of a PRM's step scores into one score
+ERROR_TYPES: tuple[ErrorType, ...] = get_args(ErrorType)
+AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 
 class Source(Section):
@@ -113,7 +116,7 @@ class Inserted(Section):
 
     count: int = Field(0, ge=0)
     wrong_share: float = Field(0.5, gt=0, le=1, description="the rest are right solutions, with a note that says so")
-    types: tuple[InsertedType, ...] = Field(("calculation", "logical", "unrelated", "accumulation"), min_length=1)
+    types: tuple[InsertedType, ...] = Field(get_args(InsertedType), min_length=1)
     source: Literal["solutions", "candidates"] = Field("solutions", description="which right solutions are taken")
 
 
@@ -167,7 +170,7 @@ class Judge(Section):
 class Score(Section):
     """Scoring of test candidates; `judge` is empty when the critic shall not judge."""
 
-    aggregation: Literal["min", "product", "last", "mean"] = "min"
+    aggregation: Aggregation = "min"
     judge: Judge | None = Judge()
 
 

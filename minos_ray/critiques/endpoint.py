@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import openai
 
@@ -18,6 +18,7 @@ from minos_ray.errors import UserError
 from minos_ray.miniature.critic_server import MODEL, offline_critic
 
 PREFLIGHT_S = 30.0
+AnyCritique = TypeVar("AnyCritique", bound=Critique)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def open_endpoint(section: Critique, limits: Client, seed: int) -> Generator[End
     yield Endpoint(section, limits, section.base_url, secret(section.api_key_env), headers(section))
 
 
-def with_model(section: Critique) -> Critique:
+def with_model(section: AnyCritique) -> AnyCritique:
     """The section with the name of the model that answers: the offline critic has one of its own."""
     return section.model_copy(update={"model": MODEL}) if section.base_url == OFFLINE else section
 

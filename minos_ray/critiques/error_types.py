@@ -8,12 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import pyarrow.compute as pc
 
 from minos_ray.config.load import Config
-from minos_ray.config.schema import Critique, ErrorType
+from minos_ray.config.schema import ERROR_TYPES, Critique, ErrorType
 from minos_ray.critiques.ask import ask
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.endpoint import with_model
@@ -29,7 +29,6 @@ from minos_ray.store.columns import SCHEMAS, Row, table
 from minos_ray.store.run import Artefact, Manifest, Run
 
 NAME = "error_types"
-TYPES: tuple[ErrorType, ...] = get_args(ErrorType)
 Status = Literal["ok", "empty", "unreadable_line", "unknown_type", "wrong_steps"]
 
 DEFINITIONS: dict[ErrorType, str] = {
@@ -86,7 +85,7 @@ def parse_types(text: str, steps: Sequence[int]) -> Sorted:
         return Sorted([], "unreadable_line")
     if [int(match[1]) - 1 for match in matches] != list(steps):
         return Sorted([], "wrong_steps")
-    names = {str(name): name for name in TYPES}
+    names = {str(name): name for name in ERROR_TYPES}
     types = [(names[name], match[3].strip(" *_`")) for match in matches if (name := match[2].lower()) in names]
     return Sorted(types, "ok") if len(types) == len(matches) else Sorted([], "unknown_type")
 

@@ -1,8 +1,18 @@
-"""The candidates that are evaluated: rows sorted by problem, with answers as clusters and scores joined by id."""
+"""The labelled candidates of a run: sorted by problem, with answers as clusters and scores joined by id, in blocks.
 
-from collections.abc import Iterator
+A block holds all candidates of its problems, so that memory does not grow with the run. Parts hold problems in any
+order and a problem may lie in several parts. A run of more than `ROWS` candidates is therefore sorted into one
+temporary file per block and artefact (in $TMPDIR) first; a smaller one is a single block.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +21,21 @@ import pyarrow.compute as pc
 from minos_ray.errors import UserError
 from minos_ray.evaluation.answers import Keys, clusters
 from minos_ray.problems.split import read_problems
-from minos_ray.store.run import Run
+from minos_ray.store.run import Artefact, Run
 
-COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
+ROWS = 500_000
+# Temporary files that are open at once: half of what a process may open on many systems.
+FILES = 500
+LABEL_COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
+SCORE_COLUMNS = ["candidate_id", "problem_id", "score", "step_scores"]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Labelled candidates; those of problem p are rows `starts[p]` to `starts[p + 1]`."""
+    """Labelled candidates; those of problem p are rows `starts[p]` to `starts[p + 1]`.
+
+    `clusters` and `correct` are [candidates]; a cluster is the answer that a candidate votes for (`answers.clusters`).
+    """
 
     rows: pa.Table
     starts: np.ndarray
@@ -27,49 +44,33 @@ class Candidates:
 
     @property
     def problems(self) -> int:
-        """How many problems have a candidate."""
+        """Number of problems."""
         return len(self.starts) - 1
 
     @property
-    def names(self) -> list[str]:
+    def problem_ids(self) -> list[str]:
         """The id of each problem."""
         return self.rows["problem_id"].take(self.starts[:-1]).to_pylist()
 
-    def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Problems with equally many candidates: their numbers, and their rows as [problems, candidates]."""
+    @property
+    def graded(self) -> np.ndarray:
+        """[candidates]: False where grading ended in a timeout, so that the outcome is unknown."""
+        return pc.not_equal(self.rows["status"], "timeout").to_numpy()
+
+    def by_size(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Problems with equally many candidates: their numbers [problems], and their rows [problems, candidates]."""
         sizes = np.diff(self.starts)
         for size in np.unique(sizes):
-            chosen = np.flatnonzero(sizes == size)
-            yield chosen, self.starts[chosen][:, None] + np.arange(size)
-
-
-def read_candidates(run: Run, split: str | None = "test") -> Candidates:
-    """Labelled candidates of a split (of every problem when it is None)."""
-    problems = read_problems(run, split, ["problem_id"])
-    labels = run.artefact("labels").read(COLUMNS)
-    return grouped(labels.filter(pc.is_in(labels["problem_id"], value_set=problems["problem_id"].combine_chunks())))
-
-
-def grouped(labels: pa.Table, keys: Keys | None = None) -> Candidates:
-    """Rows of `labels` sorted by problem; `keys` finds which wrong answers are equal, else their text does."""
-    rows = labels.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).combine_chunks()
-    runs = pc.run_end_encode(rows["problem_id"].combine_chunks()) if rows.num_rows else None
-    starts = np.array([0, *(runs.run_ends.to_pylist() if runs is not None else [])], dtype=np.int64)
-    answers, correct = rows["answer"].to_pylist(), rows["correct"].to_pylist()
-    wrong = (answer for answer, right in zip(answers, correct, strict=True) if answer is not None and not right)
-    key_of = keys(wrong) if keys else None
-    found = []
-    for first, end in pairwise(starts):
-        found += clusters(answers[first:end], correct[first:end], key_of)
-    return Candidates(rows, starts, np.array(found, dtype=np.int64), np.array(correct, dtype=bool))
+            problems = np.flatnonzero(sizes == size)
+            yield problems, self.starts[problems][:, None] + np.arange(size)
 
 
 @dataclass(frozen=True)
 class Scores:
     """A verifier's scores in the order of the candidates: NaN, and no step scores, where there is none.
 
-    A candidate has no score when no scorer has seen it, and when it was refused or none of its critiques could be read:
-    then its row has score 0 and no step scores.
+    A candidate has no score when no scorer has seen it, when it was rejected (too long, say), and when none of its
+    critiques could be read: in the last two cases its row has score 0 and no step scores.
     """
 
     score: np.ndarray
@@ -77,36 +78,159 @@ class Scores:
 
     @property
     def unscored(self) -> int:
-        """How many candidates have no score."""
+        """Number of candidates without a score."""
         return int(np.isnan(self.score).sum())
 
 
-def read_scores(run: Run, artefact: str, candidates: Candidates) -> Scores | None:
-    """The scores of a complete artefact, None when it is not there."""
-    if run.artefact(artefact).manifest() is None:
-        return None
-    table = run.artefact(artefact).read(["candidate_id", "score", "step_scores"])
-    return joined(artefact, table, candidates)
+class Block(NamedTuple):
+    """All candidates of some problems, and the scores of every verifier in their order."""
+
+    candidates: Candidates
+    scores: dict[str, Scores]
 
 
-def joined(artefact: str, table: pa.Table, candidates: Candidates) -> Scores:
+class Plan(NamedTuple):
+    """The numbers of candidates of a split's problems, in order of their ids, and the problem ids of each block."""
+
+    sizes: np.ndarray
+    groups: list[pa.Array]
+
+
+def plan_blocks(run: Run, split: str | None) -> Plan:
+    """Problems of a split (of every split when None) with labelled candidates, in groups of about `ROWS` candidates.
+
+    Groups are larger where there would be more than `FILES`.
+    """
+    in_split = set(read_problems(run, split, ["problem_id"])["problem_id"].to_pylist())
+    sizes: Counter[str] = Counter()
+    for table in run.artefact("labels").parts(["problem_id"]):
+        sizes.update({entry["values"]: entry["counts"] for entry in pc.value_counts(table["problem_id"]).to_pylist()})
+    ids = sorted(in_split & sizes.keys())
+    counts = np.array([sizes[problem] for problem in ids], dtype=np.int64)
+    rows = max(ROWS, -(-int(counts.sum()) // FILES))
+    block = np.concatenate([[0], np.cumsum(counts)[:-1]]) // rows if ids else counts
+    groups = np.split(np.array(ids, dtype=object), np.flatnonzero(np.diff(block)) + 1)
+    return Plan(counts, [pa.array(group, pa.string()) for group in groups if len(group)])
+
+
+def read_blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None) -> Iterator[Block]:
+    """All labelled candidates of the plan, with the scores of the verifiers; `keys` as in `group_candidates`."""
+    tables = {"labels": LABEL_COLUMNS, **{f"scores/{name}": SCORE_COLUMNS for name in verifiers}}
+    sources = [(run.artefact(name), columns) for name, columns in tables.items()]
+    if len(plan.groups) < 2:
+        for group in plan.groups:
+            yield make_block({a.name: rows_of_problems(a, columns, group) for a, columns in sources}, keys)
+        return
+    with TemporaryDirectory(prefix="minos-blocks-") as folder:
+        for artefact, columns in sources:
+            spill(artefact, columns, plan.groups, Path(folder))
+        for number in range(len(plan.groups)):
+            yield make_block({a.name: read_spilled(a, columns, number, Path(folder)) for a, columns in sources}, keys)
+
+
+def make_block(tables: dict[str, pa.Table], keys: Keys | None) -> Block:
+    """The tables `labels` and `scores/VERIFIER` of one block, joined."""
+    candidates = group_candidates(tables.pop("labels"), keys)
+    return Block(candidates, {n.removeprefix("scores/"): align(n, table, candidates) for n, table in tables.items()})
+
+
+def rows_of_problems(artefact: Artefact, columns: list[str], problems: pa.Array) -> pa.Table:
+    """The rows of the problems."""
+    tables = [part.filter(pc.is_in(part["problem_id"], value_set=problems)) for part in artefact.parts(columns)]
+    return pa.concat_tables(tables) if tables else artefact.empty_table(columns)
+
+
+def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path) -> None:
+    """Appends the rows of every part to the file of their block."""
+    block_of = {problem: number for number, group in enumerate(groups) for problem in group.to_pylist()}
+    with ExitStack() as files:
+        writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        for part in artefact.parts(columns):
+            for number, rows in split_by_block(part, block_of):
+                if number not in writers:
+                    options = pa.ipc.IpcWriteOptions(compression="lz4")
+                    path = str(spill_path(artefact, number, folder))
+                    writers[number] = files.enter_context(pa.ipc.new_stream(path, rows.schema, options=options))
+                writers[number].write_table(rows)
+
+
+def split_by_block(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of a part by block; rows of other problems are left out."""
+    if not part.num_rows:
+        return
+    # Each problem of the part is looked up once: looking up every row takes several times as long.
+    encoded = part["problem_id"].combine_chunks().dictionary_encode()
+    block = np.array([block_of.get(problem, -1) for problem in encoded.dictionary.to_pylist()], dtype=np.int64)
+    of_row = block[encoded.indices.to_numpy()]
+    order = np.argsort(of_row, kind="stable")
+    rows, of_row = part.take(order), of_row[order]
+    numbers, starts = np.unique(of_row, return_index=True)
+    for number, first, end in zip(numbers, starts, [*starts[1:], len(of_row)], strict=True):
+        if number >= 0:
+            yield int(number), rows.slice(first, end - first)
+
+
+def spill_path(artefact: Artefact, number: int, folder: Path) -> Path:
+    """The temporary file of a block."""
+    return folder / f"{artefact.name.replace('/', '-')}-{number}.arrow"
+
+
+def read_spilled(artefact: Artefact, columns: list[str], number: int, folder: Path) -> pa.Table:
+    """The rows of a block, whose file is deleted."""
+    path = spill_path(artefact, number, folder)
+    if not path.exists():
+        return artefact.empty_table(columns)
+    with pa.ipc.open_stream(str(path)) as reader:
+        table = reader.read_all()
+    path.unlink()
+    return table
+
+
+def read_candidates(run: Run, split: str | None = "test") -> Candidates:
+    """All labelled candidates of a split (of every split when None) at once, with wrong answers compared by text."""
+    labels = run.artefact("labels").read(LABEL_COLUMNS)
+    problem_ids = read_problems(run, split, ["problem_id"])["problem_id"].combine_chunks()
+    return group_candidates(labels.filter(pc.is_in(labels["problem_id"], value_set=problem_ids)))
+
+
+def group_candidates(labels: pa.Table, keys: Keys | None = None) -> Candidates:
+    """Rows of `labels` sorted by problem; `keys` finds which wrong answers are equal, else their text does."""
+    rows = labels.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).combine_chunks()
+    runs = pc.run_end_encode(rows["problem_id"].combine_chunks()) if rows.num_rows else None
+    starts = np.array([0, *(runs.run_ends.to_pylist() if runs is not None else [])], dtype=np.int64)
+    answers, correct = rows["answer"].to_pylist(), rows["correct"].to_pylist()
+    wrong = (answer for answer, right in zip(answers, correct, strict=True) if answer is not None and not right)
+    key_of = keys(wrong) if keys else None
+    numbers = []
+    for first, end in pairwise(starts):
+        numbers += clusters(answers[first:end], correct[first:end], key_of)
+    return Candidates(rows, starts, np.array(numbers, dtype=np.int64), np.array(correct, dtype=bool))
+
+
+def read_scores(run: Run, name: str, candidates: Candidates) -> Scores | None:
+    """The scores of a complete artefact, None where it is not complete."""
+    artefact = run.artefact(name)
+    return align(name, artefact.read(SCORE_COLUMNS), candidates) if artefact.manifest() else None
+
+
+def align(artefact: str, table: pa.Table, candidates: Candidates) -> Scores:
     """Scores put in the order of the candidates; UserError when one, or one of a step, is not in 0..1."""
-    at = pc.index_in(candidates.rows["candidate_id"], value_set=table["candidate_id"].combine_chunks())
-    found = table.take(at.combine_chunks())
-    score = found["score"].to_numpy().astype(np.float64)
-    missing = at.is_null().to_numpy()
-    there = np.flatnonzero(~missing)
-    refuse_outside(f"{artefact}: the score", score[there], there, candidates)
-    steps = found["step_scores"].combine_chunks()
+    index = pc.index_in(candidates.rows["candidate_id"], value_set=table["candidate_id"].combine_chunks())
+    rows = table.take(index.combine_chunks())
+    score = rows["score"].to_numpy().astype(np.float64)
+    missing = index.is_null().to_numpy()
+    present = np.flatnonzero(~missing)
+    check_range(f"{artefact}: the score", score[present], present, candidates)
+    steps = rows["step_scores"].combine_chunks()
     owners = pc.list_parent_indices(steps).to_numpy()
-    refuse_outside(f"{artefact}: a step score", pc.list_flatten(found["step_scores"]).to_numpy(), owners, candidates)
-    refused = (score == 0) & (pc.list_value_length(steps).fill_null(0).to_numpy() == 0)
-    return Scores(np.where(missing | refused, np.nan, score), found["step_scores"])
+    check_range(f"{artefact}: a step score", pc.list_flatten(rows["step_scores"]).to_numpy(), owners, candidates)
+    rejected = (score == 0) & (pc.list_value_length(steps).fill_null(0).to_numpy() == 0)
+    return Scores(np.where(missing | rejected, np.nan, score), rows["step_scores"])
 
 
-def refuse_outside(what: str, values: np.ndarray, owners: np.ndarray, candidates: Candidates) -> None:
-    """UserError when a value is not in 0..1; `owners` are the rows of the candidates that the values are of."""
-    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
-    if len(bad):
-        name = candidates.rows["candidate_id"][int(owners[bad[0]])].as_py()
-        raise UserError(f"{what} of '{name}' is {values[bad[0]]}; scores lie in 0..1")
+def check_range(what: str, values: np.ndarray, owners: np.ndarray, candidates: Candidates) -> None:
+    """UserError when a value is not in 0..1; `owners` are the rows of the candidates that the values belong to."""
+    outside = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(outside):
+        candidate = candidates.rows["candidate_id"][int(owners[outside[0]])].as_py()
+        raise UserError(f"{what} of '{candidate}' is {values[outside[0]]}; scores lie in 0..1")

@@ -8,66 +8,44 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from minos_ray.config.schema import Evaluate
+from minos_ray.config.schema import AGGREGATIONS, Evaluate
 from minos_ray.errors import UserError
-from minos_ray.evaluation.blocks import Block
-from minos_ray.evaluation.candidates import Scores
-from minos_ray.evaluation.headline import NEARLY_ALL, SINGLE, headline_n
-from minos_ray.evaluation.methods import AGGREGATIONS, Choice, aggregated, rankings, voters
+from minos_ray.evaluation.candidates import Block, Scores
+from minos_ray.evaluation.methods import Choice, rankings, voters
+from minos_ray.evaluation.outcomes import NEARLY_ALL, SINGLE, Method, Outcomes, headline_n
 from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
 from minos_ray.evaluation.statistics import flip_test, intervals, sign_test
+from minos_ray.scoring.verifier import aggregate
 
-TESTS = ("mcnemar", "sign-flip")
-
-
-class Method(NamedTuple):
-    """A way to choose an answer among n candidates."""
-
-    name: str
-    verifier: str
-    n: int
-    aggregation: str = ""
-
-    @property
-    def key(self) -> str:
-        """The name in `paired`: `best-of-n:orm-minos`, `self-consistency`."""
-        return f"{self.name}:{self.verifier}" if self.verifier else self.name
-
-
-# Method -> accuracy of each problem; NaN where a problem has fewer than n candidates, and for pass@1 where it has fewer
-# than those at which methods are compared.
-Outcomes = dict[Method, np.ndarray]
-# Scores by verifier, or by verifier and aggregation.
-Named = Mapping[Any, np.ndarray]
+# Arrays of scores by verifier, or by (verifier, aggregation).
+ByName = Mapping[Any, np.ndarray]
 
 
 def ns_of(sizes: np.ndarray, section: Evaluate) -> list[int]:
-    """The ns asked for that some problem has candidates for; by default powers of two and N, if nearly all have N."""
+    """The ns of the config that some problem has candidates for; by default powers of two, and N if nearly all have it.
+
+    `sizes` [problems] are numbers of candidates. UserError when no problem has enough for any n.
+    """
     most = int(sizes.max(initial=0))
     sizes = sizes // section.groups
     largest = int(sizes.max(initial=0))
     powers = [2**k for k in range(largest.bit_length())]
-    whole = [largest] if (sizes == largest).mean() >= NEARLY_ALL else []
-    found = sorted({n for n in section.ns or (*powers, *whole) if 0 < n <= largest})
-    if not found:
-        of = f"evaluate.groups = {section.groups}, evaluate.ns = {list(section.ns)}"
-        raise UserError(f"{of}: no problem has so many candidates; the largest has {most}")
-    return found
-
-
-def selection_of(sizes: np.ndarray, section: Evaluate) -> "Selected":
-    """What problems with so many candidates are to be evaluated for."""
-    ns = ns_of(sizes, section)
-    return Selected(section, ns, headline_n({n: int((sizes // section.groups >= n).sum()) for n in ns}))
+    full = [largest] if (sizes == largest).mean() >= NEARLY_ALL else []
+    ns = sorted({n for n in section.ns or (*powers, *full) if 0 < n <= largest})
+    if not ns:
+        keys = f"evaluate.groups = {section.groups}, evaluate.ns = {list(section.ns)}"
+        raise UserError(f"{keys}: no problem has so many candidates; the largest has {most}")
+    return ns
 
 
 @dataclass
 class Selected:
     """The expected accuracy of every choice on every problem, gathered block by block.
 
-    Methods are compared at `headline`, one of the ns. `variance` is the summed Monte Carlo variance [choices, ns] of
-    the votes, `by_group` the summed accuracy [choices, groups] at `headline`, `left_out` the candidates that no group
-    has.
+    `values` [choices, problems, ns] and `single` [problems] (pass@1) are lists of arrays, one for each block.
+    Methods are compared at `headline`, one of the ns. `variance` [choices, ns] is the summed Monte Carlo variance of
+    the votes, `by_group` [choices, groups] the summed accuracy at `headline`, `left_out` the number of candidates that
+    belong to no group.
     """
 
     section: Evaluate
@@ -81,186 +59,185 @@ class Selected:
     variance: np.ndarray | float = 0.0
     by_group: np.ndarray | float = 0.0
 
+    @classmethod
+    def for_sizes(cls, sizes: np.ndarray, section: Evaluate) -> "Selected":
+        """Empty, for problems with these numbers of candidates; UserError as in `ns_of`."""
+        ns = ns_of(sizes, section)
+        return cls(section, ns, headline_n({n: int((sizes // section.groups >= n).sum()) for n in ns}))
+
     def add(self, block: Block) -> None:
-        """Takes in the problems of a block; every block has the same verifiers."""
+        """Adds the problems of a block; every block has the same verifiers."""
         candidates, groups = block.candidates, self.section.groups
-        scores, steps = {n: s.score for n, s in block.scores.items()}, step_aggregations(block.scores)
-        self.choices = self.choices or choices(scores, steps)
+        scores = {name: table.score for name, table in block.scores.items()}
+        steps = step_aggregations(block.scores)
+        # In the order of the rows of `choose`.
+        self.choices = self.choices or [Choice("pass@n"), *rankings(scores, steps), *voters((0,), scores, steps)]
         values = np.full((len(self.choices), candidates.problems, len(self.ns)), np.nan)
-        single, names = np.zeros(candidates.problems), np.array(candidates.names)
-        for problems, rows in candidates.groups():
+        single, ids = np.zeros(candidates.problems), np.array(candidates.problem_ids)
+        for problems, rows in candidates.by_size():
             single[problems] = candidates.correct[rows].mean(axis=1)
             size = rows.shape[1] // groups
             self.left_out += len(rows) * (rows.shape[1] - size * groups)
-            if fits := [n for n in self.ns if n <= size]:
+            if ns := [n for n in self.ns if n <= size]:
                 dealt = rows[:, : size * groups].reshape(-1, size)
-                arrays = candidates.clusters[dealt], at(scores, dealt), at(steps, dealt)
-                found = chosen(*arrays, fits, self.section, names[problems])
-                values[:, problems, : len(fits)] = self.mean_of_groups(found)
-        self.problems += names.tolist()
+                by_group, by_step = ({k: v[dealt] for k, v in arrays.items()} for arrays in (scores, steps))
+                chosen = choose(candidates.clusters[dealt], by_group, by_step, ns, self.section, ids[problems])
+                values[:, problems, : len(ns)] = self.mean_of_groups(chosen)
+        self.problems += ids.tolist()
         self.values.append(values)
         self.single.append(single)
 
-    def mean_of_groups(self, found: "Chosen") -> np.ndarray:
-        """[choices, problems, ns], with the sums over problems added to what was gathered."""
-        grouped = found.values.reshape(len(self.choices), -1, self.section.groups, found.values.shape[2])
-        self.variance = self.variance + padded(found.variance / self.section.groups**2, len(self.ns))
-        if grouped.shape[3] > self.at_headline:
-            self.by_group = self.by_group + grouped[..., self.at_headline].sum(axis=1)
+    def mean_of_groups(self, chosen: "Chosen") -> np.ndarray:
+        """[choices, problems, ns]: means over groups; their sums over problems are added to `variance`, `by_group`."""
+        grouped = chosen.values.reshape(len(self.choices), -1, self.section.groups, chosen.values.shape[2])
+        missing_ns = len(self.ns) - chosen.variance.shape[1]
+        self.variance = self.variance + np.pad(chosen.variance / self.section.groups**2, ((0, 0), (0, missing_ns)))
+        if grouped.shape[3] > self.headline_index:
+            self.by_group = self.by_group + grouped[..., self.headline_index].sum(axis=1)
         return grouped.mean(axis=2)
 
     @property
-    def at_headline(self) -> int:
-        """Where it stands among the ns."""
+    def headline_index(self) -> int:
+        """The place of `headline` among the ns."""
         return self.ns.index(self.headline)
 
     def outcomes(self) -> Outcomes:
         """Accuracy of each problem by method."""
         values = np.concatenate(self.values, axis=1)
-        compared = ~np.isnan(values[0, :, self.at_headline])
-        found = {
-            Method(c.method, c.verifier, n, c.aggregation): values[i, :, j]
-            for i, c in enumerate(self.choices)
-            for j, n in enumerate(self.ns)
-        }
-        return {Method(SINGLE, "", 1): np.where(compared, np.concatenate(self.single), np.nan), **found}
+        compared = ~np.isnan(values[0, :, self.headline_index])
+        single = {Method(SINGLE, "", 1): np.where(compared, np.concatenate(self.single), np.nan)}
+        return single | {method: values[i, :, j] for method, i, j in self.methods()}
 
-    def errors(self) -> dict[Method, float]:
+    def methods(self) -> list[tuple[Method, int, int]]:
+        """The method of each choice (first index) at each n (second index)."""
+        return [
+            (Method(choice.method, choice.verifier, n, choice.aggregation), i, j)
+            for i, choice in enumerate(self.choices)
+            for j, n in enumerate(self.ns)
+        ]
+
+    def standard_errors(self) -> dict[Method, float]:
         """Monte Carlo standard error of each sampled method's accuracy: random subsets, not random problems."""
         entering = (~np.isnan(np.concatenate(self.values, axis=1))).sum(axis=1)
         error = np.sqrt(self.variance) / np.maximum(entering, 1)
-        found = {}
-        for i, c in enumerate(self.choices):
-            of_choice = {Method(c.method, c.verifier, n, c.aggregation): error[i, j] for j, n in enumerate(self.ns)}
-            found |= {method: float(value) for method, value in of_choice.items() if value > 0}
-        return found
+        return {method: float(error[i, j]) for method, i, j in self.methods() if error[i, j] > 0}
 
 
 class Chosen(NamedTuple):
-    """Expected accuracies [choices, rows, ns] and the summed variance [choices, ns] of those that were sampled."""
+    """Expected accuracies [choices, rows, ns], and the summed variance [choices, ns] of those that were sampled."""
 
     values: np.ndarray
     variance: np.ndarray
 
 
-def choices(scores: Named, steps: Named) -> list[Choice]:
-    """All choices, in the order of `chosen`."""
-    return [Choice("pass@n"), *rankings(scores, steps), *voters((0,), scores, steps)]
-
-
-def chosen(
-    clusters: np.ndarray, scores: Named, steps: Named, ns: list[int], section: Evaluate, names: np.ndarray
+def choose(
+    clusters: np.ndarray, scores: ByName, steps: ByName, ns: list[int], section: Evaluate, problem_ids: np.ndarray
 ) -> Chosen:
-    """Every choice on problems (or groups of their candidates, one below the other): arrays [rows, candidates]."""
+    """Every choice on equally large problems, or groups of their candidates: arrays [problems * groups, candidates].
+
+    `problem_ids` [problems] seed the random subsets.
+    """
     exact = [pass_at(clusters, ns), *(best_of(s, clusters, ns) for s in rankings(scores, steps).values())]
-    asked = list(voters(clusters.shape, scores, steps).values())
-    weights, tiers, means = (np.stack(column) for column in zip(*asked, strict=True))
-    voted, variance = np.zeros((2, len(asked), len(clusters), len(ns)))
+    ballots = list(voters(clusters.shape, scores, steps).values())
+    weights, tiers, means = (np.stack(column) for column in zip(*ballots, strict=True))
+    voted, variance = np.zeros((2, len(ballots), len(clusters), len(ns)))
     for row, answers in enumerate(clusters):
-        rng = np.random.default_rng([section.seed, stable(names[row // section.groups]), row % section.groups])
+        problem, group = divmod(row, section.groups)
+        rng = np.random.default_rng([section.seed, id_seed(problem_ids[problem]), group])
         ballot = Ballot(weights[:, row], tiers[:, row], means)
         voted[:, row], variance[:, row] = votes(answers, ballot, ns, section.trials, rng)
     sampled = np.concatenate([np.zeros((len(exact), len(ns))), variance.sum(axis=1)])
     return Chosen(np.concatenate([np.stack(exact), voted]), sampled)
 
 
-def at(arrays: Named, rows: np.ndarray) -> Named:
-    """The entries of each array."""
-    return {name: values[rows] for name, values in arrays.items()}
-
-
-def padded(values: np.ndarray, width: int) -> np.ndarray:
-    """[choices, width]: zeros for the ns that were not reached."""
-    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
-
-
-def stable(name: str) -> int:
-    """64 bits of a problem's id: its subsets do not depend on which problems are beside it."""
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
+def id_seed(problem_id: str) -> int:
+    """64 bits of a problem's id, so that its subsets do not depend on the problems beside it."""
+    return int.from_bytes(blake2b(problem_id.encode(), digest_size=8).digest(), "big")
 
 
 def step_aggregations(scores: Mapping[str, Scores]) -> dict[tuple[str, str], np.ndarray]:
-    """By PRM and aggregation: [candidates] of step scores put together."""
-    found = {}
-    for name, made in scores.items():
+    """[candidates] by PRM and aggregation: its step scores as one score."""
+    aggregated = {}
+    for name, table in scores.items():
         if name.startswith("prm"):
-            flat = pc.list_flatten(made.step_scores).to_numpy()
-            lengths = pc.list_value_length(made.step_scores).fill_null(0).to_numpy()
-            found |= {(name, how): aggregated(flat, lengths, how) for how in AGGREGATIONS}
-    return found
+            flat = pc.list_flatten(table.step_scores).to_numpy()
+            lengths = pc.list_value_length(table.step_scores).fill_null(0).to_numpy()
+            aggregated |= {(name, how): aggregate(flat, lengths, how) for how in AGGREGATIONS}
+    return aggregated
 
 
 def compare(selected: Selected) -> dict[str, Any]:
     """`n`, `methods`, `paired`, `aggregations` and `groups` of evaluation.json."""
-    section, found, errors = selected.section, selected.outcomes(), selected.errors()
-    pairs = paired_methods(found, selected.headline)
-    columns = np.stack([*found.values(), *(found[a] - found[b] for a, b in pairs)], axis=1)
-    centre, low, high = intervals(columns, section.bootstrap, section.seed)
-    low = np.maximum(low, [0.0] * len(found) + [-1.0] * len(pairs))
-    entries = [measured(*values) for values in zip(columns.T, centre, low, np.minimum(high, 1.0), strict=True)]
-    of_method = dict(zip(found, entries[: len(found)], strict=True))
+    section, outcomes, errors = selected.section, selected.outcomes(), selected.standard_errors()
+    pairs = paired_methods(outcomes, selected.headline)
+    columns = np.stack([*outcomes.values(), *(outcomes[a] - outcomes[b] for a, b in pairs)], axis=1)
+    mean, low, high = intervals(columns, section.bootstrap, section.seed)
+    low = np.maximum(low, [0.0] * len(outcomes) + [-1.0] * len(pairs))
+    problems = (~np.isnan(columns)).sum(axis=0)
+    entries = [
+        {"ci_low": float(low[k]), "ci_high": min(float(high[k]), 1.0), "problems": int(problems[k])}
+        for k in range(len(mean))
+    ]
+    methods, aggregations = [], []
+    for k, m in enumerate(outcomes):
+        error = {"se": errors[m]} if m in errors else {}
+        measured = {"n": m.n, "accuracy": float(mean[k]), **entries[k], **error}
+        if m.aggregation:
+            aggregations.append({"verifier": m.verifier, "aggregation": m.aggregation, "method": m.name, **measured})
+        else:
+            methods.append({"method": m.name, "verifier": m.verifier, **measured})
+    paired = [
+        {
+            "a": a.key,
+            "b": b.key,
+            "n": a.n,
+            "difference": float(mean[k]),
+            **entries[k],
+            **p_value(a, b, outcomes, selected),
+        }
+        for k, (a, b) in enumerate(pairs, len(outcomes))
+    ]
     return {
         "n": selected.headline,
-        "methods": [
-            {"method": m.name, "verifier": m.verifier, "n": m.n, "accuracy": mean, **rest, **sampling(m, errors)}
-            for m, (mean, rest) in of_method.items()
-            if not m.aggregation
-        ],
-        "paired": [
-            {"a": a.key, "b": b.key, "n": a.n, "difference": mean, **rest, **p_value(found, a, b, selected)}
-            for (a, b), (mean, rest) in zip(pairs, entries[len(found) :], strict=True)
-        ],
-        "aggregations": [
-            {"verifier": m.verifier, "aggregation": m.aggregation, "method": m.name, "n": m.n, "accuracy": mean}
-            | {**rest, **sampling(m, errors)}
-            for m, (mean, rest) in of_method.items()
-            if m.aggregation
-        ],
+        "methods": methods,
+        "paired": paired,
+        "aggregations": aggregations,
         "groups": by_group(selected),
     }
-
-
-def measured(column: np.ndarray, centre: float, low: float, high: float) -> tuple[float, dict[str, float | int]]:
-    """The mean of a column, and its interval with the number of problems that enter."""
-    return float(centre), {"ci_low": float(low), "ci_high": float(high), "problems": int((~np.isnan(column)).sum())}
-
-
-def sampling(method: Method, errors: Mapping[Method, float]) -> dict[str, float]:
-    """The Monte Carlo standard error `se` of a method that was sampled."""
-    return {"se": errors[method]} if method in errors else {}
 
 
 def by_group(selected: Selected) -> dict[str, Any]:
     """Accuracies of each group at the headline n, and their standard deviation; empty with one group."""
     if selected.section.groups == 1:
         return {}
-    known = ~np.isnan(np.concatenate(selected.values, axis=1)[0])
-    entering, entering_any = known[:, selected.at_headline].sum(), known.any(axis=1).sum()
-    shares = np.asarray(selected.by_group) / max(1, entering)
-    methods = [
-        {**choice._asdict(), "accuracy": row.tolist(), "sd": float(row.std(ddof=1))}
-        for choice, row in zip(selected.choices, shares, strict=True)
-    ]
-    left = {"left_out": selected.left_out, "too_few": int(len(selected.problems) - entering_any)}
-    return {"count": selected.section.groups, "n": selected.headline, **left, "methods": methods}
+    entering = ~np.isnan(np.concatenate(selected.values, axis=1)[0])
+    accuracies = np.asarray(selected.by_group) / max(1, entering[:, selected.headline_index].sum())
+    return {
+        "count": selected.section.groups,
+        "n": selected.headline,
+        "left_out": selected.left_out,
+        "too_few": int(len(selected.problems) - entering.any(axis=1).sum()),
+        "methods": [
+            {**choice._asdict(), "accuracy": row.tolist(), "sd": float(row.std(ddof=1))}
+            for choice, row in zip(selected.choices, accuracies, strict=True)
+        ],
+    }
 
 
-def paired_methods(found: Outcomes, headline: int) -> list[tuple[Method, Method]]:
+def paired_methods(outcomes: Outcomes, headline: int) -> list[tuple[Method, Method]]:
     """Minos minus base for each n, and every use of a verifier minus the plain vote at the headline n."""
-    plain = [method for method in found if method.verifier and not method.aggregation]
-    gains = [
-        (method, method._replace(verifier=method.verifier.replace("-minos", "-base")))
-        for method in plain
-        if method.verifier.endswith("-minos")
-    ]
-    leads = [(m, Method("self-consistency", "", m.n)) for m in plain if m.n == headline]
-    return [pair for pair in gains if pair[1] in found] + leads
+    by_verifier = [method for method in outcomes if method.verifier and not method.aggregation]
+    minos = [method for method in by_verifier if method.verifier.endswith("-minos")]
+    gains = [(method, method._replace(verifier=method.verifier.replace("-minos", "-base"))) for method in minos]
+    vote = Method("self-consistency", "", headline)
+    return [pair for pair in gains if pair[1] in outcomes] + [(m, vote) for m in by_verifier if m.n == headline]
 
 
-def p_value(found: Outcomes, a: Method, b: Method, selected: Selected) -> dict[str, Any]:
+def p_value(a: Method, b: Method, outcomes: Outcomes, selected: Selected) -> dict[str, Any]:
     """At the headline n: McNemar's exact test where each problem has one outcome (or a tie), else a sign-flip test."""
     if a.n != selected.headline:
         return {"p_value": None}
-    whole = all((2 * values[~np.isnan(values)] % 1 == 0).all() for values in (found[a], found[b]))
-    gap = found[a] - found[b]
-    return {"p_value": sign_test(gap) if whole else flip_test(gap, selected.section.seed), "test": TESTS[not whole]}
+    difference = outcomes[a] - outcomes[b]
+    if all((2 * values[~np.isnan(values)] % 1 == 0).all() for values in (outcomes[a], outcomes[b])):
+        return {"p_value": sign_test(difference), "test": "mcnemar"}
+    return {"p_value": flip_test(difference, selected.section.seed), "test": "sign-flip"}

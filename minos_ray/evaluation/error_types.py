@@ -1,38 +1,37 @@
-"""Errors by type, as in the paper's error analysis, and which of them a verifier sees."""
+"""Errors by type, as in the paper's error analysis, and which of them a verifier detects."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from math import sqrt
-from statistics import NormalDist
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.evaluation.metrics import THRESHOLD
+from minos_ray.config.schema import ERROR_TYPES
+from minos_ray.evaluation.candidates import Block
+from minos_ray.evaluation.statistics import wilson
+from minos_ray.evaluation.verdicts import THRESHOLD
 
-TYPES = ("unrelated", "accumulation", "calculation", "logical", "other")
 UNTYPED = "untyped"
-
-
-# Verifier -> type -> wrong candidates, and how many of them it rejects.
+# Verifier -> type -> number of wrong candidates, and how many of them it rejects.
 Rejected = dict[str, dict[str, tuple[int, int]]]
 
 
 class Errors(NamedTuple):
-    """Wrong steps in order: the candidate (row) of each and its type."""
+    """Wrong steps in order: the candidate (row) and the type of each, both [wrong steps]."""
 
     candidates: int
     owners: np.ndarray
-    kinds: np.ndarray
+    types: np.ndarray
 
     def first(self) -> np.ndarray:
-        """The type of each candidate's first wrong step; `untyped` when no step has a type."""
-        found = np.full(self.candidates, UNTYPED, dtype=object)
-        owners, at = np.unique(self.owners, return_index=True)
-        found[owners] = self.kinds[at]
-        return found
+        """[candidates]: the type of each candidate's first wrong step; `untyped` when no step has a type."""
+        types = np.full(self.candidates, UNTYPED, dtype=object)
+        owners, places = np.unique(self.owners, return_index=True)
+        types[owners] = self.types[places]
+        return types
 
 
 def errors(column: pa.ChunkedArray) -> Errors:
@@ -40,60 +39,101 @@ def errors(column: pa.ChunkedArray) -> Errors:
     lists = column.combine_chunks()
     flat = pc.list_flatten(lists)
     typed = pc.not_equal(flat, "")
-    owners, kinds = pc.list_parent_indices(lists).filter(typed), flat.filter(typed)
-    return Errors(len(lists), owners.to_numpy(), kinds.to_numpy(zero_copy_only=False))
+    owners, types = pc.list_parent_indices(lists).filter(typed), flat.filter(typed)
+    return Errors(len(lists), owners.to_numpy(), types.to_numpy(zero_copy_only=False))
 
 
-def counts(found: Errors) -> dict[str, dict[str, int]]:
+def counts(errors: Errors) -> dict[str, dict[str, int]]:
     """By type: wrong steps, candidates with such a step, candidates whose first error it is."""
-    steps, first = Counter(found.kinds.tolist()), Counter(found.first().tolist())
-    candidates = Counter(kind for _, kind in set(zip(found.owners.tolist(), found.kinds.tolist(), strict=True)))
-    return {kind: {"steps": steps[kind], "candidates": candidates[kind], "first": first[kind]} for kind in named(steps)}
+    steps, first = Counter(errors.types.tolist()), Counter(errors.first().tolist())
+    candidates = Counter(kind for _, kind in set(zip(errors.owners.tolist(), errors.types.tolist(), strict=True)))
+    return {
+        kind: {"steps": steps[kind], "candidates": candidates[kind], "first": first[kind]}
+        for kind in paper_types_first(steps)
+    }
 
 
-def named(found: Iterable[str]) -> list[str]:
-    """The paper's types, then any other that occurs."""
-    return [*TYPES, *sorted(set(found) - set(TYPES))]
+def paper_types_first(types: Iterable[str]) -> list[str]:
+    """All of the paper's types, then the others that occur (`untyped`, and those of imported labels)."""
+    return [*ERROR_TYPES, *sorted(set(types) - set(ERROR_TYPES))]
 
 
-def rejected(scores: Mapping[str, np.ndarray], correct: np.ndarray, found: Errors) -> Rejected:
+def rejected(scores: Mapping[str, np.ndarray], correct: np.ndarray, errors: Errors) -> Rejected:
     """By verifier and type of the first error: wrong candidates, and those of them scored below the threshold.
 
-    One without a score (NaN) is not rejected.
+    A candidate without a score (NaN) is not rejected.
     """
-    first = found.first()
-    of_type = {kind: ~correct & (first == kind) for kind in named(first)}
-    rows = {kind: chosen for kind, chosen in of_type.items() if chosen.any()}
+    first = errors.first()
+    rows = {kind: ~correct & (first == kind) for kind in paper_types_first(first)}
     return {
-        name: {kind: (int(chosen.sum()), int((score[chosen] < THRESHOLD).sum())) for kind, chosen in rows.items()}
+        name: {
+            kind: (int(mask.sum()), int((score[mask] < THRESHOLD).sum())) for kind, mask in rows.items() if mask.any()
+        }
         for name, score in scores.items()
     }
 
 
+@dataclass
+class ErrorTally:
+    """Wrong steps by type, wrong candidates, and which of them each verifier rejects, over the blocks of a split."""
+
+    types: dict[str, Counter[str]] = field(
+        default_factory=lambda: {kind: Counter(steps=0, candidates=0, first=0) for kind in ERROR_TYPES}
+    )
+    wrong: int = 0
+    rejected: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
+
+    def add(self, block: Block) -> None:
+        """Adds the candidates of a block."""
+        candidates = block.candidates
+        found = errors(candidates.rows["error_types"])
+        not_wrong = candidates.correct | ~candidates.graded
+        self.wrong += int((~not_wrong).sum())
+        for kind, number in counts(found).items():
+            self.types.setdefault(kind, Counter()).update(number)
+        scores = {name: table.score for name, table in block.scores.items()}
+        for name, of_type in rejected(scores, not_wrong, found).items():
+            for kind, (wrong, rejects) in of_type.items():
+                counter = self.rejected.setdefault(name, {}).setdefault(kind, Counter())
+                counter.update(wrong=wrong, rejected=rejects)
+
+    def by_type(self) -> dict[str, dict[str, int]]:
+        """By type: wrong steps, candidates with such a step, candidates whose first error it is."""
+        return {kind: dict(self.types[kind]) for kind in paper_types_first(self.types)}
+
+    def rejected_fractions(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By verifier and type of the first error: wrong candidates, and the fraction of them that it rejects."""
+        return {
+            name: {
+                kind: {"wrong": of_type[kind]["wrong"], "share": of_type[kind]["rejected"] / of_type[kind]["wrong"]}
+                for kind in paper_types_first(of_type)
+                if kind in of_type
+            }
+            for name, of_type in self.rejected.items()
+        }
+
+
 def by_critic(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the critic said of wrong steps (rows of `error_types`): counts by source and type, and, where the type is
-    known, the confusion matrix `[known][type]`, the accuracy and its 95 % Wilson interval over steps."""
-    counts: dict[str, Counter[str]] = {}
-    matrix = {kind: dict.fromkeys(TYPES, 0) for kind in TYPES}
+    """The critic's types of wrong steps (rows of `error_types`): counts by source and type, and where the type is known
+    the confusion matrix `[known][type]`, the accuracy and its 95 % Wilson interval over steps."""
+    by_source: dict[str, Counter[str]] = {}
+    matrix = {kind: dict.fromkeys(ERROR_TYPES, 0) for kind in ERROR_TYPES}
     unread: Counter[str] = Counter()
     for row in rows:
         if row["type"] is None:
             unread[row["status"]] += 1
             continue
-        counts.setdefault(row["source"], Counter())[row["type"]] += 1
+        by_source.setdefault(row["source"], Counter())[row["type"]] += 1
         if row["known"]:
             matrix[row["known"]][row["type"]] += 1
-    right, all_ = sum(matrix[kind][kind] for kind in TYPES), sum(sum(found.values()) for found in matrix.values())
-    found = {"by_source": {name: {kind: c[kind] for kind in TYPES} for name, c in sorted(counts.items())}}
-    return found | {"unread": dict(unread), "confusion": matrix if all_ else {}, "accuracy": share(right, all_)}
-
-
-def share(hits: int, trials: int) -> dict[str, float] | None:
-    """A share with its 95 % Wilson score interval; None of nothing."""
-    if not trials:
-        return None
-    z = NormalDist().inv_cdf(0.975)
-    value, width = hits / trials, z * z / trials
-    middle = (value + width / 2) / (1 + width)
-    half = z * sqrt(value * (1 - value) / trials + width / trials / 4) / (1 + width)
-    return {"value": value, "ci_low": max(0.0, middle - half), "ci_high": min(1.0, middle + half), "steps": trials}
+    right, steps = sum(matrix[kind][kind] for kind in matrix), sum(sum(line.values()) for line in matrix.values())
+    accuracy = None
+    if steps:
+        low, high = wilson(right, steps)
+        accuracy = {"value": right / steps, "ci_low": low, "ci_high": high, "steps": steps}
+    return {
+        "by_source": {name: {kind: count[kind] for kind in ERROR_TYPES} for name, count in sorted(by_source.items())},
+        "unread": dict(unread),
+        "confusion": matrix if steps else {},
+        "accuracy": accuracy,
+    }

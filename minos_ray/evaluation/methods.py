@@ -14,22 +14,20 @@ Where the critic accepts none of a subset, it is as if it accepted all. A candid
 has a vote, only where no other is left: its vote is then a plain one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from minos_ray.evaluation.metrics import THRESHOLD
+from minos_ray.evaluation.verdicts import THRESHOLD
 
 CRITIC = "critic"
-SELECTING = ("best-of-n", "weighted-vote")
-AGGREGATIONS = ("min", "product", "last", "mean")
-# Scores are sigmoids in single precision: one that reads 1 is no infinite logit.
-CERTAIN = 1e-6
+# Scores are sigmoids in single precision, in which those of large logits are exactly 1: logits are kept finite.
+MARGIN = 1e-6
 
 
 class Choice(NamedTuple):
-    """A way to choose; `aggregation` is set where a PRM's step scores are put together otherwise than in `scores`."""
+    """A way to choose; `aggregation` is set where step scores of a PRM are aggregated differently than in `scores`."""
 
     method: str
     verifier: str = ""
@@ -37,9 +35,9 @@ class Choice(NamedTuple):
 
 
 class Voter(NamedTuple):
-    """Weights of the candidates, and their tiers: only the highest that is there votes.
+    """Weights of the candidates, and their tiers: of a subset only the candidates in the highest tier vote.
 
-    With `mean` the largest mean wins, not the sum.
+    With `mean` the largest mean wins, not the largest sum.
     """
 
     weights: np.ndarray
@@ -48,72 +46,55 @@ class Voter(NamedTuple):
 
 
 def rankings(scores: Mapping[str, np.ndarray], steps: Mapping[tuple[str, str], np.ndarray]) -> dict[Choice, np.ndarray]:
-    """Scores of candidates by each choice of best-of-n; `steps` are aggregated scores by verifier and aggregation."""
+    """For each way to choose by best-of-n the scores to rank by, of the shape of `scores`.
+
+    `scores` holds arrays by verifier, `steps` those aggregated from step scores by (verifier, aggregation).
+    """
     verifiers = [name for name in scores if name != CRITIC]
-    found = {Choice("best-of-n", name): ranked(scores[name]) for name in verifiers}
+    ranks = {Choice("best-of-n", name): without_nan(scores[name]) for name in verifiers}
     if CRITIC in scores:
-        found |= {Choice("critic-filtered-best-of-n", name): accepted_first(scores, name) for name in verifiers}
-    return found | {Choice("best-of-n", *name): ranked(score) for name, score in steps.items()}
+        ranks |= {Choice("critic-filtered-best-of-n", name): accepted_first(scores, name) for name in verifiers}
+    return ranks | {Choice("best-of-n", *name): without_nan(score) for name, score in steps.items()}
 
 
 def voters(
     shape: tuple[int, ...], scores: Mapping[str, np.ndarray], steps: Mapping[tuple[str, str], np.ndarray]
 ) -> dict[Choice, Voter]:
-    """The voters, with weights of that shape; the plain vote first."""
-    ones, none, fine = np.ones(shape), np.zeros(shape, dtype=np.int8), accepted(shape, scores)
-    found = {Choice("self-consistency"): Voter(ones, none)}
+    """All votes, the plain one first; weights and tiers have the given shape. Arguments as in `rankings`."""
+    ones, one_tier = np.ones(shape), np.zeros(shape, dtype=np.int8)
+    votes = {Choice("self-consistency"): Voter(ones, one_tier)}
     verifiers = {name: score for name, score in scores.items() if name != CRITIC}
     for name, score in verifiers.items():
-        found[Choice("weighted-vote", name)] = weighted(score)
-        found[Choice("weighted-vote-mean", name)] = weighted(score)._replace(mean=True)
-        found[Choice("weighted-vote-log-odds", name)] = weighted(log_odds(score))
+        votes[Choice("weighted-vote", name)] = weighted(score)
+        votes[Choice("weighted-vote-mean", name)] = weighted(score)._replace(mean=True)
+        votes[Choice("weighted-vote-log-odds", name)] = weighted(log_odds(score))
     if CRITIC in scores:
-        found[Choice("critic-filtered-vote", CRITIC)] = Voter(ones, fine.astype(np.int8))
+        accepted = (scores[CRITIC] >= THRESHOLD).astype(np.int8)
+        votes[Choice("critic-filtered-vote", CRITIC)] = Voter(ones, accepted)
         for name, score in verifiers.items():
-            among = weighted(score)
-            found[Choice("critic-filtered-weighted-vote", name)] = among._replace(tiers=among.tiers + np.int8(2) * fine)
-    return found | {Choice("weighted-vote", *name): weighted(score) for name, score in steps.items()}
+            vote = weighted(score)
+            votes[Choice("critic-filtered-weighted-vote", name)] = vote._replace(tiers=vote.tiers + 2 * accepted)
+    return votes | {Choice("weighted-vote", *name): weighted(score) for name, score in steps.items()}
 
 
 def weighted(score: np.ndarray) -> Voter:
-    """The sum of scores wins; a candidate without a score has no weight, and is below all others."""
+    """Scores as weights; a candidate without a score has weight 0, in a tier below all others."""
     return Voter(np.nan_to_num(score), (~np.isnan(score)).astype(np.int8))
 
 
-def ranked(score: np.ndarray) -> np.ndarray:
-    """Scores, with what has none below all others."""
+def without_nan(score: np.ndarray) -> np.ndarray:
+    """Scores in 0..1, with -1 in place of NaN."""
     return np.where(np.isnan(score), -1.0, score)
 
 
-def accepted(shape: tuple[int, ...], scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which candidates the critic accepts; all without a critic."""
-    return scores[CRITIC] >= THRESHOLD if CRITIC in scores else np.ones(shape, dtype=bool)
-
-
 def accepted_first(scores: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """Ranks: by score, and every accepted candidate above every rejected one."""
-    levels, ranks = np.unique(ranked(scores[name]), return_inverse=True)
-    return ranks.reshape(scores[name].shape) + len(levels) * accepted(scores[name].shape, scores)
+    """Ranks by score, with every candidate that the critic accepts above every one that it rejects."""
+    # Ranks, not score + 1: adding would round small scores to ties.
+    levels, ranks = np.unique(without_nan(scores[name]), return_inverse=True)
+    return ranks.reshape(scores[name].shape) + len(levels) * (scores[CRITIC] >= THRESHOLD)
 
 
 def log_odds(score: np.ndarray) -> np.ndarray:
     """The raw logit of a score."""
-    inside = np.clip(score, CERTAIN, 1 - CERTAIN)
-    return np.log(inside) - np.log1p(-inside)
-
-
-def aggregated(step_scores: np.ndarray, lengths: np.ndarray, aggregation: str) -> np.ndarray:
-    """[candidates]: step scores, one behind the other and so many of each candidate, as one score; NaN without any."""
-    found = np.full(len(lengths), np.nan)
-    starts = (np.cumsum(lengths) - lengths)[lengths > 0]
-    if len(starts):
-        found[lengths > 0] = REDUCE[aggregation](step_scores.astype(np.float64), starts, lengths[lengths > 0])
-    return found
-
-
-REDUCE: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "min": lambda values, starts, lengths: np.minimum.reduceat(values, starts),
-    "product": lambda values, starts, lengths: np.multiply.reduceat(values, starts),
-    "last": lambda values, starts, lengths: values[starts + lengths - 1],
-    "mean": lambda values, starts, lengths: np.add.reduceat(values, starts) / lengths,
-}
+    clipped = np.clip(score, MARGIN, 1 - MARGIN)
+    return np.log(clipped) - np.log1p(-clipped)

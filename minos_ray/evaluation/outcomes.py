@@ -1,7 +1,10 @@
-"""The outcome of every method on every problem, kept beside evaluation.json for whoever compares runs by problem."""
+"""The outcome of every method on every problem, the number of candidates at which methods are compared, and the file.
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+`outcomes.parquet` lies beside evaluation.json, for comparisons of runs by problem.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
-from minos_ray.evaluation.headline import SINGLE
 from minos_ray.store.run import Run
-
-if TYPE_CHECKING:
-    from minos_ray.evaluation.comparison import Method
 
 NAME = "outcomes.parquet"
 SCHEMA = pa.schema(
@@ -25,18 +24,58 @@ SCHEMA = pa.schema(
         "outcome": pa.float64(),
     }
 )
+SINGLE = "pass@1"
+# So that a few problems that lack a candidate (a failed request, say) do not halve the n of all.
+NEARLY_ALL = 0.95
 
 
-def write(run: Run, found: "Mapping[Method, np.ndarray]", headline: int, problem_ids: pa.Array) -> None:
+class Method(NamedTuple):
+    """A way to choose an answer among n candidates; `aggregation` as in `methods.Choice`."""
+
+    name: str
+    verifier: str
+    n: int
+    aggregation: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name in `paired`: `best-of-n:orm-minos`, `self-consistency`."""
+        return f"{self.name}:{self.verifier}" if self.verifier else self.name
+
+
+# Accuracies [problems] of each method; NaN where a problem has fewer than n candidates, and for pass@1 where it has
+# fewer than those at which methods are compared.
+Outcomes = dict[Method, np.ndarray]
+
+
+def headline_n(problems: Mapping[int, int]) -> int:
+    """The n at which methods are compared: the largest that nearly all problems have.
+
+    `problems` is the number of problems by n, not empty; the smallest n has all of them.
+    """
+    enough = NEARLY_ALL * max(problems.values())
+    return max(n for n, count in problems.items() if count >= enough)
+
+
+def headline_of(methods: Iterable[Mapping[str, Any]]) -> int:
+    """`headline_n` of entries of `methods` or `aggregations` in evaluation.json; 0 without any."""
+    problems = {m["n"]: m["problems"] for m in methods if m["method"] != SINGLE}
+    return headline_n(problems) if problems else 0
+
+
+def write(run: Run, outcomes: Mapping[Method, np.ndarray], headline: int, problem_ids: pa.Array) -> None:
     """Writes the methods at the headline n, and pass@1; an outcome is null where a problem has too few candidates."""
-    plain = {method: values for method, values in found.items() if not method.aggregation}
-    kept = {method: values for method, values in plain.items() if method.n == headline or method.name == SINGLE}
+    tables = [
+        rows(method, values, problem_ids)
+        for method, values in outcomes.items()
+        if not method.aggregation and (method.n == headline or method.name == SINGLE)
+    ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(rows(*each, problem_ids) for each in kept.items()), sink, compression="zstd")
+    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
     run.write_bytes(NAME, sink.getvalue().to_pybytes())
 
 
-def rows(method: "Method", values: np.ndarray, problem_ids: pa.Array) -> pa.Table:
+def rows(method: Method, values: np.ndarray, problem_ids: pa.Array) -> pa.Table:
     """One row per problem."""
     count = len(problem_ids)
     columns = [
@@ -50,7 +89,7 @@ def rows(method: "Method", values: np.ndarray, problem_ids: pa.Array) -> pa.Tabl
 
 
 def read(run: Run) -> pa.Table:
-    """All rows; UserError when the run was evaluated without writing them."""
+    """All rows; UserError when the run was evaluated by a version that did not write them."""
     if not run.exists(NAME):
         manifest = run.at("evaluation.json.manifest.json")
         raise UserError(f"{run.at(NAME)} is not there; delete {manifest} and run the stage 'evaluate' again")
@@ -59,6 +98,6 @@ def read(run: Run) -> pa.Table:
 
 
 def values(table: pa.Table, method: str, verifier: str) -> np.ndarray:
-    """The outcomes of one method in the order of problem ids; NaN where a problem has too few candidates."""
-    mine = pc.and_(pc.equal(table["method"], method), pc.equal(table["verifier"], verifier))
-    return table.filter(mine).sort_by("problem_id")["outcome"].to_numpy()
+    """[problems]: the outcomes of one method in order of problem ids; NaN where a problem has too few candidates."""
+    selected = table.filter(pc.and_(pc.equal(table["method"], method), pc.equal(table["verifier"], verifier)))
+    return selected.sort_by("problem_id")["outcome"].to_numpy()

@@ -1,10 +1,11 @@
 """Selection among the candidates of a problem: the expected accuracy over its random n-subsets, for every n.
 
-`clusters` holds the answer of each candidate (see `answers`): 0 is the right one, -1 is none. Results lie in 0..1.
+`clusters` holds the answer of each candidate (see `answers`): 0 is the right one, -1 means no answer. Results lie in
+0..1.
 
-Rules: a candidate without an answer is chosen only when the subset has no other, and is then wrong. Ties, of scores
-and of votes, are broken at random, and what counts is the expectation over that. When all weights of a subset are
-zero, the plain vote decides.
+Rules: a candidate without an answer is chosen only when the subset has no other, and is then wrong. Ties of scores and
+of votes are broken at random; results are expectations over that. When all weights of a subset are zero, the plain vote
+decides.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Sums of the same weights in another order differ by less than this share.
+# Relative; sums of the same weights in another order differ by less.
 TIE = 1e-9
 
 
 class Ballot(NamedTuple):
-    """The voters on one problem: `weights` [voters, candidates]; the largest sum wins, where `means` the largest mean.
+    """The voters on one problem: `weights` and `tiers` are [voters, candidates], `means` is [voters] of bool.
 
-    `tiers` [voters, candidates]: of a subset only the highest tier in which there is an answer votes.
+    The answer with the largest sum of weights wins, where `means` the one with the largest mean. Of a subset only the
+    highest tier in which a candidate has an answer votes.
     """
 
     weights: np.ndarray
@@ -55,10 +57,10 @@ def best_weights(size: int, ns: Sequence[int]) -> np.ndarray:
 
 
 def tie_means(ranked: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Each value replaced by the mean over the entries of its row that tie with it (rows are sorted by `ranked`)."""
-    first = np.ones(ranked.shape, dtype=bool)
-    first[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
-    tie = np.cumsum(first) - 1
+    """Each value replaced by the mean over the entries of its row that tie with it; rows are sorted by `ranked`."""
+    starts = np.ones(ranked.shape, dtype=bool)
+    starts[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    tie = np.cumsum(starts) - 1
     return (np.bincount(tie, values.ravel()) / np.bincount(tie))[tie].reshape(ranked.shape)
 
 
@@ -71,49 +73,49 @@ def votes(
     for n = 1 and n = N.
     """
     size = len(clusters)
-    found, variance = np.zeros((2, len(ballot.weights), len(ns)))
-    sampled = [n for n in ns if 1 < n < size] if decided(clusters) is None else []
-    if sampled:
-        results = in_tiers(clusters, ballot, subsets(size, sampled, trials, rng))
-        results = results.reshape(len(found), trials, -1)
-        at = [n in sampled for n in ns]
-        found[:, at], variance[:, at] = results.mean(axis=1), results.var(axis=1) / max(1, trials - 1)
-    whole = in_tiers(clusters, ballot, np.ones((1, size)))[:, 0] if size in ns else None
-    for place, n in enumerate(ns):
-        if n == 1:
-            found[:, place] = (clusters == 0).mean()
-        elif n == size:
-            found[:, place] = whole
-        elif not sampled:
-            found[:, place] = decided(clusters)
-    return found, variance
-
-
-def decided(clusters: np.ndarray) -> float | None:
-    """What every vote of every subset gives: 0 without a right candidate, 1 when all are right; None otherwise."""
+    accuracy, variance = np.zeros((2, len(ballot.weights), len(ns)))
     right = clusters == 0
-    return 0.0 if not right.any() else 1.0 if right.all() else None
+    # Every vote of every subset is wrong without a right candidate, and right without a wrong one.
+    decided = right.all() or not right.any()
+    sampled = [] if decided else [n for n in ns if 1 < n < size]
+    if sampled:
+        results = vote_in_tiers(clusters, ballot, subsets(size, sampled, trials, rng))
+        results = results.reshape(len(accuracy), trials, -1)
+        columns = [n in sampled for n in ns]
+        accuracy[:, columns], variance[:, columns] = results.mean(axis=1), results.var(axis=1) / max(1, trials - 1)
+    for column, n in enumerate(ns):
+        if n == 1:
+            accuracy[:, column] = right.mean()
+        elif n == size:
+            accuracy[:, column] = vote_in_tiers(clusters, ballot, np.ones((1, size)))[:, 0]
+        elif decided:
+            accuracy[:, column] = right.all()
+    return accuracy, variance
 
 
 def subsets(size: int, ns: Sequence[int], trials: int, rng: np.random.Generator) -> np.ndarray:
-    """[trials x ns, candidates] of 0 and 1: in each trial a random order, and of it the first n for each n."""
+    """[trials * ns, candidates] of 0 and 1: in each trial a random order, and its first n for each n."""
     ranks = rng.random((trials, size)).argsort(axis=1).argsort(axis=1)
     return (ranks[:, None] < np.array(ns)[:, None]).reshape(-1, size).astype(np.float64)
 
 
-def in_tiers(clusters: np.ndarray, ballot: Ballot, chosen: np.ndarray) -> np.ndarray:
-    """`elected`, where a voter sees only the highest tier that has an answer of a subset."""
-    found = elected(clusters, ballot.weights, ballot.means, chosen)
-    for tiers, who in same_tiers(ballot.tiers):
+def vote_in_tiers(clusters: np.ndarray, ballot: Ballot, chosen: np.ndarray) -> np.ndarray:
+    """[voters, subsets]: `vote` among the highest tier that has an answer; `chosen` is [subsets, candidates]."""
+    accuracy = vote(clusters, ballot.weights, ballot.means, chosen)
+    for tiers, voters in same_tiers(ballot.tiers):
         for tier in range(1, tiers.max() + 1):
-            kept = np.where(tiers >= tier, clusters, -1)
-            some = chosen @ (kept >= 0) > 0
-            found[who] = np.where(some, elected(kept, ballot.weights[who], ballot.means[who], chosen), found[who])
-    return found
+            in_tier = np.where(tiers >= tier, clusters, -1)
+            answered = chosen @ (in_tier >= 0) > 0
+            among = vote(in_tier, ballot.weights[voters], ballot.means[voters], chosen)
+            accuracy[voters] = np.where(answered, among, accuracy[voters])
+    return accuracy
 
 
 def same_tiers(tiers: np.ndarray) -> list[tuple[np.ndarray, list[int]]]:
-    """The different orders of candidates, as tiers from 0 on, and the voters of each; none for a single tier."""
+    """Voters with the same order of tiers, so that each order is voted on once; those with a single tier are left out.
+
+    Tiers [candidates] are numbered from 0.
+    """
     groups: dict[bytes, tuple[np.ndarray, list[int]]] = {}
     for voter in np.flatnonzero(tiers.min(axis=1) != tiers.max(axis=1)).tolist():
         ranks = np.unique(tiers[voter], return_inverse=True)[1]
@@ -121,30 +123,31 @@ def same_tiers(tiers: np.ndarray) -> list[tuple[np.ndarray, list[int]]]:
     return list(groups.values())
 
 
-def elected(clusters: np.ndarray, weights: np.ndarray, means: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def vote(clusters: np.ndarray, weights: np.ndarray, means: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """[voters, subsets]: the chance that the winner is cluster 0; `chosen` is [subsets, candidates] of 0 and 1."""
     order = np.argsort(clusters, kind="stable")
     clusters, weights, chosen = clusters[order], weights[:, order].T, chosen[:, order]
     answers, starts = np.unique(clusters, return_index=True)
     ends = [*starts[1:], len(clusters)]
     totals, counts = np.empty((len(answers), len(chosen), len(means))), np.empty((len(answers), len(chosen), 1))
-    for place, (first, end) in enumerate(zip(starts, ends, strict=True)):
-        np.matmul(chosen[:, first:end], weights[first:end], out=totals[place])
-        chosen[:, first:end].sum(axis=1, keepdims=True, out=counts[place])
+    for k, (first, end) in enumerate(zip(starts, ends, strict=True)):
+        np.matmul(chosen[:, first:end], weights[first:end], out=totals[k])
+        chosen[:, first:end].sum(axis=1, keepdims=True, out=counts[k])
     totals[:, :, means] /= np.maximum(counts, 1)
     np.copyto(totals, -np.inf, where=(counts == 0) | (answers < 0)[:, None, None])
     return winner_right(totals, counts, answers).T
 
 
 def winner_right(totals: np.ndarray, counts: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """[subsets, voters]: the share of cluster 0 among those with the largest total; counts decide where all are 0.
+    """[subsets, voters]: chance of cluster 0 among those with the largest total; counts decide where all are 0.
 
-    `totals` is [answers, subsets, voters], -inf for an answer that is not in the subset.
+    `totals` is [answers, subsets, voters], -inf for an answer that is not in the subset; `counts` is
+    [answers, subsets, 1].
     """
     best = totals.max(axis=0)
     if (best == 0).any():
-        silent = ~np.where(totals == -np.inf, 0, totals).any(axis=0)
-        totals = np.where(silent & (totals == 0), counts, totals)
+        all_zero = ~np.where(totals == -np.inf, 0, totals).any(axis=0)
+        totals = np.where(all_zero & (totals == 0), counts, totals)
         best = totals.max(axis=0)
     tied = totals >= best - TIE * np.abs(best)
     right = tied[answers == 0].any(axis=0) & (best > -np.inf)

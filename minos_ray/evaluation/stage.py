@@ -3,19 +3,22 @@
 import json
 import os
 import time
-from typing import Any, NamedTuple
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from minos_ray.config.load import Config
 from minos_ray.errors import UserError
-from minos_ray.evaluation import error_types, outcomes
+from minos_ray.evaluation import outcomes, verdicts
 from minos_ray.evaluation.answers import Keys
-from minos_ray.evaluation.blocks import Plan, blocks, planned
-from minos_ray.evaluation.comparison import Selected, compare, selection_of
-from minos_ray.evaluation.judged import Judged
+from minos_ray.evaluation.candidates import Block, plan_blocks, read_blocks
+from minos_ray.evaluation.comparison import Selected, compare
+from minos_ray.evaluation.error_types import ErrorTally, by_critic
 from minos_ray.evaluation.methods import CRITIC
-from minos_ray.evaluation.tally import CandidateTally, ErrorTally, cut_off
 from minos_ray.graph.specs import APART, begin, fresh, specs
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Manifest, Run
@@ -24,88 +27,170 @@ NAME = "evaluation.json"
 
 
 def evaluate(config: Config, run: Run) -> Manifest:
-    """Selection, intervals, meta-evaluation and error types of the test candidates, in blocks of problems."""
+    """Selection, intervals, meta-evaluation and error types of the test candidates; writes evaluation.json.
+
+    UserError when no test problem has a labelled candidate, or when `evaluate.ns` and `evaluate.groups` ask for more
+    candidates than any problem has.
+    """
     if done := fresh(config, run, NAME):
         return done
-    # What cannot be done is refused before an older evaluation is removed.
-    plan = planned(run, "test")
+    # User errors are raised before `begin` removes an older evaluation.
+    plan = plan_blocks(run, "test")
     if not plan.groups:
         raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
-    selected = selection_of(plan.sizes, config.evaluate)
+    selected = Selected.for_sizes(plan.sizes, config.evaluate)
     artefact = begin(config, run, NAME)
     run.delete(outcomes.NAME)
     start = time.monotonic()
-    there, missing = scored(config, run)
-    found = gather(run, plan, there, selected)
-    content = {
-        **compare(found.selected),
-        "meta": found.judged.rows(),
-        "calibration": found.judged.calibration(),
-        "errors": by_split(run, found.errors),
-        "counts": {**found.tally.counts(), "missing": missing, "dropped": dropped(config, run)},
-    }
-    outcomes.write(run, selected.outcomes(), selected.headline, pa.array(selected.problems, pa.string()))
-    run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
-    totals = {name: found.tally.sums[name] for name in ("problems", "candidates")}
-    totals["methods"] = len(content["methods"])
-    return artefact.complete(totals, dict(found.tally.unscored), {"seconds": round(time.monotonic() - start, 2)})
-
-
-class Gathered(NamedTuple):
-    """What the blocks of test candidates added up to."""
-
-    selected: Selected
-    judged: Judged
-    errors: ErrorTally
-    tally: CandidateTally
-
-
-def gather(run: Run, plan: Plan, verifiers: list[str], selected: Selected) -> Gathered:
-    """Goes over the test candidates, block by block."""
+    verifiers, missing = verifiers_with_scores(config, run)
     with (
         Keys(workers=os.cpu_count() or 1) as keys,
         Progress("evaluate", len(plan.sizes), "problems", run=run) as progress,
     ):
-        found = Gathered(selected, Judged(), ErrorTally(), CandidateTally(cut_off(run), keys.counts))
-        for block in blocks(run, plan, verifiers, keys):
-            for part in found:
+        judged, errors, tally = Judged(), ErrorTally(), CandidateTally(truncated_candidates(run), keys.counts)
+        for block in read_blocks(run, plan, verifiers, keys):
+            for part in (selected, judged, errors, tally):
                 part.add(block)
             progress.advance(block.candidates.problems)
-    return found
+    content = {
+        **compare(selected),
+        "meta": judged.rows(),
+        "calibration": judged.calibration(),
+        "errors": errors_by_split(run, errors),
+        "counts": {**tally.counts(), "missing": missing, "dropped": dropped(config, run)},
+    }
+    outcomes.write(run, selected.outcomes(), selected.headline, pa.array(selected.problems, pa.string()))
+    run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
+    counts = {name: tally.sums[name] for name in ("problems", "candidates")}
+    counts["methods"] = len(content["methods"])
+    return artefact.complete(counts, dict(tally.unscored), {"seconds": round(time.monotonic() - start, 2)})
 
 
-def scored(config: Config, run: Run) -> tuple[list[str], list[str]]:
-    """Verifiers with complete scores (the critic last), and the names of those that are not there."""
+def verifiers_with_scores(config: Config, run: Run) -> tuple[list[str], list[str]]:
+    """Verifiers with complete scores (the critic last), and the names of the expected ones without."""
     names = [*config.reward.verifiers, CRITIC]
-    there = [name for name in names if run.artefact(f"scores/{name}").manifest()]
+    complete = [name for name in names if run.artefact(f"scores/{name}").manifest()]
     expected = names if config.score.judge else names[:-1]
-    return there, [name for name in expected if name not in there]
+    return complete, [name for name in expected if name not in complete]
 
 
-def by_split(run: Run, test: ErrorTally) -> dict[str, Any]:
-    """Error types by split, and which of them each verifier rejects."""
+@dataclass
+class Judged:
+    """Meta-evaluation of the run's own candidates: the outcome and the scores of every one, and its labelled steps.
+
+    Lists hold one array for each block. Candidates whose grading ended in a timeout are left out of the outcomes.
+    """
+
+    correct: list[np.ndarray] = field(default_factory=list)
+    scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    step_labels: list[pa.Array] = field(default_factory=list)
+    step_scores: dict[str, list[pa.Array]] = field(default_factory=dict)
+
+    def add(self, block: Block) -> None:
+        """Adds the candidates of a block."""
+        rows, graded = block.candidates.rows, block.candidates.graded
+        labelled = verdicts.any_label(rows["step_labels"])
+        self.correct.append(block.candidates.correct[graded])
+        self.step_labels += rows["step_labels"].filter(labelled).chunks
+        for name, scores in block.scores.items():
+            # The precision that they are stored in: half the memory.
+            self.scores.setdefault(name, []).append(scores.score[graded].astype(np.float32))
+            self.step_scores.setdefault(name, [])
+            self.step_scores[name] += scores.step_scores.filter(labelled).chunks
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of `meta`: every verifier at the level of outcomes, then those that score labelled steps."""
+        correct = np.concatenate(self.correct)
+        rows = [verdicts.outcome_row(name, self.scores_of(name), correct) for name in self.scores]
+        if self.step_labels:
+            labels = pa.chunked_array(self.step_labels)
+            by_step = [
+                verdicts.step_row(name, pa.chunked_array(chunks), labels, by_step=name.startswith("prm"))
+                for name, chunks in self.step_scores.items()
+                if chunks
+            ]
+            rows += [row for row in by_step if row]
+        return rows
+
+    def scores_of(self, name: str) -> np.ndarray:
+        """[candidates]: all scores of a verifier."""
+        return np.concatenate(self.scores[name]).astype(np.float64)
+
+    def calibration(self) -> dict[str, list[dict[str, float]]]:
+        """By verifier: how often solutions with about the same score are right."""
+        correct = np.concatenate(self.correct)
+        return {name: verdicts.calibration(self.scores_of(name), correct) for name in self.scores}
+
+
+@dataclass
+class CandidateTally:
+    """Numbers of evaluated candidates. `truncated` holds the ids of those cut off at the token limit, None where the
+    run has no texts; `keys` is `Keys.counts`."""
+
+    truncated: pa.Array | None
+    keys: Counter[str]
+    status: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[int] = field(default_factory=Counter)
+    sums: Counter[str] = field(default_factory=Counter)
+    unscored: Counter[str] = field(default_factory=Counter)
+
+    def add(self, block: Block) -> None:
+        """Adds the candidates of a block."""
+        candidates = block.candidates
+        rows = candidates.rows
+        self.status.update({e["values"]: e["counts"] for e in pc.value_counts(rows["status"]).to_pylist()})
+        self.sizes.update(np.diff(candidates.starts).tolist())
+        right = np.add.reduceat(candidates.correct.astype(int), candidates.starts[:-1])
+        truncated = pc.sum(pc.is_in(rows["candidate_id"], value_set=self.truncated)).as_py() if self.truncated else 0
+        self.sums.update(
+            problems=candidates.problems,
+            candidates=len(candidates.correct),
+            no_answer=int((candidates.clusters < 0).sum()),
+            truncated=int(truncated or 0),
+            without_right_candidate=int((right == 0).sum()),
+        )
+        self.unscored.update({f"unscored by {n}": s.unscored for n, s in block.scores.items() if s.unscored})
+
+    def counts(self) -> dict[str, Any]:
+        """`counts` of evaluation.json; `truncated` is None where the run has no texts."""
+        return {
+            **self.sums,
+            "truncated": self.sums["truncated"] if self.truncated is not None else None,
+            "status": dict(self.status),
+            "problems_by_candidates": {str(size): problems for size, problems in sorted(self.sizes.items())},
+            "wrong_answers": dict(self.keys),
+            "unscored": dict(self.unscored),
+        }
+
+
+def truncated_candidates(run: Run) -> pa.Array | None:
+    """Ids of the candidates that were cut off at the token limit; None where the run has no texts."""
+    if run.artefact("candidates").manifest() is None:
+        return None
+    parts = run.artefact("candidates").parts(["candidate_id", "finish_reason"])
+    ids = [part.filter(pc.equal(part["finish_reason"], "length"))["candidate_id"].combine_chunks() for part in parts]
+    return pa.concat_arrays(ids) if ids else pa.array([], pa.string())
+
+
+def errors_by_split(run: Run, test: ErrorTally) -> dict[str, Any]:
+    """`errors` of evaluation.json: error types by split, which of them each verifier rejects, types by the critic."""
     train = ErrorTally()
-    for block in blocks(run, planned(run, "train"), ()):
+    for block in read_blocks(run, plan_blocks(run, "train"), ()):
         train.add(block)
     splits = {"train": train, "test": test}
-    return {
-        "by_split": {name: part.by_type() for name, part in splits.items()},
-        "wrong": {name: part.wrong for name, part in splits.items()},
-        "rejected": test.shares(),
-        **sorted_by_critic(run),
+    content = {
+        "by_split": {name: tally.by_type() for name, tally in splits.items()},
+        "wrong": {name: tally.wrong for name, tally in splits.items()},
+        "rejected": test.rejected_fractions(),
     }
-
-
-def sorted_by_critic(run: Run) -> dict[str, Any]:
-    """What the critic said of the types of wrong steps, where it was asked."""
-    if run.artefact("error_types").manifest() is None:
-        return {}
-    rows = run.artefact("error_types").read(["source", "known", "type", "status"]).to_pylist()
-    return {"critic": error_types.by_critic(rows)}
+    sorted_by_critic = run.artefact("error_types")
+    if sorted_by_critic.manifest():
+        content["critic"] = by_critic(sorted_by_critic.read(["source", "known", "type", "status"]).to_pylist())
+    return content
 
 
 def dropped(config: Config, run: Run) -> dict[str, dict[str, int]]:
-    """What every earlier stage dropped, and why."""
+    """What every earlier stage dropped, by reason."""
     names = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     manifests = {name: run.artefact(name).manifest() for name in names}
     return {name: manifest.dropped for name, manifest in manifests.items() if manifest and manifest.dropped}

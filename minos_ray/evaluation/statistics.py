@@ -1,16 +1,17 @@
-"""Intervals over problems: problems are resampled with replacement, candidates stay as they are."""
+"""Intervals and tests over problems: problems are resampled with replacement, their candidates stay as they are."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 LEVEL = 0.95
+TAILS = (50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL))  # percentiles of a two-sided interval
 FLIPS = 9_999
 BLOCK = 4_000_000  # entries of a block of resampling weights
 
 
 def resamples(problems: int, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks [some resamples, problems]: how often each problem was drawn."""
+    """Yields `count` bootstrap resamples as blocks [resamples, problems] of how often each problem was drawn."""
     rng = np.random.default_rng(seed)
     block = max(1, BLOCK // max(1, problems))
     for first in range(0, count, block):
@@ -19,45 +20,68 @@ def resamples(problems: int, count: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems).astype(np.float64)
 
 
-def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, lower and upper end of the 95 % bootstrap interval of each column of `values` [problems, columns].
+def resampled_means(weights: np.ndarray, sums: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
+    """[resamples, columns]: ratios of the weighted sums of `sums` and `sizes`, both [problems, columns].
 
-    A NaN means that the problem does not enter that column (some must); the same resamples serve every column. The
-    bootstrap is smoothed by as much as one problem more would change, up or down: when hardly any problem differs
-    between two methods, or all are solved, the plain percentile interval is far too short (docs/evaluation.md).
+    `weights` is [resamples, problems]. Without `sizes` each problem counts once. NaN where no problem with a size was
+    drawn.
     """
-    there = ~np.isnan(values)
-    filled = np.where(there, values, 0.0)
-    # Mostly nothing is missing; then one product is enough.
-    entering = None if there.all() else there.astype(np.float64)
-    means = np.concatenate([resampled_means(w, filled, entering) for w in resamples(len(values), count, seed)])
-    means += np.random.default_rng([seed, 1]).standard_normal((count, 1)) * one_more(filled) / there.sum(axis=0)
-    tail = 50 * (1 - LEVEL)
-    low, high = (np.percentile if entering is None else np.nanpercentile)(means, [tail, 100 - tail], axis=0)
-    return filled.sum(axis=0) / there.sum(axis=0), low, high
+    total = weights.sum(axis=1, keepdims=True) if sizes is None else weights @ sizes
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weights @ sums) / total
+
+
+def bootstrap(
+    sums: np.ndarray, sizes: np.ndarray | None, step: np.ndarray, count: int, seed: int, noise_columns: int = 1
+) -> np.ndarray:
+    """[count, columns]: resampled ratios of `sums` to `sizes` (as in `resampled_means`), smoothed by normal noise.
+
+    The noise has the standard deviation `step` [columns]: by how much one problem more would move the ratio. The plain
+    percentile interval is far too short when hardly any problem differs between two methods, or all are solved
+    (docs/evaluation.md). With a single noise column all columns move together, as they do with the resamples.
+    """
+    means = np.concatenate([resampled_means(weights, sums, sizes) for weights in resamples(len(sums), count, seed)])
+    return means + np.random.default_rng([seed, 1]).standard_normal((count, noise_columns)) * step
 
 
 def one_more(values: np.ndarray) -> np.ndarray:
-    """[columns]: the root mean square of the entries that are not 0, and 1 where all are."""
-    counted = np.count_nonzero(values, axis=0)
-    return np.where(counted, np.sqrt((values**2).sum(axis=0) / np.maximum(counted, 1)), 1.0)
+    """[columns]: the root mean square of the entries of [problems, columns] that are not 0; 1 where all are."""
+    nonzero = np.count_nonzero(values, axis=0)
+    return np.where(nonzero, np.sqrt((values**2).sum(axis=0) / np.maximum(nonzero, 1)), 1.0)
 
 
-def resampled_means(weights: np.ndarray, filled: np.ndarray, there: np.ndarray | None) -> np.ndarray:
-    """[resamples, columns]: means with how often each problem was drawn; NaN where none that enters was."""
-    drawn = weights.sum(axis=1, keepdims=True) if there is None else weights @ there
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (weights @ filled) / drawn
+def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lower and upper end of the smoothed 95 % bootstrap interval of each column of [problems, columns].
+
+    A NaN means that the problem does not enter that column; each column needs one that does. All columns share their
+    resamples.
+    """
+    entering = ~np.isnan(values)
+    sums, sizes = np.where(entering, values, 0.0), entering.sum(axis=0)
+    complete = bool(entering.all())  # the usual case: one matrix product instead of two, and no NaN among the means
+    weights = None if complete else entering.astype(np.float64)
+    means = bootstrap(sums, weights, one_more(sums) / sizes, count, seed)
+    low, high = (np.percentile if complete else np.nanpercentile)(means, TAILS, axis=0)
+    return sums.sum(axis=0) / sizes, low, high
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """95 % Wilson score interval for a fraction; `trials` > 0."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(hits, trials).proportion_ci(LEVEL, "wilson")
+    return float(low), float(high)
 
 
 def sign_test(differences: np.ndarray) -> float:
-    """Exact two-sided p-value that problems go either way alike; with outcomes 0 and 1 this is McNemar's exact test."""
+    """Exact two-sided p-value of the sign test; with outcomes 0 and 1 this is McNemar's exact test.
+
+    Zeros and NaNs are left out; 1 when nothing else remains.
+    """
+    from scipy.stats import binomtest
+
     ups, downs = int((differences > 0).sum()), int((differences < 0).sum())
-    term = tail = 1
-    for k in range(min(ups, downs)):
-        term = term * (ups + downs - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2 ** (ups + downs))
+    return float(binomtest(ups, ups + downs).pvalue) if ups + downs else 1.0
 
 
 def flip_test(differences: np.ndarray, seed: int) -> float:
@@ -65,6 +89,7 @@ def flip_test(differences: np.ndarray, seed: int) -> float:
 
     (b + 1) / (m + 1) with m = `FLIPS` seeded draws, b of them with a mean at least as far from zero. NaNs are left out.
     """
+    # scipy's permutation_test doubles the smaller tail instead, and holds all flips of a thousand problems in memory.
     moved = differences[np.nan_to_num(differences) != 0]
     rng, least, reached = np.random.default_rng(seed), abs(moved.sum()) - 1e-9, 0
     block = max(1, BLOCK // max(1, len(moved)))

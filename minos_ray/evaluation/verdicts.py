@@ -1,152 +1,235 @@
-"""The verifier judged itself, without a generator: its scores against outcome labels and step labels.
+"""How good a verifier is by itself, without a generator: its scores against outcome labels and step labels.
 
-The threshold of the verdicts is never chosen here: it is 0.5 or comes from other data.
+The positive class is `right`, predicted from a threshold on. The threshold is never chosen here: it is 0.5 or comes
+from other data.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.evaluation.metrics import THRESHOLD, binary, harmonic
+from minos_ray.training.log import auc
 
-# Where a solution's first wrong step is not a step number; `Steps.first` gives the first of them.
+THRESHOLD = 0.5
+BINS = 10
+# In place of the number of a first wrong step: no step is wrong; labels leave it open; the solution has no scores.
 ALL_RIGHT, UNKNOWN, UNSCORED = -1, -2, -3
 
 
+def binary(scores: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float | None]:
+    """Accuracy, F1, macro F1, AUC, expected calibration error and Brier score; all None without any example.
+
+    `scores` in 0..1 and `truth` are [examples]. An example without a score (NaN) counts as a wrong prediction, whatever
+    is true, and is left out of AUC, calibration error and Brier score.
+    """
+    if not len(scores):
+        return dict.fromkeys(("accuracy", "f1", "macro_f1", "auc", "ece", "brier"))
+    truth = truth.astype(bool)
+    predicted = predict(scores, truth, threshold)
+    counts = confusion(predicted, truth)
+    by_class = {
+        "accuracy": float((predicted == truth).mean()),
+        "macro_f1": macro_f1(counts),
+        "f1": f1(counts["tp"], counts["fp"], counts["fn"]),
+    }
+    scored = ~np.isnan(scores)
+    if not scored.any():
+        return by_class | dict.fromkeys(("auc", "ece", "brier"))
+    scores, truth = scores[scored], truth[scored]
+    _, score_sums, right_sums = bin_sums(scores, truth)
+    return by_class | {
+        "auc": auc(scores, truth),
+        "ece": float(np.abs(score_sums - right_sums).sum() / len(scores)),
+        "brier": float(((scores - truth) ** 2).mean()),
+    }
+
+
+def predict(scores: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarray:
+    """[examples]: whether each is predicted to be right; without a score (NaN) always the opposite of the truth."""
+    return np.where(np.isnan(scores), ~truth, scores >= threshold)
+
+
+def confusion(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """True and false positives and negatives of two arrays of bool; positive is right."""
+    hits, positive, right = int((predicted & truth).sum()), int(predicted.sum()), int(truth.sum())
+    return {"tp": hits, "fp": positive - hits, "tn": len(truth) - positive - right + hits, "fn": right - hits}
+
+
+# scikit-learn's f1_score, against which tests compare this, takes 20 times as long on 300,000 examples, and a second to
+# import.
+def f1(hits: int, false: int, missed: int) -> float:
+    """Harmonic mean of precision and recall of a class; 0 where it is neither predicted nor true."""
+    return 2 * hits / (2 * hits + false + missed) if hits + false + missed else 0.0
+
+
+def macro_f1(counts: Mapping[str, int]) -> float:
+    """Mean of the F1 of the classes right and wrong; `counts` as in `confusion`."""
+    right = f1(counts["tp"], counts["fp"], counts["fn"])
+    return (right + f1(counts["tn"], counts["fn"], counts["fp"])) / 2
+
+
+def bin_sums(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Examples, sum of scores and number of right ones in each of `BINS` equally wide bins; no score may be NaN."""
+    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+    return np.bincount(place, minlength=BINS), np.bincount(place, scores, BINS), np.bincount(place, truth, BINS)
+
+
+def calibration(scores: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
+    """The bins that hold a scored example: mean score, fraction of right ones, and number of examples."""
+    scored = ~np.isnan(scores)
+    columns = zip(*bin_sums(scores[scored], truth[scored]), strict=True)
+    return [{"score": total / n, "correct": right / n, "rows": int(n)} for n, total, right in columns if n]
+
+
 class Steps(NamedTuple):
-    """Values of the steps of all solutions one after the other, [steps], and how many each has, [solutions]."""
+    """Values of the steps of all solutions one after the other [steps], and the number of steps of each [solutions]."""
 
     values: np.ndarray
     lengths: np.ndarray
 
     @property
     def starts(self) -> np.ndarray:
-        """Where the values of each solution begin."""
+        """[solutions]: index of the first value of each."""
         return np.cumsum(self.lengths) - self.lengths
 
-    def some(self, chosen: np.ndarray) -> "Steps":
-        """Some solutions, [solutions] of bool."""
-        return Steps(self.values[np.repeat(chosen, self.lengths)], self.lengths[chosen])
+    def select(self, solutions: np.ndarray) -> "Steps":
+        """The solutions chosen by a mask, [solutions] of bool."""
+        return Steps(self.values[np.repeat(solutions, self.lengths)], self.lengths[solutions])
 
-    def first(self, found: np.ndarray) -> np.ndarray:
-        """Number of the first step of each solution that is `found`, [steps] of bool; -1 without one."""
-        starts, at = self.starts, np.append(np.flatnonzero(found), len(found))
-        following = at[np.searchsorted(at, starts)]
+    def first_true(self, mask: np.ndarray) -> np.ndarray:
+        """[solutions]: number of the first step for which `mask`, [steps] of bool, is true; -1 without one."""
+        starts, true = self.starts, np.append(np.flatnonzero(mask), len(mask))
+        following = true[np.searchsorted(true, starts)]
         return np.where(following < starts + self.lengths, following - starts, -1)
 
     def lowest(self) -> np.ndarray:
-        """The lowest value of each solution; all must have a step."""
+        """[solutions]: the lowest value of each; all must have a step."""
         return np.minimum.reduceat(self.values, self.starts)
 
     def first_lowest(self) -> np.ndarray:
-        """Number of the first step that has it."""
-        return self.first(self.values == np.repeat(self.lowest(), self.lengths))
+        """[solutions]: number of the first step with the lowest value of each; all must have a step."""
+        return self.first_true(self.values == np.repeat(self.lowest(), self.lengths))
 
 
 def flat(column: pa.ChunkedArray | pa.Array) -> Steps:
-    """A column of lists (null is an empty one)."""
+    """A column of lists; null counts as an empty list."""
     lengths = pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
     return Steps(pc.list_flatten(column).to_numpy().astype(np.float64), lengths)
 
 
-def outcome(verifier: str, scores: np.ndarray, correct: np.ndarray, threshold: float = THRESHOLD) -> dict[str, Any]:
-    """Outcome level: one row for the verifier (or the critic, whose score is its verdict)."""
-    right = float(correct.mean()) if len(correct) else None
-    facts = {"examples": len(scores), "right_share": right, "threshold": threshold}
-    measures = {**facts, **binary(scores, correct, threshold), "unscored": int(np.isnan(scores).sum())}
-    return {"verifier": verifier, "level": "outcome", **measures}
-
-
 class Aligned(NamedTuple):
-    """Step scores beside step labels; `whole` says which solutions have both, the first two hold only those."""
+    """Step scores beside step labels.
+
+    `complete`, [solutions] of bool, marks those that have as many scores as labels, and at least one; `scored` and
+    `labelled` hold only these. `labels` are those of all solutions.
+    """
 
     scored: Steps
     labelled: Steps
-    whole: np.ndarray
+    complete: np.ndarray
     labels: Steps
 
     @property
-    def known(self) -> np.ndarray:
-        """Which steps of the whole solutions are labelled."""
+    def has_label(self) -> np.ndarray:
+        """[steps of `labelled`]: whether the step is labelled right or wrong."""
         return self.labelled.values >= 0
 
-    def said(self, threshold: float) -> np.ndarray:
-        """First wrong step that is claimed of every solution, UNSCORED where there are no scores."""
-        said = np.full(len(self.whole), UNSCORED)
-        said[self.whole] = said_first_errors(self.scored, threshold)
-        return said
+    def predicted_first_errors(self, threshold: float) -> np.ndarray:
+        """[solutions]: number of the first step below the threshold; ALL_RIGHT without one, UNSCORED without scores."""
+        predicted = np.full(len(self.complete), UNSCORED)
+        predicted[self.complete] = self.scored.first_true(self.scored.values < threshold)
+        return predicted
 
 
-def aligned(step_scores: pa.ChunkedArray, step_labels: pa.ChunkedArray) -> Aligned:
-    """Scores and labels of the steps of solutions; a solution is whole when it has as many of one as of the other."""
+def align_steps(step_scores: pa.ChunkedArray, step_labels: pa.ChunkedArray) -> Aligned:
+    """Two columns of lists, one list for each solution, as arrays side by side."""
     scores, labels = flat(step_scores), flat(step_labels)
-    whole = (scores.lengths == labels.lengths) & (labels.lengths > 0)
-    return Aligned(scores.some(whole), labels.some(whole), whole, labels)
+    complete = (scores.lengths == labels.lengths) & (labels.lengths > 0)
+    return Aligned(scores.select(complete), labels.select(complete), complete, labels)
 
 
-def steps(
+def any_label(labels: pa.ChunkedArray) -> pa.Array:
+    """[solutions] of bool: which have a step labelled right or wrong."""
+    steps = flat(labels)
+    owners = np.repeat(np.arange(len(steps.lengths)), steps.lengths)
+    return pa.array(np.bincount(owners[steps.values >= 0], minlength=len(steps.lengths)) > 0)
+
+
+def outcome_row(verifier: str, scores: np.ndarray, correct: np.ndarray, threshold: float = THRESHOLD) -> dict[str, Any]:
+    """The row of `meta` in evaluation.json for solutions; `scores` and `correct` are [solutions].
+
+    A critic's score is its verdict.
+    """
+    return {
+        "verifier": verifier,
+        "level": "outcome",
+        "examples": len(scores),
+        "right_share": float(correct.mean()) if len(correct) else None,
+        "threshold": threshold,
+        **binary(scores, correct, threshold),
+        "unscored": int(np.isnan(scores).sum()),
+    }
+
+
+def step_row(
     verifier: str,
     step_scores: pa.ChunkedArray,
     step_labels: pa.ChunkedArray,
     threshold: float = THRESHOLD,
     by_step: bool = False,
 ) -> dict[str, Any] | None:
-    """Step level over labelled steps (label 0 or 1), with first errors; None without any labelled and scored step.
+    """The row of `meta` for labelled steps (label 0 or 1), with first errors; None without a labelled and scored step.
 
-    A solution that could not be scored leaves the metrics of steps, and is a miss where first errors are counted: so
-    there is a row for a verifier that scores steps (`by_step`), even when it could score no solution.
+    A solution that could not be scored is left out of the measures of steps, and is a miss where first errors are
+    counted: so a verifier that scores steps (`by_step`) has a row even when it could score no solution.
     """
-    both = aligned(step_scores, step_labels)
-    known = both.known
-    if not known.any() and not (by_step and (both.labels.values >= 0).any()):
+    steps = align_steps(step_scores, step_labels)
+    known = steps.has_label
+    if not known.any() and not (by_step and (steps.labels.values >= 0).any()):
         return None
-    scores, right = both.scored.values[known], both.labelled.values[known] == 1
-    truth = first_errors(both.labels)
+    scores, right = steps.scored.values[known], steps.labelled.values[known] == 1
+    truth = first_errors(steps.labels)
     return {
-        **outcome(verifier, scores, right, threshold),
+        **outcome_row(verifier, scores, right, threshold),
         "level": "step",
-        "unscored": int(((both.labels.lengths > 0) & ~both.whole).sum()),
+        "unscored": int(((steps.labels.lengths > 0) & ~steps.complete).sum()),
         "confusion": confusion(scores >= threshold, right),
-        **first_error_f1(both.said(threshold), truth),
-        "min": where_min_falls(both.scored, truth[both.whole]),
+        **first_error_f1(steps.predicted_first_errors(threshold), truth),
+        "min": where_min_falls(steps.scored, truth[steps.complete]),
     }
 
 
-def confusion(said: np.ndarray, truth: np.ndarray) -> dict[str, int]:
-    """True and false positives and negatives; positive is right."""
-    pairs = {"tp": said & truth, "fp": said & ~truth, "tn": ~said & ~truth, "fn": ~said & truth}
-    return {name: int(pair.sum()) for name, pair in pairs.items()}
-
-
 def first_errors(labels: Steps) -> np.ndarray:
-    """Number of the first wrong step of each solution; ALL_RIGHT, or UNKNOWN when an unlabelled step leaves it open."""
-    wrong, doubtful = labels.first(labels.values == 0), labels.first(labels.values != 1)
-    return np.where((wrong == doubtful) & (labels.lengths > 0), wrong, UNKNOWN)
+    """[solutions]: number of the first wrong step; ALL_RIGHT, or UNKNOWN when an unlabelled step leaves it open."""
+    wrong, not_right = labels.first_true(labels.values == 0), labels.first_true(labels.values != 1)
+    return np.where((wrong == not_right) & (labels.lengths > 0), wrong, UNKNOWN)
 
 
-def said_first_errors(scores: Steps, threshold: float) -> np.ndarray:
-    """Number of the first step scored below the threshold, ALL_RIGHT without one."""
-    return scores.first(scores.values < threshold)
+def first_error_f1(predicted: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Exact match on wrong and on right solutions, and their harmonic mean (ProcessBench, 2412.06559).
 
-
-def first_error_f1(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """ProcessBench: exact match on wrong and on right solutions, and their harmonic mean (2412.06559)."""
-    hit, wrong, right = said == truth, truth >= 0, truth == ALL_RIGHT
-    shares = [float(hit[side].mean()) if side.any() else None for side in (wrong, right)]
+    Both are [solutions] of numbers of first wrong steps; solutions whose truth is UNKNOWN are left out.
+    """
+    hit, wrong, right = predicted == truth, truth >= 0, truth == ALL_RIGHT
+    on_wrong, on_right = (float(hit[side].mean()) if side.any() else None for side in (wrong, right))
+    harmonic = None
+    if on_wrong is not None and on_right is not None:
+        harmonic = 2 * on_wrong * on_right / (on_wrong + on_right) if on_wrong + on_right else 0.0
     return {
-        "first_error_f1": None if None in shares else harmonic(*shares),
-        "accuracy_on_wrong": shares[0],
-        "accuracy_on_right": shares[1],
+        "first_error_f1": harmonic,
+        "accuracy_on_wrong": on_wrong,
+        "accuracy_on_right": on_right,
         "wrong_solutions": int(wrong.sum()),
         "right_solutions": int(right.sum()),
     }
 
 
 def where_min_falls(scores: Steps, truth: np.ndarray) -> dict[str, Any]:
-    """Where the lowest step score lies: by step, and for wrong solutions before, at or after the first error."""
-    lowest = scores.first_lowest() if len(scores.lengths) else np.zeros(0, np.int64)
-    gap = (lowest - truth)[truth >= 0]
+    """Where the lowest step score lies: by step number, and before, at or after the first error of wrong solutions."""
+    steps = scores.first_lowest() if len(scores.lengths) else np.zeros(0, np.int64)
+    gap = (steps - truth)[truth >= 0]
     sides = {"before": int((gap < 0).sum()), "at": int((gap == 0).sum()), "after": int((gap > 0).sum())}
-    return {"by_step": np.bincount(lowest).tolist(), "first_error": sides}
+    return {"by_step": np.bincount(steps).tolist(), "first_error": sides}

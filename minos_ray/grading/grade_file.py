@@ -17,9 +17,9 @@ from minos_ray.files.slices import Reader, Rows, Slice, beside
 from minos_ray.grading.graders import STYLES
 from minos_ray.grading.pool import Grading
 from minos_ray.observe.progress import Progress
+from minos_ray.store.columns import STATUSES
 from minos_ray.work.file_slices import on_actors
 
-STATUSES = ("correct", "wrong", "no_answer", "timeout")
 RESULT = pa.schema(
     [("answer", pa.string()), ("correct", pa.bool_()), ("status", pa.string()), ("correct_strict", pa.bool_())]
 )

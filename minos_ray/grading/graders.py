@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from minos_ray.config.load import resolve
 from minos_ray.grading.latex import extract_latex, gold_latex
 from minos_ray.grading.numbers import extract_number, gold_number
 from minos_ray.grading.same import same_text
 from minos_ray.grading.strict import strict_latex, strict_number
-
-Status = Literal["correct", "wrong", "no_answer", "timeout"]
+from minos_ray.store.columns import Status
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Critics as verifiers of a labelled set: each solution is critiqued blind, and the verdicts are its scores.
 
-Asked, limited, paid for and kept as critiques for training are (`minos_ray.critiques`): nothing is bought twice.
+Critiques are requested, rate-limited, paid for and cached as those for training are (`minos_ray.critiques`): nothing is
+bought twice.
 """
 
 import re
@@ -29,52 +30,55 @@ from minos_ray.store import columns
 from minos_ray.store.run import Artefact, Manifest, Run
 
 ANSWER_LINE = re.compile(r"\s*(?:Step\s+\d+\s*:\s*)?The (?:final )?answer is\b", re.IGNORECASE)
-# Raise it when `shown` changes, or how critiques are read.
+# Raise it when `lines_shown` changes, or how critiques are read.
 VERSION = 2
-TELLING = {"model", "prompt", "structured", "temperature", "max_tokens", "samples", *UNSET["critique"]}
+FINGERPRINTED = {"model", "prompt", "structured", "temperature", "max_tokens", "samples", *UNSET["critique"]}
 
 
 class Question(NamedTuple):
-    """One critique to be asked for, of the solution `row`."""
+    """The request of one critique of the solution `row`."""
 
     row: int
     request: Request
 
 
 def inputs(section: MetaCritic) -> dict[str, Any]:
-    """What the scores depend on; like in the cache, the address of the endpoint does not matter."""
+    """What the scores depend on; as in the cache, the address of the endpoint does not matter."""
     return {
-        "critic": without_neutral("critique", with_model(section).model_dump(mode="json", include=TELLING)),
+        "critic": without_neutral("critique", with_model(section).model_dump(mode="json", include=FINGERPRINTED)),
         "versions": {"critique_prompt": VERSIONS["critique_prompt"], "shown": VERSION},
     }
 
 
-def refuse_told(name: str, prompt: str) -> None:
-    """UserError when a prompt is none, or shows the labels: found by trying it with others."""
+def check_prompt(name: str, prompt: str) -> None:
+    """UserError when a prompt function fails on an example, or shows the labels: its messages change with them."""
     prompt_function(f"meta.critics.{name}.prompt", prompt).check()
-    if asks_by(prompt, step_labels=[0, 0], correct=False):
+    if depends_on(prompt, step_labels=[0, 0], correct=False):
         raise UserError(
             f"meta.critics.{name}.prompt = {prompt} shows the critic the labels that it is judged by; take "
             "minos_ray.critiques.prompts:blind"
         )
 
 
-def asks_by(prompt: str, **changes: Any) -> bool:
-    """Whether the messages depend on something of the case."""
+def depends_on(prompt: str, **changes: Any) -> bool:
+    """Whether a prompt's messages change with these fields of the case."""
     return resolve(prompt)(EXAMPLE) != resolve(prompt)(EXAMPLE._replace(**changes))
 
 
 def judge(config: Config, run: Run, name: str, section: MetaCritic, labelled: Run, artefact: Artefact) -> Manifest:
-    """Fills the artefact with one row of scores per solution; the answers are bought into the cache of `run`."""
+    """Fills the artefact with one row of scores per solution; the answers are bought into the cache of `run`.
+
+    UserError when the prompt shows right answers and the set lacks some, and for errors of the endpoint.
+    """
     start, section = time.monotonic(), with_model(section)
     rows = solutions(labelled)
-    if asks_by(section.prompt, answer="3") and not all(row["gold"] for row in rows):
+    if depends_on(section.prompt, answer="3") and not all(row["gold"] for row in rows):
         raise UserError(
             f"meta.critics.{name}.prompt = {section.prompt} shows right answers; {labelled.path} lacks some"
         )
     if not has_prices(section):
         print(f"meta.critics.{name}: no price of model '{section.model}' is known; costs count as 0 USD")
-    questions = [question for at, row in enumerate(rows) for question in ask_about(section, at, row)]
+    questions = [question for number, row in enumerate(rows) for question in questions_of(section, number, row)]
     try:
         answers, details = ask(config, section, [q.request for q in questions], Cache(run), critique_status)
     except UserError as error:
@@ -83,51 +87,38 @@ def judge(config: Config, run: Run, name: str, section: MetaCritic, labelled: Ru
     for question in questions:
         replies[question.row].append(answers[question.request.key])
     outcomes: Counter[str] = Counter()
-    made = [rated(row, given, outcomes) for row, given in zip(rows, replies, strict=True)]
-    artefact.write_part("00000", columns.table("scores", made))
+    scores = [rate(row, of_row, outcomes) for row, of_row in zip(rows, replies, strict=True)]
+    artefact.write_part("00000", columns.table("scores", scores))
     paid = {question.request.key: answers[question.request.key] for question in questions}
-    details |= {"seconds": round(time.monotonic() - start, 2), **sums(paid)}
-    manifest = complete(artefact, made, outcomes, details)
+    details |= {"seconds": round(time.monotonic() - start, 2)}
+    for key in ("prompt_tokens", "completion_tokens", "cost_usd"):  # of all answers, those from the cache too
+        details[key] = sum(getattr(answer, key) for answer in paid.values())
+    counts = {"candidates": len(scores), "critiques": outcomes.total(), "ok": outcomes.pop("ok", 0)}
+    manifest = artefact.complete(counts, {f"critique_{reason}": n for reason, n in outcomes.items()}, details)
     if lacking := unanswered(manifest):
         print(f"meta.critics.{name}: {lacking} critiques got no answer and are not read; the same command asks again")
     return manifest
 
 
 def unanswered(manifest: Manifest) -> int:
-    """Critiques that the endpoint did not give: they were not paid for, and are asked for by the next command."""
+    """Critiques that got no answer: they were not paid for, and the next command requests them again."""
     return sum(manifest.dropped.get(f"critique_{outcome}", 0) for outcome in get_args(Outcome) if outcome not in BOUGHT)
 
 
-def complete(
-    artefact: Artefact, rows: Sequence[Mapping[str, Any]], outcomes: Counter[str], details: dict[str, Any]
-) -> Manifest:
-    """The manifest: critiques by what became of them."""
-    counts = {"candidates": len(rows), "critiques": outcomes.total(), "ok": outcomes.pop("ok", 0)}
-    return artefact.complete(counts, {f"critique_{reason}": n for reason, n in outcomes.items()}, details)
-
-
-def sums(answers: Mapping[str, Answer]) -> dict[str, float]:
-    """Tokens and money of all answers, those of the cache too."""
-    return {
-        key: sum(getattr(answer, key) for answer in answers.values())
-        for key in ("prompt_tokens", "completion_tokens", "cost_usd")
-    }
-
-
 def solutions(labelled: Run) -> list[dict[str, Any]]:
-    """The solutions of split test with their question, gold answer and what the critic is shown (`lines`)."""
+    """The solutions of split test with their question, gold answer and the lines that the critic is shown."""
     problems = read_problems(labelled, "test", ["problem_id", "question", "answer", "solution"])
-    asked = {row.pop("problem_id"): row for row in problems.rename_columns({"answer": "gold"}).to_pylist()}
+    of_problem = {row.pop("problem_id"): row for row in problems.rename_columns({"answer": "gold"}).to_pylist()}
     labels = labelled.artefact("labels").read(["candidate_id", "problem_id", "answer", "steps"]).sort_by("candidate_id")
     return [
-        {**row, **asked[row["problem_id"]], "lines": shown(row["steps"], row["answer"])}
+        {**row, **of_problem[row["problem_id"]], "lines": lines_shown(row["steps"], row["answer"])}
         for row in labels.to_pylist()
-        if row["problem_id"] in asked
+        if row["problem_id"] in of_problem
     ]
 
 
-def shown(steps: Sequence[str], answer: str | None) -> list[str]:
-    """The steps and the answer line, on which the final verdict is; one is added where no step is it.
+def lines_shown(steps: Sequence[str], answer: str | None) -> list[str]:
+    """The steps and the answer line, which the final verdict is about; one is added where the last step is not one.
 
     So every step of ProcessBench is judged as a step, also the one that ends with the answer.
     """
@@ -136,17 +127,17 @@ def shown(steps: Sequence[str], answer: str | None) -> list[str]:
     return [*steps, f"The answer is: {answer}" if answer else "No final answer is given."]
 
 
-def ask_about(section: MetaCritic, at: int, row: Mapping[str, Any]) -> Iterator[Question]:
-    """The requests about one solution, none about one without steps. No label is in the case."""
+def questions_of(section: MetaCritic, number: int, row: Mapping[str, Any]) -> Iterator[Question]:
+    """The requests about one solution, none for one without steps. The case has no labels."""
     if not row["steps"]:
         return
     case = Case(row["question"], row["lines"], [-1] * len(row["lines"]), False, row["gold"], row["solution"])
     for sample in range(section.samples):
-        yield Question(at, build_request(section, section.prompt, case, (len(row["lines"]),), sample))
+        yield Question(number, build_request(section, section.prompt, case, (len(row["lines"]),), sample))
 
 
-def rated(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[str]) -> dict[str, Any]:
-    """Scores of one solution: shares of critiques; no step scores (and score 0) when none could be read."""
+def rate(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[str]) -> dict[str, Any]:
+    """The row of scores of one solution: fractions of critiques; score 0 and no step scores when none could be read."""
     parsed = [read(answer, len(row["lines"]), outcomes) for answer in answers]
     if not answers:
         outcomes["no_steps"] += 1
@@ -158,7 +149,7 @@ def rated(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[s
 
 
 def read(answer: Answer, lines: int, outcomes: Counter[str]) -> Parsed:
-    """What a critique says. How it went is counted."""
+    """The parsed critique; its status is counted in `outcomes`."""
     critique = parse_critique(answer.text if answer.outcome == "answered" else "", lines)
     outcomes[critique.status if answer.outcome == "answered" else answer.outcome] += 1
     return critique

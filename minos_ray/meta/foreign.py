@@ -1,7 +1,17 @@
-"""Scores of published reward models, by kind: padded batches of transformers' own forward passes."""
+"""Published reward models: what each kind reads, and its scores from padded batches of transformers' forward passes.
 
+Positions at which a model is read are known by construction. Where a format tokenises text as a whole, the separators'
+places in the text are known and the tokenizer says which token covers them; a token id is never searched for. Nothing
+stands behind the last position: these models read from left to right.
+
+Raise `verifiers.FORMATS_VERSION` when what a model reads changes.
+"""
+
+import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -9,20 +19,36 @@ import numpy as np
 import pyarrow as pa
 
 from minos_ray.config.resources import Scoring
-from minos_ray.config.schema import ForeignModel
+from minos_ray.config.schema import Aggregation, ForeignModel
 from minos_ray.errors import UserError
-from minos_ray.meta.formats import Reading, format_of, refusal, signs
-from minos_ray.scoring.device import device_of, give_back
-from minos_ray.scoring.scorer import AGGREGATIONS, scored
+from minos_ray.scoring.scorer import score_units
+from minos_ray.scoring.verifier import device_of, free_memory
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
 
-WORKER = "minos_ray.meta.foreign:ForeignScorers"
 CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # of one batch, padding included
+TAG, GOOD, BAD = "ки", "+", "-"
+NUMBERED = re.compile(r"step\s*\d+", re.IGNORECASE)
+QWEN_SEPARATOR = "<extra_0>"
+QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+class Reading(NamedTuple):
+    """Token ids of a solution, and where the model is read: once (an ORM) or at the end of each step."""
+
+    ids: list[int]
+    positions: list[int]
+
+
+Encode = Callable[[str, Sequence[str]], Reading]
+Format = Callable[..., Reading]  # of tokenizer, question and steps
+Places = tuple[Any, Any]  # tensors [places]: rows and columns of a batch
+Logits = Callable[[dict[str, Any], Places], Any]
 
 
 class Kind(NamedTuple):
-    """How a kind's architecture ends, how many labels it may have (any when empty), and transformers' class for it."""
+    """The ending of a kind's architecture, the numbers of labels that it may have (any when empty), and the class of
+    transformers that loads it."""
 
     ending: str
     labels: tuple[int, ...]
@@ -38,10 +64,10 @@ KINDS = {
 
 
 class ForeignScorers:
-    """The worker of `run_units` for these models; takes and gives what `scorer.Scorers` does."""
+    """The worker of `run_units` for these models, with the arguments and results of `scorer.Scorers`."""
 
-    def __init__(self, run: str, models: dict[str, ForeignModel], aggregation: str, resources: Scoring) -> None:
-        self.run, self.models, self.aggregate = Run(run), models, AGGREGATIONS[aggregation]
+    def __init__(self, run: str, models: dict[str, ForeignModel], aggregation: Aggregation, resources: Scoring) -> None:
+        self.run, self.models, self.aggregation = Run(run), models, aggregation
         self.longest, self.gpus = resources.max_model_len, resources.gpus
         self.name: str | None = None
         self.scorer: ForeignScorer | None = None
@@ -49,13 +75,13 @@ class ForeignScorers:
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """One row of scores per candidate, and the counts of `ForeignScorer.score` with seconds."""
         scorer = self.scorer_of(units["artefact"][0].as_py())
-        return scored(units, scorer.score, self.aggregate, scorer.by_step)
+        return score_units(units, scorer.score, self.aggregation, scorer.by_step)
 
     def scorer_of(self, artefact: str) -> "ForeignScorer":
-        """The model of an artefact; the one before is let go first."""
+        """The model of an artefact; the previous one is freed first."""
         if self.scorer is None or self.name != artefact:
             self.scorer = None
-            give_back()
+            free_memory()
             model = self.models[artefact]
             self.scorer = ForeignScorer(model, locate(model, self.run), self.longest, self.gpus)
             self.name = artefact
@@ -66,41 +92,41 @@ class ForeignScorer:
     """A loaded model; `by_step` says whether it gives a score per step. Solutions have at most `longest` tokens."""
 
     def __init__(self, model: ForeignModel, path: str, longest: int = 10**9, gpus: int = 0) -> None:
-        refuse_kind(model, path)
+        check_kind(model, path)
         self.by_step = model.kind != "sequence"
         self.device = device_of(gpus)
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
         self.tokenizer = load_tokenizer(path, model.trust_remote_code)
         self.encode = format_of(model, self.tokenizer)
-        self.whole = load(model, path).to(self.device).eval()
-        self.whole.config.use_cache = False
-        pad = self.whole.config.get_text_config().pad_token_id
+        self.model = load(model, path).to(self.device).eval()
+        self.model.config.use_cache = False
+        pad = self.model.config.get_text_config().pad_token_id
         self.pad: int | None = None if pad is None or pad < 0 else pad
-        self.longest = min(longest, positions(self.whole))
-        self.logits = reader(model.kind, self.whole, self.tokenizer)
+        self.longest = min(longest, positions(self.model))
+        self.logits = logits_of(model.kind, self.model, self.tokenizer)
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
-        """Scores in 0..1 of each (question, steps): one, or one per step; none of a refused solution.
+        """Scores in 0..1 of each (question, steps): one, or one per step; none of a rejected solution.
 
-        Also counts: tokens that were computed, tokens of all solutions, refusals by reason.
+        Also counts: tokens that were computed, tokens of all solutions, rejected solutions by reason.
         """
         readings = [self.reading(question, steps) for question, steps in solutions]
         reasons = [refusal(reading, self.longest) for reading in readings]
-        fine = {row: reading for row, reading in enumerate(readings) if reasons[row] is None}
-        found: list[list[float]] = [[] for _ in readings]
+        readable = {row: reading for row, reading in enumerate(readings) if reasons[row] is None}
+        scores: list[list[float]] = [[] for _ in readings]
         stats = Counter({f"refused_{reason}": reasons.count(reason) for reason in {*reasons} - {None}})
-        for batch in batches(fine, lambda: self.budget):
-            stats["tokens"] += padded_size(batch, fine)
-            for row, scores in zip(batch, self.halving([fine[row] for row in batch]), strict=True):
-                if all(map(isfinite, scores)):
-                    found[row] = scores
+        for batch in batches(readable, lambda: self.budget):
+            stats["tokens"] += padded_size(batch, readable)
+            for row, values in zip(batch, self.halving([readable[row] for row in batch]), strict=True):
+                if all(map(isfinite, values)):
+                    scores[row] = values
                 else:
                     stats["refused_not_finite"] += 1
-        stats["tokens_of_solutions"] += sum(len(reading.ids) for reading in fine.values())
-        return found, dict(stats)
+        stats["tokens_of_solutions"] += sum(len(reading.ids) for reading in readable.values())
+        return scores, dict(stats)
 
     def reading(self, question: str, steps: Sequence[str]) -> Reading:
-        """What is read, and where: transformers reads a sequence classifier at the last token that is no padding."""
+        """Tokens and positions: transformers reads a sequence classifier at the last token that is not padding."""
         reading = self.encode(question, steps)
         if self.by_step or not reading.positions:
             return reading
@@ -135,9 +161,11 @@ class ForeignScorer:
         places = np.concatenate([reading.positions for reading in batch])
         arrays = (ids, mask, np.repeat(np.arange(len(batch)), sizes), places)
         with torch.inference_mode():
-            inputs, seen, rows, columns = (torch.from_numpy(array).to(self.device) for array in arrays)
-            logits = self.logits({"input_ids": inputs, "attention_mask": seen}, (rows, columns))
-            scores = probabilities(logits.float()).cpu().numpy()
+            inputs, attended, rows, columns = (torch.from_numpy(array).to(self.device) for array in arrays)
+            logits = self.logits({"input_ids": inputs, "attention_mask": attended}, (rows, columns)).float()
+            # The probability of the class right: the sigmoid of one logit, or the second of two.
+            scores = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=-1)[:, 1]
+            scores = scores.cpu().numpy()
         return [part.tolist() for part in np.split(scores, np.cumsum(sizes)[:-1])]
 
 
@@ -165,69 +193,168 @@ def load(model: ForeignModel, path: str) -> Any:
 
     logging.disable_progress_bar()
     if model.kind == "qwen":
-        from minos_ray.meta.qwen_prm import QwenRewardModel
-
-        made, info = QwenRewardModel.from_pretrained(path, dtype="auto", output_loading_info=True)
+        loaded, info = qwen_class().from_pretrained(path, dtype="auto", output_loading_info=True)
     else:
         options = {"dtype": "auto", "trust_remote_code": model.trust_remote_code, "output_loading_info": True}
-        made, info = getattr(transformers, KINDS[model.kind].loader).from_pretrained(path, **options)
+        loaded, info = getattr(transformers, KINDS[model.kind].loader).from_pretrained(path, **options)
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"model '{model.model}': {path} holds no weights {', '.join(missing[:3])}")
-    return made
+    return loaded
 
 
-def positions(whole: Any) -> int:
-    """Tokens that there are positions for. Where positions are counted from a padding index on, as in RoBERTa, the
-    table of `max_position_embeddings` begins with that many and one more that no token takes.
-    """
-    tables = [module for name, module in whole.named_modules() if name.endswith("position_embeddings")]
+def qwen_class() -> Any:
+    """Qwen2.5-Math-PRM as transformers' Qwen2 and a small head, so that no code comes with the weights."""
+    from torch import nn
+    from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
+
+    class QwenRewardModel(Qwen2PreTrainedModel):
+        """Two classes at every token (0 wrong, 1 right); its weights are named as in `Qwen2ForProcessRewardModel`."""
+
+        _keys_to_ignore_on_load_unexpected = ["lm_head"]  # noqa: RUF012 (transformers sets it on instances, too)
+
+        def __init__(self, config: Qwen2Config) -> None:
+            super().__init__(config)
+            width = config.hidden_size
+            self.model = Qwen2Model(config)
+            self.score = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+            self.post_init()
+
+    return QwenRewardModel
+
+
+def positions(model: Any) -> int:
+    """Number of tokens that the model has positions for."""
+    # Where positions are counted from a padding index on, as in RoBERTa, the table of `max_position_embeddings` begins
+    # with that many and one more that no token takes.
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
     unused = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
-    most = getattr(whole.config.get_text_config(), "max_position_embeddings", None)
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return most - max(unused, default=0) if most else 10**9
 
 
-def refuse(model: ForeignModel, path: str) -> None:
-    """UserError for what can be known to be wrong without loading weights: another kind, an unfit tokenizer."""
-    refuse_kind(model, path)
+def check_model(model: ForeignModel, path: str) -> None:
+    """UserError for mistakes that show without loading weights: another kind, an unfit tokenizer."""
+    check_kind(model, path)
     format_of(model, load_tokenizer(path, model.trust_remote_code))
 
 
-def refuse_kind(model: ForeignModel, path: str) -> None:
+def check_kind(model: ForeignModel, path: str) -> None:
     """UserError when the config beside the weights names another kind of model."""
     from transformers import AutoConfig
 
     kind, config = KINDS[model.kind], AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     if model.kind in ("sequence", "tokens") and hasattr(config, "step_encoding"):
         raise UserError(f"model '{model.model}' was trained by minos_ray: its kind is 'minos', not '{model.kind}'")
-    fits = any(name.endswith(kind.ending) for name in config.architectures or [])
-    if fits and (not kind.labels or config.num_labels in kind.labels):
+    matches = any(name.endswith(kind.ending) for name in config.architectures or [])
+    if matches and (not kind.labels or config.num_labels in kind.labels):
         return
     labels = f" with {' or '.join(map(str, kind.labels))} labels" if kind.labels else ""
-    found = f"{config.architectures} with {config.num_labels} labels"
-    raise UserError(f"model '{model.model}' is {found}; kind '{model.kind}' is *{kind.ending}{labels}")
+    actual = f"{config.architectures} with {config.num_labels} labels"
+    raise UserError(f"model '{model.model}' is {actual}; kind '{model.kind}' is *{kind.ending}{labels}")
 
 
-def probabilities(logits: Any) -> Any:
-    """Of the class right: the sigmoid of one logit, or the second of two by softmax."""
-    return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=-1)[:, 1]
-
-
-Places = tuple[Any, Any]
-Logits = Callable[[dict[str, Any], Places], Any]
-
-
-def reader(kind: str, whole: Any, tokenizer: Any) -> Logits:
-    """What gives the logits, [places, 1 or 2] (wrong, right), at places (rows, columns) of a batch."""
+def logits_of(kind: str, model: Any, tokenizer: Any) -> Logits:
+    """The function that computes logits [places, 1 or 2] (wrong, right) of a batch's inputs at `Places`."""
 
     def hidden(inputs: dict[str, Any], places: Places) -> Any:
-        return whole.base_model(**inputs).last_hidden_state[places]
+        return model.base_model(**inputs).last_hidden_state[places]
 
     if kind == "tokens":
-        return lambda inputs, places: whole(**inputs).logits[places]
+        return lambda inputs, places: model(**inputs).logits[places]
     if kind == "shepherd":
-        head, answers = whole.get_output_embeddings(), signs(tokenizer)
+        head, answers = model.get_output_embeddings(), sign_ids(tokenizer)
         return lambda inputs, places: head(hidden(inputs, places))[:, answers]
-    if kind == "qwen" or hasattr(whole, "score"):
-        return lambda inputs, places: whole.score(hidden(inputs, places))
-    # An encoder (BERT) pools by itself, whatever place is asked for.
-    return lambda inputs, places: whole(**inputs).logits[places[0]]
+    if kind == "qwen" or hasattr(model, "score"):
+        return lambda inputs, places: model.score(hidden(inputs, places))
+    # An encoder (BERT) pools by itself, so the columns are not used.
+    return lambda inputs, places: model(**inputs).logits[places[0]]
+
+
+def sequence(tokenizer: Any, question: str, steps: Sequence[str]) -> Reading:
+    """A chat of question and solution, as the model's template writes it; without one, the two texts as two lines."""
+    solution = "\n".join(steps)
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": solution}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(f"{question}\n{solution}")["input_ids"]
+    return Reading(ids, [len(ids) - 1] if steps else [])
+
+
+def tokens(tokenizer: Any, question: str, steps: Sequence[str], separator: str) -> Reading:
+    """TRL's PRMTrainer (1.12, `tokenize_row`): BOS if there is one, the question, then each step and the separator.
+
+    Each piece is tokenised on its own; a step is read at the last token of its separator.
+    """
+    question_ids, *step_ids = tokenizer([question, *steps], add_special_tokens=False)["input_ids"]
+    ids = ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]) + question_ids
+    end, positions = tokenizer(separator, add_special_tokens=False)["input_ids"], []
+    for step in step_ids:
+        ids = ids + step + end
+        positions.append(len(ids) - 1)
+    return Reading(ids, positions)
+
+
+def shepherd(tokenizer: Any, question: str, steps: Sequence[str]) -> Reading:
+    """Math-Shepherd (card of peiyi9979/math-shepherd-mistral-7b-prm): `QUESTION Step 1: ... ки\\nStep 2: ... ки`."""
+    numbered = [s if NUMBERED.match(s) else f"Step {k}: {s}" for k, s in enumerate(map(str.strip, steps), 1)]
+    return located(tokenizer, f"{question} ", [f"{step} {TAG}" for step in numbered], "\n", True)
+
+
+def qwen(tokenizer: Any, question: str, steps: Sequence[str]) -> Reading:
+    """Qwen2.5-Math-PRM (its card): the chat template with a system prompt, `<extra_0>` behind each step."""
+    messages = [{"role": "system", "content": QWEN_SYSTEM}, {"role": "user", "content": question}]
+    before = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return located(tokenizer, before, [f"{step}{QWEN_SEPARATOR}" for step in steps], "", False)
+
+
+def located(tokenizer: Any, before: str, pieces: Sequence[str], between: str, special: bool) -> Reading:
+    """`before` and the pieces, tokenised as one text and read at the token that covers the last character of each."""
+    text, ends = before, []
+    for number, piece in enumerate(pieces):
+        text += between * bool(number) + piece
+        ends.append(len(text))
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    return Reading(encoded["input_ids"], covering(encoded["offset_mapping"], ends))
+
+
+def covering(offsets: Iterable[tuple[int, int]], ends: Sequence[int]) -> list[int]:
+    """Index of the last token that begins before each end; tokens without text (BOS) cover nothing."""
+    spans = [(start, index) for index, (start, end) in enumerate(offsets) if end > start]
+    starts = [start for start, _ in spans]
+    return [spans[bisect_left(starts, end) - 1][1] for end in ends]
+
+
+FORMATS: dict[str, Format] = {"sequence": sequence, "tokens": tokens, "shepherd": shepherd, "qwen": qwen}
+
+
+def format_of(model: ForeignModel, tokenizer: Any) -> Encode:
+    """The function that encodes solutions for a model; UserError when its tokenizer cannot be used."""
+    name = f"the tokenizer of model '{model.model}'"
+    if model.kind in ("shepherd", "qwen") and not tokenizer.is_fast:
+        raise UserError(f"{name} does not say where its tokens are in the text; a tokenizer.json is needed")
+    if model.kind == "tokens":
+        if not tokenizer(model.separator, add_special_tokens=False)["input_ids"]:
+            raise UserError(f"{name} has no token for separator {model.separator!r}; set the one of its training")
+        return partial(tokens, tokenizer, separator=model.separator)
+    if model.kind == "qwen" and (not tokenizer.chat_template or len(ids_of(tokenizer, QWEN_SEPARATOR)) != 1):
+        raise UserError(f"{name} has no chat template or no token {QWEN_SEPARATOR}; kind 'qwen' needs both")
+    return partial(FORMATS[model.kind], tokenizer)
+
+
+def sign_ids(tokenizer: Any) -> list[int]:
+    """Ids of - and + (wrong, right) as tokens that follow a space, where Math-Shepherd's labels stand."""
+    return [ids_of(tokenizer, f"x {sign}")[-1] for sign in (BAD, GOOD)]
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text without special tokens."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def refusal(reading: Reading, longest: int) -> str | None:
+    """Why a solution cannot be scored; None when it can. Nothing is truncated."""
+    if not reading.positions:
+        return "no_steps"
+    return "over_max_length" if len(reading.ids) > longest else None

@@ -10,20 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.errors import UserError
-from minos_ray.evaluation.candidates import Candidates, grouped, read_candidates
-from minos_ray.evaluation.judged import with_label
+from minos_ray.evaluation.candidates import Candidates, group_candidates, read_candidates
+from minos_ray.evaluation.verdicts import any_label
 from minos_ray.problems.split import problems_by_id, read_problems
 from minos_ray.store.run import Run
 
-# What a verifier or a critic may see, and which solutions are scored.
-SEEN = {
+# The columns that scores of a set depend on: what a verifier or a critic is shown, and which solutions are scored.
+SCORED = {
     "problems": ["problem_id", "split", "question", "answer", "solution"],
     "labels": ["candidate_id", "answer", "steps"],
 }
 
 
 class LabelledSet(NamedTuple):
-    """One run directory: its solutions in order of problems, and the data set of each."""
+    """One run directory: its solutions in order of problems, and the data set of each, [solutions] of str."""
 
     run: Run
     candidates: Candidates
@@ -31,30 +31,30 @@ class LabelledSet(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Names the folder of the set's scores."""
+        """The name of the folder with the set's scores."""
         return set_key(self.run)
 
     @property
     def by_step(self) -> bool:
         """Whether any step is labelled."""
-        return bool(pc.any(with_label(self.candidates.rows["step_labels"])).as_py())
+        return bool(pc.any(any_label(self.candidates.rows["step_labels"])).as_py())
 
     def parts(self) -> Iterator[tuple[str, Candidates]]:
         """The solutions of each data set."""
         for dataset in np.unique(self.datasets).tolist():
-            yield dataset, grouped(self.candidates.rows.filter(pa.array(self.datasets == dataset)))
+            yield dataset, group_candidates(self.candidates.rows.filter(pa.array(self.datasets == dataset)))
 
     def questions(self) -> set[str]:
-        """The questions whose solutions are judged, without differences in space."""
+        """The questions whose solutions are judged, with white space normalised."""
         problems = read_problems(self.run, None, ["problem_id", "question"])
         judged = pc.is_in(problems["problem_id"], value_set=self.candidates.rows["problem_id"].combine_chunks())
         return {" ".join(question.split()) for question in problems.filter(judged)["question"].to_pylist()}
 
 
 def set_key(labelled: Run) -> str:
-    """A folder name made of all that can be seen of the set: the same for the same data, wherever it comes from."""
+    """A digest of all that scores of the set depend on: the same for the same data in another place."""
     digest = blake2b(digest_size=8)
-    for name, columns in SEEN.items():
+    for name, columns in SCORED.items():
         rows = labelled.artefact(name).read(columns).sort_by(columns[0])
         digest.update(json.dumps(rows.to_pylist()).encode())
     return digest.hexdigest()
@@ -70,17 +70,17 @@ def read_set(path: str, key: str) -> LabelledSet:
     if not candidates.problems:
         raise UserError(f"{key}: '{path}' has no labelled solution in split test; import it with split=test")
     problems = problems_by_id(run, None, ["problem_id", "dataset"])
-    of_row = np.array([problems[name]["dataset"] for name in candidates.rows["problem_id"].to_pylist()])
-    return LabelledSet(run, candidates, of_row)
+    datasets = [problems[name]["dataset"] for name in candidates.rows["problem_id"].to_pylist()]
+    return LabelledSet(run, candidates, np.array(datasets))
 
 
-def refuse_overlap(other: LabelledSet, judged: Sequence[LabelledSet]) -> None:
+def check_overlap(other: LabelledSet, judged: Sequence[LabelledSet]) -> None:
     """UserError when the set that thresholds come from shares a question with one that is judged."""
     questions = other.questions()
-    for one in judged:
-        shared = sorted(questions & one.questions())
+    for labelled in judged:
+        shared = sorted(questions & labelled.questions())
         if shared:
             raise UserError(
                 f"meta.threshold_from: '{other.run.path}' shares {len(shared)} questions with the judged set "
-                f"'{one.run.path}', such as {shared[0][:60]!r}; choose the threshold on other problems"
+                f"'{labelled.run.path}', such as {shared[0][:60]!r}; choose the threshold on other problems"
             )

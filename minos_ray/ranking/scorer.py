@@ -8,16 +8,18 @@ from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from minos_ray.config.load import resolve
 from minos_ray.config.resources import Scoring
-from minos_ray.config.schema import ForeignModel, Model
+from minos_ray.config.schema import Aggregation, ForeignModel, Model
 from minos_ray.errors import UserError
 from minos_ray.files.read import is_nothing, written
 from minos_ray.files.slices import Reader, Slice
 from minos_ray.grading.graders import STYLES
-from minos_ray.scoring.verifier import kind_of
+from minos_ray.scoring.scorer import LOWEST_SCORE
+from minos_ray.scoring.verifier import aggregate, kind_of
 from minos_ray.steps.own_text import own_solution
 from minos_ray.store.model_files import absolute, locate
 from minos_ray.store.run import Run
@@ -36,7 +38,7 @@ class Task:
     text: str
     style: str
     splitter: str = SPLITTER
-    aggregation: str = "min"
+    aggregation: Aggregation = "min"
     resources: Scoring = field(default_factory=Scoring)
 
 
@@ -59,9 +61,9 @@ def verifier_of(model: str, kind: str | None = None, separator: str | None = Non
         labels = len(config.get("id2label") or "..")
         kind_of(SimpleNamespace(**{"architectures": None, **config, "num_labels": labels}), model)
     else:
-        from minos_ray.meta.foreign import refuse
+        from minos_ray.meta.foreign import check_model
 
-        refuse(verifier, str(path))
+        check_model(verifier, str(path))
     return absolute(verifier)
 
 
@@ -89,12 +91,10 @@ class SolutionScorer:
 
     def total(self, scores: Sequence[float]) -> float | None:
         """The score of a solution from those of its steps, as in a run; an ORM's is its last one."""
-        from minos_ray.scoring.scorer import AGGREGATIONS, LEAST
-
         if not scores:
             return None
         name = "last" if getattr(self.scorer, "kind", "") == "orm" else self.task.aggregation
-        return max(AGGREGATIONS[name](scores), LEAST)
+        return max(float(aggregate(np.array(scores), np.array([len(scores)]), name)[0]), LOWEST_SCORE)
 
     def __getstate__(self) -> dict[str, Any]:
         """The task alone, so that it can be sent before it has loaded anything."""

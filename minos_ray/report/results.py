@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minos_ray.evaluation.headline import SINGLE, headline_of
+from minos_ray.config.schema import AGGREGATIONS
+from minos_ray.evaluation.outcomes import SINGLE, headline_of
 from minos_ray.report import paper
 
 METHOD_NAMES = {
@@ -27,7 +28,6 @@ METHOD_NAMES = {
 # The paper's ways to choose (and the bounds); all others stand in a table of their own.
 MAIN = ("pass@1", "pass@n", "self-consistency", "best-of-n", "weighted-vote", "critic-filtered-vote")
 VERIFIER_NAMES = {"orm-base": "ORM", "prm-base": "PRM", "orm-minos": "Minos ORM", "prm-minos": "Minos PRM"}
-AGGREGATIONS = ("min", "product", "last", "mean")
 VOTE = ("self-consistency", "")
 ORDER = [
     ("pass@1", ""),

@@ -132,7 +132,7 @@ def last_share(run: Run, name: str) -> float | None:
         steps = flat(artefact.read_part(part, ["step_scores"])["step_scores"])
         owners = np.repeat(np.arange(len(steps.lengths)), steps.lengths)
         has_nan = np.bincount(owners[np.isnan(steps.values)], minlength=len(steps.lengths)) > 0
-        usable = steps.some((steps.lengths > 0) & ~has_nan)
+        usable = steps.select((steps.lengths > 0) & ~has_nan)
         last += int((usable.first_lowest() == usable.lengths - 1).sum())
         scored += len(usable.lengths)
     return last / scored if scored else None

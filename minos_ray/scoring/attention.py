@@ -1,10 +1,11 @@
 """Attention in a forest, and a last layer that works only where the model is read.
 
 Registered with transformers as the attention `minos_forest`. Nodes are taken in runs of neighbours: each run attends
-to the path to its first node and to itself, so that little is computed that nobody sees, and no mask is of
-[nodes, nodes]. Nothing is padded outside of attention.
+to the path to its first node and to itself, so that few masked pairs are computed and no mask is [nodes, nodes].
+Nothing is padded outside of attention.
 """
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -12,57 +13,53 @@ import torch
 from torch import nn
 
 from minos_ray.errors import UserError
-from minos_ray.scoring.batches import NONE, Forest, keys, runs
-from minos_ray.scoring.linear import pack
+from minos_ray.scoring.forest import NONE, Forest, keys, runs
 from minos_ray.training import packing
 
 NAME = "minos_forest"
-GROUPS = 3  # of runs with paths of like lengths, filled up to the longest
-# Keys of one layout: they and their values are copied at once, on GPUs for each head of the queries: 1 GB in half
+GROUPS = 3  # of runs with paths of similar length, each padded to its longest
+# Keys of one layout, which are copied at once with their values; on GPUs for each head of the queries: 1 GB in half
 # precision for 32 heads of 128.
 KEYS, GPU_KEYS = 2**18, 2**16
-RUN = 64  # nodes of a run: longer ones look at more that they may not see, shorter ones copy more keys
+RUN = 64  # nodes of a run: longer ones compute more masked pairs, shorter ones copy more keys
 
 
 class Layout:
-    """Some runs: the nodes that ask [runs * nodes], the nodes that are asked [runs, keys], and a mask to be added."""
+    """Some runs: nodes that are queries [runs * nodes], nodes that are keys [runs, keys], and an additive mask
+    [runs, 1, nodes, keys]."""
 
-    def __init__(self, forest: Forest, asking: np.ndarray, device: torch.device, dtype: torch.dtype) -> None:
-        asked = torch.from_numpy(keys(forest, asking)).to(device)
+    def __init__(self, forest: Forest, queries: np.ndarray, device: torch.device, dtype: torch.dtype) -> None:
+        padded_keys = torch.from_numpy(keys(forest, queries)).to(device)
         ends = torch.from_numpy(forest.ends).to(device)
-        # Numbers behind the last node ask for it again: they get the same.
-        who = torch.from_numpy(asking).to(device).clamp(max=len(ends) - 1)
-        self.asking, self.keys = who.flatten(), asked.clamp(min=0)
-        end = ends[self.keys].masked_fill(asked == NONE, NONE)
-        sees = (asked[:, None] <= who[:, :, None]) & (who[:, :, None] < end[:, None])
+        # Numbers beyond the last node repeat it: its result is computed again, and is the same.
+        nodes = torch.from_numpy(queries).to(device).clamp(max=len(ends) - 1)
+        self.queries, self.keys = nodes.flatten(), padded_keys.clamp(min=0)
+        end = ends[self.keys].masked_fill(padded_keys == NONE, NONE)
+        sees = (padded_keys[:, None] <= nodes[:, :, None]) & (nodes[:, :, None] < end[:, None])
         self.mask = torch.zeros(sees.shape, device=device, dtype=dtype).masked_fill_(~sees, -torch.inf)[:, None]
 
 
 class View:
-    """A forest for one pass: all nodes ask in every layer, in the last one those of `places`, where it is read."""
+    """A forest for one pass: in every layer all nodes are queries, in the last one only those read (`places`)."""
 
     def __init__(self, forest: Forest, places: np.ndarray, device: torch.device, dtype: torch.dtype) -> None:
         # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
         self.dtype = torch.float32 if device.type == "cpu" else dtype
-        asking = runs(forest, RUN)
-        by_depth = asking[np.argsort(forest.depths[asking[:, 0]], kind="stable")]
+        queries = runs(forest, RUN)
+        by_depth = queries[np.argsort(forest.depths[queries[:, 0]], kind="stable")]
         read = places[np.argsort(forest.depths[places], kind="stable"), None]
+        most_keys = KEYS if packing.takes_groups(device.type) else GPU_KEYS
         self.everywhere, self.read = (
-            [Layout(forest, part, device, self.dtype) for part in parts(forest, asking, least, keys_of(device.type))]
-            for asking, least in ((by_depth, GROUPS), (read, 1))
+            [Layout(forest, part, device, self.dtype) for part in split_runs(forest, queries, groups, most_keys)]
+            for queries, groups in ((by_depth, GROUPS), (read, 1))
         )
         self.places = torch.from_numpy(places).to(device)
 
 
-def keys_of(device: str) -> int:
-    """Keys of a layout."""
-    return KEYS if packing.takes_groups(device) else GPU_KEYS
-
-
-def parts(forest: Forest, asking: np.ndarray, least: int, most: int) -> list[np.ndarray]:
-    """Runs in at least `least` parts (or one for each run), so many that none has much more than `most` keys."""
-    keys = len(asking) * (int(forest.depths[asking[-1, 0]]) + asking.shape[1])
-    return np.array_split(asking, min(max(least, -(-keys // most)), len(asking)))
+def split_runs(forest: Forest, queries: np.ndarray, groups: int, most_keys: int) -> list[np.ndarray]:
+    """Runs [runs, nodes] sorted by depth, in at least `groups` parts of about `most_keys` keys at most."""
+    keys = len(queries) * (int(forest.depths[queries[-1, 0]]) + queries.shape[1])
+    return np.array_split(queries, min(max(groups, -(-keys // most_keys)), len(queries)))
 
 
 class ReadOnly(nn.Module):
@@ -77,7 +74,10 @@ class ReadOnly(nn.Module):
         """[1, tokens, width] in and out, though the widths may differ; without `places` everywhere."""
         if self.places is None:
             return self.module(hidden)
-        return spread(self.module(hidden[0, self.places]), self.places, hidden.shape[1])[None]
+        states = self.module(hidden[0, self.places])
+        out = states.new_zeros(1, hidden.shape[1], *states.shape[1:])
+        out[0, self.places] = states
+        return out
 
 
 class Backbone:
@@ -91,9 +91,9 @@ class Backbone:
         self.model, self.module = model, model.base_model
         last = last_layer(self.module)
         model.set_attn_implementation(NAME)
-        pack(self.module)
+        pack_linear(self.module)
         last.self_attn.minos_last = True
-        self.read_only = read_only(last)
+        self.read_only = wrap_read_only(last)
 
     def __call__(self, forest: Forest, places: np.ndarray) -> torch.Tensor:
         """Hidden states at `places` (ascending nodes): [places, width]."""
@@ -105,14 +105,14 @@ class Backbone:
         self.model.set_attn_implementation(NAME)
         try:
             hidden = self.module(input_ids=ids, position_ids=depths, view=view, use_cache=False).last_hidden_state
-        finally:  # another decoder of the same model may follow
+        finally:  # another decoder may use the same model next
             for module in self.read_only:
                 module.places = None
         return hidden[0, view.places]
 
 
 def last_layer(module: Any) -> Any:
-    """The last decoder layer; UserError when the model is not built as Llama, Mistral and Qwen are."""
+    """The last decoder layer; UserError when the model is not built like Llama, Mistral and Qwen."""
     layer = (getattr(module, "layers", None) or [None])[-1]
     if not (hasattr(layer, "self_attn") and hasattr(layer, "mlp")):
         name = type(module).__name__
@@ -120,14 +120,15 @@ def last_layer(module: Any) -> Any:
     return layer
 
 
-def read_only(layer: Any) -> list[ReadOnly]:
-    """Wraps what the last layer does to each position alone and nobody else needs; keys and values stay."""
-    parts = [(layer, "mlp"), (layer.self_attn, "q_proj"), (layer.self_attn, "o_proj")]
-    # Some families fuse queries with keys.
-    there = [(parent, name) for parent, name in parts if hasattr(parent, name)]
-    for parent, name in there:
-        setattr(parent, name, ReadOnly(getattr(parent, name)))
-    return [getattr(parent, name) for parent, name in there]
+def wrap_read_only(layer: Any) -> list[ReadOnly]:
+    """Wraps the modules of the last layer that work on each position alone; other nodes need its keys and values."""
+    modules = [(layer, "mlp"), (layer.self_attn, "q_proj"), (layer.self_attn, "o_proj")]
+    wrapped = []
+    for parent, name in modules:
+        if hasattr(parent, name):  # some families fuse queries with keys
+            wrapped.append(ReadOnly(getattr(parent, name)))
+            setattr(parent, name, wrapped[-1])
+    return wrapped
 
 
 def forest_attention(
@@ -143,21 +144,44 @@ def forest_attention(
 ) -> tuple[torch.Tensor, None]:
     """Each node attends to its ancestors and itself: [1, heads, nodes, dim] in, [1, nodes, heads, dim] out.
 
-    No sequence is longer than a sliding window (`verifier.longest`), so windows change nothing.
+    Sliding windows change nothing: no sequence is longer (`backbone.longest_shared`).
     """
     q, k, v = (states[0].transpose(0, 1).to(view.dtype) for states in (query, key, value))
     out = torch.zeros_like(q)
     for layout in view.read if getattr(module, "minos_last", False) else view.everywhere:
         shape = (len(layout.keys), -1)
-        taken = ((q, layout.asking), (k, layout.keys.flatten()), (v, layout.keys.flatten()))
-        grid = (x.index_select(0, at).unflatten(0, shape).transpose(1, 2) for x, at in taken)
-        found = packing.attend(*grid, layout.mask, scaling)
-        out[layout.asking] = found.transpose(1, 2).flatten(0, 1)
+        keys = layout.keys.flatten()
+        asking, asked, values = (
+            states.index_select(0, nodes).unflatten(0, shape).transpose(1, 2)
+            for states, nodes in ((q, layout.queries), (k, keys), (v, keys))
+        )
+        attended = packing.attend(asking, asked, values, layout.mask, scaling)
+        out[layout.queries] = attended.transpose(1, 2).flatten(0, 1)
     return out[None].to(query.dtype), None
 
 
-def spread(states: torch.Tensor, places: torch.Tensor, nodes: int) -> torch.Tensor:
-    """[places, ...] as [nodes, ...], zeros elsewhere."""
-    out = states.new_zeros(nodes, *states.shape[1:])
-    out[places] = states
-    return out
+class PackedLinear(nn.Module):
+    """A float32 linear layer for inference on x86 CPUs, whose weights are laid out for oneDNN once, not in every call.
+
+    The operators are private to torch: those that its compiler (Inductor) calls for a frozen model.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = linear.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        return torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.bias, "none", [], "")
+
+
+def pack_linear(module: nn.Module) -> None:
+    """Replaces the float32 linear layers of a module on an x86 CPU by `PackedLinear`; others stay as they are."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return
+    for name, child in module.named_children():
+        if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
+            setattr(module, name, PackedLinear(child))
+        else:
+            pack_linear(child)

@@ -1,9 +1,9 @@
 """A decoder that takes forests: by runs where its build is known, with a mask of all nodes, or sequence by sequence.
 
-Of what a model computes between its layers nothing is known here. So two short sequences with a common beginning are
-computed alone by the model's own forward, then as a forest in one way after the other, and the first that gives the
-same hidden states and scores is taken. A model for which none does (attention in both directions, a head that reads
-something else) is refused before it scores anything.
+Nothing is assumed of what a model computes between its layers. Two short sequences with a common prefix are computed
+alone by the model's own forward, then as a forest by one decoder after the other; the first one that gives the same
+hidden states and scores is used. Where none does (attention in both directions, a head that reads something else), a
+UserError is raised before anything is scored.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ import torch
 
 from minos_ray.errors import UserError
 from minos_ray.scoring.attention import Backbone
-from minos_ray.scoring.batches import Forest, forests
+from minos_ray.scoring.forest import Forest, forests
 from minos_ray.training import packing
 from minos_ray.training.vocabulary import backbone_of as decoder_of
 
@@ -23,16 +23,16 @@ BY_RUNS = {
     "gemma", "gemma3_text", "glm", "glm4", "llama", "ministral", "mistral", "phi", "phi3", "qwen2", "qwen3", "smollm3",
     "starcoder2",
 }  # fmt: skip
-TRIED = 12  # tokens, of which half are common
-# Of the largest hidden value or logit, in float32 and in half precision.
-EXACT, HALF = 1e-4, 0.1
+TRIAL_TOKENS = 12  # of a sequence; half of them are common
+# Rounding in float32 and in half precision, relative to the largest hidden value or logit.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
 CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # of a padded batch
-# The attention of transformers as models are written, without any kernel.
+# Attention of transformers without any kernel.
 EAGER = "eager"
 
 
 class Masked:
-    """A decoder given a mask of [nodes, nodes]: slower and larger, for any causal attention."""
+    """A decoder given a mask [nodes, nodes]: slower and with more memory than `Backbone`, for any causal attention."""
 
     def __init__(self, model: Any, attention: str) -> None:
         self.model, self.module, self.attention = model, decoder_of(model), attention
@@ -45,43 +45,40 @@ class Masked:
         node = torch.arange(len(ids), device=device)
         sees = (node[None] <= node[:, None]) & (node[:, None] < ends[None])
         mask = torch.zeros(sees.shape, device=device, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
-        found = self.module(
+        output = self.module(
             input_ids=ids[None], position_ids=depths[None], attention_mask=mask[None, None], use_cache=False
         )
-        return found.last_hidden_state[0, torch.from_numpy(places).to(device)]
+        return output.last_hidden_state[0, torch.from_numpy(places).to(device)]
 
 
 class Padded:
-    """A decoder given each sequence of a forest by itself, in padded batches: for whatever is causal."""
+    """A decoder given each sequence of a forest by itself, in padded batches: for any causal model."""
 
     def __init__(self, model: Any, attention: str) -> None:
         self.model, self.module, self.attention = model, decoder_of(model), attention
-        self.room = GPU_TOKENS if self.module.device.type == "cuda" else CPU_TOKENS
+        self.budget = GPU_TOKENS if self.module.device.type == "cuda" else CPU_TOKENS
 
     def __call__(self, forest: Forest, places: np.ndarray) -> torch.Tensor:
         """Hidden states at `places` (ascending nodes): [places, width]."""
         self.model.set_attn_implementation(self.attention)
-        found: dict[int, torch.Tensor] = {}
-        left = sorted(forest.paths, key=len)
-        while left:
-            batch = left[: self.fitting(left)]
-            states = self.states(forest, batch, places)
-            if states is None:
-                self.room = len(batch) * len(batch[-1]) // 2
+        states: dict[int, torch.Tensor] = {}
+        paths = sorted(forest.paths, key=len)
+        while paths:
+            # As many as the budget has room for with their padding; at least one.
+            sizes = (number * len(path) for number, path in enumerate(paths, 1))
+            batch = paths[: max(1, sum(size <= self.budget for size in sizes))]
+            of_batch = self.states(forest, batch, places)
+            if of_batch is None:
+                self.budget = len(batch) * len(batch[-1]) // 2
             else:
-                found.update(states)
-                left = left[len(batch) :]
-        return torch.stack([found[node] for node in places.tolist()])
-
-    def fitting(self, paths: list[np.ndarray]) -> int:
-        """How many of the paths, by ascending length, there is room for with their padding; at least one."""
-        sizes = (number * len(path) for number, path in enumerate(paths, 1))
-        return max(1, sum(size <= self.room for size in sizes))
+                states.update(of_batch)
+                paths = paths[len(batch) :]
+        return torch.stack([states[node] for node in places.tolist()])
 
     def states(self, forest: Forest, paths: list[np.ndarray], places: np.ndarray) -> dict[int, torch.Tensor] | None:
-        """Hidden states by node; None when memory runs out for several paths."""
+        """Hidden states at `places` by node, of paths by ascending length; None when memory runs out for several."""
         longest = len(paths[-1])
-        # What follows a sequence changes nothing in it: its last node is repeated.
+        # The model is causal, so padding behind a sequence changes nothing in it: its last node is repeated.
         grid = np.stack([path[np.minimum(np.arange(longest), len(path) - 1)] for path in paths])
         try:
             ids = torch.from_numpy(forest.ids[grid]).to(self.module.device)
@@ -90,15 +87,15 @@ class Padded:
             if len(paths) == 1:
                 raise
             return None
-        found: dict[int, torch.Tensor] = {}
+        by_node: dict[int, torch.Tensor] = {}
         for path, states in zip(paths, hidden, strict=True):
-            at = np.flatnonzero(np.isin(path, places))
-            found.update(zip(path[at].tolist(), states[torch.from_numpy(at)], strict=True))
-        return found
+            read = np.flatnonzero(np.isin(path, places))
+            by_node.update(zip(path[read].tolist(), states[torch.from_numpy(read)], strict=True))
+        return by_node
 
 
 class Decoders(NamedTuple):
-    """Of one verifier: the fastest that is right, and one for sequences that must have a pass of their own."""
+    """Of one verifier: the fastest decoder that is exact, and one for sequences that need a pass of their own."""
 
     together: Backbone | Masked | Padded
     alone: Padded
@@ -111,19 +108,19 @@ def backbone_of(model: Any, head: Any, name: str) -> Decoders:
     `head` is the linear layer from hidden state to logit.
     """
     attention = model.config._attn_implementation
-    sequences = trial(model.config.get_text_config())
-    expected = alone(model, head, sequences, name)
-    plain = first(expected, sequences, (Padded(model, way) for way in dict.fromkeys((attention, EAGER))))
+    sequences = trial_sequences(model.config.get_text_config())
+    expected = states_alone(model, head, sequences, name)
+    plain = first_exact(expected, sequences, (Padded(model, kind) for kind in dict.fromkeys((attention, EAGER))))
     if not isinstance(plain, Padded):
         raise UserError(
             f"model '{name}' ({type(model).__name__}) does not read a sequence as it does beside others in one pass; "
             "set resources.score.engine: vllm"
         )
-    return Decoders(first(expected, sequences, sharing(model, attention)) or plain, plain)
+    return Decoders(first_exact(expected, sequences, sharing(model, attention)) or plain, plain)
 
 
 def sharing(model: Any, attention: str) -> Iterator[Backbone | Masked]:
-    """Decoders that compute a shared beginning once, for models without a state, a mask or positions of their own."""
+    """Decoders that compute a shared prefix once, for models without a state, a mask or positions of their own."""
     packing.use(model)
     reason = packing.unpackable(model)
     model.set_attn_implementation(attention)
@@ -131,55 +128,56 @@ def sharing(model: Any, attention: str) -> Iterator[Backbone | Masked]:
         yield Backbone(model) if model.config.model_type in BY_RUNS else Masked(model, attention)
 
 
-def alone(model: Any, head: Any, sequences: list[list[int]], name: str) -> list[torch.Tensor]:
-    """Hidden states of each sequence by itself; UserError when `head` does not make the model's own logits of them."""
-    told = f"model '{name}' ({type(model).__name__}) has a head that reads more than the hidden state of a token"
+def states_alone(model: Any, head: Any, sequences: list[list[int]], name: str) -> list[torch.Tensor]:
+    """Hidden states [tokens, width] of each sequence by itself; UserError when the model's logits are not `head`'s."""
+    error = f"model '{name}' ({type(model).__name__}) has a head that reads more than the hidden state of a token"
     if not isinstance(head, torch.nn.Linear):
-        raise UserError(told)
+        raise UserError(error)
     attention, module = model.config._attn_implementation, decoder_of(model)
     model.set_attn_implementation(EAGER)
     rows = [torch.tensor([ids], device=module.device) for ids in sequences]
     states = [module(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
     for row, hidden in zip(rows, states, strict=True):
         logits = model(input_ids=row).logits.flatten()  # of an ORM those of the last token only
-        if off(head(hidden).flatten()[-len(logits) :], logits) > limit(hidden):
-            raise UserError(told)
+        if difference(head(hidden).flatten()[-len(logits) :], logits) > tolerance(hidden):
+            raise UserError(error)
     model.set_attn_implementation(attention)
     return states
 
 
-def first(expected: list[torch.Tensor], sequences: list[list[int]], decoders: Iterable[Any]) -> Any | None:
+def first_exact(expected: list[torch.Tensor], sequences: list[list[int]], decoders: Iterable[Any]) -> Any | None:
     """The first decoder that gives the expected hidden states."""
-    (forest,) = forests(sequences, range(len(sequences)), 2 * TRIED)
+    (forest,) = forests(sequences, range(len(sequences)), 2 * TRIAL_TOKENS)
     for decoder in decoders:
         try:
             hidden = decoder(forest, np.arange(len(forest.ids)))
-        except (TypeError, ValueError, RuntimeError, IndexError):  # its forward takes no such mask or positions
+        except (TypeError, ValueError, RuntimeError, IndexError):  # its forward takes no such mask or position ids
             continue
         together = {member: hidden[path] for member, path in zip(forest.members, forest.paths, strict=True)}
-        if all(off(together[member], states) <= limit(states) for member, states in enumerate(expected)):
+        if all(difference(together[member], states) <= tolerance(states) for member, states in enumerate(expected)):
             return decoder
     return None
 
 
-def off(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, as a share of the largest value."""
-    return (float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-6)) if len(expected) else 0.0
+def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest absolute difference, relative to the largest expected value."""
+    return (float((actual - expected).abs().max()) / max(float(expected.abs().max()), 1e-6)) if len(expected) else 0.0
 
 
 def longest_shared(config: Any) -> int:
-    """Up to this length a sequence may share a pass: no window and no rotary encoding tells it from being alone."""
+    """Tokens up to which a sequence may share a pass: beyond a sliding window, or where rotary encodings depend on the
+    longest sequence of a pass, its states would not be those that it has alone."""
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min(packing.longest_together(config), *(window for window in windows if window), 10**9)
 
 
-def limit(states: torch.Tensor) -> float:
-    """What is rounding."""
-    return EXACT if states.dtype == torch.float32 else HALF
+def tolerance(states: torch.Tensor) -> float:
+    """The largest relative difference that is rounding."""
+    return TOLERANCE if states.dtype == torch.float32 else HALF_TOLERANCE
 
 
-def trial(config: Any) -> list[list[int]]:
-    """Two sequences with a common beginning, without the padding token."""
+def trial_sequences(config: Any) -> list[list[int]]:
+    """Two random sequences with a common prefix, without the padding token."""
     words = np.setdiff1d(np.arange(config.vocab_size), [getattr(config, "pad_token_id", None) or 0])
-    first, second = np.random.default_rng(0).choice(words, (2, TRIED)).tolist()
-    return [first, first[: TRIED // 2] + second[TRIED // 2 :]]
+    first, second = np.random.default_rng(0).choice(words, (2, TRIAL_TOKENS)).tolist()
+    return [first, first[: TRIAL_TOKENS // 2] + second[TRIAL_TOKENS // 2 :]]

@@ -1,6 +1,6 @@
 """The stage-1 critic as a generative verifier: it writes critiques of test candidates, and its verdicts are the score.
 
-The same solution of the same problem is judged once and the verdict given to every candidate that wrote it.
+Equal solutions of a problem are judged once, and all their candidates get the same score.
 """
 
 import json
@@ -29,7 +29,7 @@ from minos_ray.work.run_units import Work, run_units, stored_units
 
 NO_STEPS = "no_steps"
 
-# A unit: one distinct solution (its first candidate names it) and all the candidates that wrote it.
+# A unit: one distinct solution, with the id of its first candidate, and all the candidates that have it.
 UNITS = pa.schema(
     [
         ("unit_id", pa.string()),
@@ -52,18 +52,18 @@ class CriticJudge:
         self.sampling: dict[str, Any] = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
 
     def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
-        """Rows of scores, and the numbers: tokens, seconds, critiques by what the parser or the engine said."""
+        """Rows of scores, and counts: tokens, seconds, critiques by status of the parser or the engine."""
         units = batch.to_pylist()
         start = time.monotonic()
         texts = self.critiques(units)
         total: dict[str, float] = {}
-        rows = [row for unit, made in zip(units, texts, strict=True) for row in rate(unit, made, total)]
+        rows = [row for unit, critiques in zip(units, texts, strict=True) for row in rate(unit, critiques, total)]
         total["seconds"] = time.monotonic() - start
         return schema.table("scores", rows), total
 
     @staticmethod
     def failed(units: pa.Table, judge: Judge, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
-        """Rows of units that killed every engine: critiques without a verdict, so score 0, counted by their reason."""
+        """Rows of units that crashed every engine: critiques without a verdict, so score 0, counted by their reason."""
         total: dict[str, float] = {}
         texts = [Text("", ENGINE_DIED, 0)] * judge.samples
         rows = [row for unit in units.to_pylist() for row in rate(unit, texts, total)]
@@ -76,21 +76,21 @@ class CriticJudge:
             Request(encoding.critic_prompt_ids(self.tokenizer, unit["question"], unit["steps"]), self.samples)
             for unit in judged
         ]
-        made = self.generator.generate(requests, self.sampling, seed=f"judge {self.seed} {units[0]['unit_id']}")
-        by_unit = {unit["unit_id"]: texts for unit, texts in zip(judged, made, strict=True)}
+        texts = self.generator.generate(requests, self.sampling, seed=f"judge {self.seed} {units[0]['unit_id']}")
+        by_unit = {unit["unit_id"]: critiques for unit, critiques in zip(judged, texts, strict=True)}
         return [by_unit.get(unit["unit_id"], []) for unit in units]
 
 
 def rate(unit: dict[str, Any], texts: Sequence[Text], total: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for every candidate of the unit; what was read, and why something was not, is added to `total`."""
+    """A row for every candidate of the unit; critiques are counted in `total` by their status."""
     parsed = [parse_critique(text.text, len(unit["steps"])) for text in texts]
     for text, critique in zip(texts, parsed, strict=True):
-        outcome = text.reason if text.reason != "stop" else critique.status
-        count(total, {"critiques": 1, "tokens": text.tokens, outcome: 1})
+        status = text.reason if text.reason != "stop" else critique.status
+        count(total, {"critiques": 1, "tokens": text.tokens, status: 1})
     count(total, {"candidates": len(unit["candidate_ids"]), "distinct": 1, NO_STEPS: 0 if texts else 1})
     score, step_scores = verdicts(parsed, len(unit["steps"]))
     if not any(critique.status == "ok" for critique in parsed):
-        step_scores = []  # with score 0: there is none
+        step_scores = []  # together with score 0 this means "no score"
     return [
         {"candidate_id": name, "problem_id": unit["problem_id"], "score": score, "step_scores": step_scores}
         for name in unit["candidate_ids"]
@@ -98,10 +98,13 @@ def rate(unit: dict[str, Any], texts: Sequence[Text], total: dict[str, float]) -
 
 
 def verdicts(critiques: Sequence[Parsed], num_steps: int) -> tuple[float, list[float]]:
-    """The share of critiques that say True, and for each step that say correct; what is not `ok` says neither."""
-    share, read = max(len(critiques), 1), [critique for critique in critiques if critique.status == "ok"]
-    score = sum(critique.final_verdict is True for critique in read) / share
-    return score, [sum(critique.step_verdicts[step] for critique in read) / share for step in range(num_steps)]
+    """The fraction of critiques that accept the solution, and the fraction for each step; unreadable ones do not.
+
+    Unreadable critiques (status not `ok`) count in the denominators.
+    """
+    total, read = max(len(critiques), 1), [critique for critique in critiques if critique.status == "ok"]
+    score = sum(critique.final_verdict is True for critique in read) / total
+    return score, [sum(critique.step_verdicts[step] for critique in read) / total for step in range(num_steps)]
 
 
 def count(total: dict[str, float], more: dict[str, float]) -> None:
@@ -111,16 +114,21 @@ def count(total: dict[str, float], more: dict[str, float]) -> None:
 
 
 def critic(config: Config) -> Model:
-    """The stage-1 model of the run; it has the base model's code."""
+    """The stage-1 model of the run; its code is trusted where that of the base model is."""
     return Model(model="run:models/critic", trust_remote_code=config.base.trust_remote_code)
 
 
 def judge(config: Config, run: Run) -> Manifest:
-    """Scores of the critic for every test candidate (`scores/critic`); a rerun judges only what is missing."""
+    """Scores of the critic for every test candidate (`scores/critic`); a rerun judges only what is missing.
+
+    UserError when `score.judge.max_tokens` leaves the engine no room for a prompt.
+    """
     if done := specs.fresh(config, run, "scores/critic"):
         return done
+    section = config.score.judge
+    assert section is not None, "the stage judges only where the config says how"
     path = locate(critic(config), run)
-    require_room("score.judge.max_tokens", config.score.judge.max_tokens, "judge", config.resources.judge, path)
+    require_room("score.judge.max_tokens", section.max_tokens, "judge", config.resources.judge, path)
     units = distinct(run)
     artefact = specs.begin(config, run, "scores/critic")
     lengths.make_again(artefact, lengths.length_of(config, artefact.name, path))
@@ -130,34 +138,33 @@ def judge(config: Config, run: Run) -> Manifest:
 
 
 def distinct(run: Run) -> pa.Table:
-    """The different solutions of each test problem (`UNITS`), in order of problems and texts.
+    """The distinct solutions of each test problem (`UNITS`), in order of problems and texts.
 
-    The labels are read part by part. What is in memory are the steps of each different solution once, in Arrow, and of
-    all test candidates the names.
+    The labels are read part by part; in memory are the steps of each distinct solution, and the ids of all candidates.
     """
     problems = read_problems(run, "test", ["problem_id", "question"]).combine_chunks()
-    wanted = problems["problem_id"].combine_chunks()
-    names: dict[tuple[str, bytes], list[str]] = {}
-    first = [run.artefact("labels").empty_table(["problem_id", "steps"])]
+    test_ids = problems["problem_id"].combine_chunks()
+    candidates: dict[tuple[str, bytes], list[str]] = {}
+    solutions = [run.artefact("labels").empty_table(["problem_id", "steps"])]
     for part in run.artefact("labels").parts(["candidate_id", "problem_id", "steps"]):
-        rows = part.filter(pc.is_in(part["problem_id"], value_set=wanted))
-        new = []
-        for place, row in enumerate(rows.to_pylist()):
+        rows = part.filter(pc.is_in(part["problem_id"], value_set=test_ids))
+        firsts = []
+        for number, row in enumerate(rows.to_pylist()):
             key = row["problem_id"], blake2b(json.dumps(row["steps"]).encode(), digest_size=16).digest()
-            if key not in names:
-                new.append(place)
-            names.setdefault(key, []).append(row["candidate_id"])
-        first.append(rows.select(["problem_id", "steps"]).take(pa.array(new, pa.int64())))
-    return as_units(pa.concat_tables(first), list(map(sorted, names.values())), problems)
+            if key not in candidates:
+                firsts.append(number)
+            candidates.setdefault(key, []).append(row["candidate_id"])
+        solutions.append(rows.select(["problem_id", "steps"]).take(pa.array(firsts, pa.int64())))
+    return as_units(pa.concat_tables(solutions), list(map(sorted, candidates.values())), problems)
 
 
-def as_units(solutions: pa.Table, names: list[list[str]], problems: pa.Table) -> pa.Table:
-    """Units of different solutions and the candidates that wrote each; solutions with the same beginning are
-    neighbours, for engines that keep it."""
+def as_units(solutions: pa.Table, candidates: list[list[str]], problems: pa.Table) -> pa.Table:
+    """Units of distinct solutions and the candidates of each; solutions with a shared prefix are neighbours, for the
+    prefix cache of the engine."""
     question = problems["question"].take(pc.index_in(solutions["problem_id"], problems["problem_id"].combine_chunks()))
     columns = {
-        "unit_id": pa.array([its[0] for its in names], pa.string()),
-        "candidate_ids": pa.array(names, UNITS.field("candidate_ids").type),
+        "unit_id": pa.array([ids[0] for ids in candidates], pa.string()),
+        "candidate_ids": pa.array(candidates, UNITS.field("candidate_ids").type),
         "problem_id": solutions["problem_id"],
         "question": question,
         "steps": solutions["steps"],
@@ -192,7 +199,7 @@ def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table)
 
 
 def stored(artefact: Artefact, units: pa.Table) -> np.ndarray:
-    """Which units are stored, [units]."""
+    """[units] of bool: which are stored."""
     rows = pc.list_value_length(units["candidate_ids"]).to_numpy()
     return stored_units(artefact, units["unit_id"].combine_chunks(), rows)
 
@@ -203,10 +210,10 @@ def size(units: pa.Table) -> int:
 
 
 def finish(artefact: Artefact, units: pa.Table, seconds: float) -> Manifest:
-    """Makes sure that every candidate has its score once, then writes the manifest."""
-    rows, wanted = size(units.filter(pa.array(stored(artefact, units)))), size(units)
-    if rows != wanted:
-        raise RuntimeError(f"the critic judged {rows} of {wanted} candidates; run again")
+    """Writes the manifest; RuntimeError unless every candidate has its score."""
+    rows, expected = size(units.filter(pa.array(stored(artefact, units)))), size(units)
+    if rows != expected:
+        raise RuntimeError(f"the critic judged {rows} of {expected} candidates; run again")
     stats = {key: int(value) for key, value in artefact.stats().items()}
     counts = {key: stats.pop(key, 0) for key in ("candidates", "distinct", "critiques", "ok", "tokens")}
     details = {

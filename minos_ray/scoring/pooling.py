@@ -1,10 +1,10 @@
-"""vLLM as the engine that scores: its pooling runner gives raw logits, the same solution is asked once.
+"""vLLM as the engine that scores: its pooling runner gives raw logits; equal solutions are scored once.
 
-An ORM is `classify` (prompts in order, so that the cache of prefixes holds the question), what is read at every step
-is `token_classify`, for which vLLM computes every token: it does not read its cache there.
+An ORM runs as `classify` (prompts in order, so that the prefix cache holds the question), a model that is read at every
+step as `token_classify`, for which vLLM computes every token: it does not read its prefix cache there.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from minos_ray.candidates.engine import (
 )
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
-from minos_ray.scoring.device import give_back
-from minos_ray.scoring.verifier import Verifier
+from minos_ray.scoring.verifier import Verifier, free_memory
 from minos_ray.training.heads import by_token
 
 
@@ -34,26 +33,28 @@ class Pooling(Verifier):
         from vllm import LLM, PoolingParams
         from vllm.config import PoolerConfig
 
-        self.task = "token_classify" if self.every_step or by_token(self.config) else "classify"
+        self.task: Literal["token_classify", "classify"] = "classify"
+        if self.every_step or by_token(self.config):
+            self.task = "token_classify"
         self.raw = PoolingParams(use_activation=False)
         settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), self.fitted(resources))
         self.llm = LLM(model, runner="pooling", pooler_config=PoolerConfig(task=self.task), **settings)
         self.guards = kill_engine_with_parent(self.llm)
 
     def close(self) -> None:
-        """Ends the engine, which vLLM keeps alive after its `LLM` is gone, and with it its GPU memory."""
+        """Shuts the engine down: vLLM keeps it, and its GPU memory, after its `LLM` is deleted."""
         shut_down(self.llm, self.guards)
         del self.llm
-        give_back()
+        free_memory()
 
     def fitted(self, resources: Scoring) -> Scoring:
-        """With the limit of the model and the precision that it is saved in (vLLM's `auto` halves float32)."""
+        """Resources with the length and the precision of the model: vLLM's `auto` turns float32 into half precision."""
         saved = str(self.config.dtype or "float32").removeprefix("torch.")
         dtype = saved if resources.dtype == "auto" else resources.dtype
         return resources.model_copy(update={"max_model_len": self.max_length, "dtype": dtype})
 
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
-        """Every distinct sequence once, those with a common beginning after one another."""
+        """Every distinct sequence once, those with a shared prefix after one another."""
         distinct = sorted({tuple(ids) for ids in sequences})
         try:
             outputs = self.outputs([{"prompt_token_ids": list(ids)} for ids in distinct])
@@ -61,8 +62,8 @@ class Pooling(Verifier):
             die(error)
         scores = {ids: sigmoid(self.logits(output)) for ids, output in zip(distinct, outputs, strict=True)}
         tokens = sum(len(ids) - (output.num_cached_tokens or 0) for ids, output in zip(distinct, outputs, strict=True))
-        at = read if self.task == "token_classify" else [[0]] * len(read)
-        return [scores[tuple(ids)][places].tolist() for ids, places in zip(sequences, at, strict=True)], tokens
+        positions = read if self.task == "token_classify" else [[0]] * len(read)
+        return [scores[tuple(ids)][places].tolist() for ids, places in zip(sequences, positions, strict=True)], tokens
 
     def outputs(self, prompts: list[Any]) -> list[Any]:
         """vLLM's outputs, in order."""
@@ -71,12 +72,12 @@ class Pooling(Verifier):
         return self.llm.encode(prompts, pooling_task=self.task, pooling_params=self.raw, use_tqdm=False)
 
     def logits(self, output: Any) -> np.ndarray:
-        """[1] of `classify`, else [tokens]."""
+        """Raw logits: [1] of `classify`, else [tokens]."""
         if self.task == "classify":
             return np.asarray(output.outputs.probs, np.float32)
         return output.outputs.data[:, 0].float().cpu().numpy()
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """In double precision and without overflow."""
+    """Sigmoid in double precision, without overflow."""
     return 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -80, 80)))

@@ -1,9 +1,8 @@
-"""The actor that scores, and the engine of transformers: every shared beginning is computed once.
+"""The actor that scores, and the engine of transformers, which computes every shared prefix once.
 
 Scores are computed in the precision that the model is saved in.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,24 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from minos_ray.config.resources import Scoring
-from minos_ray.config.schema import Model
+from minos_ray.config.schema import Aggregation, Model
 from minos_ray.errors import UserError
-from minos_ray.scoring.batches import Forest, forests
-from minos_ray.scoring.device import device_of, give_back
-from minos_ray.scoring.verifier import Verifier
+from minos_ray.scoring.forest import Forest, forests
+from minos_ray.scoring.verifier import Verifier, aggregate, device_of, free_memory
 from minos_ray.store import columns
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
 
-LEAST = 1e-30  # of a score; 0 stands for none, and a sigmoid in single precision can be 0
+# Score 0 means that a solution was rejected, and a sigmoid in single precision can be 0.
+LOWEST_SCORE = 1e-30
 CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # nodes of one forest
-
-AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "min": min,
-    "product": math.prod,
-    "last": lambda scores: scores[-1],
-    "mean": lambda scores: sum(scores) / len(scores),
-}
 
 
 class Scorers:
@@ -38,9 +30,8 @@ class Scorers:
     all their candidates. One row per candidate.
     """
 
-    def __init__(self, run: str, models: dict[str, Model], aggregation: str, resources: Scoring) -> None:
-        self.run, self.models, self.resources = Run(run), models, resources
-        self.aggregate = AGGREGATIONS[aggregation]
+    def __init__(self, run: str, models: dict[str, Model], aggregation: Aggregation, resources: Scoring) -> None:
+        self.run, self.models, self.resources, self.aggregation = Run(run), models, resources, aggregation
         self.name: str | None = None
         self.scorer: Verifier | None = None
 
@@ -48,37 +39,42 @@ class Scorers:
         """Rows of scores and the sums of `Verifier.score`, with seconds."""
         scorer = self.scorer_of(units["artefact"][0].as_py())
         # The score of an ORM is its last one, also where it has one for every step.
-        whole = AGGREGATIONS["last"] if scorer.kind == "orm" else self.aggregate
-        return scored(units, scorer.score, whole, scorer.every_step)
+        aggregation = "last" if scorer.kind == "orm" else self.aggregation
+        return score_units(units, scorer.score, aggregation, scorer.every_step)
 
     def scorer_of(self, artefact: str) -> Verifier:
-        """The loaded verifier of an artefact; the one before is let go first."""
+        """The loaded verifier of an artefact; the previous one is closed first."""
         if self.scorer is None or self.name != artefact:
             if self.scorer is not None:
                 self.scorer.close()
-            self.scorer = None
+            self.scorer = None  # so that a failure to load leaves no closed one behind
             model = self.models[artefact]
             path = locate(model, self.run)
             self.scorer, self.name = load(path, model.trust_remote_code, self.resources), artefact
         return self.scorer
 
 
-def scored(
+def score_units(
     units: pa.Table,
     score: Callable[[Sequence[tuple[str, Sequence[str]]]], tuple[list[list[float]], dict[str, float]]],
-    whole: Callable[[Sequence[float]], float],
+    aggregation: Aggregation,
     by_step: bool,
 ) -> tuple[pa.Table, dict[str, float]]:
-    """A row of scores for every candidate of the units, 0 for what is refused, and the sums of `score` with seconds."""
+    """A row of scores for every candidate of the units (`stage.UNITS`), 0 for a rejected one; and counts, with seconds.
+
+    `score` is `Verifier.score` or does the same; step scores are stored where `by_step`.
+    """
     start = time.monotonic()
-    asked, solutions = [], []
+    ids, solutions = [], []
     for unit in units.to_pylist():
-        asked += [{"candidate_id": name, "problem_id": unit["problem_id"]} for name in unit["candidate_ids"]]
+        ids += [{"candidate_id": name, "problem_id": unit["problem_id"]} for name in unit["candidate_ids"]]
         solutions += [(unit["question"], steps) for steps in unit["steps"]]
     scores, stats = score(solutions)
+    flat = np.array([value for values in scores for value in values])
+    aggregated = aggregate(flat, np.array([len(values) for values in scores], np.int64), aggregation)
     rows = [
-        {**names, "score": max(whole(found), LEAST) if found else 0.0, "step_scores": found if by_step else []}
-        for names, found in zip(asked, scores, strict=True)
+        {**names, "score": max(total, LOWEST_SCORE) if values else 0.0, "step_scores": values if by_step else []}
+        for names, values, total in zip(ids, scores, aggregated.tolist(), strict=True)
     ]
     return columns.table("scores", rows), {**stats, "seconds": time.monotonic() - start}
 
@@ -107,47 +103,46 @@ class Scorer(Verifier):
         logging.disable_progress_bar()
         self.device = device_of(resources.gpus)
         options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
-        whole, info = saved_class(self.config).from_pretrained(model, **options, output_loading_info=True)
+        loaded, info = saved_class(self.config).from_pretrained(model, **options, output_loading_info=True)
         if info["missing_keys"]:
             raise UserError(f"model '{model}' has no weights for {quoted(sorted(info['missing_keys']))}")
-        whole = whole.to(self.device).eval()
-        self.head = scalar_head(whole)
-        self.backbone, self.alone = backbone_of(whole, self.head, model)
+        loaded = loaded.to(self.device).eval()
+        self.head = scalar_head(loaded)
+        self.backbone, self.alone = backbone_of(loaded, self.head, model)
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
-        if isinstance(self.backbone, Masked):
+        if isinstance(self.backbone, Masked):  # its mask grows with the square of the nodes
             self.budget //= 4
         self.together = longest_shared(self.config.get_text_config())
 
     def close(self) -> None:
         """Drops the weights."""
         del self.backbone, self.alone, self.head
-        give_back()
+        free_memory()
 
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
-        """Forest by forest; longer sequences than may be `together` one by one."""
-        found: dict[int, list[float]] = {}
+        """Forest by forest; sequences longer than `together` one by one."""
+        scores: dict[int, list[float]] = {}
         short = [member for member, ids in enumerate(sequences) if len(ids) <= self.together]
-        tokens = sum(
-            self.fill(sequences, forest, read, found) for forest in forests(sequences, short, lambda: self.budget)
-        )
-        alone = [member for member in range(len(sequences)) if member not in found]
-        # What is no number beside others may be one alone: masked values are multiplied by 0, and 0 x inf is NaN.
-        alone += [member for member in short if not np.isfinite(found[member]).all()]
+        tokens = sum(self.fill(sequences, f, read, scores) for f in forests(sequences, short, lambda: self.budget))
+        alone = [member for member in range(len(sequences)) if member not in scores]
+        # A sequence that is not finite beside others may be finite alone: masked values are multiplied by 0, and
+        # 0 x inf is NaN.
+        alone += [member for member in short if not np.isfinite(scores[member]).all()]
         for member in alone:
             (forest,) = forests(sequences, [member], self.budget)
-            tokens += self.fill(sequences, forest, read, found)
-        return [found[member] for member in range(len(sequences))], tokens
+            tokens += self.fill(sequences, forest, read, scores)
+        return [scores[member] for member in range(len(sequences))], tokens
 
     def fill(
-        self, sequences: list[list[int]], forest: Forest, read: list[list[int]], found: dict[int, list[float]]
+        self, sequences: list[list[int]], forest: Forest, read: list[list[int]], scores: dict[int, list[float]]
     ) -> int:
-        """Puts the scores of a forest into `found`; returns its nodes."""
-        at = [read[member] for member in forest.members]
-        found.update(zip(forest.members, self.halving(sequences, forest, at), strict=True))
+        """Puts the scores of a forest into `scores`; returns its number of nodes."""
+        positions = [read[member] for member in forest.members]
+        scores.update(zip(forest.members, self.halving(sequences, forest, positions), strict=True))
         return len(forest.ids)
 
     def halving(self, sequences: list[list[int]], forest: Forest, read: list[list[int]]) -> list[list[float]]:
-        """Scores of a forest; when memory runs out, of its two halves."""
+        """Scores of a forest; when memory runs out, of its two halves. `read` are positions by member of the forest."""
         import torch
 
         try:
@@ -158,11 +153,11 @@ class Scorer(Verifier):
         if self.device == "cuda":
             torch.cuda.empty_cache()
         self.budget = max(1, min(self.budget, len(forest.ids)) // 2)
-        at = dict(zip(forest.members, read, strict=True))
+        read_of = dict(zip(forest.members, read, strict=True))
         scores: dict[int, list[float]] = {}
         for part in forests(sequences, forest.members, lambda: self.budget):
-            found = self.halving(sequences, part, [at[member] for member in part.members])
-            scores.update(zip(part.members, found, strict=True))
+            values = self.halving(sequences, part, [read_of[member] for member in part.members])
+            scores.update(zip(part.members, values, strict=True))
         return [scores[member] for member in forest.members]
 
     def forward(self, forest: Forest, read: list[list[int]]) -> list[list[float]]:
@@ -170,9 +165,9 @@ class Scorer(Verifier):
         import torch
 
         places = np.concatenate([path[positions] for path, positions in zip(forest.paths, read, strict=True)])
-        nodes, back = np.unique(places, return_inverse=True)
+        nodes, node_of_place = np.unique(places, return_inverse=True)
         decoder = self.backbone if max(map(len, forest.paths)) <= self.together else self.alone
         with torch.inference_mode():
-            scores = torch.sigmoid(self.head(decoder(forest, nodes))[:, 0].float()).cpu().numpy()[back]
+            scores = torch.sigmoid(self.head(decoder(forest, nodes))[:, 0].float()).cpu().numpy()[node_of_place]
         ends = np.cumsum([len(positions) for positions in read])[:-1]
         return [part.tolist() for part in np.split(scores, ends)]

@@ -1,4 +1,4 @@
-"""What every scoring engine shares: which kind of model it is, where it is read, what is refused.
+"""What every scoring engine shares: the kind of a model, where it is read, which solutions it cannot score, its device.
 
 An ORM is a `*ForSequenceClassification` read at the last step's end, a PRM a `*ForTokenClassification` read at every
 step's end; so is an ORM that was trained at every token (config key `orm_positions`). Of families that have only one
@@ -6,17 +6,27 @@ of the two classes both kinds are saved as that one (config key `verifier_kind`)
 logit.
 """
 
+import gc
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
+from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
 from minos_ray.steps import encoding
 from minos_ray.store.model_files import load_tokenizer
 
 KINDS = {"ForSequenceClassification": "orm", "ForTokenClassification": "prm"}
+REDUCTIONS: dict[Aggregation, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "min": lambda scores, starts, lengths: np.minimum.reduceat(scores, starts),
+    "product": lambda scores, starts, lengths: np.multiply.reduceat(scores, starts),
+    "last": lambda scores, starts, lengths: scores[starts + lengths - 1],
+    "mean": lambda scores, starts, lengths: np.add.reduceat(scores, starts) / lengths,
+}
 
 
 class Verifier(ABC):
@@ -32,20 +42,21 @@ class Verifier(ABC):
         self.kind = kind_of(self.config, model)
         self.every_step = self.kind == "prm" or getattr(self.config, "orm_positions", "last") == "every_token"
         self.tokenizer = load_tokenizer(model, trust_remote_code)
-        self.max_length = min(longest(self.config), max_length)
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = min(positions or max_length, max_length)
 
     @abstractmethod
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
-        """Scores of each sequence at the positions `read`, and the number of tokens that were computed."""
+        """Scores of each sequence of token ids at the positions `read`, and the number of tokens that were computed."""
 
     @abstractmethod
     def close(self) -> None:
-        """Gives back all that the model holds, before another one is loaded; it scores nothing after that."""
+        """Frees all that the model holds, before another one is loaded; it scores nothing after that."""
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
-        """Scores of each (question, steps): one for each step, or only the last one's; none of a refused solution.
+        """Scores of each (question, steps): one for each step, or only the last one's; none of a rejected solution.
 
-        Also counts: tokens that were computed, tokens of all solutions, refusals by reason.
+        Also counts: tokens that were computed, tokens of all solutions, rejected solutions by reason.
         """
         return self.score_encoded(encoding.encode_solutions(self.tokenizer, solutions))
 
@@ -53,30 +64,68 @@ class Verifier(ABC):
         """`score` of solutions that are tokenised already."""
         reasons = [encoding.refusal(solution, self.max_length) for solution in encoded]
         stats = Counter({f"refused_{reason}": reasons.count(reason) for reason in {*reasons} - {None}})
-        fine = [row for row, reason in enumerate(reasons) if reason is None]
-        sequences = [encoded[row].ids for row in fine]
-        read = [encoded[row].positions if self.every_step else encoded[row].positions[-1:] for row in fine]
-        scores, stats["tokens"] = self.compute(sequences, read) if fine else ([], 0)
+        rows = [row for row, reason in enumerate(reasons) if reason is None]
+        sequences = [encoded[row].ids for row in rows]
+        read = [encoded[row].positions if self.every_step else encoded[row].positions[-1:] for row in rows]
+        computed, stats["tokens"] = self.compute(sequences, read) if rows else ([], 0)
         stats["tokens_of_solutions"] = sum(map(len, sequences))
-        found: list[list[float]] = [[] for _ in encoded]
-        for row, values in zip(fine, scores, strict=True):
+        scores: list[list[float]] = [[] for _ in encoded]
+        for row, values in zip(rows, computed, strict=True):
             if all(map(isfinite, values)):
-                found[row] = values
+                scores[row] = values
             else:
                 stats["refused_not_finite"] += 1
-        return found, dict(stats)
+        return scores, dict(stats)
 
 
 def kind_of(config: Any, model: str) -> str:
-    """`orm` or `prm`, by the architecture that the model was saved with, unless the config says which."""
+    """`orm` or `prm`, by the architecture that the model was saved with, unless its config names the kind.
+
+    UserError when the model is no verifier.
+    """
     for architecture in config.architectures or []:
         for ending, kind in KINDS.items():
             if architecture.endswith(ending) and config.num_labels == 1:
                 return getattr(config, "verifier_kind", None) or kind
-    wanted = " or ".join(f"*{ending}" for ending in KINDS)
-    raise UserError(f"model '{model}' is {config.architectures}; a verifier is {wanted} with one label")
+    expected = " or ".join(f"*{ending}" for ending in KINDS)
+    raise UserError(f"model '{model}' is {config.architectures}; a verifier is {expected} with one label")
 
 
-def longest(config: Any) -> int:
-    """Tokens that the model has positions for."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
+def aggregate(step_scores: np.ndarray, lengths: np.ndarray, aggregation: Aggregation) -> np.ndarray:
+    """[solutions]: the step scores of each as one score; NaN without any.
+
+    `step_scores` [steps] are those of all solutions one after the other, `lengths` [solutions] the number of each.
+    """
+    scores = np.full(len(lengths), np.nan)
+    scored = lengths > 0
+    if scored.any():
+        starts = (np.cumsum(lengths) - lengths)[scored]
+        scores[scored] = REDUCTIONS[aggregation](step_scores.astype(np.float64), starts, lengths[scored])
+    return scores
+
+
+def device_of(gpus: float) -> str:
+    """The device of an actor with that many GPUs: `cuda` or `cpu`; UserError when torch sees no GPU."""
+    import torch
+
+    return device(gpus, torch.cuda.is_available())
+
+
+def device(gpus: float, available: bool) -> str:
+    """`cuda` with GPUs, else `cpu`; UserError when none is available."""
+    if gpus and not available:
+        raise UserError(
+            f"resources.score.gpus = {gpus:g}, but torch sees no GPU here (a build for CPUs, or no driver); "
+            "set resources.score.gpus: 0 or install torch for CUDA"
+        )
+    # `cpu` without GPUs even where the machine has some: Ray does not hide them, and they belong to other actors.
+    return "cuda" if gpus else "cpu"
+
+
+def free_memory() -> None:
+    """Frees the memory of models without references: cycles keep them, and torch caches what it has allocated."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Columns of every row artefact, as Arrow schemas."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +12,8 @@ from minos_ray.errors import UserError
 Row = dict[str, Any]
 
 # Statuses of a label, as the grader gives them; only the first two say what an answer is worth.
-STATUSES = ("correct", "wrong", "no_answer", "timeout")
+Status = Literal["correct", "wrong", "no_answer", "timeout"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 GRADED = STATUSES[:2]
 
 STRINGS = pa.list_(pa.string())

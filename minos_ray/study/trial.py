@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minos_ray.config.load import resolve
-from minos_ray.evaluation.headline import SINGLE, headline_of
+from minos_ray.evaluation.outcomes import SINGLE, headline_of
 from minos_ray.graph.specs import FUNCTIONS
 from minos_ray.graph.state import state_of
 from minos_ray.observe.failure import reported

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.config.load import Config
-from minos_ray.critiques.error_types import DEFINITIONS, TYPES, classify, error_types, parse_types, wrong_steps
+from minos_ray.config.schema import ERROR_TYPES
+from minos_ray.critiques.error_types import DEFINITIONS, classify, error_types, parse_types, wrong_steps
 from minos_ray.critiques.prompts import Case
 from minos_ray.errors import UserError
 from minos_ray.evaluation.error_types import by_critic
@@ -26,7 +27,9 @@ GOOD = "Step 2: logical: it subtracts."
 def test_the_prompt_defines_every_type_and_marks_only_wrong_steps() -> None:
     [message] = classify(CASE)
     text = message["content"]
-    assert all(f"{kind}: {words}" in text for kind, words in DEFINITIONS.items()) and set(DEFINITIONS) == set(TYPES)
+    assert all(f"{kind}: {words}" in text for kind, words in DEFINITIONS.items()) and set(DEFINITIONS) == set(
+        ERROR_TYPES
+    )
     assert read_prompt(text) == ("Tom has 12 apples.", STEPS, [-1, 0, -1])
     assert "13" not in text.partition("[Question]")[2], "the critic is not told the answer"
     plain = classify(Case("Q", ["4 + 4 = 9", "The answer is: 9"], [0, 0], False, "8", None))[0]["content"]
@@ -60,7 +63,9 @@ def test_anything_else_is_quarantined(text: str, status: str) -> None:
 @given(st.text(alphabet=st.sampled_from("Step 12:logica\n*-x"), max_size=60), st.lists(st.integers(0, 3), max_size=3))
 def test_reading_never_raises_and_never_gives_half_an_answer(text: str, wanted: list[int]) -> None:
     found, status = parse_types(text, wanted)
-    assert (len(found) == len(wanted) and all(kind in TYPES for kind, _ in found)) if status == "ok" else found == []
+    assert (
+        (len(found) == len(wanted) and all(kind in ERROR_TYPES for kind, _ in found)) if status == "ok" else found == []
+    )
 
 
 def prepared(
@@ -150,22 +155,22 @@ def test_a_small_matrix_by_hand() -> None:
     rows = [said("logical", "logical"), said("logical", "calculation"), said("calculation", "calculation")]
     rows += [said(None, "other", "candidate"), said("unrelated", None)]
     found = by_critic(rows)
-    assert found["confusion"]["logical"] == {**dict.fromkeys(TYPES, 0), "logical": 1, "calculation": 1}
+    assert found["confusion"]["logical"] == {**dict.fromkeys(ERROR_TYPES, 0), "logical": 1, "calculation": 1}
     assert found["accuracy"]["steps"] == 3 and found["accuracy"]["value"] == pytest.approx(2 / 3)
     assert found["unread"] == {"empty": 1} and found["by_source"]["candidate"]["other"] == 1
     nothing = by_critic([said(None, "other", "candidate")])
     assert nothing["confusion"] == {} and nothing["accuracy"] is None
 
 
-@given(st.lists(st.tuples(st.sampled_from(TYPES), st.sampled_from(TYPES)), min_size=1, max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(ERROR_TYPES), st.sampled_from(ERROR_TYPES)), min_size=1, max_size=60))
 def test_the_matrix_is_that_of_scikit_learn_and_the_interval_that_of_scipy(pairs: list[tuple[str, str]]) -> None:
     from scipy.stats import binomtest
     from sklearn.metrics import accuracy_score, confusion_matrix
 
     found = by_critic([said(known, kind) for known, kind in pairs])
     known, kinds = zip(*pairs, strict=True)
-    ours = [[found["confusion"][a][b] for b in TYPES] for a in TYPES]
-    assert ours == confusion_matrix(known, kinds, labels=list(TYPES)).tolist()
+    ours = [[found["confusion"][a][b] for b in ERROR_TYPES] for a in ERROR_TYPES]
+    assert ours == confusion_matrix(known, kinds, labels=list(ERROR_TYPES)).tolist()
     accuracy = found["accuracy"]
     assert accuracy["value"] == pytest.approx(accuracy_score(known, kinds))
     interval = binomtest(sum(a == b for a, b in pairs), len(pairs)).proportion_ci(method="wilson")

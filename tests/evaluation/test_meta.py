@@ -15,7 +15,7 @@ SCORES = [[0.9, 0.1, 0.9], [0.6, 0.9], [0.5, 0.8], [0.9, 0.9, 0.49], [0.2, 0.9]]
 
 def steps(scores: list, labels: list) -> dict | None:
     """The step level of lists."""
-    return verdicts.steps("prm", pa.array(scores, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
+    return verdicts.step_row("prm", pa.array(scores, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
 
 
 def test_processbench_f1_by_hand() -> None:
@@ -48,27 +48,27 @@ def test_steps_have_their_confusion_and_another_threshold_moves_it() -> None:
     found = steps(SCORES, LABELS)
     assert found["confusion"] == {"tp": 6, "fp": 2, "tn": 1, "fn": 2}
     column = pa.array(SCORES, pa.list_(pa.float32())), pa.array(LABELS, pa.list_(pa.int8()))
-    strict = verdicts.steps("prm", *column, threshold=0.85)
+    strict = verdicts.step_row("prm", *column, threshold=0.85)
     assert (strict["threshold"], strict["accuracy_on_right"], strict["accuracy_on_wrong"]) == (0.85, 0.0, 1.0)
 
 
 def test_what_is_unread_is_a_miss_on_either_side_and_has_no_score() -> None:
     scores, correct = np.array([np.nan, np.nan, 0.9, 0.2]), np.array([False, True, True, False])
-    found = verdicts.outcome("critic", scores, correct)
+    found = verdicts.outcome_row("critic", scores, correct)
     assert (found["accuracy"], found["auc"], found["brier"]) == (0.5, 1.0, pytest.approx((0.01 + 0.04) / 2))
-    everything = verdicts.outcome("critic", np.full(4, np.nan), correct)
+    everything = verdicts.outcome_row("critic", np.full(4, np.nan), correct)
     assert (everything["accuracy"], everything["f1"], everything["auc"]) == (0.0, 0.0, None)
     assert (found["unscored"], everything["unscored"]) == (2, 4)
 
 
 def test_a_set_where_nothing_was_scored_is_all_missed() -> None:
     column = pa.array([[], []], pa.list_(pa.float32())), pa.array([[1, 1], [1, 0]], pa.list_(pa.int8()))
-    assert verdicts.steps("orm", *column) is None
-    found = verdicts.steps("prm", *column, by_step=True)
+    assert verdicts.step_row("orm", *column) is None
+    found = verdicts.step_row("prm", *column, by_step=True)
     assert (found["examples"], found["unscored"], found["accuracy"]) == (0, 2, None)
     assert (found["first_error_f1"], found["accuracy_on_wrong"], found["accuracy_on_right"]) == (0.0, 0.0, 0.0)
     assert found["min"] == {"by_step": [], "first_error": {"before": 0, "at": 0, "after": 0}}
-    assert verdicts.steps("prm", column[0], pa.array([[-1], []], pa.list_(pa.int8())), by_step=True) is None
+    assert verdicts.step_row("prm", column[0], pa.array([[-1], []], pa.list_(pa.int8())), by_step=True) is None
 
 
 def test_no_labelled_step_gives_no_step_level() -> None:

@@ -1,21 +1,10 @@
-"""Rankings and voters: what each rule chooses, and aggregations against those of the scorer."""
+"""Rankings and voters: what each rule chooses."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from minos_ray.evaluation.methods import Choice, aggregated, log_odds, rankings, voters
+from minos_ray.evaluation.methods import Choice, log_odds, rankings, voters
 from minos_ray.evaluation.selection import Ballot, best_of, votes
-from minos_ray.scoring.scorer import AGGREGATIONS
-
-
-@given(st.lists(st.lists(st.floats(0, 1, width=32), max_size=5), max_size=8))
-def test_aggregations_are_those_of_the_scorer(rows: list[list[float]]) -> None:
-    flat, lengths = np.array([s for row in rows for s in row], np.float32), np.array([len(row) for row in rows], int)
-    for name, one in AGGREGATIONS.items():
-        expected = [one(row) if row else np.nan for row in rows]
-        assert aggregated(flat, lengths, name) == pytest.approx(expected, rel=1e-6, abs=1e-12, nan_ok=True)
 
 
 def test_log_odds_undo_the_sigmoid_and_stay_finite() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from minos_ray.evaluation.metrics import binary, calibration_error
+from minos_ray.evaluation.verdicts import binary
 
 PAIRS = st.lists(st.tuples(st.integers(0, 20).map(lambda k: k / 20), st.booleans()), min_size=1, max_size=60)
 
@@ -29,7 +29,7 @@ def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[float, bool]]) -> N
 
 def test_calibration_error_by_hand() -> None:
     scores, truth = np.array([0.05, 0.05, 0.95, 1.0]), np.array([False, True, True, True])
-    assert calibration_error(scores, truth) == pytest.approx((abs(0.1 - 1) + abs(1.95 - 2)) / 4)
+    assert binary(scores, truth)["ece"] == pytest.approx((abs(0.1 - 1) + abs(1.95 - 2)) / 4)
 
 
 def test_nothing_to_judge_gives_no_numbers() -> None:

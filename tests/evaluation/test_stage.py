@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.evaluation import blocks, outcomes
+from minos_ray.evaluation import candidates, outcomes
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import columns
 from minos_ray.store.run import Run
@@ -205,8 +205,8 @@ def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatc
     beside_other_rows(run)
     whole = evaluated(run)
     run.delete("evaluation.json.manifest.json")
-    monkeypatch.setattr(blocks, "ROWS", 40)
-    assert len(blocks.planned(run, "test").groups) == 5
+    monkeypatch.setattr(candidates, "ROWS", 40)
+    assert len(candidates.plan_blocks(run, "test").groups) == 5
     parts = evaluated(run)
     assert parts.keys() == whole.keys()
     for content in (parts, whole):
@@ -217,11 +217,11 @@ def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatc
 
 def test_blocks_are_larger_where_they_would_be_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, SIZES)
-    monkeypatch.setattr(blocks, "ROWS", 1)
-    every = blocks.planned(run, "test")
+    monkeypatch.setattr(candidates, "ROWS", 1)
+    every = candidates.plan_blocks(run, "test")
     for files in (1, 2, 3):
-        monkeypatch.setattr(blocks, "FILES", files)
-        plan = blocks.planned(run, "test")
+        monkeypatch.setattr(candidates, "FILES", files)
+        plan = candidates.plan_blocks(run, "test")
         assert 1 <= len(plan.groups) <= files < len(every.groups)
         assert pa.concat_arrays(plan.groups) == pa.concat_arrays(every.groups)
 
@@ -243,7 +243,7 @@ def beside_other_rows(run: Run) -> None:
 def test_labels_that_are_not_complete_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     run = scored(make_run(tmp_path, SIZES), "orm-base")
     run.delete("labels/manifest.json")
-    monkeypatch.setattr(blocks, "ROWS", rows)
+    monkeypatch.setattr(candidates, "ROWS", rows)
     with pytest.raises(UserError, match="labels is not complete"):
         evaluated(run)
 

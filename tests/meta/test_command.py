@@ -15,11 +15,12 @@ from pydantic import ValidationError
 
 from minos_ray.config.schema import Meta, Model
 from minos_ray.errors import UserError
-from minos_ray.evaluation.candidates import Scores, joined
+from minos_ray.evaluation.candidates import Scores, align
 from minos_ray.imports import bring
-from minos_ray.meta.command import chosen, judge, means, meta
+from minos_ray.meta.command import best_thresholds, judge, meta
+from minos_ray.meta.measures import Threshold
 from minos_ray.meta.sets import read_set, set_key
-from minos_ray.meta.threshold import Threshold
+from minos_ray.meta.summary import means
 from minos_ray.meta.verifiers import Verifier, foreign
 from minos_ray.miniature.problems import load
 from minos_ray.store import columns
@@ -269,10 +270,10 @@ def test_steps_never_take_the_threshold_of_outcomes(tmp_path: Path) -> None:
     scores = Scores(np.linspace(0, 1, 5), pa.chunked_array([[[0.5]] * 5], pa.list_(pa.float32())))
     assert not other.by_step
     with pytest.raises(UserError, match="no right or no wrong solution with step labels to choose the threshold of v"):
-        chosen("v", scores, other, by_step=True)
-    assert chosen("v", scores, other, by_step=False).source == other.run.path
+        best_thresholds("v", scores, other, by_step=True)
+    assert best_thresholds("v", scores, other, by_step=False).source == other.run.path
     without = Scores(scores.score, pa.chunked_array([[[]] * 5], pa.list_(pa.float32())))
-    assert chosen("v", without, other, by_step=True).source == other.run.path
+    assert best_thresholds("v", without, other, by_step=True).source == other.run.path
 
 
 @pytest.mark.parametrize("kind, by_step", [("prm", True), ("orm", False)])
@@ -281,7 +282,7 @@ def test_a_set_where_nothing_was_scored_counts_in_the_mean(tmp_path: Path, kind:
     part = read_set(run.path, "meta.sets").candidates
     ids = part.rows["candidate_id"].to_pylist()
     refused = [{"candidate_id": n, "problem_id": n.partition("/")[0], "score": 0.0, "step_scores": []} for n in ids]
-    scores = joined("scores/v", columns.table("scores", refused), part)
+    scores = align("scores/v", columns.table("scores", refused), part)
     judged = Verifier("v", kind, Model(model="m"), {}, by_step)
     rows = [{"set": "processbench-a", **row} for row in judge(config(run), judged, scores, part, HALF)]
     assert [(row["level"], row["unscored"]) for row in rows] == [("outcome", 9), ("step", 9)][: len(rows)]
@@ -317,4 +318,4 @@ def test_a_step_score_that_is_no_number_is_a_user_error(tmp_path: Path, value: f
     candidates = read_set(make_run(tmp_path / "run", [2]).path, "meta.sets").candidates
     row = {"candidate_id": "p0/1", "problem_id": "p0", "score": 0.5, "step_scores": [0.5, value]}
     with pytest.raises(UserError, match=r"scores/v: a step score of 'p0/1' is (nan|inf); scores lie in 0\.\.1"):
-        joined("scores/v", columns.table("scores", [row]), candidates)
+        align("scores/v", columns.table("scores", [row]), candidates)

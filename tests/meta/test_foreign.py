@@ -13,7 +13,7 @@ from minos_ray.config.resources import Engine, Scoring
 from minos_ray.config.schema import ForeignModel
 from minos_ray.errors import UserError
 from minos_ray.meta.foreign import ForeignScorer, ForeignScorers
-from minos_ray.scoring.solutions import UNITS
+from minos_ray.scoring.stage import UNITS
 from tests.meta.foreign_models import changed, make
 from tests.tiny import tiny_model
 
@@ -176,7 +176,7 @@ def test_out_of_memory_halves_the_work(scorers: Scorers, solutions: Solutions) -
         if sizes[-1] > 3:
             raise torch.OutOfMemoryError("no room for more than 3 rows")
 
-    scorer.whole.base_model.register_forward_pre_hook(small_memory, with_kwargs=True)
+    scorer.model.base_model.register_forward_pre_hook(small_memory, with_kwargs=True)
     scorer.budget = 5000
     found, _ = scorer.score(solutions)
     assert sizes[0] > 3 and sizes[-1] <= 3
@@ -246,7 +246,7 @@ def test_scores_that_are_no_numbers_are_refused_and_counted(models: Callable[[st
     scorer = worker.scorer_of("a")
     assert scorer.longest == 99
     mark = scorer.tokenizer.encode("~", add_special_tokens=False)[0]
-    scorer.whole.get_input_embeddings().weight.data[mark] = torch.nan
+    scorer.model.get_input_embeddings().weight.data[mark] = torch.nan
     steps = [["It is 1.", "So ~1."], ["It is 1."]]
     unit = {"unit_id": "u", "problem_id": "p", "question": "How many?", "candidate_ids": ["p/0", "p/1"], "steps": steps}
     rows, stats = worker(pa.Table.from_pylist([{**unit, "artefact": "a"}], schema=UNITS))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.meta.formats import Reading, covering, qwen, refusal, sequence, shepherd, signs, tokens
+from minos_ray.meta.foreign import Reading, covering, qwen, refusal, sequence, shepherd, sign_ids, tokens
 from tests.meta.foreign_models import qwen_tokenizer
 from tests.training.tokenizers_at_hand import COMPLETE, TOKENIZERS, mistral
 
@@ -23,7 +23,7 @@ def test_math_shepherd_with_mistrals_tokenizer_is_what_the_card_does() -> None:
     assert found.ids == tokenizer(text)["input_ids"]
     assert found.positions == [place for place, token in enumerate(found.ids) if token == TAG_ID]
     assert len(found.positions) == 3
-    assert signs(tokenizer) == [387, 648]
+    assert sign_ids(tokenizer) == [387, 648]
 
 
 def test_only_a_numbered_step_keeps_its_beginning() -> None:

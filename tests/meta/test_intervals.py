@@ -8,14 +8,14 @@ from sklearn.metrics import roc_auc_score
 from minos_ray.config.schema import Evaluate
 from minos_ray.evaluation import verdicts
 from minos_ray.evaluation.statistics import intervals, resampled_means, resamples
-from minos_ray.meta.intervals import (
+from minos_ray.meta.measures import (
     aucs,
-    by_problem,
-    harmonics,
+    draws_of_solutions,
+    harmonic_means,
     interval,
-    of_solutions,
     outcome_intervals,
     step_intervals,
+    sum_by_problem,
 )
 
 SETTINGS = Evaluate(bootstrap=300, seed=3)
@@ -36,9 +36,9 @@ def test_resampled_first_error_f1s_are_those_of_the_drawn_problems() -> None:
     said = np.array([0, 0, -1, 1, 2, 0, -1, 1])
     problem = np.array([3, 3, 5, 5, 6, 7, 7, 9])
     sides = np.stack([truth >= 0, truth == verdicts.ALL_RIGHT], axis=1)
-    hit, whole = by_problem(problem, sides & (said == truth)[:, None]), by_problem(problem, sides)
+    hit, whole = sum_by_problem(problem, sides & (said == truth)[:, None]), sum_by_problem(problem, sides)
     draws = np.concatenate(list(resamples(5, 50, 2)))
-    found = harmonics(resampled_means(draws, hit, whole))
+    found = harmonic_means(resampled_means(draws, hit, whole))
     rows_of = [np.flatnonzero(problem == name) for name in np.unique(problem)]
     for draw, value in zip(draws, found, strict=True):
         rows = np.concatenate([rows_of[place] for place in np.repeat(np.arange(5), draw.astype(int))])
@@ -55,7 +55,7 @@ def test_one_solution_of_each_problem_gives_the_intervals_of_the_evaluation() ->
 
 def test_a_problem_is_drawn_with_all_its_solutions() -> None:
     draws = [np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])]
-    spread = np.concatenate(list(of_solutions(iter(draws), np.array([0, 0, 1, 2, 2]))))
+    spread = np.concatenate(list(draws_of_solutions(iter(draws), np.array([0, 0, 1, 2, 2]))))
     assert spread.tolist() == [[2, 2, 0, 1, 1], [0, 0, 3, 0, 0]]
 
 
@@ -68,7 +68,7 @@ def test_intervals_hold_the_truth_when_solutions_of_a_problem_are_alike() -> Non
         scores = rng.random(60)[problem]
         correct = rng.random(960) < scores
         found = outcome_intervals(scores, correct, 0.5, problem, settings)
-        both = verdicts.aligned(pa.array(scores[:, None].tolist()), pa.array(correct[:, None].astype(int).tolist()))
+        both = verdicts.align_steps(pa.array(scores[:, None].tolist()), pa.array(correct[:, None].astype(int).tolist()))
         steps = step_intervals(both, 0.5, problem, settings)
         ends = {"accuracy": (0.75, found["accuracy_ci"]), "auc": (5 / 6, found["auc_ci"])}
         for name, (truth, (low, high)) in {**ends, "steps": (0.75, steps["accuracy_ci"])}.items():
@@ -82,7 +82,7 @@ def test_all_right_is_no_certainty() -> None:
     low, high = found["accuracy_ci"]
     assert 0.9 < low < 0.98 and high == 1
     labels = pa.array([[1, 1], [1, 0]] * 30)
-    both = verdicts.aligned(pa.array([[0.9, 0.9], [0.9, 0.1]] * 30), labels)
+    both = verdicts.align_steps(pa.array([[0.9, 0.9], [0.9, 0.1]] * 30), labels)
     low, high = step_intervals(both, 0.5, np.arange(60), SETTINGS)["first_error_f1_ci"]
     assert 0.9 < low < 0.99 and high == 1
 
@@ -91,15 +91,15 @@ def test_intervals_hold_the_measure_and_steps_stay_together() -> None:
     rng = np.random.default_rng(1)
     scores, correct = rng.random(200), rng.random(200) < 0.5
     found = outcome_intervals(scores, correct, 0.5, np.arange(200), SETTINGS)
-    row = verdicts.outcome("v", scores, correct)
+    row = verdicts.outcome_row("v", scores, correct)
     for name in ("accuracy", "auc"):
         low, high = found[f"{name}_ci"]
         assert low < row[name] < high and 0.1 < high - low < 0.2
     labels = [[1, 1, 1], [1, 0, -1]] * 20
     given = [[0.9, 0.8, 0.7], [0.9, 0.1, 0.9]] * 12 + [[0.2, 0.8, 0.7], [0.9, 0.9, 0.9]] * 8
-    both = verdicts.aligned(pa.array(given, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
+    both = verdicts.align_steps(pa.array(given, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
     step = step_intervals(both, 0.5, np.arange(40), SETTINGS)
-    row = verdicts.steps("v", pa.array(given, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
+    row = verdicts.step_row("v", pa.array(given, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
     for name in ("accuracy", "first_error_f1"):
         low, high = step[f"{name}_ci"]
         assert low < row[name] < high

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from minos_ray.meta import prmbench as meta_prmbench
-from minos_ray.meta.prmbench import CLASSES, prmbench
+from minos_ray.evaluation.verdicts import f1
+from minos_ray.meta.summary import CLASSES, groups, prmbench, prmbench_lines
 
 
 def row(kind: str, tp: int, fp: int, tn: int, fn: int, level: str = "step") -> dict[str, Any]:
@@ -30,7 +30,7 @@ def test_overall_pools_the_steps_of_all_classes_and_multi_solutions_is_f1() -> N
     tp, fp, tn, fn = 8 * 8 + 9, 16, 16, 16 + 2
     expected = (2 * tp / (2 * tp + fp + fn) + 2 * tn / (2 * tn + fp + fn)) / 2
     assert found["overall"] == pytest.approx(expected)
-    table = meta_prmbench.lines({"prm": found})
+    table = prmbench_lines({"prm": found})
     assert f"{100 * expected:.1f}" in table[1] and "65.0" in table[1]
 
 
@@ -48,17 +48,16 @@ def test_published_groups_are_the_means_of_published_classes() -> None:
         "MS": 91.1,
     }
     published = {"simplicity": 51.4, "soundness": 54.4, "sensitivity": 66.5}
-    for group, names in meta_prmbench.GROUPS.items():
-        assert meta_prmbench.mean([classes[name] for name in names]) == pytest.approx(published[group], abs=0.1)
+    assert groups(classes) == pytest.approx(published, abs=0.1)
 
 
 def test_nothing_of_prmbench_gives_nothing() -> None:
     assert prmbench([{"set": "processbench-math", "verifier": "prm", "level": "step", "confusion": {}}]) == {}
-    assert meta_prmbench.lines({}) == []
+    assert prmbench_lines({}) == []
 
 
 def test_a_class_of_which_nothing_is_said_or_true_is_zero() -> None:
-    assert meta_prmbench.f1(0, 0, 0) == 0.0
+    assert f1(0, 0, 0) == 0.0
     assert prmbench([row("deception", 0, 0, 0, 0)])["prm"]["classes"] == {"DR": 0.0}
 
 

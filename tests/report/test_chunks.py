@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minos_ray.evaluation.answers import Keys
-from minos_ray.evaluation.blocks import blocks, planned
+from minos_ray.evaluation.candidates import plan_blocks, read_blocks
 from minos_ray.report.browser import Content, Critique, browser, columns, pack
 from minos_ray.report.samples import gallery
 from minos_ray.store import columns as schema
@@ -154,8 +154,8 @@ def test_answers_are_the_same_as_in_the_evaluation(copy: Run) -> None:
         lambda row: row | wrong | {"answer": forms[row["candidate_id"]]} if row["candidate_id"] in forms else row,
     )
     with Keys() as keys:
-        plan = planned(copy, "test")
-        (block,) = blocks(copy, plan, (), keys)
+        plan = plan_blocks(copy, "test")
+        (block,) = read_blocks(copy, plan, (), keys)
     wanted = dict(zip(block.candidates.rows["candidate_id"].to_pylist(), block.candidates.clusters, strict=True))
     found = browser(copy, 8, 0, ())
     assert found is not None

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from minos_ray.evaluation.error_types import TYPES, by_critic
+from minos_ray.config.schema import ERROR_TYPES
+from minos_ray.evaluation.error_types import by_critic
 from minos_ray.report import paper
 from minos_ray.report.figures import confusion
 from minos_ray.report.tables import type_rows
@@ -13,7 +14,11 @@ from tests.report.synthetic import put_evaluation
 from tests.report.test_page import Page, page
 
 ROWS = [
-    *[{"source": "inserted", "known": kind, "type": kind, "status": "ok"} for kind in TYPES[:4] for _ in range(9)],
+    *[
+        {"source": "inserted", "known": kind, "type": kind, "status": "ok"}
+        for kind in ERROR_TYPES[:4]
+        for _ in range(9)
+    ],
     *[{"source": "inserted", "known": "logical", "type": "other", "status": "ok"} for _ in range(4)],
     *[{"source": "candidate", "known": None, "type": "accumulation", "status": "ok"} for _ in range(13)],
     {"source": "candidate", "known": None, "type": None, "status": "unreadable_line"},

@@ -10,7 +10,7 @@ from minos_ray.errors import UserError
 from minos_ray.scoring import attention
 from minos_ray.scoring.attention import Backbone
 from minos_ray.scoring.backbone import BY_RUNS, backbone_of
-from minos_ray.scoring.batches import forests
+from minos_ray.scoring.forest import forests
 from minos_ray.training.heads import scalar_head
 
 SIZES: dict[str, Any] = {

@@ -15,9 +15,9 @@ from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import ForeignModel, Model
 from minos_ray.errors import UserError
 from minos_ray.meta.foreign import ForeignScorer
-from minos_ray.scoring.batches import Forest, forests
-from minos_ray.scoring.device import device
+from minos_ray.scoring.forest import Forest, forests
 from minos_ray.scoring.scorer import Scorer, Scorers
+from minos_ray.scoring.verifier import device
 from tests.tiny import tiny_model
 
 

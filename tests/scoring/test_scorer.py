@@ -1,15 +1,21 @@
 """The scorer against transformers, one solution at a time."""
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from minos_ray.config.schema import AGGREGATIONS
 from minos_ray.errors import UserError
-from minos_ray.scoring.scorer import AGGREGATIONS, Scorer, scored
+from minos_ray.scoring.scorer import Scorer, score_units
+from minos_ray.scoring.verifier import aggregate
 from minos_ray.steps.encoding import encode_solution
 from tests.tiny import tiny_model
 
@@ -134,10 +140,26 @@ def test_a_language_model_is_no_verifier(models: Callable[[str], str]) -> None:
 
 
 def test_aggregations() -> None:
-    steps = [0.5, 0.25, 1.0]
-    assert {name: how(steps) for name, how in AGGREGATIONS.items()} == pytest.approx(
-        {"min": 0.25, "product": 0.125, "last": 1.0, "mean": 1.75 / 3}
-    )
+    steps = np.array([0.5, 0.25, 1.0])
+    scores = {name: float(aggregate(steps, np.array([3]), name)[0]) for name in AGGREGATIONS}
+    assert scores == pytest.approx({"min": 0.25, "product": 0.125, "last": 1.0, "mean": 1.75 / 3})
+
+
+BY_HAND: dict[str, Callable[[list[float]], float]] = {
+    "min": min,
+    "product": math.prod,
+    "last": lambda scores: scores[-1],
+    "mean": lambda scores: sum(scores) / len(scores),
+}
+
+
+@given(st.lists(st.lists(st.floats(0, 1, width=32), max_size=5), max_size=8))
+def test_aggregations_of_many_solutions_are_those_of_each(rows: list[list[float]]) -> None:
+    flat, lengths = np.array([s for row in rows for s in row], np.float32), np.array([len(row) for row in rows], int)
+    assert set(BY_HAND) == set(AGGREGATIONS)
+    for name, one in BY_HAND.items():
+        expected = [one(row) if row else np.nan for row in rows]
+        assert aggregate(flat, lengths, name) == pytest.approx(expected, rel=1e-6, abs=1e-12, nan_ok=True)
 
 
 def test_scores_that_are_no_numbers_are_refused_and_counted(models: Callable[[str], str], solutions: Solutions) -> None:
@@ -175,7 +197,7 @@ def test_what_rotary_encodings_tell_apart_goes_alone(models: Callable[[str], str
 
 def test_no_score_of_a_solution_is_zero_for_that_stands_for_none() -> None:
     unit = {"problem_id": "p", "question": "?", "candidate_ids": ["p/0", "p/1"], "steps": [["a"], ["b"]]}
-    rows, _ = scored(pa.Table.from_pylist([unit]), lambda _: ([[0.0], []], {}), AGGREGATIONS["last"], by_step=False)
+    rows, _ = score_units(pa.Table.from_pylist([unit]), lambda _: ([[0.0], []], {}), "last", by_step=False)
     assert [row["score"] > 0 for row in rows.to_pylist()] == [True, False]
 
 

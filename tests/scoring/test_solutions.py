@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.scoring.solutions import UNITS, Reader, missing, read_pieces
+from minos_ray.scoring.stage import UNITS, Reader, missing, read_pieces
 from minos_ray.store import columns
 from minos_ray.store.run import Run
 from tests.runs import make_run

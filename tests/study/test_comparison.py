@@ -15,7 +15,7 @@ from scipy import stats
 from minos_ray.config.load import Config, build
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.evaluation import outcomes
-from minos_ray.evaluation.comparison import Method
+from minos_ray.evaluation.outcomes import Method
 from minos_ray.evaluation.trend import student
 from minos_ray.store.run import Run
 from minos_ray.study.comparison import compared, over_problems, trends

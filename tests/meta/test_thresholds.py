@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.evaluation import verdicts
-from minos_ray.meta.threshold import best_first_error, best_outcome
+from minos_ray.meta.measures import best_first_error, best_outcome
 
 SCORE = st.integers(0, 8).map(lambda eighths: eighths / 8)
 TRIED = np.arange(0, 1.0001, 1 / 32)
 
 
 def both(scores: list, labels: list) -> verdicts.Aligned:
-    return verdicts.aligned(pa.array(scores, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
+    return verdicts.align_steps(pa.array(scores, pa.list_(pa.float32())), pa.array(labels, pa.list_(pa.int8())))
 
 
 @given(st.lists(st.lists(st.tuples(SCORE, st.integers(-1, 1)), max_size=4), max_size=8), st.integers(0, 3))
@@ -24,10 +24,12 @@ def test_no_threshold_finds_first_errors_better(rows: list, unscored: int) -> No
     found = both(scores, labels)
     truth = verdicts.first_errors(found.labels)
     chosen = best_first_error(found)
-    if not (truth >= 0).any() or not (truth == verdicts.ALL_RIGHT).any() or not found.whole.any():
+    if not (truth >= 0).any() or not (truth == verdicts.ALL_RIGHT).any() or not found.complete.any():
         assert chosen is None
         return
-    reached = [verdicts.first_error_f1(found.said(t), truth)["first_error_f1"] for t in (chosen, *TRIED)]
+    reached = [
+        verdicts.first_error_f1(found.predicted_first_errors(t), truth)["first_error_f1"] for t in (chosen, *TRIED)
+    ]
     assert reached[0] == pytest.approx(max(reached))
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.scoring.batches import NONE, Forest, forests, keys, runs
+from minos_ray.scoring.forest import NONE, Forest, forests, keys, runs
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=12)
 
