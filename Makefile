@@ -42,6 +42,7 @@ real: $(READY) $(VENV)/installed-smollm2
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python $(VENV)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
