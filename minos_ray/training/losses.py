@@ -38,6 +38,7 @@ class Way(NamedTuple):
 
 
 PACKED = Way(True, packing.NAME)
+FEW = 0.7  # where more of the tokens are read, the last layer works on all: copies would cost what it saves
 
 
 class Objective(nn.Module):
@@ -57,6 +58,7 @@ class Objective(nn.Module):
         self.head_is_known = (kind != "lm" and words is None) or vocabulary.take_over(
             head, vocabulary.scales_of(model, kind)
         )
+        packing.ReadOnly(backbone_of(model))
         self.take(PACKED)
 
     def take(self, way: Way) -> None:
@@ -75,7 +77,8 @@ class Objective(nn.Module):
         element_ids: torch.Tensor,
     ) -> Losses:
         """The fields of `batches.Micro`; sums over no positions are zero and give zero gradients."""
-        packed = packing.Packed(lengths)
+        read_at = positions if self.vocabulary is None else torch.unique(torch.cat([positions, language]))
+        packed = packing.Packed(lengths, read_at if 0 < len(read_at) <= FEW * len(ids) else None)
         if self.way.by_model:
             return self.by_model(ids, packed, positions, targets)
         if not self.head_is_known:
@@ -96,7 +99,7 @@ class Objective(nn.Module):
         return Losses(main, words, read, logits)
 
     def hidden(self, ids: torch.Tensor, packed: packing.Packed) -> torch.Tensor:
-        """Hidden states of the packed rows, [tokens, width]."""
+        """Hidden states of the packed rows, [tokens, width], right where the model is read."""
         backbone = backbone_of(self.model)
         if self.way.packed:
             inputs = {"input_ids": ids[None], "position_ids": packed.position_ids, "packed": packed}

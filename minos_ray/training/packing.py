@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+NAME = "minos_packed"
+# What models hand on to their attention that says nothing about it.
+HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "layer_idx", "output_attentions"})
+# Families whose layers do not tell their attention how wide the window is.
+WINDOW_IN_MASK = frozenset({"phimoe"})
 HALF = (torch.float16, torch.bfloat16)
 LARGEST_HEAD = 256
 AMPERE = (8, 0)
@@ -61,22 +66,18 @@ def attend(
     )
 
 
-NAME = "minos_packed"
-# What models hand on to their attention that says nothing about it.
-HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "layer_idx", "output_attentions"})
-# Families whose layers do not tell their attention how wide the window is.
-WINDOW_IN_MASK = frozenset({"phimoe"})
-
-
 class NotPackable(Exception):
     """A model asks more of its attention than packed rows can give."""
 
 
 class Packed:
-    """Where the rows of a packed sequence begin and end; `lengths` is [rows], on the device of the model."""
+    """Where the rows of a packed sequence begin and end; `lengths` is [rows], on the device of the model.
 
-    def __init__(self, lengths: torch.Tensor) -> None:
-        self.lengths = lengths
+    `read_at` [n] are the only tokens at which the model is read, None when there are too many to gain from it.
+    """
+
+    def __init__(self, lengths: torch.Tensor, read_at: torch.Tensor | None = None) -> None:
+        self.lengths, self.read_at = lengths, read_at
         self.longest = int(lengths.max())
         self.starts = functional.pad(lengths.cumsum(0), (1, 0))
 
@@ -97,6 +98,16 @@ class Packed:
         """[tokens]: the place of each token in the grid."""
         rows = torch.arange(len(self.lengths), device=self.lengths.device)
         return torch.repeat_interleave(rows, self.lengths) * self.longest + self.position_ids[0]
+
+    @cached_property
+    def read_grid(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens of `read_at` as a grid [rows, most of a row], filled up with each row's first token, and the place
+        [n] of each in that grid."""
+        rows = torch.searchsorted(self.starts, self.read_at, right=True) - 1
+        columns = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+        grid = self.starts[:-1, None].repeat(1, int(columns.max()) + 1)
+        grid[rows, columns] = self.read_at
+        return grid, rows * grid.shape[1] + columns
 
     def padded(self, ids: torch.Tensor) -> torch.Tensor:
         """[tokens] as a batch [rows, longest]. What is causal gives the same for a row whatever follows it."""
@@ -130,6 +141,8 @@ def packed_attention(
         raise NotPackable(f"its attention wants {', '.join(unknown)}")
     if looks_ahead:
         raise NotPackable("its attention looks ahead")
+    if last := getattr(module, "minos_read_only", None):
+        last.positions = packed.read_at
     window = sliding_window if sliding_window is not None and sliding_window < packed.longest else None
     if softcap is not None or s_aux is not None:
         q, k, v = (to_grid(states, packed) for states in (query, key, value))
@@ -140,10 +153,32 @@ def packed_attention(
         return varlen(query, key, value, packed, scaling, window), None
     # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
     dtype = torch.float32 if query.dtype in HALF and not query.is_cuda else query.dtype
+    if last and packed.read_at is not None:
+        q, k, v = (states.to(dtype) for states in (query, key, value))
+        return read_attention(q, k, v, packed, scaling, window, dropout).to(query.dtype), None
     q, k, v = (to_grid(states.to(dtype), packed) for states in (query, key, value))
     mask = None if window is None else band(packed.longest, window, query.device)
     out = attend(q, k, v, mask, scaling, dropout)
     return from_grid(out, packed).to(query.dtype), None
+
+
+def read_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed: Packed,
+    scaling: float | None,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Attention of the tokens in `packed.read_at` alone, 0 elsewhere; shapes as in `packed_attention`."""
+    grid, places = packed.read_grid
+    q = query[0].transpose(0, 1)[grid].transpose(1, 2)
+    k, v = to_grid(key, packed), to_grid(value, packed)
+    distance = (grid - packed.starts[:-1, None])[..., None] - torch.arange(packed.longest, device=grid.device)
+    sees = (distance >= 0) & (distance < (packed.longest if window is None else window))
+    out = attend(q, k, v, sees[:, None], scaling, dropout).transpose(1, 2).flatten(0, 1)[places]
+    return out.new_zeros(query.shape[2], *out.shape[1:]).index_copy(0, packed.read_at, out)[None]
 
 
 def explicit_attention(
@@ -205,6 +240,37 @@ def varlen(
     attended = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=size, enable_gqa=True)
     assert isinstance(attended, torch.Tensor)  # a tuple only when more is asked for
     return attended[None]
+
+
+class ReadOnly:
+    """Lets the MLP of a decoder's last layer work only where the model is read; elsewhere it gives 0.
+
+    Behind the last attention no token sees another, so what is read, and every gradient, stays what it is. The
+    positions come with the layer's attention, also when a layer is recomputed in the backward pass, and hold for the
+    next call of the MLP only: the model's own forward stays what it is.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self.positions: torch.Tensor | None = None
+        layers = getattr(backbone, "layers", None)
+        last = layers[-1] if isinstance(layers, torch.nn.ModuleList) and len(layers) else None
+        if isinstance(mlp := getattr(last, "mlp", None), torch.nn.Module):
+            for module in last.modules():
+                module.minos_read_only = self
+            self.everywhere = mlp.forward
+            # On the instance and not around it: a wrapper would change the names of the weights.
+            mlp.forward = self.forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """[1, tokens, width] in and out; some experts return their routing as well."""
+        positions, self.positions = self.positions, None
+        if positions is None or not args:
+            return self.everywhere(*args, **kwargs)
+        hidden, *others = args
+        out = self.everywhere(hidden.index_select(1, positions), *others, **kwargs)
+        states, *routing = out if isinstance(out, tuple) else (out,)
+        spread = torch.zeros_like(hidden).index_copy(1, positions, states)
+        return (spread, *routing) if routing else spread
 
 
 def register() -> None:

@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from minos_ray.training import models
 from minos_ray.training.batches import Room, layout, pack
-from minos_ray.training.losses import Objective, dropout_mask
+from minos_ray.training.losses import Objective, disable_dropout, dropout_mask
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.rows import Rows, as_table, language_row
+from minos_ray.training.vocabulary import backbone_of
+from tests import families
 from tests.tiny import tiny_model
 from tests.training.world import world
 
@@ -80,6 +83,37 @@ def test_loss_is_that_of_transformers(base: str, kind: str) -> None:
         targets = torch.tensor(data.targets[data.target_starts[row] : data.target_starts[row + 1]].tolist())
         expected -= torch.log(torch.where(targets > 0.5, chance, 1 - chance)).sum().item()
     assert run(trained, data, 300)[0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "phi", "mixtral", "gpt_neox"])
+def test_the_last_layer_works_only_where_it_is_read(family: str, checkpointed: bool) -> None:
+    """Loss and every gradient are those of each row alone by transformers, whose own forward stays what it is."""
+    from transformers import AutoModelForTokenClassification
+
+    model = families.tiny_model(family, AutoModelForTokenClassification, num_labels=1)
+    packed, data, tokens = Objective(model, "prm"), rows("prm"), []
+    disable_dropout(model)
+    model.train()
+    if checkpointed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    first = next(backbone_of(model).layers[-1].mlp.children())
+    first.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[-2]))
+    data.ids = data.ids % 60 + 3
+    loss, gradient = run(packed, data, 10_000)
+    assert tokens == [data.position_counts.sum()] * (1 + checkpointed)
+    model.zero_grad()
+    model.set_attn_implementation("eager")
+    expected = torch.zeros(())
+    for row in range(len(data)):
+        ids = torch.tensor(data.ids[data.starts[row] : data.starts[row + 1]].tolist())[None]
+        logits = model(input_ids=ids, use_cache=False).logits[0, data.row_positions(row), 0]
+        targets = torch.tensor(data.targets[data.target_starts[row] : data.target_starts[row + 1]].tolist())
+        expected = expected + functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    expected.backward()
+    own = torch.cat([p.grad.flatten() for p in packed.parameters() if p.grad is not None])
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert (gradient - own).norm() <= 1e-5 * own.norm()
 
 
 def test_no_rows_give_no_loss_and_no_gradient(base: str) -> None:
