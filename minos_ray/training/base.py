@@ -212,13 +212,6 @@ def shapes(path: str) -> dict[str, tuple[int, ...]]:
         return {name: weights.shape(name) for name in weights.files}
 
 
-def require_files(path: str) -> None:
-    """UserError when a file of weights is missing, or none of safetensors."""
-    if not bin_files(path):
-        with Stored(path):
-            pass
-
-
 def bin_files(path: str) -> list[Path]:
     """The `pytorch_model*.bin` files of a model that has no safetensors files."""
     return [] if safetensors_files(path) else sorted(Path(path).glob("pytorch_model*.bin"))

@@ -49,7 +49,13 @@ class Log:
         self.write()
         self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp(prefix="minos-")
         self.events = SummaryWriter(self.folder, purge_step=last)
-        self.wandb = start_wandb(run, name) if wandb else None
+        self.wandb: Any = None
+        if wandb:
+            import wandb as client
+
+            # A resumed training continues the run of its id; the key comes from WANDB_API_KEY.
+            identity = fingerprint({"run": run.path, "name": name})
+            self.wandb = client.init(project="minos_ray", name=name, id=identity, resume="allow")
 
     def add(self, record: Record) -> None:
         """Adds a record with `event` (train or eval), `step` and numbers."""
@@ -84,13 +90,6 @@ class Log:
 def line(record: Record) -> str:
     """One line of JSON."""
     return json.dumps(record) + "\n"
-
-
-def start_wandb(run: Run, name: str) -> Any:
-    """A W&B run that a resumed training continues; the key comes from WANDB_API_KEY."""
-    import wandb
-
-    return wandb.init(project="minos_ray", name=name, id=fingerprint({"run": run.path, "name": name}), resume="allow")
 
 
 def curve(history: list[Record]) -> list[Record]:

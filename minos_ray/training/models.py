@@ -25,7 +25,9 @@ def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, An
     """
     with base.naming_errors(path):
         auto = auto_class(kind, base.config_of(path, kind, options))
-    base.require_files(path)
+    if not base.bin_files(path):
+        with base.Stored(path):  # UserError when a file is missing, or none of safetensors
+            pass
     loading = {"dtype": DTYPES[precision], "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = auto.from_pretrained(path, **labels(kind), **options, **loading)
     base.require_complete(model, kind, info, path)

@@ -32,11 +32,6 @@ def takes_varlen(dtype: torch.dtype, head_sizes: set[int], capability: tuple[int
     return capability is not None and capability >= AMPERE and dtype in HALF and fits
 
 
-def capability_of(states: torch.Tensor) -> tuple[int, int] | None:
-    """Compute capability of the GPU that holds a tensor."""
-    return torch.cuda.get_device_capability(states.device) if states.is_cuda else None
-
-
 def takes_groups(device: str) -> bool:
     """Whether keys and values may be fewer than the queries' heads without falling back to the math kernel."""
     return device != "cuda"
@@ -149,7 +144,8 @@ def packed_attention(
         out = explicit_attention(q, k, v, band(packed.longest, window, query.device), scaling, dropout, softcap, s_aux)
         return from_grid(out, packed), None
     sizes = {key.shape[-1], value.shape[-1]}
-    if takes_varlen(query.dtype, sizes, capability_of(query)) and not dropout:
+    capability = torch.cuda.get_device_capability(query.device) if query.is_cuda else None
+    if takes_varlen(query.dtype, sizes, capability) and not dropout:
         return varlen(query, key, value, packed, scaling, window), None
     # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
     dtype = torch.float32 if query.dtype in HALF and not query.is_cuda else query.dtype

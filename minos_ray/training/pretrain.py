@@ -34,7 +34,11 @@ def pretrain(config: Config, run: Run) -> Manifest:
     assert section is not None
     source = {"run": run} if section.needs else {}
     documents = list(resolve(section.corpus)(seed=section.seed, **source, **section.options))
-    tokenizer = resolve(section.tokenizer)(map(document_text, documents), section.vocab_size)
+    texts = (
+        encoding.question_text(question) + "".join(map(encoding.step_text, solution.splitlines()))
+        for question, solution in documents
+    )
+    tokenizer = resolve(section.tokenizer)(texts, section.vocab_size)
     save_start(section, tokenizer, run)
     data = document_data(tokenizer, documents, section)
     require_rows("pretrain", data)
@@ -49,12 +53,6 @@ def right_solutions(run: Run, seed: int, rows: int) -> Iterator[Document]:
     right = [row for row in labelled(run)[0] if row["correct"]]
     for row in random.Random(f"right solutions {seed}").sample(right, min(rows, len(right))):
         yield row["question"], "\n".join(row["steps"])
-
-
-def document_text(document: Document) -> str:
-    """A document as one text, for the tokenizer."""
-    question, solution = document
-    return encoding.question_text(question) + "".join(map(encoding.step_text, solution.splitlines()))
 
 
 def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Any:
