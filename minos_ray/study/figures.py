@@ -106,8 +106,8 @@ def convergence(kinds: Mapping[str, Mapping[str, list[Curve]]]) -> "tuple[Figure
     """A panel per kind: F1 on held-out rows over the steps of stage 2, each seed faint, the mean over seeds."""
     colours = (GROUPS["base"], GROUPS["minos"], GROUPS["other"], GROUPS["bound"])
     figure, axes = grid(1, len(kinds), height=2.8)
-    for axis, (kind, arms) in zip(axes, kinds.items(), strict=True):
-        for colour, (name, curves) in zip(cycle(colours), arms.items(), strict=False):
+    for axis, (kind, by_arm) in zip(axes, kinds.items(), strict=True):
+        for colour, (name, curves) in zip(cycle(colours), by_arm.items(), strict=False):
             by_seed = [{point["step"]: 100 * point["f1"] for point in curve} for curve in curves]
             for points in by_seed:
                 axis.plot(list(points), list(points.values()), color=colour, alpha=0.18, linewidth=0.9)
