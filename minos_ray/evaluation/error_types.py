@@ -86,13 +86,13 @@ class ErrorTally:
     def add(self, block: Block) -> None:
         """Adds the candidates of a block."""
         candidates = block.candidates
-        found = errors(candidates.rows["error_types"])
+        wrong_steps = errors(candidates.rows["error_types"])
         not_wrong = candidates.correct | ~candidates.graded
         self.wrong += int((~not_wrong).sum())
-        for kind, number in counts(found).items():
+        for kind, number in counts(wrong_steps).items():
             self.types.setdefault(kind, Counter()).update(number)
         scores = {name: table.score for name, table in block.scores.items()}
-        for name, of_type in rejected(scores, not_wrong, found).items():
+        for name, of_type in rejected(scores, not_wrong, wrong_steps).items():
             for kind, (wrong, rejects) in of_type.items():
                 counter = self.rejected.setdefault(name, {}).setdefault(kind, Counter())
                 counter.update(wrong=wrong, rejected=rejects)

@@ -187,10 +187,10 @@ def step_row(
     counted: so a verifier that scores steps (`by_step`) has a row even when it could score no solution.
     """
     steps = align_steps(step_scores, step_labels)
-    known = steps.has_label
-    if not known.any() and not (by_step and (steps.labels.values >= 0).any()):
+    labelled = steps.has_label
+    if not labelled.any() and not (by_step and (steps.labels.values >= 0).any()):
         return None
-    scores, right = steps.scored.values[known], steps.labelled.values[known] == 1
+    scores, right = steps.scored.values[labelled], steps.labelled.values[labelled] == 1
     truth = first_errors(steps.labels)
     return {
         **outcome_row(verifier, scores, right, threshold),

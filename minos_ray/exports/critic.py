@@ -6,10 +6,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from minos_ray.exports.rows import Row, Split, batched, problems_of
-from minos_ray.exports.write import Exported, write_file
+from minos_ray.exports.write import Exported, Split, batched, problems_of, write_file
 from minos_ray.steps.encoding import CRITIQUE, question_text, step_text
 from minos_ray.steps.own_text import without_thinking
+from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
 from minos_ray.training.sft import critique_unusable
 

@@ -7,10 +7,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from minos_ray.exports.rows import Row, Split, solutions
-from minos_ray.exports.write import Exported, write_file
+from minos_ray.exports.write import Exported, Split, solutions, write_file
 from minos_ray.imports.shepherd import FIRST_STEP, TAG
-from minos_ray.store.columns import GRADED
+from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Run
 
 STRINGS, BOOLEANS = pa.list_(pa.string()), pa.list_(pa.bool_())

@@ -1,22 +1,25 @@
-"""Writing an export: aside, then renamed, so that what lies at OUT is always whole."""
+"""Rows of a run joined for export, and the files: written aside, then renamed, so that a file at OUT is complete."""
 
 import gzip
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from minos_ray.errors import UserError
+from minos_ray.problems.split import problems_by_id
 from minos_ray.store.columns import Row
-from minos_ray.store.run import open_path
+from minos_ray.store.run import Run, open_path
 
-BATCH = 10_000
+Split = Literal["train", "test", "all"]
+BATCH = 10_000  # rows in memory at a time
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
@@ -26,6 +29,30 @@ class Exported(NamedTuple):
     path: str
     counts: dict[str, int]
     dropped: dict[str, int]
+
+
+def problems_of(run: Run, split: Split) -> dict[str, Row]:
+    """Question, data set and split by problem id."""
+    splits = None if split == "all" else split
+    return problems_by_id(run, splits, ["problem_id", "split", "dataset", "question"])
+
+
+def solutions(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
+    """Labels with the question and data set of their problem; those of the other split are counted."""
+    problems = problems_of(run, split)
+    columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
+    for row in batched(run, "labels", columns):
+        problem = problems.get(row["problem_id"])
+        if problem is None:
+            dropped[f"not of split {split}"] += 1
+        else:
+            yield {**row, "question": problem["question"], "dataset": problem["dataset"]}
+
+
+def batched(run: Run, artefact: str, columns: list[str]) -> Iterator[Row]:
+    """All rows of an artefact."""
+    for batch in run.artefact(artefact).read(columns).to_batches(BATCH):
+        yield from batch.to_pylist()
 
 
 def write_file(

@@ -1,17 +1,30 @@
 """GenRM critiques (genrm-star/genrm-critiques, round 0): solutions of GSM8K training questions by Gemini 1.0 Pro,
-each with a label and a critique; the files are read by `minos_ray.imports.genrm_files`.
+each with a label and a critique.
+
+Files are read as published (gzipped jsonl), or the same as Parquet with the columns of `COLUMNS`.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import islice
+
+import pyarrow.parquet as pq
 
 from minos_ray.config.base import Count
 from minos_ray.errors import UserError
-from minos_ray.files.read import files, is_nothing
+from minos_ray.files.read import (
+    BadRow,
+    check_no_lfs_pointer,
+    files,
+    is_nothing,
+    kind,
+    read_file,
+    read_parquet,
+    readable,
+)
 from minos_ray.grading.graders import gsm8k
-from minos_ray.imports.genrm_files import COLUMNS, TYPES, batches, question_ids
 from minos_ray.imports.grouping import OTHER_GOLD
 from minos_ray.imports.verdicts import read_verdict, training_text
 from minos_ray.imports.write import Row, begin_import, candidate, label, require_rows, write_rows
@@ -19,11 +32,16 @@ from minos_ray.observe.progress import Progress
 from minos_ray.steps.own_text import own_solution, without_thinking
 from minos_ray.steps.split import paragraphs_or_lines
 from minos_ray.store import columns
-from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.store.run import Artefact, Manifest, Run, open_path
 
 MODEL, PROMPT = "gemini-1.0-pro", "genrm-round-0"
 LARGEST = 1 << 31
 ROW_ARTEFACTS = ("candidates", "labels", "critiques")
+COLUMNS = ("question_id", "question", "target", "candidate_id", "solution", "correct", "critique")
+TYPES = (int | str, str, str, int, str, bool | int | float, str)
+PUBLISHED = ("question_id", "question", "target", "model_output_id", "model_output", "correctness", "verifier_output")
+REFERENCE = "\nExpected Answer: "
+BATCH = 8192
 
 
 def import_genrm(
@@ -159,8 +177,8 @@ class Importer:
 
 def oddity(row: Row) -> str | None:
     """The first column that holds something else than it should."""
-    for name, kind in zip(COLUMNS, TYPES, strict=True):
-        if not isinstance(row[name], kind):
+    for name, type_ in zip(COLUMNS, TYPES, strict=True):
+        if not isinstance(row[name], type_):
             return f"another type of {name}"
     if row["correct"] not in (0, 1):
         return "correct is neither 0 nor 1"
@@ -183,3 +201,63 @@ def problem(row: Row, split: str) -> Row:
         "answer": row["target"],
         "solution": row.get("reference"),
     }
+
+
+def question_ids(paths: Iterable[str]) -> tuple[set[int], int]:
+    """All question ids and the number of rows; UserError names the first file or column that does not fit."""
+    ids: set[int] = set()
+    rows = 0
+    for path in paths:
+        for row in parquet_rows(path, ["question_id"]) if kind(path) == ".parquet" else published(path):
+            rows += 1
+            if isinstance(row["question_id"], int | str):
+                ids.add(row["question_id"])
+    return ids, rows
+
+
+def batches(paths: Iterable[str]) -> Iterator[list[Row]]:
+    """Rows of all files, a few thousand at a time."""
+    for path in paths:
+        rows = parquet_rows(path) if kind(path) == ".parquet" else published(path)
+        while batch := list(islice(rows, BATCH)):
+            yield batch
+
+
+def parquet_rows(path: str, columns: Iterable[str] = COLUMNS) -> Iterator[Row]:
+    """The rows of one Parquet file; one that cannot be read as `published` gives it."""
+    with readable(path):
+        check_no_lfs_pointer(path)
+        fs, root = open_path(path)
+        require_columns(path, COLUMNS, pq.read_schema(root, filesystem=fs).names)
+        yield from (row if isinstance(row, dict) else unread(row) for row in read_parquet(path, list(columns)))
+
+
+def unread(row: BadRow) -> Row:
+    """A row that could not be read: empty columns, and the reason."""
+    return {**dict.fromkeys(COLUMNS), "unread": str(row)}
+
+
+def published(path: str) -> Iterator[Row]:
+    """The rows of one published file under our names; `reference` is the solution that the critic was shown.
+
+    A line that cannot be read has only empty columns, and its reason as `unread`.
+    """
+    checked = False
+    for record in read_file(path):
+        if isinstance(record, BadRow):
+            yield unread(record)
+            continue
+        if not checked:
+            require_columns(path, PUBLISHED, list(record))
+            checked = True
+        row = {ours: record.get(theirs) for ours, theirs in zip(COLUMNS, PUBLISHED, strict=True)}
+        prompt = record.get("verifier_prompt")
+        reference = prompt.partition(REFERENCE)[2].strip() if isinstance(prompt, str) else ""
+        yield {**row, "reference": reference or None}
+
+
+def require_columns(path: str, wanted: Iterable[str], there: list[str]) -> None:
+    """UserError for the first column that is not there."""
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise UserError(f"import genrm: '{path}' has no column '{missing[0]}'; it has {', '.join(there)}")

@@ -54,8 +54,8 @@ def choose_thresholds(
 ) -> dict[str, Threshold]:
     """The thresholds of each verifier: the given one, or the best on the other set; `by_step`: steps will be judged."""
     if other is None:
-        given = Threshold(config.meta.threshold, config.meta.threshold, GIVEN)
-        return {verifier.name: given for verifier in judged}
+        threshold = Threshold(config.meta.threshold, config.meta.threshold, GIVEN)
+        return {verifier.name: threshold for verifier in judged}
     scores = scores_of(run, score_set(config, run, other, judged), other.candidates)
     return {name: best_thresholds(name, of_verifier, other, by_step) for name, of_verifier in scores.items()}
 

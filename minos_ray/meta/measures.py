@@ -104,9 +104,9 @@ def outcome_intervals(
 
 def step_intervals(steps: Aligned, threshold: float, problem: np.ndarray, settings: Evaluate) -> dict[str, Interval]:
     """Of the accuracy over steps and of first-error F1; `problem` [solutions] numbers the problem of each."""
-    known = steps.has_label
-    hit = (steps.scored.values[known] >= threshold) == (steps.labelled.values[known] == 1)
-    of_step = np.repeat(problem[steps.complete], steps.labelled.lengths)[known]
+    labelled = steps.has_label
+    hit = (steps.scored.values[labelled] >= threshold) == (steps.labelled.values[labelled] == 1)
+    of_step = np.repeat(problem[steps.complete], steps.labelled.lengths)[labelled]
     sizes = sum_by_problem(of_step, np.ones((len(hit), 1)))
     predicted, truth = steps.predicted_first_errors(threshold), first_errors(steps.labels)
     return {
@@ -138,9 +138,9 @@ def ratios(hits: np.ndarray, sizes: np.ndarray, settings: Evaluate) -> np.ndarra
 def first_error_f1s(predicted: np.ndarray, truth: np.ndarray, problem: np.ndarray, settings: Evaluate) -> np.ndarray:
     """[resamples]: first-error F1 of each; NaN where it has no wrong or no right solution. Arrays are [solutions]."""
     sides = np.stack([truth >= 0, truth == ALL_RIGHT], axis=1)
-    known = sides.any(axis=1)
-    hits = sum_by_problem(problem[known], (sides & (predicted == truth)[:, None])[known])
-    return harmonic_means(ratios(hits, sum_by_problem(problem[known], sides[known]), settings))
+    determined = sides.any(axis=1)
+    hits = sum_by_problem(problem[determined], (sides & (predicted == truth)[:, None])[determined])
+    return harmonic_means(ratios(hits, sum_by_problem(problem[determined], sides[determined]), settings))
 
 
 def harmonic_means(pairs: np.ndarray) -> np.ndarray:
