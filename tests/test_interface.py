@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from minos_ray import cli, exports, imports
 from minos_ray.config.load import resolve, shipped
-from minos_ray.config.schema import Config
+from minos_ray.config.schema import AGGREGATIONS, Config
 from minos_ray.store.columns import KEYS, NULLABLE, SCHEMAS
 
 GOLDEN = Path(__file__).parent / "golden" / "interface.txt"
@@ -35,6 +35,12 @@ def test_the_interface_is_the_committed_one() -> None:
             f"If users shall see this change: {WRITE}=1 pytest {Path(__file__).name}, and add a line to CHANGELOG.md.",
         ]
     )
+
+
+def test_choices_of_commands_are_those_of_the_config() -> None:
+    """The command line spells them out: importing the config takes longer than `--help` may."""
+    options = {action.dest: action.choices for action in subcommands(cli.parser())["rank"]._actions}
+    assert options["aggregation"] == AGGREGATIONS
 
 
 def interface() -> Iterator[str]:
