@@ -157,7 +157,7 @@ def sample_missing(config: Config, run: Run, artefact: Artefact, targets: Target
         rows_before=before,
         row_name="candidates",
     )
-    # A list, out of which the table goes to Ray's store: for a large run it is not small, and need not stay here too.
+    # Popped from a list, so that no reference stays here: in a large run the table is large, and Ray's store holds it.
     tables = [unit_table(units, targets.problems)]
     del units
     pa.default_memory_pool().release_unused()
@@ -198,7 +198,7 @@ def count_reasons(artefact: Artefact) -> tuple[Counter[str], int]:
 def mark_resampled(artefact: Artefact) -> None:
     """Must be called before candidates are sampled that a complete artefact has lost: others will take their place.
 
-    Labels, critiques and scores of the lost ones are stale then. No config says so, but a random word in the manifest.
+    Labels, critiques and scores of the lost ones are then stale. No config shows that, so a token in the manifest does.
     """
     if artefact.run.exists(f"{artefact.name}/{DRAWN}"):
         artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", secrets.token_hex(8).encode())

@@ -23,7 +23,7 @@ MAX_FAILED, MAX_FAILED_FRACTION = 3, 0.01
 
 
 def too_many_failed(failed: int, total: int) -> bool:
-    """Whether so many of `total` units or requests failed that the work is to stop."""
+    """Whether enough of `total` units or requests failed to stop the work."""
     return failed > max(MAX_FAILED, MAX_FAILED_FRACTION * total)
 
 

@@ -11,7 +11,7 @@ from minos_ray.errors import UserError
 # A row of an artefact or of a file, as a dictionary of its columns.
 Row = dict[str, Any]
 
-# Statuses of a label, as the grader gives them; only the first two say what an answer is worth.
+# Statuses of a label, as the grader gives them. Only the first two are outcomes; the others mean that there is none.
 Status = Literal["correct", "wrong", "no_answer", "timeout"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 GRADED = STATUSES[:2]
@@ -170,7 +170,7 @@ def validate(name: str, rows: pa.Table) -> pa.Table:
 
 
 def require_unique_ids(name: str, rows: pa.Table) -> pa.Table:
-    """`rows` unchanged when every id is there once; UserError names a repeated one."""
+    """`rows` unchanged. Raises UserError when an id occurs twice."""
     key = KEYS[name]
     counts = pc.value_counts(rows[key])
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))

@@ -1,4 +1,4 @@
-"""The run directory: artefacts made of Parquet parts, complete only when `manifest.json` is there.
+"""The run directory: artefacts made of Parquet parts, complete once `manifest.json` exists.
 
 Paths are local or anything pyarrow opens (`s3://`, `gs://`). No file is ever seen half written.
 """
@@ -76,7 +76,7 @@ class Run:
         return filesystem.storage_errors(action, self.at(name), size)
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder exists."""
         with self.storage_errors("looked for", name):
             return self.fs.get_file_info(f"{self.root}/{name}").type != pafs.FileType.NotFound
 
@@ -96,7 +96,7 @@ class Run:
             filesystem.copy_folder(folder, f"{self.root}/{name}", self.fs)
 
     def download(self, name: str, folder: str) -> None:
-        """Copies the files of a folder of the run into a local one that is there."""
+        """Copies the files of a folder of the run into an existing local folder."""
         with self.storage_errors("read", name):
             pafs.copy_files(f"{self.root}/{name}", folder, self.fs, pafs.LocalFileSystem())
 
