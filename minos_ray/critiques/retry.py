@@ -223,6 +223,7 @@ class StopRules:
         self.before = Counter(before)
         self.statuses: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.messages: dict[str, str] = {}
         self.doubts = 0
 
     def attempt_failed(self, error: str, message: str) -> Exception | None:
@@ -238,6 +239,7 @@ class StopRules:
         A refusal comes at once, an answer takes its time: what is in flight is waited for before such a stop.
         """
         self.statuses[status] += 1
+        self.messages[status] = message
         self.doubts = self.doubts + bool(doubt) if status in ("bad_request", "failed") else 0
         if doubt and self.doubts >= self._doubts_to_stop() and not in_flight:
             return doubt
@@ -255,6 +257,8 @@ class StopRules:
         if usable or count < min(BAD_IN_A_ROW, self.total) or (count + failed >= self.total and not refused):
             return None
         none = f"none of {count} answers can be used ({dict(seen.most_common())}): {advice(self.section, seen)}"
+        [(most_frequent, _)] = seen.most_common(1)  # what the advice is about; other rows may have ended last
+        message = self.messages.get(most_frequent) or message
         return UserError(f"{self._where()}: {none}{f': {message}' if message else ''}")
 
     def _too_many_failed(self, message: str) -> EndpointGone | None:
