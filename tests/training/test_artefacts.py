@@ -10,78 +10,32 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from minos_ray.config.resources import Engine, Workers
-from minos_ray.config.schema import Config, Model
+from minos_ray.config.resources import Engine
 from minos_ray.scoring.scorer import Scorer
 from minos_ray.steps import encoding
 from minos_ray.store.model_files import load_tokenizer
-from minos_ray.store.run import Run
 from minos_ray.training import models
-from minos_ray.training.job import Job
-from minos_ray.training.reward import verifier_jobs
-from minos_ray.training.sft import critic_job
-from minos_ray.training.trainer import fit
-from tests.training.world import candidate, world
+from tests.training.trainings import KINDS, WAYS, Trained, layout_name
+from tests.training.world import candidate
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("lm", "orm", "prm")
-# Name: ZeRO stage, precision, base.
-WAYS = {
-    "plain": (0, "fp32", "base"),
-    "zero3": (3, "fp32", "base"),
-    "bf16": (3, "bf16", "base"),
-    "padded": (3, "fp32", "pad-is-eos"),
-    "sharded": (3, "fp32", "sharded"),
-}
 SOLUTIONS = [(f"What is the sum of set {p}?", candidate(p, 1)["steps"] * (1 + p % 3)) for p in range(6)]
 # Text that spells out EOS, also at the very end, where a model that pools before the last pad would look elsewhere.
 SOLUTIONS += [("Is it </s>?", ["Step 1: </s>", "it is </s>"])]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Path:
-    """The folder of the models `KIND-WAY`, trained by one group of two workers."""
-    folder = tmp_path_factory.mktemp("made")
-    config, run = world(folder, resources={"num_cpus": 2})
-    bases(folder)
-    fit(config, run, "reward", [job(folder, start(config, run, k), f"{k}-{way}") for k in KINDS for way in WAYS])
-    return folder / "run" / "models"
-
-
-def bases(folder: Path) -> None:
-    """The base model with a tokenizer that pads with EOS, and in many files."""
-    from transformers import AutoModelForCausalLM
-
-    tokenizer = load_tokenizer(f"{folder}/base")
-    model = AutoModelForCausalLM.from_pretrained(folder / "base")
-    model.save_pretrained(folder / "sharded", max_shard_size="100KB")
-    tokenizer.save_pretrained(folder / "sharded")
-    assert len(list((folder / "sharded").glob("*.safetensors"))) > 3
-    tokenizer.pad_token = tokenizer.eos_token
-    model.save_pretrained(folder / "pad-is-eos")
-    tokenizer.save_pretrained(folder / "pad-is-eos")
-
-
-def start(config: Config, run: Run, kind: str) -> Job:
-    """The training of that kind."""
-    name = "critic" if kind == "lm" else f"{kind}-base"
-    run.artefact(f"models/{name}").begin({"for": "test"})
-    return critic_job(config, run) if kind == "lm" else verifier_jobs(config, run, [name])[0]
-
-
-def job(folder: Path, like: Job, name: str) -> Job:
-    """The same training in that way."""
-    zero, precision, base = WAYS[name.partition("-")[2]]
-    Run(f"{folder}/run").artefact(f"models/{name}").begin({"for": "test"})
-    changes = {
-        "artefact": f"models/{name}",
-        "key": name,
-        "start": Model(model=f"{folder}/{base}"),
-        "section": like.section.model_copy(update={"precision": precision}),
-        "workers": Workers(workers=2, zero=zero, micro_tokens=512),
-    }
-    return like.model_copy(update=changes)
+def made(trained: Trained) -> Path:
+    """A folder of the models `KIND-WAY`: of a layout, or `padded` with EOS and `sharded` after their bases."""
+    folder = trained.folder / "by way"
+    folder.mkdir()
+    for kind in KINDS:
+        for way, layout in WAYS.items():
+            (folder / f"{kind}-{way}").symlink_to(f"{trained.run.root}/models/{layout_name(kind, layout)}")
+        for way, base in {"padded": "pad-is-eos", "sharded": "sharded"}.items():
+            (folder / f"{kind}-{way}").symlink_to(f"{trained.run.root}/models/{kind}-{base}")
+    return folder
 
 
 def encoded(path: Path | str) -> list[encoding.Encoded]:
@@ -111,7 +65,7 @@ def test_every_tensor_is_whole(made: Path, kind: Any, way: str) -> None:
 
 def moved(made: Path, name: str) -> torch.Tensor:
     """How training moved the matrices of the base."""
-    base, found = (load_file(folder / "model.safetensors") for folder in (made.parents[1] / "base", made / name))
+    base, found = (load_file(folder / "model.safetensors") for folder in (made.parent / "base", made / name))
     return torch.cat([(found[n].float() - base[n]).flatten() for n in sorted(base) if base[n].ndim > 1 and n in found])
 
 

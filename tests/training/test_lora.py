@@ -1,13 +1,8 @@
 """LoRA: what is trained and what stays, the same under every layout, and one model merged or with peft."""
 
-import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,28 +11,23 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from minos_ray.config.load import build
-from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config
-from minos_ray.config.training import Lora, Train
+from minos_ray.config.training import Lora
 from minos_ray.errors import UserError
 from minos_ray.pipeline.check import check
 from minos_ray.store.run import Run
 from minos_ray.training import engine, lora, models
 from minos_ray.training.batches import pack
-from minos_ray.training.checkpoint import complete_checkpoints
-from minos_ray.training.job import Job
 from minos_ray.training.log import read_log
 from minos_ray.training.losses import Objective
 from minos_ray.training.reward import verifier_jobs
-from minos_ray.training.trainer import fit
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
+from tests.training.trainings import ADAPTER, KILLED, Trained
 from tests.training.world import world
 
-ADAPTER = {"rank": 4, "alpha": 8}
 KINDS = {"lm": "critic-zero3", "orm": "orm-zero3", "prm": "prm"}
 HEADS = {"lm": set(), "orm": {"score.weight"}, "prm": {"score.weight", "score.bias"}}
-KILLED = (0, 3)
 
 
 def objective(path: str, kind: Any, seed: int = 0, **changes: Any) -> Objective:
@@ -122,66 +112,6 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path: Path, monkeypatch: pyte
     for attempt in (lambda: check(config, log=lambda line: None), lambda: verifier_jobs(config, run, ["orm-base"])):
         with pytest.raises(UserError, match=r"reward.lora needs the package peft.*minos_ray\[lora\]"):
             attempt()
-
-
-class Trained(NamedTuple):
-    config: Config
-    run: Run
-    checkpointed: dict[str, list[str]]
-    """Names of the weights in the last checkpoint of each killed training."""
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, end_of_ray: None) -> Trained:
-    """Critics and verifiers in one worker group of two, one of each by a worker alone; two trainings are killed."""
-    adapted = {"lora": ADAPTER, "weight_decay": 0.1, "lr": 5e-3}
-    config, run = world(tmp_path_factory.mktemp("lora"), sft=adapted, reward=adapted, resources={"num_cpus": 2})
-    orm, prm, critic = jobs_of(config, run)
-    dropout = {"section": orm.section.model_copy(update={"batch_rows": 8, "lora": Lora(**ADAPTER, dropout=0.2)})}
-    jobs = [changed(run, critic, f"critic-zero{zero}", zero=zero) for zero in range(4)]
-    jobs += [changed(run, critic, "critic-recomputed", zero=3, gradient_checkpointing=True)]
-    jobs += [changed(run, orm, "orm-zero3", zero=3), changed(run, prm, "prm", zero=2)]
-    for zero in KILLED:
-        jobs += [changed(run, orm, f"whole{zero}", **dropout, zero=zero)]
-        jobs += [changed(run, orm, f"killed{zero}", **dropout, zero=zero, save_every=4)]
-    checkpointed: dict[str, list[str]] = {}
-    names = [f"killed{zero}" for zero in KILLED]
-    killer = threading.Thread(target=kill_each, args=(run, names, 10, checkpointed), daemon=True)
-    killer.start()
-    fit(config, run, "reward", jobs)
-    alone = {"critic-alone": critic, "orm-alone": orm}
-    fit(config, run, "alone", [changed(run, job, name, workers=1) for name, job in alone.items()])
-    killer.join(1)
-    return Trained(config, run, checkpointed)
-
-
-def jobs_of(config: Config, run: Run) -> tuple[Job, Job, Job]:
-    """An ORM, a PRM and a critic."""
-    from minos_ray.training.sft import critic_job
-
-    for name in ("orm-base", "prm-base", "critic"):
-        run.artefact(f"models/{name}").begin({"for": name})
-    orm, prm = verifier_jobs(config, run, ["orm-base", "prm-base"])
-    return orm, prm, critic_job(config, run)
-
-
-def changed(run: Run, job: Job, name: str, section: Train | None = None, **workers: Any) -> Job:
-    """The job as another artefact, by two workers unless said otherwise."""
-    run.artefact(f"models/{name}").begin({"for": name})
-    layout = Workers(**{"workers": 2, "micro_tokens": 512, "max_failures": len(KILLED), **workers})
-    changes = {"artefact": f"models/{name}", "key": name, "workers": layout, "section": section or job.section}
-    return job.model_copy(update=changes)
-
-
-def kill_each(run: Run, names: Iterable[str], step: int, checkpointed: dict[str, list[str]]) -> None:
-    """Kills the worker of each training as soon as its log has that step, and looks into the checkpoint left."""
-    for name in names:
-        while not (records := read_log(run, name)) or records[-1]["step"] < step:
-            time.sleep(0.01)
-        os.kill(next(r["pid"] for r in records if r["event"] == "start"), signal.SIGKILL)
-        made = complete_checkpoints(run, f"checkpoints/reward/{name}", name)[-1]
-        file = next((Path(run.path) / made.folder).rglob("*model_states.pt"))
-        checkpointed[name] = list(torch.load(file, weights_only=False)["module"])
 
 
 def losses(run: Run, name: str) -> list[float]:

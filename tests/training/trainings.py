@@ -1,0 +1,208 @@
+"""Trainings that several files look at, by one group of workers for each number of workers: starting one is dear.
+
+Each file takes its own trainings out of `Trained`; only those of the files that run are made.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from minos_ray.config.resources import Workers
+from minos_ray.config.schema import Config, Model
+from minos_ray.config.training import Lora
+from minos_ray.store.model_files import load_tokenizer
+from minos_ray.store.run import Run
+from minos_ray.training.checkpoint import complete_checkpoints
+from minos_ray.training.job import Job
+from minos_ray.training.log import Record, read_log
+from minos_ray.training.reward import verifier_jobs
+from minos_ray.training.sft import critic_job
+from minos_ray.training.trainer import fit
+from tests.training.world import world
+
+KINDS = ("lm", "orm", "prm")
+# Name: workers, ZeRO stage, tokens of a pass (512 holds a quarter of a step), precision.
+LAYOUTS: dict[str, tuple[int, int, int, str]] = {
+    "one rank, one pass": (1, 0, 8192, "fp32"),
+    "accumulated": (1, 0, 512, "fp32"),
+    "one rank, one pass, bf16": (1, 0, 8192, "bf16"),
+    "accumulated, bf16": (1, 0, 128, "bf16"),
+    "two ranks": (2, 0, 8192, "fp32"),
+    "two ranks, ZeRO 1": (2, 1, 8192, "fp32"),
+    "two ranks, ZeRO 2": (2, 2, 8192, "fp32"),
+    "two ranks, ZeRO 3": (2, 3, 8192, "fp32"),
+    "two ranks, ZeRO 3, accumulated": (2, 3, 512, "fp32"),
+    "two ranks, bf16": (2, 0, 8192, "bf16"),
+    "two ranks, ZeRO 2, bf16": (2, 2, 8192, "bf16"),
+    "two ranks, ZeRO 3, bf16": (2, 3, 8192, "bf16"),
+}
+# A PRM is trained in all of them; what the others do not share with it (rows, targets, head) shows in these.
+SOME = (
+    "one rank, one pass", "accumulated", "one rank, one pass, bf16", "two ranks", "two ranks, ZeRO 3, accumulated",
+    "two ranks, ZeRO 3, bf16",
+)  # fmt: skip
+LAYOUTS_OF = {"lm": SOME, "orm": SOME, "prm": tuple(LAYOUTS)}
+# Bases beside the plain one: a tokenizer that pads with EOS, and weights in many files.
+BASES = ("pad-is-eos", "sharded")
+OFFLOADED = {"offloaded": {"zero": 2, "offload": "optimizer"}, "all-offloaded": {"zero": 3, "offload": "all"}}
+WITH_LANGUAGE = {"language": 512, "language-accumulated": 128}  # tokens of a pass
+# Four epochs of some 240 rows: 124 steps.
+LONG = {"batch_rows": 8, "epochs": 4.0, "eval_every": 20, "lr": 2e-3}
+ADAPTER = {"rank": 4, "alpha": 8}
+KILLED = (0, 3)  # ZeRO stages of the trainings with LoRA of which a worker is killed
+
+
+class Trained(NamedTuple):
+    """The run with all models, its config, and the names of the weights in the last checkpoint of each killed
+    training."""
+
+    config: Config
+    run: Run
+    folder: Path
+    checkpointed: dict[str, list[str]]
+
+
+def train(folder: Path, files: set[str]) -> Trained:
+    """The trainings that test files of these names look at: two groups of workers, one of them started again after
+    each kill."""
+    section = {"batch_rows": 32, "epochs": 1.5, "lr": 1e-3}
+    config, run = world(folder, sft=section, reward=section, resources={"num_cpus": 2})
+    bases(folder)
+    trained = Trained(config, run, folder, {})
+    likes = {kind: start(config, run, kind) for kind in KINDS}
+    # By name: some files look at the same trainings.
+    jobs = {job.name: job for name, plan in PLANS.items() if name in files for job in plan(trained, likes)}
+    names = [f"killed{zero}" for zero in KILLED if "test_lora" in files]
+    killer = threading.Thread(target=kill_each, args=(run, names, 10, trained.checkpointed), daemon=True)
+    killer.start()
+    for workers in (1, 2):
+        # The first job says how often the group may be started again; those that are killed come last.
+        group = [job for job in jobs.values() if job.workers.workers == workers]
+        group.sort(key=lambda job: job.name.startswith(("whole", "killed")))
+        if group:
+            fit(config, run, f"group-{workers}", group)
+    killer.join(1)
+    return trained
+
+
+def bases(folder: Path) -> None:
+    """Writes the `BASES`."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(f"{folder}/base")
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model.save_pretrained(folder / "sharded", max_shard_size="100KB")
+    tokenizer.save_pretrained(folder / "sharded")
+    assert len(list((folder / "sharded").glob("*.safetensors"))) > 3
+    tokenizer.pad_token = tokenizer.eos_token
+    model.save_pretrained(folder / "pad-is-eos")
+    tokenizer.save_pretrained(folder / "pad-is-eos")
+
+
+def start(config: Config, run: Run, kind: str) -> Job:
+    """The training of that kind, from the base model."""
+    name = "critic" if kind == "lm" else f"{kind}-base"
+    run.artefact(f"models/{name}").begin({"for": "test"})
+    return critic_job(config, run) if kind == "lm" else verifier_jobs(config, run, [name])[0]
+
+
+def changed(run: Run, like: Job, name: str, base: str | None = None, section: Any = None, **workers: Any) -> Job:
+    """The job as another artefact, from another base, with changes of its section and its workers."""
+    run.artefact(f"models/{name}").begin({"for": name})
+    changes: dict[str, Any] = {
+        "artefact": f"models/{name}",
+        "key": name,
+        "section": like.section.model_copy(update=section or {}),
+        "workers": Workers(**{"workers": 2, "micro_tokens": 512, "max_failures": len(KILLED), **workers}),
+    }
+    return like.model_copy(update=changes | ({"start": Model(model=base)} if base else {}))
+
+
+def layout_name(kind: str, layout: str) -> str:
+    """The model of a kind in one of the `LAYOUTS`."""
+    return f"{kind}-{layout.replace(' ', '-').replace(',', '')}"
+
+
+def in_layout(run: Run, like: Job, kind: str, layout: str) -> Job:
+    """The same training in one of the `LAYOUTS`."""
+    workers, zero, tokens, precision = LAYOUTS[layout]
+    settings = {"workers": workers, "zero": zero, "micro_tokens": tokens}
+    return changed(run, like, layout_name(kind, layout), section={"precision": precision}, **settings)
+
+
+def layouts(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
+    """Every kind in its layouts, and an ORM offloaded and with a language loss."""
+    for kind, names in LAYOUTS_OF.items():
+        for layout in names:
+            yield in_layout(trained.run, likes[kind], kind, layout)
+    for name, settings in OFFLOADED.items():
+        yield changed(trained.run, likes["orm"], name, **settings)
+    for name, tokens in WITH_LANGUAGE.items():
+        yield changed(trained.run, likes["orm"], name, section={"lm_weight": 0.5}, zero=3, micro_tokens=tokens)
+
+
+# Layouts whose models are read in every engine.
+WAYS = {"plain": "two ranks", "zero3": "two ranks, ZeRO 3, accumulated", "bf16": "two ranks, ZeRO 3, bf16"}
+
+
+def artefacts(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
+    """Every kind from every base, and in those layouts whose models are read."""
+    for kind in KINDS:
+        for base in BASES:
+            yield changed(trained.run, likes[kind], f"{kind}-{base}", f"{trained.folder}/{base}", zero=3)
+        for layout in WAYS.values():
+            yield in_layout(trained.run, likes[kind], kind, layout)
+
+
+def adapters(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
+    """Critics and verifiers with LoRA by two workers, one of each by a worker alone; two trainings are killed."""
+    run, lora = trained.run, {"lora": Lora(**ADAPTER), "weight_decay": 0.1, "lr": 5e-3, "epochs": 1.0}
+    dropout = lora | {"batch_rows": 8, "lora": Lora(**ADAPTER, dropout=0.2)}
+    for zero in range(4):
+        yield changed(run, likes["lm"], f"critic-zero{zero}", section=lora, zero=zero)
+    yield changed(run, likes["lm"], "critic-recomputed", section=lora, zero=3, gradient_checkpointing=True)
+    yield changed(run, likes["orm"], "orm-zero3", section=lora, zero=3)
+    yield changed(run, likes["prm"], "prm", section=lora, zero=2)
+    for zero in KILLED:
+        yield changed(run, likes["orm"], f"whole{zero}", section=dropout, zero=zero)
+        yield changed(run, likes["orm"], f"killed{zero}", section=dropout, zero=zero, save_every=4)
+    yield changed(run, likes["lm"], "critic-alone", section=lora, workers=1)
+    yield changed(run, likes["orm"], "orm-alone", section=lora, workers=1)
+
+
+def long_ones(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
+    """Trainings long enough to be stopped, here never stopped; of the last the loss on held-out rows rises again."""
+    yield changed(trained.run, likes["orm"], "straight", section=LONG, workers=1, save_every=10)
+    yield changed(trained.run, likes["orm"], "straight-zero2", section=LONG, zero=2, save_every=10)
+    rising = LONG | {"lr": 3e-2, "eval_every": 5, "pick": "best"}
+    yield changed(trained.run, likes["orm"], "best", section=rising, zero=3, save_every=1000)
+
+
+PLANS = {"test_invariants": layouts, "test_artefacts": artefacts, "test_lora": adapters, "test_resume": long_ones}
+
+
+def kill_each(run: Run, names: Iterable[str], step: int, checkpointed: dict[str, list[str]]) -> None:
+    """Kills the worker of each training as soon as its log has that step, and looks into the checkpoint left."""
+    for name in names:
+        while not (records := read_log(run, name)) or records[-1]["step"] < step:
+            time.sleep(0.01)
+        os.kill(next(r["pid"] for r in records if r["event"] == "start"), signal.SIGKILL)
+        checkpoint = complete_checkpoints(run, f"checkpoints/group-2/{name}", name)[-1]
+        file = next((Path(run.path) / checkpoint.folder).rglob("*model_states.pt"))
+        checkpointed[name] = list(torch.load(file, weights_only=False)["module"])
+
+
+def records(run: Run, name: str, event: str) -> list[Record]:
+    """What the log of a model has of one event."""
+    return [record for record in read_log(run, name) if record["event"] == event]
+
+
+def losses(run: Run, name: str) -> list[float]:
+    """Losses of all steps, then those on held-out rows."""
+    return [record["loss"] for event in ("train", "eval") for record in records(run, name, event)]
