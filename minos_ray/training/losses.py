@@ -38,7 +38,8 @@ class Way(NamedTuple):
 
 
 PACKED = Way(True, packing.NAME)
-FEW = 0.7  # where more of the tokens are read, the last layer works on all: copies would cost what it saves
+# Where a larger fraction of the tokens is read, the last layer works on all: a mask costs more than causal attention.
+FEW = 0.25
 
 
 class Objective(nn.Module):
