@@ -1,6 +1,8 @@
 """README and docs say what is there: commands parse, configs load, links lead somewhere, names resolve."""
 
+import ast
 import importlib
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,9 +15,11 @@ from pydantic import BaseModel
 
 from minos_ray import load_config
 from minos_ray.arguments import parser
+from tests.test_import_graph import LAYERS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TREE = ROOT / "docs" / "tree.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").glob("*.md")} - {TREE})]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.M)
@@ -147,3 +151,58 @@ def test_every_file_that_is_named_is_there(name: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(text_of("README.md").splitlines()) <= 150
+
+
+# Files that hold no sentence about themselves.
+UNCOMMENTED = {
+    "browser.css": "Styles of the candidate browser.",
+    "browser.html.j2": "Elements of the candidate browser.",
+    "parts.html.j2": "Macros of the page: figures, tables, candidates.",
+    "style.css": "Styles of the page.",
+    "template.html.j2": "The page.",
+    "terms.html.j2": "The glossary.",
+}
+LISTED = {".py", ".yaml", ".js", ".css", ".j2"}
+WRITE_TREE = "MINOS_WRITE_DOCS=1 python -m pytest tests/test_docs.py -k tree"
+TREE_HEAD = f"""# Source tree
+
+What every file of the package is for, in the words of its docstring. Folders stand from the top down: each imports only
+from those below it. To regenerate this page: `{WRITE_TREE}`.
+"""
+
+
+def test_the_tree_is_up_to_date() -> None:
+    if os.environ.get("MINOS_WRITE_DOCS"):
+        TREE.write_text(tree())
+    assert TREE.read_text() == tree(), f"docs/tree.md is out of date; regenerate it: {WRITE_TREE}"
+
+
+def tree() -> str:
+    """The page: the modules of the top level, then a table for each folder."""
+    package = ROOT / "minos_ray"
+    layers = [package, *(package / name for name in reversed(LAYERS) if (package / name).is_dir())]
+    return "\n".join([TREE_HEAD, *(section(folder) for folder in layers)])
+
+
+def section(folder: Path) -> str:
+    """A folder's purpose and a row for each of its files."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in LISTED and path.name != "__init__.py"]
+    rows = [f"| [{path.name}](../{path.relative_to(ROOT)}) | {purpose(path)} |" for path in files]
+    title = f"## {folder.relative_to(ROOT)}/\n\n{purpose(folder / '__init__.py')}\n"
+    return "\n".join([title, "| file | purpose |", "|---|---|", *rows, ""])
+
+
+def purpose(path: Path) -> str:
+    """The first lines of a module's docstring, or of the comment at the head of another file, up to the end of a
+    sentence."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        lines = (ast.get_docstring(ast.parse(text)) or "").splitlines()
+    elif path.name in UNCOMMENTED:
+        lines = [UNCOMMENTED[path.name]]
+    else:
+        lines = [line.lstrip("#/ ") for line in text.splitlines() if re.match("#|//", line)]
+    ends = (number for number, line in enumerate(lines, 1) if line.endswith((".", "?", "!")))
+    head = " ".join(lines[: next(ends, 0)])
+    assert head, f"{path.relative_to(ROOT)} has no docstring or comment at its head that ends in a full stop"
+    return head.replace("|", "\\|")
