@@ -98,6 +98,7 @@ class Packed:
     def read_grid(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens of `read_at` as a grid [rows, most of a row], filled up with each row's first token, and the place
         [n] of each in that grid."""
+        assert self.read_at is not None
         rows = torch.searchsorted(self.starts, self.read_at, right=True) - 1
         columns = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
         grid = self.starts[:-1, None].repeat(1, int(columns.max()) + 1)
@@ -168,6 +169,7 @@ def read_attention(
     dropout: float,
 ) -> torch.Tensor:
     """Attention of the tokens in `packed.read_at` alone, 0 elsewhere; shapes as in `packed_attention`."""
+    assert packed.read_at is not None
     grid, places = packed.read_grid
     q = query[0].transpose(0, 1)[grid].transpose(1, 2)
     k, v = to_grid(key, packed), to_grid(value, packed)
@@ -250,7 +252,8 @@ class ReadOnly:
         self.positions: torch.Tensor | None = None
         layers = getattr(backbone, "layers", None)
         last = layers[-1] if isinstance(layers, torch.nn.ModuleList) and len(layers) else None
-        if isinstance(mlp := getattr(last, "mlp", None), torch.nn.Module):
+        mlp = getattr(last, "mlp", None)
+        if last is not None and isinstance(mlp, torch.nn.Module):
             for module in last.modules():
                 module.minos_read_only = self
             self.everywhere = mlp.forward
