@@ -1,6 +1,7 @@
 """Set before anything imports ray: no token file, uv hook, memory monitor, watcher of spot nodes, model hub."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.pop("RAY_ADDRESS", None)
+# A shell lets its background jobs, and their children, ignore Ctrl-C; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A busy machine is no failure of a property.
 settings.register_profile("minos", deadline=None)
 settings.load_profile("minos")

@@ -104,9 +104,15 @@ def stderr_to_null() -> Generator[None]:
 
 def heed_sigterm() -> None:
     """Lets SIGTERM end the command as Ctrl-C does; once joined, Ray 2.60 aborts with a C++ stack instead."""
-    if threading.current_thread() is threading.main_thread():
+
+    def end(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: `nohup minos run ... &`
+            raise KeyboardInterrupt
         # As a signal, not as an exception: an event loop that asks the critic then keeps what is in flight.
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def enter(address: str, key: str, options: dict[str, Any]) -> None:

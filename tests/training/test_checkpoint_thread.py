@@ -8,7 +8,7 @@ from typing import Any
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run
 from tests.tiny import tiny_model
-from tests.training.test_checkpoints import PLACE, job, whole
+from tests.training.test_checkpoints import PLACE, job
 
 
 class Held(Run):
@@ -28,7 +28,7 @@ def saved(base: str, path: str) -> dict[str, Any]:
     import torch
 
     from minos_ray.training import engine, models
-    from minos_ray.training.checkpoint import Checkpoints
+    from minos_ray.training.checkpoint import Checkpoints, complete_checkpoints
     from minos_ray.training.losses import Objective
 
     engine.prepare(gpu=False)
@@ -39,10 +39,10 @@ def saved(base: str, path: str) -> dict[str, Any]:
     made = engine.start(objective, training.section, training.workers)
     checkpoints = Checkpoints(run, "checkpoints/reward", training)
     checkpoints.save(made, 1, [], None)
-    seen: dict[str, Any] = {"on its way": [found.step for found in whole(run, PLACE, "k")]}
+    seen: dict[str, Any] = {"on its way": [found.step for found in complete_checkpoints(run, PLACE, "k")]}
     run.may.set()
     checkpoints.wait()
-    seen["arrived"] = [found.step for found in whole(run, PLACE, "k")]
+    seen["arrived"] = [found.step for found in complete_checkpoints(run, PLACE, "k")]
     run.delete(PLACE)
     run.write_bytes(PLACE, b"a file where the folder should be")
     checkpoints.save(made, 2, [], None)
