@@ -4,18 +4,24 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minos_ray.cluster.connect import quiet_data
+from minos_ray.config.load import Config
+from minos_ray.config.resources import Workers
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run
 from minos_ray.training.checkpoint import complete_checkpoints
+from minos_ray.training.job import Job
 from minos_ray.training.log import read_log
+from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
 from tests.raylets import STORE, cluster_of_raylets
 from tests.remote.server import Bucket, bucket
-from tests.training.test_resume import Made, job, once, records, weights
+from tests.training.test_resume import once, weights
+from tests.training.trainings import records
 from tests.training.world import fill, world
 
 pytestmark = pytest.mark.slow
@@ -39,28 +45,37 @@ def store(end_of_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield made
 
 
+def job(config: Config, run: Run, name: str = "orm-base", **workers: Any) -> Job:
+    """The training of an ORM under that name."""
+    for artefact in (f"models/{name}", "models/orm-base"):
+        run.artefact(artefact).begin({"for": "test"})
+    settings = Workers(**{"micro_tokens": 512, "max_failures": 0, "workers": 2, "zero": 2, **workers})
+    [like] = verifier_jobs(config, run, ["orm-base"])
+    return like.model_copy(update={"artefact": f"models/{name}", "workers": settings})
+
+
 def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
     """Of the newest a tensor file is cut, of the one before a rank has not spoken: the third is gone on from."""
     config, _ = world(tmp_path / "local", reward=SECTION, resources={"num_cpus": 2})
-    workers = {"workers": 2, "zero": 2, "save_every": 5, "keep": 4}
+    workers = {"save_every": 5, "keep": 4}
     remote = Run(store.uri("run"))
     fill(remote, 40, 8)
-    made = Made(config.model_copy(update={"run": remote.path}), remote)
-    straight = job(made, remote, "straight", **{**workers, "save_every": 1000}).model_copy(update={"key": "straight"})
+    config = config.model_copy(update={"run": remote.path})
+    straight = job(config, remote, "straight", save_every=1000).model_copy(update={"key": "straight"})
     killer = once(lambda: pid_after(remote, 40), lambda pid: os.kill(pid, signal.SIGKILL))
     with pytest.raises(WorkStopped, match="its process was killed"):
-        fit(made.config, remote, "reward", [straight, job(made, remote, **workers)])
+        fit(config, remote, "reward", [straight, job(config, remote, **workers)])
     killer.join(timeout=1)
     assert not killer.is_alive(), "it was the kill that ended the training"
-    found = complete_checkpoints(remote, PLACE, job(made, remote, **workers).key)
+    found = complete_checkpoints(remote, PLACE, job(config, remote, **workers).key)
     assert len(found) >= 3
     harm(remote, found[-1].folder, found[-2].folder)
     left = [checkpoint.step for checkpoint in found[:-2]]
     assert [
-        checkpoint.step for checkpoint in complete_checkpoints(remote, PLACE, job(made, remote, **workers).key)
+        checkpoint.step for checkpoint in complete_checkpoints(remote, PLACE, job(config, remote, **workers).key)
     ] == left
-    fit(made.config, remote, "reward", [job(made, remote, **workers)])
-    assert records(remote, "start")[-1]["step"] == left[-1]
+    fit(config, remote, "reward", [job(config, remote, **workers)])
+    assert records(remote, "orm-base", "start")[-1]["step"] == left[-1]
     assert weights(remote) == weights(remote, "straight")
 
 
