@@ -109,8 +109,15 @@ def card(configs: list[Config]) -> str:
     head = yaml.safe_dump(
         {"tags": TAGS, "configs": [entry(part) for part in configs]}, sort_keys=False, allow_unicode=True
     )
-    lines = [f"| {folder(f.name)} | {sizes(f)} | {origin(f.manifest)} | {left_out(f.manifest)} |" for f in configs]
-    table = ["| configuration | rows | made by | left out when it was made |", "|---|---|---|---|", *lines]
+    table = ["| configuration | rows | made by | left out when it was made |", "|---|---|---|---|"]
+    for name, manifest, tables in configs:
+        sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in tables.items())
+        imported = manifest.inputs.get("import")
+        form = imported.get("format") if isinstance(imported, dict) else None  # never the path
+        origin = f"import {form}" if form else "minos_ray"
+        reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in manifest.dropped.items())
+        left_out = reasons.replace("|", "\\|").replace("\n", " ") or "nothing"
+        table.append(f"| {folder(name)} | {sizes} | {origin} | {left_out} |")
     text = f"Artefacts of a minos_ray {__version__} run; the columns are described in its docs/run-directory.md."
     return "\n".join([f"---\n{head}---", "# Mathematical verification data", "", text, "", *table, ""])
 
@@ -123,21 +130,3 @@ def entry(found: Config) -> dict[str, Any]:
         "data_files": [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in found.tables],
         **({"default": True} if name == "problems" else {}),
     }
-
-
-def sizes(found: Config) -> str:
-    """`train 3,000, test 200`."""
-    return ", ".join(f"{split} {len(table):,}" for split, table in found.tables.items())
-
-
-def origin(manifest: Manifest) -> str:
-    """The format that was imported (never its path), or the stage."""
-    imported = manifest.inputs.get("import")
-    form = imported.get("format") if isinstance(imported, dict) else None
-    return f"import {form}" if form else "minos_ray"
-
-
-def left_out(manifest: Manifest) -> str:
-    """Counts by reason, in one cell of the table."""
-    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in manifest.dropped.items())
-    return reasons.replace("|", "\\|").replace("\n", " ") or "nothing"

@@ -22,11 +22,6 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{remainder:02d}s" if minutes else f"{remainder}s"
 
 
-def pace(rate: float, unit: str) -> str:
-    """`5.0 rows/s`, and for slow work `42.0 s/row`."""
-    return f"{1 / rate:,.1f} s/{unit.removesuffix('s')}" if 0 < rate < 0.5 else f"{rate:,.1f} {unit}/s"
-
-
 class Progress:
     """Counts `total` units of work; `advance` shows done, rate, time left and what the caller adds.
 
@@ -146,7 +141,9 @@ class Progress:
         tokens = f", {self.numbers['tokens'] / self._seconds():,.0f} tokens/s" if self.numbers.get("tokens") else ""
         failed = f", failed {sum(self.failures.values()):,}" if any(self.failures.values()) else ""
         extra = "".join(f", {key} {value}" for key, value in self.shown.items())
-        return f"{pace(rate, self.unit)}{remaining}{tokens}{extra}{failed}"
+        slow = 0 < rate < 0.5
+        pace = f"{1 / rate:,.1f} s/{self.unit.removesuffix('s')}" if slow else f"{rate:,.1f} {self.unit}/s"
+        return f"{pace}{remaining}{tokens}{extra}{failed}"
 
     def _rate(self) -> float:
         """Units a second, measured up to the last one that was done: units still in work do not lower it."""

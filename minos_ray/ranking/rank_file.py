@@ -51,7 +51,7 @@ def rank_file(file: str, out: str, task: Task, group: str | None = None) -> dict
             raise UserError(f"file '{file}' is empty: no rows")
         prepare(parts, inputs_of(rows, staged, file, task))
         score_missing(parts, slices, task)
-        table = results_of(parts, slices)
+        table = pa.concat_tables([pq.read_table(parts / f"{n:06d}.parquet", schema=RESULT) for n in slices])
         added = grouped(rows, table, group) if group else table.select(SCORES.names)
         write(rows, added, aside)
         os.replace(aside, out)
@@ -137,11 +137,6 @@ def on_ray(slices: dict[int, Slice], scorer: SliceScorer, task: Task) -> Iterato
     """Results of Ray Data actors, as they come."""
     actors = max(1, min(task.resources.actors, len(slices)))
     yield from on_actors("rank", slices, scorer, task.resources, lambda *_: (actors, actors), WAIT_S)
-
-
-def results_of(parts: Path, slices: dict[int, Slice]) -> pa.Table:
-    """The stored results of all rows, in order."""
-    return pa.concat_tables([pq.read_table(parts / f"{number:06d}.parquet", schema=RESULT) for number in slices])
 
 
 def grouped(rows: Rows, results: pa.Table, group: str) -> pa.Table:

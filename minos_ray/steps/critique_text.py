@@ -78,7 +78,10 @@ def parse_critique(text: str, num_steps: int) -> Parsed:
 
 
 def _parse(text: str, num_steps: int) -> Parsed:
-    lines = _plain(text)
+    # Quoted lines (`> ...`) and those that hold nothing but decoration are left out.
+    lines = [line for line in map(str.strip, text.splitlines()) if not line.startswith((FENCE, QUOTED))]
+    marked = (BOXED.sub(r"\1", BOLD_STEP.sub(r"\1\3:", line)) for line in lines)
+    lines = list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in marked)))
     if not lines:
         return Parsed([], None, "empty")
     final = _final_verdict(lines)
@@ -129,13 +132,6 @@ def agreement(prompt: str, rows: Sequence[Mapping[str, Any]], correct: Sequence[
     }
 
 
-def _plain(text: str) -> list[str]:
-    """The lines without decoration; quoted lines (`> ...`) and those that hold nothing else are left out."""
-    lines = [line for line in map(str.strip, text.splitlines()) if not line.startswith((FENCE, QUOTED))]
-    marked = (BOXED.sub(r"\1", BOLD_STEP.sub(r"\1\3:", line)) for line in lines)
-    return list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in marked)))
-
-
 def _final_verdict(lines: list[str]) -> bool | None:
     """What the last line says; None when it is no final verdict, or when another line says the opposite."""
     match = FINAL.fullmatch(lines[-1])
@@ -179,11 +175,8 @@ def _step_verdict(number: int, block: str) -> int:
     before, after = block[: verdicts[0].start()], block[verdicts[0].end() :].strip(" .!")
     if before.endswith("(") and after == ")":
         before, after = before[:-1] + ".", ""
-    return -1 if after or not _begins_a_sentence(before) else int(verdicts[0][1].lower() == "correct")
-
-
-def _begins_a_sentence(before: str) -> bool:
-    """Not so after a word, a comma or an opening quotation mark: `one cannot say This step is correct`."""
+    # No sentence begins after a word, a comma or an opening quotation mark: `one cannot say This step is correct`.
     line = before.rpartition("\n")[2]
     word = line.rstrip()
-    return not (word[-1:].isalpha() or word.endswith(",") or line[-1:] in OPENING)
+    within = word[-1:].isalpha() or word.endswith(",") or line[-1:] in OPENING
+    return -1 if after or within else int(verdicts[0][1].lower() == "correct")

@@ -61,13 +61,8 @@ def critic_prompt_ids(tokenizer: Any, question: str, steps: Sequence[str]) -> li
     return encode_solution(tokenizer, question, steps).ids + pieces(tokenizer, [CRITIQUE])[CRITIQUE]
 
 
-def encode_critique(tokenizer: Any, question: str, steps: Sequence[str], critique: str) -> tuple[list[int], int]:
-    """The critic's sequence with EOS, and the index of the first token it is trained on."""
-    return encode_critiques(tokenizer, [(question, steps, critique)])[0]
-
-
 def encode_critiques(tokenizer: Any, rows: Sequence[tuple[str, Sequence[str], str]]) -> list[tuple[list[int], int]]:
-    """`encode_critique` of many (question, steps, critique) at once."""
+    """Of each (question, steps, critique) the critic's sequence with EOS, and the index of the first trained token."""
     ids_of = pieces(tokenizer, [CRITIQUE, *(critique for _, _, critique in rows)])
     encoded = []
     for solution, (_, _, critique) in zip(encode_solutions(tokenizer, [r[:2] for r in rows]), rows, strict=True):
@@ -88,12 +83,19 @@ def pieces(tokenizer: Any, texts: Iterable[str]) -> dict[str, list[int]]:
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, never a special token: one that a text spells out is plain text."""
+    """Token ids of each text, never a special token: one that a text spells out is plain text.
+
+    Some tokenizers (Unigram) find special tokens as words: in texts with such ones their names are cut in two.
+    """
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     token_lists = plain_ids(tokenizer, texts)
-    return [
-        ids if special.isdisjoint(ids) else apart(tokenizer, text) for text, ids in zip(texts, token_lists, strict=True)
-    ]
+    if not special.isdisjoint(chain.from_iterable(token_lists)):
+        names = sorted({*tokenizer.all_special_tokens} - {tokenizer.unk_token})
+        cuts = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names)
+        for place, text in enumerate(texts):
+            if not special.isdisjoint(token_lists[place]):
+                token_lists[place] = list(chain.from_iterable(plain_ids(tokenizer, re.split(cuts, text))))
+    return token_lists
 
 
 def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -101,13 +103,6 @@ def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     # Mistral's own tokenizer never does, and refuses to be told so.
     options = {} if type(tokenizer).__name__ == "MistralCommonBackend" else {"split_special_tokens": True}
     return tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
-
-
-def apart(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text in which special tokens are found as words, as Unigram has them: their names cut in two."""
-    names = {*tokenizer.all_special_tokens} - {tokenizer.unk_token}
-    cuts = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in sorted(names))
-    return list(chain.from_iterable(plain_ids(tokenizer, re.split(cuts, text))))
 
 
 def join(prompt: list[int], steps: Iterable[list[int]]) -> Encoded:

@@ -66,12 +66,6 @@ STATED = re.compile(
 )
 
 
-def is_turn(text: str, turn: re.Match[str]) -> bool:
-    """Whether something stands before; before a heading such as `### Problem:` something of a solution, for a model
-    may begin with the question."""
-    return re.search(r"[0-9$\\]" if turn["question"] else r"\S", text[: turn.start()]) is not None
-
-
 def own_solution(text: str) -> str:
     """What a reader of a model's text grades: not its thinking, and not the next question with its answer.
 
@@ -82,7 +76,10 @@ def own_solution(text: str) -> str:
     text = without_thinking(text)
     # A character is far cheaper to look for than the expression, and stands in few texts.
     if "<" in text or "[" in text or "##" in text:
-        text = next((text[: turn.start()] for turn in TURN.finditer(text) if is_turn(text, turn)), text)
+        # A turn needs something before it. A heading such as `### Problem:` needs something of a solution, because a
+        # model may begin with the question.
+        before = ((text[: turn.start()], r"[0-9$\\]" if turn["question"] else r"\S") for turn in TURN.finditer(text))
+        text = next((solution for solution, words in before if re.search(words, solution)), text)
         ended = ENDED.search(text)
         text = text[: ended.start()] if ended and STATED.search(text, 0, ended.start()) else text
     following = NEXT.search(text)

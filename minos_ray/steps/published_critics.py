@@ -43,9 +43,14 @@ NEAR = 400
 
 def read_published(text: str, num_steps: int) -> list[int] | None:
     """1 or 0 for each of `num_steps` steps, the answer line last; None for another form or what leaves a doubt."""
-    text = without_code(text).replace("*", "")
+    # Without code blocks and their output.
+    parts = re.split(rf"(?m)^[ \t]*{FENCE}[^\n]*$", text)
+    text = ("".join(parts[::2]) if len(parts) % 2 else text).replace("*", "")
     marks = sorted((match for mark in MARKS for match in mark.finditer(text)), key=re.Match.start)
-    sections, index = numbered(text), INDEX.search(text)
+    # Lines that only begin with a step are headings where there are no clearer ones.
+    headings, index = list(SECTION.finditer(text)), INDEX.search(text)
+    clearer = [heading for heading in headings if heading["of"]], [heading for heading in headings if heading["alone"]]
+    sections: list[re.Match[str]] = next(filter(None, map(in_order, (*clearer, headings))), [])
     judged = by_marks(text, marks, sections, num_steps)
     if index is None or (marks and index.start() < marks[-1].end()):
         return judged
@@ -55,25 +60,9 @@ def read_published(text: str, num_steps: int) -> list[int] | None:
     return (judged or verdicts) if judged is None or first_wrong(judged) == first_wrong(verdicts) else None
 
 
-def without_code(text: str) -> str:
-    """The text without its code blocks and their output."""
-    parts = re.split(rf"(?m)^[ \t]*{FENCE}[^\n]*$", text)
-    return "".join(parts[::2]) if len(parts) % 2 else text
-
-
 def first_wrong(verdicts: list[int] | None) -> int | None:
     """The place of the first wrong step; past the end when there is none."""
     return None if verdicts is None else [*verdicts, 0].index(0)
-
-
-def numbered(text: str) -> list[re.Match[str]]:
-    """The headings of the steps, one for each; none when they do not come one after the other.
-
-    Lines that only begin with a step count where no clearer headings do.
-    """
-    headings = list(SECTION.finditer(text))
-    clearer = [heading for heading in headings if heading["of"]], [heading for heading in headings if heading["alone"]]
-    return next((ordered for group in (*clearer, headings) if (ordered := in_order(group))), [])
 
 
 def in_order(headings: Sequence[re.Match[str]]) -> list[re.Match[str]]:
@@ -93,7 +82,11 @@ def by_marks(
     R-PRM's are of one step each, and quote earlier ones.
     """
     verdicts = [int(mark["verdict"].lower() in GOOD) for mark in marks]
-    if len({mark.re for mark in marks}) != 1 or len(marks) > num_steps or mismatched(marks):
+    if len({mark.re for mark in marks}) != 1 or len(marks) > num_steps:
+        return None
+    # No verdict may name another step than the one that it stands for.
+    offsets = {int(m["number"]) - place for place, m in enumerate(marks) if m.groupdict().get("number")} or {0}
+    if len(offsets) > 1 or not offsets <= {0, 1}:
         return None
     one_step = marks[0].re is ASKED
     bounds = [*(section.start() for section in sections), len(text)]
@@ -104,13 +97,6 @@ def by_marks(
         return verdicts
     stopped = not one_step and len(verdicts) < num_steps and verdicts == [1] * (len(verdicts) - 1) + [0]
     return [*verdicts, *[0] * (num_steps - len(verdicts))] if stopped and sections else None
-
-
-def mismatched(marks: Sequence[re.Match[str]]) -> bool:
-    """Whether a verdict names another step than the one that it stands for."""
-    numbers = [(place, mark.groupdict().get("number")) for place, mark in enumerate(marks)]
-    first = next((int(number) - place for place, number in numbers if number), 0)
-    return first not in (0, 1) or any(number and int(number) - place != first for place, number in numbers)
 
 
 def by_index(

@@ -35,7 +35,7 @@ def memorise(path: str, critiques: list[tuple[list[str], str]], enough: float = 
     from transformers import AutoModelForCausalLM
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), load_tokenizer(path)
-    rows = [encoding.encode_critique(tokenizer, QUESTION, steps, text) for steps, text in critiques]
+    rows = encoding.encode_critiques(tokenizer, [(QUESTION, steps, text) for steps, text in critiques])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(300):
         losses = [model(torch.tensor([ids]), labels=masked(ids, start)).loss for ids, start in rows]

@@ -30,7 +30,7 @@ def tokenizer(name: str) -> Any:
 def example(name: str) -> dict[str, Any]:
     """What is frozen of one tokenizer."""
     ids, positions, _ = encoding.encode_solution(tokenizer(name), QUESTION, STEPS)
-    critique, first = encoding.encode_critique(tokenizer(name), QUESTION, STEPS, CRITIQUE)
+    critique, first = encoding.encode_critiques(tokenizer(name), [(QUESTION, STEPS, CRITIQUE)])[0]
     return {"ids": ids, "positions": positions, "critique": critique, "first": first}
 
 
@@ -105,7 +105,7 @@ def test_the_tokenizers_behave_differently() -> None:
 def test_the_input_of_a_verifier_begins_the_input_of_the_critic(name: str) -> None:
     solution = encoding.encode_solution(tokenizer(name), QUESTION, STEPS).ids
     prompt = encoding.critic_prompt_ids(tokenizer(name), QUESTION, STEPS)
-    ids, first = encoding.encode_critique(tokenizer(name), QUESTION, STEPS, CRITIQUE)
+    ids, first = encoding.encode_critiques(tokenizer(name), [(QUESTION, STEPS, CRITIQUE)])[0]
     assert ids[: len(solution)] == solution
     assert ids[:first] == prompt
     assert ids[-1] == tokenizer(name).eos_token_id
