@@ -61,7 +61,9 @@ def add_grade(command: argparse.ArgumentParser) -> None:
 def add_rank(command: argparse.ArgumentParser) -> None:
     """Arguments of `minos rank`."""
     command.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
-    command.add_argument("--verifier", required=True, metavar="MODEL", help="a directory, a hub id or package:FOLDER")
+    verifier = command.add_mutually_exclusive_group(required=True)
+    verifier.add_argument("--verifier", metavar="MODEL", help="a directory, a hub id or package:FOLDER")
+    verifier.add_argument("--critic", metavar="MODEL", help="a model behind an endpoint, whose critiques are asked for")
     command.add_argument("--question", required=True, metavar="COL")
     command.add_argument("--text", required=True, metavar="COL", help="solutions: texts, or lists of steps")
     command.add_argument("--out", required=True, metavar="OUT.parquet")
@@ -81,6 +83,15 @@ def add_rank(command: argparse.ArgumentParser) -> None:
         "--actors", type=int, default=1, metavar="N", help="above 1, and on a cluster: Ray Data actors"
     )
     command.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="of each actor")
+    critic = command.add_argument_group("options of --critic")
+    critic.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint (OpenAI's own)")
+    critic.add_argument("--api-key-env", metavar="NAME", help="the variable that holds its key (OPENAI_API_KEY)")
+    critic.add_argument("--prompt", metavar="package.module:function", help="what the critic is asked")
+    critic.add_argument("--samples", type=int, metavar="K", help="critiques of each solution (1)")
+    critic.add_argument("--temperature", type=float, metavar="T", help="0 for one sample, 0.7 for several")
+    critic.add_argument("--max-usd", type=float, metavar="USD", help="stop before more is spent")
+    critic.add_argument("--concurrency", type=int, metavar="N", help="requests in flight (64)")
+    critic.add_argument("--set", action="append", default=[], metavar="key=value", help="a key of meta.critics")
 
 
 def add_import(command: argparse.ArgumentParser) -> None:

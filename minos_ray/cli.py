@@ -11,6 +11,8 @@ from minos_ray.errors import UserError, WorkStopped
 
 if TYPE_CHECKING:
     from minos_ray.config.schema import Config
+    from minos_ray.ranking.critic import CriticTask
+    from minos_ray.ranking.scorer import Task
     from minos_ray.store.run import Run
 
 # What may be asked for while another command works on the run.
@@ -168,12 +170,22 @@ def grade(arguments: argparse.Namespace) -> None:
 
 def rank(arguments: argparse.Namespace) -> None:
     """`minos rank FILE`."""
-    from minos_ray.config.resources import Scoring
     from minos_ray.ranking.rank_file import rank_file
-    from minos_ray.ranking.scorer import Task, verifier_of
 
+    task = critic_task(arguments) if arguments.critic else verifier_task(arguments)
+    with leaving_ray():
+        rank_file(arguments.file, arguments.out, task, arguments.group)
+
+
+def verifier_task(arguments: argparse.Namespace) -> "Task":
+    """What `minos rank --verifier` asks for."""
+    from minos_ray.config.resources import Scoring
+    from minos_ray.ranking.scorer import CRITIC_OPTIONS, Task, verifier_of
+
+    if lost := [name for name in (*CRITIC_OPTIONS, "set") if getattr(arguments, name) not in (None, [])]:
+        raise UserError(f"--{lost[0].replace('_', '-')} is an option of --critic; --verifier takes none of it")
     resources = Scoring(actors=arguments.actors, gpus=arguments.gpus, max_model_len=arguments.max_length)
-    task = Task(
+    return Task(
         verifier_of(arguments.verifier, arguments.kind, arguments.separator),
         arguments.question,
         arguments.text,
@@ -182,8 +194,16 @@ def rank(arguments: argparse.Namespace) -> None:
         arguments.aggregation,
         resources,
     )
-    with leaving_ray():
-        rank_file(arguments.file, arguments.out, task, arguments.group)
+
+
+def critic_task(arguments: argparse.Namespace) -> "CriticTask":
+    """What `minos rank --critic` asks for."""
+    from minos_ray.ranking.critic import CriticTask, critic_config
+    from minos_ray.ranking.scorer import CRITIC_OPTIONS
+
+    options = {name: getattr(arguments, name) for name in CRITIC_OPTIONS}
+    config = critic_config(arguments.critic, f"{arguments.out}.critiques", options, arguments.set)
+    return CriticTask(config, arguments.question, arguments.text, arguments.style, arguments.splitter)
 
 
 def import_(arguments: argparse.Namespace) -> None:

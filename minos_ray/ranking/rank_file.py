@@ -3,17 +3,19 @@
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minos_ray import __version__
 from minos_ray.config.load import resolve
+from minos_ray.critiques.reply import BOUGHT, Outcome
 from minos_ray.errors import UserError
 from minos_ray.evaluation.answers import Keys
 from minos_ray.files.slices import Rows, Slice, beside, require_texts
@@ -25,18 +27,21 @@ from minos_ray.store.model_files import WEIGHTS, locate
 from minos_ray.store.run import Run, fingerprint
 from minos_ray.work.file_slices import on_actors
 
+if TYPE_CHECKING:
+    from minos_ray.ranking.critic import CriticTask
+
 GROUP = pa.schema([("rank", pa.int64()), ("answer", pa.string()), ("vote", pa.string()), ("vote_margin", pa.float64())])
 SCORES = pa.schema([field for field in RESULT if field.name != "answer"])
 WAIT_S = 600.0  # for the first actor, as `resources.wait_s` of a config
 
 
-def rank_file(file: str, out: str, task: Task, group: str | None = None) -> dict[str, int]:
+def rank_file(file: str, out: str, task: "Task | CriticTask", group: str | None = None) -> dict[str, int]:
     """Scores column `task.text` of any file or folder of rows and writes all rows, in order, with `score` and
     `step_scores` added, to the Parquet file `out`; with `group` also `rank`, `answer`, `vote` and `vote_margin`.
 
     Slices of the file are stored in `OUT.parts` as they are scored: an interrupted command goes on from there. On a
-    cluster that is joined (RAY_ADDRESS), or with several actors, Ray Data actors score. Returns the rows that were
-    scored, those that were not, and the groups.
+    cluster that is joined (RAY_ADDRESS), or with several actors, Ray Data actors score. A critic is asked by this
+    process. Returns the rows that were scored, those that were not, and the groups.
     """
     start, aside = time.monotonic(), f"{out}.{os.getpid()}.tmp"
     staged, parts = f"{out}.{os.getpid()}.rows.tmp", Path(f"{out}.parts")
@@ -46,26 +51,30 @@ def rank_file(file: str, out: str, task: Task, group: str | None = None) -> dict
         require_writable(file, out, aside)
         rows = Rows(file, staged, columns)
         require_columns(rows, file, task, group)
-        slices = dict(enumerate(rows.slices()))
-        if not slices:
+        if not rows.slices():
             raise UserError(f"file '{file}' is empty: no rows")
-        prepare(parts, inputs_of(rows, staged, file, task))
-        score_missing(parts, slices, task)
-        table = pa.concat_tables([pq.read_table(parts / f"{n:06d}.parquet", schema=RESULT) for n in slices])
+        outcomes: Counter[str] = Counter()
+        if isinstance(task, Task):
+            table = scored(rows, inputs_of(rows, staged, file, task), parts, task)
+        else:
+            from minos_ray.ranking.critic import critiqued  # late: brings the client of the endpoint along
+
+            table, outcomes = critiqued(rows, task)
         added = grouped(rows, table, group) if group else table.select(SCORES.names)
         write(rows, added, aside)
         os.replace(aside, out)
-        shutil.rmtree(parts)
+        if isinstance(task, Task):
+            shutil.rmtree(parts)
     finally:
         for path in (aside, staged):
             with suppress(FileNotFoundError):
                 os.unlink(path)
     counts = counts_of(added)
-    say(out, task, counts, time.monotonic() - start)
+    say(out, task, counts, outcomes, time.monotonic() - start)
     return counts
 
 
-def require_columns(rows: Rows, file: str, task: Task, group: str | None) -> None:
+def require_columns(rows: Rows, file: str, task: "Task | CriticTask", group: str | None) -> None:
     """UserError for a column that the file lacks, or of texts that holds neither texts nor lists of texts."""
     for option, column in (("--question", task.question), ("--text", task.text), ("--group", group)):
         if column is not None and column not in rows.schema.names:
@@ -111,6 +120,14 @@ def prepare(parts: Path, inputs: dict[str, Any]) -> None:
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir()
     mark.write_text(fingerprint(inputs))
+
+
+def scored(rows: Rows, inputs: dict[str, Any], parts: Path, task: Task) -> pa.Table:
+    """A row of `RESULT` for each row of the file; slices that were stored for the same inputs are not scored again."""
+    slices = dict(enumerate(rows.slices()))
+    prepare(parts, inputs)
+    score_missing(parts, slices, task)
+    return pa.concat_tables([pq.read_table(parts / f"{number:06d}.parquet", schema=RESULT) for number in slices])
 
 
 def score_missing(parts: Path, slices: dict[int, Slice], task: Task) -> None:
@@ -174,13 +191,18 @@ def counts_of(added: pa.Table) -> dict[str, int]:
     return counts | ({"groups": added["rank"].to_pylist().count(1)} if "rank" in added.column_names else {})
 
 
-def say(out: str, task: Task, counts: dict[str, int], seconds: float) -> None:
-    """One line: what was scored, and what the columns of groups mean."""
+def say(out: str, task: "Task | CriticTask", counts: dict[str, int], outcomes: Counter[str], seconds: float) -> None:
+    """What was scored and why the others were not, and what the columns of groups mean."""
     groups = (
         f"; {counts['groups']:,} groups: the best has rank 1, `vote` is weighted by score (answers: {task.style})"
         if "groups" in counts
         else ""
     )
-    refused = f", {counts['refused']:,} without a score (no steps, or too long)" if counts["refused"] else ""
+    why = "no steps, or too long" if isinstance(task, Task) else "no critique with a verdict"
+    refused = f", {counts['refused']:,} without a score ({why})" if counts["refused"] else ""
     rate = counts["rows"] / max(seconds, 1e-9)
     print(f"{out}: {counts['scored']:,} of {counts['rows']:,} solutions scored, {rate:,.0f}/s{refused}{groups}")
+    if outcomes:
+        print(f"critiques: {', '.join(f'{outcome} {number:,}' for outcome, number in outcomes.most_common())}")
+        if lacking := sum(outcomes[outcome] for outcome in get_args(Outcome) if outcome not in BOUGHT):
+            print(f"{lacking:,} critiques got no answer and cost nothing; the same command asks again")

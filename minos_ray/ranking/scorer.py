@@ -26,6 +26,8 @@ from minos_ray.store.run import Run
 
 Scores = list[list[float]]
 SPLITTER = "minos_ray.steps.split:paragraphs_or_lines"
+# Keys of a critic that `minos rank` has options for.
+CRITIC_OPTIONS = ("base_url", "api_key_env", "prompt", "samples", "temperature", "max_usd", "concurrency")
 RESULT = pa.schema([("score", pa.float64()), ("step_scores", pa.list_(pa.float64())), ("answer", pa.string())])
 
 
@@ -84,10 +86,8 @@ class SolutionScorer:
         return [self.total(scores) for scores in step_scores], step_scores
 
     def steps(self, solution: Any) -> list[str]:
-        """The steps of a solution: a list as it is, a text without what runs on behind the answer, split."""
-        if isinstance(solution, list):
-            return [as_text(step) for step in solution]
-        return resolve(self.task.splitter)(own_solution(as_text(solution)))
+        """The steps of a solution (`steps_of`)."""
+        return steps_of(solution, self.task.splitter)
 
     def total(self, scores: Sequence[float]) -> float | None:
         """The score of a solution from those of its steps, as in a run; an ORM's is its last one."""
@@ -116,8 +116,7 @@ class SliceScorer:
         rows = self.read(part)
         questions, solutions = cells_of(rows, self.task.question), cells_of(rows, self.task.text)
         scores, step_scores = self.score(list(map(as_text, questions)), solutions)
-        extract = STYLES[self.task.style].extract
-        answers = [extract(own_solution(as_text(solution))) for solution in solutions]
+        answers = [answer_of(solution, self.task.style) for solution in solutions]
         return pa.table([scores, step_scores, answers], schema=RESULT)
 
 
@@ -131,6 +130,18 @@ def load_scorer(verifier: ForeignModel, resources: Scoring) -> Any:
     from minos_ray.meta.foreign import ForeignScorer
 
     return ForeignScorer(verifier, path, resources.max_model_len, resources.gpus)
+
+
+def steps_of(solution: Any, splitter: str) -> list[str]:
+    """The steps of a solution: a list as it is, a text without what runs on behind the answer, split."""
+    if isinstance(solution, list):
+        return [as_text(step) for step in solution]
+    return resolve(splitter)(own_solution(as_text(solution)))
+
+
+def answer_of(solution: Any, style: str) -> str | None:
+    """The answer that a grader of this style reads in a solution."""
+    return STYLES[style].extract(own_solution(as_text(solution)))
 
 
 def cells_of(rows: pa.Table, column: str) -> list[Any]:
