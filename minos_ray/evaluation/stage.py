@@ -16,6 +16,7 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation import outcomes, verdicts
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.candidates import Block, plan_blocks, read_blocks
+from minos_ray.evaluation.categories import by_category, read_categories
 from minos_ray.evaluation.comparison import Selected, compare
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
 from minos_ray.evaluation.methods import CRITIC
@@ -52,8 +53,10 @@ def evaluate(config: Config, run: Run) -> Manifest:
             for part in (selected, judged, errors, tally):
                 part.add(block)
             progress.advance(block.candidates.problems)
+    categories = read_categories(run, selected.problems)
     content = {
         **compare(selected),
+        "categories": by_category(categories, selected.outcomes(), selected.headline, config.evaluate),
         "meta": judged.rows(),
         "calibration": judged.calibration(),
         "errors": errors_by_split(run, errors),

@@ -118,6 +118,6 @@ def key(question: str) -> str:
 
 def as_tables(splits: dict[str, list[Row]]) -> dict[str, pa.Table]:
     """The splits as tables, their columns and ids checked over both."""
-    both = columns.validate("problems", pa.concat_tables([columns.table("problems", rows) for rows in splits.values()]))
+    both = columns.validate("problems", columns.table("problems", [*splits["train"], *splits["test"]]))
     train = len(splits["train"])
     return {"train": both.slice(0, train), "test": both.slice(train)}

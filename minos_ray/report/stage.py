@@ -21,6 +21,7 @@ from minos_ray.report.gather import Facts, gather, leading, trial_metrics
 from minos_ray.report.results import (
     Row,
     aggregation_rows,
+    categories,
     compared,
     differences,
     further_rows,
@@ -33,7 +34,7 @@ from minos_ray.report.results import (
     rows,
 )
 from minos_ray.report.scale import scale, trend_rows
-from minos_ray.report.statement import interval, percent, signed, state
+from minos_ray.report.statement import NOT_ADJUSTED, interval, percent, signed, state
 from minos_ray.report.tables import costs, error_rows, min_rows, reaches, steps_by_split, type_rows
 from minos_ray.store.run import Manifest, Run
 
@@ -97,6 +98,8 @@ def context(facts: Facts) -> dict[str, Any]:
         "rows": methods,
         "strips": Strips(methods),
         "gains": gains(evaluation),
+        "categories": categories(evaluation),
+        "not_adjusted": NOT_ADJUSTED,
         "has_p": any(d.p is not None for d in differences(evaluation)),
         "dataset": paper.DATASETS[dataset],
         "paper": paper,
