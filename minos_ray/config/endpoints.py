@@ -21,9 +21,13 @@ FIXED = {"messages", "response_format", "max_completion_tokens", "stream", "n"}
 
 def check_address(base_url: str) -> None:
     """ValueError when an address holds a name and a password, or a key in its query, which logs would show."""
-    _, query = address(base_url)
-    if "@" in urlsplit(base_url).netloc or any(map(SECRET.search, query)):
+    if holds_secret(base_url):
         raise ValueError("base_url with a password or key would stand in logs; set the key in the environment")
+
+
+def holds_secret(url: str) -> bool:
+    """Whether an address holds a name and a password, or a key in its query."""
+    return "@" in urlsplit(url).netloc or any(map(SECRET.search, address(url)[1]))
 
 
 def on_loopback(base_url: str) -> bool:

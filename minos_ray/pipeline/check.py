@@ -21,6 +21,7 @@ from minos_ray.graph.models import hub_config, model_problems
 from minos_ray.graph.specs import APART
 from minos_ray.graph.state import State, Todo, status, todo_of
 from minos_ray.labels import checks as labels
+from minos_ray.observe.tracker import named_tracker, require_library
 from minos_ray.problems import stage as problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import is_hub_id
@@ -28,6 +29,8 @@ from minos_ray.store.run import Run
 from minos_ray.training import checks as training
 
 GB = 1e9
+# Stages whose numbers go to the tracker.
+TRACKED = {"pretrain", "sft", "reward", "evaluate"}
 # Stage -> which pools of `resources` it uses.
 POOLS = {
     "pretrain": ("train",),
@@ -128,6 +131,8 @@ def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
     """The functions of the config that the stages to be done will call."""
     for checks in (problems, candidates, labels, critiques, training):
         yield from checks.functions(config, stages)
+    if stages & TRACKED:
+        yield from named_tracker(config.tracking)
 
 
 def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
@@ -149,6 +154,8 @@ def local_findings(config: Config, run: Run, todo: Todo) -> Iterator[str]:
         yield from errors_of(function.check)
     for key, model in models(config, todo.stages):
         yield from model_problems(key, model, config, run)
+    if todo.stages & TRACKED:
+        yield from errors_of(require_library, config.tracking)
     yield from problems.problems_of(config, todo)
     for checks in (candidates, labels, critiques, scoring, training):
         yield from checks.problems_of(config, run, todo)

@@ -55,9 +55,7 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
     for name in names:
         kind, _, start = name.partition("-")
         model = CRITIC if start == "minos" else config.base
-        jobs.append(
-            make_job(run, f"models/{name}", cast(Kind, kind), model, tables[kind], config.reward, config.resources)
-        )
+        jobs.append(make_job(run, f"models/{name}", cast(Kind, kind), model, tables[kind], config.reward, config))
     return jobs
 
 

@@ -66,7 +66,7 @@ def critic_job(config: Config, run: Run) -> Job:
     if config.sft.source in CONTROLS:
         data = plain_text(run, tokenizer, config.sft, data, excluded)
     require_rows("sft", data)
-    return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config.resources)
+    return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config)
 
 
 def held_out_problems(run: Run, section: Reward) -> set[str]:
