@@ -46,18 +46,13 @@ def check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if not HEADER.fullmatch(name) or not value.isascii() or not value.isprintable():
             raise ValueError(f"extra_headers.{name}: no request can have this header")
-        if is_secret(name, value):
+        says_so, names_variable = SECRET.search(name), SECRET_VARIABLE.fullmatch(value)
+        secret = says_so and not SECRET.search(value) if names_variable else says_so or SECRET_VALUE.match(value)
+        if secret:
             raise ValueError(
                 f"extra_headers.{name} may hold a secret, which no config should: set a variable of the environment, "
                 "with KEY or TOKEN in its name, and write $NAME"
             )
-
-
-def is_secret(name: str, value: str) -> bool:
-    """Whether a header may hold a secret in plain text."""
-    if SECRET_VARIABLE.fullmatch(value):
-        return SECRET.search(name) is not None and not SECRET.search(value)
-    return SECRET.search(name) is not None or SECRET_VALUE.match(value) is not None
 
 
 def check_body(extra: Mapping[str, Any]) -> None:

@@ -143,16 +143,13 @@ def choose(
     voted, variance = np.zeros((2, len(ballots), len(clusters), len(ns)))
     for row, answers in enumerate(clusters):
         problem, group = divmod(row, section.groups)
-        rng = np.random.default_rng([section.seed, id_seed(problem_ids[problem]), group])
+        # The seed is of the problem's id, so that its subsets do not depend on the problems beside it.
+        id_seed = int.from_bytes(blake2b(problem_ids[problem].encode(), digest_size=8).digest(), "big")
+        rng = np.random.default_rng([section.seed, id_seed, group])
         ballot = Ballot(weights[:, row], tiers[:, row], means)
         voted[:, row], variance[:, row] = votes(answers, ballot, ns, section.trials, rng)
     sampled = np.concatenate([np.zeros((len(exact), len(ns))), variance.sum(axis=1)])
     return Chosen(np.concatenate([np.stack(exact), voted]), sampled)
-
-
-def id_seed(problem_id: str) -> int:
-    """64 bits of a problem's id, so that its subsets do not depend on the problems beside it."""
-    return int.from_bytes(blake2b(problem_id.encode(), digest_size=8).digest(), "big")
 
 
 def step_aggregations(scores: Mapping[str, Scores]) -> dict[tuple[str, str], np.ndarray]:

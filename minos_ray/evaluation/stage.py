@@ -55,13 +55,15 @@ def evaluate(config: Config, run: Run) -> Manifest:
                 part.add(block)
             progress.advance(block.candidates.problems)
     categories = read_categories(run, selected.problems)
+    earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
+    dropped = {name: made.dropped for name in earlier if (made := run.artefact(name).manifest()) and made.dropped}
     content = {
         **compare(selected),
         "categories": by_category(categories, selected.outcomes(), selected.headline, config.evaluate),
         "meta": judged.rows(),
         "calibration": judged.calibration(),
         "errors": errors_by_split(run, errors),
-        "counts": {**tally.counts(), "missing": missing, "dropped": dropped(config, run)},
+        "counts": {**tally.counts(), "missing": missing, "dropped": dropped},
     }
     outcomes.write(run, selected.outcomes(), selected.headline, pa.array(selected.problems, pa.string()))
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
@@ -215,10 +217,3 @@ def errors_by_split(run: Run, test: ErrorTally) -> dict[str, Any]:
     if sorted_by_critic.manifest():
         content["critic"] = by_critic(sorted_by_critic.read(["source", "known", "type", "status"]).to_pylist())
     return content
-
-
-def dropped(config: Config, run: Run) -> dict[str, dict[str, int]]:
-    """What every earlier stage dropped, by reason."""
-    names = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
-    manifests = {name: run.artefact(name).manifest() for name in names}
-    return {name: manifest.dropped for name, manifest in manifests.items() if manifest and manifest.dropped}
