@@ -61,8 +61,10 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
         for line in estimates(config, run, todo):
             log(line)
     require(config, run)
-    for line in unanswered(config, todo.stages):
-        log(line)
+    # One that the hub does not have is among what `require` raises.
+    for key, model in models(config, todo.stages):
+        if is_hub_id(model.model) and hub_config(model.model, model.revision) is None:
+            log(f"{key}: '{model.model}' could not be looked up: the model hub does not answer; its stage asks again")
     log("config, files, models, credentials: fine")
     if joins(config.resources) and needs:
         from minos_ray.pipeline.on_cluster import summary
@@ -139,13 +141,6 @@ def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
     """The models that must be there already, each with its key."""
     for checks in (candidates, labels, training):
         yield from checks.models(config, stages)
-
-
-def unanswered(config: Config, stages: Set[str]) -> Iterator[str]:
-    """A line for each hub model that could not be looked up; one that the hub does not have is among the findings."""
-    for key, model in models(config, stages):
-        if is_hub_id(model.model) and hub_config(model.model, model.revision) is None:
-            yield f"{key}: '{model.model}' could not be looked up: the model hub does not answer; its stage asks again"
 
 
 def local_findings(config: Config, run: Run, todo: Todo) -> Iterator[str]:

@@ -86,6 +86,9 @@ def context(facts: Facts) -> dict[str, Any]:
     ours = files("minos_ray.report")
     source = "".join(ours.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = Markup(source) if facts.browser else None
+    # Nothing is loaded, no script but ours runs; pictures and tables have inline styles.
+    ours = f" script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" if script else ""
+    policy = f"default-src 'none';{ours} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return {
         "facts": facts,
         "config": facts.config,
@@ -115,7 +118,7 @@ def context(facts: Facts) -> dict[str, Any]:
         "minima": minima,
         "tint": TINT,
         "script": script,
-        "policy": policy(script),
+        "policy": policy,
         "metrics": metrics,
         "trends": trend_rows(facts.trend),
         "figures": {
@@ -129,12 +132,6 @@ def context(facts: Facts) -> dict[str, Any]:
             "min_step": figures.where_min_falls(minima),
         },
     }
-
-
-def policy(script: str | None) -> str:
-    """Content-Security-Policy: nothing is loaded, no script but ours runs; pictures and tables have inline styles."""
-    ours = f" script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" if script else ""
-    return f"default-src 'none';{ours} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def critic(facts: Facts) -> str:

@@ -39,12 +39,6 @@ def interval(low: float, high: float) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def points(d: Difference) -> str:
-    """`+8.4 points [2.1, 14.6]`, and whether that tells anything."""
-    doubt = "" if d.sign else " (the interval includes zero)"
-    return f"{signed(d.value)} points {interval(d.low, d.high)}{doubt}"
-
-
 def state(evaluation: Mapping[str, Any]) -> list[str]:
     """Sentences: the best method against the vote, best-of-n against the vote, Minos against base."""
     methods = rows(evaluation)
@@ -60,7 +54,10 @@ def value(r: Row) -> str:
 
 def lead_of(r: Row, vote: Row) -> str:
     """The difference to the vote, with its paired interval where there is one."""
-    return points(r.lead) if r.lead else f"{signed(r.accuracy - vote.accuracy)} points (no paired interval)"
+    if r.lead is None:
+        return f"{signed(r.accuracy - vote.accuracy)} points (no paired interval)"
+    doubt = "" if r.lead.sign else " (the interval includes zero)"
+    return f"{signed(r.lead.value)} points {interval(r.lead.low, r.lead.high)}{doubt}"
 
 
 def against_vote(top: Row | None, vote: Row | None) -> str:
@@ -144,12 +141,10 @@ def with_interval(d: Difference | None) -> str:
 def text_table(lines: Sequence[tuple[str, ...]], words: int = 2) -> list[str]:
     """Aligned lines, the first one a head that is underlined; the first columns hold words, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    head, *text = [aligned(line, widths, words) for line in lines]
-    return [head, "-" * (sum(widths) + 2 * len(widths) - 2), *text]
-
-
-def aligned(line: tuple[str, ...], widths: list[int], words: int) -> str:
-    """Words to the left, numbers to the right."""
-    left = [cell.ljust(width) for cell, width in zip(line[:words], widths, strict=False)]
-    numbers = [cell.rjust(width) for cell, width in zip(line[words:], widths[words:], strict=True)]
-    return "  ".join([*left, *numbers]).rstrip()
+    text = []
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line[:words], widths, strict=False)]
+        cells += [cell.rjust(width) for cell, width in zip(line[words:], widths[words:], strict=True)]
+        text.append("  ".join(cells).rstrip())
+    text.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
+    return text
