@@ -12,15 +12,12 @@ from typing import Any
 from minos_ray.config.load import resolve
 from minos_ray.config.schema import Sample
 from minos_ray.errors import UserError
-from minos_ray.steps import encoding
+from minos_ray.steps import encoding, tokens
 
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that fulfils it.\n\n"
     "### Instruction:\n{question}\n\n### Response: Let's think step by step.\n"
 )
-
-# Takes the place of a question, to find the words of the template around it.
-PLACE = "[[QUESTION]]"
 
 
 def prompt_of(sample: Sample) -> Callable[[str, Any], list[int]]:
@@ -59,6 +56,8 @@ def chat(
     `chat_template_kwargs` are names that the template reads, as Qwen3's reads `enable_thinking`. A special token that
     a question spells out is plain text: it must not end the turn.
     """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise UserError(
             "sample.prompt = minos_ray.candidates.prompts:chat: the generator's tokenizer has no chat template; "
@@ -66,33 +65,13 @@ def chat(
         )
 
     def render(words: str) -> str:
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": words})
-        return in_template(turns, tokenizer, chat_template_kwargs)
+        try:
+            return tokens.fill(tokenizer, tokens.turns_of(words, system), chat_template_kwargs)
+        except TemplateError as error:  # as some refuse a system turn
+            raise UserError(
+                f"sample.prompt = {__name__}:chat: the chat template of the generator refuses "
+                f"{'a system turn or ' if system else ''}the question: {error}; leave sample.system empty, or "
+                "use a prompt of your own"
+            ) from error
 
-    text = render(question)
-    if not any(name in question for name in tokenizer.all_special_tokens):
-        return template_ids(text, tokenizer)
-    before, _, after = render(PLACE).partition(PLACE)
-    middle = text.removeprefix(before).removesuffix(after)
-    question_ids = encoding.token_ids(tokenizer, [middle])[0]
-    return [*template_ids(before, tokenizer), *question_ids, *template_ids(after, tokenizer)]
-
-
-def in_template(turns: list[dict[str, str]], tokenizer: Any, values: Mapping[str, Any]) -> str:
-    """The turns in the tokenizer's chat template; UserError when it refuses them, as some do a system turn."""
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **values)
-    except TemplateError as error:
-        raise UserError(
-            f"sample.prompt = {__name__}:chat: the chat template of the generator refuses "
-            f"{'a system turn or ' if len(turns) > 1 else ''}the question: {error}; leave sample.system empty, or "
-            "use a prompt of your own"
-        ) from error
-
-
-def template_ids(text: str, tokenizer: Any) -> list[int]:
-    """Token ids of a template's words; special tokens in them are special."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    return tokens.question_ids(tokenizer, question, render)

@@ -9,9 +9,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from minos_ray.config.base import Section, Seed
 from minos_ray.config.endpoints import check_address, check_body, check_headers
-from minos_ray.config.resources import Observe, Resources
+from minos_ray.config.resources import Resources
 from minos_ray.config.study import Study, Sweep
-from minos_ray.config.training import VERIFIERS, Pretrain, Reward, Sft
+from minos_ray.config.training import VERIFIERS, Pretrain, Reward, Sft, StepEncoding
 
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
 InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]
@@ -42,6 +42,18 @@ class Model(Section):
     model: str
     revision: str | None = None
     trust_remote_code: bool = False
+
+
+class Base(Model):
+    """The model that critic and verifiers start from."""
+
+    encoding: StepEncoding = StepEncoding()
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_any_model(cls, values: Any) -> Any:
+        """A plain `Model` is read as text."""
+        return values.model_dump() if type(values) is Model else values
 
 
 # What a base model that does not end its text goes on with, behind each shipped prompt; a chat template has an end.
@@ -256,7 +268,7 @@ class Config(Section):
     seed: Seed = 0
     problems: Problems | None = None
     generator: Model | None = None
-    base: Model
+    base: Base
     pretrain: Pretrain | None = None
     sample: Sample = Sample()
     label: Label = Label()
@@ -272,14 +284,6 @@ class Config(Section):
     study: Study = Study()
     report: Report = Report()
     resources: Resources = Resources()
-    observe: Observe = Observe()
-
-    @property
-    def tracking(self) -> Observe:
-        """`observe`, for which the older key `resources.wandb` may stand."""
-        if self.observe.tracker is None and self.resources.wandb:
-            return self.observe.model_copy(update={"tracker": "minos_ray.observe.trackers:wandb"})
-        return self.observe
 
     @model_validator(mode="after")
     def run_base_needs_pretrain(self) -> "Config":

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from minos_ray.config.base import Section, Seed
 
@@ -12,6 +12,25 @@ Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
 # What a training makes: a language model, or an outcome or process reward model.
 Kind = Literal["lm", "orm", "prm"]
 VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
+
+
+class StepEncoding(Section):
+    """How question and steps become what models read; every model of a run has the same, and scores with it."""
+
+    name: Literal["lines", "chat"] = Field(
+        "lines", description="chat: the base's own chat template, for instruct models"
+    )
+    system: str | None = Field(None, min_length=1, description="the system turn of chat")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="what the template reads, as {enable_thinking: false}"
+    )
+
+    @model_validator(mode="after")
+    def lines_have_no_turns(self) -> "StepEncoding":
+        """Plain text has no system turn."""
+        if self.name == "lines" and (self.system or self.chat_template_kwargs):
+            raise ValueError("system and chat_template_kwargs are for name: chat")
+        return self
 
 
 class Lora(Section):

@@ -50,13 +50,14 @@ class Slice:
 class Rows:
     """The rows of a file or folder, a block in memory at a time; `aside` takes what is not Parquet yet.
 
-    UserError when one of the columns `texts` holds something else, such as lists.
+    UserError when one of the columns `texts` holds something else, such as lists, or one of `alike` texts in some rows
+    and lists in others.
     """
 
-    def __init__(self, path: str, aside: str, texts: Sequence[str]) -> None:
+    def __init__(self, path: str, aside: str, texts: Sequence[str], alike: Sequence[str] = ()) -> None:
         paths = [os.path.abspath(file) if os.path.exists(file) else file for file in files(path)]
         if any(kind(file) != ".parquet" for file in paths):
-            stage(path, aside, texts)
+            stage(path, aside, texts, alike)
             paths = [os.path.abspath(aside)]
         self.files = paths
         schemas = [parquet(file).schema_arrow for file in paths]
@@ -85,11 +86,7 @@ class Rows:
         for file in self.files:
             with readable(file):
                 for batch in parquet(file).iter_batches(SLICE_ROWS):
-                    # What a file lacks is null.
-                    rows, schema = pa.Table.from_batches([batch]), self.schema
-                    lacking = {name: pa.nulls(rows.num_rows) for name in {*schema.names} - {*rows.column_names}}
-                    columns = [(lacking[f.name] if f.name in lacking else rows[f.name]).cast(f.type) for f in schema]
-                    yield pa.table(columns, schema=schema)
+                    yield conformed(pa.Table.from_batches([batch]), self.schema)
 
 
 class Reader:
@@ -128,31 +125,31 @@ def require_texts(path: str, name: str, schema: pa.Schema) -> None:
             raise UserError(f"file '{path}': column '{name}' holds {kind}, not texts; write one text into each cell")
 
 
-def stage(path: str, aside: str, texts: Sequence[str]) -> None:
+def conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with all columns of the schema; what a file lacks is null."""
+    lacking = {name: pa.nulls(rows.num_rows) for name in schema.names if name not in rows.column_names}
+    columns = [lacking[f.name].cast(f.type) if f.name in lacking else rows[f.name].cast(f.type) for f in schema]
+    return pa.table(columns, schema=schema)
+
+
+def stage(path: str, aside: str, texts: Sequence[str], alike: Sequence[str] = ()) -> None:
     """Writes the rows of jsonl, json or csv files as Parquet. They are read twice: types first, so that a late row can
     widen a column. A row that cannot be read is an error, since no row may be left out."""
     kinds: dict[str, pa.DataType] = {}
-    for block in checked(path, texts):
+    for block in checked(path, texts, alike):
         for name in dict.fromkeys(name for row in block for name in row):
             kinds[name] = widened(kinds.get(name), [row.get(name) for row in block])
     schema = pa.schema(list(kinds.items()))
     with pq.ParquetWriter(aside, schema) as writer:
         for block in checked(path, ()):
-            columns = []
-            for name, kind in kinds.items():
-                values = [row.get(name) for row in block]
-                if pa.types.is_string(kind):
-                    values = [
-                        None if is_nothing(v) else v if isinstance(v, str) else json.dumps(v, default=str)
-                        for v in values
-                    ]
-                columns.append(pa.array(values, kind))
+            columns = [column([row.get(name) for row in block], kind) for name, kind in kinds.items()]
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def checked(path: str, texts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """Blocks of rows; UserError for the first that cannot be read, or has a list where there should be a text."""
-    rows = records(path)
+def checked(path: str, texts: Sequence[str], alike: Sequence[str] = ()) -> Iterator[list[dict[str, Any]]]:
+    """Blocks of rows; UserError for the first that cannot be read, or has a list where there should be a text, or, in
+    a column of `alike`, where there were texts before."""
+    rows, listed = records(path), dict[str, bool]()
     offset = 0
     while block := list(islice(rows, SLICE_ROWS)):
         readable: list[dict[str, Any]] = []
@@ -164,6 +161,13 @@ def checked(path: str, texts: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
                 raise UserError(
                     f"file '{path}', row {number}: '{wrong[0]}' is no text but a {held}; write one text into each cell"
                 )
+            for name in alike:
+                is_list = isinstance(row.get(name), list | dict)
+                if not is_nothing(row.get(name)) and listed.setdefault(name, is_list) != is_list:
+                    raise UserError(
+                        f"file '{path}', row {number}: '{name}' is {'a list' if is_list else 'no list'}, unlike in the "
+                        "rows before; write one kind into all cells"
+                    )
             readable.append(row)
         offset += len(block)
         yield readable
@@ -184,6 +188,13 @@ def has_empty_struct(kind: pa.DataType) -> bool:
     """Whether a type holds `{}` somewhere, which Parquet cannot."""
     inside = [kind.field(index).type for index in range(kind.num_fields)]
     return (pa.types.is_struct(kind) and not inside) or any(map(has_empty_struct, inside))
+
+
+def column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Values as a column of a type found by `widened`."""
+    if pa.types.is_string(kind):
+        values = [None if is_nothing(v) else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+    return pa.array(values, kind)
 
 
 def beside(blocks: Iterator[pa.Table], results: Iterator[pa.Table], names: tuple[str, ...]) -> Iterator[pa.Table]:

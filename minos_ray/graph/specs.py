@@ -21,6 +21,7 @@ VERSIONS = {
     "judge": 2,
     "evaluation": 3,
 }
+CHAT_ENCODING = 1  # likewise, of runs whose base.encoding is chat
 # Keys that say how far to go or where a secret lies, not what is made: another value makes nothing stale.
 PRICES = {"usd_per_million_input", "usd_per_million_output"}
 # Where an endpoint lies and how it is spoken to: another server of the same model writes the same.
@@ -34,6 +35,7 @@ UNSET = {
         **{"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
         **{"stop_token_ids": [], "system": None, "chat_template_kwargs": {}},
     },
+    "base": {"encoding": {"name": "lines", "system": None, "chat_template_kwargs": {}}},
     "critique": {"top_p": None, "reasoning_effort": None, "extra_body": {}},
 }
 # Keys of `resources.*.extra` that change how fast vLLM is, not what it says; any other is in the fingerprint.
@@ -51,7 +53,7 @@ APART = ("sweep", "study")
 # What most artefacts are made from.
 DATA = ("problems", "candidates", "labels")
 # What no trial of a study depends on.
-NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "sweep", "error_analysis")
+NOT_STUDIED = ("run", "report", "resources", "meta", "sweep", "error_analysis")
 # What decides which problems stage 2 holds out: stage 1 must not learn from them either.
 HELD_OUT_BY = ("reward.eval_rows", "reward.wrong_share", "reward.seed", "reward.consensus")
 # Another policy or second opinion makes no completions again.
@@ -114,12 +116,7 @@ def specs(config: Config) -> list[Spec]:
         planned.append(Spec("error_types", "critique", sections, needs, ("error_prompt",)))
     if config.score.judge is not None or any(name.endswith("minos") for name in config.reward.verifiers):
         planned.append(critic_spec(config, base))
-    for name in config.reward.verifiers:
-        # A verifier starts from the critic or from the base; nothing else differs.
-        start = ("models/critic",) if name.endswith("minos") else base
-        critiques = ("critiques",) if config.reward.consensus and name.startswith("prm") else ()
-        needs = (*DATA, *critiques, *start)
-        planned.append(Spec(f"models/{name}", "reward", ("reward", "base"), needs, ("step_encoding",)))
+    planned += [reward_spec(config, f"models/{name}", base) for name in config.reward.verifiers]
     planned += [score_spec(name) for name in scores]
     sorted_errors = ("error_types",) if config.error_analysis.count else ()
     needs = ("problems", "labels", *scores)
@@ -165,6 +162,13 @@ def critic_spec(config: Config, base: tuple[str, ...]) -> Spec:
     return Spec("models/critic", "sft", ("sft", "base", *HELD_OUT_BY), needs, ("step_encoding",))
 
 
+def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
+    """A verifier starts from the critic or from the base; nothing else differs."""
+    start = ("models/critic",) if name.endswith("minos") else base
+    critiques = ("critiques",) if config.reward.consensus and "/prm" in name else ()
+    return Spec(name, "reward", ("reward", "base"), (*DATA, *critiques, *start), ("step_encoding",))
+
+
 def score_spec(name: str) -> Spec:
     """Scores need the test candidates and the model that scores them."""
     needs = (*DATA, name.replace("scores/", "models/"))
@@ -185,9 +189,15 @@ def inputs(config: Config, run: Run, spec: Spec) -> dict[str, Any]:
         "config": sections_of(config, spec),
         **{name: values for name, values in if_any.items() if values},
         "needs": {name: fingerprint_of(run, name) for name in spec.needs + spec.optional},
-        "versions": {name: VERSIONS[name] for name in spec.versions},
+        "versions": {name: VERSIONS[name] for name in spec.versions} | chat_version(config, spec),
         "package": __version__,
     }
+
+
+def chat_version(config: Config, spec: Spec) -> dict[str, int]:
+    """The version of the encoding in the chat template, where one is used."""
+    used = config.base.encoding.name == "chat" and "step_encoding" in spec.versions
+    return {"chat_encoding": CHAT_ENCODING} if used else {}
 
 
 def sections_of(config: Config, spec: Spec) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def solutions_of(rows: Rows, task: CriticTask) -> Iterator[dict[str, Any]]:
             yield {
                 "candidate_id": str(next(number)),
                 "problem_id": "",
-                "question": as_text(question),
+                "question": as_text(question, "user"),
                 "steps": steps,
                 "lines": lines_shown(steps, answer),
                 "answer": answer,

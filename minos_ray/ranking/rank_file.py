@@ -45,11 +45,11 @@ def rank_file(file: str, out: str, task: "Task | CriticTask", group: str | None 
     """
     start, aside = time.monotonic(), f"{out}.{os.getpid()}.tmp"
     staged, parts = f"{out}.{os.getpid()}.rows.tmp", Path(f"{out}.parts")
-    columns = [task.question, *([group] if group else [])]
+    columns = [group] if group else []
     resolve(task.splitter)
     try:
         require_writable(file, out, aside)
-        rows = Rows(file, staged, columns)
+        rows = Rows(file, staged, columns, (task.question, task.text))
         require_columns(rows, file, task, group)
         if not rows.slices():
             raise UserError(f"file '{file}' is empty: no rows")
@@ -75,15 +75,17 @@ def rank_file(file: str, out: str, task: "Task | CriticTask", group: str | None 
 
 
 def require_columns(rows: Rows, file: str, task: "Task | CriticTask", group: str | None) -> None:
-    """UserError for a column that the file lacks, or of texts that holds neither texts nor lists of texts."""
+    """UserError for a column that the file lacks, or of texts that holds neither texts, nor chats or lists of texts."""
     for option, column in (("--question", task.question), ("--text", task.text), ("--group", group)):
         if column is not None and column not in rows.schema.names:
             raise UserError(f"{option} '{column}': {file} has no such column; it has {', '.join(rows.schema.names)}")
-    kind = rows.schema.field(task.text).type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        require_texts(file, task.text, pa.schema([(task.text, kind.value_type)]))
-    else:
-        require_texts(file, task.text, rows.schema)
+    for column in (task.question, task.text):
+        kind = rows.schema.field(column).type
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if lists and pa.types.is_struct(kind.value_type) and kind.value_type.get_field_index("role") >= 0:
+            continue
+        held = kind.value_type if lists and column == task.text else kind
+        require_texts(file, column, pa.schema([(column, held)]))
 
 
 def inputs_of(rows: Rows, staged: str, file: str, task: Task) -> dict[str, Any]:

@@ -33,7 +33,9 @@ RESULT = pa.schema([("score", pa.float64()), ("step_scores", pa.list_(pa.float64
 
 @dataclass(frozen=True)
 class Task:
-    """What is scored, by what. `text` names a column of texts, which are split into steps, or of lists of steps."""
+    """What is scored, by what. `text` names a column of texts, which are split into steps, of lists of steps, or of
+    chats, whose assistant's turns are taken; `question` one of texts, or of chats, whose last user turn is taken.
+    """
 
     verifier: ForeignModel
     question: str
@@ -115,7 +117,7 @@ class SliceScorer:
         """A row of `RESULT` for each row of the slice; the score is null where a solution has none."""
         rows = self.read(part)
         questions, solutions = cells_of(rows, self.task.question), cells_of(rows, self.task.text)
-        scores, step_scores = self.score(list(map(as_text, questions)), solutions)
+        scores, step_scores = self.score([as_text(question, "user") for question in questions], solutions)
         answers = [answer_of(solution, self.task.style) for solution in solutions]
         return pa.table([scores, step_scores, answers], schema=RESULT)
 
@@ -134,7 +136,7 @@ def load_scorer(verifier: ForeignModel, resources: Scoring) -> Any:
 
 def steps_of(solution: Any, splitter: str) -> list[str]:
     """The steps of a solution: a list as it is, a text without what runs on behind the answer, split."""
-    if isinstance(solution, list):
+    if isinstance(solution, list) and not is_chat(solution):
         return [as_text(step) for step in solution]
     return resolve(splitter)(own_solution(as_text(solution)))
 
@@ -149,8 +151,27 @@ def cells_of(rows: pa.Table, column: str) -> list[Any]:
     return rows[column].to_pylist() if column in rows.column_names else [None] * rows.num_rows
 
 
-def as_text(cell: Any) -> str:
-    """A cell as text, the lines of a list of steps; nothing is an empty text."""
+def is_chat(cell: Any) -> bool:
+    """Whether a cell is a list of turns `{role, content}`."""
+    return isinstance(cell, list) and bool(cell) and all(isinstance(turn, dict) and "role" in turn for turn in cell)
+
+
+def in_chat(chat: Sequence[dict[str, Any]], role: str) -> str:
+    """The text of the assistant's turns, or of the last turn of another role; UserError when there is none."""
+    turns = [turn.get("content") for turn in chat if turn["role"] == role]
+    texts = [
+        "".join(part.get("text") or "" for part in content) if isinstance(content, list) else content
+        for content in (turns if role == "assistant" else turns[-1:])
+    ]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"a chat has no turn of the {role} with a text: {chat!r:.100}")
+    return "\n".join(map(str, texts))
+
+
+def as_text(cell: Any, role: str = "assistant") -> str:
+    """A cell as text: the turns of a `role` in a chat, the lines of a list of steps; nothing is an empty text."""
+    if is_chat(cell):
+        return in_chat(cell, role)
     if isinstance(cell, list):
         return "\n".join(map(as_text, cell))
     return "" if is_nothing(cell) else written(cell)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ class CriticJudge:
         path = locate(model, Run(run))
         self.generator = Generator(path, model, resources)
         self.tokenizer = load_tokenizer(path, model.trust_remote_code)
+        saved = json.loads((Path(path) / "config.json").read_text()).get("step_encoding")
+        self.layout = encoding.layout_of(saved, self.tokenizer, path)
         self.samples, self.seed = judge.samples, seed
         self.sampling: dict[str, Any] = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
 
@@ -73,7 +76,9 @@ class CriticJudge:
         """The critiques of every unit; none for a solution without steps."""
         judged = [unit for unit in units if unit["steps"]]
         requests = [
-            Request(encoding.critic_prompt_ids(self.tokenizer, unit["question"], unit["steps"]), self.samples)
+            Request(
+                encoding.critic_prompt_ids(self.tokenizer, unit["question"], unit["steps"], self.layout), self.samples
+            )
             for unit in judged
         ]
         texts = self.generator.generate(requests, self.sampling, seed=f"judge {self.seed} {units[0]['unit_id']}")

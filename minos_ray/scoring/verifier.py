@@ -42,6 +42,7 @@ class Verifier(ABC):
         self.kind = kind_of(self.config, model)
         self.every_step = self.kind == "prm" or getattr(self.config, "orm_positions", "last") == "every_token"
         self.tokenizer = load_tokenizer(model, trust_remote_code)
+        self.layout = encoding.layout_of(getattr(self.config, "step_encoding", None), self.tokenizer, model)
         positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(positions or max_length, max_length)
 
@@ -58,7 +59,7 @@ class Verifier(ABC):
 
         Also counts: tokens that were computed, tokens of all solutions, rejected solutions by reason.
         """
-        return self.score_encoded(encoding.encode_solutions(self.tokenizer, solutions))
+        return self.score_encoded(encoding.encode_solutions(self.tokenizer, solutions, self.layout))
 
     def score_encoded(self, encoded: Sequence[encoding.Encoded]) -> tuple[list[list[float]], dict[str, float]]:
         """`score` of solutions that are tokenised already."""

@@ -1,18 +1,26 @@
-"""The one step encoding: text to token ids and the position of each step's last token.
+"""The step encodings: question and steps to token ids and the position of each step's last token.
 
-Every piece is tokenised on its own and the token lists are concatenated, so positions are known by construction.
-A verifier's input is a prefix of the critic's input. Used by training, scoring and evaluation alike.
+`question-answer-lines` is plain text; `chat-lines` puts the question into the tokenizer's chat template, and the steps
+behind it as the assistant's answer. Every piece is tokenised on its own and the token lists are concatenated, so
+positions are known by construction. A verifier's input is a prefix of the critic's input. Used by training, scoring
+and evaluation alike; a saved model names its encoding in its config.json (`step_encoding`).
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-from minos_ray.graph.specs import VERSIONS
+from minos_ray.config.training import StepEncoding
+from minos_ray.errors import UserError
+from minos_ray.graph.specs import CHAT_ENCODING, VERSIONS
+from minos_ray.steps import tokens
+from minos_ray.steps.tokens import bos, pieces, token_ids
 
 NAME = "question-answer-lines"
 VERSION = VERSIONS["step_encoding"]
+CHAT = "chat-lines"
+CHAT_VERSION = CHAT_ENCODING
+LINES = StepEncoding()
 CRITIQUE = "Critique:\n"
 
 # Position of a step whose text gives no token at all; `refusal` names it.
@@ -37,72 +45,61 @@ def step_text(step: str) -> str:
     return f"{step}\n"
 
 
-def prompt_ids(tokenizer: Any, question: str) -> list[int]:
-    """BOS, if the tokenizer has one, and the question."""
-    text = question_text(question)
-    return bos(tokenizer) + pieces(tokenizer, [text])[text]
+def prompt_ids(tokenizer: Any, question: str, layout: StepEncoding = LINES) -> list[int]:
+    """What stands before the first step: BOS, if the tokenizer has one, and the question; or the filled template."""
+    return prompts_of(tokenizer, [question], layout)[question]
 
 
-def encode_solution(tokenizer: Any, question: str, steps: Sequence[str]) -> Encoded:
+def prompts_of(tokenizer: Any, questions: Iterable[str], layout: StepEncoding) -> dict[str, list[int]]:
+    """`prompt_ids` of each distinct question."""
+    distinct = list(dict.fromkeys(questions))
+    if layout.name == "lines":
+        ids_of = pieces(tokenizer, map(question_text, distinct))
+        return {question: bos(tokenizer) + ids_of[question_text(question)] for question in distinct}
+
+    def render(question: str) -> str:
+        return tokens.fill(tokenizer, tokens.turns_of(question, layout.system), layout.chat_template_kwargs)
+
+    return {question: tokens.question_ids(tokenizer, question, render) for question in distinct}
+
+
+def encode_solution(tokenizer: Any, question: str, steps: Sequence[str], layout: StepEncoding = LINES) -> Encoded:
     """The input of a verifier: an ORM is read at the last position, a PRM at every position."""
-    return encode_solutions(tokenizer, [(question, steps)])[0]
+    return encode_solutions(tokenizer, [(question, steps)], layout)[0]
 
 
-def encode_solutions(tokenizer: Any, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Encoded]:
+def encode_solutions(
+    tokenizer: Any, solutions: Sequence[tuple[str, Sequence[str]]], layout: StepEncoding = LINES
+) -> list[Encoded]:
     """`encode_solution` of many (question, steps) at once, which is many times faster."""
-    texts = chain.from_iterable([question_text(q), *map(step_text, steps)] for q, steps in solutions)
-    ids_of = pieces(tokenizer, texts)
-    start = bos(tokenizer)
-    return [join(start + ids_of[question_text(q)], [ids_of[step_text(s)] for s in steps]) for q, steps in solutions]
+    prompts = prompts_of(tokenizer, (question for question, _ in solutions), layout)
+    ids_of = pieces(tokenizer, chain.from_iterable(map(step_text, steps) for _, steps in solutions))
+    return [join(prompts[question], [ids_of[step_text(step)] for step in steps]) for question, steps in solutions]
 
 
-def critic_prompt_ids(tokenizer: Any, question: str, steps: Sequence[str]) -> list[int]:
-    """The solution, then the line after which the critic writes."""
-    return encode_solution(tokenizer, question, steps).ids + pieces(tokenizer, [CRITIQUE])[CRITIQUE]
+def request_ids(tokenizer: Any, layout: StepEncoding = LINES) -> list[int]:
+    """What stands between a solution and its critique: a line, or the user's next turn, which asks for it."""
+    if layout.name == "lines":
+        return token_ids(tokenizer, [CRITIQUE])[0]
+    text = tokens.request_text(tokenizer, layout.system, layout.chat_template_kwargs)
+    return tokens.template_ids(tokenizer, text)
 
 
-def encode_critiques(tokenizer: Any, rows: Sequence[tuple[str, Sequence[str], str]]) -> list[tuple[list[int], int]]:
+def critic_prompt_ids(tokenizer: Any, question: str, steps: Sequence[str], layout: StepEncoding = LINES) -> list[int]:
+    """The solution, then the request after which the critic writes."""
+    return encode_solution(tokenizer, question, steps, layout).ids + request_ids(tokenizer, layout)
+
+
+def encode_critiques(
+    tokenizer: Any, rows: Sequence[tuple[str, Sequence[str], str]], layout: StepEncoding = LINES
+) -> list[tuple[list[int], int]]:
     """Of each (question, steps, critique) the critic's sequence with EOS, and the index of the first trained token."""
-    ids_of = pieces(tokenizer, [CRITIQUE, *(critique for _, _, critique in rows)])
+    request, ids_of = request_ids(tokenizer, layout), pieces(tokenizer, (critique for _, _, critique in rows))
     encoded = []
-    for solution, (_, _, critique) in zip(encode_solutions(tokenizer, [r[:2] for r in rows]), rows, strict=True):
-        prompt = solution.ids + ids_of[CRITIQUE]
-        encoded.append(([*prompt, *ids_of[critique], tokenizer.eos_token_id], len(prompt)))
+    for solution, row in zip(encode_solutions(tokenizer, [r[:2] for r in rows], layout), rows, strict=True):
+        prompt = solution.ids + request
+        encoded.append(([*prompt, *ids_of[row[2]], tokenizer.eos_token_id], len(prompt)))
     return encoded
-
-
-def bos(tokenizer: Any) -> list[int]:
-    """The BOS token, or nothing."""
-    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-
-
-def pieces(tokenizer: Any, texts: Iterable[str]) -> dict[str, list[int]]:
-    """Token ids of each distinct text on its own."""
-    distinct = list(dict.fromkeys(texts))
-    return dict(zip(distinct, token_ids(tokenizer, distinct), strict=True))
-
-
-def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, never a special token: one that a text spells out is plain text.
-
-    Some tokenizers (Unigram) find special tokens as words: in texts with such ones their names are cut in two.
-    """
-    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
-    token_lists = plain_ids(tokenizer, texts)
-    if not special.isdisjoint(chain.from_iterable(token_lists)):
-        names = sorted({*tokenizer.all_special_tokens} - {tokenizer.unk_token})
-        cuts = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names)
-        for place, text in enumerate(texts):
-            if not special.isdisjoint(token_lists[place]):
-                token_lists[place] = list(chain.from_iterable(plain_ids(tokenizer, re.split(cuts, text))))
-    return token_lists
-
-
-def plain_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text; a special token is not looked for."""
-    # Mistral's own tokenizer never does, and refuses to be told so.
-    options = {} if type(tokenizer).__name__ == "MistralCommonBackend" else {"split_special_tokens": True}
-    return tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
 
 
 def join(prompt: list[int], steps: Iterable[list[int]]) -> Encoded:
@@ -121,3 +118,49 @@ def refusal(encoded: Encoded, max_length: int) -> str | None:
     if NO_TOKEN in encoded.positions:
         return "step_without_tokens"
     return "over_max_length" if len(encoded.ids) > max_length else None
+
+
+def saved_form(tokenizer: Any, layout: StepEncoding) -> dict[str, Any]:
+    """The encoding as a saved model's config.json has it; a chat template by its digest."""
+    if layout.name == "lines":
+        return {"name": NAME, "version": VERSION}
+    values = layout.model_dump(mode="json", exclude={"name"})
+    return {"name": CHAT, "version": CHAT_VERSION, **values, "template": tokens.digest(tokenizer)}
+
+
+def layout_of(saved: dict[str, Any] | None, tokenizer: Any, model: str) -> StepEncoding:
+    """The encoding of a saved model; UserError where it is of another version, or the template beside it another."""
+    if saved is None or saved["name"] == NAME:
+        return LINES
+    if (saved["name"], saved.get("version")) != (CHAT, CHAT_VERSION):
+        raise UserError(
+            f"model '{model}' reads step encoding {saved['name']} version {saved.get('version')}; this version of "
+            f"minos_ray knows {NAME} version {VERSION} and {CHAT} version {CHAT_VERSION}"
+        )
+    if saved["template"] != tokens.digest(tokenizer):
+        raise UserError(f"model '{model}': its chat template is not the one of its training; restore the file")
+    return StepEncoding(name="chat", system=saved["system"], chat_template_kwargs=saved["chat_template_kwargs"])
+
+
+def require_same(
+    saved: Mapping[str, Any] | None, tokenizer: Any, layout: StepEncoding, model: str, critic: bool = False
+) -> None:
+    """UserError when a model was trained with another encoding than `base.encoding` says.
+
+    A base that was trained on lines, as one of `minos pretrain`, may go on with chat; a `critic` may not.
+    """
+    if saved is None or (saved["name"] == NAME and (layout.name == "lines" or not critic)):
+        return
+    if saved != (form := saved_form(tokenizer, layout)):
+        differing = next(key for key in [*form, *saved] if saved.get(key) != form.get(key))
+        raise UserError(
+            f"{model} was trained with step encoding {saved['name']}, and base.encoding now says {form['name']} "
+            f"({differing}: {saved.get(differing)}, now {form.get(differing)}); train it again (minos sft), or set "
+            "base.encoding as it was"
+        )
+
+
+def require_layout(tokenizer: Any, layout: StepEncoding, key: str, critic: bool = False) -> None:
+    """UserError, beginning with `key`, when the tokenizer cannot be used with an encoding (`require_template`)."""
+    if layout.name == "chat":
+        tokens.require_template(tokenizer, layout.system, layout.chat_template_kwargs, key, critic)

@@ -69,14 +69,16 @@ def of_file(within: str, path: str, size: int, changed_ns: int | None, sampled_a
     """
     fs, _ = open_path(within)
     digest = blake2b(str(size).encode(), digest_size=16)
-    if sampled_above and size > sampled_above:
-        for piece in pieces(fs, path, size):
-            digest.update(piece)
-        return digest.hexdigest()
+    for piece in pieces(fs, path, size) if sampled_above and size > sampled_above else chunks(fs, path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def chunks(fs: pafs.FileSystem, path: str) -> Iterator[bytes]:
+    """All bytes of a file."""
     with fs.open_input_stream(path, compression=None) as stream:
         while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+            yield chunk
 
 
 def pieces(fs: pafs.FileSystem, path: str, size: int) -> Iterator[bytes]:

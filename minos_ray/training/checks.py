@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import suppress
 
 from minos_ray.cluster.bundles import bundles, room
 from minos_ray.config.functions import NamedFunction
@@ -13,7 +14,7 @@ from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.models import hub_config, require_model
 from minos_ray.graph.state import Todo
 from minos_ray.labels.checks import require_for_prms
-from minos_ray.store.model_files import is_hub_id, locate, parameters
+from minos_ray.store.model_files import is_hub_id, load_tokenizer, locate, parameters
 from minos_ray.store.run import Run
 from minos_ray.training import host_memory
 from minos_ray.training.batches import total_steps
@@ -86,9 +87,27 @@ def check_base(config: Config, run: Run, stages: Set[str]) -> None:
     zero3 = config.resources.train.zero == 3
     check(folder, trained_kinds(config, stages), options, zero3, with_weights=not on_hub)
     if not on_hub:
-        tokenizer_of(folder, base.trust_remote_code, critic="sft" in stages)
+        tokenizer_of(folder, base.trust_remote_code, critic="sft" in stages, layout=base.encoding)
         if config.reward.lm_weight and "reward" in stages:
             require_vocabulary_head(folder, options)
+
+
+def encoding_note(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
+    """A line about the step encoding of a base that lies here and has a chat template."""
+    if not stages & STAGES or not base_is_known(config):
+        return
+    from minos_ray.steps.tokens import digest
+
+    base = config.base
+    with suppress(UserError):  # `check_base` names what is wrong with the base
+        template = digest(load_tokenizer(locate(base, run), base.trust_remote_code))
+        if template and base.encoding.name == "chat":
+            yield f"base.encoding: chat, by the base's template {template}"
+        elif template:
+            yield (
+                "base.encoding: lines, and the base has a chat template: if it is an instruct model, "
+                "base.encoding.name=chat asks it in the form that it knows"
+            )
 
 
 def trained_kinds(config: Config, stages: Set[str]) -> list[Kind]:

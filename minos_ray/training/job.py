@@ -6,10 +6,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from minos_ray import __version__
-from minos_ray.config.resources import Observe, Workers
-from minos_ray.config.schema import Config, Model
-from minos_ray.config.training import Kind, Pretrain, Reward, Sft, Train
+from minos_ray.config.resources import Resources, Workers
+from minos_ray.config.schema import Model
+from minos_ray.config.training import Kind, Pretrain, Reward, Sft, StepEncoding, Train
 from minos_ray.steps import encoding
+from minos_ray.steps.tokens import REQUEST
 from minos_ray.store.model_files import absolute
 from minos_ray.store.run import Run, fingerprint
 from minos_ray.training import rows
@@ -18,8 +19,7 @@ from minos_ray.training.rows import Data
 PIPELINES: dict[Kind, str] = {"lm": "text-generation", "orm": "text-classification", "prm": "token-classification"}
 OTHER: dict[Kind, Kind] = {"lm": "lm", "orm": "prm", "prm": "orm"}
 DESCRIPTION: dict[Kind, str] = {
-    "lm": "It writes a critique, step by step, of a solution of a mathematics problem. It goes on from the text and "
-    "has no chat template.",
+    "lm": "It writes a critique, step by step, of a solution of a mathematics problem.",
     "orm": "Its one logit at the last token scores a whole solution: the sigmoid is the chance that it is right.",
     "prm": "Its one logit, read at the last token of each step, scores that step.",
 }
@@ -59,7 +59,8 @@ class Job(BaseModel):
     section: Pretrain | Sft | Reward
     workers: Workers
     key: str
-    observe: Observe = Observe()
+    wandb: bool = False
+    encoding: StepEncoding = encoding.LINES
 
     @property
     def name(self) -> str:
@@ -105,7 +106,8 @@ def make_job(
     start: Model,
     table: Table,
     section: Pretrain | Sft | Reward,
-    config: Config,
+    resources: Resources,
+    layout: StepEncoding = encoding.LINES,
 ) -> Job:
     """The training of a table of rows; the artefact must have been begun. UserError when LoRA cannot be used."""
     if section.lora is not None:
@@ -121,9 +123,10 @@ def make_job(
         start=absolute(start),
         table=table,
         section=section,
-        workers=config.resources.train,
+        workers=resources.train,
         key=fingerprint(inputs),
-        observe=config.tracking,
+        wandb=resources.wandb,
+        encoding=layout,
     )
 
 
@@ -147,10 +150,8 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
             f"{DESCRIPTION[job.kind]} Trained with minos_ray {__version__} from `{job.start.model}`.\n",
             *([EVERY_TOKEN] if job.every_token else []),
             *([ADAPTER] if lora else []),
-            f"Input: step encoding `{encoding.NAME}` version {encoding.VERSION}: `Question: ...`, `Answer:`, then a "
-            "line for each step, every line tokenised on its own. Where the tokenizer has a BOS token it stands first, "
-            "also where a call of the tokenizer adds none.\n",
-            *(["## Use\n", scoring_lines(job.kind, own_class)] if job.kind != "lm" else []),
+            input_of(job.encoding, job.kind),
+            *(["## Use\n", scoring_lines(job.kind, own_class, job.encoding)] if job.kind != "lm" else []),
             "## Data\n",
             two_columns({"rows": job.table.rows, "held out": job.table.held_out_rows, **job.table.dropped}),
             "## Settings\n",
@@ -161,7 +162,38 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
     )
 
 
-def scoring_lines(kind: Kind, own_class: bool) -> str:
+def input_of(layout: StepEncoding, kind: Kind) -> str:
+    """Markdown: what the model reads."""
+    if layout.name == "lines":
+        return (
+            f"Input: step encoding `{encoding.NAME}` version {encoding.VERSION}: `Question: ...`, `Answer:`, then a "
+            "line for each step, every line tokenised on its own. Where the tokenizer has a BOS token it stands first, "
+            f"also where a call of the tokenizer adds none.{' It has no chat template.' if kind == 'lm' else ''}\n"
+        )
+    request = f" The user's next turn asks for the critique: `{REQUEST}`" if kind == "lm" else ""
+    return (
+        f"Input: step encoding `{encoding.CHAT}` version {encoding.CHAT_VERSION}: the question as the user's turn in "
+        f"the chat template (system turn: {f'`{layout.system}`' if layout.system else 'none'}), then, as the "
+        f"assistant's answer, a line for each step, every line tokenised on its own.{request}\n"
+    )
+
+
+def asked_lines(layout: StepEncoding) -> str:
+    """Python: the texts' token ids as `pieces`, the question's first."""
+    if layout.name == "lines":
+        return """texts = [f"Question: {question}\\nAnswer:\\n", *(f"{step}\\n" for step in steps)]
+pieces = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+pieces[0] = [tokenizer.bos_token_id] * (tokenizer.bos_token_id is not None) + pieces[0]"""
+    system = f'{{"role": "system", "content": {layout.system!r}}}, ' if layout.system else ""
+    values = dict(layout.chat_template_kwargs)
+    date = f"strftime_now=lambda _: {values.pop('strftime_now')!r}" if "strftime_now" in values else ""
+    options = ", ".join(filter(None, ["add_generation_prompt=True, return_dict=False", date, f"**{values}"]))
+    return f"""turns, texts = [{system}{{"role": "user", "content": question}}], [f"{{step}}\\n" for step in steps]
+pieces = [tokenizer.apply_chat_template(turns, {options})]
+pieces += tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]"""
+
+
+def scoring_lines(kind: Kind, own_class: bool, layout: StepEncoding = encoding.LINES) -> str:
     """Markdown: how transformers alone scores a solution with a verifier of this kind and class."""
     by_token = (kind == "prm") == own_class
     name = "AutoModelForTokenClassification" if by_token else "AutoModelForSequenceClassification"
@@ -178,9 +210,7 @@ from transformers import {name}, AutoTokenizer
 
 folder, question, steps = ".", "Tom has 3 pens and buys 4. How many has he?", ["3 + 4 = 7", "The answer is: 7"]
 tokenizer, model = AutoTokenizer.from_pretrained(folder), {name}.from_pretrained(folder).eval()
-texts = [f"Question: {{question}}\\nAnswer:\\n", *(f"{{step}}\\n" for step in steps)]
-pieces = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-pieces[0] = [tokenizer.bos_token_id] * (tokenizer.bos_token_id is not None) + pieces[0]
+{asked_lines(layout)}
 ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0)[1:] - 1
 with torch.no_grad():
     scores = torch.sigmoid({logits}).tolist()  # of {"each step" if kind == "prm" else "the solution"}

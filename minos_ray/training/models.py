@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minos_ray.config.training import Kind
+from minos_ray.config.training import Kind, StepEncoding
 from minos_ray.errors import UserError
 from minos_ray.steps import encoding
 from minos_ray.training import base
@@ -113,12 +113,18 @@ def reset_head(head: torch.nn.Linear, seed: int) -> None:
 
 
 def save(
-    model: Any, state: dict[str, torch.Tensor], tokenizer: Any, kind: Kind, folder: str, every_token: bool = False
+    model: Any,
+    state: dict[str, torch.Tensor],
+    tokenizer: Any,
+    kind: Kind,
+    folder: str,
+    every_token: bool = False,
+    layout: StepEncoding = encoding.LINES,
 ) -> None:
     """Writes config, safetensors and tokenizer. `state` holds all weights, also where ranks hold shards.
 
     `every_token`: an ORM that was trained at every token, so that its score means something after each step. A critic
-    gets no chat template: it goes on from the bare text, whatever its base was asked.
+    of lines gets no chat template: it goes on from the bare text, whatever its base was asked.
     """
     config = model.config
     # A token that was added to the tokenizer alone has no embedding: transformers would not load a model that pads
@@ -126,7 +132,7 @@ def save(
     tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     embeddings = config.get_text_config().vocab_size
     config.pad_token_id = next((token for token in tokens if token is not None and token < embeddings), None)
-    config.step_encoding = {"name": encoding.NAME, "version": encoding.VERSION}
+    config.step_encoding = encoding.saved_form(tokenizer, layout)
     if kind != "lm" and not own_class(model, kind):
         config.verifier_kind = kind
     if reads_last(model):
@@ -135,7 +141,7 @@ def save(
         config.orm_positions = "every_token" if every_token else "last"
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=state)
-    if kind == "lm" and getattr(tokenizer, "chat_template", None):
+    if kind == "lm" and layout.name == "lines" and getattr(tokenizer, "chat_template", None):
         tokenizer = copy(tokenizer)
         tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)

@@ -1,12 +1,13 @@
 """Stage 2: verifiers, from the base model or from the critic; nothing else differs between the two."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model
-from minos_ray.config.training import Kind, Reward, Verifier
+from minos_ray.config.training import Kind, Reward, StepEncoding, Verifier
 from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
@@ -45,34 +46,42 @@ def reward(config: Config, run: Run) -> Manifest:
 
 def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
     """The trainings of these verifiers; those of one kind read the same table of rows."""
-    tokenizer = base_tokenizer(config, run) if names else None
+    tokenizer, layout = base_tokenizer(config, run) if names else None, config.base.encoding
+    if any(name.endswith("minos") for name in names) and run.artefact("models/critic").manifest():
+        critic = json.loads(run.read_bytes("models/critic/config.json"))
+        encoding.require_same(critic.get("step_encoding"), tokenizer, layout, "models/critic", critic=True)
     tables: dict[str, Table] = {}
     for kind in sorted({name.partition("-")[0] for name in names}):
-        data = reward_data(run, tokenizer, config.reward, kind)
+        data = reward_data(run, tokenizer, config.reward, kind, layout)
         require_rows("reward", data)
         tables[kind] = write_table(run, kind, data)
     jobs = []
     for name in names:
         kind, _, start = name.partition("-")
         model = CRITIC if start == "minos" else config.base
-        jobs.append(make_job(run, f"models/{name}", cast(Kind, kind), model, tables[kind], config.reward, config))
+        arguments = (f"models/{name}", cast(Kind, kind), model, tables[kind], config.reward, config.resources, layout)
+        jobs.append(make_job(run, *arguments))
     return jobs
 
 
-def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str) -> Data:
+def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str, layout: StepEncoding = encoding.LINES) -> Data:
     """Labelled train candidates for an `orm` or a `prm`; held-out rows are of problems never trained on."""
     *parts, dropped = reward_rows(run, section, kind)
     train, held_out = (
         balanced(
-            short_enough(tokenizer, part, limit, section, dropped), section.wrong_share, limit, section.seed, dropped
+            short_enough(tokenizer, part, limit, section, dropped, layout),
+            section.wrong_share,
+            limit,
+            section.seed,
+            dropped,
         )
         for part, limit in zip(parts, (section.rows, section.eval_rows), strict=True)
     )
     # Held-out rows are judged by hard labels at the positions that are scored, whatever is trained on.
     plain = section.model_copy(update={"soft_labels": False, "orm_positions": "last"})
     return Data(
-        list(verifier_rows(tokenizer, train, kind, section, dropped)),
-        list(verifier_rows(tokenizer, held_out, kind, plain, dropped)),
+        list(verifier_rows(tokenizer, train, kind, section, dropped, layout)),
+        list(verifier_rows(tokenizer, held_out, kind, plain, dropped, layout)),
         dropped,
     )
 
@@ -83,16 +92,9 @@ def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[R
     if section.consensus and kind == "prm":
         rows = in_consensus(run, rows, dropped)
     if kind == "prm":
-        usable = []
-        for row in rows:
-            steps, labels = row["steps"], row["step_labels"]
-            if len(labels) != len(steps):
-                dropped["labels_unlike_steps"] += 1
-            elif steps and all(label < 0 for label in labels):  # one without steps is dropped later, for that reason
-                dropped["no_step_labels"] += 1
-            else:
-                usable.append(row)
-        rows = usable
+        reasons = [step_labels_unusable(row) for row in rows]
+        dropped.update(filter(None, reasons))
+        rows = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     return *split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed), dropped
 
 
@@ -116,8 +118,20 @@ def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
     return rows, dropped
 
 
+def step_labels_unusable(row: Row) -> str | None:
+    """Why a PRM cannot be trained on a row's step labels; a row without steps is dropped later, for that reason."""
+    if len(row["step_labels"]) != len(row["steps"]):
+        return "labels_unlike_steps"
+    return "no_step_labels" if row["steps"] and all(label < 0 for label in row["step_labels"]) else None
+
+
 def short_enough(
-    tokenizer: Any, rows: list[Row], limit: int | None, section: Reward, dropped: Counter[str]
+    tokenizer: Any,
+    rows: list[Row],
+    limit: int | None,
+    section: Reward,
+    dropped: Counter[str],
+    layout: StepEncoding,
 ) -> list[Row]:
     """The rows within `max_length`, where only some of them will be chosen: limits count rows that can be used.
 
@@ -127,7 +141,7 @@ def short_enough(
         return rows
     short = []
     for chunk in chunks(rows):
-        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk])
+        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk], layout)
         for row, solution in zip(chunk, encoded, strict=True):
             if reason := encoding.refusal(solution, section.max_length):
                 dropped[reason] += 1
@@ -151,14 +165,16 @@ def balanced(
     return sorted(chosen, key=lambda row: row["candidate_id"])
 
 
-def verifier_rows(tokenizer: Any, rows: list[Row], kind: str, section: Reward, dropped: Counter[str]) -> Iterator[Row]:
+def verifier_rows(
+    tokenizer: Any, rows: list[Row], kind: str, section: Reward, dropped: Counter[str], layout: StepEncoding
+) -> Iterator[Row]:
     """Rows of `minos_ray.training.rows` with their targets; what is too long or has no steps is counted in `dropped`.
 
     A PRM has each labelled step's label at the step's end. An ORM has the outcome at the last step's end, or at every
     token of the solution (Cobbe et al. 2021, section 4.2), where its score is still the last one.
     """
     for chunk in chunks(rows):
-        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk])
+        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk], layout)
         for row, solution in zip(chunk, encoded, strict=True):
             if reason := encoding.refusal(solution, section.max_length):
                 dropped[reason] += 1

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minos_ray.config.schema import Config
+from minos_ray.config.training import StepEncoding
 from minos_ray.errors import UserError
 from minos_ray.problems.split import problems_by_id
 from minos_ray.steps import encoding
@@ -176,11 +177,15 @@ def require_rows(section: str, data: Data) -> None:
 
 
 def document_rows(
-    tokenizer: Any, documents: Sequence[Document], max_length: int, dropped: Counter[str]
+    tokenizer: Any,
+    documents: Sequence[Document],
+    max_length: int,
+    dropped: Counter[str],
+    layout: StepEncoding = encoding.LINES,
 ) -> Iterator[Row]:
     """Rows with the loss on every token of question, solution and EOS; longer ones than `max_length` are counted."""
     for chunk in chunks(documents):
-        encoded = encoding.encode_solutions(tokenizer, [(question, steps) for _, question, steps in chunk])
+        encoded = encoding.encode_solutions(tokenizer, [(question, steps) for _, question, steps in chunk], layout)
         for (problem_id, _, _), solution in zip(chunk, encoded, strict=True):
             ids = [*solution.ids, tokenizer.eos_token_id]
             if len(ids) > max_length:
@@ -191,21 +196,24 @@ def document_rows(
 
 def base_tokenizer(config: Config, run: Run, critic: bool = False) -> Any:
     """The tokenizer of the base model, which every model of a run shares; UserError when it does not fit the model."""
-    return tokenizer_of(locate(config.base, run), config.base.trust_remote_code, critic)
+    base = config.base
+    return tokenizer_of(locate(base, run), base.trust_remote_code, critic, base.encoding)
 
 
-def tokenizer_of(path: str, trust_remote_code: bool, critic: bool) -> Any:
+def tokenizer_of(path: str, trust_remote_code: bool, critic: bool, layout: StepEncoding = encoding.LINES) -> Any:
     """The tokenizer at `path`.
 
-    UserError when the model beside it has no embedding for some of its tokens, or when a `critic` is to be trained and
-    no token ends a critique.
+    UserError when the model beside it has no embedding for some of its tokens, when a `critic` is to be trained and
+    no token ends a critique, or when the step encoding `layout` cannot be used with it.
     """
     from transformers import AutoConfig
 
     tokenizer = load_tokenizer(path, trust_remote_code)
     if critic and tokenizer.eos_token_id is None:
         raise UserError(f"base.model: the tokenizer in {path} has no EOS token, which would end a critique; name one")
+    encoding.require_layout(tokenizer, layout, "base.encoding", critic)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    encoding.require_same(getattr(config, "step_encoding", None), tokenizer, layout, f"base.model: {path}")
     embeddings = config.get_text_config().vocab_size
     if tokens := without_embedding(tokenizer, embeddings, critic):
         raise UserError(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.config.load import Config
-from minos_ray.config.training import Reward, Sft
+from minos_ray.config.training import Reward, Sft, StepEncoding
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.inserted.reading import without_annotations
 from minos_ray.problems.split import read_problems, rows_of_problems
@@ -62,11 +62,13 @@ def critic_job(config: Config, run: Run) -> Job:
     inserted = config.inserted.count > 0
     tokenizer = base_tokenizer(config, run, critic=True)
     excluded = held_out_problems(run, config.reward)
-    data = critique_data(run, tokenizer, config.sft, config.sft.rows, inserted, excluded)
+    layout = config.base.encoding
+    data = critique_data(run, tokenizer, config.sft, config.sft.rows, inserted, excluded, layout)
     if config.sft.source in CONTROLS:
-        data = plain_text(run, tokenizer, config.sft, data, excluded)
+        data = plain_text(run, tokenizer, config.sft, data, excluded, layout)
     require_rows("sft", data)
-    return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config)
+    table = write_table(run, "critiques", data)
+    return make_job(run, CRITIC, "lm", config.base, table, config.sft, config.resources, layout)
 
 
 def held_out_problems(run: Run, section: Reward) -> set[str]:
@@ -85,6 +87,7 @@ def critique_data(
     limit: int | None = None,
     inserted: bool = False,
     excluded: Collection[str] = (),
+    layout: StepEncoding = encoding.LINES,
 ) -> Data:
     """Rows of critiques, of `inserted` errors with their notes, or of both, as `section.source` says.
 
@@ -99,7 +102,7 @@ def critique_data(
     allowed = [row for row in rows if row["problem_id"] not in excluded]
     if len(allowed) < len(rows):
         dropped["held_out_in_stage_2"] = len(rows) - len(allowed)
-    short = list(language_rows(tokenizer, allowed, section.max_length, dropped))
+    short = list(language_rows(tokenizer, allowed, section.max_length, dropped, layout))
     chosen = sampled(short, limit, "critiques", "over_limit", dropped)
     parts = split_by_problem(chosen, min(HELD_OUT_CRITIQUES, len(chosen) // 50), None, section.seed)
     return Data(*parts, dropped, Counter(row["source"] for row in chosen))
@@ -148,10 +151,13 @@ def critique_unusable(critique: Row, solution: Row | None, questions: Container[
     return None if solution["problem_id"] in questions else "not_of_train_split"
 
 
-def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Counter[str]) -> Iterator[Row]:
+def language_rows(
+    tokenizer: Any, rows: list[Row], max_length: int, dropped: Counter[str], layout: StepEncoding
+) -> Iterator[Row]:
     """Rows of the critic: the loss is on the critique and EOS."""
     for chunk in chunks(rows):
-        encoded = encoding.encode_critiques(tokenizer, [(r["question"], r["steps"], r["critique"]) for r in chunk])
+        asked = [(row["question"], row["steps"], row["critique"]) for row in chunk]
+        encoded = encoding.encode_critiques(tokenizer, asked, layout)
         for row, (ids, first) in zip(chunk, encoded, strict=True):
             if len(ids) > max_length:
                 dropped["over_max_length"] += 1
@@ -159,7 +165,14 @@ def language_rows(tokenizer: Any, rows: list[Row], max_length: int, dropped: Cou
                 yield {**language_row(row["problem_id"], ids, first), "source": row["source"]}
 
 
-def plain_text(run: Run, tokenizer: Any, section: Sft, critiques: Data, excluded: Collection[str] = ()) -> Data:
+def plain_text(
+    run: Run,
+    tokenizer: Any,
+    section: Sft,
+    critiques: Data,
+    excluded: Collection[str] = (),
+    layout: StepEncoding = encoding.LINES,
+) -> Data:
     """Documents in place of the rows of critiques, repeated in a seeded order up to as many tokens.
 
     The held-out rows are the same critiques, so that both trainings are watched on the same text. Documents are shorter
@@ -171,7 +184,7 @@ def plain_text(run: Run, tokenizer: Any, section: Sft, critiques: Data, excluded
     train = [document for document in documents if document[0] not in held_out]
     if len(train) < len(documents):
         dropped["held_out"] = len(documents) - len(train)
-    rows = list(document_rows(tokenizer, train, section.max_length, dropped))
+    rows = list(document_rows(tokenizer, train, section.max_length, dropped, layout))
     random.Random(f"plain text {section.seed}").shuffle(rows)
     tokens = sum(len(row["ids"]) for row in critiques.train)
     chosen: list[Row] = []

@@ -74,6 +74,8 @@ STALE = {
     "sft.epochs=1": FROM_CRITIC,
     "reward.lr=0.5": PLAIN | MINOS | SCORES | END | SWEEP,
     "reward.eval_rows=9": FROM_CRITIC | PLAIN | MINOS | SCORES | END | SWEEP,
+    "base.encoding.name=chat": CRITIC | PLAIN | MINOS | SCORES | JUDGED | END | SWEEP,
+    "base.encoding={name: lines, system: null}": set(),
     "base.revision=x": CRITIC | PLAIN | MINOS | SCORES | JUDGED | END | SWEEP,
     "score.aggregation=mean": SCORES | END | SWEEP,
     "score.judge.max_tokens=9": JUDGED | END | SWEEP,
@@ -107,11 +109,6 @@ def test_a_change_makes_exactly_what_depends_on_it_again(tmp_path: Path, overrid
     assert make_all(load(tmp_path)) == []
     assert set(make_all(load(tmp_path, override))) == stale
     assert set(make_all(load(tmp_path))) == stale
-
-
-def test_a_tracker_makes_nothing_stale(tmp_path: Path) -> None:
-    everything = make_all(load(tmp_path))
-    assert everything and make_all(load(tmp_path, "observe.tracker=some.module:function")) == []
 
 
 @pytest.mark.parametrize("key", Resources.model_fields)
@@ -173,6 +170,14 @@ def test_what_an_earlier_version_made_is_fresh_though_its_inputs_name_the_addres
     assert (states["critiques"].state, states["models/critic"].state) == ("done", "done")
     states = {state.artefact: state for state in status(load(tmp_path, "critique.count=10"), run)}
     assert states["critiques"].why == "critique.count: 30000 -> 10"
+
+
+def test_a_base_without_an_encoding_is_in_no_fingerprint(tmp_path: Path) -> None:
+    """Runs from before there was one stay valid; the version of a chat encoding is in those that use it."""
+    plain, chat = load(tmp_path), load(tmp_path, "base.encoding.name=chat")
+    made = [stages.inputs(config, Run(config.run), stages.spec(config, "models/critic")) for config in (plain, chat)]
+    assert made[0]["config"]["base"] == {"model": "run:models/base", "revision": None, "trust_remote_code": False}
+    assert [inputs["versions"] for inputs in made] == [{"step_encoding": 2}, {"step_encoding": 2, "chat_encoding": 1}]
 
 
 def test_names_of_an_earlier_version_make_nothing_stale(tmp_path: Path) -> None:

@@ -22,23 +22,24 @@ from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
 from minos_ray.training import models, rows
 from minos_ray.training.base import Stored
+from minos_ray.training.checks import encoding_note
 from tests.tiny import tiny_model, tiny_tokenizer
 
 Weights = dict[str, torch.Tensor]
 REWARD_MODEL = "is a reward model or classifier, whose head ('score.weight') would be thrown away"
 
 
-def config(folder: Path, base: str, **sections: Any) -> Config:
+def config(folder: Path, model: str, **sections: Any) -> Config:
     """A run that has everything still to do but candidates."""
     problems = {split: {"path": __file__} for split in ("train", "test")}
-    return build({"run": str(folder / "run"), "problems": problems, "base": {"model": base}, **sections})
+    return build({"run": str(folder / "run"), "problems": problems, "base": {"model": model}, **sections})
 
 
-def said(folder: Path, base: str, stages: set[str] | None = None, **sections: Any) -> list[str]:
+def said(folder: Path, model: str, stages: set[str] | None = None, **sections: Any) -> list[str]:
     """What stops training because of the base."""
-    made = config(folder, base, **sections)
+    made = config(folder, model, **sections)
     lines = findings(made, Run(made.run), stages or {"sft", "reward"})
-    return [line for line in lines if line.startswith("base.model")]
+    return [line for line in lines if line.startswith("base.")]
 
 
 def changed(folder: Path, change: Callable[[Weights], Any], **how: Any) -> str:
@@ -197,6 +198,20 @@ def test_the_tokenizer_must_fit_the_embeddings(tmp_path: Path) -> None:
     assert "the first is '<step>'" in said(tmp_path, base, {"reward"})[0]
     with pytest.raises(UserError, match="without resizing the model"):
         rows.tokenizer_of(base, False, critic=False)
+
+
+def test_the_check_says_which_encoding_a_base_can_have(tmp_path: Path) -> None:
+    plain, chat = tiny_model(tmp_path / "plain"), tiny_model(tmp_path / "chat", chat=True)
+    asked = {"encoding": {"name": "chat", "system": "Be strict."}}
+    assert said(tmp_path, plain) == said(tmp_path, chat) == said(tmp_path, chat, base={"model": chat, **asked}) == []
+    [line] = said(tmp_path, plain, base={"model": plain, **asked})
+    assert line == "base.encoding: the tokenizer has no chat template; use name: lines, or an instruct model"
+    made = [config(tmp_path, base) for base in (plain, chat)]
+    made.append(config(tmp_path, chat, base={"model": chat, **asked}))
+    notes = [[*encoding_note(one, Run(one.run), {"sft"})] for one in made]
+    assert notes[0] == [] and "if it is an instruct model, base.encoding.name=chat" in notes[1][0]
+    assert notes[2][0].startswith("base.encoding: chat, by the base's template ")
+    assert [*encoding_note(made[1], Run(made[1].run), {"score"})] == []
 
 
 def test_a_foreign_head_is_no_start_of_a_verifier(tmp_path: Path) -> None:

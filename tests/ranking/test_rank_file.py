@@ -29,7 +29,8 @@ from tests.tiny import tiny_model
 @pytest.fixture(scope="module")
 def verifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny ORM and a tiny PRM as training saves them."""
-    return {name: saved(tmp_path_factory.mktemp(name), name) for name in ("orm", "prm")}
+    names = ("orm", "prm", "prm in chat")
+    return {name: saved(tmp_path_factory.mktemp(name.replace(" ", "-")), name) for name in names}
 
 
 def rows(count: int = 40) -> list[dict[str, Any]]:
@@ -89,6 +90,54 @@ def test_any_format_texts_and_lists_of_steps_give_the_same(tmp_path: Path, verif
         assert [int(row["id"]) for row in result if row["score"] is None] == [13]
         scores = [row["score"] or 0 for row in result]
         assert scores == pytest.approx([row["score"] or 0 for row in results[0]], abs=1e-5)
+
+
+def test_chats_are_scored_as_their_texts(tmp_path: Path, verifiers: dict[str, str]) -> None:
+    """By a verifier that reads its own template, whatever turns the file has."""
+    made, name = rows(8), "prm in chat"
+
+    def turn(role: str, content: Any) -> dict[str, Any]:
+        return {"role": role, "content": content}
+
+    chats = [
+        {**row, "q": [turn("system", "Think."), turn("user", row["q"])], "text": [turn("assistant", row["text"])]}
+        for row in made
+    ]
+    whole_chats = [{**row, "q": row["q"] + row["text"], "text": row["q"] + row["text"]} for row in chats]
+    parts = [
+        {**row, "text": [turn("assistant", [{"type": "text", "text": own["text"]}])]}
+        for row, own in zip(chats, made, strict=True)
+    ]
+    expected = rank(write_rows(tmp_path / "in.jsonl", made), tmp_path / "out.parquet", verifiers[name])
+    for form, kind in ((chats, "jsonl"), (whole_chats, "parquet"), (parts, "jsonl")):
+        ranked = rank(write_rows(tmp_path / f"chats.{kind}", form), tmp_path / "out.parquet", verifiers[name])
+        assert [row["score"] for row in ranked] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+        assert ranked[0]["q"] == form[0]["q"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ([{"q": "1?", "text": "2"}, {"q": [{"role": "user", "content": "1?"}], "text": "2"}], "row 2: 'q' is a list"),
+        ([{"q": ["1?"], "text": "2"}], "column 'q' holds"),
+        ([{"q": [{"role": "assistant", "content": "2"}], "text": "2"}], "no turn of the user"),
+        ([{"q": "1?", "text": [{"role": "user", "content": "2"}]}], "no turn of the assistant"),
+    ],
+)
+def test_chats_that_lack_a_turn_are_named(
+    tmp_path: Path,
+    verifiers: dict[str, str],
+    cells: list[dict[str, Any]],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    columns, source = (
+        ["--question", "q", "--text", "text", "--out", str(tmp_path / "out.parquet")],
+        tmp_path / "in.jsonl",
+    )
+    source.write_text("".join(json.dumps(row) + "\n" for row in cells))
+    assert main(["rank", str(source), *columns, "--verifier", verifiers["prm"]]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_groups_by_brute_force(tmp_path: Path, verifiers: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

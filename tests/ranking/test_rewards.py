@@ -25,7 +25,8 @@ TEXTS = ["Step 1: 3 + 4 = 7\nThe answer is: 7", "Step 1: 9 - 2 = 8\nStep 2: 8 + 
 @pytest.fixture(scope="module")
 def verifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny ORM and a tiny PRM as training saves them."""
-    return {name: saved(tmp_path_factory.mktemp(name), name) for name in ("orm", "prm")}
+    names = ("orm", "prm", "prm in chat")
+    return {name: saved(tmp_path_factory.mktemp(name.replace(" ", "-")), name) for name in names}
 
 
 def chats(role: str, texts: list[str]) -> list[list[dict[str, str]]]:
@@ -33,7 +34,7 @@ def chats(role: str, texts: list[str]) -> list[list[dict[str, str]]]:
     return [[{"role": role, "content": text}] for text in texts]
 
 
-@pytest.mark.parametrize("name", ["orm", "prm"])
+@pytest.mark.parametrize("name", ["orm", "prm", "prm in chat"])
 def test_plain_chats_and_columns_are_rewarded_alike_and_as_the_scorer_scores(
     verifiers: dict[str, str], name: str
 ) -> None:

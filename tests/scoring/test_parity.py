@@ -11,15 +11,17 @@ import torch
 from transformers import AutoConfig
 
 from minos_ray.config.resources import Scoring
+from minos_ray.config.training import StepEncoding
 from minos_ray.scoring.scorer import load
-from minos_ray.steps.encoding import Encoded, encode_solutions
+from minos_ray.steps.encoding import LINES, Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import models, packing
 from minos_ray.training.heads import saved_class
 from tests.tiny import tiny_model
 
 Scores = list[list[float]]
-KINDS = {"orm": "orm", "prm": "prm", "orm at every token": "orm"}
+KINDS = {"orm": "orm", "prm": "prm", "orm at every token": "orm", "orm in chat": "orm", "prm in chat": "prm"}
+CHAT = StepEncoding(name="chat", system="Be strict.")
 ENGINE = Scoring(engine="vllm", kv_cache_gb=0.05)
 
 
@@ -30,10 +32,11 @@ def whole(path: str) -> Any:
 
 def saved(folder: Path, name: str) -> str:
     """A tiny verifier as training saves it."""
-    kind, first = KINDS[name], tiny_model(folder / "first", KINDS[name], layers=3)
+    kind, layout = KINDS[name], CHAT if name.endswith("in chat") else LINES
+    first = tiny_model(folder / "first", kind, layers=3, chat=layout == CHAT)
     model, tokenizer = whole(first), load_tokenizer(first)
     target = str(folder / "verifier")
-    models.save(model, model.state_dict(), tokenizer, kind, target, every_token=name == "orm at every token")
+    models.save(model, model.state_dict(), tokenizer, kind, target, name == "orm at every token", layout)
     return target
 
 
@@ -73,9 +76,9 @@ def packed(model: Any, encoded: list[Encoded]) -> list[torch.Tensor]:
 def test_all_ways_give_the_same_scores(name: str, tmp_path: Path) -> None:
     path = saved(tmp_path, name)
     forest = load(path, False, Scoring())
-    every_step = name != "orm"
+    every_step = name not in ("orm", "orm in chat")
     assert (forest.kind, forest.every_step) == (KINDS[name], every_step)
-    encoded = encode_solutions(forest.tokenizer, solutions())
+    encoded = encode_solutions(forest.tokenizer, solutions(), CHAT if "chat" in name else LINES)
     with torch.inference_mode():
         table = {"padded": at(padded(whole(path), encoded), encoded, every_step)}
         table["packed"] = at(packed(whole(path), encoded), encoded, every_step)
