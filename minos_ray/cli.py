@@ -59,6 +59,13 @@ def one_stage(arguments: argparse.Namespace) -> None:
     with working(config, f"{arguments.command} {arguments.config}", alone=arguments.command not in READING) as run:
         manifest = run_stage(config, run, arguments.command)
     print(f"{manifest.artefact}: {numbers(manifest.counts)}{dropped(manifest.dropped)}")
+    if arguments.command == "evaluate":
+        import json
+
+        from minos_ray.report.statement import category_tables
+
+        if tables := category_tables(json.loads(run.read_bytes(manifest.artefact))):
+            print(f"\n{tables}")
 
 
 @contextmanager

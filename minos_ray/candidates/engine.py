@@ -251,7 +251,11 @@ def kill_engine_with_parent(llm: Any) -> list["subprocess.Popen[bytes]"]:
     if manager is None:  # the engine runs in this process
         return []
     threading.Thread(target=raise_when_dead, args=(core,), daemon=True).start()
-    return [guard(process.pid) for process in manager.processes]
+    # Each guard reads a pipe that closes when this process ends, in whatever way.
+    null = subprocess.DEVNULL
+    commands = [["sh", "-c", GUARD, "sh", str(process.pid)] for process in manager.processes]
+    pipe = subprocess.PIPE
+    return [subprocess.Popen(c, stdin=pipe, stdout=null, stderr=null, start_new_session=True) for c in commands]
 
 
 def shut_down(llm: Any, guards: list["subprocess.Popen[bytes]"]) -> None:
@@ -268,10 +272,3 @@ def raise_when_dead(core: Any) -> None:
     while not core.resources.engine_dead:
         time.sleep(POLL_S)
     core.outputs_queue.put_nowait(EngineDeadError())
-
-
-def guard(pid: int) -> "subprocess.Popen[bytes]":
-    """A process that kills another when this one ends, in whatever way: it reads a pipe that closes then."""
-    command = ["sh", "-c", GUARD, "sh", str(pid)]
-    null = subprocess.DEVNULL
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)

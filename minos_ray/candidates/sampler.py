@@ -72,17 +72,12 @@ def sampling_of(sample: Sample, tokenizer: Any) -> dict[str, Any]:
     """Arguments of vLLM's SamplingParams."""
     values = sample.model_dump(include=SAMPLING)
     stops = {"stop": list(sample.stop) or None, "stop_token_ids": list(sample.stop_token_ids) or None}
-    return {**values, **stops, **({"skip_special_tokens": False} if has_thinking_signs(tokenizer) else {})}
-
-
-def has_thinking_signs(tokenizer: Any) -> bool:
-    """Whether special tokens begin and end a model's thinking (Magistral, gpt-oss).
-
-    Skipping those in the text would make the thinking look like the solution.
-    """
+    # Special tokens that begin and end a model's thinking (Magistral, gpt-oss) stay in the text; without them the
+    # thinking would look like the solution.
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    names = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-    return any(THINKING_SIGN.search(name) for name in names)
+    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    thinks = any(map(THINKING_SIGN.search, special))
+    return {**values, **stops, **({"skip_special_tokens": False} if thinks else {})}
 
 
 def candidates(unit: dict[str, Any], texts: list[Text], model: str) -> pa.Table:

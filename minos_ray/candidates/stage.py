@@ -170,19 +170,12 @@ def unit_table(units: Units, problems: pa.Table) -> pa.Table:
     number, first = pa.array(units.problem, pa.int32()), pa.array(units.first, pa.int32())
     columns = {name: problems[name].combine_chunks() for name in ("problem_id", "question")}
     encoded = {name: pa.DictionaryArray.from_arrays(number, column) for name, column in columns.items()}
-    unit_id = pa.chunked_array(
-        [
-            ids_of_units(columns["problem_id"], number[i : i + IDS_AT_ONCE], first[i : i + IDS_AT_ONCE])
-            for i in range(0, len(units), IDS_AT_ONCE)
-        ],
-        pa.string(),
-    )
+    unit_ids = []
+    for i in range(0, len(units), IDS_AT_ONCE):
+        problem_ids = columns["problem_id"].take(number[i : i + IDS_AT_ONCE])
+        unit_ids.append(pc.binary_join_element_wise(problem_ids, first[i : i + IDS_AT_ONCE].cast(pa.string()), "#"))
+    unit_id = pa.chunked_array(unit_ids, pa.string())
     return pa.table({"unit_id": unit_id, **encoded, "first": first, "count": pa.array(units.count, pa.int32())})
-
-
-def ids_of_units(problem_ids: pa.Array, number: pa.Array, first: pa.Array) -> pa.Array:
-    """The ids of units: problem and first index."""
-    return pc.binary_join_element_wise(problem_ids.take(number), first.cast(pa.string()), "#")
 
 
 def count_reasons(artefact: Artefact) -> tuple[Counter[str], int]:

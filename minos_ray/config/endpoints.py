@@ -21,9 +21,13 @@ FIXED = {"messages", "response_format", "max_completion_tokens", "stream", "n"}
 
 def check_address(base_url: str) -> None:
     """ValueError when an address holds a name and a password, or a key in its query, which logs would show."""
-    _, query = address(base_url)
-    if "@" in urlsplit(base_url).netloc or any(map(SECRET.search, query)):
+    if holds_secret(base_url):
         raise ValueError("base_url with a password or key would stand in logs; set the key in the environment")
+
+
+def holds_secret(url: str) -> bool:
+    """Whether an address holds a name and a password, or a key in its query."""
+    return "@" in urlsplit(url).netloc or any(map(SECRET.search, address(url)[1]))
 
 
 def on_loopback(base_url: str) -> bool:
@@ -42,18 +46,13 @@ def check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if not HEADER.fullmatch(name) or not value.isascii() or not value.isprintable():
             raise ValueError(f"extra_headers.{name}: no request can have this header")
-        if is_secret(name, value):
+        says_so, names_variable = SECRET.search(name), SECRET_VARIABLE.fullmatch(value)
+        secret = says_so and not SECRET.search(value) if names_variable else says_so or SECRET_VALUE.match(value)
+        if secret:
             raise ValueError(
                 f"extra_headers.{name} may hold a secret, which no config should: set a variable of the environment, "
                 "with KEY or TOKEN in its name, and write $NAME"
             )
-
-
-def is_secret(name: str, value: str) -> bool:
-    """Whether a header may hold a secret in plain text."""
-    if SECRET_VARIABLE.fullmatch(value):
-        return SECRET.search(name) is not None and not SECRET.search(value)
-    return SECRET.search(name) is not None or SECRET_VALUE.match(value) is not None
 
 
 def check_body(extra: Mapping[str, Any]) -> None:

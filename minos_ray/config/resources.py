@@ -1,10 +1,12 @@
-"""The section `resources`: with what the work is done. It is in no fingerprint."""
+"""The sections `resources` and `observe`: with what the work is done and where it is watched. They are in no
+fingerprint."""
 
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from minos_ray.config.base import Section
+from minos_ray.config.base import Section, leaves
+from minos_ray.config.endpoints import SECRET_KEY, holds_secret
 
 
 class Actors(Section):
@@ -96,4 +98,22 @@ class Resources(Section):
     score: Scoring = Scoring()
     judge: Engine = Engine()
     grade: Actors = Actors()
-    wandb: bool = False
+    wandb: bool = Field(False, description="the same as observe.tracker: minos_ray.observe.trackers:wandb")
+
+
+class Observe(Section):
+    """A tracker that receives the numbers of trainings and evaluations; never part of a fingerprint."""
+
+    tracker: str | None = Field(None, description="package.module:function, see docs/observability.md")
+    options: dict[str, Any] = Field(default_factory=dict, description="its keyword arguments, as {project: NAME}")
+
+    @model_validator(mode="after")
+    def options_hold_no_secret(self) -> "Observe":
+        """Trackers read their keys in the environment."""
+        for name, value in leaves(self.options):
+            secret_name = SECRET_KEY.search(name) or name.lower().endswith("token")
+            if secret_name or (isinstance(value, str) and holds_secret(value)):
+                raise ValueError(
+                    f"options.{name} may hold a key, which would stand in files; set it in the environment"
+                )
+        return self

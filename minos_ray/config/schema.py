@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from minos_ray.config.base import Section, Seed
 from minos_ray.config.endpoints import check_address, check_body, check_headers
-from minos_ray.config.resources import Resources
+from minos_ray.config.resources import Observe, Resources
 from minos_ray.config.study import Study, Sweep
 from minos_ray.config.training import VERIFIERS, Pretrain, Reward, Sft, StepEncoding
 
@@ -284,6 +284,14 @@ class Config(Section):
     study: Study = Study()
     report: Report = Report()
     resources: Resources = Resources()
+    observe: Observe = Observe()
+
+    @property
+    def tracking(self) -> Observe:
+        """`observe`, for which the older key `resources.wandb` may stand."""
+        if self.observe.tracker is None and self.resources.wandb:
+            return self.observe.model_copy(update={"tracker": "minos_ray.observe.trackers:wandb"})
+        return self.observe
 
     @model_validator(mode="after")
     def run_base_needs_pretrain(self) -> "Config":

@@ -103,13 +103,12 @@ def plain(case: Case) -> Messages:
 def _numbered(steps: Sequence[str]) -> list[str]:
     """Each step on one line that begins with its own `Step k:`; the answer line stays as it is."""
     lines = [" ".join(step.split()) for step in steps]
-    numbered = [line if _number(line) == k else f"Step {k}: {line}" for k, line in enumerate(lines[:-1], start=1)]
-    return numbered + lines[-1:]
-
-
-def _number(line: str) -> int | None:
-    marked = MARKED.match(line)
-    return int(marked[1]) if marked and len(marked[1]) < 6 else None
+    for k, line in enumerate(lines[:-1], start=1):
+        marked = MARKED.match(line)
+        # Longer numbers are no step's, and int() refuses thousands of digits.
+        if not marked or len(marked[1]) > 5 or int(marked[1]) != k:
+            lines[k - 1] = f"Step {k}: {line}"
+    return lines
 
 
 def _messages(

@@ -83,7 +83,11 @@ def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list
     columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
     labels = rows_of_problems(run.artefact("labels"), columns, problems.keys()).to_pylist()
     selection = select(labels, section.count, section.wrong_share, config.seed)
-    return selection, [plan(section, row, problems[row["problem_id"]]) for row in selection.rows]
+    tasks = []
+    for row in selection.rows:
+        case = case_of(row, problems[row["problem_id"]])
+        tasks.append(Task(row, build_request(section, section.prompt, case, (len(row["steps"]),))))
+    return selection, tasks
 
 
 def begin_again(config: Config, run: Run) -> Artefact:
@@ -91,11 +95,6 @@ def begin_again(config: Config, run: Run) -> Artefact:
     if fresh(config, run, "critiques"):
         raise WorkStopped(f"{run.at('critiques')} was completed by another process meanwhile")
     return begin(config, run, "critiques")
-
-
-def plan(section: Critique, row: Row, problem: Row) -> Task:
-    """The request that asks for the critique of one candidate."""
-    return Task(row, build_request(section, section.prompt, case_of(row, problem), (len(row["steps"]),)))
 
 
 def critique_status(text: str, expected: Sequence[int]) -> str:

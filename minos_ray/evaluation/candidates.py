@@ -119,7 +119,11 @@ def read_blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | Non
     sources = [(run.artefact(name), columns) for name, columns in tables.items()]
     if len(plan.groups) < 2:
         for group in plan.groups:
-            yield make_block({a.name: rows_of_problems(a, columns, group) for a, columns in sources}, keys)
+            rows = {}
+            for artefact, columns in sources:
+                parts = [part.filter(pc.is_in(part["problem_id"], value_set=group)) for part in artefact.parts(columns)]
+                rows[artefact.name] = pa.concat_tables(parts) if parts else artefact.empty_table(columns)
+            yield make_block(rows, keys)
         return
     with TemporaryDirectory(prefix="minos-blocks-") as folder:
         for artefact, columns in sources:
@@ -132,12 +136,6 @@ def make_block(tables: dict[str, pa.Table], keys: Keys | None) -> Block:
     """The tables `labels` and `scores/VERIFIER` of one block, joined."""
     candidates = group_candidates(tables.pop("labels"), keys)
     return Block(candidates, {n.removeprefix("scores/"): align(n, table, candidates) for n, table in tables.items()})
-
-
-def rows_of_problems(artefact: Artefact, columns: list[str], problems: pa.Array) -> pa.Table:
-    """The rows of the problems."""
-    tables = [part.filter(pc.is_in(part["problem_id"], value_set=problems)) for part in artefact.parts(columns)]
-    return pa.concat_tables(tables) if tables else artefact.empty_table(columns)
 
 
 def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path) -> None:

@@ -12,9 +12,9 @@ from minos_ray.config.schema import AGGREGATIONS, Evaluate
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Block, Scores
 from minos_ray.evaluation.methods import Choice, rankings, voters
-from minos_ray.evaluation.outcomes import NEARLY_ALL, SINGLE, Method, Outcomes, headline_n
+from minos_ray.evaluation.outcomes import NEARLY_ALL, SINGLE, Method, Outcomes, headline_n, paired_methods
 from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
-from minos_ray.evaluation.statistics import flip_test, intervals, sign_test
+from minos_ray.evaluation.statistics import bounded_intervals, flip_test, sign_test
 from minos_ray.scoring.verifier import aggregate
 
 # Arrays of scores by verifier, or by (verifier, aggregation).
@@ -143,16 +143,13 @@ def choose(
     voted, variance = np.zeros((2, len(ballots), len(clusters), len(ns)))
     for row, answers in enumerate(clusters):
         problem, group = divmod(row, section.groups)
-        rng = np.random.default_rng([section.seed, id_seed(problem_ids[problem]), group])
+        # The seed is of the problem's id, so that its subsets do not depend on the problems beside it.
+        id_seed = int.from_bytes(blake2b(problem_ids[problem].encode(), digest_size=8).digest(), "big")
+        rng = np.random.default_rng([section.seed, id_seed, group])
         ballot = Ballot(weights[:, row], tiers[:, row], means)
         voted[:, row], variance[:, row] = votes(answers, ballot, ns, section.trials, rng)
     sampled = np.concatenate([np.zeros((len(exact), len(ns))), variance.sum(axis=1)])
     return Chosen(np.concatenate([np.stack(exact), voted]), sampled)
-
-
-def id_seed(problem_id: str) -> int:
-    """64 bits of a problem's id, so that its subsets do not depend on the problems beside it."""
-    return int.from_bytes(blake2b(problem_id.encode(), digest_size=8).digest(), "big")
 
 
 def step_aggregations(scores: Mapping[str, Scores]) -> dict[tuple[str, str], np.ndarray]:
@@ -171,12 +168,10 @@ def compare(selected: Selected) -> dict[str, Any]:
     section, outcomes, errors = selected.section, selected.outcomes(), selected.standard_errors()
     pairs = paired_methods(outcomes, selected.headline)
     columns = np.stack([*outcomes.values(), *(outcomes[a] - outcomes[b] for a, b in pairs)], axis=1)
-    mean, low, high = intervals(columns, section.bootstrap, section.seed)
-    low = np.maximum(low, [0.0] * len(outcomes) + [-1.0] * len(pairs))
+    mean, low, high = bounded_intervals(columns, len(outcomes), section.bootstrap, section.seed)
     problems = (~np.isnan(columns)).sum(axis=0)
     entries = [
-        {"ci_low": float(low[k]), "ci_high": min(float(high[k]), 1.0), "problems": int(problems[k])}
-        for k in range(len(mean))
+        {"ci_low": float(low[k]), "ci_high": float(high[k]), "problems": int(problems[k])} for k in range(len(mean))
     ]
     methods, aggregations = [], []
     for k, m in enumerate(outcomes):
@@ -222,15 +217,6 @@ def by_group(selected: Selected) -> dict[str, Any]:
             for choice, row in zip(selected.choices, accuracies, strict=True)
         ],
     }
-
-
-def paired_methods(outcomes: Outcomes, headline: int) -> list[tuple[Method, Method]]:
-    """Minos minus base for each n, and every use of a verifier minus the plain vote at the headline n."""
-    by_verifier = [method for method in outcomes if method.verifier and not method.aggregation]
-    minos = [method for method in by_verifier if method.verifier.endswith("-minos")]
-    gains = [(method, method._replace(verifier=method.verifier.replace("-minos", "-base"))) for method in minos]
-    vote = Method("self-consistency", "", headline)
-    return [pair for pair in gains if pair[1] in outcomes] + [(m, vote) for m in by_verifier if m.n == headline]
 
 
 def p_value(a: Method, b: Method, outcomes: Outcomes, selected: Selected) -> dict[str, Any]:

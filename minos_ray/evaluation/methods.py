@@ -53,7 +53,11 @@ def rankings(scores: Mapping[str, np.ndarray], steps: Mapping[tuple[str, str], n
     verifiers = [name for name in scores if name != CRITIC]
     ranks = {Choice("best-of-n", name): without_nan(scores[name]) for name in verifiers}
     if CRITIC in scores:
-        ranks |= {Choice("critic-filtered-best-of-n", name): accepted_first(scores, name) for name in verifiers}
+        for name in verifiers:
+            # Accepted candidates above all rejected ones. Ranks, not score + 1: adding rounds small scores to ties.
+            levels, places = np.unique(without_nan(scores[name]), return_inverse=True)
+            accepted = len(levels) * (scores[CRITIC] >= THRESHOLD)
+            ranks[Choice("critic-filtered-best-of-n", name)] = places.reshape(scores[name].shape) + accepted
     return ranks | {Choice("best-of-n", *name): without_nan(score) for name, score in steps.items()}
 
 
@@ -85,13 +89,6 @@ def weighted(score: np.ndarray) -> Voter:
 def without_nan(score: np.ndarray) -> np.ndarray:
     """Scores in 0..1, with -1 in place of NaN."""
     return np.where(np.isnan(score), -1.0, score)
-
-
-def accepted_first(scores: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """Ranks by score, with every candidate that the critic accepts above every one that it rejects."""
-    # Ranks, not score + 1: adding would round small scores to ties.
-    levels, ranks = np.unique(without_nan(scores[name]), return_inverse=True)
-    return ranks.reshape(scores[name].shape) + len(levels) * (scores[CRITIC] >= THRESHOLD)
 
 
 def log_odds(score: np.ndarray) -> np.ndarray:

@@ -63,6 +63,15 @@ def headline_of(methods: Iterable[Mapping[str, Any]]) -> int:
     return headline_n(problems) if problems else 0
 
 
+def paired_methods(outcomes: Outcomes, headline: int) -> list[tuple[Method, Method]]:
+    """Minos minus base for each n, and every use of a verifier minus the plain vote at the headline n."""
+    by_verifier = [method for method in outcomes if method.verifier and not method.aggregation]
+    minos = [method for method in by_verifier if method.verifier.endswith("-minos")]
+    gains = [(method, method._replace(verifier=method.verifier.replace("-minos", "-base"))) for method in minos]
+    vote = Method("self-consistency", "", headline)
+    return [pair for pair in gains if pair[1] in outcomes] + [(m, vote) for m in by_verifier if m.n == headline]
+
+
 def write(run: Run, outcomes: Mapping[Method, np.ndarray], headline: int, problem_ids: pa.Array) -> None:
     """Writes the methods at the headline n, and pass@1; an outcome is null where a problem has too few candidates."""
     tables = [

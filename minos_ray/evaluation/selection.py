@@ -48,12 +48,10 @@ def best_of(scores: np.ndarray, clusters: np.ndarray, ns: Sequence[int]) -> np.n
     ranked = np.where(clusters < 0, -np.inf, scores)
     order = np.argsort(-ranked, axis=1, kind="stable")
     right = np.take_along_axis(clusters == 0, order, axis=1)
-    return tie_means(np.take_along_axis(ranked, order, axis=1), right) @ best_weights(clusters.shape[1], ns)
-
-
-def best_weights(size: int, ns: Sequence[int]) -> np.ndarray:
-    """[rank, ns]: chance that the candidate of that rank is the best of a random n-subset."""
-    return np.array([[comb(size - rank - 1, n - 1) / comb(size, n) for n in ns] for rank in range(size)])
+    size = clusters.shape[1]
+    # [rank, ns]: chance that the candidate of that rank is the best of a random n-subset.
+    best = np.array([[comb(size - rank - 1, n - 1) / comb(size, n) for n in ns] for rank in range(size)])
+    return tie_means(np.take_along_axis(ranked, order, axis=1), right) @ best
 
 
 def tie_means(ranked: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -79,7 +77,10 @@ def votes(
     decided = right.all() or not right.any()
     sampled = [] if decided else [n for n in ns if 1 < n < size]
     if sampled:
-        results = vote_in_tiers(clusters, ballot, subsets(size, sampled, trials, rng))
+        # [trials * ns, candidates] of 0 and 1: in each trial a random order, and its first n for each n.
+        ranks = rng.random((trials, size)).argsort(axis=1).argsort(axis=1)
+        subsets = (ranks[:, None] < np.array(sampled)[:, None]).reshape(-1, size).astype(np.float64)
+        results = vote_in_tiers(clusters, ballot, subsets)
         results = results.reshape(len(accuracy), trials, -1)
         columns = [n in sampled for n in ns]
         accuracy[:, columns], variance[:, columns] = results.mean(axis=1), results.var(axis=1) / max(1, trials - 1)
@@ -91,12 +92,6 @@ def votes(
         elif decided:
             accuracy[:, column] = right.all()
     return accuracy, variance
-
-
-def subsets(size: int, ns: Sequence[int], trials: int, rng: np.random.Generator) -> np.ndarray:
-    """[trials * ns, candidates] of 0 and 1: in each trial a random order, and its first n for each n."""
-    ranks = rng.random((trials, size)).argsort(axis=1).argsort(axis=1)
-    return (ranks[:, None] < np.array(ns)[:, None]).reshape(-1, size).astype(np.float64)
 
 
 def vote_in_tiers(clusters: np.ndarray, ballot: Ballot, chosen: np.ndarray) -> np.ndarray:

@@ -16,11 +16,13 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation import outcomes, verdicts
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.candidates import Block, plan_blocks, read_blocks
+from minos_ray.evaluation.categories import by_category, read_categories
 from minos_ray.evaluation.comparison import Selected, compare
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
 from minos_ray.evaluation.methods import CRITIC
 from minos_ray.graph.specs import APART, begin, fresh, specs
 from minos_ray.observe.progress import Progress
+from minos_ray.observe.tracker import Tracking
 from minos_ray.store.run import Manifest, Run
 
 NAME = "evaluation.json"
@@ -52,18 +54,46 @@ def evaluate(config: Config, run: Run) -> Manifest:
             for part in (selected, judged, errors, tally):
                 part.add(block)
             progress.advance(block.candidates.problems)
+    categories = read_categories(run, selected.problems)
+    earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
+    dropped = {name: made.dropped for name in earlier if (made := run.artefact(name).manifest()) and made.dropped}
     content = {
         **compare(selected),
+        "categories": by_category(categories, selected.outcomes(), selected.headline, config.evaluate),
         "meta": judged.rows(),
         "calibration": judged.calibration(),
         "errors": errors_by_split(run, errors),
-        "counts": {**tally.counts(), "missing": missing, "dropped": dropped(config, run)},
+        "counts": {**tally.counts(), "missing": missing, "dropped": dropped},
     }
     outcomes.write(run, selected.outcomes(), selected.headline, pa.array(selected.problems, pa.string()))
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
+    tracked = track(config, run, content)
     counts = {name: tally.sums[name] for name in ("problems", "candidates")}
     counts["methods"] = len(content["methods"])
-    return artefact.complete(counts, dict(tally.unscored), {"seconds": round(time.monotonic() - start, 2)})
+    return artefact.complete(counts, dict(tally.unscored), {"seconds": round(time.monotonic() - start, 2), **tracked})
+
+
+def track(config: Config, run: Run, content: dict[str, Any]) -> dict[str, Any]:
+    """Sends the results to the tracker: measures of verifiers as step 0, then accuracies, with n as the step.
+
+    Returns what the manifest says of the tracker.
+    """
+    if config.tracking.tracker is None:
+        return {}
+    settings = config.evaluate.model_dump(mode="json")
+    tracking = Tracking(config.tracking, run, "evaluation", run.artefact(NAME).begun(), settings)
+    rows = {f"{row['level']}/{row['verifier']}": row for row in content["meta"]}
+    measures = {f"{name}/{key}": value for name, row in rows.items() for key, value in row.items()}
+    tracking.log({key: value for key, value in measures.items() if isinstance(value, float)}, 0)
+    by_n: dict[int, dict[str, float]] = {}
+    for row in content["methods"]:
+        by_n.setdefault(row["n"], {})[f"{row['method']}/{row['verifier']}".rstrip("/")] = row["accuracy"]
+    for n, accuracies in sorted(by_n.items()):
+        tracking.log(accuracies, n)
+    tracked = tracking.close()
+    if tracking.warning:
+        print(f"evaluate: {tracking.warning}", flush=True)
+    return tracked
 
 
 def verifiers_with_scores(config: Config, run: Run) -> tuple[list[str], list[str]]:
@@ -187,10 +217,3 @@ def errors_by_split(run: Run, test: ErrorTally) -> dict[str, Any]:
     if sorted_by_critic.manifest():
         content["critic"] = by_critic(sorted_by_critic.read(["source", "known", "type", "status"]).to_pylist())
     return content
-
-
-def dropped(config: Config, run: Run) -> dict[str, dict[str, int]]:
-    """What every earlier stage dropped, by reason."""
-    names = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
-    manifests = {name: run.artefact(name).manifest() for name in names}
-    return {name: manifest.dropped for name, manifest in manifests.items() if manifest and manifest.dropped}

@@ -65,6 +65,15 @@ def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
     return sums.sum(axis=0) / sizes, low, high
 
 
+def bounded_intervals(
+    values: np.ndarray, accuracies: int, count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`intervals` of accuracies, in the first columns, which lie in 0..1, and of differences, which lie in -1..1."""
+    mean, low, high = intervals(values, count, seed)
+    lowest = np.where(np.arange(values.shape[1]) < accuracies, 0.0, -1.0)
+    return mean, np.maximum(low, lowest), np.minimum(high, 1.0)
+
+
 def wilson(hits: int, trials: int) -> tuple[float, float]:
     """95 % Wilson score interval for a fraction; `trials` > 0."""
     from scipy.stats import binomtest

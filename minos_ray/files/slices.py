@@ -86,7 +86,11 @@ class Rows:
         for file in self.files:
             with readable(file):
                 for batch in parquet(file).iter_batches(SLICE_ROWS):
-                    yield conformed(pa.Table.from_batches([batch]), self.schema)
+                    # What a file lacks is null.
+                    rows, schema = pa.Table.from_batches([batch]), self.schema
+                    lacking = {name: pa.nulls(rows.num_rows) for name in {*schema.names} - {*rows.column_names}}
+                    columns = [(lacking[f.name] if f.name in lacking else rows[f.name]).cast(f.type) for f in schema]
+                    yield pa.table(columns, schema=schema)
 
 
 class Reader:
@@ -125,13 +129,6 @@ def require_texts(path: str, name: str, schema: pa.Schema) -> None:
             raise UserError(f"file '{path}': column '{name}' holds {kind}, not texts; write one text into each cell")
 
 
-def conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The rows with all columns of the schema; what a file lacks is null."""
-    lacking = {name: pa.nulls(rows.num_rows) for name in schema.names if name not in rows.column_names}
-    columns = [lacking[f.name].cast(f.type) if f.name in lacking else rows[f.name].cast(f.type) for f in schema]
-    return pa.table(columns, schema=schema)
-
-
 def stage(path: str, aside: str, texts: Sequence[str], alike: Sequence[str] = ()) -> None:
     """Writes the rows of jsonl, json or csv files as Parquet. They are read twice: types first, so that a late row can
     widen a column. A row that cannot be read is an error, since no row may be left out."""
@@ -142,7 +139,15 @@ def stage(path: str, aside: str, texts: Sequence[str], alike: Sequence[str] = ()
     schema = pa.schema(list(kinds.items()))
     with pq.ParquetWriter(aside, schema) as writer:
         for block in checked(path, ()):
-            columns = [column([row.get(name) for row in block], kind) for name, kind in kinds.items()]
+            columns = []
+            for name, kind in kinds.items():
+                values = [row.get(name) for row in block]
+                if pa.types.is_string(kind):
+                    values = [
+                        None if is_nothing(v) else v if isinstance(v, str) else json.dumps(v, default=str)
+                        for v in values
+                    ]
+                columns.append(pa.array(values, kind))
             writer.write_table(pa.table(columns, schema=schema))
 
 
@@ -188,13 +193,6 @@ def has_empty_struct(kind: pa.DataType) -> bool:
     """Whether a type holds `{}` somewhere, which Parquet cannot."""
     inside = [kind.field(index).type for index in range(kind.num_fields)]
     return (pa.types.is_struct(kind) and not inside) or any(map(has_empty_struct, inside))
-
-
-def column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Values as a column of a type found by `widened`."""
-    if pa.types.is_string(kind):
-        values = [None if is_nothing(v) else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
-    return pa.array(values, kind)
 
 
 def beside(blocks: Iterator[pa.Table], results: Iterator[pa.Table], names: tuple[str, ...]) -> Iterator[pa.Table]:

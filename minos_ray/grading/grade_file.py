@@ -44,7 +44,10 @@ def grade_file(
     try:
         require_writable(file, out, aside)
         rows = Rows(file, staged, (gold, text))
-        require_columns(rows, file, gold, text)
+        for option, column in (("--gold", gold), ("--text", text)):
+            if column not in rows.schema.names:
+                names = ", ".join(rows.schema.names)
+                raise UserError(f"{option} '{column}': {file} has no such column; it has {names}")
         slices = rows.slices()
         if not slices:
             raise UserError(f"file '{file}' is empty: no rows")
@@ -72,13 +75,6 @@ def require_writable(file: str, out: str, aside: str) -> None:
         open(aside, "xb").close()
     except OSError as error:
         raise UserError(f"--out '{out}' cannot be written: {error.strerror}") from error
-
-
-def require_columns(rows: Rows, file: str, gold: str, text: str) -> None:
-    """UserError for a column that the file lacks."""
-    for option, column in (("--gold", gold), ("--text", text)):
-        if column not in rows.schema.names:
-            raise UserError(f"{option} '{column}': {file} has no such column; it has {', '.join(rows.schema.names)}")
 
 
 class SliceGrader:

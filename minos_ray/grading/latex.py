@@ -115,18 +115,14 @@ def last_listed(text: str, boxes: list[tuple[int, int, str]]) -> str:
     first, _, content = boxes[-1]
     contents = [content]
     for start, end, content in reversed(boxes[:-1]):
-        if end > first or not listed(text[end:first]):
+        between = text[end:first]
+        if end > first or len(between) > BETWEEN_LONGEST or "\n\n" in between or not BETWEEN.fullmatch(between):
+            break
+        if between and not LISTS.search(between):
             break
         contents.insert(0, content)
         first = start
     return ", ".join(dict.fromkeys(contents))
-
-
-def listed(between: str) -> bool:
-    """Whether what stands between two boxes makes them parts of one answer."""
-    if len(between) > BETWEEN_LONGEST or "\n\n" in between or not BETWEEN.fullmatch(between):
-        return False
-    return not between or LISTS.search(between) is not None
 
 
 def boxed_at(text: str, start: int) -> tuple[int, str | None]:
@@ -154,17 +150,12 @@ def line_at(text: str, start: int) -> str | None:
     match = MATHS.match(line)
     if match:
         return formulas_at(line, match)
-    if opens_display(line):
+    if line.startswith(("$$", "\\[")):  # a displayed formula that goes on in the next line
         match = MATHS.match(text[start : start + LONGEST].lstrip())
         return bare(formula(match)) if match else None
     words = SENTENCE.split(line, maxsplit=1)[0].strip().strip("*").strip()
     states = STATES.search(words)
     return (line_at(words, states.end()) if states else counted(words)) or None
-
-
-def opens_display(line: str) -> bool:
-    """Whether a displayed formula begins here and goes on in the next line."""
-    return line.startswith(("$$", "\\["))
 
 
 def formulas_at(line: str, first: re.Match[str]) -> str | None:

@@ -152,7 +152,10 @@ def last_number(text: str) -> Fraction | None:
 def value_of(found: re.Match[str], text: str) -> tuple[Fraction | None, int]:
     """The value of a number with the power or the fraction that may follow it, and where it ends; None when it is
     absurdly long."""
-    value, end = magnitude(digits_of(found)), found.end()
+    grouped = found["commas"] or found["plain"]
+    # `1.234,5` in the notation with points; else commas only group.
+    digits = found["dots"].replace(".", "").replace(",", ".") if found["dots"] else grouped.replace(",", "")
+    value, end = magnitude(digits), found.end()
     power, mixed, fraction = (follows.match(text, end) for follows in (POWER, MIXED, FRACTION))
     if value is not None and power:
         value, end = value * Fraction(10) ** int(power["long"] or power["short"]), power.end()
@@ -163,13 +166,6 @@ def value_of(found: re.Match[str], text: str) -> tuple[Fraction | None, int]:
         fraction_value = quotient(value, magnitude(fraction["below"]))
         value, end = value if fraction_value is None else fraction_value, fraction.end()
     return -value if value is not None and (found["minus"] or found["inner"]) else value, end
-
-
-def digits_of(found: re.Match[str]) -> str:
-    """The digits of a number match with a decimal point and nothing else between them."""
-    if found["dots"]:
-        return found["dots"].replace(".", "").replace(",", ".")
-    return (found["commas"] or found["plain"]).replace(",", "")
 
 
 def magnitude(digits: str) -> Fraction | None:

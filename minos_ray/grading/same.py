@@ -105,7 +105,9 @@ def same_list(gold: str, answer: str) -> bool:
         return in_order(unnamed(golds), unnamed(answers))
     if len(golds) == 2 and ("[" in outer + brackets or "]" in outer + brackets):
         return outer == brackets and in_order(golds, answers)
-    names = ordered(golds)
+    # Values of different unknowns, `a=3, b=4`, have an order; roots are `x=3, x=4` or `x_1=3, x_2=4`.
+    unknowns = [sides(gold)[0].strip() for gold in golds if len(sides(gold)) > 1]
+    names = len(unknowns) == len(golds) == len({*unknowns}) and all(map(UNKNOWN.fullmatch, unknowns))
     if "()" in (outer, brackets) or names:
         if in_order(by_name(golds), by_name(answers)) or (names and in_order(unnamed(golds), unnamed(answers))):
             return True
@@ -175,12 +177,6 @@ def signed(part: str) -> list[str]:
         return [part]
     plus = "" if PLUS_MINUS.match(part) else "+"
     return [bare(PLUS_MINUS.sub(sign, part)) for sign in (plus, "-")]
-
-
-def ordered(parts: Sequence[str]) -> bool:
-    """Whether the elements are values of different unknowns, `a=3, b=4`; roots are `x=3, x=4` or `x_1=3, x_2=4`."""
-    names = [sides(part)[0].strip() for part in parts if len(sides(part)) > 1]
-    return len(names) == len(parts) == len(set(names)) and all(UNKNOWN.fullmatch(name) for name in names)
 
 
 def same_single(gold: str, answer: str) -> bool:

@@ -65,7 +65,9 @@ def stripped(answer: str) -> str:
     left, equals, right = text.partition("=")
     if equals and "=" not in right and len(left) <= 2:
         text = right
-    text = braced_fractions(braced_roots(text).replace(" ", ""))
+    head, *roots = text.split("\\sqrt")  # `\sqrt3` is `\sqrt{3}`; IndexError when nothing follows
+    text = "\\sqrt".join([head, *(root if root[0] == "{" else f"{{{root[0]}}}{root[1:]}" for root in roots)])
+    text = braced_fractions(text.replace(" ", ""))
     text = "\\frac{1}{2}" if text == "0.5" else text
     quotient = QUOTIENT.fullmatch(text)
     return f"\\frac{{{quotient[1]}}}{{{quotient[2]}}}" if quotient else text
@@ -77,12 +79,6 @@ def without_unit(text: str) -> str:
     if len(units) > 1:
         raise ValueError("two units")
     return before
-
-
-def braced_roots(text: str) -> str:
-    """`\\sqrt3` as `\\sqrt{3}`; IndexError when nothing follows."""
-    head, *roots = text.split("\\sqrt")
-    return "\\sqrt".join([head, *(root if root[0] == "{" else f"{{{root[0]}}}{root[1:]}" for root in roots)])
 
 
 def braced_fractions(text: str) -> str:

@@ -53,7 +53,7 @@ APART = ("sweep", "study")
 # What most artefacts are made from.
 DATA = ("problems", "candidates", "labels")
 # What no trial of a study depends on.
-NOT_STUDIED = ("run", "report", "resources", "meta", "sweep", "error_analysis")
+NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "sweep", "error_analysis")
 # What decides which problems stage 2 holds out: stage 1 must not learn from them either.
 HELD_OUT_BY = ("reward.eval_rows", "reward.wrong_share", "reward.seed", "reward.consensus")
 # Another policy or second opinion makes no completions again.
@@ -116,7 +116,12 @@ def specs(config: Config) -> list[Spec]:
         planned.append(Spec("error_types", "critique", sections, needs, ("error_prompt",)))
     if config.score.judge is not None or any(name.endswith("minos") for name in config.reward.verifiers):
         planned.append(critic_spec(config, base))
-    planned += [reward_spec(config, f"models/{name}", base) for name in config.reward.verifiers]
+    for name in config.reward.verifiers:
+        # A verifier starts from the critic or from the base; nothing else differs.
+        start = ("models/critic",) if name.endswith("minos") else base
+        critiques = ("critiques",) if config.reward.consensus and name.startswith("prm") else ()
+        needs = (*DATA, *critiques, *start)
+        planned.append(Spec(f"models/{name}", "reward", ("reward", "base"), needs, ("step_encoding",)))
     planned += [score_spec(name) for name in scores]
     sorted_errors = ("error_types",) if config.error_analysis.count else ()
     needs = ("problems", "labels", *scores)
@@ -160,13 +165,6 @@ def critic_spec(config: Config, base: tuple[str, ...]) -> Spec:
     inserted = ("inserted",) if config.inserted.count and config.sft.source in ("inserted", "both") else ()
     needs = (*DATA, *bought, *inserted, *base)
     return Spec("models/critic", "sft", ("sft", "base", *HELD_OUT_BY), needs, ("step_encoding",))
-
-
-def reward_spec(config: Config, name: str, base: tuple[str, ...]) -> Spec:
-    """A verifier starts from the critic or from the base; nothing else differs."""
-    start = ("models/critic",) if name.endswith("minos") else base
-    critiques = ("critiques",) if config.reward.consensus and "/prm" in name else ()
-    return Spec(name, "reward", ("reward", "base"), (*DATA, *critiques, *start), ("step_encoding",))
 
 
 def score_spec(name: str) -> Spec:

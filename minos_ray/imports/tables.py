@@ -1,7 +1,8 @@
 """Problems from files: GSM8K, MATH, and any table, which may bring candidates along."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 from minos_ray.config.base import Count
@@ -80,20 +81,26 @@ def import_jsonl(
     split: Split = "test",
     columns: dict[str, str] | None = None,
     dataset: str | None = None,
+    categories: tuple[str, ...] = (),
     text: str | None = None,
     model: str = "imported",
 ) -> list[Manifest]:
-    """Problems of any jsonl, json, csv or Parquet file; `columns` as in `minos_ray.problems.table`.
+    """Problems of any jsonl, json, csv or Parquet file; `columns` and `categories` as in
+    `minos_ray.problems.table`.
 
     With `text` (the column of a candidate's text) rows are candidates: those with the same question (or the same id)
     belong to one problem, in file order.
     """
     options = {"split": split, "columns": columns, "dataset": dataset, "text": text, "model": model}
+    if categories:  # so that an import without them is what it was to earlier versions
+        options["categories"] = list(categories)
     table.require_known_fields(columns or {})
+    table.require_new_columns(categories)
     if text is None:
-        rows = loaded(table.load, src, split, None, 0, columns=columns, dataset=dataset)
+        rows = loaded(table.load, src, split, None, 0, columns=columns, dataset=dataset, categories=categories)
         return [write_problems(run, "jsonl", src, rows, options)]
-    problems, candidates, dropped = grouped(src, split, columns or {}, dataset, text, model)
+    convert = partial(table.convert, names=columns or {}, categories=categories)
+    problems, candidates, dropped = grouped(src, split, convert, dataset, text, model)
     require_rows(candidates, src, dropped)
     artefacts = begin_import(run, ("problems", "candidates"), "jsonl", src, **options)
     return [
@@ -103,7 +110,7 @@ def import_jsonl(
 
 
 def grouped(
-    src: str, split: str, columns: dict[str, str], dataset: str | None, text: str, model: str
+    src: str, split: str, convert: Callable[[Row], Row], dataset: str | None, text: str, model: str
 ) -> tuple[list[Row], list[Row], Counter[str]]:
     """Problems and their candidates from rows of one candidate each, which agree on the problem."""
     dataset = table.dataset_name(src, dataset)
@@ -115,7 +122,7 @@ def grouped(
         try:
             if isinstance(record, BadRow):
                 raise record
-            fields = table.convert(record, columns)
+            fields = convert(record)
             words = text_of(record, text)
             key = fields.get("problem_id", fields["question"])
             default = {"problem_id": f"{dataset}-{split}-{len(problems)}", "dataset": dataset, "split": split}

@@ -32,8 +32,12 @@ def begin_import(run: Run, names: Iterable[str], form: str, src: str, **options:
 def write_rows(
     artefact: Artefact, parts: Mapping[str, list[Row]], dropped: Mapping[str, int], **details: Any
 ) -> Manifest:
-    """`write_tables` of rows that are not tables yet."""
-    tables = {name: [columns.table(artefact.name, rows)] for name, rows in parts.items() if rows}
+    """`write_tables` of rows that are not tables yet; all parts have the same columns."""
+    table, tables, start = columns.table(artefact.name, [row for rows in parts.values() for row in rows]), {}, 0
+    for name, rows in parts.items():
+        if rows:
+            tables[name] = [table.slice(start, len(rows))]
+            start += len(rows)
     return write_tables(artefact, tables, dropped, **details)
 
 

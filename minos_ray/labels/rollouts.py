@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from minos_ray.candidates.engine import ENGINE_DIED
 from minos_ray.candidates.stage import generator
 from minos_ray.config.load import Config, resolve
-from minos_ray.config.schema import Label, Model, Rollouts
+from minos_ray.config.schema import Model, Rollouts
 from minos_ray.errors import UserError
 from minos_ray.grading.pool import Grading
 from minos_ray.graph import lengths, specs
@@ -117,7 +117,12 @@ def make_plan(config: Config, run: Run, graded: bool) -> Plan:
     assert config.label.rollouts is not None
     answers = train_answers(run)
     rows = chosen(run, list(answers), config.label.rollouts.candidates, config.seed)
-    statuses = grade(config.label, answers, rows) if graded else ["wrong"] * len(rows)
+    statuses = ["wrong"] * len(rows)
+    if graded:
+        grader, workers = resolve(config.label.grader), len(os.sched_getaffinity(0))
+        with Grading(grader, config.label.timeout_s, workers) as grading:
+            grades = grading([answers[row["problem_id"]] for row in rows], [row["text"] for row in rows])
+        statuses = [grade.status for grade in grades]
     counts = Counter(f"candidate_{status}" for status in statuses if status not in GRADED)
     graded_rows = [(row, status == "correct") for row, status in zip(rows, statuses, strict=True) if status in GRADED]
     split = resolve(config.label.splitter)
@@ -144,13 +149,6 @@ def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> li
         return ordered
     first = round_robin(ordered, f"{seed}/rollouts")[:limit]
     return sorted(first, key=lambda row: (row["problem_id"], row["candidate_id"]))
-
-
-def grade(label: Label, answers: dict[str, str], rows: list[Row]) -> list[str]:
-    """The status of each candidate, with as many comparing processes as there are CPUs."""
-    with Grading(resolve(label.grader), label.timeout_s, len(os.sched_getaffinity(0))) as grading:
-        grades = grading([answers[row["problem_id"]] for row in rows], [row["text"] for row in rows])
-    return [graded.status for graded in grades]
 
 
 def complete_missing(config: Config, run: Run, target: Artefact, plan: Plan, model: Model) -> int:

@@ -25,7 +25,7 @@ from minos_ray.errors import UserError
 from minos_ray.graph.specs import UNSET, VERSIONS, without_neutral
 from minos_ray.problems.split import read_problems
 from minos_ray.scoring.judge import verdicts
-from minos_ray.steps.critique_text import Parsed, parse_critique
+from minos_ray.steps.critique_text import parse_critique
 from minos_ray.store import columns
 from minos_ray.store.run import Artefact, Manifest, Run
 
@@ -138,7 +138,11 @@ def questions_of(section: MetaCritic, number: int, row: Mapping[str, Any]) -> It
 
 def rate(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[str]) -> dict[str, Any]:
     """The row of scores of one solution: fractions of critiques; score 0 and no step scores when none could be read."""
-    parsed = [read(answer, len(row["lines"]), outcomes) for answer in answers]
+    parsed = []
+    for answer in answers:
+        answered = answer.outcome == "answered"
+        parsed.append(parse_critique(answer.text if answered else "", len(row["lines"])))
+        outcomes[parsed[-1].status if answered else answer.outcome] += 1
     if not answers:
         outcomes["no_steps"] += 1
     score, step_scores = verdicts(parsed, len(row["lines"]))
@@ -146,10 +150,3 @@ def rate(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[st
     step_scores = step_scores[: len(row["steps"])] if any_read else []
     names = {"candidate_id": row["candidate_id"], "problem_id": row["problem_id"]}
     return {**names, "score": score, "step_scores": step_scores}
-
-
-def read(answer: Answer, lines: int, outcomes: Counter[str]) -> Parsed:
-    """The parsed critique; its status is counted in `outcomes`."""
-    critique = parse_critique(answer.text if answer.outcome == "answered" else "", lines)
-    outcomes[critique.status if answer.outcome == "answered" else answer.outcome] += 1
-    return critique

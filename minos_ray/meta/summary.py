@@ -61,7 +61,10 @@ def prmbench(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def prm_scores(classes: Mapping[str, Confusion]) -> dict[str, Any]:
     """The scores of one verifier from its confusion counts by class."""
-    by_class = {name: class_score(name, counts) for name, counts in classes.items()}
+    by_class = {
+        name: f1(counts["tp"], counts["fp"], counts["fn"]) if name == WITHOUT_WRONG else macro_f1(counts)
+        for name, counts in classes.items()
+    }
     complete = len(classes) == len(CLASSES)
     pooled = {key: sum(counts[key] for counts in classes.values()) for key in ("tp", "fp", "tn", "fn")}
     classes_in_order = {name: by_class[name] for name in CLASSES.values() if name in by_class}
@@ -74,11 +77,6 @@ def groups(by_class: Mapping[str, float]) -> dict[str, float | None]:
         group: sum(by_class[name] for name in names) / len(names) if by_class.keys() >= set(names) else None
         for group, names in GROUPS.items()
     }
-
-
-def class_score(name: str, counts: Confusion) -> float:
-    """The PRMScore of one class."""
-    return f1(counts["tp"], counts["fp"], counts["fn"]) if name == WITHOUT_WRONG else macro_f1(counts)
 
 
 def as_text(content: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,10 @@ class Verifier(NamedTuple):
 
 def verifiers(config: Config, run: Run) -> list[Verifier]:
     """All that are to be judged; UserError when there is none, or when one cannot be used."""
-    verifiers = [*trained(config, run), *foreign(config, run), *critics(config)]
+    verifiers = [*trained(config, run), *foreign(config, run)]
+    for name, section in config.meta.critics.items():
+        meta_critics.check_prompt(name, section.prompt)
+        verifiers.append(Verifier(name, "critic", section, meta_critics.inputs(section), True))
     if not verifiers:
         names = ", ".join(config.reward.verifiers)
         raise UserError(f"meta: {run.path} has none of the verifiers {names}; meta.models and meta.critics are empty")
@@ -106,13 +109,6 @@ def weights_id(section: Model, path: str, run: Run) -> str | None:
     stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights]
     by_files = fingerprint({"config": (folder / "config.json").read_text(), "weights": stats})
     return fingerprint_of(Run(str(folder.parent)), folder.name) or by_files
-
-
-def critics(config: Config) -> list[Verifier]:
-    """Critics; UserError when a prompt shows the labels that the critic is judged by."""
-    for name, section in config.meta.critics.items():
-        meta_critics.check_prompt(name, section.prompt)
-    return [Verifier(n, "critic", s, meta_critics.inputs(s), True) for n, s in config.meta.critics.items()]
 
 
 def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[Verifier]) -> dict[str, str]:

@@ -56,11 +56,6 @@ def _explanation(step: str, verdict: Verdict, rng: random.Random) -> str:
     return f"{skips}{clause_text}: {gold.calculation}{sentence}"
 
 
-def _answer_explanation(verdict: Verdict, rng: random.Random) -> str:
-    skips = "".join(f"first {gold.calculation}, then " for gold in verdict.skipped)
-    return f"{skips}{rng.choice(('the answer is', 'it should be'))} {verdict.answer}."
-
-
 def write_critique(question: str, steps: list[str], labels: list[int] | None, rng: random.Random) -> str:
     """A step-wise critique of a candidate whose step labels are known; ValueError when they are not the gold ones.
 
@@ -72,8 +67,11 @@ def write_critique(question: str, steps: list[str], labels: list[int] | None, rn
         raise ValueError(f"labels {list(labels)} are not those of the gold chain for {question!r}")
     explanations = []
     for step, verdict in zip(steps, verdicts, strict=True):
-        about_answer = verdict.answer is not None
-        explanations.append(_answer_explanation(verdict, rng) if about_answer else _explanation(step, verdict, rng))
+        if verdict.answer is None:
+            explanations.append(_explanation(step, verdict, rng))
+        else:
+            skips = "".join(f"first {gold.calculation}, then " for gold in verdict.skipped)
+            explanations.append(f"{skips}{rng.choice(('the answer is', 'it should be'))} {verdict.answer}.")
     final = bool(verdicts) and verdicts[-1].answer is not None and verdicts[-1].label == 1
     return critique_text(zip(explanations, (bool(verdict.label) for verdict in verdicts), strict=True), final)
 

@@ -44,12 +44,9 @@ def read_prompt(text: str) -> tuple[str, list[str], list[int]]:
     if not blocks:
         raise ValueError("the prompt holds no [Question] and [Solution]")
     lines = blocks[2].split("\n")
-    labels = [LABEL.search(line) for line in lines]
-    return blocks[1], [LABEL.sub("", line) for line in lines], [_label(match) for match in labels]
-
-
-def _label(found: re.Match[str] | None) -> int:
-    return -1 if found is None else int(found[1] == "True")
+    matches = [LABEL.search(line) for line in lines]
+    labels = [-1 if match is None else int(match[1] == "True") for match in matches]
+    return blocks[1], [LABEL.sub("", line) for line in lines], labels
 
 
 def spoil(text: str, rng: random.Random) -> str:

@@ -205,16 +205,12 @@ STRAY = 0.03
 LARGEST = 199
 
 
-def _hard(left: int, op: str, right: int) -> bool:
-    if op == "+":
-        return left % 10 + right % 10 > 9
-    return op in "*/" or left % 10 < right % 10
-
-
 def _result(rng: random.Random, care: float) -> Result:
     def result(left: int, op: str, right: int) -> int:
         value = compute(left, op, right)
-        if rng.random() >= SLIPS[_hard(left, op, right)] * care:
+        carries, borrows = left % 10 + right % 10 > 9, left % 10 < right % 10
+        hard = carries if op == "+" else op in "*/" or borrows
+        if rng.random() >= SLIPS[hard] * care:
             return value
         return max(value + rng.choice((-10, -1, 1, 10)), 0)
 
@@ -228,11 +224,6 @@ def reading(phrase: Phrase, care: float, rng: random.Random) -> tuple[str, ...]:
     return phrase.wrong[rng.random() >= POPULAR] if rng.random() < odds / (1 + odds) else phrase.right
 
 
-def _stray(x: int, rng: random.Random) -> Calculation:
-    op, right = rng.choice("+-"), rng.choice((10, 12, 20))
-    return Calculation("extra", x, op, right, compute(x, op, right))
-
-
 def attempt(problem: Problem, rng: random.Random) -> list[Calculation]:
     """A careless or careful author's calculations for a problem."""
     while True:
@@ -240,7 +231,9 @@ def attempt(problem: Problem, rng: random.Random) -> list[Calculation]:
         for clause in problem.clauses:
             out += follow(clause, reading(clause.phrase, care, rng), x, _result(rng, care))
             if rng.random() < STRAY * care:
-                out.append(_stray(out[-1].result if out else x, rng))
+                left = out[-1].result if out else x
+                op, right = rng.choice("+-"), rng.choice((10, 12, 20))
+                out.append(Calculation("extra", left, op, right, compute(left, op, right)))
             x = out[-1].result if out else x
         if out and all(0 <= c.result <= LARGEST for c in out):
             return out

@@ -28,12 +28,6 @@ def _critiques(count: int) -> Iterator[str]:
         yield "Critique:\n" + write_critique(question, steps, labels_of(question, steps)[0], rng)
 
 
-def _counting() -> Iterator[str]:
-    """Every number and step number, twice over: none may depend on having been met."""
-    yield from 2 * [" ".join(["", *map(str, range(LARGEST + 1))])]
-    yield from 2 * ["\n".join(f"Step {k}:" for k in range(1, STEPS + 1))]
-
-
 def tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """A transformers tokenizer (byte-level BPE within the pieces); no token spans two lines."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -50,5 +44,8 @@ def tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator(chain(islice(texts, DOCUMENTS), _critiques(DOCUMENTS), _counting()), trainer)
+    # Every number and step number, twice over: none may depend on having been met.
+    numbers = " ".join(["", *map(str, range(LARGEST + 1))])
+    counting = 2 * [numbers] + 2 * ["\n".join(f"Step {k}:" for k in range(1, STEPS + 1))]
+    core.train_from_iterator(chain(islice(texts, DOCUMENTS), _critiques(DOCUMENTS), counting), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=EOS, pad_token=PAD)

@@ -21,6 +21,7 @@ from minos_ray.graph.models import hub_config, model_problems
 from minos_ray.graph.specs import APART
 from minos_ray.graph.state import State, Todo, status, todo_of
 from minos_ray.labels import checks as labels
+from minos_ray.observe.tracker import named_tracker, require_library
 from minos_ray.problems import stage as problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import is_hub_id
@@ -28,6 +29,8 @@ from minos_ray.store.run import Run
 from minos_ray.training import checks as training
 
 GB = 1e9
+# Stages whose numbers go to the tracker.
+TRACKED = {"pretrain", "sft", "reward", "evaluate"}
 # Stage -> which pools of `resources` it uses.
 POOLS = {
     "pretrain": ("train",),
@@ -58,7 +61,11 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
         for line in estimates(config, run, todo):
             log(line)
     require(config, run)
-    for line in (*unanswered(config, todo.stages), *training.encoding_note(config, run, todo.stages)):
+    # One that the hub does not have is among what `require` raises.
+    for key, model in models(config, todo.stages):
+        if is_hub_id(model.model) and hub_config(model.model, model.revision) is None:
+            log(f"{key}: '{model.model}' could not be looked up: the model hub does not answer; its stage asks again")
+    for line in training.encoding_note(config, run, todo.stages):
         log(line)
     log("config, files, models, credentials: fine")
     if joins(config.resources) and needs:
@@ -128,6 +135,8 @@ def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
     """The functions of the config that the stages to be done will call."""
     for checks in (problems, candidates, labels, critiques, training):
         yield from checks.functions(config, stages)
+    if stages & TRACKED:
+        yield from named_tracker(config.tracking)
 
 
 def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
@@ -136,19 +145,14 @@ def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
         yield from checks.models(config, stages)
 
 
-def unanswered(config: Config, stages: Set[str]) -> Iterator[str]:
-    """A line for each hub model that could not be looked up; one that the hub does not have is among the findings."""
-    for key, model in models(config, stages):
-        if is_hub_id(model.model) and hub_config(model.model, model.revision) is None:
-            yield f"{key}: '{model.model}' could not be looked up: the model hub does not answer; its stage asks again"
-
-
 def local_findings(config: Config, run: Run, todo: Todo) -> Iterator[str]:
     """What is wrong with functions, models and settings of the config, and with the run directory."""
     for function in functions(config, todo.stages):
         yield from errors_of(function.check)
     for key, model in models(config, todo.stages):
         yield from model_problems(key, model, config, run)
+    if todo.stages & TRACKED:
+        yield from errors_of(require_library, config.tracking)
     yield from problems.problems_of(config, todo)
     for checks in (candidates, labels, critiques, scoring, training):
         yield from checks.problems_of(config, run, todo)

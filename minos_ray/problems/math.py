@@ -1,11 +1,14 @@
-"""MATH and MATH500: jsonl or Parquet with `problem`, `solution` (gold in \\boxed{}) and perhaps `answer`."""
+"""MATH and MATH500: jsonl or Parquet with `problem`, `solution` (gold in \\boxed{}) and perhaps `answer`.
+
+The level (1 to 5) and the subject, which MATH calls `type`, are kept where the file has them.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 from minos_ray.files.read import BadRow
 from minos_ray.grading.latex import last_boxed
-from minos_ray.problems.rows import load_rows, text_of, text_or_none, with_answer
+from minos_ray.problems.rows import category_of, load_rows, text_of, text_or_none, with_answer
 from minos_ray.steps.split import lines
 
 
@@ -15,9 +18,13 @@ def load(path: str | None, split: str, limit: int | None, seed: int) -> Iterator
 
 
 def convert(record: dict[str, Any]) -> dict[str, Any]:
-    """Question, gold expression and solution of one row; BadRow without a gold answer."""
+    """Question, gold expression, solution, level and subject of one row; BadRow without a gold answer."""
     question, solution = text_of(record, "problem"), text_of(record, "solution")
     gold = text_or_none(record, "answer") or last_boxed(solution)
     if not gold:
         raise BadRow("no \\boxed{} in 'solution'")
-    return {"question": question, "answer": gold, "solution": with_answer(lines(solution), gold)}
+    row = {"question": question, "answer": gold, "solution": with_answer(lines(solution), gold)}
+    level = (category_of(record, "level") or "").removeprefix("Level ")
+    categories = {"level": level if level.isdecimal() else None}  # MATH has a few of "Level ?"
+    categories["subject"] = category_of(record, "subject") or category_of(record, "type")
+    return row | {name: value for name, value in categories.items() if value is not None}

@@ -70,6 +70,13 @@ def text_or_none(record: Mapping[str, Any], column: str) -> str | None:
     return None if is_nothing(value) or value == "" else text_of(record, column)
 
 
+def category_of(record: Mapping[str, Any], column: str) -> str | None:
+    """The text or whole number in a column by which problems are grouped; None where there is none."""
+    value = record.get(column)
+    is_category = isinstance(value, str | int) and not isinstance(value, bool)
+    return (str(value).strip() or None) if is_category else None
+
+
 def with_answer(lines: Iterable[str], answer: str) -> str:
     """A solution in the common form: one step per line, then the line of the answer."""
     return "\n".join([*lines, f"The answer is: {answer}"])

@@ -5,10 +5,8 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any
-
-import pyarrow as pa
 
 from minos_ray.config.functions import NamedFunction
 from minos_ray.config.load import Config, resolve
@@ -59,10 +57,11 @@ def problems(config: Config, run: Run) -> Manifest:
     start = time.monotonic()
     loaded = {split: load(split, getattr(config.problems, split), config.seed) for split in ("train", "test")}
     splits, dropped, aside = sort_out(loaded)
-    tables = as_tables(splits)
-    target = begin(config, run, "problems")
-    for split, rows in tables.items():
-        target.write_part(split, rows)
+    # Columns and ids are checked over both splits.
+    both = columns.validate("problems", columns.table("problems", [*splits["train"], *splits["test"]]))
+    target, train = begin(config, run, "problems"), len(splits["train"])
+    target.write_part("train", both.slice(0, train))
+    target.write_part("test", both.slice(train))
     counts = {"rows": sum(map(len, splits.values())), **{split: len(rows) for split, rows in splits.items()}}
     return target.complete(counts, dropped, {"seconds": round(time.monotonic() - start, 1), "set_aside": aside[:SHOWN]})
 
@@ -95,29 +94,16 @@ def sort_out(loaded: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], dict[s
         bad = [{"split": split, **row} for row in rows if "error" in row]
         dropped.update(f"{split}: {row['error']}" for row in bad)
         aside += bad
-    train, shared = without(splits["train"], splits["test"])
+    test_questions = {key(row["question"]) for row in splits["test"]}
+    train = [row for row in splits["train"] if key(row["question"]) not in test_questions]
+    dropped["train: also in test"] = len(splits["train"]) - len(train)
     splits["train"] = train
-    dropped["train: also in test"] = shared
     for split, rows in splits.items():
         if not rows:
             raise UserError(f"problems.{split}: no problem is left; dropped: {dict(dropped)}")
     return splits, dict(dropped), aside
 
 
-def without(train: list[Row], test: Iterable[Row]) -> tuple[list[Row], int]:
-    """The training problems whose question is no test question, and how many were."""
-    asked = {key(row["question"]) for row in test}
-    rows = [row for row in train if key(row["question"]) not in asked]
-    return rows, len(train) - len(rows)
-
-
 def key(question: str) -> str:
     """A question without case, spaces and punctuation; digits, signs and points between digits stay."""
     return re.sub(r"[^\w+\-*/^=<>.]+|\.(?![0-9])", "", question.casefold())
-
-
-def as_tables(splits: dict[str, list[Row]]) -> dict[str, pa.Table]:
-    """The splits as tables, their columns and ids checked over both."""
-    both = columns.validate("problems", pa.concat_tables([columns.table("problems", rows) for rows in splits.values()]))
-    train = len(splits["train"])
-    return {"train": both.slice(0, train), "test": both.slice(train)}

@@ -95,7 +95,9 @@ def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browse
     for problem in problems_in_page:
         candidates = candidates_of(problem["problem_id"], source)
         chunks.append(pack(columns(candidates)))
-        entries.append(entry(problem, candidates))
+        facts = {"id": problem["problem_id"], "question": problem["question"], "gold": problem["answer"]}
+        right = sum(content.correct for _, content in candidates)
+        entries.append({**facts, "right": right, "candidates": len(candidates)})
     return Browser(index(entries, source), chunks, len(problems))
 
 
@@ -171,24 +173,15 @@ def content(row: dict[str, Any], cluster: int, scored: dict[str, dict[str, Any] 
         labels=tuple(row["step_labels"] or []),
         errors=kinds if any(kinds) else (),
         scores=tuple(scores["score"] if scores and is_scored(scores) else None for scores in scored.values()),
-        step_scores=tuple(thousandths(by_step[name] or []) for name in source.steps_by),
+        step_scores=tuple(
+            tuple(None if finite(score) is None else round(1000 * score) for score in by_step[name] or [])
+            for name in source.steps_by
+        ),
         critiques=tuple(
             Critique(c["critic"], c["agrees"], c["status"], c["text"])
             for c in source.critiques.get(row["candidate_id"], [])
         ),
     )
-
-
-def thousandths(scores: Sequence[float]) -> tuple[int | None, ...]:
-    """Step scores as whole numbers, None for what is no number."""
-    return tuple(None if finite(score) is None else round(1000 * score) for score in scores)
-
-
-def entry(problem: dict[str, Any], candidates: Sequence[tuple[int | str, Content]]) -> dict[str, Any]:
-    """What the list of problems says of one."""
-    right = sum(content.correct for _, content in candidates)
-    facts = {"id": problem["problem_id"], "question": problem["question"], "gold": problem["answer"]}
-    return {**facts, "right": right, "candidates": len(candidates)}
 
 
 def index(entries: Sequence[dict[str, Any]], source: Source) -> str:
@@ -222,6 +215,11 @@ def columns(candidates: Iterable[tuple[int | str, Content]]) -> dict[str, Any]:
     for index, content in candidates:
         indices[content].append(index)
     texts, contents = Texts(), list(indices)
+    # The shortest numbers that are the same float32, so that sorting on the page is exact; None for no number.
+    scores = (
+        [None if finite(score) is None else float(str(np.float32(score))) for score in column]
+        for column in zip(*(c.scores for c in contents), strict=True)
+    )
     packed = {
         "indices": list(indices.values()),
         "answers": [texts.at(c.answer) for c in contents],
@@ -231,7 +229,7 @@ def columns(candidates: Iterable[tuple[int | str, Content]]) -> dict[str, Any]:
         "steps": [[texts.at(step) for step in c.steps] for c in contents],
         "labels": ["".join(MARKS[label] for label in c.labels) for c in contents],
         "errors": [[texts.at(kind) for kind in c.errors] for c in contents],
-        "scores": [[shortest(s) for s in column] for column in zip(*(c.scores for c in contents), strict=True)],
+        "scores": list(scores),
         "step_scores": [list(column) for column in zip(*(c.step_scores for c in contents), strict=True)],
         "critiques": {
             str(row): [[texts.at(k.critic), int(k.agrees), texts.at(k.status), texts.at(k.text)] for k in c.critiques]
@@ -240,11 +238,6 @@ def columns(candidates: Iterable[tuple[int | str, Content]]) -> dict[str, Any]:
         },
     }
     return {"texts": list(texts.places), **packed}
-
-
-def shortest(score: float | None) -> float | None:
-    """The shortest number that is the same float32, so that sorting on the page is exact; None for no number."""
-    return None if finite(score) is None else float(str(np.float32(score)))
 
 
 def pack(packed: dict[str, Any]) -> str:

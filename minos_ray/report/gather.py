@@ -50,12 +50,16 @@ def gather(config: Config, run: Run) -> Facts:
     if "evaluation.json" not in manifests:
         raise UserError(f"{run.at('evaluation.json')} is not complete; run the stage 'evaluate' first")
     problems, evaluation = looked_at(run, config.seed), json.loads(run.read_bytes("evaluation.json"))
+    models = {name.removeprefix("models/"): m for name, m in manifests.items() if name.startswith("models/")}
+    points = {name: curve for name, manifest in models.items() if (curve := manifest.details.get("curve"))}
+    versions = {"minos_ray": installed("minos_ray"), "Python": platform.python_version()}
+    versions |= {name: installed(name) for name in PACKAGES}
     return Facts(
         config=config,
         evaluation=evaluation,
         manifests=manifests,
         missing=[name for name in names if name not in manifests],
-        curves=curves(manifests),
+        curves={name: curve for name, curve in points.items() if any("f1" in point for point in curve)},
         trials=trials(run),
         trend=read_trend(run),
         looked_at=problems,
@@ -63,15 +67,8 @@ def gather(config: Config, run: Run) -> Facts:
         gallery=gallery(run, config.report.candidates, config.seed, problems),
         browser=browser(run, config.report.problems, config.seed, config.reward.verifiers),
         last_shares=last_shares(run, config.reward.verifiers),
-        versions=versions(),
+        versions={name: number for name, number in versions.items() if number},
     )
-
-
-def curves(manifests: Mapping[str, Manifest]) -> dict[str, list[dict[str, float]]]:
-    """The convergence curves of the verifiers that have one."""
-    models = {n.removeprefix("models/"): m for n, m in manifests.items() if n.startswith("models/")}
-    by_name = {name: manifest.details.get("curve") for name, manifest in models.items()}
-    return {name: points for name, points in by_name.items() if points and any("f1" in p for p in points)}
 
 
 def trials(run: Run) -> list[dict[str, Any]]:
@@ -92,13 +89,6 @@ def leading(metrics: Sequence[str], count: int = 2) -> list[str]:
     """The metrics worth a picture: accuracies of selection first, as in the paper, then those of the verifier."""
     leaders = [name for word in LEADING for name in metrics if word in name and not name.endswith(ENDS)]
     return list(dict.fromkeys([*leaders, *metrics]))[:count]
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that did the work, as far as they are installed."""
-    packages = {"minos_ray": installed("minos_ray"), "Python": platform.python_version()}
-    packages |= {name: installed(name) for name in PACKAGES}
-    return {name: number for name, number in packages.items() if number}
 
 
 def installed(name: str) -> str | None:

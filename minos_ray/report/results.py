@@ -124,6 +124,20 @@ class AggregationRow:
     accuracies: dict[str, tuple[float, float, float]]
 
 
+@dataclass(frozen=True)
+class Category:
+    """The problems of one level, subject or the like: every method of the paper, and Minos minus base by Minos' key."""
+
+    value: str
+    problems: int
+    rows: list[Row]
+    gains: dict[str, Difference]
+
+    def gain(self, row: Row) -> Difference | None:
+        """Minos minus base for a method of Minos, else None."""
+        return self.gains.get(key(row.method, row.verifier))
+
+
 def group(verifier: str) -> str:
     """What a verifier starts from: `minos`, `base` or `other`."""
     return next((g for g in ("minos", "base") if verifier.endswith(f"-{g}")), "other")
@@ -247,6 +261,21 @@ def gains(evaluation: Mapping[str, Any]) -> list[Difference]:
     oriented = [d if d.a.endswith("-minos") else -d for d in differences(evaluation) if d.n == n]
     pairs = [d for d in oriented if d.a.partition(":")[0] in MAIN and d.a.replace("-minos", "-base") == d.b]
     return sorted(pairs, key=lambda d: d.a)
+
+
+def categories(evaluation: Mapping[str, Any]) -> dict[str, list[Category]]:
+    """By column (level, subject) its values, each with the accuracies and differences over its own problems."""
+    n = headline(evaluation)
+    tables = {}
+    for column, values in evaluation.get("categories", {}).items():
+        tables[column] = []
+        for entry in values:
+            size = {"problems": entry["problems"]}
+            methods = [{**m, **size, "n": 1 if m["method"] == SINGLE else n} for m in entry["methods"]]
+            part = {"methods": methods, "paired": [{**d, "n": n} for d in entry["paired"]]}
+            value = "none given" if entry["value"] is None else entry["value"]
+            tables[column].append(Category(value, entry["problems"], rows(part), {d.a: d for d in gains(part)}))
+    return {column: values for column, values in tables.items() if values}
 
 
 def gap_name(d: Difference) -> str:

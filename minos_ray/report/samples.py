@@ -117,7 +117,10 @@ def pick_test(run: Run, judge: str, count: int, rng: random.Random, problems: Se
     labels = run.artefact("labels").read_where("problem_id", problems, ["candidate_id", "problem_id", "correct"])
     correct = dict(zip(*(labels[c].to_pylist() for c in ("candidate_id", "correct")), strict=True))
     if not judge:
-        of_test = labels.filter(pc.is_in(labels["problem_id"], value_set=tests(run)))["candidate_id"]
+        test = pa.array([], pa.string())
+        if complete(run, "problems"):
+            test = read_problems(run, "test", ["problem_id"])["problem_id"].combine_chunks()
+        of_test = labels.filter(pc.is_in(labels["problem_id"], value_set=test))["candidate_id"]
         return dict.fromkeys(take(sorted(of_test.to_pylist()), count, rng), "any")
     rows = run.artefact(f"scores/{judge}").read_where("problem_id", problems, ["candidate_id", "score", "step_scores"])
     unscored = pc.and_(pc.equal(rows["score"], 0), pc.equal(pc.list_value_length(rows["step_scores"]), 0))
@@ -132,13 +135,6 @@ def pick_test(run: Run, judge: str, count: int, rng: random.Random, problems: Se
         quota = count // 4 + (place < count % 4)
         chosen |= dict.fromkeys(take([i for i in pool if i not in chosen], quota, rng), name)
     return chosen
-
-
-def tests(run: Run) -> pa.Array:
-    """Ids of test problems; none without the artefact `problems`."""
-    if not complete(run, "problems"):
-        return pa.array([], pa.string())
-    return read_problems(run, "test", ["problem_id"])["problem_id"].combine_chunks()
 
 
 def take(identities: Sequence[str], count: int, rng: random.Random) -> list[str]:

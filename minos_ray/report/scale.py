@@ -115,18 +115,14 @@ def levels(axis: "Axes", trials: Rows, metric: str, curves: Rows) -> None:
         dots = [(t["critiques"], 100 * t[metric]) for t in trials if t["kind"] == kind and t.get(metric) is not None]
         xs, ys = [x + pen.aside for x, _ in dots], [y for _, y in dots]
         axis.plot(xs, ys, "o", color=pen.colour, alpha=0.35, markeredgewidth=0)
-        line(axis, points.get(kind) or plain_means(dots), "mean", pen)
+        # A sweep without trends has points without intervals.
+        groups = {amount: [y for x, y in dots if x == amount] for amount in sorted({x for x, _ in dots})}
+        means = [{"critiques": amount, "mean": sum(ys) / len(ys) / 100} for amount, ys in groups.items()]
+        line(axis, points.get(kind) or means, "mean", pen)
     vote = [100 * t["self_consistency"] for t in trials if t.get("self_consistency") is not None]
     if metric in {"best_of_n", "weighted_vote"} and vote:
         axis.axhline(sum(vote) / len(vote), label="vote", **VOTE_LINE)
     axis.set_title(f"{title(metric)} (%)")
-
-
-def plain_means(values: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
-    """Points without intervals, of a sweep that has no trends."""
-    amounts = sorted({x for x, _ in values})
-    groups = {amount: [y for x, y in values if x == amount] for amount in amounts}
-    return [{"critiques": amount, "mean": sum(ys) / len(ys) / 100} for amount, ys in groups.items()]
 
 
 def line(axis: "Axes", points: Rows, key: str, pen: Pen) -> None:

@@ -21,6 +21,7 @@ from minos_ray.report.gather import Facts, gather, leading, trial_metrics
 from minos_ray.report.results import (
     Row,
     aggregation_rows,
+    categories,
     compared,
     differences,
     further_rows,
@@ -33,7 +34,7 @@ from minos_ray.report.results import (
     rows,
 )
 from minos_ray.report.scale import scale, trend_rows
-from minos_ray.report.statement import interval, percent, signed, state
+from minos_ray.report.statement import NOT_ADJUSTED, interval, percent, signed, state
 from minos_ray.report.tables import costs, error_rows, min_rows, reaches, steps_by_split, type_rows
 from minos_ray.store.run import Manifest, Run
 
@@ -85,6 +86,9 @@ def context(facts: Facts) -> dict[str, Any]:
     ours = files("minos_ray.report")
     source = "".join(ours.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = Markup(source) if facts.browser else None
+    # Nothing is loaded, no script but ours runs; pictures and tables have inline styles.
+    ours = f" script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" if script else ""
+    policy = f"default-src 'none';{ours} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return {
         "facts": facts,
         "config": facts.config,
@@ -97,6 +101,8 @@ def context(facts: Facts) -> dict[str, Any]:
         "rows": methods,
         "strips": Strips(methods),
         "gains": gains(evaluation),
+        "categories": categories(evaluation),
+        "not_adjusted": NOT_ADJUSTED,
         "has_p": any(d.p is not None for d in differences(evaluation)),
         "dataset": paper.DATASETS[dataset],
         "paper": paper,
@@ -112,7 +118,7 @@ def context(facts: Facts) -> dict[str, Any]:
         "minima": minima,
         "tint": TINT,
         "script": script,
-        "policy": policy(script),
+        "policy": policy,
         "metrics": metrics,
         "trends": trend_rows(facts.trend),
         "figures": {
@@ -126,12 +132,6 @@ def context(facts: Facts) -> dict[str, Any]:
             "min_step": figures.where_min_falls(minima),
         },
     }
-
-
-def policy(script: str | None) -> str:
-    """Content-Security-Policy: nothing is loaded, no script but ours runs; pictures and tables have inline styles."""
-    ours = f" script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" if script else ""
-    return f"default-src 'none';{ours} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def critic(facts: Facts) -> str:

@@ -8,12 +8,18 @@ from minos_ray.report.results import (
     Difference,
     Row,
     best,
+    categories,
     compared,
     first_upper,
     gains,
     gap_name,
     headline,
     rows,
+)
+
+NOT_ADJUSTED = (
+    "Each interval stands for itself: they are not adjusted for how many groups and methods are compared, so of twenty "
+    "one is expected to miss."
 )
 
 
@@ -33,12 +39,6 @@ def interval(low: float, high: float) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def points(d: Difference) -> str:
-    """`+8.4 points [2.1, 14.6]`, and whether that tells anything."""
-    doubt = "" if d.sign else " (the interval includes zero)"
-    return f"{signed(d.value)} points {interval(d.low, d.high)}{doubt}"
-
-
 def state(evaluation: Mapping[str, Any]) -> list[str]:
     """Sentences: the best method against the vote, best-of-n against the vote, Minos against base."""
     methods = rows(evaluation)
@@ -54,7 +54,10 @@ def value(r: Row) -> str:
 
 def lead_of(r: Row, vote: Row) -> str:
     """The difference to the vote, with its paired interval where there is one."""
-    return points(r.lead) if r.lead else f"{signed(r.accuracy - vote.accuracy)} points (no paired interval)"
+    if r.lead is None:
+        return f"{signed(r.accuracy - vote.accuracy)} points (no paired interval)"
+    doubt = "" if r.lead.sign else " (the interval includes zero)"
+    return f"{signed(r.lead.value)} points {interval(r.lead.low, r.lead.high)}{doubt}"
 
 
 def against_vote(top: Row | None, vote: Row | None) -> str:
@@ -104,18 +107,44 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     """Every method at the headline n as plain text, then the sentences; what `minos demo` and `minos run` end with."""
     lines = [("method", "what is done", "problems", "accuracy", "95 % interval", "minus vote")]
     for r in rows(evaluation):
-        lead = f"{signed(r.lead.value)} {interval(r.lead.low, r.lead.high)}" if r.lead else ""
-        numbers = (f"{r.problems:,}", percent(r.accuracy), interval(r.low, r.high), lead)
+        numbers = (f"{r.problems:,}", percent(r.accuracy), interval(r.low, r.high), with_interval(r.lead))
         lines.append((r.name, r.recipe, *numbers))
-    widths = [max(len(line[k]) for line in lines) for k in range(6)]
-    text = [aligned(line, widths) for line in lines]
-    text.insert(1, "-" * (sum(widths) + 10))
+    text = text_table(lines)
     title = f"{compared(evaluation)} test problems, n = {headline(evaluation)}"
     return "\n".join([title, *text, "", *state(evaluation)])
 
 
-def aligned(line: tuple[str, ...], widths: list[int]) -> str:
-    """Words to the left, numbers to the right."""
-    words = [cell.ljust(width) for cell, width in zip(line[:2], widths, strict=False)]
-    numbers = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-    return "  ".join([*words, *numbers]).rstrip()
+def category_tables(evaluation: Mapping[str, Any]) -> str:
+    """Every method for each level, subject or the like as plain text; empty where the problems carry none."""
+    texts = []
+    for column, values in categories(evaluation).items():
+        lines = [(column, "problems", "what is done", "accuracy", "95 % interval", "minus vote", "Minos minus base")]
+        for category in values:
+            value, problems = category.value, f"{category.problems:,}"
+            for r in category.rows:
+                numbers = (
+                    percent(r.accuracy),
+                    interval(r.low, r.high),
+                    *map(with_interval, (r.lead, category.gain(r))),
+                )
+                lines.append((value, problems, r.recipe, *numbers))
+                value = problems = ""
+        texts.append("\n".join(text_table(lines, words=3)))
+    return "\n\n".join([*texts, NOT_ADJUSTED]) if texts else ""
+
+
+def with_interval(d: Difference | None) -> str:
+    """`+8.4 [2.1, 14.6]`, or nothing."""
+    return f"{signed(d.value)} {interval(d.low, d.high)}" if d else ""
+
+
+def text_table(lines: Sequence[tuple[str, ...]], words: int = 2) -> list[str]:
+    """Aligned lines, the first one a head that is underlined; the first columns hold words, the others numbers."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line[:words], widths, strict=False)]
+        cells += [cell.rjust(width) for cell, width in zip(line[words:], widths[words:], strict=True)]
+        text.append("  ".join(cells).rstrip())
+    text.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
+    return text

@@ -46,20 +46,16 @@ class View:
         # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
         self.dtype = torch.float32 if device.type == "cpu" else dtype
         queries = runs(forest, RUN)
-        by_depth = queries[np.argsort(forest.depths[queries[:, 0]], kind="stable")]
+        queries = queries[np.argsort(forest.depths[queries[:, 0]], kind="stable")]
         read = places[np.argsort(forest.depths[places], kind="stable"), None]
         most_keys = KEYS if packing.takes_groups(device.type) else GPU_KEYS
-        self.everywhere, self.read = (
-            [Layout(forest, part, device, self.dtype) for part in split_runs(forest, queries, groups, most_keys)]
-            for queries, groups in ((by_depth, GROUPS), (read, 1))
-        )
+        layouts = []
+        for by_depth, groups in ((queries, GROUPS), (read, 1)):
+            keys = len(by_depth) * (int(forest.depths[by_depth[-1, 0]]) + by_depth.shape[1])
+            parts = np.array_split(by_depth, min(max(groups, -(-keys // most_keys)), len(by_depth)))
+            layouts.append([Layout(forest, part, device, self.dtype) for part in parts])
+        self.everywhere, self.read = layouts
         self.places = torch.from_numpy(places).to(device)
-
-
-def split_runs(forest: Forest, queries: np.ndarray, groups: int, most_keys: int) -> list[np.ndarray]:
-    """Runs [runs, nodes] sorted by depth, in at least `groups` parts of about `most_keys` keys at most."""
-    keys = len(queries) * (int(forest.depths[queries[-1, 0]]) + queries.shape[1])
-    return np.array_split(queries, min(max(groups, -(-keys // most_keys)), len(queries)))
 
 
 class ReadOnly(nn.Module):

@@ -108,7 +108,11 @@ def backbone_of(model: Any, head: Any, name: str) -> Decoders:
     `head` is the linear layer from hidden state to logit.
     """
     attention = model.config._attn_implementation
-    sequences = trial_sequences(model.config.get_text_config())
+    # Two random sequences with a common prefix, without the padding token.
+    config = model.config.get_text_config()
+    words = np.setdiff1d(np.arange(config.vocab_size), [getattr(config, "pad_token_id", None) or 0])
+    first, second = np.random.default_rng(0).choice(words, (2, TRIAL_TOKENS)).tolist()
+    sequences = [first, first[: TRIAL_TOKENS // 2] + second[TRIAL_TOKENS // 2 :]]
     expected = states_alone(model, head, sequences, name)
     plain = first_exact(expected, sequences, (Padded(model, kind) for kind in dict.fromkeys((attention, EAGER))))
     if not isinstance(plain, Padded):
@@ -174,10 +178,3 @@ def longest_shared(config: Any) -> int:
 def tolerance(states: torch.Tensor) -> float:
     """The largest relative difference that is rounding."""
     return TOLERANCE if states.dtype == torch.float32 else HALF_TOLERANCE
-
-
-def trial_sequences(config: Any) -> list[list[int]]:
-    """Two random sequences with a common prefix, without the padding token."""
-    words = np.setdiff1d(np.arange(config.vocab_size), [getattr(config, "pad_token_id", None) or 0])
-    first, second = np.random.default_rng(0).choice(words, (2, TRIAL_TOKENS)).tolist()
-    return [first, first[: TRIAL_TOKENS // 2] + second[TRIAL_TOKENS // 2 :]]

@@ -42,7 +42,9 @@ def forests(
     nodes = 0
     limit = (lambda: budget) if isinstance(budget, int) else budget
     for member in sorted(members, key=lambda m: sequences[m]):
-        shared = common_prefix(sequences[chosen[-1][0]], sequences[member]) if chosen else 0
+        before, ids = sequences[chosen[-1][0]] if chosen else [], sequences[member]
+        pairs = enumerate(zip(before, ids, strict=False))
+        shared = next((k for k, (x, y) in pairs if x != y), min(len(before), len(ids)))
         if chosen and nodes + len(sequences[member]) - shared > limit():
             yield merge(sequences, chosen, nodes)
             chosen, nodes, shared = [], 0, 0
@@ -50,11 +52,6 @@ def forests(
         nodes += len(sequences[member]) - shared
     if chosen:
         yield merge(sequences, chosen, nodes)
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def merge(sequences: Sequence[Sequence[int]], chosen: list[tuple[int, int]], nodes: int) -> Forest:

@@ -60,7 +60,9 @@ class Pooling(Verifier):
             outputs = self.outputs([{"prompt_token_ids": list(ids)} for ids in distinct])
         except dead_engine() as error:
             die(error)
-        scores = {ids: sigmoid(self.logits(output)) for ids, output in zip(distinct, outputs, strict=True)}
+        # The sigmoid in double precision, without overflow.
+        logits = (np.clip(self.logits(output).astype(np.float64), -80, 80) for output in outputs)
+        scores = {ids: 1 / (1 + np.exp(-values)) for ids, values in zip(distinct, logits, strict=True)}
         tokens = sum(len(ids) - (output.num_cached_tokens or 0) for ids, output in zip(distinct, outputs, strict=True))
         positions = read if self.task == "token_classify" else [[0]] * len(read)
         return [scores[tuple(ids)][places].tolist() for ids, places in zip(sequences, positions, strict=True)], tokens
@@ -76,8 +78,3 @@ class Pooling(Verifier):
         if self.task == "classify":
             return np.asarray(output.outputs.probs, np.float32)
         return output.outputs.data[:, 0].float().cpu().numpy()
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Sigmoid in double precision, without overflow."""
-    return 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -80, 80)))

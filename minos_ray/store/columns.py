@@ -149,18 +149,37 @@ NULLABLE = {
 
 
 def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows as a table with exactly the schema of `name`."""
-    return pa.Table.from_pylist(list(rows), schema=SCHEMAS[name])
+    """Rows as a table with exactly the schema of `name`; behind it, problems keep their categories as texts.
+
+    A category (level, subject) is a further key whose values are texts, whole numbers or None in all rows.
+    """
+    rows, schema = list(rows), SCHEMAS[name]
+    if name == "problems":
+        keys = dict.fromkeys(key for row in rows for key in row if key not in schema.names)
+        categories = [key for key in keys if all(isinstance(row.get(key), str | int | None) for row in rows)]
+        schema = pa.schema([*schema, *((key, pa.string()) for key in categories)])
+        rows = [{**row, **{key: text_or_null(row.get(key)) for key in categories}} for row in rows]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def text_or_null(value: str | int | None) -> str | None:
+    """A category as it is stored."""
+    return None if value is None else str(value)
 
 
 def validate(name: str, rows: pa.Table) -> pa.Table:
-    """`rows` cast to the schema of `name`; UserError names the first missing column, null or repeated id."""
+    """`rows` cast to the schema of `name`; UserError names the first missing column, null or repeated id.
+
+    Problems keep their categories.
+    """
     schema = SCHEMAS[name]
     missing = [column for column in schema.names if column not in rows.column_names]
     if missing:
         raise UserError(f"{name}: column '{missing[0]}' is missing; expected {', '.join(schema.names)}")
+    categories = [f for f in rows.schema if f.name not in schema.names and pa.types.is_string(f.type)]
+    expected = pa.schema([*schema, *categories]) if name == "problems" else schema
     try:
-        rows = rows.select(schema.names).cast(schema)
+        rows = rows.select(expected.names).cast(expected)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{name}: a column has the wrong type: {error}") from error
     for column in schema.names:

@@ -69,16 +69,14 @@ def of_file(within: str, path: str, size: int, changed_ns: int | None, sampled_a
     """
     fs, _ = open_path(within)
     digest = blake2b(str(size).encode(), digest_size=16)
-    for piece in pieces(fs, path, size) if sampled_above and size > sampled_above else chunks(fs, path):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def chunks(fs: pafs.FileSystem, path: str) -> Iterator[bytes]:
-    """All bytes of a file."""
+    if sampled_above and size > sampled_above:
+        for piece in pieces(fs, path, size):
+            digest.update(piece)
+        return digest.hexdigest()
     with fs.open_input_stream(path, compression=None) as stream:
         while chunk := stream.read(CHUNK):
-            yield chunk
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def pieces(fs: pafs.FileSystem, path: str, size: int) -> Iterator[bytes]:

@@ -130,6 +130,18 @@ def compared(grid: Grid, rows: Sequence[Row]) -> Numbers:
         raise WorkStopped(
             f"study.primary: some trial has no {primary.measure} of its {primary.kind}; see {grid.run.at('study')}"
         )
+    # When each seed's verifier first has the F1 on held-out rows with which its base ends; None: never.
+    reached: list[Numbers] = []
+    for kind, arm in product(grid.kinds, grid.arms):
+        of_seeds = [results.table[arm.name, kind, seed] for seed in grid.seeds]
+        last, steps = max(row["steps"] for row in of_seeds), [row["steps_to_base"] for row in of_seeds]
+        reached.append({"arm": arm.name, "kind": kind, "steps": steps, "last": last})
+    # What stage 1 of each arm was trained on: means over the seeds of its rows, steps and tokens.
+    stage_1: list[Numbers] = []
+    for arm in grid.arms:
+        of_seeds = [results.table[arm.name, grid.kinds[0], seed] for seed in grid.seeds]
+        means = {n: float(np.mean([row[f"stage_1_{n}"] for row in of_seeds])) for n in ("rows", "steps", "tokens")}
+        stage_1.append({"arm": arm.name} | means)
     return {
         "seeds": list(grid.seeds),
         "n": max(row["n"] for row in rows),
@@ -137,9 +149,9 @@ def compared(grid: Grid, rows: Sequence[Row]) -> Numbers:
         "plain": {name: float(np.mean([row[name] for row in rows])) for name in WITHOUT_VERIFIER},
         "curves": [study_curve(results, *pair) for pair in measured],
         "arms": [against_ends(results, arm, *pair) for pair in measured for arm in grid.arms],
-        "stage_1": [stage_1(results, arm) for arm in grid.arms],
+        "stage_1": stage_1,
         "versus": [ablation_pairs(results, *pair) for pair in measured],
-        "reached": [steps_to_base(results, arm, kind) for kind in grid.kinds for arm in grid.arms],
+        "reached": reached,
     }
 
 
@@ -181,17 +193,3 @@ def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> t
         noise = np.random.default_rng([seed, place, 1]).standard_normal(count)
         means += (resampled + noise * one_more(entering)[0] / len(entering)) / len(differences)
     return trend.percentiles(means)
-
-
-def steps_to_base(results: Results, arm: Arm, kind: str) -> Numbers:
-    """When each seed's verifier first has the F1 on held-out rows with which its base ends; None: never."""
-    rows = [results.table[arm.name, kind, seed] for seed in results.grid.seeds]
-    steps = {"steps": [row["steps_to_base"] for row in rows], "last": max(row["steps"] for row in rows)}
-    return {"arm": arm.name, "kind": kind} | steps
-
-
-def stage_1(results: Results, arm: Arm) -> Numbers:
-    """What stage 1 of an arm was trained on: means over the seeds of its rows, steps and tokens."""
-    rows = [results.table[arm.name, results.grid.kinds[0], seed] for seed in results.grid.seeds]
-    names = ("rows", "steps", "tokens")
-    return {"arm": arm.name} | {name: float(np.mean([row[f"stage_1_{name}"] for row in rows])) for name in names}

@@ -135,11 +135,11 @@ def named_before(config: Config, run: Run) -> dict[str, Any]:
         run.write_bytes(NAMED, json.dumps(first, indent=1).encode())
     first = json.loads(run.read_bytes(NAMED))
     then, today = (dict(leaves({key: content[key] for key in now})) for content in (first, now))
-    changed = sorted(key for key in then.keys() | today.keys() if then.get(key) != today.get(key) and decides(key))
+    changed = []
+    for key in sorted(then.keys() | today.keys()):
+        name = key.removeprefix("setting.")
+        # What says nothing of what the trials do.
+        idle = any(name == prefix or name.startswith(f"{prefix}.") for prefix in UNDECISIVE)
+        if then.get(key) != today.get(key) and not idle:
+            changed.append(key)
     return {key: first[key] for key in ("primary", "seeds", "time")} | {"changed": changed}
-
-
-def decides(key: str) -> bool:
-    """Whether a key of what was named says anything of what the trials do."""
-    name = key.removeprefix("setting.")
-    return not any(name == idle or name.startswith(f"{idle}.") for idle in UNDECISIVE)

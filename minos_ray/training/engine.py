@@ -78,6 +78,10 @@ def settings(section: Train, workers: Workers) -> dict[str, Any]:
     Gradients are added up, over packs and over ranks, in fp32.
     """
     sums = {"data_types": {"grad_accum_dtype": "fp32"}} if workers.zero else {}
+    # Where the optimizer's state, and with ZeRO 3 the weights, live between their uses.
+    host = {"device": "cpu", "pin_memory": workers.gpu}
+    offload = {"offload_optimizer": host} if workers.offload != "none" else {}
+    offload |= {"offload_param": host} if workers.offload == "all" else {}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -87,18 +91,11 @@ def settings(section: Train, workers: Workers) -> dict[str, Any]:
         "communication_data_type": "fp32",
         **sums,
         # In fp32 as many bytes as DeepSpeed's own 5e8 in bf16.
-        "zero_optimization": {"stage": workers.zero, "reduce_bucket_size": 250_000_000, **offload(workers)},
+        "zero_optimization": {"stage": workers.zero, "reduce_bucket_size": 250_000_000, **offload},
         # torch's fused AdamW runs on host memory as well; DeepSpeed's own would have to be compiled on every node.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-
-
-def offload(workers: Workers) -> dict[str, Any]:
-    """Where the optimizer's state, and with ZeRO 3 the weights, live between their uses."""
-    host = {"device": "cpu", "pin_memory": workers.gpu}
-    places = {"offload_optimizer": host} if workers.offload != "none" else {}
-    return places | ({"offload_param": host} if workers.offload == "all" else {})
 
 
 def full_weights(engine: Any, zero: int) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minos_ray.cluster.connect import joins
-from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
 from minos_ray.store.model_files import locate, parameters
@@ -87,14 +86,10 @@ def require_memory(config: Config, run: Run, stages: Set[str]) -> None:
     workers, available = config.resources.train, machine_gb()
     for need in needs(config, run, stages):
         if (total := need.model * workers.workers) > available:
+            less = "set lora, take a smaller base model, or train on GPUs"
+            if workers.workers > 1 and workers.zero < 3:
+                less = "set resources.train.zero: 3, take fewer workers, or lora"
             raise UserError(
                 f"resources.train: {need.training} needs at least {total:.1f} GB of memory for {workers.workers} "
-                f"workers on CPUs, this machine has {available:.1f}; {advice(workers)}"
+                f"workers on CPUs, this machine has {available:.1f}; {less}"
             )
-
-
-def advice(workers: Workers) -> str:
-    """What would take less."""
-    if workers.workers > 1 and workers.zero < 3:
-        return "set resources.train.zero: 3, take fewer workers, or lora"
-    return "set lora, take a smaller base model, or train on GPUs"

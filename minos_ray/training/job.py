@@ -6,8 +6,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from minos_ray import __version__
-from minos_ray.config.resources import Resources, Workers
-from minos_ray.config.schema import Model
+from minos_ray.config.resources import Observe, Workers
+from minos_ray.config.schema import Config, Model
 from minos_ray.config.training import Kind, Pretrain, Reward, Sft, StepEncoding, Train
 from minos_ray.steps import encoding
 from minos_ray.steps.tokens import REQUEST
@@ -59,7 +59,7 @@ class Job(BaseModel):
     section: Pretrain | Sft | Reward
     workers: Workers
     key: str
-    wandb: bool = False
+    observe: Observe = Observe()
     encoding: StepEncoding = encoding.LINES
 
     @property
@@ -106,8 +106,7 @@ def make_job(
     start: Model,
     table: Table,
     section: Pretrain | Sft | Reward,
-    resources: Resources,
-    layout: StepEncoding = encoding.LINES,
+    config: Config,
 ) -> Job:
     """The training of a table of rows; the artefact must have been begun. UserError when LoRA cannot be used."""
     if section.lora is not None:
@@ -123,10 +122,10 @@ def make_job(
         start=absolute(start),
         table=table,
         section=section,
-        workers=resources.train,
+        workers=config.resources.train,
         key=fingerprint(inputs),
-        wandb=resources.wandb,
-        encoding=layout,
+        observe=config.tracking,
+        encoding=encoding.LINES if isinstance(section, Pretrain) else config.base.encoding,
     )
 
 

@@ -1,4 +1,4 @@
-"""The history of a training and its measures: JSONL in `logs/`, TensorBoard in `logs/tb/`, W&B on request."""
+"""The history of a training and its measures: JSONL in `logs/`, TensorBoard in `logs/tb/`, a tracker on request."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from minos_ray.store.run import Run, fingerprint
+from minos_ray.observe.tracker import Tracking
+from minos_ray.store.run import Run
 
 Record = dict[str, Any]
 REMOTE_S = 15.0  # an object store cannot append: there the file is written anew, at most this often
@@ -32,11 +33,11 @@ def read_log(run: Run, name: str) -> list[Record]:
 class Log:
     """Written by rank 0. `history` travels in checkpoints, so that a resumed training has all of it.
 
-    `slower` is shown to the user at the start: that and why rows are not packed.
+    `slower` is shown to the user at the start: that and why rows are not packed. `tracking` gets all numbers.
     """
 
     def __init__(
-        self, run: Run, name: str, history: list[Record], wandb: bool = False, slower: str | None = None
+        self, run: Run, name: str, history: list[Record], tracking: Tracking | None = None, slower: str | None = None
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -49,16 +50,10 @@ class Log:
         self.write()
         self.folder = f"{run.root}/logs/tb/{name}" if run.local else tempfile.mkdtemp(prefix="minos-")
         self.events = SummaryWriter(self.folder, purge_step=last)
-        self.wandb: Any = None
-        if wandb:
-            import wandb as client
-
-            # A resumed training continues the run of its id; the key comes from WANDB_API_KEY.
-            identity = fingerprint({"run": run.path, "name": name})
-            self.wandb = client.init(project="minos_ray", name=name, id=identity, resume="allow")
+        self.tracking, self.warned = tracking, False
 
     def add(self, record: Record) -> None:
-        """Adds a record with `event` (train or eval), `step` and numbers."""
+        """Adds a record with `event` (train, eval, tracker), `step` and numbers, or a `text` for the user."""
         self.history.append(record)
         if self.run.local:
             with open(f"{self.run.root}/{log_name(self.name)}", "a") as file:
@@ -68,23 +63,33 @@ class Log:
         numbers = {f"{record['event']}/{key}": value for key, value in record.items() if isinstance(value, float)}
         for key, value in numbers.items():
             self.events.add_scalar(key, value, record["step"])
-        if self.wandb is not None:
-            self.wandb.log(numbers, step=record["step"])
+        if self.tracking is not None and numbers:
+            if record["event"] == "train":
+                numbers["train/tokens_per_s"] = record["tokens"] / max(record["seconds"], 1e-4)
+            self.tracking.log(numbers, record["step"])
+            self.warn(record["step"])
+
+    def warn(self, step: int) -> None:
+        """Adds, once, what went wrong with the tracker."""
+        if self.tracking is not None and self.tracking.warning and not self.warned:
+            self.warned = True
+            self.add({"event": "tracker", "step": step, "text": self.tracking.warning})
 
     def write(self) -> None:
         """Writes the file anew."""
         self.run.write_bytes(log_name(self.name), "".join(map(line, self.history)).encode())
         self.written = time.monotonic()
 
-    def close(self) -> None:
-        """Writes what is still missing into the run directory."""
+    def close(self) -> dict[str, Any]:
+        """Writes what is still missing into the run directory; returns what the manifest says of the tracker."""
         self.events.close()
+        tracked = self.tracking.close() if self.tracking is not None else {}
+        self.warn(self.history[-1]["step"])
         if not self.run.local:
             self.write()
             self.run.upload(self.folder, f"logs/tb/{self.name}")
             shutil.rmtree(self.folder)
-        if self.wandb is not None:
-            self.wandb.finish()
+        return tracked
 
 
 def line(record: Record) -> str:

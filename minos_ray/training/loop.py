@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from minos_ray.observe.tracker import Tracking
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
 from minos_ray.training import batches, engine, heads, lora, models, trial
@@ -47,9 +48,18 @@ class Training:
         self.steps = batches.total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
-        self.log = Log(run, job.name, self.history, job.wandb, self.slower) if self.rank == 0 else None
+        self.log = Log(run, job.name, self.history, self.tracking(), self.slower) if self.rank == 0 else None
         # transformers loads in the mode for evaluation, in which nothing is checkpointed or dropped.
         self.engine.train()
+
+    def tracking(self) -> Tracking | None:
+        """The tracker of the config, told what is trained on what and how."""
+        job = self.job
+        if job.observe.tracker is None:
+            return None
+        settings = {"kind": job.kind, "start": job.start.model, "rows": job.table.rows, "steps": self.steps}
+        settings |= {"workers": self.world, "zero": job.workers.zero, **job.section.model_dump(mode="json")}
+        return Tracking(job.observe, self.run, job.name, job.key, settings)
 
     def load(self, path: str, options: dict[str, Any]) -> Any:
         """The model to start from; with ZeRO 3 each rank has its shard only."""
@@ -172,10 +182,10 @@ class Training:
                 own_class = heads.own_class(self.model, self.job.kind)
                 (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of), own_class))
                 self.run.upload(folder, artefact.name)
-            self.log.close()
+            tracked = self.log.close()
             table = self.job.table
             counts = {"rows": table.rows, "held_out": table.held_out_rows, **table.sources}
-            artefact.complete(counts, table.dropped, self.details(weights_of))
+            artefact.complete(counts, table.dropped, self.details(weights_of) | tracked)
         self.checkpoints.close()
         self.engine.destroy()
 

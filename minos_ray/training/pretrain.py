@@ -43,7 +43,7 @@ def pretrain(config: Config, run: Run) -> Manifest:
     data = document_data(tokenizer, documents, section)
     require_rows("pretrain", data)
     table = write_table(run, "documents", data)
-    job = make_job(run, BASE, "lm", Model(model=f"run:{START}"), table, section, config.resources)
+    job = make_job(run, BASE, "lm", Model(model=f"run:{START}"), table, section, config)
     fit(config, run, "pretrain", [job])
     return finished(run, BASE)
 

@@ -59,8 +59,7 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
     for name in names:
         kind, _, start = name.partition("-")
         model = CRITIC if start == "minos" else config.base
-        arguments = (f"models/{name}", cast(Kind, kind), model, tables[kind], config.reward, config.resources, layout)
-        jobs.append(make_job(run, *arguments))
+        jobs.append(make_job(run, f"models/{name}", cast(Kind, kind), model, tables[kind], config.reward, config))
     return jobs
 
 
@@ -92,9 +91,16 @@ def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[R
     if section.consensus and kind == "prm":
         rows = in_consensus(run, rows, dropped)
     if kind == "prm":
-        reasons = [step_labels_unusable(row) for row in rows]
-        dropped.update(filter(None, reasons))
-        rows = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
+        usable = []
+        for row in rows:
+            steps, labels = row["steps"], row["step_labels"]
+            if len(labels) != len(steps):
+                dropped["labels_unlike_steps"] += 1
+            elif steps and all(label < 0 for label in labels):  # one without steps is dropped later, for that reason
+                dropped["no_step_labels"] += 1
+            else:
+                usable.append(row)
+        rows = usable
     return *split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed), dropped
 
 
@@ -116,13 +122,6 @@ def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
             seen.add(text)
             rows.append({**row, "question": questions[row["problem_id"]]})
     return rows, dropped
-
-
-def step_labels_unusable(row: Row) -> str | None:
-    """Why a PRM cannot be trained on a row's step labels; a row without steps is dropped later, for that reason."""
-    if len(row["step_labels"]) != len(row["steps"]):
-        return "labels_unlike_steps"
-    return "no_step_labels" if row["steps"] and all(label < 0 for label in row["step_labels"]) else None
 
 
 def short_enough(

@@ -67,8 +67,7 @@ def critic_job(config: Config, run: Run) -> Job:
     if config.sft.source in CONTROLS:
         data = plain_text(run, tokenizer, config.sft, data, excluded, layout)
     require_rows("sft", data)
-    table = write_table(run, "critiques", data)
-    return make_job(run, CRITIC, "lm", config.base, table, config.sft, config.resources, layout)
+    return make_job(run, CRITIC, "lm", config.base, write_table(run, "critiques", data), config.sft, config)
 
 
 def held_out_problems(run: Run, section: Reward) -> set[str]:

@@ -171,13 +171,17 @@ def failure_reason(error: Exception, workers: Workers) -> str:
 
 def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:
     """Shows the progress that the workers write into the logs, model after model, until `done`."""
+    shown: set[str] = set()
     for job in jobs:
-        if done.is_set():
-            return
-        follow(run, job, done)
+        if not done.is_set():
+            follow(run, job, done, shown)
+    done.wait()
+    for job in jobs:
+        for text in unseen(refresh(run, job, []), shown):
+            print(f"{job.name}: {text}", flush=True)
 
 
-def follow(run: Run, job: Job, done: threading.Event) -> None:
+def follow(run: Run, job: Job, done: threading.Event, shown: set[str]) -> None:
     """Progress of one model, from its log; before its first step, that its workers are starting."""
     steps = total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
     pause = POLL_S if run.local else REMOTE_POLL_S
@@ -188,7 +192,7 @@ def follow(run: Run, job: Job, done: threading.Event) -> None:
             if done.wait(pause):
                 return progress.give_up()
         progress.begin(seen := max(starts))
-        if text := next((r["text"] for r in reversed(records) if "text" in r), None):
+        for text in unseen(records, shown):
             progress.tell(text)
         stopped, tokens = False, 0
         while seen < steps and not stopped:
@@ -200,8 +204,18 @@ def follow(run: Run, job: Job, done: threading.Event) -> None:
                 progress.note(tokens=tokens, **loss)
                 progress.advance(len(trained) - seen, **{key: f"{value:.4f}" for key, value in loss.items()})
             seen = len(trained)
+            for text in unseen(records, shown):
+                progress.tell(text)
         if seen < steps:
             progress.give_up()
+
+
+def unseen(records: list[Record], shown: set[str]) -> list[str]:
+    """Texts of a training since its last start that were not shown yet; they count as shown then."""
+    last = max((place for place, record in enumerate(records) if record["event"] == "start"), default=0)
+    texts = [record["text"] for record in records[last:] if "text" in record and record["text"] not in shown]
+    shown.update(texts)
+    return texts
 
 
 def refresh(run: Run, job: Job, records: list[Record]) -> list[Record]:

@@ -118,22 +118,16 @@ def difference(
         return one_line(error)
     states, logits = expected
     states_limit, logits_limit = LIMITS.get(states.dtype, HALF)
-    if not way.by_model and not (off := relative(losses.read, states)) <= states_limit:
+    # The largest difference of a position's hidden states [n, width], as a fraction of their length.
+    states, seen = states.float(), losses.read.float()
+    off = ((seen - states).norm(dim=-1) / states.norm(dim=-1)).max().item() if not way.by_model else 0.0
+    if not off <= states_limit:
         return f"hidden states differ from those of each row alone by {off:.2g}"
-    if not (off := mean_difference(losses.logits, logits)) <= logits_limit:
+    # The mean difference of logits [n], as a fraction of their mean size where that is above 1.
+    off = ((losses.logits - logits).abs().mean() / logits.abs().mean().clamp(min=1)).item()
+    if not off <= logits_limit:
         return f"losses differ from those of each row alone by {off:.2g}"
     return None
-
-
-def relative(states: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference of a position's hidden states [n, width], as a fraction of their length."""
-    states, expected = states.float(), expected.float()
-    return ((states - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
-
-
-def mean_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """The mean difference of logits [n], as a fraction of their mean size where that is above 1."""
-    return ((logits - expected).abs().mean() / expected.abs().mean().clamp(min=1)).item()
 
 
 def one_line(error: Exception) -> str:

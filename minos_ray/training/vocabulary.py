@@ -57,7 +57,9 @@ class NextToken(torch.autograd.Function):
         with_gradients: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[places, width], [vocabulary, width], [vocabulary], [places] in; the sum and [places] out."""
-        sums = [torch.zeros_like(hidden), *(None if x is None else zeros_fp32(x) for x in (weight, bias))]
+        # Gradients of weights are summed in fp32.
+        sums = [None if x is None else torch.zeros_like(x, dtype=torch.float32) for x in (weight, bias)]
+        sums.insert(0, torch.zeros_like(hidden))
         needed = ctx.needs_input_grad[:3]
         ctx.gradients = [g if with_gradients and need else None for g, need in zip(sums, needed, strict=True)]
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
@@ -76,11 +78,6 @@ class NextToken(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         pairs = zip(gradients, ctx.dtypes, strict=True)
         return (*(None if g is None else g.mul_(gradient).to(dtype) for g, dtype in pairs), None, None, None)
-
-
-def zeros_fp32(like: torch.Tensor) -> torch.Tensor:
-    """To sum a gradient in fp32."""
-    return torch.zeros(like.shape, dtype=torch.float32, device=like.device)
 
 
 def one_chunk(
@@ -158,13 +155,9 @@ def scales_of(model: Any, kind: str) -> Scales | None:
         return None  # a forward that wants more than that; the trial before training compares whatever is used
     after, cap = low / LOW, high if high < 1e20 * low else None
     scales = Scales(before[0].item(), after if abs(after - 1) > 1e-6 else 1.0, cap)
-    same = (before == before[0]).all() and abs(apply_cap(after, cap) - middle) <= 1e-5 * abs(middle)
+    capped = after if cap is None else cap * torch.tanh(torch.tensor(after / cap, dtype=torch.float64)).item()
+    same = (before == before[0]).all() and abs(capped - middle) <= 1e-5 * abs(middle)
     return scales if same else None
-
-
-def apply_cap(value: float, cap: float | None) -> float:
-    """A logit after the cap."""
-    return value if cap is None else cap * torch.tanh(torch.tensor(value / cap, dtype=torch.float64)).item()
 
 
 class BackboneOutput(dict):

@@ -111,6 +111,11 @@ def test_a_change_makes_exactly_what_depends_on_it_again(tmp_path: Path, overrid
     assert set(make_all(load(tmp_path))) == stale
 
 
+def test_a_tracker_makes_nothing_stale(tmp_path: Path) -> None:
+    everything = make_all(load(tmp_path))
+    assert everything and make_all(load(tmp_path, "observe.tracker=some.module:function")) == []
+
+
 @pytest.mark.parametrize("key", Resources.model_fields)
 def test_resources_make_nothing_stale(tmp_path: Path, key: str) -> None:
     other = {"address": "x:1", "num_cpus": 7, "wait_s": 5, "wandb": True}

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -84,6 +85,9 @@ def test_gsm8k_of_one_file(run: Run, tmp_path: Path) -> None:
 def test_real_math500(run: Run, shared_data: Path) -> None:
     (manifest,) = bring("math", str(shared_data / "math500"), run)
     assert manifest.counts == {"rows": 500, "test": 500}
+    levels = Counter(row["level"] for row in stored(run, "problems"))
+    assert levels == {"1": 43, "2": 90, "3": 105, "4": 128, "5": 134}
+    assert len({row["subject"] for row in stored(run, "problems")} - {None}) == 7
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -54,6 +54,33 @@ def test_math_row(tmp_path: Path) -> None:
     assert given_["answer"] == "\\frac{\\sqrt{2}}{2}"
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"level": 5, "subject": "Algebra"}, {"level": "5", "subject": "Algebra"}),
+        ({"level": "Level 3", "type": "Counting & Probability"}, {"level": "3", "subject": "Counting & Probability"}),
+        ({"level": "Level ?", "type": ""}, {}),
+        ({"level": None, "subject": ["Algebra"]}, {}),
+    ],
+)
+def test_levels_and_subjects_of_math(tmp_path: Path, columns: dict[str, Any], expected: dict[str, str]) -> None:
+    (row,) = math.load(jsonl(tmp_path / "a.jsonl", {**CIRCLE, **columns}), "test", None, 0)
+    assert {name: row[name] for name in ("level", "subject") if name in row} == expected
+
+
+def test_table_with_categories(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"question": "1+1?", "answer": 2, "grade": 1, "topic": None})
+    (row,) = table.load(path, "test", None, 0, categories=["grade", "topic"])
+    assert (row["grade"], row["topic"]) == ("1", None)
+    for categories, words in (
+        (["age"], "no column 'age'"),
+        (["answer"], "column of every problem"),
+        ("grade", "no list"),
+    ):
+        with pytest.raises(UserError, match=words):
+            list(table.load(path, "test", None, 0, categories=categories))
+
+
 def test_table_with_a_column_map(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "mine.jsonl", {"q": "1+1?", "a": 2, "key": "x7", "why": "count"})
     columns = {"question": "q", "answer": "a", "id": "key", "solution": "why"}

@@ -9,6 +9,7 @@ import pytest
 from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.problems.stage import key, problems
+from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.run import Run
 
 TABLE = "minos_ray.problems.table:load"
@@ -43,6 +44,15 @@ def test_both_splits_with_counts(tmp_path: Path) -> None:
         ("train", "c?"),
     ]
     assert problems(made, run) == manifest
+
+
+def test_categories_of_one_split_are_a_column_of_both(tmp_path: Path) -> None:
+    made = config(tmp_path, rows("a?"), [{**row, "grade": k} for k, row in enumerate(rows("b?", "c?"))])
+    made.problems.test.options["categories"] = ["grade"]
+    problems(made, Run(made.run))
+    stored = Run(made.run).artefact("problems").read()
+    assert stored.column_names == [*SCHEMAS["problems"].names, "grade"]
+    assert {row["question"]: row["grade"] for row in stored.to_pylist()} == {"a?": None, "b?": "0", "c?": "1"}
 
 
 def test_questions_are_the_same_up_to_case_and_punctuation_but_not_numbers() -> None:

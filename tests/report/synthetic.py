@@ -72,6 +72,8 @@ def problem(i: int, split: str) -> dict[str, Any]:
         "question": f"{question} {HOSTILE}" if i % 20 == 0 else question,
         "answer": str(GOLD + i),
         "solution": None,
+        "level": str(1 + i % 3),
+        "subject": ("Algebra", "Counting & Probability")[i % 2],
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from minos_ray.config.resources import Workers
+from minos_ray.config.resources import Observe, Workers
 from minos_ray.config.schema import Config, Model
 from minos_ray.config.training import Lora
 from minos_ray.store.model_files import load_tokenizer
@@ -55,6 +55,7 @@ WITH_LANGUAGE = {"language": 512, "language-accumulated": 128}  # tokens of a pa
 # Four epochs of some 240 rows: 124 steps.
 LONG = {"batch_rows": 8, "epochs": 4.0, "eval_every": 20, "lr": 2e-3}
 ADAPTER = {"rank": 4, "alpha": 8}
+TRACKER = "tests.training.test_tracker:recording"
 KILLED = (0, 3)  # ZeRO stages of the trainings with LoRA of which a worker is killed
 
 
@@ -184,7 +185,22 @@ def long_ones(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
     yield changed(trained.run, likes["orm"], "best", section=rising, zero=3, save_every=1000)
 
 
-PLANS = {"test_invariants": layouts, "test_artefacts": artefacts, "test_lora": adapters, "test_resume": long_ones}
+def tracked(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
+    """One whose tracker kills the worker at step 12, and one whose tracker fails; see `tests.training.test_tracker`."""
+    run, section = trained.run, LONG | {"epochs": 1.0}
+    for name, options in {"tracked": {"bad": [3, 4]}, "killed-tracked": {"kill_at": 12}}.items():
+        job = changed(run, likes["orm"], name, section=section, workers=1, save_every=5)
+        observe = Observe(tracker=TRACKER, options={"path": f"{trained.folder}/{name}.jsonl", **options})
+        yield job.model_copy(update={"observe": observe})
+
+
+PLANS = {
+    "test_invariants": layouts,
+    "test_artefacts": artefacts,
+    "test_lora": adapters,
+    "test_resume": long_ones,
+    "test_tracker": tracked,
+}
 
 
 def kill_each(run: Run, names: Iterable[str], step: int, checkpointed: dict[str, list[str]]) -> None:
