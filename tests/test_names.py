@@ -14,8 +14,13 @@ VAGUE = re.compile(
 )
 # The largest fraction of assigned names that may be vague: 3 in 1,000 (`left` and `right` are such names).
 VAGUE_FRACTION = 0.003
+# Whose uses of a function count, and how configs name one.
+FOLDERS = ("minos_ray", "tests", "benchmarks", "jobs")
+DOTTED = re.compile(r"\b(minos_ray[\w.]*):(\w+)")
 # Lines of a function, its docstring included.
 LONGEST = 80
+# Lines of a body, its docstring not counted, that are read where they are used when only one function uses them.
+ONE_USE = 3
 # Functions that raise are named `require_*` or `check_*`, never by one of these.
 OTHER_VERBS = re.compile(r"_*(refuse\w*|told|said|stated)")
 
@@ -40,6 +45,50 @@ def test_functions_are_short_enough_to_read() -> None:
 def test_functions_that_raise_are_named_require_or_check() -> None:
     others = [f"{file}:{f.lineno} {f.name}" for file, f in functions() if OTHER_VERBS.fullmatch(f.name)]
     assert not others, "\n".join(["name what raises `require_*` or `check_*`:", *others])
+
+
+def test_what_is_used_once_and_is_short_stands_where_it_is_used() -> None:
+    """A module's function of three lines or fewer whose only use is one call in the same module is no function.
+
+    It stays when something else needs its name: another module or a test, a decorator, a config or table of dotted
+    names (`minos_ray.steps.split:lines`), code that it is handed to (`key=length`, `map(length, rows)`), or itself.
+    """
+    elsewhere, helpers = named_elsewhere(), []
+    for file, tree in trees():
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for f in tree.body:
+            if not isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) or f.decorator_list:
+                continue
+            body = f.body[ast.get_docstring(f) is not None :] or f.body
+            uses = [node for node in names if node.id == f.name]
+            recursive = any(f.lineno <= node.lineno <= (f.end_lineno or 0) for node in uses)
+            short = (body[-1].end_lineno or 0) - body[0].lineno < ONE_USE
+            module = file.removesuffix(".py").replace("/", ".")
+            if short and len(uses) == 1 and id(uses[0]) in called and not recursive:
+                helpers += [] if (module, f.name) in elsewhere else [f"{file}:{f.lineno} {f.name}"]
+    assert not helpers, "\n".join(["used once and short enough to stand there:", *helpers])
+
+
+def named_elsewhere() -> set[tuple[str, str]]:
+    """(module, name) of what other modules of the package, tests, benchmarks and jobs use, and of dotted names."""
+    uses: set[tuple[str, str]] = set()
+    for path in (path for folder in FOLDERS for path in (ROOT.parent / folder).rglob("*.py")):
+        modules: dict[str, str] = {}
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom):
+                uses |= {(node.module or "", alias.name) for alias in node.names}
+                modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                modules |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        for node in nodes:
+            if isinstance(node, ast.Attribute):
+                module = ast.unparse(node.value)
+                uses.add((modules.get(module, module), node.attr))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                uses |= set(DOTTED.findall(node.value))
+    return uses | {pair for path in ROOT.rglob("*.yaml") for pair in DOTTED.findall(path.read_text())}
 
 
 @cache

@@ -1,99 +1,31 @@
-"""Reading a solution: which numbers a step shows, and which calculations, by its text or by GSM8K's annotations.
+"""Reading a right solution: the numbers and calculations of each step, by its text or by GSM8K's annotations.
 
 An annotation `<<48/2=24>>` stands right before the result. Steps are kept without annotations, as they are trained on.
 """
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
-from minos_ray.grading.numbers import CURRENCY, DIGITS, MAX_DIGITS
+from minos_ray.grading.numbers import CURRENCY, DIGITS, MAX_DIGITS, first_number, simplify
 
 Token = Fraction | str
 """A number, one of `+ - * /`, or a parenthesis."""
 
-OPERATORS = ("+", "-", "*", "/")
+OPERATIONS: dict[Token, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+BINDING: dict[Token, int] = {"+": 1, "-": 1, "*": 2, "/": 2}
+SIGN_BINDS = 3
 MOST_TOKENS, MOST_DIGITS = 60, 30
 _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(%?)|([-+*/()]))")
-
-
-def read_expression(text: str) -> tuple[Token, ...] | None:
-    """The tokens of `0.2*(50+10)`, a percentage as `(20/100)`; None for anything that is not such an expression."""
-    read_tokens: list[Token] = []
-    end = 0
-    while end < len(text.rstrip()):
-        match = _TOKEN.match(text, end)
-        if not match or len(match[0]) > MOST_DIGITS:
-            return None
-        if match[2]:
-            read_tokens += percentage(Fraction(match[1]))
-        else:
-            read_tokens.append(Fraction(match[1]) if match[1] else match[3])
-        end = match.end()
-    return tuple(read_tokens) if evaluate(read_tokens) is not None else None
-
-
-def percentage(value: Fraction) -> list[Token]:
-    """20 % as `(20/100)`."""
-    return ["(", value, "/", Fraction(100), ")"]
-
-
-def evaluate(tokens: Sequence[Token]) -> Fraction | None:
-    """The exact value; None when the tokens are no expression, or divide by zero."""
-    if not 0 < len(tokens) <= MOST_TOKENS:
-        return None
-    try:
-        value, end = _sum(tokens, 0)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return value if end == len(tokens) else None
-
-
-def _sum(tokens: Sequence[Token], position: int) -> tuple[Fraction, int]:
-    value, position = _product(tokens, position)
-    while position < len(tokens) and tokens[position] in ("+", "-"):
-        right, end = _product(tokens, position + 1)
-        value, position = (value + right if tokens[position] == "+" else value - right), end
-    return value, position
-
-
-def _product(tokens: Sequence[Token], position: int) -> tuple[Fraction, int]:
-    value, position = _factor(tokens, position)
-    while position < len(tokens) and tokens[position] in ("*", "/"):
-        right, end = _factor(tokens, position + 1)
-        value, position = (value * right if tokens[position] == "*" else value / right), end
-    return value, position
-
-
-def _factor(tokens: Sequence[Token], at: int) -> tuple[Fraction, int]:
-    """A number, a parenthesis, or either with a sign; ValueError when there is none."""
-    token = tokens[at] if at < len(tokens) else ""
-    if isinstance(token, Fraction):
-        return token, at + 1
-    if token in ("-", "+"):
-        value, end = _factor(tokens, at + 1)
-        return (-value if token == "-" else value), end
-    if token != "(":
-        raise ValueError("no number")
-    value, end = _sum(tokens, at + 1)
-    if end >= len(tokens) or tokens[end] != ")":
-        raise ValueError("no closing parenthesis")
-    return value, end + 1
-
-
-def operands(tokens: Sequence[Token]) -> list[Fraction]:
-    """The numbers of an expression, in order."""
-    return [token for token in tokens if isinstance(token, Fraction)]
-
-
-def operators(tokens: Sequence[Token]) -> list[int]:
-    """Where the operators stand between two operands; signs of numbers are none."""
-    after = [k for k in range(1, len(tokens)) if isinstance(tokens[k - 1], Fraction) or tokens[k - 1] == ")"]
-    return [k for k in after if tokens[k] in OPERATORS]
-
-
 ANNOTATION = re.compile(r"<<([^<>]*)>>")
 PREFIX = re.compile(r"\s*Step\s+[0-9]+\s*[:.]\s*")
 PIECE = re.compile(
@@ -106,9 +38,101 @@ PIECE = re.compile(
     r"|(?P<operator>[-+*/\u00d7\u00f7\u2212\u2013\u00b7])"
     r"|(?P<equals>=)|(?P<open>\()|(?P<close>\))|(?P<other>\S)"
 )
-SIGNS = {"x": "*", "X": "*", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-"}
+SIGNS = {"x": "*", "X": "*", "of": "*", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-"}
 VARIABLE = re.compile(r"[A-Za-z](?![A-Za-z])(?!\s*[$(.0-9])")  # 3x - 5
 UNIT_WORDS = 3  # at most so many words between a number and what is done with it: `12 red clips + 5`
+SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+# Words that are numbers; a step that has one in place of digits cannot be changed consistently.
+NUMBER_WORDS = {word: Fraction(value) for value, word in enumerate(SMALL)} | {w: Fraction(n) for w, n in TENS.items()}
+# The numbers that other words may stand for.
+MEANT = {
+    word: numbers
+    for words, numbers in {
+        "half halve halves halved": (2, 0.5),
+        "twice double doubles doubled both pair couple average other": (2, 0.5),
+        "thrice triple triples tripled third thirds": (3,),
+        "quarter quarters fourth quadruple": (4, 0.25, 0.75),
+        "fifth fifths": (5, 0.2),
+        "dozen dozens year years month months yearly": (12, 52, 365, 30),
+        "foot feet inch inches noon midnight yard yards": (12, 3, 36),
+        "week weeks weekly day days daily": (7, 24, 5, 30, 365),
+        "hour hours hourly minute minutes second seconds": (60, 24, 3600),
+        "cent cents percent percentage dollar dollars $ %": (100,),
+        "dime dimes": (10, 0.1),
+        "nickel nickels": (5, 20),
+        "century hundred hundreds": (100,),
+        "thousand thousands kilogram kilograms kg km kilometers liter": (1000,),
+        "square rectangle rectangular": (4, 2),
+        "pound pounds ounce ounces": (16,),
+    }.items()
+    for word in words.split()
+}
+
+
+class Refused(Exception):
+    """A solution, or an error in it, cannot be used; the message is the reason, the same for all alike."""
+
+
+def read_expression(text: str) -> tuple[Token, ...] | None:
+    """The tokens of `0.2*(50+10)`, a percentage as `(20/100)`; None for anything that is not such an expression."""
+    tokens: list[Token] = []
+    end = 0
+    while end < len(text.rstrip()):
+        match = _TOKEN.match(text, end)
+        if not match or len(match[0]) > MOST_DIGITS:
+            return None
+        number, percent, sign = match.groups()
+        tokens += percentage(Fraction(number)) if percent else [Fraction(number) if number else sign]
+        end = match.end()
+    return tuple(tokens) if evaluate(tokens) is not None else None
+
+
+def percentage(value: Fraction) -> list[Token]:
+    """20 % as `(20/100)`."""
+    return ["(", value, "/", Fraction(100), ")"]
+
+
+def evaluate(tokens: Sequence[Token]) -> Fraction | None:
+    """The exact value; None when the tokens are no expression, or divide by zero."""
+    if not 0 < len(tokens) <= MOST_TOKENS:
+        return None
+    ahead = list(reversed(tokens))
+
+    def value(binding: int) -> Fraction:
+        """Reads as far as operators bind more than that (Pratt's parser)."""
+        token = ahead.pop()
+        if isinstance(token, Fraction):
+            left = token
+        elif token in ("-", "+"):
+            left = -value(SIGN_BINDS) if token == "-" else value(SIGN_BINDS)
+        elif token == "(":
+            left = value(0)
+            if ahead.pop() != ")":
+                raise ValueError("no closing parenthesis")
+        else:
+            raise ValueError("no number")
+        while ahead and BINDING.get(ahead[-1], 0) > binding:
+            sign = ahead.pop()
+            left = OPERATIONS[sign](left, value(BINDING[sign]))
+        return left
+
+    try:
+        result = value(0)
+    except (IndexError, ValueError, ZeroDivisionError):
+        return None
+    return None if ahead else result
+
+
+def operands(tokens: Sequence[Token]) -> list[Fraction]:
+    """The numbers of an expression, in order."""
+    return [token for token in tokens if isinstance(token, Fraction)]
+
+
+def operators(tokens: Sequence[Token]) -> list[int]:
+    """Where the operators stand between two operands; signs of numbers are none."""
+    after = [k for k in range(1, len(tokens)) if isinstance(tokens[k - 1], Fraction) or tokens[k - 1] == ")"]
+    return [k for k in after if tokens[k] in OPERATIONS]
 
 
 @dataclass(frozen=True)
@@ -154,10 +178,85 @@ class Step:
     calculations: tuple[Calculation, ...]
     unread: int
 
-    @property
+    @cached_property
     def numbers(self) -> list[Piece]:
         """The numbers that the text shows; ordinals are none."""
         return [piece for piece in self.pieces if piece.value is not None]
+
+    @cached_property
+    def values(self) -> frozenset[Fraction]:
+        """All numbers: shown, computed with, or computed."""
+        shown = {piece.value for piece in self.pieces if piece.value is not None}
+        return frozenset(shown.union(*(operands(calculation.tokens) for calculation in self.calculations)))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A right solution whose calculations hold. The last step is the line with the answer, `answer` its number.
+
+    `asked` are the numbers in the question's digits, `given` all that an operand may be without a calculation.
+    """
+
+    source_id: str
+    problem_id: str
+    question: str
+    steps: tuple[Step, ...]
+    asked: frozenset[Fraction]
+    given: frozenset[Fraction]
+    answer: Piece
+
+    @property
+    def texts(self) -> list[str]:
+        """The steps as they are trained on, each with its `Step k:` if it has one."""
+        return [f"{step.prefix} {step.text}" if step.prefix else step.text for step in self.steps]
+
+    @property
+    def calculations(self) -> list[tuple[int, Calculation]]:
+        """Every calculation with the index of its step."""
+        return [(k, calculation) for k, step in enumerate(self.steps) for calculation in step.calculations]
+
+
+def read_solution(source_id: str, problem_id: str, question: str, gold: str, steps: Sequence[str]) -> Solution:
+    """The solution; Refused when it has no readable calculation, or one that does not hold, or another answer."""
+    if len(steps) < 2:
+        raise Refused("no steps")
+    read = tuple(read_step(step) for step in steps)
+    calculations = [calculation for step in read[:-1] for calculation in step.calculations]
+    if not calculations:
+        raise Refused("no readable calculation")
+    plain = [c for step in read for c in read_step(step.text).calculations]  # the text may contradict its annotation
+    if not all(calculation.rounded for calculation in calculations + plain):
+        raise Refused("a calculation does not hold")
+    if read[-1].calculations or len(read[-1].numbers) != 1:
+        raise Refused("no line with the answer alone")
+    answer = read[-1].numbers[0]
+    if answer.value != first_number(simplify(gold)):
+        raise Refused("the answer is not the gold answer")
+    if calculations[-1].result != answer.value:
+        raise Refused("the last calculation does not give the answer")
+    asked = frozenset(piece.value for piece in pieces_of(question) if piece.value is not None)
+    return Solution(source_id, problem_id, question, read, asked, frozenset(given_numbers(question)), answer)
+
+
+def given_numbers(question: str) -> Iterator[Fraction]:
+    """Every value that an operand can take from the question without a calculation worth a step."""
+    pieces = pieces_of(question)
+    words = {match[0].lower() for match in PIECE.finditer(question) if match["word"] or match["currency"]}
+    yield Fraction(1)
+    for piece in pieces:
+        if piece.value is not None:
+            yield piece.value
+        if piece.value is not None and piece.percent:  # 20 % may become 20, 80, 120, 0.2, 0.8, 1.2
+            words.add("%")
+            for value in (piece.value, 100 - piece.value, 100 + piece.value):
+                yield from (value, value / 100)
+    for numerator, sign, denominator in zip(pieces, pieces[1:], pieces[2:], strict=False):
+        if sign.text == "/" and numerator.value is not None and denominator.value:
+            fraction = numerator.value / denominator.value  # `3/4`, and what it leaves
+            yield from (fraction, 1 - fraction, denominator.value - numerator.value)
+    for word in words:
+        yield from (NUMBER_WORDS[part] for part in word.split("-") if part in NUMBER_WORDS)
+        yield from map(Fraction, MEANT.get(word.split("-")[0], ()))
 
 
 def read_step(raw: str) -> Step:
@@ -184,8 +283,7 @@ def read_step(raw: str) -> Step:
 def without_annotations(raw: str) -> tuple[str, dict[int, str]]:
     """The text, and each annotation by the place of the number that follows it."""
     notes: dict[int, str] = {}
-    text = ""
-    end = 0
+    text, end = "", 0
     for match in ANNOTATION.finditer(raw):
         text += raw[end : match.start()]
         gap = re.match(rf"\s*{CURRENCY}?\s*", raw[match.end() :])
@@ -198,21 +296,21 @@ def pieces_of(text: str) -> tuple[Piece, ...]:
     """The text cut into numbers, signs and words."""
     pieces = []
     for match in PIECE.finditer(text):
-        kind = match.lastgroup if match.lastgroup != "percent" else "number"
+        kind, (start, end), value = match.lastgroup or "other", match.span(), None
+        if number := match["number"]:
+            kind, end = "number", match.end("number")
+            if len(number) <= MAX_DIGITS:
+                value = Fraction(number.replace(",", ""))
+                kind = "variable" if VARIABLE.match(text, end) else kind
         kind = "operator" if kind == "times" else kind
-        end = match.end("number") if kind == "number" else match.end()
-        long = kind == "number" and end - match.start() > MAX_DIGITS
-        value = Fraction(match["number"].replace(",", "")) if kind == "number" and not long else None
-        kind = "variable" if value is not None and VARIABLE.match(text, end) else kind
-        text_shown = text[match.start() : end]
-        pieces.append(Piece(kind or "other", text_shown, match.start(), end, value, match["percent"] is not None))
+        pieces.append(Piece(kind, text[start:end], start, end, value, match["percent"] is not None))
     return tuple(pieces)
 
 
 def left_of(pieces: Sequence[Piece], equals: int) -> list[Piece] | Literal[False] | None:
     """The pieces of the expression that ends at an `=`; False when no calculation stands there (`total = 5`), None
     when one does that cannot be read (`x + 3 = 5`)."""
-    operands: list[Piece] = []
+    expression: list[Piece] = []
     position = equals - 1
     while True:
         words = 0
@@ -220,56 +318,46 @@ def left_of(pieces: Sequence[Piece], equals: int) -> list[Piece] | Literal[False
             position, words = position - 1, words + 1
         operand, position = operand_before(pieces, position)
         if operand is None:
-            return None if operands else False
-        operands[:0] = operand
+            return None if expression else False
+        expression[:0] = operand
         position -= position >= 0 and pieces[position].kind == "currency"
-        sign = operator_at(pieces, position)
-        if sign is None:
-            beside = position >= 0 and pieces[position].kind in ("number", "variable", "close")  # 2 1/2, 8(26)
-            return None if beside else operands if len(operands) > 1 else False
-        operands[:0] = [sign]
+        before = pieces[position] if position >= 0 else None
+        # `of` multiplies after a percentage or a fraction.
+        part = position > 0 and (pieces[position - 1].percent or (position > 1 and pieces[position - 2].text == "/"))
+        if before is None or not (before.kind == "operator" or (before.text == "of" and part)):
+            beside = before is not None and before.kind in ("number", "variable", "close")  # 2 1/2, 8(26)
+            return None if beside else expression if len(expression) > 1 else False
+        expression[:0] = [before]
         position -= 1
 
 
 def operand_before(pieces: Sequence[Piece], position: int) -> tuple[list[Piece] | None, int]:
-    """The number or parenthesis that ends at `at`, and the place before it."""
+    """The number or parenthesis that ends at a position, and the position before it."""
     if position >= 0 and pieces[position].kind == "number" and pieces[position].value is not None:
         return [pieces[position]], position - 1
     if position < 0 or pieces[position].kind != "close":
         return None, position
-    inside = [pieces[position]]
-    depth = 1
+    inside, depth = [pieces[position]], 1
     while depth and position > 0:
         position -= 1
-        depth += {"close": 1, "open": -1}.get(pieces[position].kind, 0)
-        if pieces[position].kind in ("equals", "other", "variable"):
+        kind = pieces[position].kind
+        depth += {"close": 1, "open": -1}.get(kind, 0)
+        if kind in ("equals", "other", "variable"):
             return None, position
-        if pieces[position].kind not in ("word", "unit", "currency", "ordinal"):
+        if kind not in ("word", "unit", "currency", "ordinal"):
             inside.insert(0, pieces[position])
     return (inside, position - 1) if not depth else (None, position)
 
 
-def operator_at(pieces: Sequence[Piece], at: int) -> Piece | None:
-    """The operator at a place; `of` after a percentage or fraction multiplies."""
-    if at < 0 or pieces[at].kind == "operator":
-        return pieces[at] if at >= 0 else None
-    part = at > 0 and (pieces[at - 1].percent or (at > 1 and pieces[at - 2].text == "/"))
-    return pieces[at] if pieces[at].text == "of" and part else None
-
-
 def result_after(pieces: Sequence[Piece], equals: int) -> Piece | None:
     """The number after an `=`; None when another calculation stands there."""
-    position = equals + 1
-    position += position < len(pieces) and pieces[position].kind == "currency"
-    if position >= len(pieces) or pieces[position].kind != "number":
+    following = pieces[equals + 1 : equals + 5]
+    following = following[1:] if following and following[0].kind == "currency" else following[:3]
+    if not following or following[0].kind != "number":
         return None
-    goes_on = [piece.kind for piece in pieces[position + 1 : position + 3]]
-    continues = goes_on[:1] == ["open"] or goes_on in (
-        ["operator", "number"],
-        ["operator", "currency"],
-        ["operator", "open"],
-    )
-    return None if continues else pieces[position]
+    kinds = [piece.kind for piece in following[1:]]
+    continues = kinds[:1] == ["open"] or kinds in ([["operator", kind] for kind in ("number", "currency", "open")])
+    return None if continues else following[0]
 
 
 def calculation(computed: Sequence[Piece], shown: Piece, annotation: str | None) -> Calculation | None:
@@ -295,12 +383,11 @@ def tokens_of(computed: Sequence[Piece], share: bool) -> tuple[tuple[Token, ...]
     tokens: list[Token] = []
     places: list[Piece | None] = []
     for piece in computed:
-        sign = SIGNS.get(piece.text, "*" if piece.text == "of" else piece.text)
         if piece.percent and share and piece.value is not None:
             tokens += percentage(piece.value)
             places += [None, piece, None, None, None]
         else:
-            tokens.append(sign if piece.value is None else piece.value)
+            tokens.append(SIGNS.get(piece.text, piece.text) if piece.value is None else piece.value)
             places.append(piece)
     return tuple(tokens), tuple(places)
 

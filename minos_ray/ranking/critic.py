@@ -74,11 +74,12 @@ def named_as_options() -> Generator[None]:
     try:
         yield
     except (UserError, WorkStopped) as error:
-        raise type(error)(KEYS.sub(lambda key: option(key[1] or key[2] or "model"), str(error))) from error
+        raise type(error)(KEYS.sub(option, str(error))) from error
 
 
-def option(key: str) -> str:
+def option(match: re.Match[str]) -> str:
     """How a key of the critic is given on the command line."""
+    key = match[1] or match[2] or "model"
     if key == "model":
         return "--critic"
     return f"--{key.replace('_', '-')}" if key in CRITIC_OPTIONS else f"--set {key}"

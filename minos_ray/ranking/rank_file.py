@@ -69,7 +69,10 @@ def rank_file(file: str, out: str, task: "Task | CriticTask", group: str | None 
         for path in (aside, staged):
             with suppress(FileNotFoundError):
                 os.unlink(path)
-    counts = counts_of(added)
+    with_score = added.num_rows - added["score"].null_count
+    counts = {"rows": added.num_rows, "scored": with_score, "refused": added["score"].null_count}
+    if "rank" in added.column_names:  # groups, by their best solution
+        counts["groups"] = added["rank"].to_pylist().count(1)
     say(out, task, counts, outcomes, time.monotonic() - start)
     return counts
 
@@ -184,13 +187,6 @@ def write(rows: Rows, added: pa.Table, aside: str) -> None:
     with pq.ParquetWriter(aside, schema) as writer:
         for block in beside(rows.blocks(), iter([added]), names):
             writer.write_table(block.cast(schema))
-
-
-def counts_of(added: pa.Table) -> dict[str, int]:
-    """Rows with a score and without one; with groups also how many there are, by their best solution."""
-    scored = added.num_rows - added["score"].null_count
-    counts = {"rows": added.num_rows, "scored": scored, "refused": added["score"].null_count}
-    return counts | ({"groups": added["rank"].to_pylist().count(1)} if "rank" in added.column_names else {})
 
 
 def say(out: str, task: "Task | CriticTask", counts: dict[str, int], outcomes: Counter[str], seconds: float) -> None:

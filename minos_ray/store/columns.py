@@ -158,13 +158,8 @@ def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         keys = dict.fromkeys(key for row in rows for key in row if key not in schema.names)
         categories = [key for key in keys if all(isinstance(row.get(key), str | int | None) for row in rows)]
         schema = pa.schema([*schema, *((key, pa.string()) for key in categories)])
-        rows = [{**row, **{key: text_or_null(row.get(key)) for key in categories}} for row in rows]
+        rows = [{**row, **{key: None if row.get(key) is None else str(row[key]) for key in categories}} for row in rows]
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def text_or_null(value: str | int | None) -> str | None:
-    """A category as it is stored."""
-    return None if value is None else str(value)
 
 
 def validate(name: str, rows: pa.Table) -> pa.Table:

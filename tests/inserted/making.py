@@ -5,8 +5,7 @@ from fractions import Fraction
 
 from minos_ray.inserted.errors import Made, Mistake, mistaken, misuse, stray
 from minos_ray.inserted.notes import Remark
-from minos_ray.inserted.reading import Token
-from minos_ray.inserted.solution import Refused, Solution
+from minos_ray.inserted.reading import Refused, Solution, Token
 
 
 def miscalculate(solution: Solution, at: int, wrong: int) -> Made:
@@ -20,7 +19,7 @@ def misuse_at(solution: Solution, at: int, token: int, new: Token) -> Made | Non
     """Step `at` with one token replaced; None when the result could not stand there."""
     [found] = solution.steps[at].calculations
     try:
-        return mistaken(solution, at, found, misuse(solution, found, token, new))
+        return mistaken(solution, at, found, misuse(found, token, new))
     except Refused:
         return None
 

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 
 from minos_ray.grading.numbers import MAX_DIGITS
 from minos_ray.inserted.notes import equation
-from minos_ray.inserted.reading import evaluate, operators, read_expression, read_step
-from minos_ray.inserted.solution import Refused, given_numbers, read_solution
+from minos_ray.inserted.reading import (
+    Refused,
+    evaluate,
+    given_numbers,
+    operators,
+    read_expression,
+    read_solution,
+    read_step,
+)
 from tests.inserted.gsm8k_cases import SAMPLES, SHARED, solution
 
 TREES = st.recursive(
