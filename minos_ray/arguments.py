@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add_grade(commands.add_parser("grade", help="grade a file of answers"))
     add_rank(commands.add_parser("rank", help="score the solutions in a file with a verifier and rank them"))
     add_import(commands.add_parser("import", help="bring foreign data in as artefacts"))
-    add_export(commands.add_parser("export", help="write artefacts in others' formats"))
+    add_export(commands.add_parser("export", help="write artefacts and models in others' formats, or to the hub"))
     return top
 
 
@@ -105,6 +105,8 @@ def add_import(command: argparse.ArgumentParser) -> None:
 def add_export(command: argparse.ArgumentParser) -> None:
     """Arguments of `minos export`."""
     command.add_argument("format", metavar="FORMAT", help=", ".join(exports.FORMATS))
-    command.add_argument("run", metavar="RUN")
-    command.add_argument("out", metavar="OUT", help="a .jsonl, .jsonl.gz or .parquet file; huggingface: a new folder")
+    command.add_argument("run", metavar="RUN", help="a run directory; hub: also the folder of a model")
+    command.add_argument(
+        "out", metavar="OUT", help="a .jsonl, .jsonl.gz or .parquet file; hub, huggingface: a new folder"
+    )
     command.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")

@@ -1,4 +1,4 @@
-"""Artefacts of a run in others' formats: `minos export FORMAT RUN OUT [option=value ...]`."""
+"""Artefacts and models of a run in others' formats: `minos export FORMAT RUN OUT [option=value ...]`."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 # format -> function (run, out, *, options) -> what was written
 FORMATS = {
     "huggingface": "minos_ray.exports.huggingface:export_huggingface",
+    "hub": "minos_ray.exports.hub:export_hub",
     "math-shepherd": "minos_ray.exports.verifiers:export_shepherd",
     "orm": "minos_ray.exports.verifiers:export_orm",
     "trl-prompt-completion": "minos_ray.exports.critic:export_prompt_completion",

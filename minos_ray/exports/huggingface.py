@@ -12,9 +12,10 @@ import yaml
 
 from minos_ray import __version__
 from minos_ray.errors import UserError
-from minos_ray.exports.write import Exported, aside
+from minos_ray.exports.upload import create_repo, upload_folder
+from minos_ray.exports.write import Exported, aside, require_new_folder
 from minos_ray.problems.split import read_problems
-from minos_ray.store.run import Manifest, Run, open_path
+from minos_ray.store.run import Manifest, Run
 
 ARTEFACTS = ("problems", "candidates", "labels", "critiques", "inserted")
 SCORES = "scores"
@@ -31,32 +32,40 @@ class Config(NamedTuple):
 
 
 def export_huggingface(
-    run: Run, out: str, *, split: Literal["train", "test", "all"] = "all", shard_rows: int = 100_000
+    run: Run,
+    out: str,
+    *,
+    split: Literal["train", "test", "all"] = "all",
+    shard_rows: int = 100_000,
+    license: str | None = None,
+    upload: str | None = None,
+    private: bool = True,
+    update: bool = False,
 ) -> Exported:
     """Problems, candidates, labels, critiques, inserted errors and scores, as far as the run has them complete.
 
-    A row goes where its problem is; `shard_rows` is the size of a file. `load_dataset(OUT, "labels")` reads it.
+    A row goes where its problem is; `shard_rows` is the size of a file. `load_dataset(OUT, "labels")` reads it, and
+    with `upload=NAMESPACE/NAME` it is a data set of the hub.
     """
     if shard_rows < 1:
         raise UserError(f"export huggingface: shard_rows = {shard_rows} is less than 1")
-    if "://" in out:
-        raise UserError(f"export huggingface: '{out}' is no local folder; a store cannot rename one")
-    fs, target = open_path(out.rstrip("/"))
-    if fs.get_file_info(target).type != pafs.FileType.NotFound:
-        raise UserError(f"export huggingface: '{out}' exists; remove it or name another folder")
+    require_new_folder("export huggingface", out)
     names, dropped = present(run), Counter[str]()
     problems = read_problems(run, None if split == "all" else split, ["problem_id", "split"])
     configs = [config(run, name, problems, dropped) for name in names]
     configs = [part for part in configs if part.tables]
     if not configs:
         raise UserError(f"export huggingface: '{run.path}' has no rows of split {split}")
+    if upload is not None:
+        create_repo(upload, "dataset", private, update)
     with aside(out) as (fs, path):
         for part in configs:
             write_shards(fs, f"{path}/{folder(part.name)}", part.tables, shard_rows)
         with fs.open_output_stream(f"{path}/README.md") as stream:
-            stream.write(card(configs).encode())
+            stream.write(card(configs, license).encode())
     counts = {folder(part.name): sum(map(len, part.tables.values())) for part in configs}
-    return Exported(out, counts, {reason: rows for reason, rows in dropped.items() if rows})
+    where = f"{out}, {upload_folder(out, upload, 'dataset')}" if upload else out
+    return Exported(where, counts, {reason: rows for reason, rows in dropped.items() if rows})
 
 
 def present(run: Run) -> list[str]:
@@ -104,11 +113,11 @@ def write_shards(fs: pafs.FileSystem, path: str, tables: dict[str, pa.Table], sh
                 pq.write_table(table.slice(number * shard_rows, shard_rows), stream, compression="zstd")
 
 
-def card(configs: list[Config]) -> str:
+def card(configs: list[Config], license: str | None = None) -> str:
     """README.md: the head that `load_dataset` reads, then rows, origin and what was left out when they were made."""
-    head = yaml.safe_dump(
-        {"tags": TAGS, "configs": [entry(part) for part in configs]}, sort_keys=False, allow_unicode=True
-    )
+    terms = {"license": license} if license else {}
+    values = {**terms, "tags": TAGS, "configs": [entry(part) for part in configs]}
+    head = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     table = ["| configuration | rows | made by | left out when it was made |", "|---|---|---|---|"]
     for name, manifest, tables in configs:
         sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in tables.items())

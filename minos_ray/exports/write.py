@@ -107,6 +107,15 @@ def write_parquet(fs: pafs.FileSystem, path: str, schema: pa.Schema, rows: Itera
     return written
 
 
+def require_new_folder(where: str, out: str) -> None:
+    """UserError unless `out` is a local folder that does not exist yet."""
+    if "://" in out:
+        raise UserError(f"{where}: '{out}' is no local folder; a store cannot rename one")
+    fs, target = open_path(out.rstrip("/"))
+    if fs.get_file_info(target).type != pafs.FileType.NotFound:
+        raise UserError(f"{where}: '{out}' exists; remove it or name another folder")
+
+
 @contextmanager
 def aside(out: str) -> Generator[tuple[pafs.FileSystem, str]]:
     """A path beside `out` that is renamed to it in the end, or removed when the work failed."""

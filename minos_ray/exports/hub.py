@@ -1,0 +1,244 @@
+"""A trained model as a folder for the model hub: its files without paths of this machine, and a full model card."""
+
+import json
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+
+from minos_ray.config.schema import Model
+from minos_ray.errors import UserError
+from minos_ray.evaluation.outcomes import headline_of
+from minos_ray.exports.upload import create_repo, upload_folder
+from minos_ray.exports.write import Exported, aside, require_new_folder
+from minos_ray.store.model_files import TOKENIZERS, is_hub_id, locate
+from minos_ray.store.run import Run
+
+CARD = "README.md"
+# What a model is made of; anything else, such as states of an optimizer, is left out.
+FILES = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZERS),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja"),
+    *("preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*", "adapter/adapter_*"),
+)
+OWN = ("manifest.json", "begun.json", CARD)
+# Data sets by their names in runs, on the hub.
+ON_HUB = {
+    "gsm8k": "openai/gsm8k",
+    "math-shepherd": "peiyi9979/Math-Shepherd",
+    "processbench": "Qwen/ProcessBench",
+}
+METHODS = {"best-of-n": "best of {n}", "weighted-vote": "weighted vote of {n}"}
+MEASURES = {"accuracy": "accuracy", "f1": "F1", "auc": "AUC"}
+
+
+class Source(NamedTuple):
+    """A model: the run that it is in (or the folder around it), the artefact, its name."""
+
+    run: Run
+    artefact: str
+    name: str
+
+
+class Base(NamedTuple):
+    """The model that training began with: as the manifests name it, and its id on the hub."""
+
+    model: str | None
+    hub_id: str | None
+
+
+def export_hub(
+    run: Run,
+    out: str,
+    *,
+    model: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    base_model: str | None = None,
+    datasets: str | list[str] | None = None,
+    upload: str | None = None,
+    private: bool = True,
+    update: bool = False,
+) -> Exported:
+    """A model of a run (`model=orm-minos`), or the folder of one, ready for `hf upload`, or uploaded as NAMESPACE/NAME.
+
+    The licence is the base model's where its card names one, else it must be given.
+    """
+    require_new_folder("export hub", out)
+    source = source_of(run, model)
+    base = base_of(source, base_model)
+    given = {"license": license, "license_name": license_name, "license_link": license_link}
+    terms = terms_of(source, base, given if license else head_of_base(base, source.run))
+    text = card(source, base, terms, [datasets] if isinstance(datasets, str) else datasets or [])
+    if upload is not None:
+        create_repo(upload, "model", private, update)
+        text = text.replace('steps = "."', f'steps = "{upload}"', 1)
+    sizes = source.run.sizes(source.artefact)
+    chosen = [name for name in sizes if any(fnmatch(name, pattern) for pattern in FILES)]
+    with aside(out) as (fs, path):
+        fs.create_dir(path, recursive=True)
+        for name in chosen:
+            copy(source, name, fs, path, base)
+        with fs.open_output_stream(f"{path}/{CARD}") as stream:
+            stream.write(text.encode())
+    left_out = len(set(sizes) - {*chosen, *OWN})
+    counts = {"files": len(chosen) + 1, "bytes": sum(sizes[name] for name in chosen) + len(text.encode())}
+    where = f"{out}, {upload_folder(out, upload, 'model')}" if upload else out
+    return Exported(where, counts, {"files that are no part of a model": left_out} if left_out else {})
+
+
+def source_of(run: Run, model: str | None) -> Source:
+    """The model that is meant: the folder itself, or one of a run; UserError when there is none, or a choice."""
+    folder, _, name = run.path.rstrip("/").rpartition("/")
+    if run.exists("config.json"):
+        if model is not None:
+            raise UserError(f"export hub: '{run.path}' is a model itself, so model = '{model}' means nothing")
+        parent, _, last = folder.rpartition("/")
+        source = Source(Run(parent), f"models/{name}", name) if last == "models" else Source(Run(folder), name, name)
+    else:
+        names = [name for name in run.folders("models") if run.exists(f"models/{name}/config.json")]
+        if not names:
+            raise UserError(f"export hub: '{run.path}' is neither a model nor a run with one")
+        if (model is None and len(names) > 1) or (model is not None and model not in names):
+            raise UserError(f"export hub: model = {model or '(not given)'}; '{run.path}' has {', '.join(names)}")
+        source = Source(run, f"models/{model or names[0]}", model or names[0])
+    if not source.run.exists(f"{source.artefact}/{CARD}") or source.run.artefact(source.artefact).manifest() is None:
+        raise UserError(f"export hub: '{source.run.at(source.artefact)}' is no complete model of minos_ray")
+    return source
+
+
+def base_of(source: Source, base_model: str | None) -> Base:
+    """What the model was trained from in the end, through other models of the run."""
+    name = source.artefact
+    while (manifest := source.run.artefact(name).manifest()) is not None:
+        start = str(manifest.details.get("start") or "")
+        if not start.startswith("run:"):
+            return Base(start or None, base_model or (start if is_hub_id(start) else None))
+        name = start.removeprefix("run:")
+    return Base(None, base_model)
+
+
+def head_of_base(base: Base, run: Run) -> dict[str, Any]:
+    """The head of the base model's card: in its folder, or on the hub (in the cache, without a network); {} if none."""
+    from huggingface_hub import ModelCard, errors, hf_hub_download
+
+    with suppress(UserError, OSError, ValueError):
+        if base.model and not is_hub_id(base.model):
+            return ModelCard((Path(locate(Model(model=base.model), run)) / CARD).read_text()).data.to_dict()
+    with suppress(errors.HTTPError, errors.HFValidationError, errors.EntryNotFoundError, OSError, ValueError):
+        if base.hub_id:
+            return ModelCard(Path(hf_hub_download(base.hub_id, CARD)).read_text()).data.to_dict()
+    return {}
+
+
+def terms_of(source: Source, base: Base, stated: dict[str, Any]) -> dict[str, str]:
+    """The licence for the head of the card; UserError when nobody states one, or not wholly."""
+    names = ("license", "license_name", "license_link")
+    terms = {name: str(stated[name]) for name in names if stated.get(name)}
+    if "license" not in terms:
+        whose = (
+            f"the card of its base model '{base.hub_id or base.model}' names none" if base.model else "it has no base"
+        )
+        raise UserError(
+            f"export hub: the licence of '{source.name}' is not known ({whose}): give license=apache-2.0, or "
+            "license=other license_name=NAME license_link=URL"
+        )
+    if terms["license"] == "other" and len(terms) < 3:
+        raise UserError("export hub: license = other needs license_name and license_link")
+    return terms
+
+
+def card(source: Source, base: Base, terms: dict[str, str], datasets: list[str]) -> str:
+    """The card that training wrote, with licence, base model, data sets and results of the evaluation in its head."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    text = source.run.read_bytes(f"{source.artefact}/{CARD}").decode()
+    content = ModelCard(without_paths(text, source, base))
+    head: dict[str, Any] = {**content.data.to_dict(), **terms, "base_model": base.hub_id}
+    names = dataset_names(source.run)
+    known = datasets or [ON_HUB[name] for name in names if name in ON_HUB]
+    results = [
+        EvalResult(
+            task_type=str(head.get("pipeline_tag")),
+            dataset_type=(known or names or ["unknown"])[0],
+            dataset_name=", ".join(names) or "unknown",
+            dataset_split="test",
+            metric_type=row.kind,
+            metric_name=row.name,
+            metric_value=round(row.value, 4),
+        )
+        for row in measured(source)
+    ]
+    evaluated: dict[str, Any] = {"model_name": source.name, "eval_results": results} if results else {}
+    content.data = ModelCardData(**head, datasets=known or None, **evaluated)
+    rows = "".join(f"| {row.name} | {row.value:.4f} | {row.interval} |\n" for row in measured(source))
+    table = f"\n## On the test problems\n\n| measure | | 95 % interval |\n|---|---|---|\n{rows}" if rows else ""
+    return f"{content}{table}"
+
+
+class Measure(NamedTuple):
+    """A measure of a model: its kind among the hub's metrics, its name, and its 95 % interval as text."""
+
+    kind: str
+    name: str
+    value: float
+    interval: str
+
+
+def measured(source: Source) -> list[Measure]:
+    """What evaluation.json says of the model; nothing where it was not evaluated."""
+    if not source.artefact.startswith("models/") or not source.run.exists("evaluation.json"):
+        return []
+    content = json.loads(source.run.read_bytes("evaluation.json"))
+    n = headline_of(content["methods"])
+    selection = [
+        Measure(
+            "accuracy",
+            METHODS[row["method"]].format(n=n),
+            row["accuracy"],
+            f"{row['ci_low']:.4f} to {row['ci_high']:.4f}",
+        )
+        for row in content["methods"]
+        if row["method"] in METHODS and (row["verifier"], row["n"]) == (source.name, n)
+    ]
+    judged = [
+        Measure("roc_auc" if key == "auc" else key, f"{label} of its verdicts on solutions", row[key], "")
+        for row in content["meta"]
+        for key, label in MEASURES.items()
+        if (row["verifier"], row["level"]) == (source.name, "outcome") and row[key] is not None
+    ]
+    return selection + judged
+
+
+def dataset_names(run: Run) -> list[str]:
+    """The data sets whose problems are in the run."""
+    if run.artefact("problems").manifest() is None:
+        return []
+    return sorted(set(run.artefact("problems").read(["dataset"])["dataset"].to_pylist()))
+
+
+def copy(source: Source, name: str, fs: pafs.FileSystem, folder: str, base: Base) -> None:
+    """Copies a file of the model; values in its configs that are paths of this machine become names."""
+    start, target = f"{source.run.root}/{source.artefact}/{name}", f"{folder}/{name}"
+    fs.create_dir(str(PurePosixPath(target).parent), recursive=True)
+    if not name.endswith("config.json"):
+        pafs.copy_files(start, target, source_filesystem=source.run.fs, destination_filesystem=fs)
+        return
+
+    def with_names(values: dict[str, Any]) -> dict[str, Any]:
+        paths = {key: PurePosixPath(value) for key, value in values.items() if str(value).startswith("/")}
+        return {**values, **{key: base.hub_id or path.name for key, path in paths.items() if path.name}}
+
+    values = json.loads(source.run.read_bytes(f"{source.artefact}/{name}"), object_hook=with_names)
+    with fs.open_output_stream(target) as stream:
+        stream.write(json.dumps(values, indent=2, ensure_ascii=False).encode())
+
+
+def without_paths(text: str, source: Source, base: Base) -> str:
+    """The text with names in place of the folders of the base model and of the run."""
+    if base.model and not is_hub_id(base.model):
+        text = text.replace(base.model, base.hub_id or PurePosixPath(base.model).name)
+    return text.replace(source.run.root, PurePosixPath(source.run.root).name)
