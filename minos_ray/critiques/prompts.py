@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from minos_ray.steps import encoding
+from minos_ray.steps import encoding, tokens
 from minos_ray.steps.own_text import without_thinking
 
 Messages = list[dict[str, str]]
@@ -98,6 +98,11 @@ def plain(case: Case) -> Messages:
     """The very text after which a stage-1 critic of ours writes; blind. Served behind a template that adds nothing."""
     text = encoding.question_text(case.question) + "".join(map(encoding.step_text, case.steps)) + encoding.CRITIQUE
     return [{"role": "user", "content": text}]
+
+
+def chat(case: Case, system: str | None = None) -> Messages:
+    """The turns that a stage-1 critic of ours with encoding `chat` answers; blind. Served behind its own template."""
+    return tokens.critic_turns(case.question, "".join(map(encoding.step_text, case.steps)), system)
 
 
 def _numbered(steps: Sequence[str]) -> list[str]:

@@ -9,24 +9,35 @@ import pyarrow as pa
 from minos_ray.exports.write import Exported, Split, batched, problems_of, write_file
 from minos_ray.steps.encoding import CRITIQUE, question_text, step_text
 from minos_ray.steps.own_text import without_thinking
+from minos_ray.steps.tokens import critic_turns
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
 from minos_ray.training.sft import critique_unusable
 
-COLUMNS = pa.schema([("prompt", pa.string()), ("completion", pa.string())])
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+COLUMNS = {kind: pa.schema([("prompt", kind), ("completion", kind)]) for kind in (pa.string(), TURNS)}
 
 
 def export_prompt_completion(
-    run: Run, out: str, *, split: Split = "train", source: Literal["critiques", "inserted"] = "critiques"
+    run: Run,
+    out: str,
+    *,
+    split: Split = "train",
+    source: Literal["critiques", "inserted"] = "critiques",
+    form: Literal["text", "chat"] = "text",
 ) -> Exported:
     """`prompt` is what our critic reads (question, steps, `Critique:`), `completion` what it is trained to write.
 
     Whole critiques that agree with the label, as stage 1 takes, but also those of problems that stage 2 would hold out
-    (`reward.eval_rows`); `source=inserted` takes the notes on inserted errors instead.
+    (`reward.eval_rows`); `source=inserted` takes the notes on inserted errors instead. `form=chat` writes the turns of
+    a critic whose encoding is `chat`, without a system turn.
     """
     dropped = Counter[str]()
     rows = critiques(run, split, dropped) if source == "critiques" else notes(run, split, dropped)
-    return write_file(out, COLUMNS, rows, Counter(), dropped)
+    if form == "chat":
+        return write_file(out, COLUMNS[TURNS], map(as_turns, rows), Counter(), dropped)
+    texts = ({**row, "prompt": question_text(row["question"]) + row["solution"] + CRITIQUE} for row in rows)
+    return write_file(out, COLUMNS[pa.string()], texts, Counter(), dropped)
 
 
 def critiques(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
@@ -56,4 +67,10 @@ def notes(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
 
 def pair(question: str, steps: list[str], critique: str) -> Row:
     """One training pair."""
-    return {"prompt": "".join([question_text(question), *map(step_text, steps), CRITIQUE]), "completion": critique}
+    return {"question": question, "solution": "".join(map(step_text, steps)), "completion": critique}
+
+
+def as_turns(row: Row) -> Row:
+    """One training pair as turns of a chat."""
+    completion = [{"role": "assistant", "content": row["completion"]}]
+    return {"prompt": critic_turns(row["question"], row["solution"]), "completion": completion}

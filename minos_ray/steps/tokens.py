@@ -73,6 +73,12 @@ def turns_of(question: str, system: str | None) -> list[Turn]:
     return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": question}]
 
 
+def critic_turns(question: str, solution: str, system: str | None = None) -> list[Turn]:
+    """The conversation that a critic answers: question, solution, and the request for a critique of it."""
+    asked = turns_of(question, system)
+    return [*asked, {"role": "assistant", "content": solution}, {"role": "user", "content": REQUEST}]
+
+
 def question_ids(tokenizer: Any, question: str, render: Render) -> list[int]:
     """Token ids of the template that `render` fills with a question.
 
@@ -91,9 +97,7 @@ def question_ids(tokenizer: Any, question: str, render: Render) -> list[int]:
 
 def request_text(tokenizer: Any, system: str | None, values: Mapping[str, Any]) -> str:
     """What the template writes from the end of a solution to the start of its critique: the request for it."""
-    solution = {"role": "assistant", "content": SOLUTION}
-    turns = [*turns_of(QUESTION, system), solution, {"role": "user", "content": REQUEST}]
-    return fill(tokenizer, turns, values).partition(SOLUTION)[2]
+    return fill(tokenizer, critic_turns(QUESTION, SOLUTION, system), values).partition(SOLUTION)[2]
 
 
 def template_ids(tokenizer: Any, text: str) -> list[int]:

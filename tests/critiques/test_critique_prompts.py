@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.critiques.prompts import Case, answer_guided, blind, label_aware, plain
+from minos_ray.critiques.prompts import Case, answer_guided, blind, chat, label_aware, plain
 from minos_ray.critiques.stage import critique
 from minos_ray.miniature.critic_server import Teacher, read_prompt
 from minos_ray.steps.critique_text import parse_critique
@@ -67,7 +67,7 @@ def test_answer_guided_without_a_solution(solution: str | None) -> None:
     assert "[Reference]\nRight final answer: 14\n\n[Solution]\n" in shown
 
 
-@pytest.mark.parametrize("prompt", [answer_guided, blind, plain])
+@pytest.mark.parametrize("prompt", [answer_guided, blind, plain, chat])
 def test_what_is_not_label_aware_depends_on_no_label(prompt: Any) -> None:
     assert prompt(CASE) == prompt(CASE._replace(step_labels=[0, 1, 1], correct=True))
 
@@ -88,6 +88,18 @@ def test_plain_is_what_the_stage_1_critic_was_trained_to_go_on_from(tmp_path: An
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     ids = critic_prompt_ids(tokenizer, CASE.question, CASE.steps)
     assert content(plain(CASE)) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_chat_is_what_a_critic_that_reads_a_template_was_trained_to_answer() -> None:
+    from minos_ray.config.training import StepEncoding
+    from minos_ray.steps.encoding import critic_prompt_ids
+    from tests.steps.chat_tokenizers import CHATS
+
+    tokenizer, system = CHATS["chatml"](), "Be strict."
+    ids = critic_prompt_ids(tokenizer, CASE.question, CASE.steps, StepEncoding(name="chat", system=system))
+    turns = chat(CASE, system)
+    assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == ids
+    assert chat(CASE) == turns[1:] and not any("14" in turn["content"] for turn in turns)
 
 
 @pytest.mark.parametrize(

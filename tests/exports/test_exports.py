@@ -15,6 +15,7 @@ from minos_ray.errors import UserError
 from minos_ray.exports import FORMATS, send
 from minos_ray.imports import bring
 from minos_ray.steps import encoding
+from minos_ray.steps.tokens import critic_turns
 from minos_ray.store.run import Run
 from tests.imports.files import TAG, jsonl, shepherd_row, stored
 from tests.runs import make_run, put, scores
@@ -100,6 +101,12 @@ def test_prompt_completion_is_what_stage_1_trains_on(run: Run, tmp_path: Path) -
         "completion": "On a/0.",
     }
     assert encoding.question_text("q") in "Question: q\nAnswer:\n" and encoding.CRITIQUE == "Critique:\n"
+    send("trl-prompt-completion", run, str(tmp_path / "chat.jsonl"), form="chat")
+    (chat,) = lines(tmp_path / "chat.jsonl")
+    assert chat == {
+        "prompt": critic_turns("How many is a?", "It is 1.\nThe answer is: 1\n"),
+        "completion": [{"role": "assistant", "content": "On a/0."}],
+    }
     both = send("trl-prompt-completion", run, str(tmp_path / "all.jsonl"), split="all")
     assert both.counts == {"rows": 2}
 

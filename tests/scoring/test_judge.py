@@ -1,6 +1,7 @@
 """The critic as judge: a tiny critic that has learnt three critiques by heart judges real candidates through vLLM."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -9,6 +10,8 @@ from minos_ray.candidates.engine import Text
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Resources
 from minos_ray.config.schema import Judge, Model, Score
+from minos_ray.config.training import StepEncoding
+from minos_ray.scoring import judge as judging
 from minos_ray.scoring.judge import UNITS, CriticJudge, distinct, judge, rate, size, verdicts
 from minos_ray.steps import encoding
 from minos_ray.steps.critique_text import Parsed, parse_critique
@@ -154,6 +157,34 @@ def test_the_score_is_the_share_of_verdicts() -> None:
     assert (unclear.status, short.status) == ("unclear_step", "wrong_step_count")
     assert verdicts([right, unclear, short], 2) == (1 / 3, [1 / 3, 1 / 3]), "only what was read whole is counted"
     assert verdicts([], 0) == (0.0, [])
+
+
+def test_a_critic_that_reads_a_template_is_asked_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from minos_ray.training import models
+
+    path, layout = tiny_model(tmp_path / "first", chat=True), StepEncoding(name="chat", system="Be strict.")
+    tokenizer, model = load_tokenizer(path), AutoModelForCausalLM.from_pretrained(path)
+    models.save(model, model.state_dict(), tokenizer, "lm", str(tmp_path / "critic"), layout=layout)
+    asked: list[list[int]] = []
+
+    class Recorder:
+        """Takes requests and writes nothing."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def generate(self, requests: list[Any], *_: object, **__: object) -> list[list[Text]]:
+            asked.extend(request.prompt for request in requests)
+            return [[Text("", "stop", 0)] for _ in requests]
+
+    monkeypatch.setattr(judging, "Generator", Recorder)
+    unit = {"unit_id": "p/0", "candidate_ids": ["p/0"], "problem_id": "p", "question": QUESTION, "steps": RIGHT}
+    judge_units = CriticJudge(str(tmp_path), Model(model=str(tmp_path / "critic")), Engine(), Judge(), 0)
+    judge_units(pa.Table.from_pylist([unit], schema=UNITS))
+    assert asked == [encoding.critic_prompt_ids(tokenizer, QUESTION, RIGHT, layout)]
+    assert tokenizer.decode(asked[0]).startswith("<s>[system] Be strict.\n[user] Tom")
 
 
 def test_units_whose_engine_died_score_nothing_and_are_counted() -> None:
