@@ -11,6 +11,7 @@ Source = Literal["critiques", "inserted", "both", "candidates", "solutions"]
 Verifier = Literal["orm-base", "orm-minos", "prm-base", "prm-minos"]
 # What a training makes: a language model, or an outcome or process reward model.
 Kind = Literal["lm", "orm", "prm"]
+BINARY = "minos_ray.training.verifier_losses:binary"
 VERIFIERS: tuple[Verifier, ...] = ("orm-base", "orm-minos", "prm-base", "prm-minos")
 
 
@@ -110,6 +111,8 @@ class Reward(Train):
     verifiers: tuple[Verifier, ...] = VERIFIERS
     rows: int | None = Field(None, ge=1, description="labelled candidates used; all when empty")
     wrong_share: float | None = Field(None, gt=0, lt=1, description="balance to this share of wrong candidates")
+    loss: str = Field(BINARY, description="or pairwise or step_ranking of that module, or a function of your own")
+    group_rows: int = Field(8, ge=2, description="most solutions of a problem that a loss compares with each other")
     eval_rows: int = Field(1000, ge=1, description="held out by problem for the convergence curve")
     orm_positions: Literal["last", "every_token"] = Field(
         "last", description="every_token: Cobbe et al., Lightman et al."

@@ -6,6 +6,7 @@ from typing import Any
 from minos_ray import __version__
 from minos_ray.config.load import Config
 from minos_ray.config.moved import with_names_of_today
+from minos_ray.config.training import BINARY
 from minos_ray.graph.lengths import outgrown
 from minos_ray.store.contents import of_model, of_path
 from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
@@ -37,6 +38,7 @@ UNSET = {
     },
     "base": {"encoding": {"name": "lines", "system": None, "chat_template_kwargs": {}}},
     "critique": {"top_p": None, "reasoning_effort": None, "extra_body": {}},
+    "reward": {"loss": BINARY, "group_rows": 8},
 }
 # Keys of `resources.*.extra` that change how fast vLLM is, not what it says; any other is in the fingerprint.
 FOR_SPEED = {

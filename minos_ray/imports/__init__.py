@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "genrm": "minos_ray.imports.genrm:import_genrm",
     "gsm8k": "minos_ray.imports.tables:import_gsm8k",
+    "hard2verify": "minos_ray.imports.hard2verify:import_hard2verify",
     "jsonl": "minos_ray.imports.tables:import_jsonl",
     "math": "minos_ray.imports.tables:import_math",
     "math-minos": "minos_ray.imports.minos:import_minos",

@@ -48,19 +48,25 @@ class Room(NamedTuple):
         return len(lengths) == 1 or (tokens <= self.tokens and lengths.max() <= self.together)
 
 
-def layout(chosen: np.ndarray, lengths: np.ndarray, ranks: int, room: Room) -> list[list[np.ndarray]]:
+def layout(
+    chosen: np.ndarray, lengths: np.ndarray, ranks: int, room: Room, groups: np.ndarray | None = None
+) -> list[list[np.ndarray]]:
     """For each rank its micro-batches of row numbers, equally many on every rank (some may be empty).
 
     Rows are sorted by length and assigned round-robin, so that ranks get the same work and a micro-batch has rows of
-    similar length. The largest micro-batch comes first: the memory that it frees has room for all others.
+    similar length; rows of one of the `groups` [rows of the table] stay together. The largest micro-batch comes first:
+    the memory that it frees has room for all others.
     """
-    order = chosen[np.argsort(lengths[chosen], kind="stable")]
-    per_rank = []
-    for rank in range(ranks):
-        packs = split_by_tokens(order[rank::ranks], lengths, room)
-        per_rank.append(sorted(packs, key=lambda pack: lengths[pack].sum(), reverse=True))
+    if groups is None:
+        order = chosen[np.argsort(lengths[chosen], kind="stable")]
+        divided = [split_by_tokens(order[rank::ranks], lengths, room) for rank in range(ranks)]
+    else:
+        parts = np.split(chosen, np.flatnonzero(group_begins(chosen, groups)) + 1)
+        parts.sort(key=lambda part: lengths[part].sum())
+        divided = [joined(parts[rank::ranks], lengths, room) for rank in range(ranks)]
+    per_rank = [sorted(packs, key=lambda pack: lengths[pack].sum(), reverse=True) for packs in divided]
     most = max(len(packs) for packs in per_rank)
-    return [packs + [order[:0]] * (most - len(packs)) for packs in per_rank]
+    return [packs + [chosen[:0]] * (most - len(packs)) for packs in per_rank]
 
 
 def split_by_tokens(order: np.ndarray, lengths: np.ndarray, room: Room) -> list[np.ndarray]:
@@ -83,6 +89,25 @@ def split_by_tokens(order: np.ndarray, lengths: np.ndarray, room: Room) -> list[
         packs += 1
 
 
+def group_begins(chosen: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Whether another group begins at each chosen row but the first, [chosen - 1].
+
+    The rows of a group lie in their order, so one that does not rise is of the same group once more, in another epoch.
+    """
+    return (np.diff(groups[chosen]) != 0) | (np.diff(chosen) <= 0)
+
+
+def joined(parts: list[np.ndarray], lengths: np.ndarray, room: Room) -> list[np.ndarray]:
+    """Neighbouring parts as micro-batches that `room` holds; a part is never divided."""
+    packs: list[np.ndarray] = []
+    for part in parts:
+        if packs and room.holds(lengths[together := np.concatenate([packs[-1], part])]):
+            packs[-1] = together
+        else:
+            packs.append(part)
+    return packs
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     """Linear warm-up, then a cosine to zero."""
     warm = math.ceil(
@@ -98,7 +123,8 @@ class Micro(NamedTuple):
 
     `ids` [tokens], `lengths` [rows]; `positions` [n], trained indices into the ids, with their `targets` [n] (none for
     a language model); `language`, the indices of a verifier's language loss; `element_ids` [n], a number for each
-    trained position that no other has in this table and salt, from which dropout is drawn.
+    trained position that no other has in this table and salt, from which dropout is drawn; `rows` [n] and `problems`
+    [n], the numbers of the row and of the group of rows that each trained position belongs to.
     """
 
     ids: np.ndarray
@@ -107,13 +133,15 @@ class Micro(NamedTuple):
     targets: np.ndarray
     language: np.ndarray
     element_ids: np.ndarray
+    rows: np.ndarray
+    problems: np.ndarray
 
 
 def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
     """Packs the chosen rows. No rows give one token at which nothing is trained: every rank makes as many passes."""
     if not len(chosen):
         none = np.zeros(0, np.int64)
-        return Micro(np.zeros(1, np.int64), np.ones(1, np.int64), none, np.zeros(0, np.float32), none, none)
+        return Micro(np.zeros(1, np.int64), np.ones(1, np.int64), none, np.zeros(0, np.float32), none, none, none, none)
     lengths = rows.lengths[chosen].astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     ids = [rows.ids[rows.starts[row] : rows.starts[row + 1]] for row in chosen]
@@ -121,7 +149,8 @@ def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
     targets = [rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]] for row in chosen]
     language = [rows.language_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
     numbers = [np.arange(rows.position_starts[row], rows.position_starts[row + 1], dtype=np.int64) for row in chosen]
-    joined = Micro(
-        np.concatenate(ids).astype(np.int64), lengths, *map(np.concatenate, (positions, targets, language, numbers))
-    )
-    return joined._replace(element_ids=joined.element_ids + (salt % (1 << 31) << 32))
+    row_of = np.repeat(np.arange(len(chosen)), rows.position_counts[chosen])
+    groups = row_of if rows.groups is None else np.cumsum(np.append(False, group_begins(chosen, rows.groups)))[row_of]
+    element_ids = np.concatenate(numbers) + (salt % (1 << 31) << 32)
+    texts = np.concatenate(ids).astype(np.int64)
+    return Micro(texts, lengths, *map(np.concatenate, (positions, targets, language)), element_ids, row_of, groups)

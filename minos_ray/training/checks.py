@@ -7,9 +7,10 @@ from contextlib import suppress
 
 from minos_ray.cluster.bundles import bundles, room
 from minos_ray.config.functions import NamedFunction
+from minos_ray.config.load import resolve
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config, Model
-from minos_ray.config.training import Kind, Lora, Train
+from minos_ray.config.training import BINARY, Kind, Lora, Train
 from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.models import hub_config, require_model
 from minos_ray.graph.state import Todo
@@ -27,12 +28,14 @@ TEMPORARY_BYTES = 1e9
 
 
 def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
-    """The corpus and the tokenizer of a base model from scratch."""
+    """The corpus and the tokenizer of a base model from scratch, and the loss of verifiers."""
     if "pretrain" in stages and config.pretrain:
         source = {"run": None} if config.pretrain.needs else {}
         options = {"seed": 0, **source, **config.pretrain.options}
         yield NamedFunction("pretrain.corpus", config.pretrain.corpus, "(seed, ...) -> documents", (), options)
         yield NamedFunction("pretrain.tokenizer", config.pretrain.tokenizer, "(texts, vocab_size)", ((), 300))
+    if "reward" in stages and config.reward.loss != BINARY:
+        yield NamedFunction("reward.loss", config.reward.loss, "a function of logits and targets", kind=Callable)
 
 
 def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
@@ -59,12 +62,28 @@ def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
     for name, section in trainings(config, todo.stages):
         if section.lora is not None:
             yield from lora_problems(f"{name}.lora", section.lora, config, run)
+    if "reward" in todo.stages and config.reward.loss != BINARY:
+        yield from loss_problems(config, run, todo)
     if config.reward.consensus and "reward" in todo.stages:
         manifest = run.artefact("critiques").manifest()
         if manifest is None or "import" not in manifest.inputs:
             from minos_ray.training.reward import require_blind
 
             yield from errors_of(require_blind, config.critique.prompt)
+
+
+def loss_problems(config: Config, run: Run, todo: Todo) -> list[str]:
+    """A loss that is none for what is trained, or that has nothing to compare as far as labels are there."""
+    from minos_ray.training import reward, verifier_losses  # late: they import torch
+
+    if errors_of(resolve, config.reward.loss):  # a line of its own, as of any function
+        return []
+    kinds = [kind for kind in trained_kinds(config, todo.stages) if kind != "lm"]
+    if lines := errors_of(verifier_losses.check_loss, config.reward, kinds):
+        return lines
+    labelled = run.artefact("labels").manifest() is not None and "labels" not in todo.artefacts
+    compares = verifier_losses.compares_solutions(resolve(config.reward.loss))
+    return errors_of(reward.check_partners, config, run) if labelled and compares else []
 
 
 def check_base(config: Config, run: Run, stages: Set[str]) -> None:

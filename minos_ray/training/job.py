@@ -8,12 +8,13 @@ from pydantic import BaseModel, ConfigDict
 from minos_ray import __version__
 from minos_ray.config.resources import Observe, Workers
 from minos_ray.config.schema import Config, Model
-from minos_ray.config.training import Kind, Pretrain, Reward, Sft, StepEncoding, Train
+from minos_ray.config.training import BINARY, Kind, Pretrain, Reward, Sft, StepEncoding, Train
 from minos_ray.steps import encoding
 from minos_ray.steps.tokens import REQUEST
 from minos_ray.store.model_files import absolute
 from minos_ray.store.run import Run, fingerprint
 from minos_ray.training import rows
+from minos_ray.training.batches import total_steps
 from minos_ray.training.rows import Data
 
 PIPELINES: dict[Kind, str] = {"lm": "text-generation", "orm": "text-classification", "prm": "token-classification"}
@@ -24,6 +25,7 @@ DESCRIPTION: dict[Kind, str] = {
     "prm": "Its one logit, read at the last token of each step, scores that step.",
 }
 EVERY_TOKEN = "It was trained at every token, so it may be read after each step as well.\n"
+RANKS = "It was trained by `{loss}`: its logits rank solutions or steps, and their sigmoid is no calibrated chance.\n"
 ADAPTER = (
     "Only a LoRA adapter was trained, with a verifier's head: it is merged into these weights, and lies alone in "
     "`adapter/` (format of peft).\n"
@@ -37,6 +39,7 @@ class Table(BaseModel):
 
     name: str
     rows: int
+    groups: int | None = None  # of solutions that a loss compares
     held_out_rows: int
     train: str
     held_out: str
@@ -68,9 +71,29 @@ class Job(BaseModel):
         return self.artefact.rpartition("/")[2]
 
     @property
+    def units(self) -> int:
+        """What an epoch goes through: rows, or groups of them."""
+        return self.table.groups or self.table.rows
+
+    @property
+    def batch(self) -> int:
+        """Rows of a step, or as many groups as have about so many rows."""
+        return max(1, round(self.section.batch_rows * self.units / self.table.rows))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return total_steps(self.units, self.section.epochs, self.batch)
+
+    @property
     def lm_weight(self) -> float:
         """Weight of a verifier's language loss on right solutions."""
         return self.section.lm_weight if isinstance(self.section, Reward) else 0.0
+
+    @property
+    def loss(self) -> str:
+        """The name of a verifier's loss."""
+        return self.section.loss if isinstance(self.section, Reward) else BINARY
 
     @property
     def dropout(self) -> float:
@@ -91,6 +114,7 @@ def write_table(run: Run, name: str, data: Data) -> Table:
     return Table(
         name=name,
         rows=len(data.train),
+        groups=data.train[-1]["group"] + 1 if data.train and "group" in data.train[-1] else None,
         held_out_rows=len(data.held_out),
         train=train,
         held_out=held_out,
@@ -148,6 +172,7 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
             f"# {job.name}\n",
             f"{DESCRIPTION[job.kind]} Trained with minos_ray {__version__} from `{job.start.model}`.\n",
             *([EVERY_TOKEN] if job.every_token else []),
+            *([RANKS.format(loss=job.loss)] if job.loss != BINARY else []),
             *([ADAPTER] if lora else []),
             input_of(job.encoding, job.kind),
             *(["## Use\n", scoring_lines(job.kind, own_class, job.encoding)] if job.kind != "lm" else []),

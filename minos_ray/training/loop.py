@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from minos_ray.config.load import resolve
+from minos_ray.errors import UserError
 from minos_ray.observe.tracker import Tracking
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
@@ -25,6 +27,7 @@ from minos_ray.training.log import Log, Record, classification, curve, held_out_
 from minos_ray.training.losses import Losses, Objective, disable_dropout, restore_dropout
 from minos_ray.training.packing import longest_together
 from minos_ray.training.rows import Rows
+from minos_ray.training.verifier_losses import computed
 
 
 class Training:
@@ -39,13 +42,19 @@ class Training:
         self.model = self.load(path, options)
         self.dropout_rates = disable_dropout(self.model)
         vocabulary = models.vocabulary_head(self.model, path) if job.lm_weight else None
-        objective = Objective(self.model, job.kind, vocabulary, job.dropout)
+        self.loss = resolve(job.loss)
+        objective = Objective(self.model, job.kind, vocabulary, job.dropout, self.loss)
         self.engine = engine.start(objective, job.section, job.workers)
         self.slower = trial.choose(self.forward, objective, job.workers.packing, job.start.model)
         padded, together = not objective.way.packed, longest_together(self.model.config.get_text_config())
         self.room = batches.Room(job.workers.micro_tokens, padded, together)
         self.train, self.held_out = (Rows.read(run, f"{job.table.name}-{part}") for part in ("train", "held-out"))
-        self.steps = batches.total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
+        if self.train.groups is not None and self.train.lengths.max() > together:
+            raise UserError(
+                f"reward.max_length: model '{job.start.model}' encodes rows of more than {together} tokens otherwise "
+                "than shorter ones beside them, so that they cannot be compared; lower it to that"
+            )
+        self.steps = job.steps
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
         self.log = Log(run, job.name, self.history, self.tracking(), self.slower) if self.rank == 0 else None
@@ -92,30 +101,46 @@ class Training:
         """One optimizer step: all micro-batches of this rank, then the update."""
         start = time.monotonic()
         section = self.section
-        chosen = batches.step_rows(self.job.table.rows, section.epochs, section.batch_rows, section.seed, step)
-        targets = int(self.train.position_counts[chosen].sum())
+        units = batches.step_rows(self.job.units, section.epochs, self.job.batch, section.seed, step)
+        chosen = self.train.of_groups(units)
+        micros = self.micro_batches(self.train, chosen)
+        count = self.count(self.train, micros) or 1
         lm_tokens = max(int(self.train.language_counts[chosen].sum()), 1)
         salt = section.seed * 1_000_003 + step
         torch.manual_seed(salt * self.world + self.rank)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = batches.learning_rate(step, self.steps, section.lr, section.warmup_ratio)
         total = torch.zeros(2, device=self.engine.device)
-        for micro in self.micro_batches(self.train, chosen):
+        for micro in micros[self.rank]:
             sums = self.forward(self.train, micro, salt)
-            # DeepSpeed averages gradients over ranks; the loss of a step is the mean over all its targets.
-            loss = sums.main / targets + sums.language * (self.job.lm_weight / lm_tokens)
+            # DeepSpeed averages gradients over ranks; the loss of a step is the mean over all that it counts.
+            loss = sums.main / count + sums.language * (self.job.lm_weight / lm_tokens)
             self.engine.backward(loss * self.world)
             total += torch.stack([sums.main.detach(), sums.language.detach()])
         engine.update(self.engine)
         dist.all_reduce(total)
         main, language = total.tolist()
-        numbers = {"loss": main / targets} | ({"lm_loss": language / lm_tokens} if self.job.lm_weight else {})
+        numbers = {"loss": main / count} | ({"lm_loss": language / lm_tokens} if self.job.lm_weight else {})
         tokens = int(self.train.lengths[chosen].sum())
         self.record("train", step + 1, start, **numbers, lr=group["lr"], tokens=tokens)
 
-    def micro_batches(self, rows: Rows, chosen: np.ndarray) -> list[np.ndarray]:
-        """The packs of this rank, of the chosen rows."""
-        return batches.layout(chosen, rows.lengths, self.world, self.room)[self.rank]
+    def micro_batches(self, rows: Rows, chosen: np.ndarray) -> list[list[np.ndarray]]:
+        """The packs of each rank, of the chosen rows."""
+        return batches.layout(chosen, rows.lengths, self.world, self.room, rows.groups)
+
+    def count(self, rows: Rows, micros: list[list[np.ndarray]]) -> float:
+        """What the loss of these packs of all ranks is divided by: trained positions, or what a verifier's loss counts.
+
+        It is known before any pass: a loss counts by targets and numbers alone.
+        """
+        if self.job.kind == "lm":
+            return int(sum(rows.position_counts[micro].sum() for rank in micros for micro in rank))
+        total = 0.0
+        for micro in (micro for rank in micros for micro in rank):
+            batch = pack(rows, micro)
+            labels = (torch.from_numpy(array) for array in (batch.targets, batch.rows, batch.problems))
+            total += float(computed(self.loss, torch.zeros(len(batch.targets)), *labels)[1])
+        return total
 
     def forward(self, rows: Rows, micro: np.ndarray, salt: int = 0) -> Losses:
         """Summed losses and logits of a micro-batch."""
@@ -128,7 +153,8 @@ class Training:
             return
         start = time.monotonic()
         self.engine.eval()
-        micros = self.micro_batches(self.held_out, np.arange(len(self.held_out)))
+        layout = self.micro_batches(self.held_out, np.arange(len(self.held_out)))
+        micros = layout[self.rank]
         total, logits = torch.zeros((), device=self.engine.device), []
         for micro in micros:
             sums = self.forward(self.held_out, micro)
@@ -138,7 +164,7 @@ class Training:
         dist.all_reduce(total)
         parts: list[Any] = [None] * self.world
         dist.all_gather_object(parts, (np.concatenate(micros), np.concatenate(logits)))
-        loss = total.item() / int(self.held_out.position_counts.sum())
+        loss = total.item() / self.count(self.held_out, layout)
         self.record("eval", step, start, loss=loss, **self.measures(parts))
 
     def measures(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:

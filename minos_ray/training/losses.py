@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from minos_ray.config.training import Kind
 from minos_ray.training import packing, vocabulary
 from minos_ray.training.heads import reads_last, scalar_head
+from minos_ray.training.verifier_losses import Loss, binary, computed
 from minos_ray.training.vocabulary import backbone_of
 
 
@@ -45,13 +45,16 @@ FEW = 0.25
 class Objective(nn.Module):
     """Wraps a transformers model; `forward` gives the losses summed over their positions.
 
-    `lm`: cross-entropy of the next token. `orm`, `prm`: binary cross-entropy of a scalar head against the targets; with
-    a `vocabulary` head also the language loss on right solutions (Cobbe et al. 2021, section 4.2: a joint objective).
+    `lm`: cross-entropy of the next token. `orm`, `prm`: `loss` of a scalar head's logits against the targets; with a
+    `vocabulary` head also the language loss on right solutions (Cobbe et al. 2021, section 4.2: a joint objective).
     In training `dropout` zeroes that fraction of what the scalar head reads.
     """
 
-    def __init__(self, model: Any, kind: Kind, words: nn.Linear | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self, model: Any, kind: Kind, words: nn.Linear | None = None, dropout: float = 0.0, loss: Loss = binary
+    ) -> None:
         super().__init__()
+        self.loss = loss
         self.model, self.kind, self.vocabulary, self.dropout = model, kind, words, dropout
         self.attention = model.config._attn_implementation  # as transformers has chosen it
         head = model.get_output_embeddings() if kind == "lm" else words
@@ -76,12 +79,14 @@ class Objective(nn.Module):
         targets: torch.Tensor,
         language: torch.Tensor,
         element_ids: torch.Tensor,
+        rows: torch.Tensor,
+        problems: torch.Tensor,
     ) -> Losses:
         """The fields of `batches.Micro`; sums over no positions are zero and give zero gradients."""
         read_at = positions if self.vocabulary is None else torch.unique(torch.cat([positions, language]))
         packed = packing.Packed(lengths, read_at if 0 < len(read_at) <= FEW * len(ids) else None)
         if self.way.by_model:
-            return self.by_model(ids, packed, positions, targets)
+            return self.by_model(ids, packed, positions, (targets, rows, problems))
         if not self.head_is_known:
             raise packing.NotPackable("its vocabulary head is more than a linear layer and a scale")
         hidden = self.hidden(ids, packed)
@@ -93,7 +98,7 @@ class Objective(nn.Module):
         if self.training and self.dropout:
             read = read * dropout_mask(element_ids, read.shape[1], self.dropout) / (1 - self.dropout)
         logits = self.head()(read).float().squeeze(-1)
-        main = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        main, _ = computed(self.loss, logits, targets, rows, problems)
         if self.vocabulary is None:
             return Losses(main, zero, read, logits)
         words, _ = self.vocabulary(hidden[language], ids[language + 1])
@@ -109,7 +114,7 @@ class Objective(nn.Module):
         return out.flatten(0, 1)[packed.in_grid]
 
     def by_model(
-        self, ids: torch.Tensor, packed: packing.Packed, positions: torch.Tensor, targets: torch.Tensor
+        self, ids: torch.Tensor, packed: packing.Packed, positions: torch.Tensor, labels: tuple[torch.Tensor, ...]
     ) -> Losses:
         """The losses from the logits of the model's own forward; an ORM's are of the last token of each row."""
         if self.kind == "lm":
@@ -120,7 +125,7 @@ class Objective(nn.Module):
             return Losses(-logs.sum(), zero, zero, logs)
         logits = self.scores_by_model(ids, packed, positions).float()
         zero = logits.new_zeros(())
-        main = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        main, _ = computed(self.loss, logits, *labels)
         return Losses(main, zero, zero, logits)
 
     def scores_by_model(self, ids: torch.Tensor, packed: packing.Packed, positions: torch.Tensor) -> torch.Tensor:

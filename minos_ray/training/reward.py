@@ -1,8 +1,11 @@
 """Stage 2: verifiers, from the base model or from the critic; nothing else differs between the two."""
 
 import json
+import math
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 from minos_ray.config.load import Config, resolve
@@ -29,6 +32,7 @@ from minos_ray.training.rows import (
     usable_rows,
 )
 from minos_ray.training.trainer import finished, fit
+from minos_ray.training.verifier_losses import check_loss, compares_solutions, resolve_loss
 
 CRITIC = Model(model="run:models/critic")
 
@@ -52,8 +56,10 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
         encoding.require_same(critic.get("step_encoding"), tokenizer, layout, "models/critic", critic=True)
     tables: dict[str, Table] = {}
     for kind in sorted({name.partition("-")[0] for name in names}):
+        check_loss(config.reward, [cast(Kind, kind)])
         data = reward_data(run, tokenizer, config.reward, kind, layout)
         require_rows("reward", data)
+        require_groups(config, data)
         tables[kind] = write_table(run, kind, data)
     jobs = []
     for name in names:
@@ -66,16 +72,18 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
 def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str, layout: StepEncoding = encoding.LINES) -> Data:
     """Labelled train candidates for an `orm` or a `prm`; held-out rows are of problems never trained on."""
     *parts, dropped = reward_rows(run, section, kind)
-    train, held_out = (
-        balanced(
-            short_enough(tokenizer, part, limit, section, dropped, layout),
-            section.wrong_share,
-            limit,
-            section.seed,
-            dropped,
+    if compares_solutions(resolve_loss(section)):
+        train, held_out = in_groups(
+            [short_rows(tokenizer, part, section, dropped, layout) for part in parts], section, dropped
         )
-        for part, limit in zip(parts, (section.rows, section.eval_rows), strict=True)
-    )
+    else:
+        train, held_out = (
+            balanced(
+                short_enough(tokenizer, part, limit, section, dropped, layout),
+                *(section.wrong_share, limit, section.seed, dropped),
+            )
+            for part, limit in zip(parts, (section.rows, section.eval_rows), strict=True)
+        )
     # Held-out rows are judged by hard labels at the positions that are scored, whatever is trained on.
     plain = section.model_copy(update={"soft_labels": False, "orm_positions": "last"})
     return Data(
@@ -138,6 +146,13 @@ def short_enough(
     """
     if section.wrong_share is None and (limit is None or limit >= len(rows)):
         return rows
+    return short_rows(tokenizer, rows, section, dropped, layout)
+
+
+def short_rows(
+    tokenizer: Any, rows: list[Row], section: Reward, dropped: Counter[str], layout: StepEncoding
+) -> list[Row]:
+    """The rows within `max_length`; the others are counted."""
     short = []
     for chunk in chunks(rows):
         encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk], layout)
@@ -147,6 +162,93 @@ def short_enough(
             else:
                 short.append(row)
     return short
+
+
+def in_groups(parts: list[list[Row]], section: Reward, dropped: Counter[str]) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and held-out ones, numbered by the groups whose solutions a loss compares.
+
+    Of the rows to train on those in no group are dropped, and `reward.rows` is met by groups in a seeded order, so that
+    a smaller limit gives a subset. Held-out rows in no group stay, each for itself: they are judged one by one as well.
+    """
+    train, held_out = [], []
+    for reason, rows in groups_of(parts[0], section.group_rows, section.seed):
+        if reason is None:
+            train.append(rows)
+        else:
+            dropped[reason] += len(rows)
+    for reason, rows in groups_of(parts[1], section.group_rows, section.seed):
+        held_out += [rows] if reason is None else [[row] for row in rows]
+    if section.rows is not None:
+        train = random.Random(f"sample {section.seed}").sample(train, len(train))
+        usable = sum(total <= section.rows for total in accumulate(map(len, train)))
+        dropped.update(["over_limit"] * sum(map(len, train[usable:])))
+        train = train[:usable]
+    return numbered(train), numbered(held_out)
+
+
+def numbered(groups: list[list[Row]]) -> list[Row]:
+    """The rows of all groups, each with the number of its own."""
+    return [{**row, "group": number} for number, rows in enumerate(groups) for row in rows]
+
+
+def groups_of(rows: list[Row], size: int, seed: int) -> Iterator[tuple[str | None, list[Row]]]:
+    """Groups of at most `size` rows of one problem, right and wrong ones in each, drawn by seed and problem.
+
+    Rows that are in none come with the reason: their problem has no solution of the other outcome (`no_partner`), or
+    too few of them for groups of that size (`over_group_rows`).
+    """
+    by_problem: dict[str, list[Row]] = {}
+    for row in rows:
+        by_problem.setdefault(row["problem_id"], []).append(row)
+    for problem in sorted(by_problem):
+        sides: tuple[list[Row], list[Row]] = ([], [])
+        for row in random.Random(f"group {seed} {problem}").sample(by_problem[problem], len(by_problem[problem])):
+            sides[bool(row["correct"])].append(row)
+        fewer, most = sorted(sides, key=len)
+        count = min(len(fewer), math.ceil(len(by_problem[problem]) / size))
+        for number in range(count):
+            # Dealt from both ends, so that groups differ by one row at most.
+            few, many = fewer[number::count], most[count - 1 - number :: count]
+            yield None, few + many[: size - len(few)]
+            if len(few) + len(many) > size:
+                yield "over_group_rows", many[size - len(few) :]
+        if not count:
+            yield "no_partner", most
+
+
+def check_partners(config: Config, run: Run) -> None:
+    """UserError when no train problem has a right and a wrong solution, which the loss would compare."""
+    columns = ["candidate_id", "problem_id", "correct", "status"]
+    labels = rows_of_problems(run.artefact("labels"), columns, train_questions(run).keys()).to_pylist()
+    outcomes = {(row["problem_id"], bool(row["correct"])) for row in labels if row["status"] in GRADED}
+    problems = {problem for problem, _ in outcomes}
+    if len(outcomes) == len(problems):
+        raise UserError(
+            f"reward.loss = {config.reward.loss}: it compares right and wrong solutions of one problem, and none of "
+            f"{len(problems)} train problems has both"
+        )
+
+
+def require_groups(config: Config, data: Data) -> None:
+    """UserError when nothing held out can be compared, or when a pass has no room for a group that is."""
+    if not data.held_out or "group" not in data.held_out[0]:
+        return
+    compared = Counter(row["group"] for row in data.held_out)
+    if max(compared.values()) == 1:
+        raise UserError(
+            f"reward.eval_rows: no held-out problem has a right and a wrong solution, which {config.reward.loss} "
+            "compares; hold out more rows"
+        )
+    tokens: Counter[tuple[bool, int]] = Counter()
+    for part, rows in enumerate((data.train, data.held_out)):
+        for row in rows:
+            tokens[part == 1, row["group"]] += len(row["ids"])
+    longest, room = max(tokens.values()), config.resources.train.micro_tokens
+    if longest > room:
+        raise UserError(
+            f"reward.group_rows = {config.reward.group_rows}: a group has up to {longest} tokens, and a pass holds "
+            f"resources.train.micro_tokens = {room}; lower the one or raise the other"
+        )
 
 
 def balanced(
@@ -192,6 +294,7 @@ def verifier_rows(
                 "targets": [float(target) for _, target in targets],
                 "first": solution.first,
                 "correct": row["correct"],
+                **({"group": row["group"]} if "group" in row else {}),
             }
 
 

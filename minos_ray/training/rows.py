@@ -3,7 +3,8 @@
 A row is `ids` (tokens), `positions` (indices in `ids` where the model's output is trained) and `targets` (one per
 position for verifiers, 1 for correct; empty for language models, whose target is the next token). `first` is the index
 of the solution's first token: a verifier's language loss is on the tokens from there.
-`problem_id` keeps held-out rows apart; `correct` is the outcome, null for language models.
+`problem_id` keeps held-out rows apart; `correct` is the outcome, null for language models. Where a loss compares
+solutions, `group` numbers those that it compares: they lie one after the other.
 """
 
 import math
@@ -47,7 +48,9 @@ SCHEMA = pa.schema(
 
 def as_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows with the schema of this module."""
-    return pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    rows = list(rows)
+    grouped = bool(rows) and "group" in rows[0]
+    return pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("group", pa.int32())) if grouped else SCHEMA)
 
 
 def language_row(problem_id: str, ids: list[int], first: int) -> dict[str, Any]:
@@ -69,7 +72,7 @@ class Rows:
     """Rows in memory as flat arrays.
 
     Row `r` has the tokens `ids[starts[r] : starts[r + 1]]`, [tokens]; positions and targets lie likewise. `lengths`,
-    `position_counts` and `language_counts` (tokens of right solutions) are [rows].
+    `position_counts` and `language_counts` (tokens of right solutions) are [rows]; so are `groups`, None without any.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -79,6 +82,7 @@ class Rows:
         self.targets, self.target_starts = flat(table["targets"])
         self.first = table["first"].to_numpy()
         self.correct = np.array(table["correct"].to_pylist(), dtype=object)
+        self.groups = table["group"].to_numpy() if "group" in table.column_names else None
         self.lengths = np.diff(self.starts)
         self.position_counts = np.diff(self.position_starts)
         # Only right solutions are worth imitating.
@@ -91,6 +95,13 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def of_groups(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of these groups, which are numbered from 0 without gaps; without groups each row is one."""
+        if self.groups is None:
+            return numbers
+        bounds = np.searchsorted(self.groups, np.stack([numbers, numbers + 1]))
+        return np.concatenate([np.arange(first, last) for first, last in bounds.T])
 
     def row_positions(self, row: int) -> np.ndarray:
         """Trained indices of one row."""

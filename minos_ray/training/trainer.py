@@ -16,7 +16,6 @@ from minos_ray.errors import StorageFailed, UserError, WorkStopped
 from minos_ray.observe.cause import cause, deepest, first_to_fail
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.batches import total_steps
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record, log_name, read_log
 
@@ -183,7 +182,7 @@ def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:
 
 def follow(run: Run, job: Job, done: threading.Event, shown: set[str]) -> None:
     """Progress of one model, from its log; before its first step, that its workers are starting."""
-    steps = total_steps(job.table.rows, job.section.epochs, job.section.batch_rows)
+    steps = job.steps
     pause = POLL_S if run.local else REMOTE_POLL_S
     records: list[Record] = []
     with Progress(job.name, steps, "steps", run=run) as progress:

@@ -3,6 +3,7 @@
 Each file takes its own trainings out of `Trained`; only those of the files that run are made.
 """
 
+import json
 import os
 import signal
 import threading
@@ -16,12 +17,14 @@ import torch
 from minos_ray.config.resources import Observe, Workers
 from minos_ray.config.schema import Config, Model
 from minos_ray.config.training import Lora
+from minos_ray.imports import bring
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
 from minos_ray.training.checkpoint import complete_checkpoints
-from minos_ray.training.job import Job
+from minos_ray.training.job import Job, write_table
 from minos_ray.training.log import Record, read_log
-from minos_ray.training.reward import verifier_jobs
+from minos_ray.training.reward import reward_data, verifier_jobs
+from minos_ray.training.rows import base_tokenizer
 from minos_ray.training.sft import critic_job
 from minos_ray.training.trainer import fit
 from tests.training.world import world
@@ -194,12 +197,46 @@ def tracked(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
         yield job.model_copy(update={"observe": observe})
 
 
+# Workers, tokens of a pass, packing.
+COMPARED: dict[str, tuple[int, int, str]] = {
+    "one": (1, 8192, "auto"),
+    "two": (2, 512, "auto"),
+    "padded": (2, 512, "off"),
+}
+
+
+def comparing(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
+    """Losses that compare, in several layouts; an ORM from imported pairs."""
+    config, run = trained.config, trained.run
+    pairs = Run(f"{trained.folder}/pairs")
+    asked = [f"What is {a} + {a + 1}?" for a in range(40)]
+    rows = [{"question": q, "chosen": f"It is {2 * a + 1}.", "rejected": f"It is {a}."} for a, q in enumerate(asked)]
+    file = trained.folder / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bring("pairs", str(file), pairs)
+    for name, (kind, source, layouts) in {
+        "pairwise": ("orm", run, COMPARED),
+        "step_ranking": ("prm", run, COMPARED),
+        "pairs": ("orm", pairs, ["one"]),
+    }.items():
+        loss = f"minos_ray.training.verifier_losses:{'pairwise' if name == 'pairs' else name}"
+        section = config.reward.model_copy(update={"loss": loss, "eval_rows": 20})
+        data = reward_data(source, base_tokenizer(config, run), section, kind)
+        like = likes[kind].model_copy(update={"table": write_table(run, name, data)})
+        changes = {"loss": loss, "epochs": 8.0 if name == "pairs" else 1.5}
+        for layout in layouts:
+            workers, tokens, packing = COMPARED[layout]
+            settings = {"workers": workers, "micro_tokens": tokens, "packing": packing}
+            yield changed(run, like, f"{name}-{layout}", section=changes, **settings)
+
+
 PLANS = {
     "test_invariants": layouts,
     "test_artefacts": artefacts,
     "test_lora": adapters,
     "test_resume": long_ones,
     "test_tracker": tracked,
+    "test_verifier_losses": comparing,
 }
 
 
