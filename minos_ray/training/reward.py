@@ -72,17 +72,21 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
 def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str, layout: StepEncoding = encoding.LINES) -> Data:
     """Labelled train candidates for an `orm` or a `prm`; held-out rows are of problems never trained on."""
     *parts, dropped = reward_rows(run, section, kind)
-    if compares_solutions(resolve_loss(section)):
-        train, held_out = in_groups(
-            [short_rows(tokenizer, part, section, dropped, layout) for part in parts], section, dropped
-        )
+    compares, limits = compares_solutions(resolve_loss(section)), (section.rows, section.eval_rows)
+    # Limits and groups are of rows that can be used; where all are taken `verifier_rows` drops what is too long, and
+    # nothing is tokenised twice.
+    short = [
+        short_enough(tokenizer, part, section, dropped, layout)
+        if compares or section.wrong_share is not None or (limit is not None and limit < len(part))
+        else part
+        for part, limit in zip(parts, limits, strict=True)
+    ]
+    if compares:
+        train, held_out = in_groups(short, section, dropped)
     else:
         train, held_out = (
-            balanced(
-                short_enough(tokenizer, part, limit, section, dropped, layout),
-                *(section.wrong_share, limit, section.seed, dropped),
-            )
-            for part, limit in zip(parts, (section.rows, section.eval_rows), strict=True)
+            balanced(part, section.wrong_share, limit, section.seed, dropped)
+            for part, limit in zip(short, limits, strict=True)
         )
     # Held-out rows are judged by hard labels at the positions that are scored, whatever is trained on.
     plain = section.model_copy(update={"soft_labels": False, "orm_positions": "last"})
@@ -133,23 +137,6 @@ def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
 
 
 def short_enough(
-    tokenizer: Any,
-    rows: list[Row],
-    limit: int | None,
-    section: Reward,
-    dropped: Counter[str],
-    layout: StepEncoding,
-) -> list[Row]:
-    """The rows within `max_length`, where only some of them will be chosen: limits count rows that can be used.
-
-    Where all are taken nothing is tokenised twice; `verifier_rows` drops what is too long.
-    """
-    if section.wrong_share is None and (limit is None or limit >= len(rows)):
-        return rows
-    return short_rows(tokenizer, rows, section, dropped, layout)
-
-
-def short_rows(
     tokenizer: Any, rows: list[Row], section: Reward, dropped: Counter[str], layout: StepEncoding
 ) -> list[Row]:
     """The rows within `max_length`; the others are counted."""
