@@ -25,7 +25,10 @@ DESCRIPTION: dict[Kind, str] = {
     "prm": "Its one logit, read at the last token of each step, scores that step.",
 }
 EVERY_TOKEN = "It was trained at every token, so it may be read after each step as well.\n"
-RANKS = "It was trained by `{loss}`: its logits rank solutions or steps, and their sigmoid is no calibrated chance.\n"
+RANKED: dict[Kind, str] = {
+    "orm": "Its one logit at the last token ranks the solutions of a problem.",
+    "prm": "Its one logit, read at the last token of each step, ranks steps.",
+}
 ADAPTER = (
     "Only a LoRA adapter was trained, with a verifier's head: it is merged into these weights, and lies alone in "
     "`adapter/` (format of peft).\n"
@@ -160,7 +163,9 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
     """
     pipeline = PIPELINES[job.kind if own_class else OTHER[job.kind]]
     head = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["minos_ray", "math-minos"]}
-    lora = job.section.lora
+    description, lora = DESCRIPTION[job.kind], job.section.lora
+    if job.loss != BINARY:
+        description = f"{RANKED[job.kind]} The sigmoid is no calibrated chance, for the loss was `{job.loss}`."
     settings = job.section.model_dump(include=set(Train.model_fields) - {"lora"})
     settings |= {"lm_weight": job.lm_weight, "dropout": job.dropout, "weights of step": details["weights_of_step"]}
     if lora is not None:
@@ -170,9 +175,8 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
         [
             f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
             f"# {job.name}\n",
-            f"{DESCRIPTION[job.kind]} Trained with minos_ray {__version__} from `{job.start.model}`.\n",
+            f"{description} Trained with minos_ray {__version__} from `{job.start.model}`.\n",
             *([EVERY_TOKEN] if job.every_token else []),
-            *([RANKS.format(loss=job.loss)] if job.loss != BINARY else []),
             *([ADAPTER] if lora else []),
             input_of(job.encoding, job.kind),
             *(["## Use\n", scoring_lines(job.kind, own_class, job.encoding)] if job.kind != "lm" else []),
