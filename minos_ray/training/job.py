@@ -215,7 +215,9 @@ pieces[0] = [tokenizer.bos_token_id] * (tokenizer.bos_token_id is not None) + pi
     system = f'{{"role": "system", "content": {layout.system!r}}}, ' if layout.system else ""
     values = dict(layout.chat_template_kwargs)
     date = f"strftime_now=lambda _: {values.pop('strftime_now')!r}" if "strftime_now" in values else ""
-    options = ", ".join(filter(None, ["add_generation_prompt=True, return_dict=False", date, f"**{values}"]))
+    options = ", ".join(
+        filter(None, ["add_generation_prompt=True, return_dict=False", date, f"**{values}" if values else ""])
+    )
     return f"""turns, texts = [{system}{{"role": "user", "content": question}}], [f"{{step}}\\n" for step in steps]
 pieces = [tokenizer.apply_chat_template(turns, {options})]
 pieces += tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]"""
