@@ -184,20 +184,16 @@ def spec(config: Config, artefact: str) -> Spec:
 
 def inputs(config: Config, run: Run, spec: Spec) -> dict[str, Any]:
     """What the fingerprint is made of: config sections, fingerprints of the needed artefacts, versions."""
+    chat = config.base.encoding.name == "chat" and "step_encoding" in spec.versions
     if_any = {"engines": engine_settings(config, spec.engines), "contents": contents(config, spec)}
     return {
         "config": sections_of(config, spec),
         **{name: values for name, values in if_any.items() if values},
         "needs": {name: fingerprint_of(run, name) for name in spec.needs + spec.optional},
-        "versions": {name: VERSIONS[name] for name in spec.versions} | chat_version(config, spec),
+        "versions": {name: VERSIONS[name] for name in spec.versions}
+        | ({"chat_encoding": CHAT_ENCODING} if chat else {}),
         "package": __version__,
     }
-
-
-def chat_version(config: Config, spec: Spec) -> dict[str, int]:
-    """The version of the encoding in the chat template, where one is used."""
-    used = config.base.encoding.name == "chat" and "step_encoding" in spec.versions
-    return {"chat_encoding": CHAT_ENCODING} if used else {}
 
 
 def sections_of(config: Config, spec: Spec) -> dict[str, Any]:
