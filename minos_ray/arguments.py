@@ -65,7 +65,7 @@ def add_rank(command: argparse.ArgumentParser) -> None:
     verifier.add_argument("--verifier", metavar="MODEL", help="a directory, a hub id or package:FOLDER")
     verifier.add_argument("--critic", metavar="MODEL", help="a model behind an endpoint, whose critiques are asked for")
     command.add_argument("--question", required=True, metavar="COL")
-    command.add_argument("--text", required=True, metavar="COL", help="solutions: texts, or lists of steps")
+    command.add_argument("--text", required=True, metavar="COL", help="solutions: texts, lists of steps, or chats")
     command.add_argument("--out", required=True, metavar="OUT.parquet")
     command.add_argument("--group", metavar="COL", help="rows with one value here are ranked together, and vote")
     command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k", help="how answers are read for votes")

@@ -119,16 +119,17 @@ def require_template(tokenizer: Any, system: str | None, values: Mapping[str, An
     """
     from jinja2 import TemplateError
 
-    if digest(tokenizer) is None:
-        raise UserError(f"{key}: the tokenizer has no chat template; use name: lines, or an instruct model")
     try:
+        if digest(tokenizer) is None:
+            raise UserError(f"{key}: the tokenizer has no chat template; use name: lines, or an instruct model")
         text = fill(tokenizer, turns_of(QUESTION, system), values)
         request = request_text(tokenizer, system, values) if critic else QUESTION
         dates = {fill(tokenizer, turns_of(QUESTION, system), {"strftime_now": date, **values}) for date in ("1", "2")}
-    except (TemplateError, TypeError) as error:
+    except (TemplateError, TypeError, ValueError) as error:
         turn = f"{key}.system" if system else key
         remedy = "leave it empty" if system else "use name: lines"
-        raise UserError(f"{turn}: the chat template refuses the turns: {error}; {remedy}") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{turn}: the chat template refuses the turns: {reason}; {remedy}") from error
     before, place, behind = text.partition(QUESTION)
     if not place or (system and system.strip() not in before):
         raise UserError(f"{key}: the chat template does not show {'the system turn' if place else 'the question'}")

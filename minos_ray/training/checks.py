@@ -118,7 +118,7 @@ def encoding_note(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
     from minos_ray.steps.tokens import digest
 
     base = config.base
-    with suppress(UserError):  # `check_base` names what is wrong with the base
+    with suppress(UserError, ValueError):  # `check_base` names what is wrong with the base, or with its templates
         template = digest(load_tokenizer(locate(base, run), base.trust_remote_code))
         if template and base.encoding.name == "chat":
             yield f"base.encoding: chat, by the base's template {template}"

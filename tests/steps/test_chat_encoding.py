@@ -128,9 +128,11 @@ def chat(**values: Any) -> StepEncoding:
         ("{{ messages[-1].content }}", chat(system="Be strict."), "does not show the system turn"),
         ("{{ messages[-1].content }}", chat(), "leaves out the assistant's turns"),
         ("{{ messages[0].content + 7 }}", chat(), "refuses the turns: can only concatenate"),
+        ("{{ raise_exception('No.\\nAt all.') }}", chat(), "refuses the turns: No.; use name: lines"),
+        ({"tools": "{{ messages[0].content }}"}, chat(), "refuses the turns: This model has multiple chat templates"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_named(template: str | None, asked: StepEncoding, words: str) -> None:
+def test_a_template_that_cannot_be_used_is_named(template: Any, asked: StepEncoding, words: str) -> None:
     own = byte_level(bos_token="<s>", eos_token="</s>")
     own.chat_template = template
     with pytest.raises(UserError, match=words) as raised:
