@@ -120,6 +120,9 @@ class Reward(Train):
     soft_labels: bool = Field(False, description="PRM targets are the shares of rollouts that succeed, where known")
     dropout: float = Field(0.1, ge=0, lt=1, description="on what a PRM's head reads (the paper's); an ORM has none")
     lm_weight: float = Field(0.0, ge=0, description="weight of the language loss on right solutions (Cobbe et al.)")
+    calibration: Literal["none", "platt"] = Field(
+        "none", description="platt: scores are made probabilities on the held-out rows"
+    )
     consensus: bool = Field(False, description="only rows whose critique (not label-aware) finds the same first error")
     batch_rows: int = Field(512, ge=1)
     max_length: int = Field(512, ge=8)

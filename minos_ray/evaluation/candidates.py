@@ -18,10 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
 from minos_ray.evaluation.answers import Keys, clusters
 from minos_ray.problems.split import read_problems
+from minos_ray.scoring.verifier import aggregate
 from minos_ray.store.run import Artefact, Run
+from minos_ray.training.calibration import Platt
 
 ROWS = 500_000
 # Temporary files that are open at once: half of what a process may open on many systems.
@@ -80,6 +83,13 @@ class Scores:
     def unscored(self) -> int:
         """Number of candidates without a score."""
         return int(np.isnan(self.score).sum())
+
+    def before(self, platt: Platt, aggregation: Aggregation) -> np.ndarray:
+        """[candidates]: the scores without Platt scaling, those of steps aggregated where there are any."""
+        lengths = pc.list_value_length(self.step_scores).fill_null(0).to_numpy()
+        if not lengths.any():
+            return platt.before(self.score)
+        return aggregate(platt.before(pc.list_flatten(self.step_scores).to_numpy()), lengths, aggregation)
 
 
 class Block(NamedTuple):

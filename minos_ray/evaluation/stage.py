@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.config.load import Config
+from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
 from minos_ray.evaluation import outcomes, verdicts
 from minos_ray.evaluation.answers import Keys
@@ -24,6 +26,7 @@ from minos_ray.graph.specs import APART, begin, fresh, specs
 from minos_ray.observe.progress import Progress
 from minos_ray.observe.tracker import Tracking
 from minos_ray.store.run import Manifest, Run
+from minos_ray.training.calibration import Platt, platt_of
 
 NAME = "evaluation.json"
 
@@ -49,7 +52,8 @@ def evaluate(config: Config, run: Run) -> Manifest:
         Keys(workers=os.cpu_count() or 1) as keys,
         Progress("evaluate", len(plan.sizes), "problems", run=run) as progress,
     ):
-        judged, errors, tally = Judged(), ErrorTally(), CandidateTally(truncated_candidates(run), keys.counts)
+        judged, errors = Judged(platts_of(run, verifiers), config.score.aggregation), ErrorTally()
+        tally = CandidateTally(truncated_candidates(run), keys.counts)
         for block in read_blocks(run, plan, verifiers, keys):
             for part in (selected, judged, errors, tally):
                 part.add(block)
@@ -104,15 +108,26 @@ def verifiers_with_scores(config: Config, run: Run) -> tuple[list[str], list[str
     return complete, [name for name in expected if name not in complete]
 
 
+def platts_of(run: Run, verifiers: Iterable[str]) -> dict[str, Platt]:
+    """The line of each verifier that was calibrated."""
+    manifests = {name: run.artefact(f"models/{name}").manifest() for name in verifiers}
+    lines = {name: platt_of(m.details.get("calibration")) for name, m in manifests.items() if m}
+    return {name: line for name, line in lines.items() if line}
+
+
 @dataclass
 class Judged:
     """Meta-evaluation of the run's own candidates: the outcome and the scores of every one, and its labelled steps.
 
     Lists hold one array for each block. Candidates whose grading ended in a timeout are left out of the outcomes.
+    Verifiers in `platts` are calibrated; `uncalibrated` has their scores without that.
     """
 
+    platts: dict[str, Platt]
+    aggregation: Aggregation
     correct: list[np.ndarray] = field(default_factory=list)
     scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    uncalibrated: dict[str, list[np.ndarray]] = field(default_factory=dict)
     step_labels: list[pa.Array] = field(default_factory=list)
     step_scores: dict[str, list[pa.Array]] = field(default_factory=dict)
 
@@ -125,6 +140,10 @@ class Judged:
         for name, scores in block.scores.items():
             # The precision that they are stored in: half the memory.
             self.scores.setdefault(name, []).append(scores.score[graded].astype(np.float32))
+            if platt := self.platts.get(name):
+                aggregation = self.aggregation if name.startswith("prm") else "last"
+                before = scores.before(platt, aggregation)[graded].astype(np.float32)
+                self.uncalibrated.setdefault(name, []).append(before)
             self.step_scores.setdefault(name, [])
             self.step_scores[name] += scores.step_scores.filter(labelled).chunks
 
@@ -132,10 +151,19 @@ class Judged:
         """Rows of `meta`: every verifier at the level of outcomes, then those that score labelled steps."""
         correct = np.concatenate(self.correct)
         rows = [verdicts.outcome_row(name, self.scores_of(name), correct) for name in self.scores]
+        for row in rows:
+            if parts := self.uncalibrated.get(row["verifier"]):
+                row["uncalibrated"] = verdicts.probabilities(np.concatenate(parts).astype(np.float64), correct)
         if self.step_labels:
             labels = pa.chunked_array(self.step_labels)
             by_step = [
-                verdicts.step_row(name, pa.chunked_array(chunks), labels, by_step=name.startswith("prm"))
+                verdicts.step_row(
+                    name,
+                    pa.chunked_array(chunks),
+                    labels,
+                    by_step=name.startswith("prm"),
+                    platt=self.platts.get(name),
+                )
                 for name, chunks in self.step_scores.items()
                 if chunks
             ]

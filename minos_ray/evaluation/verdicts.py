@@ -11,22 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.training.calibration import MARGIN, Platt
 from minos_ray.training.log import auc
 
 THRESHOLD = 0.5
 BINS = 10
+PROBABILITIES = ("ece", "ece_equal_mass", "brier", "log_loss")
 # In place of the number of a first wrong step: no step is wrong; labels leave it open; the solution has no scores.
 ALL_RIGHT, UNKNOWN, UNSCORED = -1, -2, -3
 
 
 def binary(scores: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float | None]:
-    """Accuracy, F1, macro F1, AUC, expected calibration error and Brier score; all None without any example.
+    """Accuracy, F1, macro F1, AUC and the measures of `probabilities`; all None without any example.
 
     `scores` in 0..1 and `truth` are [examples]. An example without a score (NaN) counts as a wrong prediction, whatever
-    is true, and is left out of AUC, calibration error and Brier score.
+    is true, and is left out of all but accuracy, F1 and macro F1.
     """
     if not len(scores):
-        return dict.fromkeys(("accuracy", "f1", "macro_f1", "auc", "ece", "brier"))
+        return dict.fromkeys(("accuracy", "f1", "macro_f1", "auc", *PROBABILITIES))
     truth = truth.astype(bool)
     predicted = predict(scores, truth, threshold)
     counts = confusion(predicted, truth)
@@ -36,15 +38,33 @@ def binary(scores: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD) 
         "f1": f1(counts["tp"], counts["fp"], counts["fn"]),
     }
     scored = ~np.isnan(scores)
-    if not scored.any():
-        return by_class | dict.fromkeys(("auc", "ece", "brier"))
+    area = auc(scores[scored], truth[scored]) if scored.any() else None
+    return by_class | {"auc": area, **probabilities(scores, truth)}
+
+
+def probabilities(scores: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
+    """How far scores are from chances of being right: calibration errors, Brier score and log loss (natural).
+
+    `ece` has `BINS` equally wide bins, `ece_equal_mass` bins between quantiles of the scores, which hold about equally
+    many. Examples without a score (NaN) are left out; all None without any other.
+    """
+    scored = ~np.isnan(scores)
     scores, truth = scores[scored], truth[scored]
-    _, score_sums, right_sums = bin_sums(scores, truth)
-    return by_class | {
-        "auc": auc(scores, truth),
-        "ece": float(np.abs(score_sums - right_sums).sum() / len(scores)),
+    if not len(scores):
+        return dict.fromkeys(PROBABILITIES)
+    quantiles = np.quantile(scores, np.linspace(0, 1, BINS + 1)[1:-1])
+    bins = {"ece": equally_wide(scores), "ece_equal_mass": np.searchsorted(quantiles, scores)}
+    sums = {name: bin_sums(scores, truth, place)[1:] for name, place in bins.items()}
+    chances = np.clip(scores, MARGIN, 1 - MARGIN)
+    return {name: float(np.abs(predicted - right).sum() / len(scores)) for name, (predicted, right) in sums.items()} | {
         "brier": float(((scores - truth) ** 2).mean()),
+        "log_loss": float(-np.log(np.where(truth, chances, 1 - chances)).mean()),
     }
+
+
+def equally_wide(scores: np.ndarray) -> np.ndarray:
+    """[examples]: the bin of each score."""
+    return np.minimum((scores * BINS).astype(int), BINS - 1)
 
 
 def predict(scores: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarray:
@@ -71,16 +91,16 @@ def macro_f1(counts: Mapping[str, int]) -> float:
     return (right + f1(counts["tn"], counts["fn"], counts["fp"])) / 2
 
 
-def bin_sums(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Examples, sum of scores and number of right ones in each of `BINS` equally wide bins; no score may be NaN."""
-    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+def bin_sums(scores: np.ndarray, truth: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Examples, sum of scores and number of right ones in each of `BINS` bins; no score may be NaN."""
     return np.bincount(place, minlength=BINS), np.bincount(place, scores, BINS), np.bincount(place, truth, BINS)
 
 
 def calibration(scores: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
     """The bins that hold a scored example: mean score, fraction of right ones, and number of examples."""
     scored = ~np.isnan(scores)
-    columns = zip(*bin_sums(scores[scored], truth[scored]), strict=True)
+    scores, truth = scores[scored], truth[scored]
+    columns = zip(*bin_sums(scores, truth, equally_wide(scores)), strict=True)
     return [{"score": total / n, "correct": right / n, "rows": int(n)} for n, total, right in columns if n]
 
 
@@ -180,8 +200,10 @@ def step_row(
     step_labels: pa.ChunkedArray,
     threshold: float = THRESHOLD,
     by_step: bool = False,
+    platt: Platt | None = None,
 ) -> dict[str, Any] | None:
     """The row of `meta` for labelled steps (label 0 or 1), with first errors; None without a labelled and scored step.
+    Of a calibrated verifier also what its scores were before.
 
     A solution that could not be scored is left out of the measures of steps, and is a miss where first errors are
     counted: so a verifier that scores steps (`by_step`) has a row even when it could score no solution.
@@ -199,6 +221,7 @@ def step_row(
         "confusion": confusion(scores >= threshold, right),
         **first_error_f1(steps.predicted_first_errors(threshold), truth),
         "min": where_min_falls(steps.scored, truth[steps.complete]),
+        **({"uncalibrated": probabilities(platt.before(scores), right)} if platt else {}),
     }
 
 

@@ -96,9 +96,12 @@ def judge(
     problem = np.repeat(np.arange(part.problems), np.diff(part.starts))
     score, correct = scores.score[part.graded], part.correct[part.graded]
     row = verdicts.outcome_row(verifier.name, score, correct, threshold.outcome)
+    if verifier.platt:
+        before = scores.before(verifier.platt, config.score.aggregation if verifier.by_step else "last")
+        row["uncalibrated"] = verdicts.probabilities(before[part.graded], correct)
     yield row | outcome_intervals(score, correct, threshold.outcome, problem[part.graded], config.evaluate)
     labels = part.rows["step_labels"]
-    row = verdicts.step_row(verifier.name, scores.step_scores, labels, threshold.step, verifier.by_step)
+    row = verdicts.step_row(verifier.name, scores.step_scores, labels, threshold.step, verifier.by_step, verifier.platt)
     if row:
         steps = verdicts.align_steps(scores.step_scores, labels)
         yield row | step_intervals(steps, threshold.step, problem, config.evaluate)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minos_ray.evaluation.verdicts import f1, macro_f1
+from minos_ray.evaluation.verdicts import PROBABILITIES, f1, macro_f1
 
 PROCESSBENCH, MEAN = "processbench", "mean_first_error_f1"
 PRMBENCH = "prmbench-"
@@ -91,7 +91,15 @@ def as_text(content: Mapping[str, Any]) -> list[str]:
     table = prmbench_lines(content["prmbench"])
     source = content["threshold_from"]
     threshold = f"thresholds chosen on {source}" if source else f"threshold {content['threshold']:g}, given"
-    return [*row_lines(content["rows"]), *means, *([""] if table else []), *table, "", threshold]
+    return [
+        *row_lines(content["rows"]),
+        *calibration_lines(content["rows"]),
+        *means,
+        *([""] if table else []),
+        *table,
+        "",
+        threshold,
+    ]
 
 
 def row_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -103,6 +111,18 @@ def row_lines(rows: list[dict[str, Any]]) -> list[str]:
         facts += f"{row['unscored']:8} {row['threshold']:9.4g} "
         lines.append(facts + " ".join(f"{with_interval(row, name):>20}" for name in MEASURES))
     return lines
+
+
+def calibration_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """How far the scores of calibrated verifiers are from probabilities, before and after; empty without one."""
+    lines = [
+        f"{row['set']:28} {row['verifier']:20} {row['level']:7} "
+        + " ".join(f"{row['uncalibrated'][name]:>10.4f} -> {row[name]:.4f}" for name in PROBABILITIES)
+        for row in rows
+        if row.get("uncalibrated", {}).get("brier") is not None
+    ]
+    head = f"{'Platt scaling':28} {'':20} {'':7} " + " ".join(f"{name.replace('_', ' '):>20}" for name in PROBABILITIES)
+    return ["", head, *lines] if lines else []
 
 
 def with_interval(row: dict[str, Any], name: str) -> str:

@@ -9,12 +9,14 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import ForeignModel, MetaCritic, Model
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Candidates, Scores, read_scores
+from minos_ray.evaluation.stage import platts_of
 from minos_ray.graph.specs import VERSIONS, fingerprint_of
 from minos_ray.meta import critics as meta_critics
 from minos_ray.meta.sets import LabelledSet
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import WEIGHTS, absolute, is_hub_id, locate
 from minos_ray.store.run import Artefact, Run, fingerprint
+from minos_ray.training.calibration import Platt, platt_of
 
 # Dotted, so that torch is imported only where a model is loaded.
 FOREIGN_WORKER = "minos_ray.meta.foreign:ForeignScorers"
@@ -33,6 +35,7 @@ class Verifier(NamedTuple):
     section: Model | MetaCritic
     inputs: dict[str, Any]
     by_step: bool
+    platt: Platt | None = None  # of a calibrated one
 
     @property
     def worker(self) -> str | None:
@@ -56,12 +59,13 @@ def verifiers(config: Config, run: Run) -> list[Verifier]:
 
 def trained(config: Config, run: Run) -> list[Verifier]:
     """The verifiers that this run has trained."""
-    verifiers = []
+    verifiers, platts = [], platts_of(run, config.reward.verifiers)
     for name in config.reward.verifiers:
         if model := fingerprint_of(run, f"models/{name}"):
             section = Model(model=f"run:models/{name}", trust_remote_code=config.base.trust_remote_code)
             kind = name[:3]
-            verifiers.append(Verifier(name, kind, section, {"model": model, **own_inputs(config)}, kind == "prm"))
+            inputs = {"model": model, **own_inputs(config)}
+            verifiers.append(Verifier(name, kind, section, inputs, kind == "prm", platts.get(name)))
     return verifiers
 
 
@@ -86,16 +90,18 @@ def foreign(config: Config, run: Run) -> list[Verifier]:
             "format": FORMATS_VERSION,
             **(own_inputs(config) if section.kind == "minos" else {"aggregation": config.score.aggregation}),
         }
-        verifiers.append(Verifier(name, section.kind, located, inputs, by_step(section, path)))
+        settings = json.loads((Path(path) / "config.json").read_text()) if section.kind == "minos" else {}
+        platt = platt_of(settings.get("calibration"))
+        verifiers.append(Verifier(name, section.kind, located, inputs, by_step(section, settings), platt))
     return verifiers
 
 
-def by_step(section: ForeignModel, path: str) -> bool:
-    """Whether a model scores every step; of one that minos_ray saved, its architecture tells."""
+def by_step(section: ForeignModel, settings: dict[str, Any]) -> bool:
+    """Whether a model scores every step; of one that minos_ray saved, its config tells by the kind or the class."""
     if section.kind != "minos":
         return section.kind != "sequence"
-    architectures = json.loads((Path(path) / "config.json").read_text()).get("architectures") or []
-    return any(name.endswith("ForTokenClassification") for name in architectures)
+    is_prm = any(name.endswith("ForTokenClassification") for name in settings.get("architectures") or [])
+    return settings["verifier_kind"] == "prm" if settings.get("verifier_kind") else is_prm
 
 
 def weights_id(section: Model, path: str, run: Run) -> str | None:

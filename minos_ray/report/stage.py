@@ -116,6 +116,7 @@ def context(facts: Facts) -> dict[str, Any]:
         "aggregations": aggregation_rows(evaluation),
         "largest_error": largest_error(evaluation),
         "minima": minima,
+        "calibrated": [row for row in evaluation["meta"] if "uncalibrated" in row],
         "tint": TINT,
         "script": script,
         "policy": policy,

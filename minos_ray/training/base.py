@@ -17,7 +17,7 @@ from torch import nn
 from minos_ray.config.training import Kind
 from minos_ray.errors import UserError
 from minos_ray.store.model_files import SINGLE, safetensors_files
-from minos_ray.training.heads import HEADS, auto_class, head_name, labels
+from minos_ray.training.heads import HEADS, auto_class, head_name, labels, scalar_head
 
 
 class Stored:
@@ -134,14 +134,21 @@ def not_equal(name: str, other: str, path: str) -> UserError:
     )
 
 
-def check(path: str, kinds: Iterable[Kind], options: Mapping[str, Any], zero3: bool, with_weights: bool) -> None:
+def check(
+    path: str,
+    kinds: Iterable[Kind],
+    options: Mapping[str, Any],
+    zero3: bool,
+    with_weights: bool,
+    calibrated: bool = False,
+) -> None:
     """UserError when the model at `path` lacks what training one of the kinds needs, by the headers of its files.
 
     `zero3`: it will be loaded by the names that are stored. `with_weights`: more than its config lies there.
     """
     stored = shapes(path) if with_weights else {}
     for kind in kinds:
-        model = meta_model(path, kind, options)
+        model = meta_model(path, kind, options, calibrated)
         if not stored:
             continue
         require_complete(model, kind, loading_info(model, stored, path), path)
@@ -158,14 +165,14 @@ def check(path: str, kinds: Iterable[Kind], options: Mapping[str, Any], zero3: b
                 require_names(model, kind, weights, path)
 
 
-def meta_model(path: str, kind: Kind, options: Mapping[str, Any]) -> Any:
+def meta_model(path: str, kind: Kind, options: Mapping[str, Any], calibrated: bool = False) -> Any:
     """The model that a kind is trained as, on torch's meta device; UserError where transformers cannot make it."""
     with naming_errors(path):
         config = config_of(path, kind, options)
         with torch.device("meta"):
-            model = auto_class(kind, config).from_config(config, **options)
+            model = auto_class(kind, config, calibrated).from_config(config, **options)
         if kind != "lm":
-            head_name(model)
+            scalar_head(model, calibrated)
     return model
 
 

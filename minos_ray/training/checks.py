@@ -104,7 +104,8 @@ def check_base(config: Config, run: Run, stages: Set[str]) -> None:
         return
     options, folder = {"trust_remote_code": base.trust_remote_code}, os.path.dirname(file)
     zero3 = config.resources.train.zero == 3
-    check(folder, trained_kinds(config, stages), options, zero3, with_weights=not on_hub)
+    calibrated = config.reward.calibration != "none"
+    check(folder, trained_kinds(config, stages), options, zero3, with_weights=not on_hub, calibrated=calibrated)
     if not on_hub:
         tokenizer_of(folder, base.trust_remote_code, critic="sft" in stages, layout=base.encoding)
         if config.reward.lm_weight and "reward" in stages:

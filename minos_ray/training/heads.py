@@ -32,16 +32,20 @@ def labels(kind: Kind) -> dict[str, Any]:
     return {} if kind == "lm" else {"num_labels": 1, "id2label": {0: LABEL}, "label2id": {LABEL: 0}}
 
 
-def auto_class(kind: Kind, config: Any) -> Any:
-    """The class of transformers that a kind is trained and saved as; UserError when the family has none."""
+def auto_class(kind: Kind, config: Any, calibrated: bool = False) -> Any:
+    """The class of transformers that a kind is trained and saved as; UserError when the family has none.
+
+    A `calibrated` verifier needs a head with a bias, which a `*ForTokenClassification` has alone.
+    """
     import transformers
 
-    for ending in ENDINGS[kind]:
+    endings = ENDINGS[kind] if kind == "lm" or not calibrated else (TOKEN,)
+    for ending in endings:
         auto = getattr(transformers, f"AutoModel{ending}")
         in_library = type(config) in getattr(transformers, MAPPINGS[ending])
         if in_library or auto.__name__ in (getattr(config, "auto_map", None) or {}):
             return auto
-    classes = " and no ".join(f"*{ending}" for ending in ENDINGS[kind])
+    classes = " and no ".join(f"*{ending}" for ending in endings)
     model = {"lm": "a language model", "orm": "an ORM", "prm": "a PRM"}[kind]
     raise UserError(
         f"transformers {transformers.__version__} has no {classes} for model type '{config.model_type}', so {model} of "
@@ -95,6 +99,9 @@ def head_name(model: Any) -> str:
     return name
 
 
-def scalar_head(model: Any) -> "nn.Linear":
-    """The linear layer from hidden state to logit."""
-    return getattr(model, head_name(model))
+def scalar_head(model: Any, calibrated: bool = False) -> "nn.Linear":
+    """The linear layer from hidden state to logit; UserError where a calibrated verifier's has no bias."""
+    head = getattr(model, head_name(model))
+    if calibrated and head.bias is None:
+        raise UserError(f"reward.calibration: the head of {type(model).__name__} has no bias to shift; set it to none")
+    return head

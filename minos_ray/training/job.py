@@ -36,7 +36,10 @@ ADAPTER = (
 
 
 class Table(BaseModel):
-    """Tokenised rows that lie in `train/NAME-train.parquet` and `train/NAME-held-out.parquet`, and their digests."""
+    """Tokenised rows that lie in `train/NAME-train.parquet` and `train/NAME-held-out.parquet`, and their digests.
+
+    `right_share` is that of the held-out problems before their solutions were balanced.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,6 +51,7 @@ class Table(BaseModel):
     held_out: str
     dropped: dict[str, int]
     sources: dict[str, int] = {}
+    right_share: float | None = None
 
 
 class Job(BaseModel):
@@ -104,6 +108,11 @@ class Job(BaseModel):
         return self.section.dropout if isinstance(self.section, Reward) and self.kind == "prm" else 0.0
 
     @property
+    def calibrated(self) -> bool:
+        """Whether a verifier is calibrated after its training, for which its head needs a bias."""
+        return isinstance(self.section, Reward) and self.section.calibration != "none"
+
+    @property
     def every_token(self) -> bool:
         """Whether an ORM is trained at every token of a solution, and not only at its last."""
         every = isinstance(self.section, Reward) and self.section.orm_positions == "every_token"
@@ -123,6 +132,7 @@ def write_table(run: Run, name: str, data: Data) -> Table:
         held_out=held_out,
         dropped=dict(data.dropped),
         sources={f"from_{source}": count for source, count in data.sources.items()},
+        right_share=data.right_share,
     )
 
 
@@ -164,7 +174,7 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
     pipeline = PIPELINES[job.kind if own_class else OTHER[job.kind]]
     head = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["minos_ray", "math-minos"]}
     description, lora = DESCRIPTION[job.kind], job.section.lora
-    if job.loss != BINARY:
+    if job.loss != BINARY and "scale" not in details.get("calibration", {}):
         description = f"{RANKED[job.kind]} The sigmoid is no calibrated chance, for the loss was `{job.loss}`."
     settings = job.section.model_dump(include=set(Train.model_fields) - {"lora"})
     settings |= {"lm_weight": job.lm_weight, "dropout": job.dropout, "weights of step": details["weights_of_step"]}
@@ -179,6 +189,7 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
             *([EVERY_TOKEN] if job.every_token else []),
             *([ADAPTER] if lora else []),
             input_of(job.encoding, job.kind),
+            *(["## Calibration\n", calibration_lines(details["calibration"])] if "calibration" in details else []),
             *(["## Use\n", scoring_lines(job.kind, own_class, job.encoding)] if job.kind != "lm" else []),
             "## Data\n",
             two_columns({"rows": job.table.rows, "held out": job.table.held_out_rows, **job.table.dropped}),
@@ -246,6 +257,18 @@ with torch.no_grad():
     scores = torch.sigmoid({logits}).tolist()  # of {"each step" if kind == "prm" else "the solution"}
 ```
 """
+
+
+def calibration_lines(facts: dict[str, Any]) -> str:
+    """Markdown: what Platt scaling did to the head, or why it was left out."""
+    if "left_out" in facts:
+        return f"Asked for, and left out: {facts['left_out']}. The scores are those of the training.\n"
+    before, after = facts["log_loss"]
+    return (
+        f"Platt scaling, fitted on {facts['rows']} held-out solutions, is part of the head: a logit is "
+        f"{facts['scale']:.4g} times the trained one {facts['shift']:+.4g}. Log loss there: {before:.4f} before, "
+        f"{after:.4f} after. The order of scores is the trained one.\n"
+    )
 
 
 def two_columns(values: dict[str, Any]) -> str:

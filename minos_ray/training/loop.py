@@ -19,7 +19,7 @@ from minos_ray.errors import UserError
 from minos_ray.observe.tracker import Tracking
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
-from minos_ray.training import batches, engine, heads, lora, models, trial
+from minos_ray.training import batches, calibration, engine, heads, lora, models, trial
 from minos_ray.training.batches import pack
 from minos_ray.training.checkpoint import Checkpoints
 from minos_ray.training.job import Job, card
@@ -75,8 +75,8 @@ class Training:
         job = self.job
         arguments = (path, job.kind, job.section.precision, job.section.seed, options)
         if job.workers.zero < 3:
-            return models.load(*arguments)
-        return models.load_partitioned(*arguments, engine.settings(job.section, job.workers))
+            return models.load(*arguments, job.calibrated)
+        return models.load_partitioned(*arguments, engine.settings(job.section, job.workers), job.calibrated)
 
     def fit(self) -> None:
         """Every step that is still to be done, with evaluations and checkpoints on the way, then the model."""
@@ -152,6 +152,12 @@ class Training:
         if not len(self.held_out) or step in held_out_losses(self.history):
             return
         start = time.monotonic()
+        loss, parts = self.judge_held_out()
+        self.record("eval", step, start, loss=loss, **self.measures(parts))
+
+    @torch.no_grad()
+    def judge_held_out(self) -> tuple[float, list[tuple[np.ndarray, np.ndarray]]]:
+        """The mean loss on the held-out rows, and of every rank the rows and their logits."""
         self.engine.eval()
         layout = self.micro_batches(self.held_out, np.arange(len(self.held_out)))
         micros = layout[self.rank]
@@ -164,8 +170,12 @@ class Training:
         dist.all_reduce(total)
         parts: list[Any] = [None] * self.world
         dist.all_gather_object(parts, (np.concatenate(micros), np.concatenate(logits)))
-        loss = total.item() / self.count(self.held_out, layout)
-        self.record("eval", step, start, loss=loss, **self.measures(parts))
+        return total.item() / self.count(self.held_out, layout), parts
+
+    def held_out_targets(self, rows: np.ndarray) -> np.ndarray:
+        """The targets of these held-out rows, one row after the other, as their logits are."""
+        counts, starts = self.held_out.position_counts[rows], self.held_out.position_starts[rows]
+        return np.concatenate([self.held_out.targets[s : s + n] for s, n in zip(starts, counts, strict=True)])
 
     def measures(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
         """Metrics of a verifier over all ranks' logits; for a PRM also of its lowest step against the outcome."""
@@ -173,9 +183,7 @@ class Training:
             return {}
         rows, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         counts = self.held_out.position_counts[rows]
-        starts = self.held_out.position_starts[rows]
-        targets = np.concatenate([self.held_out.targets[s : s + n] for s, n in zip(starts, counts, strict=True)])
-        measures = classification(logits, targets)
+        measures = classification(logits, self.held_out_targets(rows))
         if self.job.kind == "prm":
             lowest = np.minimum.reduceat(logits, np.cumsum(counts) - counts)
             outcome = classification(lowest, self.held_out.correct[rows].astype(float))
@@ -193,8 +201,13 @@ class Training:
     def finish(self) -> None:
         """Saves the model as its artefact, the manifest last."""
         weights_of = self.pick()
+        facts = self.calibrate() if self.job.calibrated else None
         weights = engine.full_weights(self.engine, self.job.workers.zero)
         if self.log is not None:
+            details = self.details(weights_of) | ({"calibration": facts} if facts else {})
+            if platt := calibration.platt_of(facts):
+                calibration.fold(weights, heads.head_name(self.model), platt)
+                self.model.config.calibration = facts
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
                 if self.section.lora is not None:
@@ -206,14 +219,21 @@ class Training:
                     self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token, self.job.encoding
                 )
                 own_class = heads.own_class(self.model, self.job.kind)
-                (Path(folder) / "README.md").write_text(card(self.job, self.details(weights_of), own_class))
+                (Path(folder) / "README.md").write_text(card(self.job, details, own_class))
                 self.run.upload(folder, artefact.name)
             tracked = self.log.close()
             table = self.job.table
             counts = {"rows": table.rows, "held_out": table.held_out_rows, **table.sources}
-            artefact.complete(counts, table.dropped, self.details(weights_of) | tracked)
+            artefact.complete(counts, table.dropped, details | tracked)
         self.checkpoints.close()
         self.engine.destroy()
+
+    def calibrate(self) -> dict[str, Any]:
+        """`calibration.calibrate` of the weights that are saved, on the held-out rows; the same on every rank."""
+        rows, logits = (np.concatenate(arrays) for arrays in zip(*self.judge_held_out()[1], strict=True))
+        weights = calibration.natural_weights(self.held_out.correct[rows].astype(bool), self.job.table.right_share)
+        of_target = np.repeat(weights, self.held_out.position_counts[rows])
+        return calibration.calibrate(logits.astype(np.float64), self.held_out_targets(rows), of_target, len(rows))
 
     def pick(self) -> int:
         """Leaves the weights to be saved in the engine, those of the last step or the best ones; returns their step."""

@@ -18,13 +18,13 @@ from minos_ray.training.heads import auto_class, labels, own_class, reads_last, 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, Any]) -> Any:
+def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, Any], calibrated: bool = False) -> Any:
     """The model at `path` for an objective; the scalar head of a verifier is new, small and depends on `seed` only.
 
     UserError when weights are missing, of another shape, or tied by the config and yet not the same.
     """
     with base.naming_errors(path):
-        auto = auto_class(kind, base.config_of(path, kind, options))
+        auto = auto_class(kind, base.config_of(path, kind, options), calibrated)
     if not base.bin_files(path):
         with base.Stored(path):  # UserError when a file is missing, or none of safetensors
             pass
@@ -33,12 +33,18 @@ def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, An
     base.require_complete(model, kind, info, path)
     base.require_tied(model, path)
     if kind != "lm":
-        reset_head(scalar_head(model), seed)
+        reset_head(scalar_head(model, calibrated), seed)
     return model
 
 
 def load_partitioned(
-    path: str, kind: Kind, precision: str, seed: int, options: dict[str, Any], settings: dict[str, Any]
+    path: str,
+    kind: Kind,
+    precision: str,
+    seed: int,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    calibrated: bool = False,
 ) -> Any:
     """The same for ZeRO 3: weights go from the files into every rank's shard, and no rank ever holds all of them."""
     import deepspeed
@@ -47,14 +53,14 @@ def load_partitioned(
     trusted = {"trust_remote_code": options.get("trust_remote_code", False)}
     with base.naming_errors(path):
         config = base.config_of(path, kind, options)
-        auto = auto_class(kind, config)
+        auto = auto_class(kind, config, calibrated)
     # Without `dtype`: where fp16 is unknown, DeepSpeed 0.19 turns a given one into bf16; the settings name it as well.
     with deepspeed.zero.Init(config_dict_or_path=settings), no_init_weights():
         model = auto.from_config(config, dtype=DTYPES[precision], **trusted)
     model.tie_weights()  # part of the initialisation that was left out
     with on_meta_device():
         copy_buffers(auto.from_config(config, dtype=DTYPES[precision], **trusted), model)
-    head = None if kind == "lm" else scalar_head(model)
+    head = None if kind == "lm" else scalar_head(model, calibrated)
     with base.Stored(path) as weights:
         base.require_equal(weights, base.tied_weights(model), path)
         fill_buffers(model, weights, path)

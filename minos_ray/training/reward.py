@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, cast
 
+import numpy as np
+
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Kind, Reward, StepEncoding, Verifier
@@ -20,6 +22,7 @@ from minos_ray.steps import encoding
 from minos_ray.steps.policy import first_error
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Manifest, Run
+from minos_ray.training.calibration import require_enough
 from minos_ray.training.job import Job, Table, make_job, write_table
 from minos_ray.training.rows import (
     Data,
@@ -60,6 +63,8 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
         data = reward_data(run, tokenizer, config.reward, kind, layout)
         require_rows("reward", data)
         require_groups(config, data)
+        if config.reward.calibration != "none":
+            require_enough(kind.upper(), data.held_out)
         tables[kind] = write_table(run, kind, data)
     jobs = []
     for name in names:
@@ -72,6 +77,7 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
 def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str, layout: StepEncoding = encoding.LINES) -> Data:
     """Labelled train candidates for an `orm` or a `prm`; held-out rows are of problems never trained on."""
     *parts, dropped = reward_rows(run, section, kind)
+    right_share = float(np.mean([bool(row["correct"]) for row in parts[1]])) if parts[1] else None
     compares, limits = compares_solutions(resolve_loss(section)), (section.rows, section.eval_rows)
     # Limits and groups are of rows that can be used; where all are taken `verifier_rows` drops what is too long, and
     # nothing is tokenised twice.
@@ -94,6 +100,7 @@ def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str, layout: St
         list(verifier_rows(tokenizer, train, kind, section, dropped, layout)),
         list(verifier_rows(tokenizer, held_out, kind, plain, dropped, layout)),
         dropped,
+        right_share=right_share,
     )
 
 

@@ -120,12 +120,13 @@ def flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 class Data(NamedTuple):
     """Rows to train on, rows of other problems held out, how many rows were dropped for each reason; in stage 1 also
-    how many come from each source."""
+    how many come from each source; in stage 2 the share of right solutions among all of the held-out problems."""
 
     train: list[Row]
     held_out: list[Row]
     dropped: Counter[str]
     sources: Mapping[str, int] = MappingProxyType({})
+    right_share: float | None = None
 
 
 def read(run: Run, artefact: str, columns: list[str]) -> list[Row]:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
+from sklearn.calibration import calibration_curve
 
 from minos_ray.evaluation.verdicts import binary
 
@@ -21,6 +22,14 @@ def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[float, bool]]) -> N
     macro = oracle.f1_score(truth, said, average="macro", labels=both, zero_division=0)
     assert found["macro_f1"] == pytest.approx(macro)
     assert found["brier"] == pytest.approx(oracle.brier_score_loss(truth, scores, labels=both, pos_label=True))
+    # Scores are stored in single precision, in which scikit-learn clips them, too.
+    losses = oracle.log_loss(truth, scores.astype(np.float32), labels=both)
+    assert found["log_loss"] == pytest.approx(losses, rel=1e-5, abs=1e-6)
+    # Bins between quantiles, without their sizes: those are counted here.
+    right, given_ = calibration_curve(truth, scores, n_bins=10, strategy="quantile")
+    edges = np.quantile(scores, np.linspace(0, 1, 11))[1:-1]
+    sizes = np.unique(np.searchsorted(edges, scores), return_counts=True)[1]
+    assert found["ece_equal_mass"] == pytest.approx((np.abs(right - given_) * sizes).sum() / len(scores))
     if truth.all() or not truth.any():
         assert found["auc"] is None
     else:

@@ -13,6 +13,7 @@ from minos_ray.evaluation import candidates, outcomes
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import columns
 from minos_ray.store.run import Run
+from minos_ray.training.calibration import Platt
 from tests.runs import config, make_run, put, scores
 
 VERIFIERS = ("orm-base", "orm-minos", "prm-base", "prm-minos")
@@ -83,6 +84,50 @@ def test_meta_and_errors(tmp_path: Path) -> None:
     wrong = [row for row in run.artefact("labels").read().to_pylist() if not row["correct"]]
     rejected = content["errors"]["rejected"]["orm-minos"]
     assert sum(kind["wrong"] for kind in rejected.values()) == len(wrong) == content["errors"]["wrong"]["test"]
+
+
+@pytest.mark.parametrize("aggregation", ["min", "product"])
+def test_what_a_calibrated_verifier_said_before(tmp_path: Path, aggregation: str) -> None:
+    """Two runs with the same candidates: the scores of the second are those of the first, calibrated."""
+    runs, platt = [make_run(tmp_path / name, [8] * 10) for name in ("before", "after")], Platt(0.3, 0.8)
+    for name in ("orm-base", "prm-base"):
+        scores(runs[0], name, 0.2)
+        rows = runs[0].artefact(f"scores/{name}").read().to_pylist()
+        for row in rows:
+            row["step_scores"] = [min(score, 0.999) for score in row["step_scores"]]
+            row["score"] = min(row["score"], 0.999)
+            if row["step_scores"]:
+                row["score"] = float(getattr(np, {"min": "min", "product": "prod"}[aggregation])(row["step_scores"]))
+        put(runs[0], f"scores/{name}", rows)
+        for row in rows:
+            row["step_scores"] = [line(platt, score) for score in row["step_scores"]]
+            row["score"] = line(platt, row["score"])
+            if row["step_scores"]:
+                row["score"] = float(getattr(np, {"min": "min", "product": "prod"}[aggregation])(row["step_scores"]))
+        put(runs[1], f"scores/{name}", rows)
+        model = runs[1].artefact(f"models/{name}")
+        model.begin({"import": "made"})
+        model.complete({}, {}, {"calibration": platt._asdict()})
+    before, after = (evaluated(run, score={"aggregation": aggregation, "judge": None}) for run in runs)
+    assert [(row["verifier"], row["level"]) for row in after["meta"]] == [
+        ("orm-base", "outcome"), ("prm-base", "outcome"), ("prm-base", "step")
+    ]  # fmt: skip
+    for raw, row in zip(before["meta"], after["meta"], strict=True):
+        assert "uncalibrated" not in raw
+        for name, value in row["uncalibrated"].items():
+            assert value == pytest.approx(raw[name], abs=1e-5), (row["verifier"], row["level"], name)
+            assert value != pytest.approx(row[name], abs=1e-3)
+        if aggregation == "min":  # a product of calibrated chances is no function of the former product
+            assert row["auc"] == pytest.approx(raw["auc"])
+    if aggregation == "min":
+        accuracies = [{(m["verifier"], m["n"]): m["accuracy"] for m in content["methods"] if m["method"] == "best-of-n"}
+                      for content in (before, after)]  # fmt: skip
+        assert accuracies[0] == pytest.approx(accuracies[1])
+
+
+def line(platt: Platt, score: float) -> float:
+    """A calibrated score, by hand."""
+    return float(1 / (1 + np.exp(-(platt.scale * np.log(score / (1 - score)) + platt.shift))))
 
 
 def test_without_step_labels_critic_and_most_verifiers(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ STALE = {
     "critique.reasoning_effort=low": CRITIQUES | FROM_CRITIC,
     "critique.extra_body={seed: 1}": CRITIQUES | FROM_CRITIC,
     "sft.epochs=1": FROM_CRITIC,
+    "reward.calibration=none": set(),
+    "reward.calibration=platt": PLAIN | MINOS | SCORES | END | SWEEP,
     "reward.lr=0.5": PLAIN | MINOS | SCORES | END | SWEEP,
     "reward.eval_rows=9": FROM_CRITIC | PLAIN | MINOS | SCORES | END | SWEEP,
     "base.encoding.name=chat": CRITIC | PLAIN | MINOS | SCORES | JUDGED | END | SWEEP,
@@ -183,6 +185,13 @@ def test_a_base_without_an_encoding_is_in_no_fingerprint(tmp_path: Path) -> None
     made = [stages.inputs(config, Run(config.run), stages.spec(config, "models/critic")) for config in (plain, chat)]
     assert made[0]["config"]["base"] == {"model": "run:models/base", "revision": None, "trust_remote_code": False}
     assert [inputs["versions"] for inputs in made] == [{"step_encoding": 2}, {"step_encoding": 2, "chat_encoding": 1}]
+
+
+def test_keys_that_came_later_are_in_no_fingerprint_at_their_defaults(tmp_path: Path) -> None:
+    for overrides, named in ((), False), (("reward.calibration=platt",), True):
+        config = load(tmp_path, *overrides)
+        section = stages.sections_of(config, stages.spec(config, "models/orm-base"))["reward"]
+        assert ("calibration" in section) == named
 
 
 def test_names_of_an_earlier_version_make_nothing_stale(tmp_path: Path) -> None:

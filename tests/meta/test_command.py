@@ -20,14 +20,15 @@ from minos_ray.imports import bring
 from minos_ray.meta.command import best_thresholds, judge, meta
 from minos_ray.meta.measures import Threshold
 from minos_ray.meta.sets import read_set, set_key
-from minos_ray.meta.summary import means
+from minos_ray.meta.summary import calibration_lines, means
 from minos_ray.meta.verifiers import Verifier, foreign
 from minos_ray.miniature.problems import load
 from minos_ray.store import columns
 from minos_ray.store.run import Run
+from minos_ray.training.calibration import Platt
 from tests.critiques.conftest import labelled
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
-from tests.runs import config, make_run, put
+from tests.runs import config, make_run, put, scores
 from tests.tiny import tiny_model
 
 HALF = Threshold(0.5, 0.5, "given")
@@ -296,6 +297,29 @@ def test_our_verifiers_elsewhere_score_steps_by_their_architecture(tmp_path: Pat
     models = {k: {"model": tiny_model(tmp_path / k, k), "kind": "minos"} for k in ("orm", "prm")}
     found = foreign(config(Run(str(tmp_path / "run")), meta={"models": models}), Run(str(tmp_path / "run")))
     assert {verifier.name: verifier.by_step for verifier in found} == {"orm": False, "prm": True}
+
+
+def test_a_calibrated_orm_elsewhere_is_an_orm_and_its_config_says_how_it_was_before(tmp_path: Path) -> None:
+    folder = Path(tiny_model(tmp_path / "orm", "prm"))  # the class that has a bias
+    settings = json.loads((folder / "config.json").read_text())
+    facts = {"method": "platt", "scale": 0.5, "shift": -1.0}
+    (folder / "config.json").write_text(json.dumps({**settings, "verifier_kind": "orm", "calibration": facts}))
+    run = make_run(tmp_path / "run", [6] * 4)
+    asked = config(run, meta={"models": {"orm": {"model": str(folder), "kind": "minos"}}})
+    (judged,) = foreign(asked, run)
+    assert not judged.by_step and judged.platt == Platt(0.5, -1.0)
+    scores(run, "orm-base", 0.2)
+    part = read_set(run.path, "meta.sets").candidates
+    table = run.artefact("scores/orm-base").read()
+    (row,) = judge(asked, judged, align("scores/orm", table, part), part, HALF)
+    by_id = dict(zip(table["candidate_id"].to_pylist(), table["score"].to_numpy().astype(float), strict=True))
+    given = np.clip([by_id[name] for name in part.rows["candidate_id"].to_pylist()], 1e-7, 1 - 1e-7)
+    before = 1 / (1 + np.exp(-(np.log(given / (1 - given)) + 1.0) / 0.5))
+    assert row["uncalibrated"]["brier"] == pytest.approx(((before - part.correct) ** 2).mean(), abs=1e-6)
+    head = {"set": "small", "kind": "minos"}
+    text = "\n".join(calibration_lines([head | row]))
+    assert f"{row['uncalibrated']['log_loss']:.4f} -> {row['log_loss']:.4f}" in text
+    assert calibration_lines([{**head, **row, "uncalibrated": {}}]) == []
 
 
 def test_the_key_of_a_set_knows_its_splits(tmp_path: Path) -> None:

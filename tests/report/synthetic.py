@@ -15,6 +15,7 @@ from minos_ray.store.run import Run
 
 VERIFIERS = ("orm-base", "orm-minos", "prm-base", "prm-minos")
 SHARPNESS = {"orm-base": 0.35, "orm-minos": 0.65, "prm-base": 0.5, "prm-minos": 0.9}
+CALIBRATED = "prm-minos"
 ERRORS = ("unrelated", "accumulation", "calculation", "logical", "other")
 GOLD = 42
 HOSTILE = "<script>alert('x')</script> & <img src=http://evil.example/x.png>"
@@ -152,13 +153,15 @@ def put(run: Run, name: str, rows: list[dict], dropped: dict | None = None, deta
 
 
 def put_models(run: Run) -> None:
-    """Manifests of the five models, with convergence curves for the verifiers."""
+    """Manifests of the five models, with convergence curves for the verifiers; one was calibrated."""
     for name in (*VERIFIERS, "critic"):
         artefact = run.artefact(f"models/{name}")
         artefact.begin({"synthetic": True})
         details: dict[str, Any] = {"seconds": 61.0, "tokens": 2_400_000}
         if name in VERIFIERS:
             details["curve"] = curve(SHARPNESS[name])
+        if name == CALIBRATED:
+            details["calibration"] = {"method": "platt", "scale": 1.5, "shift": -0.4}
         artefact.complete({"rows": 6000}, {"longer than max_length": 17}, details)
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from minos_ray.report.canvas import TINT
 from minos_ray.report.gather import gather
-from minos_ray.report.results import MAIN, rows
+from minos_ray.report.results import MAIN, categories, rows
 from minos_ray.report.stage import Strips, heat, number, render, typeset
+from minos_ray.report.statement import NOT_ADJUSTED
 from minos_ray.store.run import Run
-from tests.report.synthetic import HOSTILE, config, evaluation, put_evaluation
+from tests.report.synthetic import CALIBRATED, HOSTILE, config, evaluation, put_evaluation
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -72,6 +73,29 @@ def test_the_page_is_whole_small_and_needs_nothing_from_outside(html: str) -> No
     assert found.tags["script"] == 8 + 2  # the problems; the index of the browser and our script
     assert found.tags["img"] == found.tags["link"] == found.tags["iframe"] == 0
     assert "@import" not in html and "url(http" not in html
+
+
+def test_every_category_has_its_accuracies_and_says_that_intervals_are_not_adjusted(html: str, full: Run) -> None:
+    text = Page(html).text
+    assert "By category of problem" in text and NOT_ADJUSTED in text
+    tables = categories(json.loads(full.read_bytes("evaluation.json")))
+    assert {name: [c.value for c in values] for name, values in tables.items()} == {
+        "level": ["1", "2", "3"], "subject": ["Algebra", "Counting & Probability"]
+    }  # fmt: skip
+    for values in tables.values():
+        for c in values:
+            assert f"{c.value}{c.problems} problem" in text
+            for r in c.rows:
+                assert f"{100 * r.accuracy:.1f}[{100 * r.low:.1f}, {100 * r.high:.1f}]" in text
+
+
+def test_a_calibrated_verifier_is_shown_before_and_after(html: str, full: Run) -> None:
+    text = Page(html).text
+    for row in json.loads(full.read_bytes("evaluation.json"))["meta"]:
+        names = ("ece", "ece_equal_mass", "brier", "log_loss")
+        numbers = [f"{of[name]:.3f}" for name in names for of in (row.get("uncalibrated", row), row)]
+        level = {"step": "steps", "outcome": "solutions"}[row["level"]]
+        assert (f"{row['verifier']}{level}{''.join(numbers)}" in text) == (row["verifier"] == CALIBRATED)
 
 
 def test_hostile_text_is_shown_as_text(html: str) -> None:

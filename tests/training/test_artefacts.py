@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from minos_ray.config.resources import Engine
+from minos_ray.ranking.scorer import SolutionScorer, Task, verifier_of
 from minos_ray.scoring.scorer import Scorer
 from minos_ray.steps import encoding
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import models
+from minos_ray.training.heads import by_token
 from tests.training.trainings import KINDS, WAYS, Trained, layout_name
 from tests.training.world import candidate
 
 pytestmark = pytest.mark.slow
 
 SOLUTIONS = [(f"What is the sum of set {p}?", candidate(p, 1)["steps"] * (1 + p % 3)) for p in range(6)]
+CALIBRATED = ("orm-calibrated", "prm-calibrated")
 # Text that spells out EOS, also at the very end, where a model that pools before the last pad would look elsewhere.
 SOLUTIONS += [("Is it </s>?", ["Step 1: </s>", "it is </s>"])]
 
@@ -35,6 +39,8 @@ def made(trained: Trained) -> Path:
             (folder / f"{kind}-{way}").symlink_to(f"{trained.run.root}/models/{layout_name(kind, layout)}")
         for way, base in {"padded": "pad-is-eos", "sharded": "sharded"}.items():
             (folder / f"{kind}-{way}").symlink_to(f"{trained.run.root}/models/{kind}-{base}")
+    for name in CALIBRATED:
+        (folder / name).symlink_to(f"{trained.run.root}/models/{name}")
     return folder
 
 
@@ -44,7 +50,8 @@ def encoded(path: Path | str) -> list[encoding.Encoded]:
 
 def loaded(path: Path, kind: Any) -> Any:
     """As transformers loads it."""
-    return models.auto_class(kind, AutoConfig.from_pretrained(path)).from_pretrained(path).eval()
+    config = AutoConfig.from_pretrained(path)
+    return models.auto_class(kind, config, by_token(config)).from_pretrained(path).eval()
 
 
 @pytest.mark.parametrize("way", ["zero3", "bf16", "padded", "sharded"])
@@ -74,7 +81,7 @@ def from_vllm(made: Path) -> dict[str, Any]:
     """What vLLM says of each model: logits at the step ends, or the tokens of a critic."""
     import ray
 
-    asked = ["lm-zero3", "orm-zero3", "prm-zero3", "orm-padded", "prm-padded", "orm-bf16"]
+    asked = ["lm-zero3", "orm-zero3", "prm-zero3", "orm-padded", "prm-padded", "orm-bf16", *CALIBRATED]
     return ray.get(ray.remote(vllm_answers).options(num_cpus=1).remote(made, asked))
 
 
@@ -100,10 +107,10 @@ def vllm_answer(path: str, kind: str) -> Any:
         [{"prompt_token_ids": solution.ids} for solution in encoded(path)],
         PoolingParams(use_activation=False),
     )
-    if kind == "orm":
+    if not by_token(AutoConfig.from_pretrained(path)):
         return [out.outputs.probs for out in llm.classify(prompts, pooling_params=raw, use_tqdm=False)]
     outputs = llm.encode(prompts, pooling_task="token_classify", pooling_params=raw, use_tqdm=False)
-    return [out.outputs.data[one.positions, 0].tolist() for out, one in zip(outputs, encoded(path), strict=True)]
+    return [read(out.outputs.data, one, "prm", kind == "orm") for out, one in zip(outputs, encoded(path), strict=True)]
 
 
 def critic_prompts(path: Path | str) -> list[list[int]]:
@@ -117,12 +124,15 @@ def one_by_one(path: Path, kind: str) -> list[list[float]]:
     assert model.config.id2label == {0: "correct"}
     with torch.no_grad():
         logits = [model(input_ids=torch.tensor([solution.ids])).logits[0] for solution in encoded(path)]
-    return [read(found, solution, kind) for found, solution in zip(logits, encoded(path), strict=True)]
+    of_token = "prm" if by_token(model.config) else kind
+    pairs = zip(logits, encoded(path), strict=True)
+    return [read(found, solution, of_token, kind == "orm") for found, solution in pairs]
 
 
-def read(logits: torch.Tensor, solution: encoding.Encoded, kind: str) -> list[float]:
-    """An ORM has one logit, a PRM one at each token."""
-    return logits.tolist() if kind == "orm" else logits[solution.positions, 0].tolist()
+def read(logits: torch.Tensor, solution: encoding.Encoded, kind: str, only_last: bool = False) -> list[float]:
+    """An ORM has one logit, a PRM one at each token; so has an ORM that was calibrated, read at the last step."""
+    positions = solution.positions[-1:] if only_last else solution.positions
+    return logits.tolist() if kind == "orm" else logits[positions, 0].tolist()
 
 
 def assert_near(found: list[list[float]], expected: list[list[float]], tolerance: float) -> None:
@@ -130,7 +140,7 @@ def assert_near(found: list[list[float]], expected: list[list[float]], tolerance
         assert mine == pytest.approx(theirs, abs=tolerance)
 
 
-@pytest.mark.parametrize("name", ["orm-zero3", "prm-zero3", "orm-padded", "prm-padded", "orm-bf16"])
+@pytest.mark.parametrize("name", ["orm-zero3", "prm-zero3", "orm-padded", "prm-padded", "orm-bf16", *CALIBRATED])
 def test_transformers_vllm_and_our_scorer_agree(made: Path, from_vllm: dict[str, Any], name: str) -> None:
     expected = one_by_one(made / name, name[:3])
     distinct = {round(logit, 5) for logits in expected for logit in logits}
@@ -178,3 +188,33 @@ def test_bf16_is_near_fp32(made: Path) -> None:
     with torch.no_grad():
         logits = [loaded(made / f"lm-{way}", "lm").float()(input_ids=ids).logits for way in ("bf16", "plain")]
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_the_card_and_rank_say_the_calibrated_score(made: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = json.loads((made / name / "manifest.json").read_text())["details"]["calibration"]
+    assert facts["scale"] > 0 and facts["rows"] > 20
+    assert facts["log_loss"][1] <= facts["log_loss"][0] and facts["method"] == "platt"
+    card = (made / name / "README.md").read_text()
+    assert f"a logit is {facts['scale']:.4g} times the trained one" in card
+    script = made / f"{name}.py"
+    script.write_text(card.split("```python\n")[1].split("```")[0])
+    monkeypatch.chdir(made / name)
+    variables = runpy.run_path(str(script))
+    question, steps = variables["question"], variables["steps"]
+    (expected,), _ = Scorer(str(made / name)).score([(question, steps)])
+    assert variables["scores"] == pytest.approx(expected, abs=1e-4)
+    task = Task(verifier_of(str(made / name)), "question", "text", "gsm8k", aggregation="last")
+    (score,), _ = SolutionScorer(task)([question], [steps])
+    assert score == pytest.approx(expected[-1], abs=1e-4)
+
+
+def test_a_calibrated_head_is_the_line_of_the_trained_one(made: Path) -> None:
+    """The PRM was trained as the plain one in everything else."""
+    plain, found = (load_file(made / name / "model.safetensors") for name in ("prm-plain", "prm-calibrated"))
+    facts = json.loads((made / "prm-calibrated" / "manifest.json").read_text())["details"]["calibration"]
+    assert AutoConfig.from_pretrained(made / "prm-calibrated").calibration == facts
+    torch.testing.assert_close(found["score.weight"], plain["score.weight"] * facts["scale"])
+    torch.testing.assert_close(found["score.bias"], plain["score.bias"] * facts["scale"] + facts["shift"])
+    others = plain.keys() - {"score.weight", "score.bias"}
+    assert all(torch.equal(found[name], plain[name]) for name in others)

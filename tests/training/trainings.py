@@ -162,6 +162,16 @@ def artefacts(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
             yield changed(trained.run, likes[kind], f"{kind}-{base}", f"{trained.folder}/{base}", zero=3)
         for layout in WAYS.values():
             yield in_layout(trained.run, likes[kind], kind, layout)
+    yield from calibrated(trained, likes)
+
+
+def calibrated(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
+    """A PRM as in the layout `two ranks`, and an ORM with ZeRO 3, on the PRM's rows: a few steps teach where in a
+    solution labels are right, and nothing of outcomes."""
+    platt = {"calibration": "platt"}
+    yield changed(trained.run, likes["prm"], "prm-calibrated", section=platt, zero=0, micro_tokens=8192)
+    orm = likes["orm"].model_copy(update={"table": likes["prm"].table})
+    yield changed(trained.run, orm, "orm-calibrated", section=platt, zero=3)
 
 
 def adapters(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
