@@ -70,8 +70,8 @@ def export_hub(
     require_new_folder("export hub", out)
     source = source_of(run, model)
     base = base_of(source, base_model)
-    given = {"license": license, "license_name": license_name, "license_link": license_link}
-    terms = terms_of(source, base, given if license else head_of_base(base, source.run))
+    stated = {"license": license, "license_name": license_name, "license_link": license_link}
+    terms = terms_of(source, base, stated if license else head_of_base(base, source.run))
     text = card(source, base, terms, [datasets] if isinstance(datasets, str) else datasets or [])
     if upload is not None:
         create_repo(upload, "model", private, update)
@@ -86,8 +86,8 @@ def export_hub(
             stream.write(text.encode())
     left_out = len(set(sizes) - {*chosen, *OWN})
     counts = {"files": len(chosen) + 1, "bytes": sum(sizes[name] for name in chosen) + len(text.encode())}
-    where = f"{out}, {upload_folder(out, upload, 'model')}" if upload else out
-    return Exported(where, counts, {"files that are no part of a model": left_out} if left_out else {})
+    places = f"{out}, {upload_folder(out, upload, 'model')}" if upload else out
+    return Exported(places, counts, {"files that are no part of a model": left_out} if left_out else {})
 
 
 def source_of(run: Run, model: str | None) -> Source:
@@ -156,14 +156,17 @@ def card(source: Source, base: Base, terms: dict[str, str], datasets: list[str])
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     text = source.run.read_bytes(f"{source.artefact}/{CARD}").decode()
-    content = ModelCard(without_paths(text, source, base))
+    if base.model and not is_hub_id(base.model):
+        text = text.replace(base.model, base.hub_id or PurePosixPath(base.model).name)
+    content = ModelCard(text.replace(source.run.root, PurePosixPath(source.run.root).name))
     head: dict[str, Any] = {**content.data.to_dict(), **terms, "base_model": base.hub_id}
-    names = dataset_names(source.run)
-    known = datasets or [ON_HUB[name] for name in names if name in ON_HUB]
+    problems = source.run.artefact("problems")
+    names = sorted(set(problems.read(["dataset"])["dataset"].to_pylist())) if problems.manifest() else []
+    ids = datasets or [ON_HUB[name] for name in names if name in ON_HUB]
     results = [
         EvalResult(
             task_type=str(head.get("pipeline_tag")),
-            dataset_type=(known or names or ["unknown"])[0],
+            dataset_type=(ids or names or ["unknown"])[0],
             dataset_name=", ".join(names) or "unknown",
             dataset_split="test",
             metric_type=row.kind,
@@ -173,7 +176,7 @@ def card(source: Source, base: Base, terms: dict[str, str], datasets: list[str])
         for row in measured(source)
     ]
     evaluated: dict[str, Any] = {"model_name": source.name, "eval_results": results} if results else {}
-    content.data = ModelCardData(**head, datasets=known or None, **evaluated)
+    content.data = ModelCardData(**head, datasets=ids or None, **evaluated)
     rows = "".join(f"| {row.name} | {row.value:.4f} | {row.interval} |\n" for row in measured(source))
     table = f"\n## On the test problems\n\n| measure | | 95 % interval |\n|---|---|---|\n{rows}" if rows else ""
     return f"{content}{table}"
@@ -213,13 +216,6 @@ def measured(source: Source) -> list[Measure]:
     return selection + judged
 
 
-def dataset_names(run: Run) -> list[str]:
-    """The data sets whose problems are in the run."""
-    if run.artefact("problems").manifest() is None:
-        return []
-    return sorted(set(run.artefact("problems").read(["dataset"])["dataset"].to_pylist()))
-
-
 def copy(source: Source, name: str, fs: pafs.FileSystem, folder: str, base: Base) -> None:
     """Copies a file of the model; values in its configs that are paths of this machine become names."""
     start, target = f"{source.run.root}/{source.artefact}/{name}", f"{folder}/{name}"
@@ -235,10 +231,3 @@ def copy(source: Source, name: str, fs: pafs.FileSystem, folder: str, base: Base
     values = json.loads(source.run.read_bytes(f"{source.artefact}/{name}"), object_hook=with_names)
     with fs.open_output_stream(target) as stream:
         stream.write(json.dumps(values, indent=2, ensure_ascii=False).encode())
-
-
-def without_paths(text: str, source: Source, base: Base) -> str:
-    """The text with names in place of the folders of the base model and of the run."""
-    if base.model and not is_hub_id(base.model):
-        text = text.replace(base.model, base.hub_id or PurePosixPath(base.model).name)
-    return text.replace(source.run.root, PurePosixPath(source.run.root).name)

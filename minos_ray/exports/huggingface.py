@@ -64,8 +64,8 @@ def export_huggingface(
         with fs.open_output_stream(f"{path}/README.md") as stream:
             stream.write(card(configs, license).encode())
     counts = {folder(part.name): sum(map(len, part.tables.values())) for part in configs}
-    where = f"{out}, {upload_folder(out, upload, 'dataset')}" if upload else out
-    return Exported(where, counts, {reason: rows for reason, rows in dropped.items() if rows})
+    places = f"{out}, {upload_folder(out, upload, 'dataset')}" if upload else out
+    return Exported(places, counts, {reason: rows for reason, rows in dropped.items() if rows})
 
 
 def present(run: Run) -> list[str]:

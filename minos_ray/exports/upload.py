@@ -62,6 +62,8 @@ def hub_errors(name: str, remedy: str = "") -> Generator[None]:
         kind = WorkStopped if code == 429 or code >= 500 else UserError
         raise kind(f"export: upload: {line} ({code}){remedy}") from error
     except (errors.HTTPError, OSError) as error:
-        raise WorkStopped(f"export: upload: the hub does not answer ({cause(error)}){remedy}") from error
+        # The library of Xet raises this one, and no other way is tried then.
+        without = "; without Xet: HF_HUB_DISABLE_XET=1" if type(error) is ConnectionError else ""
+        raise WorkStopped(f"export: upload: the hub does not answer ({cause(error)}){without}{remedy}") from error
     except ValueError as error:  # of the form of a name, or of the head of the card
         raise UserError(f"export: upload: {' '.join(str(error).split())}{remedy}") from error

@@ -23,8 +23,8 @@ def wandb(run: TrackedRun, **options: Any) -> Tracker:
     online = options.get("mode", client.setup().settings.mode) == "online"
     if online and not client.login(prompt=False, verify=False):
         raise UserError("W&B has no key: set WANDB_API_KEY, or WANDB_MODE=offline")
-    about = {"id": run.id, "name": run.name, "group": run.group, "config": run.settings, "resume": "allow"}
-    return client.init(**{"project": "minos_ray", **about, **options})
+    fields = {"id": run.id, "name": run.name, "group": run.group, "config": run.settings, "resume": "allow"}
+    return client.init(**{"project": "minos_ray", **fields, **options})
 
 
 def trackio(run: TrackedRun, **options: Any) -> Tracker:
@@ -34,9 +34,9 @@ def trackio(run: TrackedRun, **options: Any) -> Tracker:
     """
     import trackio as client
 
-    about = {"name": f"{run.name}-{run.id[:8]}", "group": run.group, "config": run.settings, "resume": "allow"}
+    fields = {"name": f"{run.name}-{run.id[:8]}", "group": run.group, "config": run.settings, "resume": "allow"}
     quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-    return client.init(**{"project": "minos_ray", **about, **quiet, **options})
+    return client.init(**{"project": "minos_ray", **fields, **quiet, **options})
 
 
 def mlflow(run: TrackedRun, *, project: str = "minos_ray", tracking_uri: str | None = None) -> "MlflowRun":

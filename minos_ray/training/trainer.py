@@ -170,17 +170,17 @@ def failure_reason(error: Exception, workers: Workers) -> str:
 
 def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:
     """Shows the progress that the workers write into the logs, model after model, until `done`."""
-    shown: set[str] = set()
+    printed: set[str] = set()
     for job in jobs:
         if not done.is_set():
-            follow(run, job, done, shown)
+            follow(run, job, done, printed)
     done.wait()
     for job in jobs:
-        for text in unseen(refresh(run, job, []), shown):
+        for text in unseen(refresh(run, job, []), printed):
             print(f"{job.name}: {text}", flush=True)
 
 
-def follow(run: Run, job: Job, done: threading.Event, shown: set[str]) -> None:
+def follow(run: Run, job: Job, done: threading.Event, printed: set[str]) -> None:
     """Progress of one model, from its log; before its first step, that its workers are starting."""
     steps = job.steps
     pause = POLL_S if run.local else REMOTE_POLL_S
@@ -191,7 +191,7 @@ def follow(run: Run, job: Job, done: threading.Event, shown: set[str]) -> None:
             if done.wait(pause):
                 return progress.give_up()
         progress.begin(seen := max(starts))
-        for text in unseen(records, shown):
+        for text in unseen(records, printed):
             progress.tell(text)
         stopped, tokens = False, 0
         while seen < steps and not stopped:
@@ -203,17 +203,17 @@ def follow(run: Run, job: Job, done: threading.Event, shown: set[str]) -> None:
                 progress.note(tokens=tokens, **loss)
                 progress.advance(len(trained) - seen, **{key: f"{value:.4f}" for key, value in loss.items()})
             seen = len(trained)
-            for text in unseen(records, shown):
+            for text in unseen(records, printed):
                 progress.tell(text)
         if seen < steps:
             progress.give_up()
 
 
-def unseen(records: list[Record], shown: set[str]) -> list[str]:
-    """Texts of a training since its last start that were not shown yet; they count as shown then."""
+def unseen(records: list[Record], printed: set[str]) -> list[str]:
+    """Texts of a training since its last start that were not printed yet; they count as printed then."""
     last = max((place for place, record in enumerate(records) if record["event"] == "start"), default=0)
-    texts = [record["text"] for record in records[last:] if "text" in record and record["text"] not in shown]
-    shown.update(texts)
+    texts = [record["text"] for record in records[last:] if "text" in record and record["text"] not in printed]
+    printed.update(texts)
     return texts
 
 

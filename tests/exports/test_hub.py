@@ -46,7 +46,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.blobs: dict[str, bytes] = {}
-        self.store = store
+        self.store, self.xet = store, True
         self.broken: str | None = None  # part of a path that answers 503
 
 
@@ -54,7 +54,7 @@ class Calls(http.server.BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        if "/xet-write-token/" not in self.path:
+        if "/xet-write-token/" not in self.path or not self.server.xet:
             return self.answer(404, {"error": "not here"})
         values = {"Cas-Url": f"local://{self.server.store}", "Access-Token": "x", "Token-Expiration": str(2**40)}
         token = {"casUrl": values["Cas-Url"], "accessToken": "x", "exp": 2**40}
@@ -240,6 +240,11 @@ def test_an_upload_is_the_folder_and_private(run: Run, hub: Hub, tmp_path: Path)
     assert sum(path.stat().st_size for path in hub.store.rglob("*")) > 0.8 * len(weights)
     assert 'steps = "me/orm", ' in hub.repos["me/orm"]["README.md"].decode()
     assert TOKEN not in done.stdout + done.stderr + "".join(map(repr, hub.repos["me/orm"].values()))
+    hub.xet, command[-2:] = False, ["upload=me/other", "license=mit"]
+    command[6] = f"{out}-again"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"without Xet: HF_HUB_DISABLE_XET=1; the folder is complete: hf upload me/other {out}-again" in done.stderr
 
 
 def test_data_sets_are_uploaded_as_such(run: Run, hub: Hub, tmp_path: Path) -> None:
