@@ -22,7 +22,7 @@ WORKDIR /opt/minos_ray
 # What the package needs, about 10 GB, as a layer that a change of the code leaves alone.
 COPY --chown=ray:ray pyproject.toml constraints.txt README.md LICENSE ./
 RUN python3.11 -m venv /opt/minos && mkdir minos_ray && touch minos_ray/__init__.py \
-    && pip install --no-cache-dir -c constraints.txt '.[gpu,lora]' boto3 \
+    && pip install --no-cache-dir -c constraints.txt '.[gpu,lora,serve]' boto3 \
     && rm -rf build ./*.egg-info minos_ray
 
 COPY --chown=ray:ray minos_ray minos_ray

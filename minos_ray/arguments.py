@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_grade(commands.add_parser("grade", help="grade a file of answers"))
     add_rank(commands.add_parser("rank", help="score the solutions in a file with a verifier and rank them"))
+    add_serve(commands.add_parser("serve", help="serve a verifier over HTTP, on Ray Serve"))
     add_import(commands.add_parser("import", help="bring foreign data in as artefacts"))
     add_export(commands.add_parser("export", help="write artefacts and models in others' formats, or to the hub"))
     return top
@@ -69,16 +70,7 @@ def add_rank(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="OUT.parquet")
     command.add_argument("--group", metavar="COL", help="rows with one value here are ranked together, and vote")
     command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k", help="how answers are read for votes")
-    command.add_argument("--kind", choices=("minos", "sequence", "tokens", "shepherd", "qwen"), help="docs/meta.md")
-    command.add_argument("--separator", metavar="TEXT", help="kind tokens: what stands behind each step (a line break)")
-    command.add_argument("--aggregation", choices=("min", "product", "last", "mean"), default="min")
-    command.add_argument(
-        "--splitter",
-        metavar="package.module:function",
-        help="text to steps",
-        default="minos_ray.steps.split:paragraphs_or_lines",
-    )
-    command.add_argument("--max-length", type=int, default=4096, metavar="TOKENS", help="longer ones get no score")
+    add_scoring(command)
     command.add_argument(
         "--actors", type=int, default=1, metavar="N", help="above 1, and on a cluster: Ray Data actors"
     )
@@ -92,6 +84,41 @@ def add_rank(command: argparse.ArgumentParser) -> None:
     critic.add_argument("--max-usd", type=float, metavar="USD", help="stop before more is spent")
     critic.add_argument("--concurrency", type=int, metavar="N", help="requests in flight (64)")
     critic.add_argument("--set", action="append", default=[], metavar="key=value", help="a key of meta.critics")
+
+
+def add_scoring(command: argparse.ArgumentParser) -> None:
+    """How a verifier that lies outside of a run reads solutions."""
+    command.add_argument("--kind", choices=("minos", "sequence", "tokens", "shepherd", "qwen"), help="docs/meta.md")
+    command.add_argument("--separator", metavar="TEXT", help="kind tokens: what stands behind each step (a line break)")
+    command.add_argument("--aggregation", choices=("min", "product", "last", "mean"), default="min")
+    command.add_argument(
+        "--splitter",
+        metavar="package.module:function",
+        help="text to steps",
+        default="minos_ray.steps.split:paragraphs_or_lines",
+    )
+    command.add_argument("--max-length", type=int, default=4096, metavar="TOKENS", help="longer ones get no score")
+
+
+def add_serve(command: argparse.ArgumentParser) -> None:
+    """Arguments of `minos serve`; `serving.serve.Settings` has the same defaults."""
+    command.add_argument("model", metavar="MODEL", help="a directory, a hub id or package:FOLDER")
+    command.add_argument("--host", default="127.0.0.1", help="others than this machine need --api-key-env")
+    command.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    command.add_argument("--api-key-env", metavar="NAME", help="the variable with the key that clients send")
+    command.add_argument("--replicas", type=int, default=1, metavar="N")
+    command.add_argument("--max-replicas", type=int, metavar="N", help="above --replicas: scaled by load between them")
+    command.add_argument("--cpus", type=float, metavar="N", help="threads of a replica (this machine's, shared out)")
+    command.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="of each replica")
+    add_scoring(command)
+    command.add_argument("--max-body-mb", type=float, default=4, metavar="MB", help="of one request")
+    command.add_argument("--max-queue", type=int, default=256, metavar="N", help="requests in flight")
+    command.add_argument("--batch-tokens", type=int, default=16_384, metavar="N", help="scored together, about")
+    command.add_argument(
+        "--prompt", default=r"Question: {}\nAnswer:\n", metavar="TEXT", help="of /get_reward and /classify"
+    )
+    command.add_argument("--unscored", type=float, default=0.0, metavar="X", help="reward without a score")
+    command.add_argument("--name", help="of the model in answers (its folder)")
 
 
 def add_import(command: argparse.ArgumentParser) -> None:

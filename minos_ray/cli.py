@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from minos_ray.arguments import parser
@@ -213,6 +213,23 @@ def critic_task(arguments: argparse.Namespace) -> "CriticTask":
     return CriticTask(config, arguments.question, arguments.text, arguments.style, arguments.splitter)
 
 
+def serve(arguments: argparse.Namespace) -> None:
+    """`minos serve MODEL`."""
+    from pydantic import ValidationError
+
+    from minos_ray.serving.serve import Settings, serve_forever
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("command", "host", "port")}
+    try:
+        settings = Settings.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"--{option} {first['input']!r}: {first['msg']}") from None
+    with suppress(KeyboardInterrupt):
+        serve_forever(settings, arguments.host, arguments.port)
+
+
 def import_(arguments: argparse.Namespace) -> None:
     """`minos import FORMAT SRC RUN`."""
     from minos_ray.config.load import parse_override
@@ -248,6 +265,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "meta": meta,
     "grade": grade,
     "rank": rank,
+    "serve": serve,
     "import": import_,
     "export": export,
 }

@@ -3,11 +3,15 @@
     from minos_ray.rewards import VerifierReward
 
     trainer = GRPOTrainer(model, reward_funcs=VerifierReward("runs/my/models/prm-minos"), ...)
+    trainer = GRPOTrainer(model, reward_funcs=VerifierReward(server="http://127.0.0.1:8000"), ...)  # `minos serve`
 
 verl: `reward.custom_reward_function.path=pkg://minos_ray.rewards`, `name=verl_score`, and `reward_kwargs.verifier`.
 """
 
+import os
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Literal
@@ -22,6 +26,9 @@ Read = Literal["outcome", "lowest"]
 BEFORE, BEHIND = "Question: ", "\nAnswer:\n"
 # What verl hands to reward functions that ask a reward model behind its router.
 IGNORED = ("reward_router_address", "reward_model_tokenizer")
+# A server that is starting, full or being replaced is asked again for so long.
+SERVER_WAIT_S, SERVER_RETRY_S = 600.0, 1.0
+AT_ONCE = 16  # requests of one process, one for each question
 
 
 class VerifierReward:
@@ -33,9 +40,11 @@ class VerifierReward:
 
     def __init__(
         self,
-        verifier: str,
+        verifier: str | None = None,
         read: Read = "outcome",
         *,
+        server: str | None = None,
+        api_key_env: str | None = None,
         question: str = "question",
         unscored: float = 0.0,
         kind: str | None = None,
@@ -47,11 +56,19 @@ class VerifierReward:
     ) -> None:
         if read not in ("outcome", "lowest"):
             raise UserError(f"VerifierReward: read = {read!r}; it is 'outcome' or 'lowest'")
+        if (verifier is None) == (server is None):
+            raise UserError("VerifierReward: give either a verifier or server=, the address of `minos serve`")
         self.read, self.question, self.unscored = read, question, unscored
-        resources = Scoring(gpus=gpus, max_model_len=max_length)
-        task = Task(verifier_of(verifier, kind, separator), "", "", "", splitter, aggregation, resources)
-        self.score = SolutionScorer(task)
-        self.__name__ = PurePath(verifier).name  # what TRL calls the reward in its metrics
+        self.__name__ = PurePath(verifier or server or "").name  # what TRL calls the reward in its metrics
+        self.score: SolutionScorer | ServerScorer
+        if verifier is None:
+            if (kind, separator, splitter, aggregation, max_length, gpus) != (None, None, SPLITTER, "min", 4096, 0):
+                raise UserError("VerifierReward: with server=, options of the model are those of `minos serve`")
+            self.score = ServerScorer(server or "", api_key_env)
+        else:
+            resources = Scoring(gpus=gpus, max_model_len=max_length)
+            task = Task(verifier_of(verifier, kind, separator), "", "", "", splitter, aggregation, resources)
+            self.score = SolutionScorer(task)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """A reward for each completion. Prompts and completions are texts or chats.
@@ -81,10 +98,72 @@ class VerifierReward:
             return self.unscored
         if self.read == "outcome":
             return score
-        scorer = self.score.scorer
-        if not (getattr(scorer, "every_step", False) or getattr(scorer, "by_step", False)):
+        if not self.score.by_step():
             raise UserError("VerifierReward: read = 'lowest' needs a verifier with a score for each step (a PRM)")
         return min(step_scores)
+
+
+class ServerScorer:
+    """Scores solutions by a server (`minos serve`), with `SolutionScorer`'s arguments and results.
+
+    The key is what the variable `api_key_env` holds. A server that is loading, full or out of reach is asked again for
+    `SERVER_WAIT_S`, then UserError; what it rejects raises at once.
+    """
+
+    def __init__(self, server: str, api_key_env: str | None) -> None:
+        self.url, self.api_key_env, self.every_step = f"{server.rstrip('/')}/score", api_key_env, False
+        if api_key_env and not os.environ.get(api_key_env):
+            raise UserError(f"VerifierReward: api_key_env = '{api_key_env}': the environment has no such variable")
+
+    def __call__(self, questions: Sequence[str], solutions: Sequence[Any]) -> tuple[list[float | None], Scores]:
+        """Score and step scores of each solution; one request for each question, so that the server shares it."""
+        rows_of: dict[str, list[int]] = {}
+        for row, question in enumerate(questions):
+            rows_of.setdefault(question, []).append(row)
+        scores: list[float | None] = [None] * len(solutions)
+        step_scores: Scores = [[] for _ in solutions]
+
+        def ask(question: str) -> None:
+            rows = rows_of[question]
+            reply = self.reply({"question": question, "solutions": [solutions[row] for row in rows]})
+            self.every_step = reply["by_step"]
+            for row, score, steps in zip(rows, reply["scores"], reply["step_scores"], strict=True):
+                scores[row], step_scores[row] = score, steps
+
+        with ThreadPoolExecutor(min(AT_ONCE, max(1, len(rows_of)))) as pool:
+            list(pool.map(ask, rows_of))
+        return scores, step_scores
+
+    def reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {os.environ[self.api_key_env]}"} if self.api_key_env else {}
+        until = time.monotonic() + SERVER_WAIT_S
+        while True:
+            try:
+                response = http_client().post(self.url, json=request, headers=headers)
+                wrong = "" if response.is_success else f"{response.status_code}: {response.text[:300]}"
+                again = response.status_code == 429 or response.status_code >= 500
+            except httpx.TransportError as error:
+                wrong, again = f"{type(error).__name__}: {error}", True
+            if not wrong:
+                return response.json()
+            if not again or time.monotonic() > until:
+                raise UserError(f"VerifierReward: server {self.url} answers {wrong}")
+            time.sleep(SERVER_RETRY_S)
+
+    def by_step(self) -> bool:
+        """Whether the answers had a score for every step."""
+        return self.every_step
+
+
+@lru_cache(maxsize=1)
+def http_client() -> Any:
+    """One for all threads of a process, which keeps connections."""
+    import httpx
+
+    return httpx.Client(timeout=SERVER_WAIT_S)
 
 
 def verl_score(
@@ -93,14 +172,15 @@ def verl_score(
     ground_truth: Any,
     extra_info: dict[str, Any] | None = None,
     *,
-    verifier: str,
+    verifier: str | None = None,
     read: Read = "outcome",
     question: str = "question",
     **options: Any,
 ) -> float:
     """The reward of one solution, with verl 0.9's signature; the question is `extra_info["question"]`.
 
-    `verifier` and the other options come from `reward_kwargs`. The verifier is loaded once in each process.
+    `verifier`, or `server`, and the other options come from `reward_kwargs`. The verifier is loaded once in each
+    process.
     """
     info = extra_info or {}
     if not isinstance(info.get(question), str):
@@ -112,7 +192,7 @@ def verl_score(
 
 
 @lru_cache(maxsize=4)
-def shared(verifier: str, read: Read, options: tuple[tuple[str, Any], ...]) -> VerifierReward:
+def shared(verifier: str | None, read: Read, options: tuple[tuple[str, Any], ...]) -> VerifierReward:
     """One reward for all calls of a process."""
     return VerifierReward(verifier, read, **dict(options))
 

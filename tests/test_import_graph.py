@@ -39,6 +39,7 @@ LAYERS = [
     "report",
     "meta",
     "ranking",
+    "serving",
     "rewards",
     "study",
     "arguments",

@@ -81,15 +81,30 @@ class SolutionScorer:
     def __call__(self, questions: Sequence[str], solutions: Sequence[Any]) -> tuple[list[float | None], Scores]:
         """A score in 0..1 of each solution (a text, or a list of steps) and those of its steps, where there are any;
         None for one without steps or too long."""
+        return self.scored(questions, solutions)[:2]
+
+    def scored(
+        self, questions: Sequence[str], solutions: Sequence[Any]
+    ) -> tuple[list[float | None], Scores, dict[str, float]]:
+        """Scores, step scores, and the counts of `Verifier.score`."""
         pairs = [(question, self.steps(solution)) for question, solution in zip(questions, solutions, strict=True)]
         with self.lock:
             self.scorer = self.scorer or load_scorer(self.task.verifier, self.task.resources)
-            step_scores, _ = self.scorer.score(pairs)
-        return [self.total(scores) for scores in step_scores], step_scores
+            step_scores, counts = self.scorer.score(pairs)
+        return [self.total(scores) for scores in step_scores], step_scores, counts
+
+    def reason(self, question: str, solution: Any) -> str:
+        """Why a solution has no score, as it is counted: `no_steps`, `over_max_length`, ..."""
+        counts = self.scored([question], [solution])[2]
+        return next((key.removeprefix("refused_") for key in counts if key.startswith("refused_")), "not_finite")
 
     def steps(self, solution: Any) -> list[str]:
         """The steps of a solution (`steps_of`)."""
         return steps_of(solution, self.task.splitter)
+
+    def by_step(self) -> bool:
+        """Whether the verifier, once it is loaded, has a score for every step."""
+        return bool(getattr(self.scorer, "every_step", False) or getattr(self.scorer, "by_step", False))
 
     def total(self, scores: Sequence[float]) -> float | None:
         """The score of a solution from those of its steps, as in a run; an ORM's is its last one."""

@@ -1,0 +1,1 @@
+"""A verifier over HTTP, on Ray Serve."""

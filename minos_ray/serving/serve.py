@@ -1,0 +1,230 @@
+"""`minos serve`: a verifier over HTTP. Ray Serve runs the replicas; this process answers, and drains when it is ended.
+
+On KubeRay the same app runs as ingress of a Serve application (`application`, kuberay/rayservice.yaml).
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from minos_ray.cluster.connect import disconnect, heed_sigterm, join, joins
+from minos_ray.config.load import resolve
+from minos_ray.config.resources import Resources, Scoring
+from minos_ray.config.schema import Aggregation, Model
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.ranking.scorer import SPLITTER, Task, verifier_of
+from minos_ray.serving.contracts import PLAIN_PROMPT, Served
+from minos_ray.store.model_files import locate
+from minos_ray.store.run import Run
+
+DRAIN_S = 120  # longest wait for requests in flight at the end
+EXTRA = ("uvicorn", "starlette", "fastapi", "watchfiles", "prometheus_client")  # what `ray.serve` needs of it
+LOOPBACK = ("127.", "::1", "localhost")
+
+
+class Settings(BaseModel):
+    """What a server is made from: options of `minos serve`, `args` of a Serve config."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    kind: str | None = None
+    separator: str | None = None
+    aggregation: Aggregation = "min"
+    splitter: str = SPLITTER
+    max_length: int = Field(4096, ge=8)
+    replicas: int = Field(1, ge=1)
+    max_replicas: int | None = Field(None, ge=1, description="above `replicas`: Serve scales between them")
+    cpus: float | None = Field(None, gt=0, description="of each replica; all of this machine are shared out")
+    gpus: int = Field(0, ge=0, le=1)
+    api_key_env: str | None = None
+    max_body_mb: float = Field(4, gt=0)
+    max_queue: int = Field(256, ge=1)
+    batch_tokens: int = Field(16_384, ge=1)
+    prompt: str = PLAIN_PROMPT
+    unscored: float = 0.0
+    name: str | None = None
+
+    def most_replicas(self) -> int:
+        """Replicas that may run at the same time."""
+        return max(self.replicas, self.max_replicas or 0)
+
+    def served(self) -> Served:
+        """What answers depend on."""
+        prompt = self.prompt.replace("\\n", "\n")
+        if prompt.count("{}") != 1 or prompt.endswith("{}"):
+            raise UserError(f"--prompt {self.prompt!r}: it needs one {{}} for the question, and text behind it")
+        folder = Path(locate(Model(model=self.model), Run(".")))
+        label = json.loads((folder / "config.json").read_text()).get("id2label", {}).get("0", "LABEL_0")
+        return Served(self.name or folder.name, label, prompt, self.unscored)
+
+    def key(self) -> str | None:
+        """The key that clients need, if any."""
+        if self.api_key_env is None:
+            return None
+        if not (key := os.environ.get(self.api_key_env, "").strip()):
+            raise UserError(f"--api-key-env {self.api_key_env}: the environment has no such variable, or it is empty")
+        return key
+
+    def task(self) -> Task:
+        """What a replica does; UserError for a model that cannot be served."""
+        resolve(self.splitter)
+        resources = Scoring(gpus=self.gpus, max_model_len=self.max_length)
+        verifier = verifier_of(self.model, self.kind, self.separator)
+        return Task(verifier, "", "", "", self.splitter, self.aggregation, resources)
+
+    def replicas_of(self, task: Task, cpus: float) -> Any:
+        """The bound Serve deployment of the replicas; each has so many CPUs where the settings do not say."""
+        from minos_ray.serving.replica import deployment
+
+        replicas = deployment(self.replicas, self.most_replicas(), self.cpus or cpus, self.gpus, self.max_queue)
+        return replicas.bind(task, self.batch_tokens)
+
+    def front(self, application: str, handle: Any) -> Any:
+        """The HTTP side."""
+        from minos_ray.serving.front import Front, Limits
+
+        limits = Limits(int(self.max_body_mb * (1 << 20)), self.max_queue, self.batch_tokens)
+        return Front(application, handle, self.served(), limits, self.key())
+
+
+def serve_forever(settings: Settings, host: str, port: int) -> None:
+    """Serves until SIGTERM or Ctrl-C, then answers what is in flight and ends the replicas.
+
+    UserError for what is wrong with the request, before Ray starts where that can be known; WorkStopped when no
+    replica can be started.
+    """
+    require_extra()
+    settings.served()
+    if settings.key() is None and not host.startswith(LOOPBACK):
+        raise UserError(f"--host {host} lets other machines in: give clients a key (--api-key-env NAME)")
+    task = settings.task()
+    cpus = max(1, (os.cpu_count() or 1) // settings.most_replicas())
+    cpus = 1 if settings.gpus or joins(Resources()) else cpus
+    with listening(host, port) as listener:
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        print(f"minos serve: {settings.model} is loading; {address}", flush=True)
+        join(Resources())
+        application = f"minos-{os.getpid()}-{listener.getsockname()[1]}"
+        try:
+            handle = start(application, settings.replicas_of(task, cpus))
+            asyncio.run(answer(settings.front(application, handle), listener, address))
+        finally:
+            heed_sigterm()  # the event loop has taken its place
+            end(application)
+
+
+def require_extra() -> None:
+    """UserError without Ray Serve and what it needs."""
+    # Not imported: Ray reads its environment then, and `join` has not set that yet.
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
+        raise UserError(
+            f"minos serve needs the extra 'serve' (pip install 'minos_ray[serve]'); missing: {', '.join(missing)}"
+        )
+
+
+@contextmanager
+def listening(host: str, port: int) -> Generator[socket.socket]:
+    """A socket that listens; UserError where it cannot."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port}: {error}") from error
+    with listener:
+        yield listener
+
+
+def start(application: str, replicas: Any) -> Any:
+    """Starts Serve without its own HTTP servers, and the replicas; returns their handle, at once."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled")
+    target = serve.RunTarget(replicas, name=application, route_prefix=None)
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
+    return handle
+
+
+async def answer(front: Any, listener: socket.socket, address: str) -> None:
+    """Answers requests until the process is told to end, or no replica can be started."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Generator[None]:
+            """Signals are handled below: uvicorn raises them again at its end, as an exception in its own task."""
+            yield
+
+    options: Any = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": DRAIN_S}
+    server = Server(uvicorn.Config(front.app(), lifespan="on", **options))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
+    serving = asyncio.create_task(server.serve([listener]))
+    while not (front.ready or serving.done() or (front.failure and front.failure.done())):
+        await asyncio.sleep(0.1)
+    if front.ready:
+        print(f"minos serve: ready; POST {address}/score, /get_reward, /classify; /health, /metrics", flush=True)
+        await asyncio.wait({serving, front.failure}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await serving
+    if front.failure and front.failure.done():
+        raise failure_of(front.failure.result())
+
+
+def failure_of(message: str) -> Exception:
+    """The error in Serve's account of why a replica did not start, which ends with a traceback."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    for line in reversed(lines):
+        name, _, text = line.partition(": ")
+        if name.endswith("UserError"):
+            return UserError(text)
+    return WorkStopped(f"serve: no replica can be started: {lines[-1] if lines else message}")
+
+
+def end(application: str) -> None:
+    """Ends the replicas, and Serve where nothing else runs on it; a Ray that was started for them ends too."""
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        serve.delete(application)
+        if not serve.status().applications:
+            serve.shutdown()
+    disconnect()
+
+
+class Gateway:
+    """The HTTP side as ingress of a Serve application: Serve's own servers hand it their requests."""
+
+    def __init__(self, settings: Settings, handle: Any) -> None:
+        self.settings, self.handle = settings, handle
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from ray import serve
+
+        return self.settings.front(serve.get_replica_context().app_name, self.handle).app()
+
+
+def application(settings: Settings) -> Any:
+    """A Serve application, for `serve run minos_ray.serving.serve:application model=...` and Serve configs.
+
+    The address, the port and HTTPS are Serve's (`http_options`).
+    """
+    from ray import serve
+
+    settings.key()
+    most = 2 * settings.max_queue  # so that those above `max_queue` are answered with 429, not kept waiting
+    gateway: Any = serve.deployment(
+        serve.ingress()(Gateway), name="Gateway", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=most
+    )
+    return gateway.bind(settings, settings.replicas_of(settings.task(), 1))
