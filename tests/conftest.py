@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A busy machine is no failure of a property.
 settings.register_profile("minos", deadline=None)
 settings.load_profile("minos")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread for torch in this process; Ray gives its workers as many as they have CPUs.
+
+    Two threads that share a tiny model wait for one another, on a busy machine for the turn of each: 8 s became 95.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
