@@ -34,7 +34,7 @@ from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Kind
 from minos_ray.ranking.scorer import SPLITTER, SolutionScorer, Task, steps_of, verifier_of
-from minos_ray.scoring.pooling import Pooling, sigmoid
+from minos_ray.scoring.pooling import Pooling
 from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
@@ -83,7 +83,7 @@ def pooled(vllm: Pooling, encoded: list[Encoded]) -> list[list[float]]:
     """Scores of vLLM's own `classify` or `token_classify`, whose cache forgets what the round before has left there."""
     assert vllm.llm.reset_prefix_cache()
     outputs = vllm.outputs([{"prompt_token_ids": solution.ids} for solution in encoded])
-    scores = [sigmoid(vllm.logits(output)) for output in outputs]
+    scores = [1 / (1 + np.exp(-vllm.logits(output).astype(np.float64))) for output in outputs]
     if vllm.task == "classify":
         return [values.tolist() for values in scores]
     return [values[solution.positions].tolist() for values, solution in zip(scores, encoded, strict=True)]
