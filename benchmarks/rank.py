@@ -38,6 +38,7 @@ from minos_ray.scoring.pooling import Pooling
 from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
+from minos_ray.training import models
 from minos_ray.training.heads import auto_class, labels, saved_class, scalar_head
 
 MINIATURE = Model(model="package:miniature/model")
@@ -69,8 +70,7 @@ def save(kind: Kind, base: str, folder: str) -> str:
     torch.manual_seed(0)
     model = auto_class(kind, config).from_pretrained(base, config=config, dtype=torch.float32)
     torch.nn.init.normal_(scalar_head(model).weight, std=HEAD)
-    model.save_pretrained(path)
-    load_tokenizer(base).save_pretrained(path)
+    models.save(model, model.state_dict(), load_tokenizer(base), kind, path)
     return path
 
 
