@@ -148,3 +148,14 @@ def auc(scores: np.ndarray, truth: np.ndarray) -> float | None:
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
     return float((ranks[inverse][truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def pair_accuracy(scores: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> float | None:
+    """Probability that a right solution scores above a wrong one of its group: the mean over groups that have both.
+
+    `scores`, `truth` (bool) and the numbers `groups` are [n]. Of one pair a group it is the accuracy of reward models.
+    """
+    order = np.argsort(groups, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    chances = [chance for part in parts if (chance := auc(scores[part], truth[part])) is not None]
+    return float(np.mean(chances)) if chances else None

@@ -23,7 +23,7 @@ from minos_ray.training import batches, calibration, engine, heads, lora, models
 from minos_ray.training.batches import pack
 from minos_ray.training.checkpoint import Checkpoints
 from minos_ray.training.job import Job, card
-from minos_ray.training.log import Log, Record, classification, curve, held_out_losses, losses
+from minos_ray.training.log import Log, Record, classification, curve, held_out_losses, losses, pair_accuracy
 from minos_ray.training.losses import Losses, Objective, disable_dropout, restore_dropout
 from minos_ray.training.packing import longest_together
 from minos_ray.training.rows import Rows
@@ -170,7 +170,7 @@ class Training:
         dist.all_reduce(total)
         parts: list[Any] = [None] * self.world
         dist.all_gather_object(parts, (np.concatenate(micros), np.concatenate(logits)))
-        return total.item() / self.count(self.held_out, layout), parts
+        return total.item() / (self.count(self.held_out, layout) or 1), parts
 
     def held_out_targets(self, rows: np.ndarray) -> np.ndarray:
         """The targets of these held-out rows, one row after the other, as their logits are."""
@@ -184,10 +184,12 @@ class Training:
         rows, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         counts = self.held_out.position_counts[rows]
         measures = classification(logits, self.held_out_targets(rows))
+        lowest, correct = np.minimum.reduceat(logits, np.cumsum(counts) - counts), self.held_out.correct[rows]
         if self.job.kind == "prm":
-            lowest = np.minimum.reduceat(logits, np.cumsum(counts) - counts)
-            outcome = classification(lowest, self.held_out.correct[rows].astype(float))
+            outcome = classification(lowest, correct.astype(float))
             measures |= {f"solution_{key}": value for key, value in outcome.items()}
+        if self.held_out.groups is not None:
+            measures["pair_accuracy"] = pair_accuracy(lowest, correct.astype(bool), self.held_out.groups[rows])
         return measures
 
     def record(self, event: str, step: int, start: float, **numbers: float | int | None) -> None:
