@@ -51,15 +51,12 @@ def best_of(scores: np.ndarray, clusters: np.ndarray, ns: Sequence[int]) -> np.n
     size = clusters.shape[1]
     # [rank, ns]: chance that the candidate of that rank is the best of a random n-subset.
     best = np.array([[comb(size - rank - 1, n - 1) / comb(size, n) for n in ns] for rank in range(size)])
-    return tie_means(np.take_along_axis(ranked, order, axis=1), right) @ best
-
-
-def tie_means(ranked: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Each value replaced by the mean over the entries of its row that tie with it; rows are sorted by `ranked`."""
+    # Each candidate counts as the mean of those of its problem that tie with it.
+    ranked = np.take_along_axis(ranked, order, axis=1)
     starts = np.ones(ranked.shape, dtype=bool)
     starts[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
     tie = np.cumsum(starts) - 1
-    return (np.bincount(tie, values.ravel()) / np.bincount(tie))[tie].reshape(ranked.shape)
+    return (np.bincount(tie, right.ravel()) / np.bincount(tie))[tie].reshape(ranked.shape) @ best
 
 
 def votes(

@@ -47,7 +47,9 @@ def evaluate(config: Config, run: Run) -> Manifest:
     artefact = begin(config, run, NAME)
     run.delete(outcomes.NAME)
     start = time.monotonic()
-    verifiers, missing = verifiers_with_scores(config, run)
+    names = [*config.reward.verifiers, CRITIC]
+    verifiers = [name for name in names if run.artefact(f"scores/{name}").manifest()]
+    missing = [name for name in (names if config.score.judge else names[:-1]) if name not in verifiers]
     with (
         Keys(workers=os.cpu_count() or 1) as keys,
         Progress("evaluate", len(plan.sizes), "problems", run=run) as progress,
@@ -98,14 +100,6 @@ def track(config: Config, run: Run, content: dict[str, Any]) -> dict[str, Any]:
     if tracking.warning:
         print(f"evaluate: {tracking.warning}", flush=True)
     return tracked
-
-
-def verifiers_with_scores(config: Config, run: Run) -> tuple[list[str], list[str]]:
-    """Verifiers with complete scores (the critic last), and the names of the expected ones without."""
-    names = [*config.reward.verifiers, CRITIC]
-    complete = [name for name in names if run.artefact(f"scores/{name}").manifest()]
-    expected = names if config.score.judge else names[:-1]
-    return complete, [name for name in expected if name not in complete]
 
 
 def platts_of(run: Run, verifiers: Iterable[str]) -> dict[str, Platt]:

@@ -73,25 +73,15 @@ def hub_config(name: str, revision: str | None) -> str | None:
     except errors.HFValidationError as error:
         raise UserError(f"{no_directory(name)}, nor is it a name that the model hub could have") from error
     except errors.OfflineModeIsEnabled:
-        return config_offline(name, revision)
+        try:
+            return f"{locate_hub(Model(model=name, revision=revision))}/config.json"
+        except UserError as error:
+            raise UserError(f"{no_directory(name)}; with HF_HUB_OFFLINE, {error}") from error
     except (errors.HTTPError, OSError):  # HTTPError: that of the HTTP library behind it
-        return config_of_silent_hub(name, revision)
-
-
-def config_offline(name: str, revision: str | None) -> str:
-    """The config.json in the cache of hub models, beside all else of the model; UserError when it is not there."""
-    try:
-        return f"{locate_hub(Model(model=name, revision=revision))}/config.json"
-    except UserError as error:
-        raise UserError(f"{no_directory(name)}; with HF_HUB_OFFLINE, {error}") from error
-
-
-def config_of_silent_hub(name: str, revision: str | None) -> str | None:
-    """An older answer, where the hub does not give one; UserError where the name is surely a directory."""
-    path = in_cache(name, revision)
-    if path is None and "/" in name and Path(name).parent.is_dir():
-        raise UserError(f"{no_directory(name)}, and the model hub does not answer")
-    return path
+        path = in_cache(name, revision)
+        if path is None and "/" in name and Path(name).parent.is_dir():  # surely a directory
+            raise UserError(f"{no_directory(name)}, and the model hub does not answer") from None
+        return path
 
 
 def in_cache(name: str, revision: str | None) -> str | None:

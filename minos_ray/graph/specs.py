@@ -117,14 +117,22 @@ def specs(config: Config) -> list[Spec]:
         sections = ("error_analysis", "critique", "seed")
         planned.append(Spec("error_types", "critique", sections, needs, ("error_prompt",)))
     if config.score.judge is not None or any(name.endswith("minos") for name in config.reward.verifiers):
-        planned.append(critic_spec(config, base))
+        # Stage 1 learns from bought critiques, inserted errors or both; consensus decides what stage 2 holds out.
+        bought = ("critiques",) if config.sft.source != "inserted" or config.reward.consensus else ()
+        inserted = ("inserted",) if config.inserted.count and config.sft.source in ("inserted", "both") else ()
+        needs = (*DATA, *bought, *inserted, *base)
+        planned.append(Spec("models/critic", "sft", ("sft", "base", *HELD_OUT_BY), needs, ("step_encoding",)))
     for name in config.reward.verifiers:
         # A verifier starts from the critic or from the base; nothing else differs.
         start = ("models/critic",) if name.endswith("minos") else base
         critiques = ("critiques",) if config.reward.consensus and name.startswith("prm") else ()
         needs = (*DATA, *critiques, *start)
         planned.append(Spec(f"models/{name}", "reward", ("reward", "base"), needs, ("step_encoding",)))
-    planned += [score_spec(name) for name in scores]
+    for name in scores:
+        section, pool = ("score.judge", "judge") if name == "scores/critic" else ("score.aggregation", "score")
+        versions = ("judge", "step_encoding") if name == "scores/critic" else ("step_encoding",)
+        needs = (*DATA, name.replace("scores/", "models/"))
+        planned.append(Spec(name, "score", (section,), needs, versions, engines=(pool,)))
     sorted_errors = ("error_types",) if config.error_analysis.count else ()
     needs = ("problems", "labels", *scores)
     planned.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_errors))
@@ -159,22 +167,6 @@ def completer_of_run(config: Config) -> str | None:
     """The artefact that makes the completions of rollouts, None where that is another model or the generator."""
     completer = config.label.rollouts.completer if config.label.rollouts else None
     return completer.model.removeprefix("run:") if completer and completer.model.startswith("run:") else None
-
-
-def critic_spec(config: Config, base: tuple[str, ...]) -> Spec:
-    """Stage 1 learns from bought critiques, inserted errors or both; consensus decides what stage 2 holds out."""
-    bought = ("critiques",) if config.sft.source != "inserted" or config.reward.consensus else ()
-    inserted = ("inserted",) if config.inserted.count and config.sft.source in ("inserted", "both") else ()
-    needs = (*DATA, *bought, *inserted, *base)
-    return Spec("models/critic", "sft", ("sft", "base", *HELD_OUT_BY), needs, ("step_encoding",))
-
-
-def score_spec(name: str) -> Spec:
-    """Scores need the test candidates and the model that scores them."""
-    needs = (*DATA, name.replace("scores/", "models/"))
-    if name == "scores/critic":
-        return Spec(name, "score", ("score.judge",), needs, ("judge", "step_encoding"), engines=("judge",))
-    return Spec(name, "score", ("score.aggregation",), needs, ("step_encoding",), engines=("score",))
 
 
 def spec(config: Config, artefact: str) -> Spec:

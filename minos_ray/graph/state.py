@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from minos_ray.config.load import Config, leaves
 from minos_ray.graph.lengths import outgrown
 from minos_ray.graph.specs import STAGES_WITHIN, Spec, comparable, inputs, is_fresh, significant, specs
-from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ def state_of(config: Config, run: Run, spec: Spec) -> State:
     artefact = run.artefact(spec.artefact)
     manifest, current = artefact.manifest(), inputs(config, run, spec)
     if manifest is None:
-        state, why = unfinished_state(artefact, current)
+        state, why = "missing", ""
+        if begun := artefact.begun_inputs():
+            parts, change = len(artefact.part_names()), difference(significant(begun), comparable(current, begun))
+            reasons = [f"{parts} parts so far"] if parts else []
+            reasons += [f"begun with {change}"] if change else []
+            state, why = "partial", ", ".join(reasons)
     elif not is_fresh(manifest, current):
         recorded = significant(manifest.inputs)
         state, why = "stale", difference(recorded, comparable(current, manifest.inputs))
@@ -57,30 +62,18 @@ def state_of(config: Config, run: Run, spec: Spec) -> State:
     return State(spec.artefact, spec.stage, state, why, manifest)
 
 
-def unfinished_state(artefact: Artefact, current: dict[str, Any]) -> tuple[str, str]:
-    """`missing`, or `partial` with what is there so far and whether it was begun with other inputs."""
-    recorded = artefact.begun_inputs()
-    if not recorded:
-        return "missing", ""
-    parts = len(artefact.part_names())
-    change = difference(significant(recorded), comparable(current, recorded))
-    reasons = [*([f"{parts} parts so far"] if parts else []), *([f"begun with {change}"] if change else [])]
-    return "partial", ", ".join(reasons)
-
-
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What changed between the inputs an artefact was made from and those of now."""
     before, now = ({key: value for key, value in leaves(values) if value != {}} for values in (before, now))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    changes = [describe(key, before.get(key), now.get(key)) for key in changed[:3]]
+    changes = []
+    for key in changed[:3]:
+        section, _, name = key.partition(".")
+        if section == "needs":
+            changes.append(f"{name} changed")
+        elif section == "contents":
+            changes.append(f"{name} has other content")
+        else:
+            changes.append(f"{key.removeprefix('config.')}: {before.get(key)} -> {now.get(key)}")
     others = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return ", ".join(changes) + others
-
-
-def describe(key: str, before: Any, now: Any) -> str:
-    """One change in words."""
-    if key.startswith("needs."):
-        return f"{key.removeprefix('needs.')} changed"
-    if key.startswith("contents."):
-        return f"{key.removeprefix('contents.')} has other content"
-    return f"{key.removeprefix('config.')}: {before} -> {now}"

@@ -29,21 +29,16 @@ def step_ends(text: str, steps: Sequence[str]) -> list[int] | None:
     ends, end = [], 0
     for step in steps:
         start = end + len(text[end:]) - len(text[end:].lstrip())
-        end = end_of(step, text, start)
-        if end is None:
-            return None
+        end = start + len(step)
+        if not text.startswith(step, start):  # white space may differ
+            match = re.compile(r"\s+".join(map(re.escape, step.split()))).match(text, start)
+            if match is None:
+                return None
+            end = match.end()
         # Behind the last line break that follows. A space is left to the completer, whose tokens mostly begin with it.
         gap = len(text[end:]) - len(text[end:].lstrip())
         ends.append(max(end, text.rfind("\n", end, end + gap) + 1))
     return ends
-
-
-def end_of(step: str, text: str, start: int) -> int | None:
-    """Where the step ends that begins at `start`; white space may differ."""
-    if text.startswith(step, start):
-        return start + len(step)
-    match = re.compile(r"\s+".join(map(re.escape, step.split()))).match(text, start)
-    return match.end() if match else None
 
 
 def prefix_id(problem_id: str, prefix: str) -> str:

@@ -164,6 +164,9 @@ def complete_missing(config: Config, run: Run, target: Artefact, plan: Plan, mod
     missing = [tree for tree, is_stored in zip(plan.trees, stored, strict=True) if not is_stored]
     random.Random(config.seed).shuffle(missing)  # so that every batch is about equally much work
     resources = config.resources.sample
+    # Without `soft` a first round has one completion for each prefix.
+    prefixes = sum(len(tree.parents) for tree in missing) / max(1, len(missing))
+    per_tree = prefixes * (config.label.rollouts.completions if config.label.rollouts.soft else 1)
     work = Work(
         label="rollouts",
         pool="sample",
@@ -176,21 +179,13 @@ def complete_missing(config: Config, run: Run, target: Artefact, plan: Plan, mod
             "label": config.label,
             "seed": config.seed,
         },
-        batch_units=batch_trees(missing, resources.units_per_task * config.sample.unit, config.label.rollouts),
+        batch_units=max(1, round(resources.units_per_task * config.sample.unit / max(1, per_tree))),
         rows=plan.prefixes,
         rows_before=before,
         row_name="prefixes",
     )
     run_units(run, target.name, unit_table(missing), work, config.resources)
     return before
-
-
-def batch_trees(trees: list[Tree], completions: int, section: Rollouts) -> int:
-    """How many trees need about this many completions at once; without `soft` a first round has one for each prefix."""
-    per_tree = (
-        sum(len(tree.parents) for tree in trees) / max(1, len(trees)) * (section.completions if section.soft else 1)
-    )
-    return max(1, round(completions / max(1, per_tree)))
 
 
 def unit_table(trees: list[Tree]) -> pa.Table:

@@ -109,7 +109,12 @@ def row_lines(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         facts = f"{row['set']:28} {row['verifier']:20} {row['kind']:8} {row['level']:7} {row['examples']:8} "
         facts += f"{row['unscored']:8} {row['threshold']:9.4g} "
-        lines.append(facts + " ".join(f"{with_interval(row, name):>20}" for name in MEASURES))
+        measures = []
+        for name in MEASURES:  # with its interval; a dash where it is not defined
+            value, ends = row.get(name), row.get(f"{name}_ci")
+            text = "-" if value is None else f"{value:.3f}"
+            measures.append(f"{text} [{ends[0]:.3f}, {ends[1]:.3f}]" if value is not None and ends else text)
+        lines.append(facts + " ".join(f"{text:>20}" for text in measures))
     return lines
 
 
@@ -123,14 +128,6 @@ def calibration_lines(rows: list[dict[str, Any]]) -> list[str]:
     ]
     head = f"{'Platt scaling':28} {'':20} {'':7} " + " ".join(f"{name.replace('_', ' '):>20}" for name in PROBABILITIES)
     return ["", head, *lines] if lines else []
-
-
-def with_interval(row: dict[str, Any], name: str) -> str:
-    """A measure with its interval; a dash where it is not defined."""
-    value, ends = row.get(name), row.get(f"{name}_ci")
-    if value is None:
-        return "-"
-    return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else f"{value:.3f}"
 
 
 def prmbench_lines(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:

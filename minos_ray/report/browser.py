@@ -85,7 +85,10 @@ def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browse
     """At most `count` labelled test problems, a seeded choice; None where there are none or none are wanted."""
     if not count or not complete(run, "problems") or not complete(run, "labels"):
         return None
-    problems = labelled(run)
+    labels = run.artefact("labels")
+    ids = {i for part in labels.part_names() for i in labels.read_part(part, ["problem_id"])["problem_id"].unique()}
+    rows = read_problems(run, "test", ["problem_id", "question", "answer"])
+    problems = [row for row, name in zip(rows.to_pylist(), rows["problem_id"], strict=True) if name in ids]
     if not problems:
         return None
     chosen = sorted(random.Random(seed).sample(range(len(problems)), min(count, len(problems))))
@@ -99,14 +102,6 @@ def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browse
         right = sum(content.correct for _, content in candidates)
         entries.append({**facts, "right": right, "candidates": len(candidates)})
     return Browser(index(entries, source), chunks, len(problems))
-
-
-def labelled(run: Run) -> list[dict[str, Any]]:
-    """Test problems (id, question, answer) that have a labelled candidate."""
-    labels = run.artefact("labels")
-    ids = {i for part in labels.part_names() for i in labels.read_part(part, ["problem_id"])["problem_id"].unique()}
-    rows = read_problems(run, "test", ["problem_id", "question", "answer"])
-    return [row for row, identity in zip(rows.to_pylist(), rows["problem_id"], strict=True) if identity in ids]
 
 
 def read(run: Run, problems: Sequence[str], verifiers: Sequence[str]) -> Source:

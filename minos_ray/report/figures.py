@@ -45,8 +45,17 @@ def accuracy_over_n(evaluation: Mapping[str, Any]) -> "tuple[Figure, str] | None
         lines += [(split(v)[1], v, series[method, v]) for v in verifiers]
         title = first_upper(METHOD_NAMES.get(method, method))
         over_n(axis, title if kind == "critic" else f"{title}, {kind.upper()}", lines)
-    same_height(axes[: len(panels)])
-    bounds(axes[len(panels)], series)
+    limits = [axis.get_ylim() for axis in axes[: len(panels)]]
+    for axis in axes[: len(panels)]:  # all on the scale of the widest
+        axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    # Perfect selection above, the vote, one sample below.
+    bounds = axes[len(panels)]
+    lines = [("bound", "perfect selection", "pass@n"), ("vote", "self-consistency", "self-consistency")]
+    over_n(bounds, "Bounds (own scale)", [(group, label, series.get((name, ""), [])) for group, label, name in lines])
+    for entry in series.get(("pass@1", ""), [])[-1:]:
+        sample = 100 * entry["accuracy"]
+        bounds.axhline(sample, color=BOUND, linewidth=1, linestyle=(0, (4, 3)), label="one sample")
+        bounds.legend(fontsize=7.5, loc="center right", bbox_to_anchor=(0.86, 0.55), handlelength=1.6)
     for axis in axes[len(panels) + 1 :]:
         axis.set_axis_off()
     for axis in axes[::COLUMNS]:
@@ -71,23 +80,6 @@ def over_n(axis: "Axes", title: str, lines: Sequence[tuple[str, str, Sequence[Ma
     axis.set_xlabel("candidates per problem, n", fontsize=8)
     axis.set_title(title)
     axis.legend(fontsize=7.5, loc="lower left", handlelength=1.6, borderaxespad=0.2, labelspacing=0.3)
-
-
-def bounds(axis: "Axes", series: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:
-    """Perfect selection above, the vote, one sample below."""
-    lines = [("bound", "perfect selection", "pass@n"), ("vote", "self-consistency", "self-consistency")]
-    over_n(axis, "Bounds (own scale)", [(group, label, series.get((method, ""), [])) for group, label, method in lines])
-    for entry in series.get(("pass@1", ""), [])[-1:]:
-        axis.axhline(100 * entry["accuracy"], color=BOUND, linewidth=1, linestyle=(0, (4, 3)), label="one sample")
-        axis.legend(fontsize=7.5, loc="center right", bbox_to_anchor=(0.86, 0.55), handlelength=1.6)
-
-
-def same_height(axes: "Sequence[Axes]") -> None:
-    """All panels on the scale of the widest."""
-    low = min((axis.get_ylim()[0] for axis in axes), default=0)
-    high = max((axis.get_ylim()[1] for axis in axes), default=100)
-    for axis in axes:
-        axis.set_ylim(low, high)
 
 
 @drawn

@@ -54,13 +54,17 @@ def gather(config: Config, run: Run) -> Facts:
     points = {name: curve for name, manifest in models.items() if (curve := manifest.details.get("curve"))}
     versions = {"minos_ray": installed("minos_ray"), "Python": platform.python_version()}
     versions |= {name: installed(name) for name in PACKAGES}
+    trials: list[dict[str, Any]] = []
+    if run.exists("sweep/results.parquet"):
+        with run.fs.open_input_file(f"{run.root}/sweep/results.parquet") as source:
+            trials = pq.read_table(source).to_pylist()
     return Facts(
         config=config,
         evaluation=evaluation,
         manifests=manifests,
         missing=[name for name in names if name not in manifests],
         curves={name: curve for name, curve in points.items() if any("f1" in point for point in curve)},
-        trials=trials(run),
+        trials=trials,
         trend=read_trend(run),
         looked_at=problems,
         calibration={v: evaluation.get("calibration", {}).get(v, []) for v in config.reward.verifiers},
@@ -69,14 +73,6 @@ def gather(config: Config, run: Run) -> Facts:
         last_shares=last_shares(run, config.reward.verifiers),
         versions={name: number for name, number in versions.items() if number},
     )
-
-
-def trials(run: Run) -> list[dict[str, Any]]:
-    """Rows of the sweep's table, none without a sweep."""
-    if not run.exists("sweep/results.parquet"):
-        return []
-    with run.fs.open_input_file(f"{run.root}/sweep/results.parquet") as source:
-        return pq.read_table(source).to_pylist()
 
 
 def trial_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -142,41 +142,39 @@ def compared(grid: Grid, rows: Sequence[Row]) -> Numbers:
         of_seeds = [results.table[arm.name, grid.kinds[0], seed] for seed in grid.seeds]
         means = {n: float(np.mean([row[f"stage_1_{n}"] for row in of_seeds])) for n in ("rows", "steps", "tokens")}
         stage_1.append({"arm": arm.name} | means)
+    # Means and differences over the amounts of critiques, and the trend with seeds as blocks.
+    curves: list[Numbers] = []
+    for kind, measure in measured:
+        values, settings = results.over_amounts(kind, measure)[:, :, None], grid.config.evaluate
+        curve = trend.curve(values, [arm.critiques for arm in grid.amounts], settings.bootstrap, settings.seed)
+        curves.append({"kind": kind, "measure": measure, "seeds": len(values)} | curve)
+    # Each arm's mean, and what it has more than base and than Minos.
+    arms: list[Numbers] = []
+    for (kind, measure), arm in product(measured, grid.arms):
+        ends = {"minus_base": base, "minus_minos": minos}
+        minus = {name: results.minus(arm, end, kind, measure) for name, end in ends.items() if end != arm}
+        mean = float(results.values(arm, kind, measure).mean())
+        arms.append({"arm": arm.name, "kind": kind, "measure": measure, "mean": mean} | minus)
+    # The ablations that are compared with each other.
+    versus: list[Numbers] = []
+    ablations = {arm.name: arm for arm in grid.ablations}
+    for kind, measure in measured:
+        pairs = {
+            f"{arm} minus {other}": results.minus(ablations[arm], ablations[other], kind, measure)
+            for arm, other in grid.config.study.versus.items()
+        }
+        versus.append({"kind": kind, "measure": measure, "pairs": pairs})
     return {
         "seeds": list(grid.seeds),
         "n": max(row["n"] for row in rows),
         "primary": primary.model_dump() | results.minus(minos, base, primary.kind, primary.measure),
         "plain": {name: float(np.mean([row[name] for row in rows])) for name in WITHOUT_VERIFIER},
-        "curves": [study_curve(results, *pair) for pair in measured],
-        "arms": [against_ends(results, arm, *pair) for pair in measured for arm in grid.arms],
+        "curves": curves,
+        "arms": arms,
         "stage_1": stage_1,
-        "versus": [ablation_pairs(results, *pair) for pair in measured],
+        "versus": versus,
         "reached": reached,
     }
-
-
-def study_curve(results: Results, kind: str, measure: str) -> Numbers:
-    """Means and differences over the amounts of critiques, and the trend with seeds as blocks."""
-    grid, values = results.grid, results.over_amounts(kind, measure)[:, :, None]
-    settings, amounts = grid.config.evaluate, [arm.critiques for arm in grid.amounts]
-    curve = trend.curve(values, amounts, settings.bootstrap, settings.seed)
-    return {"kind": kind, "measure": measure, "seeds": len(values)} | curve
-
-
-def against_ends(results: Results, arm: Arm, kind: str, measure: str) -> Numbers:
-    """An arm's mean, and what it has more than base and than Minos."""
-    ends = {"base": results.grid.amounts[0], "minos": results.grid.amounts[-1]}
-    minus = {f"minus_{name}": results.minus(arm, end, kind, measure) for name, end in ends.items() if end != arm}
-    mean = float(results.values(arm, kind, measure).mean())
-    return {"arm": arm.name, "kind": kind, "measure": measure, "mean": mean} | minus
-
-
-def ablation_pairs(results: Results, kind: str, measure: str) -> Numbers:
-    """The ablations that are compared with each other."""
-    arms = {arm.name: arm for arm in results.grid.ablations}
-    pairs = results.grid.config.study.versus.items()
-    minus = {f"{arm} minus {other}": results.minus(arms[arm], arms[other], kind, measure) for arm, other in pairs}
-    return {"kind": kind, "measure": measure, "pairs": minus}
 
 
 def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> trend.Ends:

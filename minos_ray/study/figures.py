@@ -5,7 +5,6 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from markupsafe import Markup
 
 from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
 from minos_ray.report.scale import Rows, gains, levels
@@ -25,21 +24,27 @@ LIGHT = {"currentColor": "#1d2127", "var(--card)": "#ffffff"}
 
 
 def write_figures(grid: Grid, rows: Rows, answer: Mapping[str, Any]) -> None:
-    """Writes every picture."""
-    curves: dict[str, dict[str, list[Curve]]] = {kind: learning_curves(grid, kind) for kind in grid.kinds}
+    """Writes every picture, on white.
+
+    The learning curves are those of base, Minos and the controls: arms whose stage 1 has no critiques but plain text,
+    what extra training alone does.
+    """
+    controls = [arm for arm in grid.ablations if arm.changes.get("sft.source") in ("candidates", "solutions")]
+    shown = {"base": grid.amounts[0], "Minos": grid.amounts[-1]} | {arm.name: arm for arm in controls}
+    curves: dict[str, dict[str, list[Curve]]] = {kind: {} for kind in grid.kinds}
+    for name, arm in shown.items():
+        runs = [grid.trial_run(Trial(arm, seed)) for seed in grid.seeds]
+        for place, kind in enumerate(grid.kinds):
+            curves[kind][name] = [learning_curve(run, grid.verifiers(arm)[place]) for run in runs]
     pictures = (over_critiques(rows, answer), arms(answer), convergence(curves))
     for name, picture in zip(PICTURES, pictures, strict=True):
         if picture is not None:
-            grid.run.write_bytes(name, standalone(picture).encode())
-
-
-def standalone(picture: Markup) -> str:
-    """Inline SVG as a file, on white."""
-    text = str(picture)
-    for variable, colour in LIGHT.items():
-        text = text.replace(variable, colour)
-    end = text.index(">") + 1
-    return f'{text[:end]}<rect width="100%" height="100%" fill="#ffffff"/>{text[end:]}'
+            text = str(picture)
+            for variable, colour in LIGHT.items():
+                text = text.replace(variable, colour)
+            end = text.index(">") + 1
+            text = f'{text[:end]}<rect width="100%" height="100%" fill="#ffffff"/>{text[end:]}'
+            grid.run.write_bytes(name, text.encode())
 
 
 @drawn
@@ -86,19 +91,6 @@ def panel(axis: "Axes", entries: Sequence[Mapping[str, Any]], names: Sequence[st
                 axis.plot([100 * gap["ci_low"], 100 * gap["ci_high"]], [height] * 2, color=colour, alpha=0.6)
     axis.set_yticks(range(len(entries), 0, -1), names, fontsize=8)
     axis.set_ylim(0.4, len(entries) + 0.6)
-
-
-def learning_curves(grid: Grid, kind: str) -> dict[str, list[Curve]]:
-    """The learning curves of base, Minos and the controls, each with all seeds.
-
-    Controls are arms whose stage 1 has no critiques but plain text: what extra training alone does.
-    """
-    controls = [arm for arm in grid.ablations if arm.changes.get("sft.source") in ("candidates", "solutions")]
-    place, curves = grid.kinds.index(kind), {}
-    for name, arm in (("base", grid.amounts[0]), ("Minos", grid.amounts[-1]), *((arm.name, arm) for arm in controls)):
-        runs = [grid.trial_run(Trial(arm, seed)) for seed in grid.seeds]
-        curves[name] = [learning_curve(run, grid.verifiers(arm)[place]) for run in runs]
-    return curves
 
 
 @drawn

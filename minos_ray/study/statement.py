@@ -20,8 +20,32 @@ def statement(answer: Answer) -> str:
     """All tables, in points (per cent) with 95 % intervals over seeds."""
     sample, vote, oracle = (100 * answer["plain"][name] for name in ("one_sample", "self_consistency", "oracle"))
     candidates = f"Of {answer['n']} candidates: one sample {sample:.1f}, vote {vote:.1f}, oracle {oracle:.1f}."
-    parts = [primary(answer), [candidates], curve_table(answer), arm_table(answer), pair_table(answer)]
-    return "\n\n".join("\n".join(part) for part in [*parts, reach_table(answer), stage_1_table(answer)]) + "\n"
+    counts = counts_of(answer)
+    curve = head("verifier, measure", *(f"{count:,}" for count in counts), "all minus none", "p (trend)")
+    for entry in answer["curves"]:
+        means, last = (f"{100 * point['mean']:.1f}" for point in entry["points"]), entry["points"][-1]
+        minus = between(last["difference"], last["difference_ci_low"], last["difference_ci_high"])
+        p = entry["trend"]["p_trials"]
+        curve.append(line(measured(entry), *means, minus, f"{p:.4f}" if p >= 0.0001 else "< .0001"))
+    arms = head("arm", "verifier, measure", "mean", "minus base", "minus Minos")
+    for entry in answer["arms"]:
+        if entry["measure"] in SHOWN:
+            differences = (gain(entry[key]) if key in entry else "" for key in ("minus_base", "minus_minos"))
+            arms.append(line(title(entry["arm"], counts), measured(entry), f"{100 * entry['mean']:.1f}", *differences))
+    versus = head("arms", "verifier, measure", "difference")
+    for entry in answer["versus"]:
+        if entry["measure"] in SHOWN:
+            versus += [line(pair, measured(entry), gain(difference)) for pair, difference in entry["pairs"].items()]
+    reached = head("arm", "verifier", "steps to base's final F1, by seed", "of")
+    for entry in answer["reached"]:
+        steps = ", ".join("never" if step is None else str(step) for step in entry["steps"])
+        reached.append(line(title(entry["arm"], counts), entry["kind"].upper(), steps, str(entry["last"])))
+    stage_1 = head("arm", "rows of stage 1", "steps", "tokens")
+    for entry in answer["stage_1"]:
+        amounts = (f"{entry[name]:,.0f}" for name in ("rows", "steps", "tokens"))
+        stage_1.append(line(title(entry["arm"], counts), *amounts))
+    parts = [primary(answer), [candidates], curve, arms, versus, reached, stage_1]
+    return "\n\n".join(map("\n".join, parts)) + "\n"
 
 
 def primary(answer: Answer) -> Iterator[str]:
@@ -34,53 +58,6 @@ def primary(answer: Answer) -> Iterator[str]:
     if before["changed"]:
         first = f"{before['primary']['measure']} of {before['primary']['kind']}, seeds {before['seeds']}"
         yield f"Named on {before['time']}: {first}. Changed since: {', '.join(before['changed'])}."
-
-
-def curve_table(answer: Answer) -> Iterator[str]:
-    """Means over the amounts of critiques, all against none, the slope's test over seeds."""
-    counts = (f"{count:,}" for count in counts_of(answer))
-    yield from head("verifier, measure", *counts, "all minus none", "p (trend)")
-    for curve in answer["curves"]:
-        means, last = (f"{100 * point['mean']:.1f}" for point in curve["points"]), curve["points"][-1]
-        minus = between(last["difference"], last["difference_ci_low"], last["difference_ci_high"])
-        p = curve["trend"]["p_trials"]
-        yield line(measured(curve), *means, minus, f"{p:.4f}" if p >= 0.0001 else "< .0001")
-
-
-def arm_table(answer: Answer) -> Iterator[str]:
-    """Every arm against base and Minos."""
-    counts = counts_of(answer)
-    yield from head("arm", "verifier, measure", "mean", "minus base", "minus Minos")
-    for entry in answer["arms"]:
-        if entry["measure"] in SHOWN:
-            minus = (gain(entry[key]) if key in entry else "" for key in ("minus_base", "minus_minos"))
-            yield line(title(entry["arm"], counts), measured(entry), f"{100 * entry['mean']:.1f}", *minus)
-
-
-def pair_table(answer: Answer) -> Iterator[str]:
-    """Ablations against each other."""
-    yield from head("arms", "verifier, measure", "difference")
-    for entry in answer["versus"]:
-        for pair, difference in entry["pairs"].items():
-            if entry["measure"] in SHOWN:
-                yield line(pair, measured(entry), gain(difference))
-
-
-def reach_table(answer: Answer) -> Iterator[str]:
-    """Steps to the F1 with which base ends, seed by seed."""
-    counts = counts_of(answer)
-    yield from head("arm", "verifier", "steps to base's final F1, by seed", "of")
-    for entry in answer["reached"]:
-        steps = ", ".join("never" if step is None else str(step) for step in entry["steps"])
-        yield line(title(entry["arm"], counts), entry["kind"].upper(), steps, str(entry["last"]))
-
-
-def stage_1_table(answer: Answer) -> Iterator[str]:
-    """What stage 1 of each arm was trained on."""
-    counts = counts_of(answer)
-    yield from head("arm", "rows of stage 1", "steps", "tokens")
-    for entry in answer["stage_1"]:
-        yield line(title(entry["arm"], counts), *(f"{entry[name]:,.0f}" for name in ("rows", "steps", "tokens")))
 
 
 def title(arm: str, counts: Sequence[int]) -> str:
@@ -117,9 +94,9 @@ def ends(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def head(*names: str) -> Sequence[str]:
+def head(*names: str) -> list[str]:
     """The first two lines of a table."""
-    return line(*names), line(*("---" for _ in names))
+    return [line(*names), line(*("---" for _ in names))]
 
 
 def line(*cells: str) -> str:
