@@ -108,7 +108,10 @@ class Generator:
         try:
             while waiting or in_flight:
                 if waiting and engine.get_num_unfinished_requests() < self.width:
-                    batch = take(waiting, requests, self.width)
+                    batch, texts = [], self.width
+                    while waiting and texts > 0:
+                        batch.append(waiting.pop())
+                        texts -= requests[batch[-1]].count
                     starting(batch)
                     in_flight |= self._enqueue([requests[place] for place in batch], batch, sampling)
                 for output in engine.step():
@@ -132,15 +135,6 @@ class Generator:
         return {name.partition("-")[0]: place for name, place in zip(added, places, strict=True)}
 
 
-def take(waiting: list[int], requests: Sequence[Request], texts: int) -> list[int]:
-    """Takes requests from the end of `waiting` until they ask for this many texts."""
-    places: list[int] = []
-    while waiting and texts > 0:
-        places.append(waiting.pop())
-        texts -= requests[places[-1]].count
-    return places
-
-
 def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
     """Arguments of `vllm.LLM`; `resources.extra` wins."""
     common = {
@@ -154,27 +148,20 @@ def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
         "worker_extension_cls": f"{Reseed.__module__}.{Reseed.__name__}",
         "disable_log_stats": True,
     }
-    device = gpu_arguments(resources) if resources.gpus else cpu_arguments(resources)
+    if resources.gpus:  # tensor parallel over the actor's own GPUs, which are all on one node
+        device: dict[str, Any] = {
+            "tensor_parallel_size": resources.gpus,
+            "distributed_executor_backend": "mp" if resources.gpus > 1 else "uni",
+            "gpu_memory_utilization": resources.gpu_memory_utilization,
+        }
+    else:  # in the actor's own process; prefixes are shared block by block, and 32 is the smallest block
+        device = {
+            "dtype": cpu_dtype() if resources.dtype == "auto" else resources.dtype,
+            "distributed_executor_backend": "uni",
+            "block_size": 32,
+            "kv_cache_memory_bytes": int(resources.kv_cache_gb * 2**30),
+        }
     return {**common, **device, **resources.extra}
-
-
-def cpu_arguments(resources: Engine) -> dict[str, Any]:
-    """The engine in the actor's own process. Prefixes are shared block by block, and 32 is the smallest block."""
-    return {
-        "dtype": cpu_dtype() if resources.dtype == "auto" else resources.dtype,
-        "distributed_executor_backend": "uni",
-        "block_size": 32,
-        "kv_cache_memory_bytes": int(resources.kv_cache_gb * 2**30),
-    }
-
-
-def gpu_arguments(resources: Engine) -> dict[str, Any]:
-    """Tensor parallel over the actor's own GPUs, which are all on one node."""
-    return {
-        "tensor_parallel_size": resources.gpus,
-        "distributed_executor_backend": "mp" if resources.gpus > 1 else "uni",
-        "gpu_memory_utilization": resources.gpu_memory_utilization,
-    }
 
 
 def set_environment(resources: Engine) -> None:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow.compute as pc
 
@@ -26,7 +26,7 @@ from minos_ray.graph.specs import begin, fresh
 from minos_ray.problems.split import problems_by_id, round_robin, rows_of_problems
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.columns import SCHEMAS, Row, table
-from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.store.run import Manifest, Run
 
 NAME = "error_types"
 Status = Literal["ok", "empty", "unreadable_line", "unknown_type", "wrong_steps"]
@@ -113,7 +113,16 @@ def error_types(config: Config, run: Run) -> Manifest | None:
     answers, details = ask(config, critic(config), requests, Cache(run), lambda *reply: parse_types(*reply).status)
     rows = [row for task in tasks for row in rows_of(config, task, answers[task.request.key])]
     target.write_part("00000", table(NAME, rows))
-    return finish(target, tasks, rows, passed_over, {**details, "seconds": round(time.monotonic() - start, 1)})
+    # Solutions and steps asked about, steps by status where there is no type.
+    sources = Counter(task.source for task in tasks)
+    counts = {"rows": len(rows), "typed": sum(row["type"] is not None for row in rows)}
+    counts |= {"candidates": sources["candidate"], "inserted": sources["inserted"]}
+    dropped = Counter(row["status"] for row in rows if row["type"] is None)
+    if rows and not counts["typed"]:
+        raise UserError(f"error_analysis: no answer could be read ({dict(dropped)}); see error_analysis.prompt")
+    details |= {"seconds": round(time.monotonic() - start, 1)}
+    details |= {"cost_usd": round(sum(row["cost_usd"] for row in rows), 6)}
+    return target.complete(counts, dict(dropped) | passed_over, details)
 
 
 def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
@@ -166,17 +175,3 @@ def rows_of(config: Config, task: Task, answer: Answer) -> list[Row]:
         }
         for step, (kind, text) in zip(steps, types, strict=True)
     ]
-
-
-def finish(
-    target: Artefact, tasks: list[Task], rows: list[Row], passed_over: dict[str, int], details: dict[str, Any]
-) -> Manifest:
-    """The manifest: solutions and steps asked about, steps by status where there is no type."""
-    sources = Counter(task.source for task in tasks)
-    counts = {"rows": len(rows), "typed": sum(row["type"] is not None for row in rows)}
-    counts |= {"candidates": sources["candidate"], "inserted": sources["inserted"]}
-    dropped = Counter(row["status"] for row in rows if row["type"] is None)
-    if rows and not counts["typed"]:
-        raise UserError(f"error_analysis: no answer could be read ({dict(dropped)}); see error_analysis.prompt")
-    cost = sum(row["cost_usd"] for row in rows)
-    return target.complete(counts, dict(dropped) | passed_over, {**details, "cost_usd": round(cost, 6)})

@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from math import inf
 from typing import Literal
 from urllib.parse import urlsplit
@@ -155,18 +156,13 @@ def retry_after(error: Exception) -> float | None:
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        if "retry-after" in headers:
-            return max(0.0, _seconds(headers["retry-after"]))
+        if "retry-after" not in headers:
+            return None
+        with suppress(ValueError):
+            return max(0.0, float(headers["retry-after"]))
+        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
     except ValueError:
         return None
-    return None
-
-
-def _seconds(value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
 
 
 def hold_s(headers: Mapping[str, str], tokens: float) -> float:

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Critique
@@ -74,7 +73,14 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
     details |= {"seconds": round(time.monotonic() - start, 1), "unreadable_cache_rows": cache.unreadable}
     details |= {"spent_usd_in_this_run": round(cache.spent_usd, 6)}
     details |= {"agreement": agreement(section.prompt, rows, [task.row["correct"] for task in tasks])}
-    return finish(target, section, rows, selection, from_cache, details)
+    dropped = Counter("disagrees" if row["status"] == "ok" else row["status"] for row in rows if not row["agrees"])
+    usable = len(rows) - dropped.total()
+    if rows and not usable:
+        hint = "see critique.prompt" if dropped["disagrees"] else advice(section, dropped)
+        raise UserError(f"critique: none of {len(rows)} critiques can be used ({dict(dropped)}): {hint}")
+    counts = {"rows": len(rows), "usable": usable, "asked": len(rows) - from_cache, "from_cache": from_cache}
+    sums = {key: sum(row[key] for row in rows) for key in ("prompt_tokens", "completion_tokens", "cost_usd")}
+    return target.complete(counts | selection.short, dict(dropped) | selection.passed_over, details | sums)
 
 
 def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list[Task]]:
@@ -128,17 +134,3 @@ def critique_row(section: Critique, task: Task, answer: Answer) -> Row:
         "completion_tokens": answer.completion_tokens,
         "cost_usd": answer.cost_usd,
     }
-
-
-def finish(
-    target: Artefact, section: Critique, rows: list[Row], selection: Selection, from_cache: int, details: dict[str, Any]
-) -> Manifest:
-    """The manifest: how many were asked for and can be used, and why the others cannot."""
-    dropped = Counter("disagrees" if row["status"] == "ok" else row["status"] for row in rows if not row["agrees"])
-    usable = len(rows) - dropped.total()
-    if rows and not usable:
-        hint = "see critique.prompt" if dropped["disagrees"] else advice(section, dropped)
-        raise UserError(f"critique: none of {len(rows)} critiques can be used ({dict(dropped)}): {hint}")
-    counts = {"rows": len(rows), "usable": usable, "asked": len(rows) - from_cache, "from_cache": from_cache}
-    sums = {key: sum(row[key] for row in rows) for key in ("prompt_tokens", "completion_tokens", "cost_usd")}
-    return target.complete(counts | selection.short, dict(dropped) | selection.passed_over, details | sums)

@@ -86,15 +86,13 @@ def gold_latex(gold: str) -> str | None:
     marked = extract_latex(gold, fallback=False)
     if marked is not None or not formulas:
         return marked or gold.strip()
-    return first_formula(gold, formulas) or unmarked(gold) or gold.strip()
-
-
-def first_formula(gold: str, found: list[re.Match[str]]) -> str | None:
-    """The formula that a gold cell begins with and the condition behind it: `$f(x)=ax$, where $a$ is an integer`."""
-    behind = gold[found[0].end() :].lstrip(" ,")
-    if found[0].start() or not re.match(r"(?:where|for|with|if|such that)\b", behind):
-        return None
-    return re.sub(r"(?<!\\)\$|\\[()]", "", gold).strip()
+    # A formula that the cell begins with, and the condition behind it: `$f(x)=ax$, where $a$ is an integer`.
+    behind = gold[formulas[0].end() :].lstrip(" ,")
+    if not formulas[0].start() and re.match(r"(?:where|for|with|if|such that)\b", behind):
+        conditional = re.sub(r"(?<!\\)\$|\\[()]", "", gold).strip()
+        if conditional:
+            return conditional
+    return unmarked(gold) or gold.strip()
 
 
 def last_boxed(text: str) -> str | None:

@@ -120,11 +120,9 @@ def stated_number(text: str) -> Fraction | None:
         results = list(RESULT.finditer(text, end))
         result = first_number(text[results[-1].end() :]) if results else None
         return value if result is None else result
-    return clause_number(text) if CLAUSE.match(text) else value
-
-
-def clause_number(text: str) -> Fraction | None:
-    """The last number of a clause that is no aside (`of the 3 friends`), else the first."""
+    if not CLAUSE.match(text):
+        return value
+    # The last number of a clause that is no aside (`of the 3 friends`), else the first.
     values, end = [], 0
     while match := NUMBER.search(text, end):
         value, end = value_of(match, text)

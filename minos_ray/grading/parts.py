@@ -154,19 +154,11 @@ def conclusion(answer: str) -> str | None:
     sentence = bare(IMPLIES.split(sentence)[-1])
     if CONDITIONAL.search(sentence) or "\\begin" in sentence:
         return None
-    clause = last_clause(sentence)
-    if clause is None:
-        return None
+    clause, clauses = sentence, [part for part in split(sentence, SEPARATOR) if EQUALS.search(part)]
+    if clauses:  # the last one where it follows from those before; they may be answers side by side, `x = 3, x = 5`
+        clause, last_sides = clauses[-1], sides(clauses[-1])
+        if len(clauses) > 1 and len(last_sides) <= 2 and is_name(WORD.sub("", last_sides[0])):
+            return None
     last = bare(IS.split(ASIDE.sub("", bare(sides(clause)[-1])))[-1])
     inside = [part for part in WORD.split(last) if bare(part)]
     return bare(inside[0]) if len(inside) == 1 else None
-
-
-def last_clause(sentence: str) -> str | None:
-    """The last of a sentence's equations where that follows from those before; None where they are answers side by
-    side, `x = 3, x = 5`."""
-    clauses = [part for part in split(sentence, SEPARATOR) if EQUALS.search(part)]
-    if not clauses:
-        return sentence
-    last = sides(clauses[-1])
-    return clauses[-1] if len(clauses) == 1 or len(last) > 2 or not is_name(WORD.sub("", last[0])) else None

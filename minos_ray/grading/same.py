@@ -50,16 +50,14 @@ def same_text(gold: str, answer: str) -> bool:
     expected, received = normal(gold), normal(answer)
     if expected == received:
         return True
-    return point(expected) == point(received) or same_choice(gold, answer, expected, received)
-
-
-def same_choice(gold: str, answer: str, expected: str, given: str) -> bool:
-    """Whether one of them is a choice with its text, `(C) 14`, and the other the letter (or, for a gold, the text)."""
+    if point(expected) == point(received):
+        return True
+    # One is a choice with its text, `(C) 14`, and the other the letter (or, for a gold, the text).
     if len(expected) == 1 and expected.isalpha():
         chosen = choice_with_text(answer)
         return chosen is not None and chosen[0] == expected
     chosen = choice_with_text(gold)
-    return chosen is not None and given in (chosen[0], normal(chosen[1]))
+    return chosen is not None and received in (chosen[0], normal(chosen[1]))
 
 
 def same_value(gold: str, answer: str) -> bool:
@@ -67,26 +65,26 @@ def same_value(gold: str, answer: str) -> bool:
     expected, received = readable(gold), readable(answer)
     if same_list(expected, received):
         return True
-    if any(same_text(gold, other) or same_list(expected, readable(other)) for other in restated(expected, received)):
+    # Shorter forms of what the answer says in the end: without a remark, without its calculation.
+    forms: list[str | None] = [without_condition(received)] if without_condition(expected) == expected else []
+    if APPROXIMATES.search(received) and not APPROXIMATES.search(expected):
+        forms += [part for part in APPROXIMATES.split(received) if part.strip()]
+    forms += [counted_out(received), conclusion(received)]
+    shorter = [form for form in forms if form and form != received]
+    if any(same_text(gold, other) or same_list(expected, readable(other)) for other in shorter):
         return True
     written = [in_full(gold), in_full(answer)]
     return any(written) and same_text(written[0] or gold, written[1] or answer)
 
 
-def restated(gold: str, answer: str) -> list[str]:
-    """Shorter forms of what the answer says in the end: without a remark, without its calculation."""
-    forms: list[str | None] = [without_condition(answer)] if without_condition(gold) == gold else []
-    if APPROXIMATES.search(answer) and not APPROXIMATES.search(gold):
-        forms += [part for part in APPROXIMATES.split(answer) if part.strip()]
-    forms += [counted_out(answer), conclusion(answer)]
-    return [form for form in forms if form and form != answer]
-
-
 def same_list(gold: str, answer: str) -> bool:
     """Whether two readable answers agree as lists, element by element, or as single values."""
     (outer, golds), (brackets, answers) = elements(gold), elements(answer)
-    if len(golds) != len(answers) and both_signs(golds, answers):
-        return True
+    if len(golds) != len(answers):  # `\\pm` in one of them may be two elements of the other
+        left, right = spread(golds), spread(answers)
+        spreads = (len(left), len(right)) != (len(golds), len(answers))
+        if len(left) == len(right) and spreads and in_any_order(left, right):
+            return True
     if len(golds) < 2 and len(answers) < 2:
         return same_single(gold, answer)
     if len(golds) < 2 and not brackets and len(answers) <= MANY and in_order([gold] * len(answers), answers):
@@ -158,25 +156,16 @@ def by_name(parts: Sequence[str]) -> list[str]:
     return [value_side(part) for _, part in sorted(zip(names, parts, strict=True), key=lambda pair: pair[0])]
 
 
-def both_signs(golds: Sequence[str], answers: Sequence[str]) -> bool:
-    """Whether two lists are the same once `\\pm` in one of them is written as two elements."""
-    left, right = spread(golds), spread(answers)
-    return (
-        len(left) == len(right) and (len(left), len(right)) != (len(golds), len(answers)) and in_any_order(left, right)
-    )
-
-
 def spread(parts: Sequence[str]) -> list[str]:
-    """The elements, each that has one `\\pm` as two."""
-    return [value for part in parts for value in signed(part)]
-
-
-def signed(part: str) -> list[str]:
-    """`1+\\sqrt{2}` and `1-\\sqrt{2}` for `1\\pm\\sqrt{2}`; anything else as it is."""
-    if len(PLUS_MINUS.findall(part)) != 1:
-        return [part]
-    plus = "" if PLUS_MINUS.match(part) else "+"
-    return [bare(PLUS_MINUS.sub(sign, part)) for sign in (plus, "-")]
+    """The elements, each that has one `\\pm` as two: `1+\\sqrt{2}` and `1-\\sqrt{2}` for `1\\pm\\sqrt{2}`."""
+    values = []
+    for part in parts:
+        if len(PLUS_MINUS.findall(part)) != 1:
+            values.append(part)
+            continue
+        plus = "" if PLUS_MINUS.match(part) else "+"
+        values += [bare(PLUS_MINUS.sub(sign, part)) for sign in (plus, "-")]
+    return values
 
 
 def same_single(gold: str, answer: str) -> bool:
@@ -195,9 +184,14 @@ def same_single(gold: str, answer: str) -> bool:
         return gold == answer
     if normal(expected) == normal(received):
         return True
-    ratio = same_ratio(expected, received)
-    if ratio is not None or ADJACENT.search(expected) or ADJACENT.search(received):
-        return bool(ratio)
+    ratio = False
+    ratios = bool(RATIO.fullmatch(expected) and RATIO.fullmatch(received))
+    if ratios:  # of three and more, `1:2:3`, part by part
+        first, second = ([int(part) for part in text.split(":")] for text in (expected, received))
+        pairs = zip(first, second, strict=False)
+        ratio = len(first) == len(second) and all(a * second[0] == b * first[0] for a, b in pairs)
+    if ratios or ADJACENT.search(expected) or ADJACENT.search(received):
+        return ratio
     if verified(expected, received):
         return True
     plain = [PERCENT.sub("", text) for text in (expected, received)]
@@ -248,14 +242,6 @@ def moments(found: re.Match[str]) -> set[tuple[int, int]]:
 def is_time(found: re.Match[str] | None) -> bool:
     """Whether what looks like a time of day can be nothing else."""
     return found is not None and bool(found[3] or (found[2] and gcd(int(found[1]), int(found[2])) != 1))
-
-
-def same_ratio(gold: str, answer: str) -> bool | None:
-    """Ratios of three and more, `1:2:3`, part by part; None for others."""
-    if not RATIO.fullmatch(gold) or not RATIO.fullmatch(answer):
-        return None
-    first, second = ([int(part) for part in text.split(":")] for text in (gold, answer))
-    return len(first) == len(second) and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
 
 
 def verified(gold: str, answer: str) -> bool:

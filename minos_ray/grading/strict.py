@@ -59,7 +59,10 @@ def stripped(answer: str) -> str:
     text = answer.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
     text = DEGREES.sub("", text).replace("\\$", "")
-    text = without_unit(text).replace("\\%", "")
+    text, *units = text.split("\\text{ ")  # what stands before `\text{ cm}`
+    if len(units) > 1:
+        raise ValueError("two units")
+    text = text.replace("\\%", "")
     text = text.replace(" .", " 0.").replace("{.", "{0.")
     text = f"0{text}" if text.startswith(".") else text
     left, equals, right = text.partition("=")
@@ -71,14 +74,6 @@ def stripped(answer: str) -> str:
     text = "\\frac{1}{2}" if text == "0.5" else text
     quotient = QUOTIENT.fullmatch(text)
     return f"\\frac{{{quotient[1]}}}{{{quotient[2]}}}" if quotient else text
-
-
-def without_unit(text: str) -> str:
-    """What stands before `\\text{ cm}`; ValueError for two of them."""
-    before, *units = text.split("\\text{ ")
-    if len(units) > 1:
-        raise ValueError("two units")
-    return before
 
 
 def braced_fractions(text: str) -> str:

@@ -103,7 +103,14 @@ def form(value: Any) -> str:
         return listed("(", [form(part) for part in value.args])
     if isinstance(value, Set):
         return set_form(value)
-    return expression(value) if isinstance(value, Expr) else statement(value)
+    if not isinstance(value, Expr):
+        return statement(value)
+    value = prepared(value)
+    if not value.free_symbols:
+        return number_form(value)
+    # The values at the points; one value for what is constant in spite of its symbols.
+    numbers = [number_form(at_point(value, number)) for number in range(POINTS)]
+    return numbers[0] if len(set(numbers)) == 1 else "at" + listed("(", numbers)
 
 
 def listed(opening: str, parts: list[str]) -> str:
@@ -171,15 +178,6 @@ def proportions(difference: Expr, signed: bool) -> str:
     return listed("(", [number_form(value / unit) for value in (first, *others)])
 
 
-def expression(value: Expr) -> str:
-    """The value of a constant, or the values at the points; one value for what is constant in spite of its symbols."""
-    value = prepared(value)
-    if not value.free_symbols:
-        return number_form(value)
-    numbers = [number_form(at_point(value, number)) for number in range(POINTS)]
-    return numbers[0] if len(set(numbers)) == 1 else "at" + listed("(", numbers)
-
-
 def prepared(value: Expr) -> Expr:
     """The expression evaluated as far as it is exact: decimals as written, `f(x)` as a name, i and e as numbers."""
     value = value.xreplace({call: Symbol(str(call)) for call in value.atoms(AppliedUndef)})
@@ -205,21 +203,16 @@ def number_form(value: Expr) -> str:
     if value in (oo, -oo):
         return str(value)
     if isinstance(value, Rational):
-        return fraction_form(Fraction(value.p, value.q))
+        fraction = Fraction(value.p, value.q)
+        if max(fraction.numerator.bit_length(), fraction.denominator.bit_length()) < 3 * LONGEST_INTEGER:
+            return canonical(fraction)  # as the fast path writes numbers
+        digits = f"{fraction.numerator:x}/{fraction.denominator:x}"
+        return f"hash {blake2b(digits.encode(), digest_size=16).hexdigest()}"
     real, imaginary = value.evalf(PRECISE).as_real_imag()
     if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
         raise ValueError(f"{value} has no value")
     parts = [part_form(real), part_form(imaginary)]
     return parts[0] if parts[1] == "0" else " + i ".join(parts)
-
-
-def fraction_form(value: Fraction) -> str:
-    """As the fast path writes numbers; what is too long to write by its hash."""
-    size = max(value.numerator.bit_length(), value.denominator.bit_length())
-    if size < 3 * LONGEST_INTEGER:
-        return canonical(value)
-    digits = f"{value.numerator:x}/{value.denominator:x}"
-    return f"hash {blake2b(digits.encode(), digest_size=16).hexdigest()}"
 
 
 def part_form(value: Expr) -> str:

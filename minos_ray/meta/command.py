@@ -35,7 +35,12 @@ def meta(config: Config, run: Run) -> dict[str, Any]:
         other = read_set(config.meta.threshold_from, "meta.threshold_from")
         check_overlap(other, sets)
     judged = verifiers(config, run)
-    thresholds = choose_thresholds(config, run, other, judged, any(labelled.by_step for labelled in sets))
+    given = Threshold(config.meta.threshold, config.meta.threshold, GIVEN)
+    thresholds = {verifier.name: given for verifier in judged}
+    if other is not None:  # the best on that set
+        by_step = any(labelled.by_step for labelled in sets)
+        scores = scores_of(run, score_set(config, run, other, judged), other.candidates)
+        thresholds = {name: best_thresholds(name, values, other, by_step) for name, values in scores.items()}
     rows = [row for labelled in sets for row in judge_set(config, run, labelled, judged, thresholds)]
     content = {
         "threshold": None if other else config.meta.threshold,
@@ -47,17 +52,6 @@ def meta(config: Config, run: Run) -> dict[str, Any]:
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
     print("\n".join([*summary.as_text(content), f"written to {run.at(NAME)}"]))
     return content
-
-
-def choose_thresholds(
-    config: Config, run: Run, other: LabelledSet | None, judged: Sequence[Verifier], by_step: bool
-) -> dict[str, Threshold]:
-    """The thresholds of each verifier: the given one, or the best on the other set; `by_step`: steps will be judged."""
-    if other is None:
-        threshold = Threshold(config.meta.threshold, config.meta.threshold, GIVEN)
-        return {verifier.name: threshold for verifier in judged}
-    scores = scores_of(run, score_set(config, run, other, judged), other.candidates)
-    return {name: best_thresholds(name, of_verifier, other, by_step) for name, of_verifier in scores.items()}
 
 
 def best_thresholds(name: str, scores: Scores, other: LabelledSet, by_step: bool) -> Threshold:

@@ -5,8 +5,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
-from typing import Any
+from collections.abc import Iterator, Set
 
 from minos_ray.config.functions import NamedFunction
 from minos_ray.config.load import Config, resolve
@@ -70,18 +69,13 @@ def load(split: str, source: Source, seed: int) -> list[Row]:
     """What the loader of one split yields; UserError when it does not take the options."""
     loader = resolve(source.loader)
     options = {"path": source.path, "split": split, "limit": source.limit, "seed": seed, **source.options}
-    require_known_options(f"problems.{split}.options", loader, options)
-    return list(loader(**options))
-
-
-def require_known_options(where: str, function: Callable[..., Any], options: Row) -> None:
-    """UserError naming the first option that a function does not take, or lacks."""
-    signature = inspect.signature(function)
+    signature = inspect.signature(loader)
     try:
         signature.bind(**options)
     except TypeError as error:
         accepted = ", ".join(name for name in signature.parameters if name not in ("path", "split", "limit", "seed"))
-        raise UserError(f"{where}: {error}; accepted: {accepted or 'none'}") from error
+        raise UserError(f"problems.{split}.options: {error}; accepted: {accepted or 'none'}") from error
+    return list(loader(**options))
 
 
 def sort_out(loaded: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], dict[str, int], list[Row]]:

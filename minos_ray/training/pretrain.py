@@ -3,7 +3,7 @@
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from minos_ray.config.load import Config, resolve
@@ -40,7 +40,11 @@ def pretrain(config: Config, run: Run) -> Manifest:
     )
     tokenizer = resolve(section.tokenizer)(texts, section.vocab_size)
     save_start(section, tokenizer, run)
-    data = document_data(tokenizer, documents, section)
+    # In the encoding that verifiers read; a fiftieth of the questions is held out.
+    dropped: Counter[str] = Counter()
+    solutions = [(name, name, [line for line in text.splitlines() if line.strip()]) for name, text in documents]
+    rows = list(document_rows(tokenizer, solutions, section.max_length, dropped))
+    data = Data(*split_by_problem(rows, min(HELD_OUT, len(rows) // 50), None, section.seed), dropped)
     require_rows("pretrain", data)
     table = write_table(run, "documents", data)
     job = make_job(run, BASE, "lm", Model(model=f"run:{START}"), table, section, config)
@@ -72,15 +76,6 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
-
-
-def document_data(tokenizer: Any, documents: Sequence[Document], section: Pretrain) -> Data:
-    """Tokenised documents in the encoding that verifiers read; a fiftieth of the questions is held out."""
-    dropped: Counter[str] = Counter()
-    split = [(question, question, [line for line in text.splitlines() if line.strip()]) for question, text in documents]
-    rows = list(document_rows(tokenizer, split, section.max_length, dropped))
-    train, held_out = split_by_problem(rows, min(HELD_OUT, len(rows) // 50), None, section.seed)
-    return Data(train, held_out, dropped)
 
 
 def save_start(section: Pretrain, tokenizer: Any, run: Run) -> None:

@@ -275,7 +275,10 @@ def verifier_rows(
                 dropped[reason] += 1
                 continue
             if kind == "prm":
-                labels = soft_labels(row) if section.soft_labels else row["step_labels"]
+                labels = row["step_labels"]
+                if section.soft_labels and row["step_scores"]:  # fractions of rollouts that succeed, where known
+                    pairs = zip(labels, row["step_scores"], strict=True)
+                    labels = [label if label < 0 or share is None else share for label, share in pairs]
                 targets = [pair for pair in zip(solution.positions, labels, strict=True) if pair[1] >= 0]
             elif section.orm_positions == "every_token":
                 targets = [(position, row["correct"]) for position in range(solution.first, len(solution.ids))]
@@ -292,14 +295,6 @@ def verifier_rows(
             }
 
 
-def soft_labels(row: Row) -> Sequence[float]:
-    """The fraction of rollouts that succeed after each labelled step, where it is known, else the label."""
-    labels, fractions = row["step_labels"], row["step_scores"] or [None] * len(row["step_labels"])
-    return [
-        label if label < 0 or fraction is None else fraction for fraction, label in zip(fractions, labels, strict=True)
-    ]
-
-
 def in_consensus(run: Run, rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:
     """The rows whose critique finds the same first error as their step labels, or none like them (Qwen2.5-Math-PRM).
 
@@ -312,22 +307,18 @@ def in_consensus(run: Run, rows: Sequence[Row], dropped: Counter[str]) -> list[R
     by_candidate = {critique["candidate_id"]: critique for critique in critiques}
     agreeing = []
     for row in rows:
-        if reason := disagreement(row["step_labels"], by_candidate.get(row["candidate_id"])):
-            dropped[reason] += 1
+        labels, critique = row["step_labels"], by_candidate.get(row["candidate_id"])
+        if all(label < 0 for label in labels):
+            agreeing.append(row)
+        elif critique is None:
+            dropped["consensus_no_critique"] += 1
+        elif critique["status"] != "ok":
+            dropped[f"consensus_critique_{critique['status']}"] += 1
+        elif first_error(critique["step_verdicts"]) != first_error(labels):
+            dropped["no_consensus"] += 1
         else:
             agreeing.append(row)
     return agreeing
-
-
-def disagreement(labels: Sequence[int], critique: Row | None) -> str | None:
-    """Why a row is dropped, None when its critique agrees or there is no label to agree with."""
-    if all(label < 0 for label in labels):
-        return None
-    if critique is None:
-        return "consensus_no_critique"
-    if critique["status"] != "ok":
-        return f"consensus_critique_{critique['status']}"
-    return None if first_error(critique["step_verdicts"]) == first_error(labels) else "no_consensus"
 
 
 def require_blind(prompt: str) -> None:

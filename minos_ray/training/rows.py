@@ -227,20 +227,13 @@ def tokenizer_of(path: str, trust_remote_code: bool, critic: bool, layout: StepE
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     encoding.require_same(getattr(config, "step_encoding", None), tokenizer, layout, f"base.model: {path}")
     embeddings = config.get_text_config().vocab_size
-    if tokens := without_embedding(tokenizer, embeddings, critic):
+    # Rows have tokens of text, BOS and, of a critic, EOS; other special tokens (padding, images) are in no row.
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= embeddings}
+    special = {number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    unused = special - {tokenizer.bos_token_id, tokenizer.eos_token_id if critic else None}
+    if tokens := [beyond[number] for number in sorted(beyond) if number not in unused]:
         raise UserError(
             f"base.model: the tokenizer in {path} has {len(tokens)} tokens (the first is '{tokens[0]}') without one of "
             f"the model's {embeddings} embeddings: another model's, or some were added without resizing the model"
         )
     return tokenizer
-
-
-def without_embedding(tokenizer: Any, embeddings: int, critic: bool) -> list[str]:
-    """Tokens beyond the last embedding that rows can have: those of text, BOS and, for a `critic`, EOS.
-
-    Other special tokens (padding, images) are in no row.
-    """
-    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= embeddings}
-    special = {number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
-    unused = special - {tokenizer.bos_token_id, tokenizer.eos_token_id if critic else None}
-    return [beyond[number] for number in sorted(beyond) if number not in unused]

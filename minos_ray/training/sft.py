@@ -97,7 +97,13 @@ def critique_data(
     questions = train_questions(run)
     rows = bought_rows(run, questions, section.agreeing, dropped) if section.source != "inserted" else []
     if section.source in ("inserted", "both") and inserted:
-        rows += inserted_rows(run, questions, dropped)
+        # Their notes agree with the labels by construction.
+        solutions = read(run, "inserted", ["candidate_id", "problem_id", "steps", "text"])
+        of_train = [
+            {**row, "question": questions[row["problem_id"]]} for row in solutions if row["problem_id"] in questions
+        ]
+        dropped["not_of_train_split"] += len(solutions) - len(of_train)
+        rows += [{**row, "source": "inserted", "critique": row["text"]} for row in of_train]
     allowed = [row for row in rows if row["problem_id"] not in excluded]
     if len(allowed) < len(rows):
         dropped["held_out_in_stage_2"] = len(rows) - len(allowed)
@@ -126,17 +132,6 @@ def bought_rows(run: Run, questions: dict[str, str], agreeing: bool, dropped: Co
             text = {"question": questions[solution["problem_id"]], "critique": without_thinking(critique["text"])}
             rows.append({**solution, **text, "source": "critiques"})
     return rows
-
-
-def inserted_rows(run: Run, questions: dict[str, str], dropped: Counter[str]) -> list[Row]:
-    """Solutions with inserted errors, and right ones, with their notes, which agree with the labels by construction."""
-    rows = read(run, "inserted", ["candidate_id", "problem_id", "steps", "text"])
-    train = [row for row in rows if row["problem_id"] in questions]
-    dropped["not_of_train_split"] += len(rows) - len(train)
-    return [
-        {**row, "source": "inserted", "question": questions[row["problem_id"]], "critique": row["text"]}
-        for row in train
-    ]
 
 
 def critique_unusable(critique: Row, solution: Row | None, questions: Container[str], agreeing: bool) -> str | None:

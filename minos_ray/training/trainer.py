@@ -155,17 +155,12 @@ def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> None:
     except TrainingFailedError as error:
         if isinstance(origin := deepest(error), UserError):
             raise UserError(str(origin)) from error
-        reason = failure_reason(error, workers)
+        reason = cause(error)
+        if failures := getattr(error, "worker_failures", None):
+            reason = f"worker {first_to_fail(failures) + 1} of {workers.workers} failed: {reason}"
+        elif type(origin).__name__ == "WorkerGroupStartupTimeoutError":
+            reason = f"no room within resources.wait_s for {Waiting('train', bundles(workers), 0.0).why()}"
         raise WorkStopped(f"{stage}: {reason}; a rerun goes on from the last checkpoint") from error
-
-
-def failure_reason(error: Exception, workers: Workers) -> str:
-    """Which worker failed, and of what; or that there was no room for them, against what is free now."""
-    if failures := getattr(error, "worker_failures", None):
-        return f"worker {first_to_fail(failures) + 1} of {workers.workers} failed: {cause(error)}"
-    if type(deepest(error)).__name__ == "WorkerGroupStartupTimeoutError":
-        return f"no room within resources.wait_s for {Waiting('train', bundles(workers), 0.0).why()}"
-    return cause(error)
 
 
 def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:

@@ -112,18 +112,13 @@ def one_chunk(
         torch.mm(slope, weight, out=of_hidden[part])
         of_hidden[part] *= scales.before
     if of_weight is not None:
-        add_product(of_weight, slope.T, read)
+        if read.dtype == of_weight.dtype:
+            of_weight.addmm_(slope.T, read)
+        else:
+            of_weight += slope.T @ read
     if of_bias is not None:
         of_bias += slope.float().sum(0)
     return logs
-
-
-def add_product(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Adds a matrix product of any precision to one in fp32."""
-    if a.dtype == to.dtype:
-        to.addmm_(a, b)
-    else:
-        to += a @ b
 
 
 def scales_of(model: Any, kind: str) -> Scales | None:
