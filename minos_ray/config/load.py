@@ -129,21 +129,15 @@ def suggestion(loc: tuple[int | str, ...]) -> str:
     """`; did you mean ...?` with the nearest key of the section, or the list of its keys."""
     model: Any = Config
     for part in loc[:-1]:
-        model = section_type(model, str(part))
+        field = model.model_fields.get(str(part))
+        # A section's class may stand behind `| None`.
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         if model is None:
             return ""
     names = list(model.model_fields)
     near = difflib.get_close_matches(str(loc[-1]), names, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; valid keys: {', '.join(names)}"
-
-
-def section_type(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The model class of a section, looking through `| None`."""
-    field = model.model_fields.get(key)
-    if field is None:
-        return None
-    kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def secret(name: str, key: str = "critique.api_key_env") -> str:

@@ -8,9 +8,8 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
-from itertools import chain
 from math import isnan
 from typing import Any
 
@@ -241,18 +240,15 @@ def read_arrow(path: str) -> Iterator[Row | BadRow]:
 
 def rows_of(batch: pa.RecordBatch) -> Iterable[Row | BadRow]:
     """The rows of a batch; one by one where a value has no form in Python, such as a text that is no UTF-8."""
-    try:
+    with suppress(ValueError, OverflowError):
         return batch.to_pylist()
-    except (ValueError, OverflowError):
-        return chain.from_iterable(row_of(batch.slice(row, 1)) for row in range(batch.num_rows))
-
-
-def row_of(row: pa.RecordBatch) -> list[Row | BadRow]:
-    """One row in a list."""
-    try:
-        return row.to_pylist()
-    except (ValueError, OverflowError) as error:
-        return [BadRow(NOT_UTF8 if isinstance(error, UnicodeDecodeError) else "a value that cannot be read")]
+    rows: list[Row | BadRow] = []
+    for place in range(batch.num_rows):
+        try:
+            rows += batch.slice(place, 1).to_pylist()
+        except (ValueError, OverflowError) as error:
+            rows.append(BadRow(NOT_UTF8 if isinstance(error, UnicodeDecodeError) else "a value that cannot be read"))
+    return rows
 
 
 READERS = {

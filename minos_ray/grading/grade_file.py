@@ -60,7 +60,14 @@ def grade_file(
         for path in (aside, staged):
             with suppress(FileNotFoundError):
                 os.unlink(path)
-    say(out, total, counts, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    shares = ", ".join(f"{status} {counts[status]:,} ({counts[status] / total:.1%})" for status in STATUSES)
+    print(f"{out}: {total:,} rows, {total / max(seconds, 1e-9):,.0f} rows/s: {shares}")
+    strict = counts["strict_correct"]
+    print(
+        f"strict comparison of published tables: correct {strict:,} ({strict / total:.1%}); "
+        f"{counts['only_here']:,} rows are correct only here, {counts['only_strict']:,} only there"
+    )
     return counts
 
 
@@ -153,14 +160,3 @@ def counted(block: pa.Table) -> dict[str, int]:
         "only_here": pc.sum(pc.and_not(ours, strict)).as_py(),
         "only_strict": pc.sum(pc.and_not(strict, ours)).as_py(),
     }
-
-
-def say(out: str, total: int, counts: dict[str, int], seconds: float) -> None:
-    """Two lines: our counts, and what the comparison behind published tables says of the same rows."""
-    shares = ", ".join(f"{status} {counts[status]:,} ({counts[status] / total:.1%})" for status in STATUSES)
-    print(f"{out}: {total:,} rows, {total / max(seconds, 1e-9):,.0f} rows/s: {shares}")
-    strict = counts["strict_correct"]
-    print(
-        f"strict comparison of published tables: correct {strict:,} ({strict / total:.1%}); "
-        f"{counts['only_here']:,} rows are correct only here, {counts['only_strict']:,} only there"
-    )

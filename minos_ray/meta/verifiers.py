@@ -15,7 +15,7 @@ from minos_ray.meta import critics as meta_critics
 from minos_ray.meta.sets import LabelledSet
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import WEIGHTS, absolute, is_hub_id, locate
-from minos_ray.store.run import Artefact, Run, fingerprint
+from minos_ray.store.run import Run, fingerprint
 from minos_ray.training.calibration import Platt, platt_of
 
 # Dotted, so that torch is imported only where a model is loaded.
@@ -120,7 +120,14 @@ def weights_id(section: Model, path: str, run: Run) -> str | None:
 def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[Verifier]) -> dict[str, str]:
     """The name of the artefact with each verifier's scores of the set; missing ones are scored, critics last."""
     names = {verifier.name: f"meta/{labelled.key}/{verifier.name}" for verifier in judged}
-    todo = [(v, artefact) for v in judged if (artefact := begin_if_stale(run.artefact(names[v.name]), v.inputs))]
+    todo = []
+    for verifier in judged:
+        artefact = run.artefact(names[verifier.name])
+        manifest = artefact.manifest()
+        fresh = manifest and manifest.fingerprint == fingerprint(verifier.inputs)
+        if not fresh or meta_critics.unanswered(manifest):  # it may lack critiques
+            artefact.begin(verifier.inputs)
+            todo.append((verifier, artefact))
     workers = sorted({v.worker for v, _ in todo if v.worker})
     pieces = scoring.read_pieces(labelled.run, "test") if workers else None
     for worker in workers:
@@ -132,15 +139,6 @@ def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[
         if isinstance(verifier.section, MetaCritic):
             meta_critics.judge(config, run, verifier.name, verifier.section, labelled.run, artefact)
     return names
-
-
-def begin_if_stale(artefact: Artefact, inputs: dict[str, Any]) -> Artefact | None:
-    """The artefact ready to be filled; None when it is complete, made from the same inputs, and lacks no critique."""
-    manifest = artefact.manifest()
-    if manifest and manifest.fingerprint == fingerprint(inputs) and not meta_critics.unanswered(manifest):
-        return None
-    artefact.begin(inputs)
-    return artefact
 
 
 def scores_of(run: Run, artefacts: dict[str, str], part: Candidates) -> dict[str, Scores]:

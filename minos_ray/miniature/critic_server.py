@@ -186,7 +186,11 @@ def offline_critic(seed: int, writer: str = WRITER) -> Generator[tuple[str, str]
     )
     assert process.stdin is not None and process.stdout is not None
     try:
-        yield f"http://127.0.0.1:{_port(process)}/v1", key
+        ready, _, _ = select.select([process.stdout], [], [], READY_S)
+        line = process.stdout.readline() if ready else ""
+        if not line.startswith("ready "):
+            raise RuntimeError(f"the offline critic did not start within {READY_S:.0f} s (exit code {process.poll()})")
+        yield f"http://127.0.0.1:{int(line.split()[1])}/v1", key
     finally:
         process.stdin.close()
         try:
@@ -195,16 +199,6 @@ def offline_critic(seed: int, writer: str = WRITER) -> Generator[tuple[str, str]
             process.kill()
             process.wait()
         process.stdout.close()
-
-
-def _port(process: "subprocess.Popen[str]") -> int:
-    """The port that the server reports once it listens; RuntimeError when it does not within READY_S."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], READY_S)
-    line = process.stdout.readline() if ready else ""
-    if not line.startswith("ready "):
-        raise RuntimeError(f"the offline critic did not start within {READY_S:.0f} s (exit code {process.poll()})")
-    return int(line.split()[1])
 
 
 def main() -> None:

@@ -111,17 +111,15 @@ def _first(templates: tuple[str, ...], sentence: str) -> tuple[str, dict[str, st
     raise ValueError(f"not a sentence of the miniature: {sentence!r}")
 
 
-def _clause(sentence: str) -> Clause:
-    template, match = _first(tuple(phrase.text for phrase in PHRASES), sentence)
-    phrase = next(phrase for phrase in PHRASES if phrase.text == template)
-    numbers = {key: int(value) for key, value in match.items() if key in "bc"}
-    return Clause(phrase, numbers, {key: value for key, value in match.items() if key not in "bc"})
-
-
 def read(question: str) -> Problem:
     """The problem that a question text states; ValueError when the text is none of the miniature's."""
     sentences = re.split(r"(?<=\.) ", question.strip())
     opening, first = _first(OPENINGS, sentences[0])
     closing, last = _first(CLOSINGS, sentences[-1])
-    clauses = tuple(_clause(sentence) for sentence in sentences[1:-1])
-    return Problem(first["n"], last["t"], int(first["a"]), clauses, opening, closing)
+    clauses = []
+    for sentence in sentences[1:-1]:
+        template, match = _first(tuple(phrase.text for phrase in PHRASES), sentence)
+        phrase = next(phrase for phrase in PHRASES if phrase.text == template)
+        numbers = {key: int(value) for key, value in match.items() if key in "bc"}
+        clauses.append(Clause(phrase, numbers, {key: value for key, value in match.items() if key not in "bc"}))
+    return Problem(first["n"], last["t"], int(first["a"]), tuple(clauses), opening, closing)

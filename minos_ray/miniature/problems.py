@@ -137,15 +137,11 @@ def draw(
             holder = clause.words["m"] if phrase.name in HOLDER_CHANGES else holder
             parts.append(clause)
         problem = Problem(name, thing, rng.randint(*start), tuple(parts), rng.choice(OPENINGS), rng.choice(CLOSINGS))
-        if _sound(problem, largest):
+        calculations = [gold.calculation for gold in gold_chain(problem)]
+        exact = all(c.op != "/" or c.left % c.right == 0 for c in calculations)
+        distinct = len({clause.phrase.name for clause in parts}) == len(parts)
+        if len(calculations) > 1 and distinct and exact and all(0 < c.result <= largest for c in calculations):
             return problem
-
-
-def _sound(problem: Problem, largest: int) -> bool:
-    chain = [gold.calculation for gold in gold_chain(problem)]
-    exact = all(c.op != "/" or c.left % c.right == 0 for c in chain)
-    distinct = len({clause.phrase.name for clause in problem.clauses}) == len(problem.clauses)
-    return len(chain) >= 2 and distinct and exact and all(0 < c.result <= largest for c in chain)
 
 
 def row(problem: Problem, problem_id: str, split: str) -> dict[str, str]:

@@ -145,8 +145,11 @@ def judged(problem: Problem, steps: list[str]) -> list[Verdict]:
     for step, calculation, index in zip(steps, parsed, align(parsed, chain), strict=True):
         answer = parse_answer(step)
         if answer is not None:
-            skipped = tuple(chain[done:])
-            out.append(_answer_verdict(answer, chain[-1].calculation.result, reader.running, out, skipped))
+            skipped, right = tuple(chain[done:]), chain[-1].calculation.result
+            inherited = answer == reader.running and any(not verdict.label for verdict in out)
+            error = "accumulation" if inherited else "logical"
+            right_one, wrong_one = Verdict(1, "", answer=right), Verdict(0, error, skipped=skipped, answer=right)
+            out.append(right_one if answer == right else wrong_one)
         elif calculation is None:
             out.append(Verdict(0, "other"))
         else:
@@ -157,13 +160,6 @@ def judged(problem: Problem, steps: list[str]) -> list[Verdict]:
             reader.take(calculation, index)
             done = done if index is None else index + 1
     return out
-
-
-def _answer_verdict(answer: int, gold: int, running: int, before: list[Verdict], skipped: tuple[Gold, ...]) -> Verdict:
-    if answer == gold:
-        return Verdict(1, "", answer=gold)
-    inherited = answer == running and any(not verdict.label for verdict in before)
-    return Verdict(0, "accumulation" if inherited else "logical", skipped=skipped, answer=gold)
 
 
 def labels_of(question: str, steps: list[str]) -> tuple[list[int], list[str]]:

@@ -61,7 +61,9 @@ def findings(
         yield from grouped(versions(answers, probe.versions()))
         yield from grouped(storage(answers, run, folder))
         yield from grouped(models(answers, keys))
-        yield from grouped(missing_modules(answers))
+        lacking = "named in the config, is not found there; install it on every node"
+        modules_of = [(node, name, ok) for node, r in reports(answers) for name, ok in r["modules"].items()]
+        yield from grouped((node, f"module '{name}', {lacking}") for node, name, ok in modules_of if not ok)
         yield from grouped(disks(answers, training.node_bytes(config, run, stages)))
         if gpu_gb := min((r["gpu_gb"] for _, r in reports(answers) if r["gpu_gb"]), default=None):
             yield from training.gpu_problems(config, run, stages, gpu_gb)
@@ -141,14 +143,6 @@ def models(answers: Sequence[Answer], keys: Mapping[str, str]) -> OnNodes:
                 yield node, f"{keys[path]} = '{path}' cannot be read there: {digest[1:]}; copy it or share that path"
             elif digest != digests[path]:
                 yield node, f"{keys[path]} = '{path}' is another model there: its config or the sizes of its files"
-
-
-def missing_modules(answers: Sequence[Answer]) -> OnNodes:
-    """Modules of the user's functions that a node does not find."""
-    for node, report in reports(answers):
-        for name, importable in report["modules"].items():
-            if not importable:
-                yield node, f"module '{name}', named in the config, is not found there; install it on every node"
 
 
 def disks(answers: Sequence[Answer], needs: Callable[[Mapping[str, float]], float]) -> OnNodes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from minos_ray.config.load import Config, build, leaves, resolve
 from minos_ray.errors import StorageFailed, UserError
-from minos_ray.graph.specs import APART, FUNCTIONS, Spec, specs
+from minos_ray.graph.specs import APART, FUNCTIONS, specs
 from minos_ray.graph.state import state_of
 from minos_ray.observe.failure import reported
 from minos_ray.observe.progress import duration
@@ -52,20 +52,14 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
     if not planned:
         remedy = f"; give {SWITCHES[stage]}" if stage in SWITCHES else ""
         raise UserError(f"this config has nothing for stage '{stage}' to make{remedy}")
-    if missing := sorted({name for spec in planned for name in missing_inputs(config, run, spec)}):
+    own = {spec.artefact for spec in planned}  # what this stage makes itself
+    needed = {n for spec in planned if state_of(config, run, spec).state != "done" for n in spec.needs if n not in own}
+    if missing := sorted(name for name in needed if run.artefact(name).manifest() is None):
         first = next(s.stage for s in specs(config) if s.artefact in missing)
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
     require(config, run, {stage})
     with reported(run, stage):
         return resolve(FUNCTIONS[stage])(config, run)
-
-
-def missing_inputs(config: Config, run: Run, spec: Spec) -> set[str]:
-    """Needed artefacts that are not complete and that this stage does not make itself."""
-    if state_of(config, run, spec).state == "done":
-        return set()
-    same_stage = {s.artefact for s in specs(config) if s.stage == spec.stage}
-    return {name for name in spec.needs if name not in same_stage and run.artefact(name).manifest() is None}
 
 
 def run_all(

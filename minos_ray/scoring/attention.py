@@ -85,7 +85,10 @@ class Backbone:
         AttentionInterface.register(NAME, forest_attention)
         AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
         self.model, self.module = model, model.base_model
-        last = last_layer(self.module)
+        last = (getattr(self.module, "layers", None) or [None])[-1]
+        if not (hasattr(last, "self_attn") and hasattr(last, "mlp")):
+            name = type(self.module).__name__
+            raise UserError(f"{name} has no decoder layers with self_attn and mlp; set resources.score.engine: vllm")
         model.set_attn_implementation(NAME)
         pack_linear(self.module)
         last.self_attn.minos_last = True
@@ -105,15 +108,6 @@ class Backbone:
             for module in self.read_only:
                 module.places = None
         return hidden[0, view.places]
-
-
-def last_layer(module: Any) -> Any:
-    """The last decoder layer; UserError when the model is not built like Llama, Mistral and Qwen."""
-    layer = (getattr(module, "layers", None) or [None])[-1]
-    if not (hasattr(layer, "self_attn") and hasattr(layer, "mlp")):
-        name = type(module).__name__
-        raise UserError(f"{name} has no decoder layers with self_attn and mlp; set resources.score.engine: vllm")
-    return layer
 
 
 def wrap_read_only(layer: Any) -> list[ReadOnly]:

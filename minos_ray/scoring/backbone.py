@@ -6,7 +6,7 @@ hidden states and scores is used. Where none does (attention in both directions,
 UserError is raised before anything is scored.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,16 +120,14 @@ def backbone_of(model: Any, head: Any, name: str) -> Decoders:
             f"model '{name}' ({type(model).__name__}) does not read a sequence as it does beside others in one pass; "
             "set resources.score.engine: vllm"
         )
-    return Decoders(first_exact(expected, sequences, sharing(model, attention)) or plain, plain)
-
-
-def sharing(model: Any, attention: str) -> Iterator[Backbone | Masked]:
-    """Decoders that compute a shared prefix once, for models without a state, a mask or positions of their own."""
+    # Decoders that compute a shared prefix once, for models without a state, a mask or positions of their own.
     packing.use(model)
     reason = packing.unpackable(model)
     model.set_attn_implementation(attention)
-    if reason is None:
-        yield Backbone(model) if model.config.model_type in BY_RUNS else Masked(model, attention)
+    if reason is not None:
+        return Decoders(plain, plain)
+    sharing = Backbone(model) if model.config.model_type in BY_RUNS else Masked(model, attention)
+    return Decoders(first_exact(expected, sequences, iter([sharing])) or plain, plain)
 
 
 def states_alone(model: Any, head: Any, sequences: list[list[int]], name: str) -> list[torch.Tensor]:

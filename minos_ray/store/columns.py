@@ -180,11 +180,6 @@ def validate(name: str, rows: pa.Table) -> pa.Table:
     for column in schema.names:
         if column not in NULLABLE[name] and rows[column].null_count:
             raise UserError(f"{name}: column '{column}' has {rows[column].null_count} empty values")
-    return require_unique_ids(name, rows)
-
-
-def require_unique_ids(name: str, rows: pa.Table) -> pa.Table:
-    """`rows` unchanged. Raises UserError when an id occurs twice."""
     key = KEYS[name]
     counts = pc.value_counts(rows[key])
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
