@@ -5,7 +5,7 @@ An annotation `<<48/2=24>>` stands right before the result. Steps are kept witho
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -235,28 +235,28 @@ def read_solution(source_id: str, problem_id: str, question: str, gold: str, ste
     if calculations[-1].result != answer.value:
         raise Refused("the last calculation does not give the answer")
     asked = frozenset(piece.value for piece in pieces_of(question) if piece.value is not None)
-    return Solution(source_id, problem_id, question, read, asked, frozenset(given_numbers(question)), answer)
+    return Solution(source_id, problem_id, question, read, asked, given_numbers(question), answer)
 
 
-def given_numbers(question: str) -> Iterator[Fraction]:
+def given_numbers(question: str) -> frozenset[Fraction]:
     """Every value that an operand can take from the question without a calculation worth a step."""
-    pieces = pieces_of(question)
+    pieces, numbers = pieces_of(question), {Fraction(1)}
     words = {match[0].lower() for match in PIECE.finditer(question) if match["word"] or match["currency"]}
-    yield Fraction(1)
     for piece in pieces:
         if piece.value is not None:
-            yield piece.value
+            numbers.add(piece.value)
         if piece.value is not None and piece.percent:  # 20 % may become 20, 80, 120, 0.2, 0.8, 1.2
             words.add("%")
             for value in (piece.value, 100 - piece.value, 100 + piece.value):
-                yield from (value, value / 100)
+                numbers |= {value, value / 100}
     for numerator, sign, denominator in zip(pieces, pieces[1:], pieces[2:], strict=False):
         if sign.text == "/" and numerator.value is not None and denominator.value:
             fraction = numerator.value / denominator.value  # `3/4`, and what it leaves
-            yield from (fraction, 1 - fraction, denominator.value - numerator.value)
+            numbers |= {fraction, 1 - fraction, denominator.value - numerator.value}
     for word in words:
-        yield from (NUMBER_WORDS[part] for part in word.split("-") if part in NUMBER_WORDS)
-        yield from map(Fraction, MEANT.get(word.split("-")[0], ()))
+        numbers |= {NUMBER_WORDS[part] for part in word.split("-") if part in NUMBER_WORDS}
+        numbers.update(map(Fraction, MEANT.get(word.split("-")[0], ())))
+    return frozenset(numbers)
 
 
 def read_step(raw: str) -> Step:
