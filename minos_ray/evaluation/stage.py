@@ -62,7 +62,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
             progress.advance(block.candidates.problems)
     categories = read_categories(run, selected.problems)
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
-    dropped = {name: made.dropped for name in earlier if (made := run.artefact(name).manifest()) and made.dropped}
+    dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
     content = {
         **compare(selected),
         "categories": by_category(categories, selected.outcomes(), selected.headline, config.evaluate),

@@ -81,9 +81,9 @@ def same_list(gold: str, answer: str) -> bool:
     """Whether two readable answers agree as lists, element by element, or as single values."""
     (outer, golds), (brackets, answers) = elements(gold), elements(answer)
     if len(golds) != len(answers):  # `\\pm` in one of them may be two elements of the other
-        left, right = spread(golds), spread(answers)
-        spreads = (len(left), len(right)) != (len(golds), len(answers))
-        if len(left) == len(right) and spreads and in_any_order(left, right):
+        all_golds, all_answers = spread(golds), spread(answers)
+        spreads = (len(all_golds), len(all_answers)) != (len(golds), len(answers))
+        if len(all_golds) == len(all_answers) and spreads and in_any_order(all_golds, all_answers):
             return True
     if len(golds) < 2 and len(answers) < 2:
         return same_single(gold, answer)

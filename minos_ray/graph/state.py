@@ -47,8 +47,8 @@ def state_of(config: Config, run: Run, spec: Spec) -> State:
     manifest, current = artefact.manifest(), inputs(config, run, spec)
     if manifest is None:
         state, why = "missing", ""
-        if begun := artefact.begun_inputs():
-            parts, change = len(artefact.part_names()), difference(significant(begun), comparable(current, begun))
+        if recorded := artefact.begun_inputs():
+            parts, change = len(artefact.part_names()), difference(significant(recorded), comparable(current, recorded))
             reasons = [f"{parts} parts so far"] if parts else []
             reasons += [f"begun with {change}"] if change else []
             state, why = "partial", ", ".join(reasons)

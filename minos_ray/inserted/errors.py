@@ -317,8 +317,8 @@ def finished(solution: Solution, lines: Sequence[Line], propagation: Propagation
         last = pairs[-1] if pairs else last
         remark = Remark("repeated", cause=first + 1)
         if different := [pair for pair in pairs if pair[0] is not pair[1]]:
-            before, new = different[-1]
-            remark = Remark("inherited", equation(new), "", equation(before), cause=first + 1)
+            before, wrong = different[-1]
+            remark = Remark("inherited", equation(wrong), "", equation(before), cause=first + 1)
         lines.append(Line(text, "accumulation", remark))
     (before, final), answer = last, solution.answer
     if before.result != answer.value or final.result == before.result:
@@ -332,8 +332,8 @@ def finished(solution: Solution, lines: Sequence[Line], propagation: Propagation
 
 def replaced(calculation: Calculation, tokens: tuple[Token, ...]) -> Calculation:
     """Another calculation in the same place; Refused unless its result could stand there."""
-    result, shown = evaluate(tokens), calculation.shown
-    if result is None or not tidy(result, calculation.result, shown.text, shown.percent):
+    result, place = evaluate(tokens), calculation.shown
+    if result is None or not tidy(result, calculation.result, place.text, place.percent):
         raise Refused(UNTIDY)
     return replace(calculation, tokens=tokens, result=result)
 

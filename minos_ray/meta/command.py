@@ -35,8 +35,8 @@ def meta(config: Config, run: Run) -> dict[str, Any]:
         other = read_set(config.meta.threshold_from, "meta.threshold_from")
         check_overlap(other, sets)
     judged = verifiers(config, run)
-    given = Threshold(config.meta.threshold, config.meta.threshold, GIVEN)
-    thresholds = {verifier.name: given for verifier in judged}
+    configured = Threshold(config.meta.threshold, config.meta.threshold, GIVEN)
+    thresholds = {verifier.name: configured for verifier in judged}
     if other is not None:  # the best on that set
         by_step = any(labelled.by_step for labelled in sets)
         scores = scores_of(run, score_set(config, run, other, judged), other.candidates)

@@ -30,9 +30,9 @@ def write_figures(grid: Grid, rows: Rows, answer: Mapping[str, Any]) -> None:
     what extra training alone does.
     """
     controls = [arm for arm in grid.ablations if arm.changes.get("sft.source") in ("candidates", "solutions")]
-    shown = {"base": grid.amounts[0], "Minos": grid.amounts[-1]} | {arm.name: arm for arm in controls}
+    drawn_arms = {"base": grid.amounts[0], "Minos": grid.amounts[-1]} | {arm.name: arm for arm in controls}
     curves: dict[str, dict[str, list[Curve]]] = {kind: {} for kind in grid.kinds}
-    for name, arm in shown.items():
+    for name, arm in drawn_arms.items():
         runs = [grid.trial_run(Trial(arm, seed)) for seed in grid.seeds]
         for place, kind in enumerate(grid.kinds):
             curves[kind][name] = [learning_curve(run, grid.verifiers(arm)[place]) for run in runs]
