@@ -20,7 +20,6 @@ from minos_ray.candidates.engine import (
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
 from minos_ray.scoring.verifier import Verifier, free_memory
-from minos_ray.training.heads import by_token
 
 
 class Pooling(Verifier):
@@ -33,9 +32,8 @@ class Pooling(Verifier):
         from vllm import LLM, PoolingParams
         from vllm.config import PoolerConfig
 
-        self.task: Literal["token_classify", "classify"] = "classify"
-        if self.every_step or by_token(self.config):
-            self.task = "token_classify"
+        # An ORM with a logit at every token (a calibrated one) is read at the last by `classify`, too.
+        self.task: Literal["token_classify", "classify"] = "token_classify" if self.every_step else "classify"
         self.raw = PoolingParams(use_activation=False)
         settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), self.fitted(resources))
         self.llm = LLM(model, runner="pooling", pooler_config=PoolerConfig(task=self.task), **settings)
