@@ -15,6 +15,7 @@ from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, limit
+from minos_ray.work.actor import long_lived_imports
 
 ENGINE_DIED = "engine_died"
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -55,8 +56,7 @@ class Generator:
     """A vLLM engine. All engines start from one seed, so each batch brings its own: no two draw the same stream."""
 
     def __init__(self, path: str, model: Model, resources: Engine) -> None:
-        set_environment(resources)
-        require_build(resources.gpus)
+        import_vllm(resources)
         from vllm import LLM
 
         self.llm = LLM(path, **arguments(path, model, resources))
@@ -171,6 +171,14 @@ def set_environment(resources: Engine) -> None:
         values |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+def import_vllm(resources: Engine) -> None:
+    """Imports vLLM for the device of an engine; UserError when it is built for the other one."""
+    set_environment(resources)
+    with long_lived_imports("vllm"):
+        from vllm import LLM  # noqa: F401
+    require_build(resources.gpus)
 
 
 def require_build(gpus: int, build: str | None = None) -> None:

@@ -57,6 +57,9 @@ def join(resources: Resources) -> None:
         enter(address, "resources.address" if resources.address else "RAY_ADDRESS", options)
         os.environ["RAY_ADDRESS"] = address
     else:
+        # Nobody takes this machine away, and the end of a training is seen within half a second, not two.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
     heed_sigterm()
     quiet_data()

@@ -12,9 +12,8 @@ from minos_ray.candidates.engine import (
     arguments,
     dead_engine,
     die,
+    import_vllm,
     kill_engine_with_parent,
-    require_build,
-    set_environment,
     shut_down,
 )
 from minos_ray.config.resources import Scoring
@@ -27,8 +26,7 @@ class Pooling(Verifier):
 
     def __init__(self, model: str, trust_remote_code: bool, resources: Scoring) -> None:
         super().__init__(model, trust_remote_code, resources.max_model_len)
-        set_environment(resources)
-        require_build(resources.gpus)
+        import_vllm(resources)
         from vllm import LLM, PoolingParams
         from vllm.config import PoolerConfig
 

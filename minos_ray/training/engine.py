@@ -6,9 +6,11 @@ import torch
 
 from minos_ray.config.resources import Workers
 from minos_ray.config.training import Train
-from minos_ray.training import lora
+from minos_ray.training import lora, onednn
 from minos_ray.training.base import persistent
 from minos_ray.training.losses import Objective
+from minos_ray.training.vocabulary import backbone_of
+from minos_ray.work.actor import long_lived_imports
 
 
 def prepare(gpu: bool) -> None:
@@ -16,9 +18,11 @@ def prepare(gpu: bool) -> None:
     import os
 
     os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"
-    import deepspeed.ops
-    from deepspeed.utils import logger
-    from transformers.utils import logging
+    with long_lived_imports("deepspeed"):
+        import deepspeed.ops
+        import transformers.models.auto.modeling_auto  # noqa: F401 what loading a model imports
+        from deepspeed.utils import logger
+        from transformers.utils import logging
 
     if not gpu:
         deepspeed.ops.__compatible_ops__ = {}
@@ -33,6 +37,8 @@ def start(objective: Objective, section: Train, workers: Workers) -> Any:
 
     if section.lora is not None:
         lora.attach(objective, section.lora, section.seed)
+    if workers.zero < 3:  # whose shards DeepSpeed gathers by its own linear function
+        onednn.take_over(backbone_of(objective.model))
     if workers.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable({"use_reentrant": False})
     # The loop sets the rate of each step; a rate of 0 until then: DeepSpeed's own first step must not decay weights.

@@ -1,8 +1,13 @@
 """The actor of `run_units`: makes its worker once, then stores the units of each task as they are finished."""
 
+import atexit
+import gc
 import json
+import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
@@ -47,6 +52,25 @@ class Worker(Protocol):
         """Rows and numbers of all the units."""
 
 
+@contextmanager
+def long_lived_imports(module: str) -> Generator[None]:
+    """Keeps what is imported inside out of garbage collection, while it is imported and later.
+
+    vLLM, DeepSpeed and transformers bring a million objects that live as long as the process. Looking through them
+    again and again took three of ten CPU seconds until an engine was up. For the first import of `module` only.
+    """
+    if module in sys.modules:
+        yield
+        return
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 class PartWriter:
     """Does tasks: ranges of the table of units. The task of an actor that died is given to a new one and resumed."""
 
@@ -75,6 +99,10 @@ class PartWriter:
         # An exhausted actor must not make its worker, which may be what crashes: it lives on to say that it gave up.
         if not self.restarts.exhausted:
             self.worker = worker(**kwargs)
+        if not context.get_accelerator_ids().get("GPU"):
+            # Ray has said goodbye by then. Python would clear away vLLM and torch object by object, for four seconds of
+            # CPU that the next stage waits for. On a GPU vLLM ends processes of its own.
+            atexit.register(os._exit, 0)
 
     def __call__(self, task: pa.Table) -> pa.Table:
         """Does the task's units, `count` from `first` on. Returns a row of `OUTCOME` for each artefact among them."""
