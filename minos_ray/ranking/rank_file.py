@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,7 +19,7 @@ from minos_ray.config.load import resolve
 from minos_ray.critiques.reply import BOUGHT, Outcome
 from minos_ray.errors import UserError
 from minos_ray.evaluation.answers import Keys
-from minos_ray.files.slices import Rows, Slice, beside, require_texts
+from minos_ray.files.slices import SLICE_ROWS, Rows, Slice, beside, require_texts
 from minos_ray.grading.grade_file import require_writable
 from minos_ray.observe.progress import Progress
 from minos_ray.ranking.groups import members_of, ranks, weighted_vote
@@ -99,6 +100,7 @@ def inputs_of(rows: Rows, staged: str, file: str, task: Task) -> dict[str, Any]:
     texts = asdict(task) | {"verifier": task.verifier.model_dump(mode="json"), "resources": task.resources.dtype}
     return {
         "package": __version__,
+        "order": "by question",
         "task": texts | {"engine": task.resources.engine, "max_model_len": task.resources.max_model_len},
         "files": [state(path) for path in sources],
         "model": [state(str(path)) for path in weights],
@@ -129,10 +131,33 @@ def prepare(parts: Path, inputs: dict[str, Any]) -> None:
 
 def scored(rows: Rows, inputs: dict[str, Any], parts: Path, task: Task) -> pa.Table:
     """A row of `RESULT` for each row of the file; slices that were stored for the same inputs are not scored again."""
-    slices = dict(enumerate(rows.slices()))
     prepare(parts, inputs)
+    order = by_question(rows, task.question)
+    if order is not None:
+        rows = reordered(rows, order, parts / "rows.parquet", [task.question, task.text])
+    slices = dict(enumerate(rows.slices()))
     score_missing(parts, slices, task)
-    return pa.concat_tables([pq.read_table(parts / f"{number:06d}.parquet", schema=RESULT) for number in slices])
+    results = pa.concat_tables([pq.read_table(parts / f"{number:06d}.parquet", schema=RESULT) for number in slices])
+    return results if order is None else results.take(np.argsort(order))
+
+
+def by_question(rows: Rows, question: str) -> np.ndarray | None:
+    """[rows]: the order in which rows of one question follow one another, so that one slice holds them and what they
+    share is computed once; None where they do already."""
+    numbers: dict[str, int] = {}
+    cells = (str(cell) for block in rows.blocks() for cell in block[question].to_pylist())
+    questions = np.array([numbers.setdefault(cell, len(numbers)) for cell in cells])
+    return None if (np.diff(questions) >= 0).all() else np.argsort(questions, kind="stable")
+
+
+def reordered(rows: Rows, order: np.ndarray, path: Path, columns: list[str]) -> Rows:
+    """These columns of the rows in another order, as a file; the texts are in memory meanwhile."""
+    texts = pa.concat_tables([block.select(columns) for block in rows.blocks()])
+    with pq.ParquetWriter(f"{path}.tmp", texts.schema) as writer:
+        for first in range(0, len(order), SLICE_ROWS):
+            writer.write_table(texts.take(order[first : first + SLICE_ROWS]))
+    os.replace(f"{path}.tmp", path)
+    return Rows(str(path), "", [])
 
 
 def score_missing(parts: Path, slices: dict[int, Slice], task: Task) -> None:

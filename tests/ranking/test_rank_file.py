@@ -195,6 +195,29 @@ def test_an_interrupted_command_goes_on(
     assert out.read_bytes() == first_bytes
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_a_question_that_lie_apart_are_scored_together(
+    tmp_path: Path, verifiers: dict[str, str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    scattered = rows()
+    together = sorted(scattered, key=lambda row: row["q"])
+    expected = rank(write_rows(tmp_path / f"together.{kind}", together), tmp_path / "out.parquet", verifiers["prm"])
+    monkeypatch.setattr(slices, "SLICE_ROWS", 10)
+    original, questions = SliceScorer.__call__, []
+
+    def noting(scorer: SliceScorer, part: slices.Slice) -> pa.Table:
+        questions.append(set(scorer.read(part)["q"].to_pylist()))
+        return original(scorer, part)
+
+    monkeypatch.setattr(SliceScorer, "__call__", noting)
+    apart = rank(write_rows(tmp_path / f"apart.{kind}", scattered), tmp_path / "out.parquet", verifiers["prm"])
+    assert [len(of_slice) for of_slice in questions] == [1, 1, 1, 1]
+    assert [row["id"] for row in apart] == list(range(40))
+    scores = {row["id"]: row["score"] for row in expected}
+    for row in apart:
+        assert row["score"] == (None if scores[row["id"]] is None else pytest.approx(scores[row["id"]], abs=1e-5))
+
+
 def test_stored_slices_of_another_verifier_are_not_gone_on_with(tmp_path: Path, verifiers: dict[str, str]) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", rows()), tmp_path / "out.parquet"
     parts = Path(f"{out}.parts")
