@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from minos_ray.cluster.connect import disconnect, heed_sigterm, join, joins
+from minos_ray.cluster.connect import disconnect, heed_sigterm, join, joins, require
 from minos_ray.config.load import resolve
-from minos_ray.config.resources import Resources, Scoring
+from minos_ray.config.resources import Actors, Resources, Scoring
 from minos_ray.config.schema import Aggregation, Model
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.ranking.scorer import SPLITTER, Task, verifier_of
@@ -27,6 +27,7 @@ from minos_ray.serving.contracts import PLAIN_PROMPT, Served
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
 
+WAIT_S = 600.0  # for room for the replicas, as `resources.wait_s` of a config
 DRAIN_S = 120  # longest wait for requests in flight at the end
 EXTRA = ("uvicorn", "starlette", "fastapi", "watchfiles", "prometheus_client")  # what `ray.serve` needs of it
 LOOPBACK = ("127.", "::1", "localhost")
@@ -114,6 +115,7 @@ def serve_forever(settings: Settings, host: str, port: int) -> None:
         address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"minos serve: {settings.model} is loading; {address}", flush=True)
         join(Resources())
+        require("serve", Actors(actors=settings.replicas, cpus=settings.cpus or cpus, gpus=settings.gpus), WAIT_S)
         application = f"minos-{os.getpid()}-{listener.getsockname()[1]}"
         try:
             handle = start(application, settings.replicas_of(task, cpus))

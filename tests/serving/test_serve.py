@@ -257,6 +257,12 @@ def test_metrics(server: Server) -> None:
     assert server.metric("tokens_total", kind="computed") < server.metric("tokens_total", kind="read")
 
 
+def test_replicas_that_no_node_can_hold_are_named(verifier: str) -> None:
+    command = [sys.executable, "-m", "minos_ray", "serve", verifier, "--port", "0", "--cpus", "4000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "4000 CPU" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
