@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from minos_ray.training.onednn import product
+
 CHUNK_BYTES = 2**26  # of fp32 logits that exist at once
 # Logits that are put in to see what comes out: one that no cap changes, one that every cap does.
 LOW, HIGH = 2.0**-10, 1e30
@@ -91,7 +93,7 @@ def one_chunk(
 ) -> torch.Tensor:
     """Log-probabilities of the targets of one chunk; its gradients are added to `gradients` of hidden, weight, bias."""
     read = hidden if scales.before == 1 else hidden * scales.before
-    logits = nn.functional.linear(read, weight, bias).float()
+    logits = product(read, weight, bias).float()
     if scales.after != 1:
         logits *= scales.after
     slopes = None
@@ -109,7 +111,7 @@ def one_chunk(
         logits.mul_(slopes)
     slope = (logits if scales.after == 1 else logits.mul_(scales.after)).to(hidden.dtype)
     if of_hidden is not None:
-        torch.mm(slope, weight, out=of_hidden[part])
+        of_hidden[part] = product(slope, weight.T)
         of_hidden[part] *= scales.before
     if of_weight is not None:
         if read.dtype == of_weight.dtype:
