@@ -200,12 +200,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--group", type=int, default=64, help="solutions of one question in a request")
-    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--questions", type=int, default=64, help="at least as many as clients, or these share work")
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--without", nargs="+", choices=["vllm"], default=[])
     parser.add_argument("--out", help="a JSON file")
     arguments = parser.parse_args()
+    if arguments.questions < arguments.clients:
+        parser.error("--questions below --clients: the server would compute what several ask for at a time once")
     groups = groups_of(arguments.questions, arguments.group)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ends:
         tokenizer = load_tokenizer(locate(Model(model="package:miniature/model"), Run(folder)))
