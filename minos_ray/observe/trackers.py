@@ -36,7 +36,8 @@ def trackio(run: TrackedRun, **options: Any) -> Tracker:
 
     fields = {"name": f"{run.name}-{run.id[:8]}", "group": run.group, "config": run.settings, "resume": "allow"}
     quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-    return client.init(**{"project": "minos_ray", **fields, **quiet, **options})
+    arguments: dict[str, Any] = {"project": "minos_ray", **fields, **quiet, **options}
+    return client.init(**arguments)
 
 
 def mlflow(run: TrackedRun, *, project: str = "minos_ray", tracking_uri: str | None = None) -> "MlflowRun":
