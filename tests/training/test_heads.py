@@ -84,8 +84,9 @@ def test_a_verifier_is_saved_so_that_transformers_loads_it_and_scored_as_it_is(
     trained = Objective(model, kind).eval()
     ids, ends = torch.tensor(solution.ids), torch.tensor(solution.positions)
     nothing = torch.zeros(0, dtype=torch.long)
-    found = trained(ids, torch.tensor([len(ids)]), ends, torch.ones(len(ends)), nothing, nothing)
-    assert torch.sigmoid(found.logits)[-len(scores) :].tolist() == pytest.approx(scores, abs=1e-5)
+    rows = torch.arange(len(ends)) if kind == "prm" else torch.zeros(len(ends), dtype=torch.long)
+    computed = trained(ids, torch.tensor([len(ids)]), ends, torch.ones(len(ends)), nothing, nothing, rows, rows)
+    assert torch.sigmoid(computed.logits)[-len(scores) :].tolist() == pytest.approx(scores, abs=1e-5)
 
 
 def test_an_adapter_is_trained_with_the_head_whatever_it_is_called(tmp_path: Path) -> None:
