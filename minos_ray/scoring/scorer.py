@@ -17,7 +17,6 @@ from minos_ray.scoring.verifier import Verifier, aggregate, device_of, free_memo
 from minos_ray.store import columns
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
-from minos_ray.work.actor import long_lived_imports
 
 # Score 0 means that a solution was rejected, and a sigmoid in single precision can be 0.
 LOWEST_SCORE = 1e-30
@@ -93,13 +92,11 @@ class Scorer(Verifier):
     """A verifier in transformers. `budget` bounds the nodes of one pass; it shrinks when memory runs out."""
 
     def __init__(self, model: str, trust_remote_code: bool = False, resources: Scoring | None = None) -> None:
-        with long_lived_imports("transformers.models.auto.modeling_auto"):
-            from transformers.models.auto import modeling_auto  # noqa: F401 what loading a model imports
-            from transformers.utils import logging
+        from transformers.utils import logging
 
-            from minos_ray.scoring.backbone import Masked, backbone_of, longest_shared
-            from minos_ray.training.base import quoted
-            from minos_ray.training.heads import saved_class, scalar_head
+        from minos_ray.scoring.backbone import Masked, backbone_of, longest_shared
+        from minos_ray.training.base import quoted
+        from minos_ray.training.heads import saved_class, scalar_head
 
         resources = resources or Scoring()
         super().__init__(model, trust_remote_code, resources.max_model_len)
