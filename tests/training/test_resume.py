@@ -14,7 +14,7 @@ import pytest
 
 from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.resources import Workers
-from minos_ray.config.schema import Model
+from minos_ray.config.schema import Base, Model
 from minos_ray.config.training import Pretrain
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store.run import Run
@@ -173,7 +173,7 @@ def test_checkpoints_that_a_kill_after_the_last_manifest_left_go_with_the_rerun(
     trained: Trained, tmp_path: Path
 ) -> None:
     run = copy(trained, tmp_path)
-    made = {"base": Model(model="run:models/base"), "pretrain": Pretrain(corpus="no:corpus")}
+    made = {"base": Base(model="run:models/base"), "pretrain": Pretrain(corpus="no:corpus")}
     config = trained.config.model_copy(update={"run": run.path, **made})
     for name in ("base", "critic", *config.reward.verifiers):
         run.artefact(f"models/{name}").begin({"import": "complete"})
