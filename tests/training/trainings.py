@@ -201,8 +201,13 @@ def long_ones(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
 def tracked(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
     """One whose tracker kills the worker at step 12, and one whose tracker fails; see `tests.training.test_tracker`."""
     run, section = trained.run, LONG | {"epochs": 1.0}
-    for name, options in {"tracked": {"bad": [3, 4]}, "killed-tracked": {"kill_at": 12}}.items():
-        job = changed(run, likes["orm"], name, section=section, workers=1, save_every=5)
+    # The killed one begins anew: a tracker may lag, and what it had not taken before a checkpoint would be lost.
+    ways: dict[str, tuple[int, dict[str, Any]]] = {
+        "tracked": (5, {"bad": [3, 4]}),
+        "killed-tracked": (100, {"kill_at": 12}),
+    }
+    for name, (save_every, options) in ways.items():
+        job = changed(run, likes["orm"], name, section=section, workers=1, save_every=save_every)
         observe = Observe(tracker=TRACKER, options={"path": f"{trained.folder}/{name}.jsonl", **options})
         yield job.model_copy(update={"observe": observe})
 
