@@ -26,6 +26,9 @@ RAY_NOISE = r"A worker died or was killed|Task .* failed\. There are"
 ANSWER_S, POLL_S = 10.0, 1.0
 # What was just released comes back within the first: not worth a line.
 QUIET_S, LINE_EVERY_S = 2.0, 30.0
+# Nobody takes this machine away, and the end of a training is seen within half a second, not two.
+OF_LOCAL_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+set_here: set[str] = set()  # those of them that this process set itself
 # Work that is named otherwise than the pool it uses.
 POOLS = {"rollouts": "sample"}
 # An empty settings frame of HTTP/2; its fourth byte is its type.
@@ -54,12 +57,13 @@ def join(resources: Resources) -> None:
     address = resources.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
+        while set_here:
+            os.environ.pop(set_here.pop(), None)
         enter(address, "resources.address" if resources.address else "RAY_ADDRESS", options)
         os.environ["RAY_ADDRESS"] = address
     else:
-        # Nobody takes this machine away, and the end of a training is seen within half a second, not two.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        set_here.update(OF_LOCAL_RAY.keys() - os.environ.keys())
+        os.environ.update({name: OF_LOCAL_RAY[name] for name in set_here})
         init(address="local", num_cpus=resources.num_cpus, include_dashboard=False, **options)
     heed_sigterm()
     quiet_data()

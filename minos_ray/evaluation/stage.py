@@ -22,7 +22,7 @@ from minos_ray.evaluation.categories import by_category, read_categories
 from minos_ray.evaluation.comparison import Selected, compare
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
 from minos_ray.evaluation.methods import CRITIC
-from minos_ray.graph.specs import APART, begin, fresh, specs
+from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
 from minos_ray.observe.progress import Progress
 from minos_ray.observe.tracker import Tracking
 from minos_ray.store.run import Manifest, Run
@@ -54,7 +54,9 @@ def evaluate(config: Config, run: Run) -> Manifest:
         Keys(workers=os.cpu_count() or 1) as keys,
         Progress("evaluate", len(plan.sizes), "problems", run=run) as progress,
     ):
-        judged, errors = Judged(platts_of(run, verifiers), config.score.aggregation), ErrorTally()
+        # A model that was trained again since has another line than the one in these scores.
+        of_now = [name for name in verifiers if is_made_from(run, f"scores/{name}", f"models/{name}")]
+        judged, errors = Judged(platts_of(run, of_now), config.score.aggregation), ErrorTally()
         tally = CandidateTally(truncated_candidates(run), keys.counts)
         for block in read_blocks(run, plan, verifiers, keys):
             for part in (selected, judged, errors, tally):

@@ -6,13 +6,16 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
+import yaml
 
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
 from minos_ray.evaluation.outcomes import headline_of
 from minos_ray.exports.upload import create_repo, upload_folder
 from minos_ray.exports.write import Exported, aside, require_new_folder
+from minos_ray.graph.specs import is_made_from
 from minos_ray.store.model_files import TOKENIZERS, is_hub_id, locate
 from minos_ray.store.run import Run
 
@@ -22,7 +25,10 @@ FILES = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZERS),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja"),
     *("preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*", "adapter/adapter_*"),
+    "*.py",  # of a base with code of its own
 )
+# Keys of configs that may hold a path of this machine.
+PATHS = {"_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file"}
 OWN = ("manifest.json", "begun.json", CARD)
 # Data sets by their names in runs, on the hub.
 ON_HUB = {
@@ -125,10 +131,11 @@ def head_of_base(base: Base, run: Run) -> dict[str, Any]:
     """The head of the base model's card: in its folder, or on the hub (in the cache, without a network); {} if none."""
     from huggingface_hub import ModelCard, errors, hf_hub_download
 
-    with suppress(UserError, OSError, ValueError):
+    with suppress(UserError, OSError, ValueError, yaml.YAMLError):
         if base.model and not is_hub_id(base.model):
             return ModelCard((Path(locate(Model(model=base.model), run)) / CARD).read_text()).data.to_dict()
-    with suppress(errors.HTTPError, errors.HFValidationError, errors.EntryNotFoundError, OSError, ValueError):
+    network = (errors.HTTPError, errors.HFValidationError, errors.EntryNotFoundError)
+    with suppress(*network, OSError, ValueError, yaml.YAMLError):
         if base.hub_id:
             return ModelCard(Path(hf_hub_download(base.hub_id, CARD)).read_text()).data.to_dict()
     return {}
@@ -136,8 +143,13 @@ def head_of_base(base: Base, run: Run) -> dict[str, Any]:
 
 def terms_of(source: Source, base: Base, stated: dict[str, Any]) -> dict[str, str]:
     """The licence for the head of the card; UserError when nobody states one, or not wholly."""
-    names = ("license", "license_name", "license_link")
-    terms = {name: str(stated[name]) for name in names if stated.get(name)}
+    terms = {}
+    for name in ("license", "license_name", "license_link"):
+        values = stated.get(name)
+        values = values if isinstance(values, list) else [values]
+        # Nobody but the user can say which of several is meant.
+        if len(values) == 1 and values[0]:
+            terms[name] = str(values[0])
     if "license" not in terms:
         whose = (
             f"the card of its base model '{base.hub_id or base.model}' names none" if base.model else "it has no base"
@@ -161,13 +173,17 @@ def card(source: Source, base: Base, terms: dict[str, str], datasets: list[str])
     content = ModelCard(text.replace(source.run.root, PurePosixPath(source.run.root).name))
     head: dict[str, Any] = {**content.data.to_dict(), **terms, "base_model": base.hub_id}
     problems = source.run.artefact("problems")
-    names = sorted(set(problems.read(["dataset"])["dataset"].to_pylist())) if problems.manifest() else []
+    names, tested = [], []
+    if problems.manifest():
+        rows = problems.read(["dataset", "split"])
+        names = sorted(set(rows["dataset"].to_pylist()))
+        tested = sorted(set(rows.filter(pc.equal(rows["split"], "test"))["dataset"].to_pylist()))
     ids = datasets or [ON_HUB[name] for name in names if name in ON_HUB]
     results = [
         EvalResult(
             task_type=str(head.get("pipeline_tag")),
-            dataset_type=(ids or names or ["unknown"])[0],
-            dataset_name=", ".join(names) or "unknown",
+            dataset_type=ON_HUB.get(", ".join(tested), "unknown"),
+            dataset_name=", ".join(tested) or "unknown",
             dataset_split="test",
             metric_type=row.kind,
             metric_name=row.name,
@@ -192,8 +208,11 @@ class Measure(NamedTuple):
 
 
 def measured(source: Source) -> list[Measure]:
-    """What evaluation.json says of the model; nothing where it was not evaluated."""
-    if not source.artefact.startswith("models/") or not source.run.exists("evaluation.json"):
+    """What evaluation.json says of the model; nothing where it was not evaluated as it is now."""
+    scores = f"scores/{source.name}"
+    if not source.artefact.startswith("models/") or not (
+        is_made_from(source.run, "evaluation.json", scores) and is_made_from(source.run, scores, source.artefact)
+    ):
         return []
     content = json.loads(source.run.read_bytes("evaluation.json"))
     n = headline_of(content["methods"])
@@ -225,7 +244,7 @@ def copy(source: Source, name: str, fs: pafs.FileSystem, folder: str, base: Base
         return
 
     def with_names(values: dict[str, Any]) -> dict[str, Any]:
-        paths = {key: PurePosixPath(value) for key, value in values.items() if str(value).startswith("/")}
+        paths = {key: PurePosixPath(values[key]) for key in PATHS & values.keys() if str(values[key]).startswith("/")}
         return {**values, **{key: base.hub_id or path.name for key, path in paths.items() if path.name}}
 
     values = json.loads(source.run.read_bytes(f"{source.artefact}/{name}"), object_hook=with_names)

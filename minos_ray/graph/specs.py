@@ -206,6 +206,8 @@ def without_neutral(name: str, section: Any) -> Any:
         return section
     if name == "critique" and section.get("base_url") == "offline":  # another critic, whatever the model is called
         section = {**section, "model": "offline"}
+    if name == "reward" and section.get("loss", BINARY) == BINARY:  # it compares no rows, so makes no groups
+        section = {**section, "group_rows": UNSET["reward"]["group_rows"]}
     unset, neutral = UNSET.get(name, {}), NEUTRAL.get(name, ())
     return {k: v for k, v in section.items() if k not in neutral and not (k in unset and v == unset[k])}
 
@@ -257,6 +259,15 @@ def fingerprint_of(run: Run, artefact: str) -> str | None:
         return None
     again = manifest.details.get("drawn_again")
     return f"{manifest.fingerprint} {again}" if again else manifest.fingerprint
+
+
+def is_made_from(run: Run, artefact: str, needed: str) -> bool:
+    """Whether a complete artefact was made from another as that is now; of what was imported nobody knows: True."""
+    manifest = run.artefact(artefact).manifest()
+    if manifest is None:
+        return False
+    needs = manifest.inputs.get("needs", {})
+    return needed not in needs or needs[needed] == fingerprint_of(run, needed)
 
 
 def begin(config: Config, run: Run, artefact: str) -> Artefact:

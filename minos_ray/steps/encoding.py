@@ -130,7 +130,7 @@ def saved_form(tokenizer: Any, layout: StepEncoding) -> dict[str, Any]:
 
 def layout_of(saved: dict[str, Any] | None, tokenizer: Any, model: str) -> StepEncoding:
     """The encoding of a saved model; UserError where it is of another version, or the template beside it another."""
-    if saved is None or saved["name"] == NAME:
+    if saved is None or (saved["name"], saved.get("version", VERSION)) == (NAME, VERSION):
         return LINES
     if (saved["name"], saved.get("version")) != (CHAT, CHAT_VERSION):
         raise UserError(

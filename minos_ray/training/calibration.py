@@ -2,7 +2,8 @@
 
 It is fitted on the rows that stage 2 holds out (Platt 1999; for networks Guo et al. 2017, 1706.04599) and becomes part
 of the head: its weight is multiplied by `scale`, its bias too and moved by `shift`. So transformers, vLLM and every
-command read calibrated logits from the saved model and need to know nothing of it. The order of scores stays.
+command read calibrated logits from the saved model and need to know nothing of it. The order of scores stays, up to
+the rounding of the head to `reward.precision`; log loss and Brier score are those of the line before that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,10 +84,12 @@ def calibrate(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, rows
 
     A line that falls would turn the ranking around: such a verifier is worse than chance, and stays as it is.
     """
-    platt = fit(logits, targets, weights)
     facts: dict[str, Any] = {"method": "platt", "rows": rows, "targets": len(targets)}
     facts["right_share"] = float(np.average(targets > 0.5, weights=weights))
-    if platt.scale <= 0:
+    if not np.isfinite(logits).all():
+        return facts | {"left_out": "a held-out logit is not finite"}
+    platt = fit(logits, targets, weights)
+    if not platt.scale > 0:
         return facts | {"left_out": f"the fitted scale {platt.scale:.4g} is not above 0"}
     both = (logits, platt.scale * logits + platt.shift)
     losses = [np.average(np.logaddexp(0.0, x) - targets * x, weights=weights) for x in both]

@@ -267,7 +267,7 @@ def calibration_lines(facts: dict[str, Any]) -> str:
     return (
         f"Platt scaling, fitted on {facts['rows']} held-out solutions, is part of the head: a logit is "
         f"{facts['scale']:.4g} times the trained one {facts['shift']:+.4g}. Log loss there: {before:.4f} before, "
-        f"{after:.4f} after. The order of scores is the trained one.\n"
+        f"{after:.4f} after. The order of scores is the trained one, up to rounding.\n"
     )
 
 

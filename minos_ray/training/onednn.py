@@ -35,16 +35,18 @@ class Product(torch.autograd.Function):
         """The gradients that are needed."""
         (gradient,), (input, weight) = output_gradients, ctx.saved_tensors
         of_input, of_weight, of_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
+        rows, inputs = (values.reshape(-1, values.shape[-1]) for values in (gradient, input))
         return (
             linear(gradient, weight.T) if of_input else None,
-            linear(rows.T, input.flatten(0, -2).T) if of_weight else None,
+            linear(rows.T, inputs.T) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`functional.linear` by oneDNN, without gradients."""
+    """`functional.linear` by oneDNN, without gradients; of nothing, by torch, since oneDNN raises."""
+    if not input.numel():
+        return nn.functional.linear(input, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
@@ -58,6 +60,8 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 def is_faster() -> bool:
     """Whether this machine has AMD's processors with AVX-512."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     try:
         return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()

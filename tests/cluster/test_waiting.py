@@ -1,5 +1,6 @@
 """Waiting for room on a real Ray: what is said, when it ends, and how."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from minos_ray.cluster import connect
-from minos_ray.config.resources import Actors
+from minos_ray.config.resources import Actors, Resources
 from minos_ray.errors import UserError, WorkStopped
 
 ALL = Actors(actors=2, cpus=1)
@@ -38,6 +39,23 @@ def holder(local_ray: None) -> Iterator[Any]:
 def test_room_that_is_there_is_not_waited_for(local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
     connect.require("grade", ALL, 60)
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_set_for_a_local_ray_does_not_stay_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    first, second = connect.OF_LOCAL_RAY
+    monkeypatch.setenv(first, "1")  # a user's own
+    monkeypatch.setenv(second, "9")
+    monkeypatch.delenv(second)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for name in ("init", "enter", "heed_sigterm", "quiet_data"):
+        monkeypatch.setattr(connect, name, lambda *_, **__: None)
+    connect.join(Resources())
+    assert (os.environ[first], os.environ[second]) == ("1", "0.5")
+    connect.join(Resources(address="127.0.0.1:6379"))
+    assert os.environ[first] == "1" and second not in os.environ
 
 
 def test_what_never_fits_is_refused_at_once(local_ray: None) -> None:

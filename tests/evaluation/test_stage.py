@@ -123,6 +123,14 @@ def test_what_a_calibrated_verifier_said_before(tmp_path: Path, aggregation: str
         accuracies = [{(m["verifier"], m["n"]): m["accuracy"] for m in content["methods"] if m["method"] == "best-of-n"}
                       for content in (before, after)]  # fmt: skip
         assert accuracies[0] == pytest.approx(accuracies[1])
+    for name in ("orm-base", "prm-base"):  # of a model that has been trained again since
+        artefact = runs[1].artefact(f"scores/{name}")
+        rows = artefact.read()
+        artefact.begin({"needs": {f"models/{name}": "another"}})
+        artefact.write_part("0", rows)
+        artefact.complete({}, {})
+    again = evaluated(runs[1], score={"aggregation": aggregation, "judge": None})
+    assert [row for row in again["meta"] if "uncalibrated" in row] == []
 
 
 def line(platt: Platt, score: float) -> float:

@@ -27,7 +27,7 @@ from minos_ray.exports.hub import measured, source_of
 from minos_ray.scoring.scorer import load
 from minos_ray.store.run import Run
 from minos_ray.training.job import Job, Table, card
-from tests.runs import make_run
+from tests.runs import make_run, scores
 from tests.scoring.test_parity import saved
 
 TOKEN = "hf_" + "a" * 20
@@ -163,7 +163,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     artefact.begin({"for": "test"})
     made.upload(str(folder / "verifier"), "models/orm-base")
     config = json.loads(made.read_bytes("models/orm-base/config.json"))
-    made.write_bytes("models/orm-base/config.json", json.dumps({**config, "_name_or_path": str(base)}).encode())
+    values = {**config, "_name_or_path": str(base), "step_encoding": {**config["step_encoding"], "system": "/no_think"}}
+    made.write_bytes("models/orm-base/config.json", json.dumps(values).encode())
     made.write_bytes("models/orm-base/README.md", card(job, details).encode())
     for name in ("optimizer.pt", "checkpoint-4/model_states.pt", "training_args.bin"):
         made.write_bytes(f"models/orm-base/{name}", b"state")
@@ -171,7 +172,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     rows = {"verifier": "orm-base", "n": 4, "ci_low": 0.5, "ci_high": 0.75, "problems": 3}
     methods = [{"method": "best-of-n", "accuracy": 0.625, **rows}, {"method": "weighted-vote", "accuracy": 0.7, **rows}]
     meta = [{"verifier": "orm-base", "level": "outcome", "accuracy": 0.6, "f1": 0.55, "auc": None}]
+    scores(made, "orm-base", 0.3)
+    evaluation = made.artefact("evaluation.json")
+    evaluation.begin({"for": "test"})
     made.write_bytes("evaluation.json", json.dumps({"methods": methods, "meta": meta}).encode())
+    evaluation.complete({}, {})
     return made
 
 
@@ -199,6 +204,8 @@ def test_the_folder_has_the_model_its_card_and_nothing_else(run: Run, tmp_path: 
     assert values["datasets"] == ["openai/gsm8k"] and values["pipeline_tag"] == "text-classification"
     [results] = values["model-index"]
     assert results["name"] == "orm-base"
+    assert results["results"][0]["dataset"] == {"name": "small", "type": "unknown", "split": "test"}
+    assert json.loads((out / "config.json").read_text())["step_encoding"]["system"] == "/no_think"
     metrics = {metric["name"]: metric["value"] for metric in results["results"][0]["metrics"]}
     assert metrics["best of 4"] == 0.625 and metrics["weighted vote of 4"] == 0.7 and len(metrics) == 4
     assert "| best of 4 | 0.6250 | 0.5000 to 0.7500 |" in text and "from `base`" in text
@@ -224,6 +231,20 @@ def test_a_base_on_the_hub_is_named_and_a_copied_model_has_no_evaluation(run: Ru
     assert values["base_model"] == "org/base" and values["license"] == "mit" and "model-index" not in values
     assert json.loads((out / "config.json").read_text())["_name_or_path"] == "org/base"
     assert measured(source_of(Run(str(copied)), None)) == []
+
+
+def test_only_scores_of_the_model_as_it_is_now_are_results(run: Run) -> None:
+    source, artefact = source_of(run, None), run.artefact("scores/orm-base")
+    for model, rows in {run.artefact(source.artefact).manifest().fingerprint: 4, "another": 0}.items():  # type: ignore[union-attr]
+        made = artefact.read()
+        artefact.begin({"needs": {"models/orm-base": model}})
+        artefact.write_part("0", made)
+        artefact.complete({}, {})
+        assert len(measured(source)) == rows
+    artefact.begin({"import": "again"})
+    artefact.write_part("0", made)
+    artefact.complete({}, {})
+    assert len(measured(source)) == 4
 
 
 def test_an_upload_is_the_folder_and_private(run: Run, hub: Hub, tmp_path: Path) -> None:
@@ -296,9 +317,10 @@ def test_what_the_hub_refuses_is_one_line(
 def test_licences_and_models_must_be_named(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, base = tmp_path / "out", Path(run.root).parent / "base"
     terms = (base / "README.md").read_text()
-    (base / "README.md").write_text("no head")
     try:
-        assert "the licence of 'orm-base' is not known (the card of its base" in refused(capsys, run, out)
+        for text in ("no head", "---\nlicense: [mit, apache-2.0]\n---\n", "---\nlicense: [mit\n---\n"):
+            (base / "README.md").write_text(text)
+            assert "the licence of 'orm-base' is not known (the card of its base" in refused(capsys, run, out)
     finally:
         (base / "README.md").write_text(terms)
     assert "needs license_name and license_link" in refused(capsys, run, out, "license=other")

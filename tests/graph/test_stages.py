@@ -192,6 +192,10 @@ def test_keys_that_came_later_are_in_no_fingerprint_at_their_defaults(tmp_path: 
         config = load(tmp_path, *overrides)
         section = stages.sections_of(config, stages.spec(config, "models/orm-base"))["reward"]
         assert ("calibration" in section) == named
+    pairwise = "reward.loss=minos_ray.training.verifier_losses:pairwise"
+    for overrides, named in ((), False), ((pairwise,), True):  # a binary loss makes no groups
+        config = load(tmp_path, "reward.group_rows=4", *overrides)
+        assert ("group_rows" in stages.sections_of(config, stages.spec(config, "models/orm-base"))["reward"]) == named
 
 
 def test_names_of_an_earlier_version_make_nothing_stale(tmp_path: Path) -> None:

@@ -173,6 +173,8 @@ def test_a_saved_model_says_how_it_is_read() -> None:
     assert encoding.saved_form(own, encoding.LINES) == {"name": encoding.NAME, "version": encoding.VERSION}
     with pytest.raises(UserError, match="chat-lines version 99; this version of minos_ray knows"):
         encoding.layout_of({**saved, "version": 99}, own, "m")
+    with pytest.raises(UserError, match="reads step encoding question-answer-lines version 1; this version"):
+        encoding.layout_of({"name": encoding.NAME, "version": 1}, own, "m")
     with pytest.raises(UserError, match="its chat template is not the one of its training"):
         encoding.layout_of(saved, with_template(byte_level(eos_token="</s>"), CHATML), "m")
 

@@ -68,6 +68,13 @@ def test_a_verifier_worse_than_chance_is_left_as_it_is() -> None:
     assert "not above 0" in facts["left_out"] and platt_of(facts) is None and platt_of(None) is None
 
 
+def test_a_logit_that_is_not_finite_leaves_the_verifier_as_it_is() -> None:
+    logits, targets = drawn(500, 1.0, 0.0)
+    logits[3] = np.nan
+    facts = calibrate(logits, targets, np.ones(500), 500)
+    assert facts["left_out"] == "a held-out logit is not finite" and platt_of(facts) is None
+
+
 def test_balanced_rows_are_calibrated_to_the_share_before_balancing() -> None:
     logits, targets = drawn(40_000, 1.0, 1.5)
     share, rng = targets.mean(), np.random.default_rng(2)

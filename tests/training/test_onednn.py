@@ -7,9 +7,11 @@ from torch import nn
 from minos_ray.training import onednn
 from minos_ray.training.onednn import OneDnnLinear
 
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(5,), (1, 37), (2, 1, 9)])
+@pytest.mark.parametrize("shape", [(), (5,), (1, 37), (2, 1, 9), (0,), (2, 0)])
 def test_a_layer_and_its_gradients_are_those_of_torch(
     shape: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
