@@ -41,6 +41,7 @@ from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
 
 WAIT_S = 300
+CLOSE = 1e-4  # scores of two servers that differ by more are not of one model
 Group = tuple[str, list[str]]
 
 
@@ -274,6 +275,8 @@ def run(
         first = first or figures[name]["solutions_per_second"]
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(figures, indent=1))
+    if wrong := [name for name, values in figures.items() if not values["difference"] <= CLOSE]:
+        sys.exit(f"scores differ by more than {CLOSE:g}: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

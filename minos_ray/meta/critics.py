@@ -137,12 +137,14 @@ def questions_of(section: MetaCritic, number: int, row: Mapping[str, Any]) -> It
 
 
 def rate(row: Mapping[str, Any], answers: Sequence[Answer], outcomes: Counter[str]) -> dict[str, Any]:
-    """The row of scores of one solution: fractions of critiques; score 0 and no step scores when none could be read."""
+    """The row of scores of one solution: fractions of the critiques that were bought; score 0 and no step scores when
+    none could be read."""
     parsed = []
     for answer in answers:
         answered = answer.outcome == "answered"
-        parsed.append(parse_critique(answer.text if answered else "", len(row["lines"])))
-        outcomes[parsed[-1].status if answered else answer.outcome] += 1
+        critique = parse_critique(answer.text if answered else "", len(row["lines"]))
+        parsed += [critique] if answer.outcome in BOUGHT else []
+        outcomes[critique.status if answered else answer.outcome] += 1
     if not answers:
         outcomes["no_steps"] += 1
     score, step_scores = verdicts(parsed, len(row["lines"]))

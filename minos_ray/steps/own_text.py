@@ -78,8 +78,11 @@ def own_solution(text: str) -> str:
     if "<" in text or "[" in text or "##" in text:
         # A turn needs something before it. A heading such as `### Problem:` needs something of a solution, because a
         # model may begin with the question.
-        before = ((text[: turn.start()], r"[0-9$\\]" if turn["question"] else r"\S") for turn in TURN.finditer(text))
-        text = next((solution for solution, words in before if re.search(words, solution)), text)
+        begins = {
+            words: next((m.start() for m in re.finditer(words, text)), len(text)) for words in (r"\S", r"[0-9$\\]")
+        }
+        turns = ((turn.start(), begins[r"[0-9$\\]" if turn["question"] else r"\S"]) for turn in TURN.finditer(text))
+        text = next((text[:start] for start, begin in turns if begin < start), text)
         ended = ENDED.search(text)
         text = text[: ended.start()] if ended and STATED.search(text, 0, ended.start()) else text
     following = NEXT.search(text)

@@ -1,5 +1,7 @@
 """Rules of reading answers: GSM8K's, where a text ends, and properties that hold for any answer."""
 
+import re
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from minos_ray.grading.latex import extract_latex, gold_latex
 from minos_ray.grading.numbers import extract_number
 from minos_ray.grading.parts import conclusion, elements, sides, value_side, without_condition
 from minos_ray.grading.same import same_text, same_value
-from minos_ray.steps.own_text import own_solution
+from minos_ray.steps.own_text import TURN, own_solution
 
 GSM8K = [
     ("12", "The answer is 12 pears, not 13.", True),
@@ -248,3 +250,35 @@ def test_no_answer_is_too_odd_to_be_read(text: str) -> None:
     extract_latex(text)
     extract_number(text)
     assert same_text(text, text)
+
+
+PIECES = [
+    "<|user",
+    "<start_of_turn> user",
+    "[INST]",
+    "\n### Problem:",
+    "\n## Question :",
+    "\n##",
+    " ",
+    "\n",
+    "x",
+    "7",
+    "$",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_the_cut_is_at_the_first_turn_with_something_before_it(text: str) -> None:
+    cuts = [text[: turn.start()] for turn in TURN.finditer(text) if begun(text[: turn.start()], turn["question"])]
+    assert own_solution(text) == (cuts[0] if cuts else text)
+
+
+def begun(before: str, heading: str | None) -> bool:
+    """Whether a turn, or a heading of a question, has enough before it."""
+    return re.search(r"[0-9$\\]" if heading else r"\S", before) is not None
+
+
+def test_headings_without_end_keep_no_reader_busy() -> None:
+    text = "\n## Problem: x" * 100_000
+    assert own_solution(text) == text

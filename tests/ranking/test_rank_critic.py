@@ -163,6 +163,20 @@ def test_an_endpoint_that_does_not_answer_costs_a_count_not_the_command(
     assert server.times().pop(rejected[0]) == 2
 
 
+def test_requests_that_failed_are_no_critiques(
+    tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def script(content: str, before: int) -> Reply:
+        return Reply(status=400) if before % 4 > 1 or "none" in content else verdict(content, 0)
+
+    server = start(script)
+    two = [{"q": question, "text": "Step 1: 2 + 3 = 5\nThe answer is: 5"} for question in ("2 + 3?", "none?")]
+    source = write_rows(tmp_path / "in.jsonl", two)
+    scores = ranked(source, tmp_path / "out.parquet", server.url, "--samples", "4", "--concurrency", "1")
+    assert [row["score"] for row in scores] == [1.0, None]
+    assert "bad_request 6, ok 2" in capsys.readouterr().out
+
+
 def test_wrong_requests_are_one_line_that_names_the_option(
     tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
