@@ -57,18 +57,22 @@ def long_lived_imports(module: str) -> Generator[None]:
     """Keeps what is imported inside out of garbage collection, while it is imported and later.
 
     vLLM, DeepSpeed and transformers bring a million objects that live as long as the process. Looking through them
-    again and again took three of ten CPU seconds until an engine was up. For the first import of `module` only.
+    again and again took three of ten CPU seconds until an engine was up. For the first import of `module` only, and
+    for good in workers of Ray only: elsewhere the process and its objects are a user's.
     """
     if module in sys.modules:
         yield
         return
+    enabled, ray = gc.isenabled(), sys.modules.get("ray")
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
-        gc.freeze()
+        if enabled:
+            gc.enable()
+        if ray and ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+            gc.freeze()
 
 
 class PartWriter:
@@ -100,9 +104,8 @@ class PartWriter:
         if not self.restarts.exhausted:
             self.worker = worker(**kwargs)
         if not context.get_accelerator_ids().get("GPU"):
-            # Ray has said goodbye by then. Python would clear away vLLM and torch object by object, for four seconds of
-            # CPU that the next stage waits for. On a GPU vLLM ends processes of its own.
-            atexit.register(os._exit, 0)
+            # On a GPU vLLM ends processes of its own.
+            atexit.register(exit_at_once)
 
     def __call__(self, task: pa.Table) -> pa.Table:
         """Does the task's units, `count` from `first` on. Returns a row of `OUTCOME` for each artefact among them."""
@@ -175,6 +178,18 @@ class PartWriter:
             batch = units.slice(first, self.batch_units)
             log.start(unit_ids(batch))
             yield Finished(unit_ids(batch), *self.worker(batch))
+
+
+def exit_at_once() -> None:
+    """Leaves Ray and ends the process.
+
+    Python would clear away vLLM and torch object by object, for four seconds of CPU that the next stage waits for.
+    """
+    import ray
+
+    # Ray's own hook, which was registered earlier, would come too late.
+    ray.shutdown(_exiting_interpreter=True)
+    os._exit(0)
 
 
 def split_by_artefact(units: pa.Table, default: str) -> list[tuple[str, pa.Table]]:

@@ -1,5 +1,6 @@
 """Which units are stored, from what parts say of themselves."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from minos_ray.candidates.stage import Targets, stored_candidates
 from minos_ray.scoring import judge
 from minos_ray.store.run import Artefact, Run
+from minos_ray.work.actor import long_lived_imports
 from minos_ray.work.run_units import stored_units
 
 ROWS = 3
@@ -25,6 +27,19 @@ def put(artefact: Artefact, name: str, units: list[str], rows: int | None = None
     """A part with `ROWS` rows of each unit, or as many as told."""
     held = len(units) * ROWS if rows is None else rows
     artefact.write_part(name, pa.table({"unit": list(range(held))}), {}, units)
+
+
+def test_a_process_of_a_user_keeps_its_garbage_collection() -> None:
+    frozen = gc.get_freeze_count()
+    for set_to in (gc.enable, gc.disable):
+        set_to()
+        try:
+            enabled = gc.isenabled()
+            with long_lived_imports("no.such.module"):
+                assert not gc.isenabled()
+            assert gc.isenabled() == enabled and gc.get_freeze_count() == frozen
+        finally:
+            gc.enable()
 
 
 def test_a_unit_is_stored_once_or_its_part_goes(artefact: Artefact) -> None:
