@@ -4,12 +4,13 @@ OpenRLHF: `_fetch_rewards_via_http` of openrlhf/utils/agent.py and openrlhf/cli/
 vllm/entrypoints/pooling/classify/protocol.py, 0.32.0.
 """
 
+import re
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,7 +22,15 @@ CHARACTERS_OF_A_TOKEN = 3
 # Names of union members, which pydantic puts into the place of an error.
 TYPES = ("str", "list[str]")
 
-Solution = str | list[str]
+# OpenRLHF decodes with special tokens: a response ends in the end of its turn, some in several. Begins with a token,
+# not with spaces, so that a search is linear.
+END_TOKEN = r"(?:<\|[A-Za-z_]+\|>|</s>|<eos>|<end_of_turn>|<turn\|>|<\uff5cend\u2581of\u2581sentence\uff5c>)"
+END_TOKENS = re.compile(rf"{END_TOKEN}(?:\s*{END_TOKEN})*\s*")
+
+# One error is told of: those of a million elements would take gigabytes. (`FailFast()`
+# has no hash, which unions need.)
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Solution = str | Texts
 Pairs = tuple[list[str], list[Solution]]
 
 
@@ -77,7 +86,7 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     question: str = Field(min_length=1)
-    solutions: list[Solution] = Field(min_length=1)
+    solutions: Annotated[list[Solution], Field(fail_fast=True)] = Field(min_length=1)
 
     def pairs(self, served: Served) -> Pairs:
         """Question and solution of each."""
@@ -98,8 +107,8 @@ class ScoreRequest(BaseModel):
 class RewardRequest(BaseModel):
     """`/get_reward`: texts of prompt and response; `prompts` (the prompts alone) tells where responses begin."""
 
-    query: list[str] = Field(min_length=1)
-    prompts: list[str] | None = None
+    query: Texts = Field(min_length=1)
+    prompts: Texts | None = None
     labels: Any = None
 
     @model_validator(mode="after")
@@ -137,8 +146,8 @@ class ClassifyRequest(BaseModel):
     """`/classify`: texts of prompt and solution, or one chat that ends with the solution."""
 
     model: str | None = None
-    input: str | list[str] | None = None
-    messages: list[Message] | None = None
+    input: str | Texts | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
     use_activation: bool | None = None
 
     @model_validator(mode="after")
@@ -211,17 +220,27 @@ def parse(contract: type[Request], body: bytes) -> Request:
 def read_query(text: str, prompt_format: str, field: str, prompt: str | None = None) -> tuple[str, str]:
     """Question and solution in a text that begins with a prompt of this format (`{}` stands for the question).
 
-    The prompt may hold more before the question, such as a system's turn or examples. With `prompt`, the prompt alone,
-    its last question counts and the solution stands behind it; a decoded text need not begin with it to the letter.
+    The prompt may hold more before the question, such as a system's turn. With `prompt`, the prompt alone, there may be
+    examples and earlier turns too: its last question counts, and the solution stands behind it; a decoded text need not
+    begin with it to the letter. Without, a text that holds several frames is rejected: nobody knows which are examples.
+    The solution comes without the end tokens behind it.
     """
     before, _, behind = prompt_format.partition("{}")
     ends = prompt.count(behind) if prompt is not None else 1
     head, *parts = text.split(behind, max(ends, 1))
     begin = head if prompt is None else prompt.removesuffix(behind)
+    if prompt is None and any(before in part for part in text.split(behind)[1:-1]):
+        raise BadField(field, f"holds {prompt_format!r} several times; only 'prompts' says where the solution begins")
     _, framed, question = begin.rpartition(before) if before else ("", "{}", begin)
+    if prompt is not None and begin.startswith(before) and behind not in begin:
+        question = begin.removeprefix(before)  # which may hold `before` itself
     if not parts or not framed or not question.strip() or (prompt is not None and not prompt.endswith(behind)):
         raise BadField(field, f"is not of the form {prompt_format!r} and a solution (--prompt)")
-    return question, parts[-1]
+    solution = parts[-1]
+    for run in END_TOKENS.finditer(solution):
+        if run.end() == len(solution):
+            solution = solution[: run.start()].rstrip()
+    return question, solution
 
 
 def unzipped(pairs: list[tuple[str, str]]) -> Pairs:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
@@ -22,7 +23,9 @@ from starlette.routing import Route
 from minos_ray.serving import contracts
 from minos_ray.serving.contracts import BadField, Reply, Served
 
-ATTEMPTS = 5  # of one request, each ended by the death of a replica
+ATTEMPTS = 12  # of one request, each ended by the death of a replica
+PAUSE_S = 5.0  # the longest between two; all together more than half a minute, for a replica to be started
+STATUS_S = 10.0  # Serve's controller answers within that, or is being replaced
 BODY_S, ANSWER_S = 60.0, 600.0  # longest waits for a request's body, and for the replicas
 DISCARDED = 64 << 20  # bytes of a body that is too large, read since most clients read no answer before they have sent
 POLL_S = 1.0
@@ -107,9 +110,14 @@ class Front:
 
         while True:
             replicas = None
-            with suppress(RayError, RayServeException):  # Serve's controller is being replaced: nobody knows
-                status = (await asyncio.to_thread(serve.status)).applications.get(self.application)
+            try:
+                answer = await asyncio.wait_for(asyncio.to_thread(serve.status), STATUS_S)
+                status = answer.applications.get(self.application)
                 replicas = status.deployments.get("Replica") if status else None
+            except (RayError, RayServeException, TimeoutError):
+                pass  # Serve's controller is being replaced: nobody knows
+            except Exception:
+                logging.getLogger(__name__).exception("minos serve: the state of the replicas cannot be read")
             self.running = replicas.replica_states.get("RUNNING", 0) if replicas else 0
             self.metrics.replicas.set(self.running)
             self.ready = self.ready or self.running > 0
@@ -212,15 +220,15 @@ class Front:
     async def ask_replica(self, questions: list[str], solutions: list[contracts.Solution]) -> Reply:
         """The reply of one replica. One that dies takes its requests along, which are sent to another: to score again
         changes nothing."""
-        from ray.exceptions import RayActorError
+        from ray.exceptions import ObjectLostError, RayActorError
 
         for attempt in range(ATTEMPTS):
             response = self.handle.score.remote(questions, solutions)
             try:
                 return await response
-            except RayActorError:
+            except (RayActorError, ObjectLostError):  # the second: it died when the reply was there, but not fetched
                 self.metrics.retries.inc()
-                await asyncio.sleep(0.1 * 2**attempt)
+                await asyncio.sleep(min(PAUSE_S, 0.1 * 2**attempt))
             except asyncio.CancelledError:
                 response.cancel()  # or the replica would score for nobody
                 raise

@@ -111,7 +111,7 @@ def deployment(replicas: int, max_replicas: int, cpus: float, gpus: int, most: i
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         max_ongoing_requests=most,
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=60,
+        graceful_shutdown_timeout_s=20,
         max_constructor_retry_count=3,
         logging_config={"enable_access_log": False},
         **scaling,

@@ -4,13 +4,15 @@ On KubeRay the same app runs as ingress of a Serve application (`application`, k
 """
 
 import asyncio
+import ipaddress
 import json
 import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,9 @@ from minos_ray.serving.contracts import PLAIN_PROMPT, Served
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
 
-WAIT_S = 600.0  # for room for the replicas, as `resources.wait_s` of a config
+WAIT_S = 600.0  # for room for the replicas, as `resources.wait_s` of a config, and then for the first one
 DRAIN_S = 120  # longest wait for requests in flight at the end
 EXTRA = ("uvicorn", "starlette", "fastapi", "watchfiles", "prometheus_client")  # what `ray.serve` needs of it
-LOOPBACK = ("127.", "::1", "localhost")
 
 
 class Settings(BaseModel):
@@ -45,7 +46,7 @@ class Settings(BaseModel):
     max_length: int = Field(4096, ge=8)
     replicas: int = Field(1, ge=1)
     max_replicas: int | None = Field(None, ge=1, description="above `replicas`: Serve scales between them")
-    cpus: float | None = Field(None, gt=0, description="of each replica; all of this machine are shared out")
+    cpus: float | None = Field(None, gt=0, description="of each replica; all that Ray counts here are shared out")
     gpus: int = Field(0, ge=0, le=1)
     api_key_env: str | None = None
     max_body_mb: float = Field(4, gt=0)
@@ -106,16 +107,15 @@ def serve_forever(settings: Settings, host: str, port: int) -> None:
     """
     require_extra()
     settings.served()
-    if settings.key() is None and not host.startswith(LOOPBACK):
-        raise UserError(f"--host {host} lets other machines in: give clients a key (--api-key-env NAME)")
-    task = settings.task()
-    cpus = max(1, (os.cpu_count() or 1) // settings.most_replicas())
-    cpus = 1 if settings.gpus or joins(Resources()) else cpus
+    key, task = settings.key(), settings.task()
     with listening(host, port) as listener:
+        if key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+            raise UserError(f"--host {host} lets other machines in: give clients a key (--api-key-env NAME)")
         address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"minos serve: {settings.model} is loading; {address}", flush=True)
         join(Resources())
-        require("serve", Actors(actors=settings.replicas, cpus=settings.cpus or cpus, gpus=settings.gpus), WAIT_S)
+        cpus = settings.cpus or share_of_cpus(settings)
+        require("serve", Actors(actors=settings.replicas, cpus=cpus, gpus=settings.gpus), WAIT_S)
         application = f"minos-{os.getpid()}-{listener.getsockname()[1]}"
         try:
             handle = start(application, settings.replicas_of(task, cpus))
@@ -123,6 +123,16 @@ def serve_forever(settings: Settings, host: str, port: int) -> None:
         finally:
             heed_sigterm()  # the event loop has taken its place
             end(application)
+
+
+def share_of_cpus(settings: Settings) -> float:
+    """CPUs of each replica where nobody says: those of a Ray of this machine are shared out. Ray heeds a container's
+    limit, which `os.cpu_count` does not."""
+    import ray
+
+    if settings.gpus or joins(Resources()):
+        return 1
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.most_replicas())
 
 
 def require_extra() -> None:
@@ -168,11 +178,15 @@ async def answer(front: Any, listener: socket.socket, address: str) -> None:
             yield
 
     options: Any = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": DRAIN_S}
+    options["timeout_keep_alive"] = 75  # longer than clients keep connections, which would meet a closed one
     server = Server(uvicorn.Config(front.app(), lifespan="on", **options))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     serving = asyncio.create_task(server.serve([listener]))
+    until = time.monotonic() + WAIT_S
     while not (front.ready or serving.done() or (front.failure and front.failure.done())):
+        if time.monotonic() > until and front.failure:
+            front.failure.set_result(f"none has come up within {WAIT_S:g} s")
         await asyncio.sleep(0.1)
     if front.ready:
         print(f"minos serve: ready; POST {address}/score, /get_reward, /classify; /health, /metrics", flush=True)
@@ -198,11 +212,14 @@ def end(application: str) -> None:
     import ray
     from ray import serve
 
-    if ray.is_initialized():
-        serve.delete(application)
-        if not serve.status().applications:
-            serve.shutdown()
-    disconnect()
+    try:
+        if ray.is_initialized():
+            with suppress(TimeoutError):  # a replica that hangs; Serve goes on ending it
+                serve.delete(application)
+            if not serve.status().applications:
+                serve.shutdown()
+    finally:
+        disconnect()
 
 
 class Gateway:

@@ -1,5 +1,6 @@
 """`minos serve` as users start it: a process of its own, and what is asked of it."""
 
+import json
 import os
 import re
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,13 @@ def wait_for(what: Callable[[], Any]) -> Any:
         assert time.monotonic() < until, "waited too long"
         time.sleep(0.05)
     return value
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != "zombie"
+    return False
 
 
 class Server:
@@ -54,6 +64,16 @@ class Server:
         """The reply to a request."""
         return self.client.post(f"{self.address}{path}", json=body, **options)
 
+    def half_sent(self, path: str, body: Any) -> tuple[HTTPConnection, bytes]:
+        """A request that is in flight until the rest of its body, which comes back, is sent."""
+        content = json.dumps(body).encode()
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+        connection.putrequest("POST", path)
+        for name, value in {**HEADERS, "Content-Length": str(len(content))}.items():
+            connection.putheader(name, value)
+        connection.endheaders(content[:-10])
+        return connection, content[-10:]
+
     def score(self, question: str, solutions: list[Any]) -> dict[str, Any]:
         """What `/score` answers."""
         reply = self.post("/score", {"question": question, "solutions": solutions})
@@ -75,7 +95,11 @@ class Server:
 
     def replicas(self) -> list[psutil.Process]:
         """The processes of its replicas."""
-        return [process for process in self.processes() if "ServeReplica" in " ".join(process.cmdline())]
+        replicas = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                replicas += [process] if "ServeReplica" in " ".join(process.cmdline()) else []
+        return replicas
 
     def end(self) -> int:
         """Ends it as its user or a cluster does; returns the exit code."""

@@ -1,6 +1,7 @@
 """`minos serve`, one real server: every contract against transformers, every error, death of a replica, the end."""
 
 import asyncio
+import errno
 import json
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from minos_ray.rewards import VerifierReward, verl_score
 from minos_ray.steps.encoding import encode_solutions, question_text
 from minos_ray.store.model_files import load_tokenizer
 from tests.scoring.test_parity import at, padded, saved, whole
-from tests.serving.server import KEY, Server, wait_for
+from tests.serving.server import KEY, Server, alive, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +89,7 @@ def test_contract_of_openrlhf(server: Server, by_transformers: list[list[float]]
         {"query": texts, "prompts": [prompt] * 2, "labels": ["7", "7"]},
         {"query": [f"<s>{texts[0]}", texts[1]], "prompts": [prompt] * 2, "labels": [None, 3]},
         {"query": texts},
+        {"query": [f"{text}<|im_end|>\n" for text in texts], "prompts": [prompt] * 2},
     ):
         reply = asyncio.run(ask(body))
         assert set(reply) == {"rewards", "scores", "extra_logs"}
@@ -119,7 +121,8 @@ def test_contract_of_vllm(server: Server, by_transformers: list[list[float]]) ->
 def test_rewards_through_the_server_are_those_in_process(
     server: Server, verifier: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SERVE_KEY", KEY)
+    monkeypatch.setenv("SERVE_KEY", f"{KEY}\n")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     prompts = [question_text(QUESTION), question_text("Ann has 9 pens. How many?")]
     options: Any = {"server": server.address, "api_key_env": "SERVE_KEY"}
     for read in ("outcome", "lowest"):
@@ -193,18 +196,29 @@ def test_it_listens_on_loopback_only(server: Server) -> None:
     assert own.laddr.ip == "127.0.0.1"
 
 
+def refuses(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as peer:
+        return peer.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
 def heavy(count: int = 6000) -> dict[str, Any]:
     """A request that takes a while."""
     return {"question": QUESTION, "solutions": MANY[:count]}
 
 
 def test_a_full_queue_is_429_and_nobody_else_suffers(server: Server) -> None:
-    with ThreadPoolExecutor(40) as pool:
-        replies = list(pool.map(lambda _: server.post("/score", heavy(500)), range(40)))
-    statuses = [reply.status_code for reply in replies]
-    assert set(statuses) == {200, 429}
-    assert all(reply.headers["retry-after"] == "1" for reply in replies if reply.status_code == 429)
-    assert all(len(reply.json()["scores"]) == 500 for reply in replies if reply.status_code == 200)
+    waiting = [server.half_sent("/score", heavy(500)) for _ in range(16)]
+    wait_for(lambda: server.metric("requests_in_flight") == 16)
+    for _ in range(3):
+        reply = server.post("/score", heavy(500))
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
+    for connection, rest in waiting:
+        connection.send(rest)
+    for connection, _ in waiting:
+        reply = connection.getresponse()
+        assert reply.status == 200 and len(json.load(reply)["scores"]) == 500
+        connection.close()
 
 
 def test_a_torn_connection_leaves_nothing_running(server: Server) -> None:
@@ -248,12 +262,13 @@ def test_a_killed_replica_loses_no_request(server: Server) -> None:
 def test_metrics(server: Server) -> None:
     before = server.metric("solutions_total", outcome="scored"), server.metric("tokens_total", kind="read")
     asked = server.metric("requests_total", path="/score", status="200")
-    server.score(QUESTION, SOLUTIONS)
+    too_long = server.metric("solutions_total", outcome="over_max_length")
+    server.score(QUESTION, [*SOLUTIONS, "1 + 1 = 2\n" * 200])
     assert server.metric("solutions_total", outcome="scored") == before[0] + 2
     assert server.metric("tokens_total", kind="read") > before[1]
     assert server.metric("requests_total", path="/score", status="200") == asked + 1
     assert server.metric("request_seconds_count", path="/score") >= asked + 1
-    assert server.metric("solutions_total", outcome="over_max_length") >= 1
+    assert server.metric("solutions_total", outcome="over_max_length") == too_long + 1
     assert server.metric("tokens_total", kind="computed") < server.metric("tokens_total", kind="read")
 
 
@@ -290,12 +305,14 @@ def test_a_wrong_request_is_one_line_and_exit_2(
 
 def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(server: Server) -> None:
     processes = server.processes()
-    with ThreadPoolExecutor(3) as pool:
-        replies = [pool.submit(server.post, "/score", heavy()) for _ in range(3)]
-        wait_for(lambda: server.metric("requests_in_flight") == 3)
-        assert server.end() == 0
-        assert [len(reply.result().json()["scores"]) for reply in replies] == [6000] * 3
-    wait_for(lambda: not any(process.is_running() and process.status() != "zombie" for process in processes))
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", server.port))
+    waiting = [server.half_sent("/score", heavy()) for _ in range(3)]
+    wait_for(lambda: server.metric("requests_in_flight") == 3)
+    with ThreadPoolExecutor(1) as pool:
+        code = pool.submit(server.end)
+        wait_for(lambda: refuses(server.port))
+        for connection, rest in waiting:
+            connection.send(rest)
+        assert [len(json.load(connection.getresponse())["scores"]) for connection, _ in waiting] == [6000] * 3
+        assert code.result() == 0
+    wait_for(lambda: not any(map(alive, processes)))
     assert server.log.read_text().count("\n") == 2 and KEY not in server.log.read_text()
