@@ -23,7 +23,7 @@ from minos_ray.config.schema import Aggregation, ForeignModel
 from minos_ray.errors import UserError
 from minos_ray.scoring.scorer import score_units
 from minos_ray.scoring.verifier import device_of, free_memory
-from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.model_files import LOADING, load_tokenizer, locate
 from minos_ray.store.run import Run
 
 CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # of one batch, padding included
@@ -192,11 +192,13 @@ def load(model: ForeignModel, path: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if model.kind == "qwen":
-        loaded, info = qwen_class().from_pretrained(path, dtype="auto", output_loading_info=True)
-    else:
-        options = {"dtype": "auto", "trust_remote_code": model.trust_remote_code, "output_loading_info": True}
-        loaded, info = getattr(transformers, KINDS[model.kind].loader).from_pretrained(path, **options)
+    options = {"dtype": "auto", "output_loading_info": True}
+    with LOADING:
+        if model.kind == "qwen":
+            loaded, info = qwen_class().from_pretrained(path, **options)
+        else:
+            options["trust_remote_code"] = model.trust_remote_code
+            loaded, info = getattr(transformers, KINDS[model.kind].loader).from_pretrained(path, **options)
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"model '{model.model}': {path} holds no weights {', '.join(missing[:3])}")
     return loaded

@@ -15,7 +15,7 @@ from minos_ray.errors import UserError
 from minos_ray.scoring.forest import Forest, forests
 from minos_ray.scoring.verifier import Verifier, aggregate, device_of, free_memory
 from minos_ray.store import columns
-from minos_ray.store.model_files import locate
+from minos_ray.store.model_files import LOADING, locate
 from minos_ray.store.run import Run
 
 # Score 0 means that a solution was rejected, and a sigmoid in single precision can be 0.
@@ -103,7 +103,8 @@ class Scorer(Verifier):
         logging.disable_progress_bar()
         self.device = device_of(resources.gpus)
         options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
-        loaded, info = saved_class(self.config).from_pretrained(model, **options, output_loading_info=True)
+        with LOADING:
+            loaded, info = saved_class(self.config).from_pretrained(model, **options, output_loading_info=True)
         if info["missing_keys"]:
             raise UserError(f"model '{model}' has no weights for {quoted(sorted(info['missing_keys']))}")
         loaded = loaded.to(self.device).eval()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,9 @@ from minos_ray.store.run import Run
 if TYPE_CHECKING:
     from huggingface_hub.utils import TensorInfo
 
+# transformers turns the tying of weights off for the whole process while it loads a model. Two threads that load at the
+# same time would leave it off for good (findings/loading-in-two-threads.sh).
+LOADING = threading.RLock()
 # So long a process waits at most for another that fetches the same model.
 DOWNLOAD_S = 3600
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -16,7 +16,7 @@ from torch import nn
 
 from minos_ray.config.training import Kind
 from minos_ray.errors import UserError
-from minos_ray.store.model_files import SINGLE, safetensors_files
+from minos_ray.store.model_files import LOADING, SINGLE, safetensors_files
 from minos_ray.training.heads import HEADS, auto_class, head_name, labels, scalar_head
 
 
@@ -169,7 +169,7 @@ def meta_model(path: str, kind: Kind, options: Mapping[str, Any], calibrated: bo
     """The model that a kind is trained as, on torch's meta device; UserError where transformers cannot make it."""
     with naming_errors(path):
         config = config_of(path, kind, options)
-        with torch.device("meta"):
+        with LOADING, torch.device("meta"):
             model = auto_class(kind, config, calibrated).from_config(config, **options)
         if kind != "lm":
             scalar_head(model, calibrated)
@@ -244,7 +244,8 @@ def loading_info(model: Any, stored: Mapping[str, tuple[int, ...]], path: str) -
     logging.disable_progress_bar()
     options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        return type(model).from_pretrained(None, config=model.config, state_dict=tensors, **options)[1]
+        with LOADING:
+            return type(model).from_pretrained(None, config=model.config, state_dict=tensors, **options)[1]
     except (RuntimeError, ValueError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"base.model: the weights in {path} do not load: {line}") from error

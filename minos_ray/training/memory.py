@@ -14,7 +14,7 @@ from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config, Model
 from minos_ray.config.training import Reward, Train
 from minos_ray.errors import UserError
-from minos_ray.store.model_files import locate
+from minos_ray.store.model_files import LOADING, locate
 from minos_ray.store.run import Run
 from minos_ray.training import lora
 
@@ -66,7 +66,7 @@ def shape(config: Any, trust_remote_code: bool = False) -> Shape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    with LOADING, torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     config = config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -21,7 +21,7 @@ from minos_ray.pipeline.check import findings
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
 from minos_ray.training import models, rows
-from minos_ray.training.base import Stored
+from minos_ray.training.base import Stored, check, meta_model
 from minos_ray.training.checks import encoding_note
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -256,6 +256,22 @@ def test_weights_under_other_names_are_whole_but_not_for_zero_3(name: str, tmp_p
 def test_a_whole_base_passes(tied: bool, zero: int, tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", tied=tied)
     assert said(tmp_path, base, resources={"train": {"zero": zero}}) == []
+
+
+def test_checks_in_two_threads_leave_tied_weights_tied(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", tied=True)
+
+    def check_often() -> None:
+        for _ in range(8):
+            check(base, ["lm"], {}, zero3=False, with_weights=True)
+
+    threads = [threading.Thread(target=check_often) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    made = meta_model(base, "lm", {})
+    assert made.lm_head.weight is made.model.embed_tokens.weight
 
 
 def test_a_base_saved_without_its_prefix_passes(tmp_path: Path) -> None:
