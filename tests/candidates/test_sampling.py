@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,8 @@ def killed_driver(config: Config, run: Run, folder: Path) -> dict[str, str]:
     # Its actors end with it; Ray's agents may stay.
     _, alive = psutil.wait_procs(theirs, timeout=1)
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            process.kill()
     psutil.wait_procs(alive)
     return stored_texts(run, parts(run))
 

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=5)
     for each in alive:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            each.kill()
     process.kill()
     process.wait()
 

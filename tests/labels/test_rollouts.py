@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,11 @@ def kill_an_actor(run: Run, killed: list[int]) -> None:
     while time.monotonic() < deadline and not any(f.startswith("part-") for f in run.files("rollouts")):
         time.sleep(0.02)
     for process in psutil.Process().children(recursive=True):
-        if "PartWriter" in process.name() or "PartWriter" in " ".join(process.cmdline()):
-            killed.append(process.pid)
-            process.kill()
-            return
+        with suppress(psutil.NoSuchProcess):  # another one may end meanwhile
+            if "PartWriter" in process.name() or "PartWriter" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+                return
 
 
 @pytest.mark.slow
