@@ -153,6 +153,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             base, solutions = locate(MINIATURE, Run(".")), gemini(*sizes)
             if name == "smollm2":
+                sys.path.insert(0, str(Path(__file__).parents[1]))
                 from tests.real.smollm2 import gguf_file, write_model
 
                 gguf = gguf_file()
