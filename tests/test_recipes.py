@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 import shlex
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from minos_ray.cli import main
-from tests.critiques.scripted import KEY, Reply, Script, ScriptedServer, completion
+from tests.critiques.scripted import KEY, Reply, Script, ScriptedServer, completion, scripted_servers
 from tests.imports.files import jsonl
 from tests.meta.foreign_models import make
 from tests.ranking.test_rank_critic import verdict
@@ -88,17 +87,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts a server with the keys that recipes name."""
     monkeypatch.setenv("MINOS_CRITIC_KEY", KEY)
     monkeypatch.setenv("MINOS_MODEL_KEY", KEY)
-    servers: list[ScriptedServer] = []
-
-    def start(script: Script) -> ScriptedServer:
-        servers.append(ScriptedServer(script))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with scripted_servers() as start:
+        yield start
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from minos_ray.cli import main
-from tests.critiques.scripted import KEY, Reply, Script, ScriptedServer
+from tests.critiques.scripted import KEY, Reply, Script, ScriptedServer, scripted_servers
 from tests.ranking.test_rank_file import rows, write_rows
 
 Start = Callable[[Script], ScriptedServer]
@@ -25,17 +25,8 @@ Start = Callable[[Script], ScriptedServer]
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts a scripted server, whose key is in the environment; all are ended after the test."""
     monkeypatch.setenv("TEST_CRITIC_KEY", KEY)
-    servers: list[ScriptedServer] = []
-
-    def start(script: Script) -> ScriptedServer:
-        servers.append(ScriptedServer(script))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with scripted_servers() as start:
+        yield start
 
 
 def verdict(content: str, before: int) -> Reply:
