@@ -12,6 +12,7 @@ from minos_ray.grading.numbers import MAX_DIGITS, canonical
 from minos_ray.grading.pool import Comparer, side_by_side
 
 RIGHT, NO_ANSWER = 0, -1
+KINDS = ("fast", "parsed", "unreadable", "timeout")
 LIMIT_S = 5.0  # CPU time for one answer
 VALUES = "minos_ray.grading.values:keys"
 
@@ -31,32 +32,34 @@ class Keys:
     What `quick` cannot read is evaluated in `workers` processes, which start with the first such answer and are killed
     after `timeout_s` seconds of CPU time for one answer.
 
-    `counts` has the distinct answers of every call by how their keys were found: `fast`, `parsed`, and the two kinds
-    whose key is their text: `unreadable` (no expression, or one without a value) and `timeout`.
+    `kinds` has the distinct answers of the last call by how their keys were found: `fast`, `parsed`, and the two kinds
+    whose key is their text: `unreadable` (no expression, or one without a value) and `timeout`. `counts` sums them
+    over all calls.
     """
 
     def __init__(self, timeout_s: float = LIMIT_S, workers: int = 1) -> None:
         self.readers = [Comparer(VALUES, timeout_s) for _ in range(workers)]
-        self.counts: Counter[str] = Counter(fast=0, parsed=0, unreadable=0, timeout=0)
+        self.counts: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
+        self.kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
 
     def __call__(self, answers: Iterable[str]) -> dict[str, str]:
         """A key for each distinct answer; one call for many problems keeps all processes busy."""
         quick_keys = {answer: quick(answer) for answer in dict.fromkeys(answers)}
         keys = {answer: key for answer, key in quick_keys.items() if key is not None}
         unread = [answer for answer, key in quick_keys.items() if key is None]
-        self.counts["fast"] += len(keys)
+        self.kinds = {**{kind: [] for kind in KINDS}, "fast": list(keys)}
         texts = {answer: normal(answer) for answer in unread}
         # Of all spellings of a normal form only the first is evaluated.
         first_spelling = {text: answer for answer, text in reversed(texts.items())}
         replies = side_by_side(self.readers, [(answer,) for answer in first_spelling.values()]) if unread else []
         values = dict(zip(first_spelling, replies, strict=True))
-        return keys | {answer: self._key(text, values[text]) for answer, text in texts.items()}
-
-    def _key(self, text: str, reply: list[str | None] | None) -> str:
-        """The key in a process's reply (None: it was killed), else the text itself; counts which."""
-        key = reply[0] if reply else None
-        self.counts["timeout" if reply is None else "unreadable" if key is None else "parsed"] += 1
-        return spelling(text) if key is None else key
+        for answer, text in texts.items():
+            reply = values[text]  # None: its process was killed
+            key = reply[0] if reply else None
+            self.kinds["timeout" if reply is None else "unreadable" if key is None else "parsed"].append(answer)
+            keys[answer] = spelling(text) if key is None else key
+        self.counts.update({kind: len(texts) for kind, texts in self.kinds.items()})
+        return keys
 
     def __enter__(self) -> "Keys":
         return self

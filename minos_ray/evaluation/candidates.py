@@ -30,6 +30,7 @@ ROWS = 500_000
 # Temporary files that are open at once: half of what a process may open on many systems.
 FILES = 500
 LABEL_COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
+SAMPLING_COLUMNS = ["candidate_id", "problem_id", "finish_reason", "num_tokens"]
 SCORE_COLUMNS = ["candidate_id", "problem_id", "score", "step_scores"]
 
 
@@ -93,10 +94,16 @@ class Scores:
 
 
 class Block(NamedTuple):
-    """All candidates of some problems, and the scores of every verifier in their order."""
+    """All candidates of some problems, and the scores of every verifier in their order.
+
+    `sampling` has `SAMPLING_COLUMNS` of each candidate, null where the run lacks its text; None where it was not read.
+    `answers` are the distinct wrong answers by how their keys were found, as in `Keys.kinds`.
+    """
 
     candidates: Candidates
     scores: dict[str, Scores]
+    sampling: pa.Table | None
+    answers: dict[str, list[str]]
 
 
 class Plan(NamedTuple):
@@ -123,9 +130,21 @@ def plan_blocks(run: Run, split: str | None) -> Plan:
     return Plan(counts, [pa.array(group, pa.string()) for group in groups if len(group)])
 
 
-def read_blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None) -> Iterator[Block]:
-    """All labelled candidates of the plan, with the scores of the verifiers; `keys` as in `group_candidates`."""
+def read_blocks(
+    run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None, sampling: bool = False
+) -> Iterator[Block]:
+    """All labelled candidates of the plan, with the scores of the verifiers.
+
+    With `sampling` also what the run says of the sampling of each. `keys` as in `group_candidates`.
+    """
     tables = {"labels": LABEL_COLUMNS, **{f"scores/{name}": SCORE_COLUMNS for name in verifiers}}
+    if sampling and run.artefact("candidates").manifest():
+        tables["candidates"] = SAMPLING_COLUMNS
+    return (make_block(block, keys) for block in read_tables(run, plan, tables))
+
+
+def read_tables(run: Run, plan: Plan, tables: Mapping[str, list[str]]) -> Iterator[dict[str, pa.Table]]:
+    """For each group of the plan its rows of these artefacts, of which `tables` has the columns."""
     sources = [(run.artefact(name), columns) for name, columns in tables.items()]
     if len(plan.groups) < 2:
         for group in plan.groups:
@@ -133,19 +152,24 @@ def read_blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | Non
             for artefact, columns in sources:
                 parts = [part.filter(pc.is_in(part["problem_id"], value_set=group)) for part in artefact.parts(columns)]
                 rows[artefact.name] = pa.concat_tables(parts) if parts else artefact.empty_table(columns)
-            yield make_block(rows, keys)
+            yield rows
         return
     with TemporaryDirectory(prefix="minos-blocks-") as folder:
         for artefact, columns in sources:
             spill(artefact, columns, plan.groups, Path(folder))
         for number in range(len(plan.groups)):
-            yield make_block({a.name: read_spilled(a, columns, number, Path(folder)) for a, columns in sources}, keys)
+            yield {a.name: read_spilled(a, columns, number, Path(folder)) for a, columns in sources}
 
 
 def make_block(tables: dict[str, pa.Table], keys: Keys | None) -> Block:
-    """The tables `labels` and `scores/VERIFIER` of one block, joined."""
-    candidates = group_candidates(tables.pop("labels"), keys)
-    return Block(candidates, {n.removeprefix("scores/"): align(n, table, candidates) for n, table in tables.items()})
+    """The tables `labels`, `scores/VERIFIER` and perhaps `candidates` of one block, joined."""
+    candidates = group_candidates(tables["labels"], keys)
+    names = [name for name in tables if name.startswith("scores/")]
+    scores = {name.removeprefix("scores/"): align(name, tables[name], candidates) for name in names}
+    sampling = tables.get("candidates")
+    if sampling is not None:
+        sampling = sampling.take(places(sampling, candidates))
+    return Block(candidates, scores, sampling, keys.kinds if keys else {})
 
 
 def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path) -> None:
@@ -221,12 +245,18 @@ def read_scores(run: Run, name: str, candidates: Candidates) -> Scores | None:
     return align(name, artefact.read(SCORE_COLUMNS), candidates) if artefact.manifest() else None
 
 
+def places(table: pa.Table, candidates: Candidates) -> pa.Array:
+    """[candidates]: the row of each in a table with `candidate_id`; null where it has none."""
+    ids = table["candidate_id"].combine_chunks()
+    return pc.index_in(candidates.rows["candidate_id"], value_set=ids).combine_chunks()
+
+
 def align(artefact: str, table: pa.Table, candidates: Candidates) -> Scores:
     """Scores put in the order of the candidates; UserError when one, or one of a step, is not in 0..1."""
-    index = pc.index_in(candidates.rows["candidate_id"], value_set=table["candidate_id"].combine_chunks())
-    rows = table.take(index.combine_chunks())
+    index = places(table, candidates)
+    rows = table.take(index)
     score = rows["score"].to_numpy().astype(np.float64)
-    missing = index.is_null().to_numpy()
+    missing = index.is_null().to_numpy(zero_copy_only=False)
     present = np.flatnonzero(~missing)
     check_range(f"{artefact}: the score", score[present], present, candidates)
     steps = rows["step_scores"].combine_chunks()

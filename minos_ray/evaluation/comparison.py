@@ -45,7 +45,8 @@ class Selected:
     `values` [choices, problems, ns] and `single` [problems] (pass@1) are lists of arrays, one for each block.
     Methods are compared at `headline`, one of the ns. `variance` [choices, ns] is the summed Monte Carlo variance of
     the votes, `by_group` [choices, groups] the summed accuracy at `headline`, `left_out` the number of candidates that
-    belong to no group.
+    belong to no group. Before `merge`, both sums have the terms of each problem in front: they are added up in the
+    order of the problems, so that the sum does not depend on the blocks.
     """
 
     section: Evaluate
@@ -56,8 +57,8 @@ class Selected:
     values: list[np.ndarray] = field(default_factory=list)
     single: list[np.ndarray] = field(default_factory=list)
     left_out: int = 0
-    variance: np.ndarray | float = 0.0
-    by_group: np.ndarray | float = 0.0
+    variance: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    by_group: np.ndarray = field(default_factory=lambda: np.zeros(()))
 
     @classmethod
     def for_sizes(cls, sizes: np.ndarray, section: Evaluate) -> "Selected":
@@ -73,6 +74,8 @@ class Selected:
         # In the order of the rows of `choose`.
         self.choices = self.choices or [Choice("pass@n"), *rankings(scores, steps), *voters((0,), scores, steps)]
         values = np.full((len(self.choices), candidates.problems, len(self.ns)), np.nan)
+        self.variance = np.zeros((candidates.problems, len(self.choices), len(self.ns)))
+        self.by_group = np.zeros((candidates.problems, len(self.choices), groups))
         single, ids = np.zeros(candidates.problems), np.array(candidates.problem_ids)
         for problems, rows in candidates.by_size():
             single[problems] = candidates.correct[rows].mean(axis=1)
@@ -82,19 +85,25 @@ class Selected:
                 dealt = rows[:, : size * groups].reshape(-1, size)
                 by_group, by_step = ({k: v[dealt] for k, v in arrays.items()} for arrays in (scores, steps))
                 chosen = choose(candidates.clusters[dealt], by_group, by_step, ns, self.section, ids[problems])
-                values[:, problems, : len(ns)] = self.mean_of_groups(chosen)
+                by_group = chosen.values.reshape(len(self.choices), -1, groups, len(ns))
+                values[:, problems, : len(ns)] = by_group.mean(axis=2)
+                variance = chosen.variance.reshape(len(self.choices), -1, groups, len(ns)).sum(axis=2) / groups**2
+                self.variance[problems, :, : len(ns)] = variance.swapaxes(0, 1)
+                if len(ns) > self.headline_index:
+                    self.by_group[problems] = by_group[..., self.headline_index].swapaxes(0, 1)
         self.problems += ids.tolist()
         self.values.append(values)
         self.single.append(single)
 
-    def mean_of_groups(self, chosen: "Chosen") -> np.ndarray:
-        """[choices, problems, ns]: means over groups; their sums over problems are added to `variance`, `by_group`."""
-        grouped = chosen.values.reshape(len(self.choices), -1, self.section.groups, chosen.values.shape[2])
-        missing_ns = len(self.ns) - chosen.variance.shape[1]
-        self.variance = self.variance + np.pad(chosen.variance / self.section.groups**2, ((0, 0), (0, missing_ns)))
-        if grouped.shape[3] > self.headline_index:
-            self.by_group = self.by_group + grouped[..., self.headline_index].sum(axis=1)
-        return grouped.mean(axis=2)
+    def merge(self, block: "Selected") -> None:
+        """Adds the problems of the block that follows; `block` has added no other."""
+        self.choices = block.choices
+        self.problems += block.problems
+        self.values += block.values
+        self.single += block.single
+        self.left_out += block.left_out
+        self.variance = add_rows(self.variance, block.variance)
+        self.by_group = add_rows(self.by_group, block.by_group)
 
     @property
     def headline_index(self) -> int:
@@ -123,8 +132,13 @@ class Selected:
         return {method: float(error[i, j]) for method, i, j in self.methods() if error[i, j] > 0}
 
 
+def add_rows(total: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`total` plus each of the rows, one after the other."""
+    return np.concatenate([np.broadcast_to(total, (1, *rows.shape[1:])), rows]).sum(axis=0)
+
+
 class Chosen(NamedTuple):
-    """Expected accuracies [choices, rows, ns], and the summed variance [choices, ns] of those that were sampled."""
+    """Expected accuracies and their Monte Carlo variances, both [choices, rows, ns]."""
 
     values: np.ndarray
     variance: np.ndarray
@@ -148,8 +162,8 @@ def choose(
         rng = np.random.default_rng([section.seed, id_seed, group])
         ballot = Ballot(weights[:, row], tiers[:, row], means)
         voted[:, row], variance[:, row] = votes(answers, ballot, ns, section.trials, rng)
-    sampled = np.concatenate([np.zeros((len(exact), len(ns))), variance.sum(axis=1)])
-    return Chosen(np.concatenate([np.stack(exact), voted]), sampled)
+    certain = np.zeros((len(exact), *variance.shape[1:]))
+    return Chosen(np.concatenate([np.stack(exact), voted]), np.concatenate([certain, variance]))
 
 
 def step_aggregations(scores: Mapping[str, Scores]) -> dict[tuple[str, str], np.ndarray]:
@@ -206,7 +220,7 @@ def by_group(selected: Selected) -> dict[str, Any]:
     if selected.section.groups == 1:
         return {}
     entering = ~np.isnan(np.concatenate(selected.values, axis=1)[0])
-    accuracies = np.asarray(selected.by_group) / max(1, entering[:, selected.headline_index].sum())
+    accuracies = selected.by_group / max(1, entering[:, selected.headline_index].sum())
     return {
         "count": selected.section.groups,
         "n": selected.headline,

@@ -97,6 +97,15 @@ class ErrorTally:
                 counter = self.rejected.setdefault(name, {}).setdefault(kind, Counter())
                 counter.update(wrong=wrong, rejected=rejects)
 
+    def merge(self, block: "ErrorTally") -> None:
+        """Adds what another block has added up."""
+        self.wrong += block.wrong
+        for kind, number in block.types.items():
+            self.types.setdefault(kind, Counter()).update(number)
+        for name, of_type in block.rejected.items():
+            for kind, counter in of_type.items():
+                self.rejected.setdefault(name, {}).setdefault(kind, Counter()).update(counter)
+
     def by_type(self) -> dict[str, dict[str, int]]:
         """By type: wrong steps, candidates with such a step, candidates whose first error it is."""
         return {kind: dict(self.types[kind]) for kind in paper_types_first(self.types)}

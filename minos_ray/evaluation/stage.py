@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
 from minos_ray.evaluation import outcomes, verdicts
-from minos_ray.evaluation.answers import Keys
-from minos_ray.evaluation.candidates import Block, plan_blocks, read_blocks
+from minos_ray.evaluation.answers import KINDS, Keys
+from minos_ray.evaluation.blocks import add_blocks
+from minos_ray.evaluation.candidates import Block, plan_blocks
 from minos_ray.evaluation.categories import by_category, read_categories
 from minos_ray.evaluation.comparison import Selected, compare
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
@@ -57,11 +59,9 @@ def evaluate(config: Config, run: Run) -> Manifest:
         # A model that was trained again since has another line than the one in these scores.
         of_now = [name for name in verifiers if is_made_from(run, f"scores/{name}", f"models/{name}")]
         judged, errors = Judged(platts_of(run, of_now), config.score.aggregation), ErrorTally()
-        tally = CandidateTally(truncated_candidates(run), keys.counts)
-        for block in read_blocks(run, plan, verifiers, keys):
-            for part in (selected, judged, errors, tally):
-                part.add(block)
-            progress.advance(block.candidates.problems)
+        tally = CandidateTally()
+        for problems in add_blocks(run, plan, verifiers, (selected, judged, errors, tally), keys):
+            progress.advance(problems)
     categories = read_categories(run, selected.problems)
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
@@ -143,6 +143,18 @@ class Judged:
             self.step_scores.setdefault(name, [])
             self.step_scores[name] += scores.step_scores.filter(labelled).chunks
 
+    def merge(self, block: "Judged") -> None:
+        """Adds the candidates of the block that follows."""
+        self.correct += block.correct
+        self.step_labels += block.step_labels
+        for total, arrays in (
+            (self.scores, block.scores),
+            (self.uncalibrated, block.uncalibrated),
+            (self.step_scores, block.step_scores),
+        ):
+            for name, parts in arrays.items():
+                total.setdefault(name, []).extend(parts)
+
     def rows(self) -> list[dict[str, Any]]:
         """Rows of `meta`: every verifier at the level of outcomes, then those that score labelled steps."""
         correct = np.concatenate(self.correct)
@@ -178,11 +190,13 @@ class Judged:
 
 @dataclass
 class CandidateTally:
-    """Numbers of evaluated candidates. `truncated` holds the ids of those cut off at the token limit, None where the
-    run has no texts; `keys` is `Keys.counts`."""
+    """Numbers of evaluated candidates.
 
-    truncated: pa.Array | None
-    keys: Counter[str]
+    `answers` has 64 bits for each distinct wrong answer of each block by how their keys were found.
+    """
+
+    texts: bool = False
+    answers: dict[str, list[np.ndarray]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     status: Counter[str] = field(default_factory=Counter)
     sizes: Counter[int] = field(default_factory=Counter)
     sums: Counter[str] = field(default_factory=Counter)
@@ -195,7 +209,11 @@ class CandidateTally:
         self.status.update({e["values"]: e["counts"] for e in pc.value_counts(rows["status"]).to_pylist()})
         self.sizes.update(np.diff(candidates.starts).tolist())
         right = np.add.reduceat(candidates.correct.astype(int), candidates.starts[:-1])
-        truncated = pc.sum(pc.is_in(rows["candidate_id"], value_set=self.truncated)).as_py() if self.truncated else 0
+        self.texts = block.sampling is not None
+        truncated = pc.sum(pc.equal(block.sampling["finish_reason"], "length")).as_py() if block.sampling else 0
+        for kind, answers in block.answers.items():
+            digests = b"".join(blake2b(answer.encode(), digest_size=8).digest() for answer in answers)
+            self.answers[kind].append(np.frombuffer(digests, np.uint64))
         self.sums.update(
             problems=candidates.problems,
             candidates=len(candidates.correct),
@@ -203,34 +221,35 @@ class CandidateTally:
             truncated=int(truncated or 0),
             without_right_candidate=int((right == 0).sum()),
         )
-        self.unscored.update({f"unscored by {n}": s.unscored for n, s in block.scores.items() if s.unscored})
+        self.unscored.update({f"unscored by {name}": table.unscored for name, table in block.scores.items()})
+
+    def merge(self, block: "CandidateTally") -> None:
+        """Adds the numbers of another block."""
+        self.texts = block.texts
+        for kind, hashes in block.answers.items():
+            self.answers[kind] += hashes
+        self.status.update(block.status)
+        self.sizes.update(block.sizes)
+        self.sums.update(block.sums)
+        self.unscored.update(block.unscored)
 
     def counts(self) -> dict[str, Any]:
         """`counts` of evaluation.json; `truncated` is None where the run has no texts."""
         return {
             **self.sums,
-            "truncated": self.sums["truncated"] if self.truncated is not None else None,
+            "truncated": self.sums["truncated"] if self.texts else None,
             "status": dict(self.status),
             "problems_by_candidates": {str(size): problems for size, problems in sorted(self.sizes.items())},
-            "wrong_answers": dict(self.keys),
-            "unscored": dict(self.unscored),
+            "wrong_answers": {kind: len(np.unique(np.concatenate(h))) if h else 0 for kind, h in self.answers.items()},
+            "unscored": {name: count for name, count in self.unscored.items() if count},
         }
-
-
-def truncated_candidates(run: Run) -> pa.Array | None:
-    """Ids of the candidates that were cut off at the token limit; None where the run has no texts."""
-    if run.artefact("candidates").manifest() is None:
-        return None
-    parts = run.artefact("candidates").parts(["candidate_id", "finish_reason"])
-    ids = [part.filter(pc.equal(part["finish_reason"], "length"))["candidate_id"].combine_chunks() for part in parts]
-    return pa.concat_arrays(ids) if ids else pa.array([], pa.string())
 
 
 def errors_by_split(run: Run, test: ErrorTally) -> dict[str, Any]:
     """`errors` of evaluation.json: error types by split, which of them each verifier rejects, types by the critic."""
     train = ErrorTally()
-    for block in read_blocks(run, plan_blocks(run, "train"), ()):
-        train.add(block)
+    for _ in add_blocks(run, plan_blocks(run, "train"), (), (train,)):
+        pass
     splits = {"train": train, "test": test}
     content = {
         "by_split": {name: tally.by_type() for name, tally in splits.items()},
