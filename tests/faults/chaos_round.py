@@ -157,22 +157,24 @@ class Round:
         return len(done(self.stage, self.run)) / len(self.reference.done)
 
     def kill(self, kind: str, more: int) -> bool:
-        """Waits for a random moment at which such a process is there, then kills one; False when the stage is over.
-
-        It is the first of so many uniform moments of the time that is left, by the clock of the reference; on a machine
-        that is faster by now, of the work that is left. Once all is stored only the clock counts.
-        """
-        if not self.within(lambda: self.victims(kind), f"no {kind} to kill"):
+        """Waits for a moment at which such a process is there, then kills one; False when the stage is over."""
+        if not self.within(lambda: self.victims(kind), f"no {kind} to kill") or not self.await_moment(kind, more):
             return False
+        while self.within(lambda: self.victims(kind), f"no {kind} to kill"):
+            if self.strike(kind):
+                return True
+        return False
+
+    def await_moment(self, kind: str, more: int) -> bool:
+        """Waits for the first of so many uniform moments of the time that is left, by the clock of the reference; on a
+        machine that is faster by now, of the work that is left. Once all is stored only the clock counts.
+        """
         uniform = min(self.rng.random() for _ in range(more))
         share, soon_s, late_s = self.reference.moment(kind, self.share(), uniform)
         if late_s and not self.within(lambda: self.share() >= 1, "not all is stored"):
             return False
         self.until(lambda: self.share() >= share and not late_s, late_s or soon_s)
-        while self.within(lambda: self.victims(kind), f"no {kind} to kill"):
-            if self.strike(kind):
-                return True
-        return False
+        return True
 
     def victims(self, kind: str) -> list[Process]:
         """Whom one may kill now."""
