@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     with_config(
         commands.add_parser("meta", help="judge verifiers, published reward models and critics on labelled sets")
     )
+    with_config(commands.add_parser("search", help="candidates of the test problems by PRM-guided search over steps"))
     add_grade(commands.add_parser("grade", help="grade a file of answers"))
     add_rank(commands.add_parser("rank", help="score the solutions in a file with a verifier and rank them"))
     add_serve(commands.add_parser("serve", help="serve a verifier over HTTP, on Ray Serve"))

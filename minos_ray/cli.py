@@ -167,6 +167,21 @@ def meta(arguments: argparse.Namespace) -> None:
         judge(config, run)
 
 
+def search(arguments: argparse.Namespace) -> None:
+    """`minos search CONFIG`."""
+    import json
+
+    from minos_ray.config.load import load_config
+    from minos_ray.report.statement import results_table
+    from minos_ray.search.command import search as search_candidates
+
+    config = load_config(arguments.config, arguments.overrides)
+    with working(config, f"search {arguments.config}") as run:
+        target, manifest = search_candidates(config, run)
+    print(results_table(json.loads(target.read_bytes("evaluation.json"))))
+    print(f"search: {numbers(manifest.counts)}{dropped(manifest.dropped)}; report: {target.at('report.html')}")
+
+
 def grade(arguments: argparse.Namespace) -> None:
     """`minos grade FILE`."""
     from minos_ray.grading.grade_file import grade_file
@@ -263,6 +278,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "check": check,
     "status": status,
     "meta": meta,
+    "search": search,
     "grade": grade,
     "rank": rank,
     "serve": serve,

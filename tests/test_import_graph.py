@@ -37,6 +37,7 @@ LAYERS = [
     "exports",
     "pipeline",
     "report",
+    "search",
     "meta",
     "ranking",
     "serving",

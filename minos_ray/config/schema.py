@@ -94,6 +94,24 @@ class Sample(Section):
         return values
 
 
+class Search(Section):
+    """`minos search`: candidates of the test problems by a PRM-guided search over steps, sampled as `sample` says.
+
+    Of the `n` beams of a problem the best `1/width` are kept after each step, and continued by `width` steps each.
+    """
+
+    method: Literal["beam", "dvts", "lookahead", "particles"] = "beam"
+    n: int = Field(16, ge=1, le=4096, description="candidates of a problem")
+    width: int = Field(4, ge=1, description="continuations of a kept beam; 1 keeps all, without a verifier")
+    lookahead: int = Field(1, ge=1, description="method lookahead: greedy steps before a step is scored")
+    verifier: Model | None = Field(None, description="a PRM; empty: the run's own, prm-minos before prm-base")
+    aggregation: Aggregation | None = Field(None, description="of step scores; empty: score.aggregation")
+    temperature: float | None = Field(None, ge=0, description="empty: sample.temperature")
+    step_end: str = Field("\n", min_length=1, description="where the generator's steps end")
+    max_steps: int = Field(32, ge=1, description="a solution with more of them is cut off")
+    seed: Seed = 0
+
+
 class Rollouts(Section):
     """Step labels by completions from each step's prefix (Math-Shepherd, section 3: N = 8).
 
@@ -271,6 +289,7 @@ class Config(Section):
     base: Base
     pretrain: Pretrain | None = None
     sample: Sample = Sample()
+    search: Search = Search()
     label: Label = Label()
     inserted: Inserted = Inserted()
     critique: Critique = Critique()

@@ -57,6 +57,10 @@ class View:
         self.everywhere, self.read = layouts
         self.places = torch.from_numpy(places).to(device)
 
+    def with_cached(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer as `keys` of the layouts number them: those of this pass, nothing is cached."""
+        return key, value
+
 
 class ReadOnly(nn.Module):
     """A module that works on each position alone, run at `places` only and 0 elsewhere."""
@@ -96,14 +100,18 @@ class Backbone:
 
     def __call__(self, forest: Forest, places: np.ndarray) -> torch.Tensor:
         """Hidden states at `places` (ascending nodes): [places, width]."""
-        device, dtype = self.module.device, self.module.dtype
-        view = View(forest, places, device, dtype)
+        view = View(forest, places, self.module.device, self.module.dtype)
+        return self.run(forest.ids, forest.depths, view)
+
+    def run(self, ids: np.ndarray, depths: np.ndarray, view: Any) -> torch.Tensor:
+        """Hidden states at the places of a view (`View`, or one of the same attributes) of tokens `ids` at `depths`."""
+        device = self.module.device
         for module in self.read_only:
             module.places = view.places
-        ids, depths = (torch.from_numpy(array).to(device)[None] for array in (forest.ids, forest.depths))
+        tokens, positions = (torch.from_numpy(array).to(device)[None] for array in (ids, depths))
         self.model.set_attn_implementation(NAME)
         try:
-            hidden = self.module(input_ids=ids, position_ids=depths, view=view, use_cache=False).last_hidden_state
+            hidden = self.module(input_ids=tokens, position_ids=positions, view=view, use_cache=False).last_hidden_state
         finally:  # another decoder may use the same model next
             for module in self.read_only:
                 module.places = None
@@ -128,7 +136,7 @@ def forest_attention(
     value: torch.Tensor,
     attention_mask: None,
     *,
-    view: View,
+    view: Any,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -137,6 +145,7 @@ def forest_attention(
     Sliding windows change nothing: no sequence is longer (`backbone.longest_shared`).
     """
     q, k, v = (states[0].transpose(0, 1).to(view.dtype) for states in (query, key, value))
+    k, v = view.with_cached(module.layer_idx, k, v)
     out = torch.zeros_like(q)
     for layout in view.read if getattr(module, "minos_last", False) else view.everywhere:
         shape = (len(layout.keys), -1)

@@ -1,0 +1,1 @@
+"""Candidates by a search over steps that a process reward model guides."""

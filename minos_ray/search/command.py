@@ -1,0 +1,230 @@
+"""`minos search`: candidates of the test problems by search, in a run directory of their own below the run.
+
+`RUN/search/METHOD` is a run: problems, candidates, labels, scores by the verifiers of RUN, evaluation.json and
+report.html. A verifier of RUN is trained on the candidates of RUN, so candidates that it guides cannot be among them.
+"""
+
+import time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from minos_ray.candidates.engine import ENGINE_DIED
+from minos_ray.candidates.prompts import prompt_of
+from minos_ray.candidates.stage import count_reasons, generator
+from minos_ray.config.load import Config, resolve
+from minos_ray.config.schema import Model, Search
+from minos_ray.errors import UserError
+from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
+from minos_ray.graph.models import require_model
+from minos_ray.graph.specs import FUNCTIONS, fingerprint_of
+from minos_ray.observe.failure import reported
+from minos_ray.pipeline.run import open_run
+from minos_ray.problems.split import read_problems
+from minos_ray.scoring.stage import read_pieces, score_artefacts
+from minos_ray.scoring.verifier import kind_of
+from minos_ray.search.searcher import Searcher
+from minos_ray.store.contents import of_model
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.work.run_units import Work, run_units, stored_units
+
+
+def search(config: Config, run: Run) -> tuple[Run, Manifest]:
+    """Searches candidates as `config.search` says, labels, scores and evaluates them; their run and their manifest.
+
+    A rerun does what is missing. UserError before any work where settings, generator or verifier do not fit.
+    """
+    with reported(run, "search"):
+        settings = resolved(config)
+        verifier = verifier_of(config, run, settings)
+        check(config, run, settings, verifier)
+        target = Run(run.at(f"search/{settings.method}"))
+        below = config_below(config, run, target, settings)
+        open_run(below)
+        put_problems(run, target)
+        manifest = candidates(below, run, target, verifier)
+        resolve(FUNCTIONS["label"])(below, target)
+        score(below, run, target)
+        for stage in ("evaluate", "report"):
+            resolve(FUNCTIONS[stage])(below, target)
+    return target, manifest
+
+
+def resolved(config: Config) -> Search:
+    """The settings without empty values, but for the verifier."""
+    settings = config.search
+    temperature = config.sample.temperature if settings.temperature is None else settings.temperature
+    aggregation = settings.aggregation or config.score.aggregation
+    return settings.model_copy(update={"temperature": temperature, "aggregation": aggregation})
+
+
+def verifier_of(config: Config, run: Run, settings: Search) -> Model | None:
+    """The model that guides the search; None where nothing is selected. UserError when there is none."""
+    if settings.width == 1 and settings.method != "particles":
+        return None
+    if settings.verifier is not None:
+        return settings.verifier
+    for name in ("prm-minos", "prm-base"):
+        if run.artefact(f"models/{name}").manifest():
+            return Model(model=f"run:models/{name}", trust_remote_code=config.base.trust_remote_code)
+    raise UserError(
+        f"search.verifier is empty, and {run.path} has no trained PRM; run `minos reward` with prm-base or prm-minos "
+        "in reward.verifiers, or name a PRM; search.width=1 samples step by step without one"
+    )
+
+
+def check(config: Config, run: Run, settings: Search, verifier: Model | None) -> None:
+    """UserError about settings that do not fit, the generator, its prompt or the verifier."""
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(config.sample, name):
+            raise UserError(f"sample.{name} counts what was generated, and a search starts anew with each step; set 0")
+    model = generator(config)
+    require_model("generator.model", model, run)
+    path = locate(model, run)
+    prompt = prompt_of(config.sample)
+    require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path)
+    prompt("1 + 1?", load_tokenizer(path, model.trust_remote_code))
+    if verifier is None:
+        return
+    require_model("search.verifier", verifier, run)
+    if config.resources.score.engine != "transformers":
+        raise UserError("resources.score.engine = vllm keeps no keys and values of steps; search needs transformers")
+    from transformers import AutoConfig
+
+    saved = AutoConfig.from_pretrained(locate(verifier, run), trust_remote_code=verifier.trust_remote_code)
+    if kind_of(saved, verifier.model) != "prm" and getattr(saved, "orm_positions", "last") != "every_token":
+        raise UserError(f"search.verifier = '{verifier.model}' scores whole solutions; a search needs a PRM")
+
+
+def config_below(config: Config, run: Run, target: Run, settings: Search) -> Config:
+    """The config of the search's own run: its candidates are those of the test split, its verifiers those of `run`."""
+    verifiers = [name for name in config.reward.verifiers if run.artefact(f"models/{name}").manifest()]
+    ns = tuple(n for n in config.evaluate.ns if n <= settings.n)
+    changes: dict[str, Any] = {
+        "run": target.path,
+        "search": settings,
+        "sample": config.sample.model_copy(update={"n_test": settings.n, "temperature": settings.temperature}),
+        "reward": config.reward.model_copy(update={"verifiers": tuple(verifiers)}),
+        "score": config.score.model_copy(update={"judge": None}),
+        "evaluate": config.evaluate.model_copy(update={"ns": ns}),
+        "label": config.label.model_copy(update={"rollouts": None}),
+        "inserted": config.inserted.model_copy(update={"count": 0}),
+        "error_analysis": config.error_analysis.model_copy(update={"count": 0}),
+    }
+    return config.model_copy(update=changes)
+
+
+def begin(artefact: Artefact, inputs: dict[str, Any]) -> Manifest | None:
+    """The manifest of an artefact that is complete and made from these inputs; else it is begun, what fits is kept."""
+    manifest = artefact.manifest()
+    if manifest is not None and manifest.inputs == inputs:
+        return manifest
+    artefact.begin(inputs)
+    return None
+
+
+def put_problems(run: Run, target: Run) -> None:
+    """A copy of the test problems."""
+    artefact = target.artefact("problems")
+    if begin(artefact, {"import": "search", "from": fingerprint_of(run, "problems")}):
+        return
+    problems = run.artefact("problems").read()
+    test = problems.filter(pc.equal(problems["split"], "test"))
+    artefact.write_part("0", test)
+    artefact.complete({"test": test.num_rows})
+
+
+def inputs_of(config: Config, run: Run, target: Run, verifier: Model | None) -> dict[str, Any]:
+    """What the candidates are made from."""
+    models = {"generator": generator(config)} | ({"verifier": verifier} if verifier else {})
+    return {
+        "import": "search",
+        "search": config.search.model_dump(mode="json"),
+        "sample": config.sample.model_dump(mode="json", exclude={"n_train", "n_test", "unit"}),
+        "splitter": config.label.splitter,
+        "models": {name: model.model_dump(mode="json") for name, model in models.items()},
+        "contents": {name: of_model(model) for name, model in models.items()},
+        "needs": {
+            name: fingerprint_of(target if name == "problems" else run, name)
+            for name in ("problems", *(m.model.removeprefix("run:") for m in models.values() if "run:" in m.model))
+        },
+    }
+
+
+def candidates(config: Config, run: Run, target: Run, verifier: Model | None) -> Manifest:
+    """The candidates of every test problem; a rerun searches only the problems that are missing."""
+    artefact, settings = target.artefact("candidates"), config.search
+    if done := begin(artefact, inputs_of(config, run, target, verifier)):
+        return done
+    start = time.monotonic()
+    problems = read_problems(target, "test", ["problem_id", "question"])
+    names, questions = (problems[name].combine_chunks() for name in ("problem_id", "question"))
+    units = pa.table({"unit_id": names, "question": questions})
+    missing = units.filter(pa.array(~stored_units(artefact, names)))
+    before = units.num_rows - missing.num_rows
+    resources = config.resources.sample
+    problems_at_once = max(1, resources.max_num_seqs // settings.n)
+    work = Work(
+        label="search",
+        pool="sample",
+        worker=Searcher,
+        kwargs={
+            "run": run.path,
+            "model": generator(config),
+            "resources": resources,
+            "sample": config.sample,
+            "settings": settings,
+            "verifier": verifier,
+            "scoring": config.resources.score,
+            "splitter": config.label.splitter,
+        },
+        batch_units=problems_at_once,
+        least_units=problems_at_once,
+        rows=units.num_rows * settings.n,
+        rows_before=before * settings.n,
+        row_name="candidates",
+    )
+    run_units(target, "candidates", missing, work, config.resources)
+    if absent := int((~stored_units(artefact, names)).sum()):
+        raise RuntimeError(f"the candidates of {absent} problems are missing; run again")
+    return finish(artefact, units.num_rows, settings, verifier, time.monotonic() - start)
+
+
+def finish(artefact: Artefact, problems: int, settings: Search, verifier: Model | None, seconds: float) -> Manifest:
+    """Writes the manifest."""
+    reasons, _ = count_reasons(artefact)
+    stats = artefact.stats()
+    counts = {"candidates": problems * settings.n, "problems": problems}
+    counts |= {name: round(stats.get(name, 0)) for name in ("tokens", "dropped_tokens", "verifier_tokens")}
+    dropped = {"truncated_at_max_tokens": reasons.get("length", 0)}
+    dropped |= {reason: reasons.get(reason, 0) for reason in (PROMPT_TOO_LONG, ENGINE_DIED)}
+    details = {
+        "seconds": round(seconds, 2),
+        "method": settings.method,
+        "verifier": verifier.model if verifier else None,
+        "requests": round(stats.get("requests", 0)),
+        "engine_seconds": round(stats.get("seconds", 0.0), 2),
+    }
+    return artefact.complete(counts, dropped, details)
+
+
+def score(config: Config, run: Run, target: Run) -> None:
+    """The scores of the candidates by the verifiers of `run`, which stay where they are."""
+    below = target.path.removeprefix(run.path).strip("/")
+    trust = config.base.trust_remote_code
+    models, artefacts = {}, []
+    for verifier in config.reward.verifiers:
+        artefact = run.artefact(f"{below}/scores/{verifier}")
+        inputs = {
+            "import": "search",
+            "model": fingerprint_of(run, f"models/{verifier}"),
+            "labels": fingerprint_of(target, "labels"),
+            "aggregation": config.score.aggregation,
+        }
+        if begin(artefact, inputs) is None:
+            models[artefact.name] = Model(model=f"run:models/{verifier}", trust_remote_code=trust)
+            artefacts.append(artefact)
+    if artefacts:
+        score_artefacts(config, run, artefacts, models, target, read_pieces(target, "test"))

@@ -1,0 +1,258 @@
+"""The worker of the searching actors: a vLLM engine that proposes steps, and the PRM that scores them.
+
+Many problems are in flight in one engine. Each proposes a step for all of its beams, waits for the last one, has them
+scored, selects, and proposes again. Meanwhile the steps of other problems keep the engine full.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from minos_ray.candidates.engine import ENGINE_DIED, Generator, Text, dead_engine, die, stable_seed
+from minos_ray.candidates.prompts import prompt_of
+from minos_ray.candidates.sampler import candidates, numbers, sampling_of
+from minos_ray.config.load import resolve
+from minos_ray.config.resources import Engine, Scoring
+from minos_ray.config.schema import Model, Sample, Search
+from minos_ray.graph.lengths import PROMPT_TOO_LONG
+from minos_ray.scoring.prefix_cache import Branch, Growing, StepScorer
+from minos_ray.scoring.scorer import Scorer
+from minos_ray.scoring.verifier import aggregate
+from minos_ray.search.beams import Beam, ProblemSearch
+from minos_ray.steps.own_text import own_solution
+from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.run import Run
+from minos_ray.work.actor import Finished, sum_stats
+
+# Beams in flight, as a multiple of those that the engine works on at once: the others wait in its queue, or are scored.
+IN_FLIGHT = 2
+# Columns behind those of other candidates, by what is counted.
+COSTS = {"problem_tokens": "tokens", "dropped_tokens": "dropped_tokens", "verifier_tokens": "verifier_tokens"}
+# Tokens of a prompt before a text, which some tokenizers need to tell whether the text begins with a blank.
+CONTEXT = 8
+
+
+class Searcher:
+    """Searches the candidates of problems with its own engine and, where beams are selected, its own PRM.
+
+    A unit is a problem, and brings its `question`. Its rows have all columns of candidates, and behind them the tokens
+    that were generated for the problem, those of them that no candidate has, and the tokens that the PRM computed.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        model: Model,
+        resources: Engine,
+        sample: Sample,
+        settings: Search,
+        verifier: Model | None,
+        scoring: Scoring,
+        splitter: str,
+    ) -> None:
+        path = locate(model, Run(run))
+        self.generator = Generator(path, model, with_whole_prefill(resources))
+        self.tokenizer, self.prompt = load_tokenizer(path, model.trust_remote_code), prompt_of(sample)
+        self.model, self.settings, self.splitter = model.model, settings, resolve(splitter)
+        self.sampling, self.stops = sampling_of(sample, self.tokenizer), sample.stop
+        self.scorer = None
+        if verifier is not None:
+            loaded = Scorer(locate(verifier, Run(run)), verifier.trust_remote_code, scoring)
+            self.scorer = StepScorer(loaded)
+
+    def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Candidates of all units, and their numbers."""
+        finished = list(self.stream(units, lambda names: None))
+        return pa.concat_tables([unit.rows for unit in finished]), sum_stats(unit.stats for unit in finished)
+
+    def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+        """The candidates of each problem as it is finished, and their numbers."""
+        try:
+            yield from self.search(batch.to_pylist(), starting)
+        except dead_engine() as error:
+            die(error)
+
+    def search(self, units: list[dict[str, Any]], starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+        """Steps the engine, keeps it full, and selects when it is about to run empty."""
+        from vllm import RequestOutput
+
+        engine, width, since = self.generator.llm.llm_engine, self.generator.width, time.monotonic()
+        waiting, active, ready = units[::-1], {}, []
+        requests: dict[str, tuple[OneProblem, int]] = {}
+        try:
+            while waiting or active:
+                while waiting and len(active) * self.settings.n < IN_FLIGHT * width:
+                    unit = waiting.pop()
+                    starting([unit["unit_id"]])
+                    problem = OneProblem(unit, self.prompt(unit["question"], self.tokenizer), self.settings)
+                    if len(problem.prompt) + self.sampling["max_tokens"] > self.generator.max_model_len:
+                        yield self.finished(unit, [Text("", PROMPT_TOO_LONG, 0)] * self.settings.n, {})
+                    else:
+                        active[problem.name] = problem
+                        requests |= self.propose([problem])
+                for output in engine.step():
+                    if isinstance(output, RequestOutput) and output.finished:
+                        problem, slot = requests.pop(output.request_id)
+                        if self.receive(problem, slot, output.outputs[0]):
+                            ready.append(problem)
+                if ready and engine.get_num_unfinished_requests() < width:
+                    requests |= self.propose(self.advance(ready))
+                    for problem in ready:
+                        if problem.search.done:
+                            del active[problem.name]
+                            seconds, since = time.monotonic() - since, time.monotonic()
+                            yield self.finished(problem.unit, problem.texts(), {"seconds": seconds, **problem.costs()})
+                    ready = []
+        finally:
+            if requests:
+                engine.abort_request(list(requests))
+            if self.scorer:
+                for name in active:
+                    self.scorer.close(name)
+
+    def advance(self, problems: list["OneProblem"]) -> list["OneProblem"]:
+        """Selects beams of problems that have all of their steps; returns those that go on."""
+        decided = [problem for problem in problems if not problem.search.look_ahead()]
+        self.rate(decided)
+        for problem in decided:
+            problem.search.select()
+            if self.scorer and problem.search.done:
+                self.scorer.close(problem.name)
+            elif self.scorer:
+                self.scorer.keep(problem.name, problem.branches())
+        return [problem for problem in problems if not problem.search.done]
+
+    def propose(self, problems: Iterable["OneProblem"]) -> dict[str, tuple["OneProblem", int]]:
+        """Asks the engine for a step of every pending beam; returns problem and slot by the id of each request."""
+        from vllm import SamplingParams
+
+        asked, prompts, parameters = [], [], []
+        temperature = self.settings.temperature
+        for problem in problems:
+            search = problem.search
+            for slot, beam in search.pending.items():
+                values: dict[str, Any] = {
+                    **self.sampling,
+                    "max_tokens": self.sampling["max_tokens"] - len(beam.ids),
+                    "stop": [*self.stops, self.settings.step_end],
+                }
+                if search.ahead:
+                    values["temperature"] = 0.0
+                elif temperature:
+                    values["seed"] = stable_seed(f"{self.settings.seed} {problem.name} {slot} {len(beam.steps)}")
+                asked.append((problem, slot))
+                prompts.append({"prompt_token_ids": [*problem.prompt, *beam.ids]})
+                parameters.append(SamplingParams(**values))
+        if not asked:
+            return {}
+        names = self.generator.llm.enqueue(prompts, parameters, use_tqdm=False)
+        return {name.partition("-")[0]: place for name, place in zip(names, asked, strict=True)}
+
+    def receive(self, problem: "OneProblem", slot: int, output: Any) -> bool:
+        """Adds a step to its beam; whether it was the last one that the problem waited for."""
+        beam = problem.search.pending[slot]
+        ids = [*beam.ids, *output.token_ids]
+        goes_on = output.finish_reason == "stop" and output.stop_reason == self.settings.step_end
+        # EOS and other stop tokens are no text.
+        by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+        text = self.text_of(problem.prompt, ids[:-1] if by_token else ids)
+        reason = "" if goes_on else str(output.finish_reason)
+        ends = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        if ends:
+            text, reason = text[: min(ends)], "stop"
+        elif goes_on and (len(ids) >= self.sampling["max_tokens"] or len(beam.steps) + 1 >= self.settings.max_steps):
+            reason = "length"
+        return problem.search.extend(slot, output.token_ids, text, reason)
+
+    def text_of(self, prompt: list[int], ids: list[int]) -> str:
+        """The text of generated tokens: of all steps at once, since a token may reach beyond the end of a step."""
+        options = {"skip_special_tokens": self.sampling.get("skip_special_tokens", True)}
+        options["clean_up_tokenization_spaces"] = False
+        context = prompt[-CONTEXT:]
+        before = self.tokenizer.decode(context, **options)
+        return self.tokenizer.decode([*context, *ids], **options)[len(before) :]
+
+    def rate(self, problems: list["OneProblem"]) -> None:
+        """Scores the new steps of all these problems in common passes."""
+        if self.scorer is None:
+            return
+        asked = [(problem, slot, beam) for problem in problems for slot, beam in problem.search.unscored().items()]
+        before = self.scorer.tokens
+        scored = self.scorer([self.growing(problem, beam) for problem, _, beam in asked])
+        lengths = np.array([len(scores) for scores, _ in scored], np.int64)
+        flat = np.array([score for scores, _ in scored for score in scores])
+        totals = aggregate(flat, lengths, self.settings.aggregation or "min")
+        for (problem, slot, beam), (_, branch), total in zip(asked, scored, totals.tolist(), strict=True):
+            score = 0.0 if np.isnan(total) else total
+            problem.search.rate(slot, replace(beam, score=score, cached=branch))
+        for problem in problems:  # a pass is shared: its tokens count by beams
+            share = sum(of is problem for of, _, _ in asked) / max(len(asked), 1)
+            problem.verified += (self.scorer.tokens - before) * share
+
+    def growing(self, problem: "OneProblem", beam: Beam) -> Growing:
+        """What the PRM reads of a beam: its complete steps, and all of it once it has ended."""
+        text, end = beam.text, self.settings.step_end
+        if not beam.reason:
+            text = text[: text.rfind(end) + len(end)]
+        steps = self.splitter(own_solution(text))
+        return Growing(problem.name, problem.unit["question"], steps, beam.cached or Branch())
+
+    def finished(self, unit: dict[str, Any], texts: list[Text], costs: dict[str, float]) -> Finished:
+        """The rows of a problem, with its costs in each of them."""
+        stats = {**numbers(texts, 0.0), **costs}
+        return Finished([unit["unit_id"]], rows_of(unit, texts, self.model, costs), stats)
+
+    @staticmethod
+    def failed(units: pa.Table, model: Model, settings: Search, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """Empty candidates of poisoned problems, so that every (problem, index) has a row."""
+        empty = [Text("", ENGINE_DIED, 0)] * settings.n
+        rows = pa.concat_tables([rows_of(unit, empty, model.model, {}) for unit in units.to_pylist()])
+        return rows, {ENGINE_DIED: rows.num_rows}
+
+
+class OneProblem:
+    """A problem in work: its prompt, its search, and the tokens that the PRM computed for it."""
+
+    def __init__(self, unit: dict[str, Any], prompt: list[int], settings: Search) -> None:
+        self.unit, self.name, self.prompt = unit, unit["unit_id"], prompt
+        self.search = ProblemSearch(settings, self.name, Beam())
+        self.verified = 0.0
+
+    def branches(self) -> list[Branch]:
+        """What the PRM has cached of the beams that go on."""
+        return [beam.cached for beam in self.search.pending.values() if beam.cached]
+
+    def texts(self) -> list[Text]:
+        """Its candidates, by slot."""
+        beams = (self.search.ended[slot] for slot in sorted(self.search.ended))
+        return [Text(beam.text, beam.reason, len(beam.ids)) for beam in beams]
+
+    def costs(self) -> dict[str, float]:
+        """What the search has taken."""
+        search = self.search
+        tokens = {"tokens": search.tokens, "dropped_tokens": search.dropped_tokens, "verifier_tokens": self.verified}
+        return {**tokens, "requests": search.requests, "levels": search.level}
+
+
+def with_whole_prefill(resources: Engine) -> Engine:
+    """On CPUs a request with a seed of its own must be prefilled at once: vLLM 0.32 fails where it is split."""
+    if resources.gpus:
+        return resources
+    whole = {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(resources.max_model_len, 8192),
+        **resources.extra,
+    }
+    return resources.model_copy(update={"extra": whole})
+
+
+def rows_of(unit: dict[str, Any], texts: list[Text], model: str, costs: dict[str, float]) -> pa.Table:
+    """The rows of a problem, and in each of them what the problem has taken."""
+    rows = candidates({"problem_id": unit["unit_id"], "first": 0}, texts, model)
+    for name, key in COSTS.items():
+        rows = rows.append_column(name, pa.array([round(costs.get(key, 0))] * len(texts), pa.int64()))
+    return rows
