@@ -16,6 +16,7 @@ import numpy as np
 
 # Relative; sums of the same weights in another order differ by less.
 TIE = 1e-9
+LOWEST = -1e30  # below every total
 
 
 class Ballot(NamedTuple):
@@ -67,67 +68,134 @@ def votes(
     The mean over `trials` (at least 2) random subsets, nested and the same for every voter; exact, with variance 0,
     for n = 1 and n = N.
     """
-    size = len(clusters)
+    size, right, several = len(clusters), clusters == 0, np.array(ns) > 1
     accuracy, variance = np.zeros((2, len(ballot.weights), len(ns)))
-    right = clusters == 0
+    accuracy[:, ~several] = right.mean()
     # Every vote of every subset is wrong without a right candidate, and right without a wrong one.
-    decided = right.all() or not right.any()
-    sampled = [] if decided else [n for n in ns if 1 < n < size]
+    if not several.any() or right.all() or not right.any():
+        accuracy[:, several] = right.all()
+        return accuracy, variance
+    sampled = [n for n in ns if 1 < n < size]
+    # [candidates, trials]: in each trial a random order, and its first n for each n. The last subset is of all.
+    ranks = np.zeros((size, trials), np.int32)
     if sampled:
-        # [trials * ns, candidates] of 0 and 1: in each trial a random order, and its first n for each n.
-        ranks = rng.random((trials, size)).argsort(axis=1).argsort(axis=1)
-        subsets = (ranks[:, None] < np.array(sampled)[:, None]).reshape(-1, size).astype(np.float64)
-        results = vote_in_tiers(clusters, ballot, subsets)
-        results = results.reshape(len(accuracy), trials, -1)
-        columns = [n in sampled for n in ns]
-        accuracy[:, columns], variance[:, columns] = results.mean(axis=1), results.var(axis=1) / max(1, trials - 1)
-    for column, n in enumerate(ns):
-        if n == 1:
-            accuracy[:, column] = right.mean()
-        elif n == size:
-            accuracy[:, column] = vote_in_tiers(clusters, ballot, np.ones((1, size)))[:, 0]
-        elif decided:
-            accuracy[:, column] = right.all()
+        ranks = rng.random((trials, size)).argsort(axis=1).argsort(axis=1).astype(np.int32).T
+    trial = np.append(np.repeat(np.arange(trials), len(sampled)), 0)
+    numbers = np.append(np.tile(sampled, trials), size).astype(np.int32)
+    has_right = ranks[right].min(axis=0)[trial] < numbers
+    has_wrong = ranks[clusters > 0].min(axis=0, initial=size)[trial] < numbers
+    outcomes = np.repeat(has_right[:, None].astype(np.float64), len(accuracy), axis=1)
+    if len(open_subsets := np.flatnonzero(has_right & has_wrong)):
+        subsets = ranks[:, trial[open_subsets]] < numbers[open_subsets]
+        outcomes[open_subsets] = vote_in_tiers(clusters, ballot, subsets).T
+    by_trial = outcomes[:-1].reshape(trials, len(sampled), len(accuracy))
+    columns = [n in sampled for n in ns]
+    accuracy[:, columns] = by_trial.mean(axis=0).T
+    variance[:, columns] = by_trial.var(axis=0).T / max(1, trials - 1)
+    accuracy[:, [n == size for n in ns]] = outcomes[-1:].T
     return accuracy, variance
 
 
-def vote_in_tiers(clusters: np.ndarray, ballot: Ballot, chosen: np.ndarray) -> np.ndarray:
-    """[voters, subsets]: `vote` among the highest tier that has an answer; `chosen` is [subsets, candidates]."""
-    accuracy = vote(clusters, ballot.weights, ballot.means, chosen)
-    for tiers, voters in same_tiers(ballot.tiers):
-        for tier in range(1, tiers.max() + 1):
-            in_tier = np.where(tiers >= tier, clusters, -1)
-            answered = chosen @ (in_tier >= 0) > 0
-            among = vote(in_tier, ballot.weights[voters], ballot.means[voters], chosen)
-            accuracy[voters] = np.where(answered, among, accuracy[voters])
-    return accuracy
+def vote_in_tiers(clusters: np.ndarray, ballot: Ballot, subsets: np.ndarray) -> np.ndarray:
+    """[voters, subsets]: the chance that the vote among the highest tier that has an answer is right.
 
-
-def same_tiers(tiers: np.ndarray) -> list[tuple[np.ndarray, list[int]]]:
-    """Voters with the same order of tiers, so that each order is voted on once; those with a single tier are left out.
-
-    Tiers [candidates] are numbered from 0.
+    `subsets` is [candidates, subsets] of bool; each holds a right candidate and a wrong answer.
     """
-    groups: dict[bytes, tuple[np.ndarray, list[int]]] = {}
+    # Candidates with the same answer side by side, rare answers first.
+    sizes = np.bincount(clusters[clusters >= 0])
+    answers = np.argsort(sizes, kind="stable")
+    place = np.empty_like(answers)
+    place[answers] = np.arange(len(answers))
+    order = np.argsort(np.where(clusters < 0, -1, place[clusters]), kind="stable")[len(clusters) - sizes.sum() :]
+    present = answers[sizes[answers] > 0]
+    rounds = rounds_of(ballot.tiers[:, order])
+    masks = np.array([mask for mask, _ in rounds])
+    voters = np.concatenate([voters for _, voters in rounds])
+    round_of = np.repeat(np.arange(len(rounds)), [len(voters) for _, voters in rounds])
+    rows = Rows(ballot.weights[voters][:, order] * masks[round_of], ballot.means[voters], round_of)
+    chosen, ends = subsets[order], np.cumsum(sizes[present])
+    totals = sum_by_answer(np.concatenate([masks, rows.weights]), chosen, ends)
+    counts, totals = totals[:, : len(masks)], totals[:, len(masks) :]
+    right = right_wins(totals, counts, rows, present, chosen, ends)
+    outcomes, first = np.zeros((len(ballot.weights), subsets.shape[1])), 0
+    for number, (_, voters) in enumerate(rounds):
+        answered = counts[:, number].any(axis=0)
+        outcomes[voters] = np.where(answered, right[first : first + len(voters)], outcomes[voters])
+        first += len(voters)
+    return outcomes
+
+
+def rounds_of(tiers: np.ndarray) -> list[tuple[np.ndarray, list[int]]]:
+    """The candidates from a tier up, as a mask, and the voters with that tier; the lowest tier, of all, is the first.
+
+    `tiers` is [voters, candidates].
+    """
+    voters_of = {np.ones(tiers.shape[1], bool).tobytes(): list(range(len(tiers)))}
     for voter in np.flatnonzero(tiers.min(axis=1) != tiers.max(axis=1)).tolist():
-        ranks = np.unique(tiers[voter], return_inverse=True)[1]
-        groups.setdefault(ranks.tobytes(), (ranks, []))[1].append(voter)
-    return list(groups.values())
+        for tier in np.flatnonzero(np.bincount(tiers[voter]))[1:]:
+            voters_of.setdefault((tiers[voter] >= tier).tobytes(), []).append(voter)
+    rounds = [(np.frombuffer(mask, bool), voters) for mask, voters in voters_of.items()]
+    # The higher the tier, the fewer candidates.
+    return sorted(rounds, key=lambda pair: -np.count_nonzero(pair[0]))
 
 
-def vote(clusters: np.ndarray, weights: np.ndarray, means: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """[voters, subsets]: the chance that the winner is cluster 0; `chosen` is [subsets, candidates] of 0 and 1."""
-    order = np.argsort(clusters, kind="stable")
-    clusters, weights, chosen = clusters[order], weights[:, order].T, chosen[:, order]
-    answers, starts = np.unique(clusters, return_index=True)
-    ends = [*starts[1:], len(clusters)]
-    totals, counts = np.empty((len(answers), len(chosen), len(means))), np.empty((len(answers), len(chosen), 1))
-    for k, (first, end) in enumerate(zip(starts, ends, strict=True)):
-        np.matmul(chosen[:, first:end], weights[first:end], out=totals[k])
-        chosen[:, first:end].sum(axis=1, keepdims=True, out=counts[k])
-    totals[:, :, means] /= np.maximum(counts, 1)
-    np.copyto(totals, -np.inf, where=(counts == 0) | (answers < 0)[:, None, None])
-    return winner_right(totals, counts, answers).T
+def sum_by_answer(weights: np.ndarray, chosen: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """[answers, rows, subsets] in single precision: the sums of `weights` [rows, candidates] over each subset.
+
+    `chosen` is [candidates, subsets] of bool; the candidates of an answer end at `ends`, those of rare answers first.
+    """
+    weights, chosen = weights.astype(np.float32), chosen.astype(np.float32)
+    totals = np.empty((len(ends), len(weights), chosen.shape[1]), np.float32)
+    first = int((ends == np.arange(1, len(ends) + 1)).sum())  # matmul is slow where there is one candidate
+    np.multiply(weights[:, :first].T[:, :, None], chosen[:first, None], out=totals[:first])
+    for total, end in zip(totals[first:], ends[first:].tolist(), strict=True):
+        np.matmul(weights[:, first:end], chosen[first:end], out=total)
+        first = end
+    return totals
+
+
+class Rows(NamedTuple):
+    """Votes to be counted: a voter among the candidates of a round. `weights` are [rows, candidates], 0 for others."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    round_of: np.ndarray
+
+
+def right_wins(
+    totals: np.ndarray, counts: np.ndarray, rows: Rows, answers: np.ndarray, chosen: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    """[rows, subsets]: the chance that the winner is answer 0.
+
+    `totals` [answers, rows, subsets] and `counts` [answers, rounds, subsets] are made by `sum_by_answer`. Where
+    rounding could decide, the totals are computed again in double precision.
+    """
+    signed = (rows.weights < 0).any(axis=1)
+    for row in np.flatnonzero(rows.means):
+        totals[:, row] /= np.maximum(counts[:, rows.round_of[row]], 1)
+    for row in np.flatnonzero(signed):
+        np.copyto(totals[:, row], LOWEST, where=counts[:, rows.round_of[row]] == 0)
+    place = int(np.flatnonzero(answers == 0)[0])
+    right = totals[place]
+    wrong = np.maximum(totals[:place].max(axis=0, initial=LOWEST), totals[place + 1 :].max(axis=0, initial=LOWEST))
+    # Rounding of the weights and of their sums, with a margin; negative weights cancel others.
+    scale = np.maximum(right, wrong)
+    scale[signed] = np.abs(rows.weights[signed]).sum(axis=1, keepdims=True)
+    row, subset = np.nonzero(np.abs(right - wrong) <= 4 * len(chosen) * np.finfo(np.float32).eps * scale)
+    outcomes = (right > wrong).astype(np.float64)
+    if len(row):
+        count, exact = (
+            counts[:, rows.round_of[row], subset].astype(np.float64),
+            totals[:, row, subset].astype(np.float64),
+        )
+        # Sums of whole numbers, as of plain votes, which tie most often, are exact already.
+        whole = (rows.weights == np.rint(rows.weights)).all(axis=1) & ~rows.means
+        again = np.flatnonzero(~whole[row])
+        summed = np.add.reduceat(chosen[:, subset[again]] * rows.weights[row[again]].T, np.append(0, ends[:-1]))
+        exact[:, again] = np.where(rows.means[row[again]], summed / np.maximum(count[:, again], 1), summed)
+        exact[count == 0] = -np.inf
+        outcomes[row, subset] = winner_right(exact[:, :, None], count[:, :, None], answers)[:, 0]
+    return outcomes
 
 
 def winner_right(totals: np.ndarray, counts: np.ndarray, answers: np.ndarray) -> np.ndarray:
