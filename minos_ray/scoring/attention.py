@@ -22,6 +22,7 @@ GROUPS = 3  # of runs with paths of similar length, each padded to its longest
 # precision for 32 heads of 128.
 KEYS, GPU_KEYS = 2**18, 2**16
 RUN = 64  # nodes of a run: longer ones compute more masked pairs, shorter ones copy more keys
+ROWS = 64  # oneDNN keeps half a megabyte of code for every number of rows that it meets: multiples of this only
 
 
 class Layout:
@@ -173,7 +174,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        return torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.bias, "none", [], "")
+        rows = hidden.flatten(0, -2)
+        if padding := -len(rows) % ROWS:
+            rows = torch.cat([rows, rows.new_zeros(padding, rows.shape[1])])
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+        return out[: len(rows) - padding].unflatten(0, hidden.shape[:-1])
 
 
 def pack_linear(module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -120,3 +121,18 @@ def test_many_keys_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "KEYS", 100)
     assert len(attention.View(forest, places, whole.device, whole.dtype).read) > 5
     assert torch.allclose(backbone(forest, places), whole, atol=1e-5)
+
+
+def test_numbers_of_rows_cost_no_memory() -> None:
+    """oneDNN keeps code for every shape: 512 of them would be a quarter of a gigabyte."""
+    linear = torch.nn.Linear(256, 256)
+    layers = torch.nn.Sequential(linear)
+    attention.pack_linear(layers)
+    rows = torch.randn(1, 512, 256)
+    with torch.inference_mode():
+        expected = linear(rows)
+        layers(rows)
+        before = psutil.Process().memory_full_info().uss
+        for count in range(1, 513):
+            torch.testing.assert_close(layers(rows[:, :count]), expected[:, :count], rtol=1e-4, atol=1e-4)
+        assert psutil.Process().memory_full_info().uss - before < 64 << 20
