@@ -40,6 +40,7 @@ from minos_ray.store.run import Manifest, Run
 
 NAME = "report.html"
 SCRIPTS = ("browser_data.js", "browser_view.js", "browser.js")
+COSTS = {"tokens": "generated", "dropped_tokens": "of them in no candidate", "verifier_tokens": "read by the verifier"}
 MINUS = "\u2212"
 
 
@@ -94,6 +95,7 @@ def context(facts: Facts) -> dict[str, Any]:
         "config": facts.config,
         "config_yaml": yaml.safe_dump(facts.config.model_dump(mode="json"), sort_keys=False),
         "critic": critic(facts),
+        "searched": searched(facts),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "n": headline(evaluation),
         "problems": compared(evaluation),
@@ -141,6 +143,19 @@ def critic(facts: Facts) -> str:
     if "critiques" in facts.manifests and "import" in facts.manifests["critiques"].inputs:
         return "imported"
     return "by the miniature's own critic server" if section.base_url == "offline" else f"by {section.model}"
+
+
+def searched(facts: Facts) -> str:
+    """How `minos search` has made the candidates and what of; empty where they were sampled or imported."""
+    manifest = facts.manifests.get("candidates")
+    if manifest is None or "method" not in manifest.details:
+        return ""
+    method, verifier = manifest.details["method"], manifest.details["verifier"]
+    names = {"beam": "beam search", "dvts": "diverse verifier tree search", "particles": "particle filtering"}
+    tokens = {name: manifest.counts[name] / max(manifest.counts["problems"], 1) for name in COSTS}
+    cost = ", ".join(f"{words} {tokens[name]:,.0f}" for name, words in COSTS.items())
+    guide = f" guided by {verifier}" if verifier else " without a verifier"
+    return f"{names.get(method, method)} of width {facts.config.search.width}{guide}; tokens per problem: {cost}"
 
 
 class Strips:
