@@ -11,7 +11,7 @@ from minos_ray.config.base import Section, Seed
 from minos_ray.config.endpoints import check_address, check_body, check_headers
 from minos_ray.config.resources import Observe, Resources
 from minos_ray.config.study import Study, Sweep
-from minos_ray.config.training import VERIFIERS, Pretrain, Reward, Sft, StepEncoding
+from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Reward, Sft, StepEncoding
 
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
 InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]
@@ -295,6 +295,7 @@ class Config(Section):
     critique: Critique = Critique()
     error_analysis: ErrorAnalysis = ErrorAnalysis()
     sft: Sft = Sft()
+    dpo: Dpo = Dpo()
     reward: Reward = Reward()
     score: Score = Score()
     evaluate: Evaluate = Evaluate()

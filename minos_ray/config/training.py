@@ -105,6 +105,14 @@ class Sft(Train):
     agreeing: bool = Field(True, description="bought critiques that contradict the labels are left out")
 
 
+class Dpo(Train):
+    """Preferences instead of imitation (Rafailov et al. 2023, appendix B: beta 0.1, 64 pairs a step, lr 1e-6)."""
+
+    beta: float = Field(0.1, gt=0, description="how dear it is to leave the start model; smaller: further away")
+    lr: float = Field(1e-6, gt=0)
+    batch_rows: int = Field(128, ge=2, description="two rows a pair")
+
+
 class Reward(Train):
     """Stage 2, the same for base and Minos. Paper: 440k rows, batch 512, 1 epoch, length 512; lr not given."""
 

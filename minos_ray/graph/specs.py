@@ -55,7 +55,7 @@ APART = ("sweep", "study")
 # What most artefacts are made from.
 DATA = ("problems", "candidates", "labels")
 # What no trial of a study depends on.
-NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "search", "sweep", "error_analysis")
+NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "search", "sweep", "error_analysis", "dpo")
 # What decides which problems stage 2 holds out: stage 1 must not learn from them either.
 HELD_OUT_BY = ("reward.eval_rows", "reward.wrong_share", "reward.seed", "reward.consensus")
 # Another policy or second opinion makes no completions again.

@@ -121,14 +121,16 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> fl
 class Micro(NamedTuple):
     """A packed micro-batch: the rows one after the other, as `Objective.forward` takes it.
 
-    `ids` [tokens], `lengths` [rows]; `positions` [n], trained indices into the ids, with their `targets` [n] (none for
-    a language model); `language`, the indices of a verifier's language loss; `element_ids` [n], a number for each
-    trained position that no other has in this table and salt, from which dropout is drawn; `rows` [n] and `problems`
-    [n], the numbers of the row and of the group of rows that each trained position belongs to.
+    `ids` [tokens], `lengths` [rows]; the first `shared` [rows] tokens of a row are those of the row before it, and are
+    left out of `ids`. `positions` [n] are trained indices into the rows one after the other, with their `targets` [n]
+    (none for a language model); `language`, the indices of a verifier's language loss; `element_ids` [n], a number for
+    each trained position that no other has in this table and salt, from which dropout is drawn; `rows` [n] and
+    `problems` [n], the numbers of the row and of the group of rows that each trained position belongs to.
     """
 
     ids: np.ndarray
     lengths: np.ndarray
+    shared: np.ndarray
     positions: np.ndarray
     targets: np.ndarray
     language: np.ndarray
@@ -141,10 +143,14 @@ def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
     """Packs the chosen rows. No rows give one token at which nothing is trained: every rank makes as many passes."""
     if not len(chosen):
         none = np.zeros(0, np.int64)
-        return Micro(np.zeros(1, np.int64), np.ones(1, np.int64), none, np.zeros(0, np.float32), none, none, none, none)
+        zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+        return Micro(zero, one, zero, none, np.zeros(0, np.float32), none, none, none, none)
     lengths = rows.lengths[chosen].astype(np.int64)
     starts = np.cumsum(lengths) - lengths
-    ids = [rows.ids[rows.starts[row] : rows.starts[row + 1]] for row in chosen]
+    follows = np.append(False, np.diff(chosen) == 1)  # a row alone has its first tokens itself
+    shared = np.where(follows, rows.shared[chosen], 0).astype(np.int64)
+    bounds = zip(rows.starts[chosen] + shared, rows.starts[chosen + 1], strict=True)
+    ids = [rows.ids[first:last] for first, last in bounds]
     positions = [rows.row_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
     targets = [rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]] for row in chosen]
     language = [rows.language_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
@@ -153,4 +159,5 @@ def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
     groups = row_of if rows.groups is None else np.cumsum(np.append(False, group_begins(chosen, rows.groups)))[row_of]
     element_ids = np.concatenate(numbers) + (salt % (1 << 31) << 32)
     texts = np.concatenate(ids).astype(np.int64)
-    return Micro(texts, lengths, *map(np.concatenate, (positions, targets, language)), element_ids, row_of, groups)
+    joined_up = map(np.concatenate, (positions, targets, language))
+    return Micro(texts, lengths, shared, *joined_up, element_ids, row_of, groups)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from minos_ray import __version__
 from minos_ray.config.resources import Observe, Workers
 from minos_ray.config.schema import Config, Model
-from minos_ray.config.training import BINARY, Kind, Pretrain, Reward, Sft, StepEncoding, Train
+from minos_ray.config.training import BINARY, Dpo, Kind, Pretrain, Reward, Sft, StepEncoding, Train
 from minos_ray.steps import encoding
 from minos_ray.steps.tokens import REQUEST
 from minos_ray.store.model_files import absolute
@@ -66,7 +66,7 @@ class Job(BaseModel):
     kind: Kind
     start: Model
     table: Table
-    section: Pretrain | Sft | Reward
+    section: Pretrain | Sft | Dpo | Reward
     workers: Workers
     key: str
     observe: Observe = Observe()
@@ -96,6 +96,11 @@ class Job(BaseModel):
     def lm_weight(self) -> float:
         """Weight of a verifier's language loss on right solutions."""
         return self.section.lm_weight if isinstance(self.section, Reward) else 0.0
+
+    @property
+    def beta(self) -> float | None:
+        """Beta of a training on preferences, None of any other."""
+        return self.section.beta if isinstance(self.section, Dpo) else None
 
     @property
     def loss(self) -> str:
@@ -142,14 +147,14 @@ def make_job(
     kind: Kind,
     start: Model,
     table: Table,
-    section: Pretrain | Sft | Reward,
+    section: Pretrain | Sft | Dpo | Reward,
     config: Config,
 ) -> Job:
     """The training of a table of rows; the artefact must have been begun. UserError when LoRA cannot be used."""
     if section.lora is not None:
         from minos_ray.training import lora, memory
 
-        key = "sft.lora" if kind == "lm" else "reward.lora"
+        key = f"{type(section).__name__.lower()}.lora"
         lora.require_peft(key)
         lora.require_targets(key, section.lora, memory.shape_of(start, run).linears)
     inputs = {"artefact": run.artefact(artefact).begun(), "train": table.train, "held_out": table.held_out}
@@ -178,6 +183,7 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
         description = f"{RANKED[job.kind]} The sigmoid is no calibrated chance, for the loss was `{job.loss}`."
     settings = job.section.model_dump(include=set(Train.model_fields) - {"lora"})
     settings |= {"lm_weight": job.lm_weight, "dropout": job.dropout, "weights of step": details["weights_of_step"]}
+    settings |= {"beta": job.beta} if job.beta is not None else {}
     if lora is not None:
         values = lora.model_dump() | {"targets": ", ".join(lora.targets)}
         settings |= {f"lora {key}": value for key, value in values.items()}

@@ -21,13 +21,16 @@ from minos_ray.store import model_files
 from minos_ray.store.run import Run
 from minos_ray.training import batches, calibration, engine, heads, lora, models, trial
 from minos_ray.training.batches import pack
-from minos_ray.training.checkpoint import Checkpoints
+from minos_ray.training.checkpoint import Checkpoints, from_rank_0
 from minos_ray.training.job import Job, card
 from minos_ray.training.log import Log, Record, classification, curve, held_out_losses, losses, pair_accuracy
 from minos_ray.training.losses import Losses, Objective, disable_dropout, restore_dropout
 from minos_ray.training.packing import longest_together
 from minos_ray.training.rows import Rows
 from minos_ray.training.verifier_losses import computed
+
+# Pairs' rows whose reference is stored at once: what a kill can cost.
+REFERENCE_ROWS = 8192
 
 
 class Training:
@@ -43,18 +46,22 @@ class Training:
         self.dropout_rates = disable_dropout(self.model)
         vocabulary = models.vocabulary_head(self.model, path) if job.lm_weight else None
         self.loss = resolve(job.loss)
-        objective = Objective(self.model, job.kind, vocabulary, job.dropout, self.loss)
+        objective = Objective(self.model, job.kind, vocabulary, job.dropout, self.loss, job.beta)
         self.engine = engine.start(objective, job.section, job.workers)
         self.slower = trial.choose(self.forward, objective, job.workers.packing, job.start.model)
         padded, together = not objective.way.packed, longest_together(self.model.config.get_text_config())
         self.room = batches.Room(job.workers.micro_tokens, padded, together)
         self.train, self.held_out = (Rows.read(run, f"{job.table.name}-{part}") for part in ("train", "held-out"))
         if self.train.groups is not None and self.train.lengths.max() > together:
+            section = "reward" if job.beta is None else "dpo"
             raise UserError(
-                f"reward.max_length: model '{job.start.model}' encodes rows of more than {together} tokens otherwise "
-                "than shorter ones beside them, so that they cannot be compared; lower it to that"
+                f"{section}.max_length: model '{job.start.model}' encodes rows of more than {together} tokens "
+                "otherwise than shorter ones beside them, so that they cannot be compared; lower it to that"
             )
-        self.steps = job.steps
+        self.steps, self.reference = job.steps, f"train/reference/{job.key}"
+        if job.beta is not None:
+            for part, rows in (("train", self.train), ("held-out", self.held_out)):
+                self.refer(rows, part)
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
         self.log = Log(run, job.name, self.history, self.tracking(), self.slower) if self.rank == 0 else None
@@ -126,13 +133,34 @@ class Training:
 
     def micro_batches(self, rows: Rows, chosen: np.ndarray) -> list[list[np.ndarray]]:
         """The packs of each rank, of the chosen rows."""
-        return batches.layout(chosen, rows.lengths, self.world, self.room, rows.groups)
+        lengths = rows.lengths if self.room.padded else rows.lengths - rows.shared
+        return batches.layout(chosen, lengths, self.world, self.room, rows.groups)
+
+    @torch.no_grad()
+    def refer(self, rows: Rows, part: str) -> None:
+        """Gives pairs the start model's log-probabilities as targets, which the first call stores block by block."""
+        rows.targets, rows.target_starts = np.zeros(len(rows.positions), np.float32), rows.position_starts
+        for first in range(0, len(rows), REFERENCE_ROWS):
+            last = min(first + REFERENCE_ROWS, len(rows))
+            block, name = slice(*rows.position_starts[[first, last]]), f"{self.reference}/{part}-{first}.float32"
+            if not from_rank_0(self.run.exists(name)):
+                parts = self.judge(rows, np.arange(first, last))[1]
+                for chosen, logs in parts:
+                    of_row = np.split(logs, np.cumsum(rows.position_counts[chosen])[:-1])
+                    for row, values in zip(chosen, of_row, strict=True):
+                        rows.targets[rows.position_starts[row] : rows.position_starts[row + 1]] = values
+                if self.rank == 0:
+                    self.run.write_bytes(name, rows.targets[block].tobytes())
+                dist.barrier()
+            rows.targets[block] = np.frombuffer(self.run.read_bytes(name), np.float32)
 
     def count(self, rows: Rows, micros: list[list[np.ndarray]]) -> float:
         """What the loss of these packs of all ranks is divided by: trained positions, or what a verifier's loss counts.
 
         It is known before any pass: a loss counts by targets and numbers alone.
         """
+        if self.job.beta is not None:
+            return sum(len(micro) for rank in micros for micro in rank) // 2
         if self.job.kind == "lm":
             return int(sum(rows.position_counts[micro].sum() for rank in micros for micro in rank))
         total = 0.0
@@ -152,25 +180,25 @@ class Training:
         if not len(self.held_out) or step in held_out_losses(self.history):
             return
         start = time.monotonic()
-        loss, parts = self.judge_held_out()
+        loss, parts = self.judge(self.held_out, np.arange(len(self.held_out)))
         self.record("eval", step, start, loss=loss, **self.measures(parts))
 
     @torch.no_grad()
-    def judge_held_out(self) -> tuple[float, list[tuple[np.ndarray, np.ndarray]]]:
-        """The mean loss on the held-out rows, and of every rank the rows and their logits."""
+    def judge(self, rows: Rows, chosen: np.ndarray) -> tuple[float, list[tuple[np.ndarray, np.ndarray]]]:
+        """The mean loss on the chosen rows, and of every rank its rows and their logits: log-probabilities of pairs."""
         self.engine.eval()
-        layout = self.micro_batches(self.held_out, np.arange(len(self.held_out)))
-        micros = layout[self.rank]
+        layout = self.micro_batches(rows, chosen)
+        micros, needed = layout[self.rank], self.job.kind != "lm" or self.job.beta is not None
         total, logits = torch.zeros((), device=self.engine.device), []
         for micro in micros:
-            sums = self.forward(self.held_out, micro)
+            sums = self.forward(rows, micro)
             total += sums.main
-            logits.append(sums.logits.cpu().numpy() if self.job.kind != "lm" else np.zeros(0))
+            logits.append(sums.logits.cpu().numpy() if needed else np.zeros(0))
         self.engine.train()
         dist.all_reduce(total)
         parts: list[Any] = [None] * self.world
         dist.all_gather_object(parts, (np.concatenate(micros), np.concatenate(logits)))
-        return total.item() / (self.count(self.held_out, layout) or 1), parts
+        return total.item() / (self.count(rows, layout) or 1), parts
 
     def held_out_targets(self, rows: np.ndarray) -> np.ndarray:
         """The targets of these held-out rows, one row after the other, as their logits are."""
@@ -179,10 +207,14 @@ class Training:
 
     def measures(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
         """Metrics of a verifier over all ranks' logits; for a PRM also of its lowest step against the outcome."""
-        if self.job.kind == "lm":
+        if self.job.kind == "lm" and self.job.beta is None:
             return {}
         rows, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         counts = self.held_out.position_counts[rows]
+        if self.job.beta is not None:
+            sums = np.add.reduceat(logits - self.held_out_targets(rows), np.cumsum(counts) - counts)
+            margins = self.job.beta * (sums[::2] - sums[1::2])
+            return {"accuracy": float((margins > 0).mean()), "margin": float(margins.mean())}
         measures = classification(logits, self.held_out_targets(rows))
         lowest, correct = np.minimum.reduceat(logits, np.cumsum(counts) - counts), self.held_out.correct[rows]
         if self.job.kind == "prm":
@@ -227,12 +259,14 @@ class Training:
             table = self.job.table
             counts = {"rows": table.rows, "held_out": table.held_out_rows, **table.sources}
             artefact.complete(counts, table.dropped, details | tracked)
+            self.run.delete(self.reference)
         self.checkpoints.close()
         self.engine.destroy()
 
     def calibrate(self) -> dict[str, Any]:
         """`calibration.calibrate` of the weights that are saved, on the held-out rows; the same on every rank."""
-        rows, logits = (np.concatenate(arrays) for arrays in zip(*self.judge_held_out()[1], strict=True))
+        held_out = self.judge(self.held_out, np.arange(len(self.held_out)))
+        rows, logits = (np.concatenate(arrays) for arrays in zip(*held_out[1], strict=True))
         weights = calibration.natural_weights(self.held_out.correct[rows].astype(bool), self.job.table.right_share)
         of_target = np.repeat(weights, self.held_out.position_counts[rows])
         return calibration.calibrate(logits.astype(np.float64), self.held_out_targets(rows), of_target, len(rows))

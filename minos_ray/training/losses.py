@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from minos_ray.config.training import Kind
 from minos_ray.training import packing, vocabulary
@@ -45,16 +46,23 @@ FEW = 0.25
 class Objective(nn.Module):
     """Wraps a transformers model; `forward` gives the losses summed over their positions.
 
-    `lm`: cross-entropy of the next token. `orm`, `prm`: `loss` of a scalar head's logits against the targets; with a
-    `vocabulary` head also the language loss on right solutions (Cobbe et al. 2021, section 4.2: a joint objective).
+    `lm`: cross-entropy of the next token; with `beta` DPO's loss of pairs (`preferences`). `orm`, `prm`: `loss` of a
+    scalar head's logits against the targets; with a `vocabulary` head also the language loss on right solutions (Cobbe
+    et al. 2021, section 4.2: a joint objective).
     In training `dropout` zeroes that fraction of what the scalar head reads.
     """
 
     def __init__(
-        self, model: Any, kind: Kind, words: nn.Linear | None = None, dropout: float = 0.0, loss: Loss = binary
+        self,
+        model: Any,
+        kind: Kind,
+        words: nn.Linear | None = None,
+        dropout: float = 0.0,
+        loss: Loss = binary,
+        beta: float | None = None,
     ) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.beta = loss, beta
         self.model, self.kind, self.vocabulary, self.dropout = model, kind, words, dropout
         self.attention = model.config._attn_implementation  # as transformers has chosen it
         head = model.get_output_embeddings() if kind == "lm" else words
@@ -75,6 +83,7 @@ class Objective(nn.Module):
         self,
         ids: torch.Tensor,
         lengths: torch.Tensor,
+        shared: torch.Tensor,
         positions: torch.Tensor,
         targets: torch.Tensor,
         language: torch.Tensor,
@@ -83,6 +92,8 @@ class Objective(nn.Module):
         problems: torch.Tensor,
     ) -> Losses:
         """The fields of `batches.Micro`; sums over no positions are zero and give zero gradients."""
+        if self.beta is not None:
+            return self.preferences(ids, packing.Packed(lengths, shared=shared), positions, targets, rows)
         read_at = positions if self.vocabulary is None else torch.unique(torch.cat([positions, language]))
         packed = packing.Packed(lengths, read_at if 0 < len(read_at) <= FEW * len(ids) else None)
         if self.way.by_model:
@@ -103,6 +114,36 @@ class Objective(nn.Module):
             return Losses(main, zero, read, logits)
         words, _ = self.vocabulary(hidden[language], ids[language + 1])
         return Losses(main, words, read, logits)
+
+    def preferences(
+        self,
+        ids: torch.Tensor,
+        packed: packing.Packed,
+        positions: torch.Tensor,
+        reference: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> Losses:
+        """DPO's loss summed over pairs (Rafailov et al. 2023, equation 7): -log sigmoid of `beta` times the margin.
+
+        `logits` are the log-probabilities [n] of the next tokens, `reference` [n] those of the reference model; the
+        chosen row of a pair is followed by the rejected one. A row without a partner has no loss.
+        """
+        assert self.beta is not None
+        next_ids = ids[packed.tokens[positions + 1]]
+        if self.way.by_model:
+            logits = self.model(input_ids=packed.padded(ids), use_cache=False).logits.float().flatten(0, 1)
+            read = logits.new_zeros(())
+            places = (packed.rows * packed.longest + packed.offsets)[positions]
+            logs = torch.log_softmax(logits[places], -1).gather(1, next_ids[:, None])[:, 0]
+        elif self.head_is_known:
+            read = self.hidden(ids, packed)[packed.tokens[positions]]
+            logs = self.head()(read, next_ids, summed=False)
+        else:
+            raise packing.NotPackable("its vocabulary head is more than a linear layer and a scale")
+        sums = logs.new_zeros(len(packed.lengths)).index_add(0, rows, logs - reference)
+        pairs = sums[: len(sums) // 2 * 2].view(-1, 2)
+        main = functional.softplus(self.beta * (pairs[:, 1] - pairs[:, 0])).sum()
+        return Losses(main, main.new_zeros(()), read, logs)
 
     def hidden(self, ids: torch.Tensor, packed: packing.Packed) -> torch.Tensor:
         """Hidden states of the packed rows, [tokens, width], right where the model is read."""

@@ -69,30 +69,58 @@ class Packed:
     """Where the rows of a packed sequence begin and end; `lengths` is [rows], on the device of the model.
 
     `read_at` [n] are the only tokens at which the model is read, None when there are too many to gain from it.
+    `shared` [rows]: so many first tokens of a row are those of the row before and lie in the sequence once, as part of
+    that one, whose own are none of another's. None when no row shares any.
     """
 
-    def __init__(self, lengths: torch.Tensor, read_at: torch.Tensor | None = None) -> None:
-        self.lengths, self.read_at = lengths, read_at
+    def __init__(
+        self, lengths: torch.Tensor, read_at: torch.Tensor | None = None, shared: torch.Tensor | None = None
+    ) -> None:
+        self.lengths, self.read_at, self.shared = lengths, read_at, shared
         self.longest = int(lengths.max())
         self.starts = functional.pad(lengths.cumsum(0), (1, 0))
 
     @cached_property
+    def rows(self) -> torch.Tensor:
+        """[places]: the row of each place, where a place is one of a row's, also if its token is of the row before."""
+        return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
+
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """[places]: how far into its row each place is."""
+        return torch.arange(len(self.rows), device=self.rows.device) - self.starts[self.rows]
+
+    @cached_property
+    def own(self) -> torch.Tensor:
+        """[tokens]: the place of each token in the row that it belongs to."""
+        places = torch.arange(len(self.rows), device=self.rows.device)
+        return places if self.shared is None else places[self.offsets >= self.shared[self.rows]]
+
+    @cached_property
+    def tokens(self) -> torch.Tensor:
+        """[places]: the token at each place."""
+        if self.shared is None:
+            return self.own
+        shares = self.offsets < self.shared[self.rows]
+        numbers = (~shares).cumsum(0) - 1
+        before = self.starts[(self.rows - 1).clamp(min=0)] + self.offsets
+        return torch.where(shares, numbers[before.clamp(max=len(numbers) - 1)], numbers)
+
+    @cached_property
     def position_ids(self) -> torch.Tensor:
         """[1, tokens]: positions begin at 0 in every row."""
-        first = torch.repeat_interleave(self.starts[:-1], self.lengths)
-        return (torch.arange(len(first), device=first.device) - first)[None]
+        return self.offsets[self.own][None]
 
     @cached_property
     def grid(self) -> torch.Tensor:
         """[rows * longest]: the token at each place of the grid; places after a row's end repeat its last token."""
         places = torch.arange(self.longest, device=self.lengths.device).minimum(self.lengths[:, None] - 1)
-        return (self.starts[:-1, None] + places).flatten()
+        return self.tokens[(self.starts[:-1, None] + places).flatten()]
 
     @cached_property
     def in_grid(self) -> torch.Tensor:
         """[tokens]: the place of each token in the grid."""
-        rows = torch.arange(len(self.lengths), device=self.lengths.device)
-        return torch.repeat_interleave(rows, self.lengths) * self.longest + self.position_ids[0]
+        return (self.rows * self.longest + self.offsets)[self.own]
 
     @cached_property
     def read_grid(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,11 +261,13 @@ def varlen(
 
     ends = packed.starts.to(torch.int32)
     q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
+    if packed.shared is not None:
+        q, k, v = (states.index_select(0, packed.tokens) for states in (q, k, v))
     size = (-1 if window is None else window - 1, 0)
     longest = packed.longest
     attended = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=size, enable_gqa=True)
     assert isinstance(attended, torch.Tensor)  # a tuple only when more is asked for
-    return attended[None]
+    return (attended if packed.shared is None else attended.index_select(0, packed.own))[None]
 
 
 class ReadOnly:

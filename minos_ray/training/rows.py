@@ -4,7 +4,8 @@ A row is `ids` (tokens), `positions` (indices in `ids` where the model's output 
 position for verifiers, 1 for correct; empty for language models, whose target is the next token). `first` is the index
 of the solution's first token: a verifier's language loss is on the tokens from there.
 `problem_id` keeps held-out rows apart; `correct` is the outcome, null for language models. Where a loss compares
-solutions, `group` numbers those that it compares: they lie one after the other.
+solutions, `group` numbers those that it compares: they lie one after the other. Of a pair of texts `shared` says how
+many of the second one's first tokens are the first one's.
 """
 
 import math
@@ -49,8 +50,11 @@ SCHEMA = pa.schema(
 def as_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows with the schema of this module."""
     rows = list(rows)
-    grouped = bool(rows) and "group" in rows[0]
-    return pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("group", pa.int32())) if grouped else SCHEMA)
+    schema = SCHEMA
+    for name in ("group", "shared"):
+        if rows and name in rows[0]:
+            schema = schema.append(pa.field(name, pa.int32()))
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def language_row(problem_id: str, ids: list[int], first: int) -> dict[str, Any]:
@@ -72,7 +76,8 @@ class Rows:
     """Rows in memory as flat arrays.
 
     Row `r` has the tokens `ids[starts[r] : starts[r + 1]]`, [tokens]; positions and targets lie likewise. `lengths`,
-    `position_counts` and `language_counts` (tokens of right solutions) are [rows]; so are `groups`, None without any.
+    `position_counts` and `language_counts` (tokens of right solutions) are [rows]; so are `groups`, None without any,
+    and `shared`, 0 without any.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -84,6 +89,8 @@ class Rows:
         self.correct = np.array(table["correct"].to_pylist(), dtype=object)
         self.groups = table["group"].to_numpy() if "group" in table.column_names else None
         self.lengths = np.diff(self.starts)
+        pairs = "shared" in table.column_names
+        self.shared = table["shared"].to_numpy() if pairs else np.zeros(len(self.lengths), np.int32)
         self.position_counts = np.diff(self.position_starts)
         # Only right solutions are worth imitating.
         self.language_counts = np.where(self.correct.astype(bool), self.lengths - self.first, 0)

@@ -20,6 +20,7 @@ from minos_ray.training.rows import Rows, as_table, language_row
 Forward = Callable[[Rows, np.ndarray], Losses]
 
 LENGTHS = (11, 7)
+SHARED = 4  # tokens of both rows where pairs are trained
 # The attention of transformers as models are written, without any kernel.
 EAGER = "eager"
 # Differences that are rounding, of hidden states and of logits (see `relative` and `mean_difference`): fp32 and half.
@@ -88,6 +89,10 @@ def short_rows(objective: Objective) -> Rows:
         if objective.kind != "lm":
             positions = [length - 1] if objective.kind == "orm" else [length // 2, length - 1]
             row |= {"positions": positions, "targets": [1.0] * len(positions), "correct": True}
+        elif objective.beta is not None:
+            ids[:SHARED] = rows[0]["ids"][:SHARED] if rows else ids[:SHARED]
+            row = {**language_row("0", ids, SHARED), "group": 0, "shared": SHARED if rows else 0}
+            row["targets"] = [0.0] * (length - SHARED)
         rows.append(row)
     return Rows(as_table(rows))
 

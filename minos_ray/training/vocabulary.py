@@ -4,6 +4,7 @@ Logits are made, used and thrown away for a few places at a time, and their grad
 al. 2024, Liger Kernel, section 3.2): what is kept is of the size of the hidden states and of the head itself.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +30,15 @@ class VocabularyHead(nn.Linear):
 
     scales: Scales
 
-    def forward(self, input: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        """Logits; with `targets` [places] their summed cross-entropy and each one's log-probability, both in fp32."""
+    def forward(self, input: torch.Tensor, targets: torch.Tensor | None = None, summed: bool = True) -> Any:
+        """Logits; with `targets` [places] their summed cross-entropy and each one's log-probability, both in fp32.
+
+        Without `summed` the log-probabilities alone, which then have gradients of their own.
+        """
         if targets is None:
             return super().forward(input)
+        if not summed:
+            return TokenLogs.apply(input, self.weight, self.bias, targets, self.scales)
         return NextToken.apply(input, self.weight, self.bias, targets, self.scales, torch.is_grad_enabled())
 
 
@@ -66,9 +72,7 @@ class NextToken(torch.autograd.Function):
         ctx.gradients = [g if with_gradients and need else None for g, need in zip(sums, needed, strict=True)]
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         logs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        size = max(1, CHUNK_BYTES // (4 * len(weight)))
-        for start in range(0, len(targets), size):
-            part = slice(start, start + size)
+        for part in parts(len(targets), len(weight)):
             logs[part] = one_chunk(hidden[part], weight, bias, targets[part], scales, ctx.gradients, part)
         ctx.mark_non_differentiable(logs)
         return -logs.sum(), logs
@@ -82,6 +86,47 @@ class NextToken(torch.autograd.Function):
         return (*(None if g is None else g.mul_(gradient).to(dtype) for g, dtype in pairs), None, None, None)
 
 
+class TokenLogs(torch.autograd.Function):
+    """Log-probabilities of tokens in chunks of places; the backward pass makes the logits of several chunks again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scales: Scales,
+    ) -> torch.Tensor:
+        """[places, width], [vocabulary, width], [vocabulary], [places] in, [places] out."""
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.scales = scales
+        logs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        for part in parts(len(targets), len(weight)):
+            logits, _ = scaled_logits(hidden[part], weight, bias, scales)
+            logs[part] = (logits.gather(1, targets[part, None]) - torch.logsumexp(logits, -1, keepdim=True))[:, 0]
+        return logs
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients, those of weights summed in fp32."""
+        (slopes,), (hidden, weight, bias, targets) = output_gradients, ctx.saved_tensors
+        wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        gradients = [torch.zeros_like(x, dtype=torch.float32) if need else None for x, need in wanted]
+        if gradients[0] is not None:
+            gradients[0] = torch.zeros_like(hidden)
+        for part in parts(len(targets), len(weight)):
+            one_chunk(hidden[part], weight, bias, targets[part], ctx.scales, gradients, part, -slopes[part, None])
+        pairs = zip(gradients, (hidden, weight, bias), strict=True)
+        return (*(None if g is None else g.to(x.dtype) for g, x in pairs), None, None)
+
+
+def parts(places: int, words: int) -> Iterator[slice]:
+    """Chunks of places whose logits exist at once."""
+    size = max(1, CHUNK_BYTES // (4 * words))
+    return (slice(start, start + size) for start in range(0, places, size))
+
+
 def one_chunk(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -90,16 +135,14 @@ def one_chunk(
     scales: Scales,
     gradients: list[torch.Tensor | None],
     part: slice,
+    factors: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Log-probabilities of the targets of one chunk; its gradients are added to `gradients` of hidden, weight, bias."""
+    """Log-probabilities of the targets of one chunk; its gradients are added to `gradients` of hidden, weight, bias.
+
+    They are of the cross-entropy of each place, times its one of `factors` [places, 1] where they are given.
+    """
     read = hidden if scales.before == 1 else hidden * scales.before
-    logits = product(read, weight, bias).float()
-    if scales.after != 1:
-        logits *= scales.after
-    slopes = None
-    if scales.cap is not None:
-        capped = torch.tanh_(logits.div_(scales.cap))
-        slopes, logits = 1 - capped.square(), capped * scales.cap
+    logits, slopes = scaled_logits(hidden, weight, bias, scales)
     total = torch.logsumexp(logits, -1, keepdim=True)
     logs = (logits.gather(1, targets[:, None]) - total)[:, 0]
     of_hidden, of_weight, of_bias = gradients
@@ -107,6 +150,8 @@ def one_chunk(
         return logs
     logits.sub_(total).exp_()
     logits.scatter_add_(1, targets[:, None], torch.full_like(total, -1.0))
+    if factors is not None:
+        logits.mul_(factors)
     if slopes is not None:
         logits.mul_(slopes)
     slope = (logits if scales.after == 1 else logits.mul_(scales.after)).to(hidden.dtype)
@@ -121,6 +166,19 @@ def one_chunk(
     if of_bias is not None:
         of_bias += slope.float().sum(0)
     return logs
+
+
+def scaled_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scales: Scales
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits [places, vocabulary] in fp32, and the slopes of the cap at them, None without one."""
+    logits = product(hidden if scales.before == 1 else hidden * scales.before, weight, bias).float()
+    if scales.after != 1:
+        logits *= scales.after
+    if scales.cap is None:
+        return logits, None
+    capped = torch.tanh_(logits.div_(scales.cap))
+    return capped * scales.cap, 1 - capped.square()
 
 
 def scales_of(model: Any, kind: str) -> Scales | None:

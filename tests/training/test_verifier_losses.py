@@ -102,7 +102,7 @@ def test_loss_and_gradients_are_those_of_a_loop_over_transformers(base: str, nam
             main = objective(*arrays).main
             main.backward()
             total += main.detach()
-            counted += float(computed(objective.loss, torch.zeros(len(arrays[3])), arrays[3], *arrays[6:])[1])
+            counted += float(computed(objective.loss, torch.zeros(len(arrays[4])), arrays[4], *arrays[7:])[1])
         gradient = torch.cat([p.grad.flatten() for p in objective.model.parameters()])
         assert counted == pytest.approx(count)
         assert total.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -16,15 +16,16 @@ import torch
 
 from minos_ray.config.resources import Observe, Workers
 from minos_ray.config.schema import Config, Model
-from minos_ray.config.training import Lora
+from minos_ray.config.training import Dpo, Lora
 from minos_ray.imports import bring
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
 from minos_ray.training.checkpoint import complete_checkpoints
+from minos_ray.training.dpo import preference_data, preference_job
 from minos_ray.training.job import Job, write_table
 from minos_ray.training.log import Record, read_log
 from minos_ray.training.reward import reward_data, verifier_jobs
-from minos_ray.training.rows import base_tokenizer
+from minos_ray.training.rows import base_tokenizer, read, train_questions
 from minos_ray.training.sft import critic_job
 from minos_ray.training.trainer import fit
 from tests.training.world import world
@@ -245,7 +246,39 @@ def comparing(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
             yield changed(run, like, f"{name}-{layout}", section=changes, **settings)
 
 
+def preferring(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
+    """DPO in several layouts, and by a worker that its tracker kills at step 12, after two checkpoints."""
+    config, run, start = trained.config, trained.run, f"{trained.folder}/base"
+    questions = train_questions(run)
+    pairs = [
+        {**row, "question": questions[row["problem_id"]], "chosen": verdict(row, True), "rejected": verdict(row, False)}
+        for row in read(run, "labels", ["candidate_id", "problem_id", "steps"])
+        if row["problem_id"] in questions
+    ]
+    section = Dpo(epochs=1.0, lr=1e-3, batch_rows=16, max_length=256, precision="fp32", eval_every=10, beta=0.5)
+    data = preference_data(base_tokenizer(config, run, critic=True), pairs, section)
+    run.artefact("models/dpo").begin({"for": "test"})
+    like = preference_job(run, "models/dpo", Model(model=start), data, config.model_copy(update={"dpo": section}))
+    alone = {"workers": 1, "save_every": 5}
+    yield changed(run, like, "dpo-one", **alone, micro_tokens=8192)
+    yield changed(run, like, "dpo-straight", **alone)
+    killed = changed(run, like, "dpo-killed", **alone)
+    options = {"path": f"{trained.folder}/dpo-killed.jsonl", "kill_at": 12}
+    yield killed.model_copy(update={"observe": Observe(tracker=TRACKER, options=options)})
+    yield changed(run, like, "dpo-padded", packing="off")
+    yield changed(run, like, "dpo-zero3", zero=3)
+    yield changed(run, like, "dpo-adapter", section={"lora": Lora(**ADAPTER)}, zero=2)
+
+
+def verdict(row: dict[str, Any], says: bool) -> str:
+    """A critique; those of some pairs differ from the first word on, and in length."""
+    lines = 1 + int(says and row["candidate_id"].endswith("3"))
+    text = f"{says}: " if row["candidate_id"].endswith("4") else "So it is. This step is correct.\n" * lines
+    return f"{text}The final answer is {says}."
+
+
 PLANS = {
+    "test_dpo": preferring,
     "test_invariants": layouts,
     "test_artefacts": artefacts,
     "test_lora": adapters,
