@@ -62,10 +62,12 @@ def one_stage(arguments: argparse.Namespace) -> None:
     if arguments.command == "evaluate":
         import json
 
+        from minos_ray.report.budget import budget_text
         from minos_ray.report.statement import category_tables
 
-        if tables := category_tables(json.loads(run.read_bytes(manifest.artefact))):
-            print(f"\n{tables}")
+        evaluation = json.loads(run.read_bytes(manifest.artefact))
+        for text in filter(None, (category_tables(evaluation), budget_text(evaluation))):
+            print(f"\n{text}")
 
 
 @contextmanager

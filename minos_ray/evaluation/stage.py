@@ -16,14 +16,17 @@ import pyarrow.compute as pc
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
-from minos_ray.evaluation import outcomes, verdicts
+from minos_ray.evaluation import outcomes, robust, verdicts
 from minos_ray.evaluation.answers import KINDS, Keys
 from minos_ray.evaluation.blocks import add_blocks
 from minos_ray.evaluation.candidates import Block, plan_blocks
 from minos_ray.evaluation.categories import by_category, read_categories
+from minos_ray.evaluation.choices import Choices
 from minos_ray.evaluation.comparison import Selected, compare
+from minos_ray.evaluation.compute import compute, prices
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
 from minos_ray.evaluation.methods import CRITIC
+from minos_ray.evaluation.precision import Precision
 from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
 from minos_ray.observe.progress import Progress
 from minos_ray.observe.tracker import Tracking
@@ -59,21 +62,29 @@ def evaluate(config: Config, run: Run) -> Manifest:
         # A model that was trained again since has another line than the one in these scores.
         of_now = [name for name in verifiers if is_made_from(run, f"scores/{name}", f"models/{name}")]
         judged, errors = Judged(platts_of(run, of_now), config.score.aggregation), ErrorTally()
-        tally = CandidateTally()
-        for problems in add_blocks(run, plan, verifiers, (selected, judged, errors, tally), keys):
+        tally, precision = CandidateTally(), Precision(selected.ns, selected.headline)
+        choices = Choices.for_sizes(plan.sizes, config.evaluate, selected.ns, selected.headline, verifiers)
+        parts = (selected, judged, errors, tally, precision, choices)
+        for problems in add_blocks(run, plan, verifiers, parts, keys):
             progress.advance(problems)
     categories = read_categories(run, selected.problems)
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
+    values = selected.outcomes()
+    chosen, columns = robust.contents(choices, values)
+    price = prices(config, run, choices)
     content = {
         **compare(selected),
-        "categories": by_category(categories, selected.outcomes(), selected.headline, config.evaluate),
+        "categories": by_category(categories, values, selected.headline, config.evaluate),
         "meta": judged.rows(),
         "calibration": judged.calibration(),
         "errors": errors_by_split(run, errors),
         "counts": {**tally.counts(), "missing": missing, "dropped": dropped},
+        **chosen,
+        "peaks": precision.rows(),
+        "compute": compute(choices, columns, price) if price else {},
     }
-    outcomes.write(run, selected.outcomes(), selected.headline, pa.array(selected.problems, pa.string()))
+    outcomes.write(run, values, selected.headline, pa.array(selected.problems, pa.string()))
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
     tracked = track(config, run, content)
     counts = {name: tally.sums[name] for name in ("problems", "candidates")}

@@ -24,6 +24,9 @@ METHOD_NAMES = {
     "weighted-vote-log-odds": "vote weighted by log-odds",
     "critic-filtered-weighted-vote": "critic-filtered weighted vote",
     "critic-filtered-best-of-n": "critic-filtered best-of-n",
+    "shrunk-vote": "shrunk vote",
+    "top-vote": "vote among the top",
+    "pessimistic": "pessimistic mean score",
 }
 # The paper's ways to choose (and the bounds); all others stand in a table of their own.
 MAIN = ("pass@1", "pass@n", "self-consistency", "best-of-n", "weighted-vote", "critic-filtered-vote")

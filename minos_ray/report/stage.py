@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from minos_ray.config.load import Config
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.report import figures, paper
+from minos_ray.report import budget, figures, paper
 from minos_ray.report.canvas import HEAT, TINT
 from minos_ray.report.gather import Facts, gather, leading, trial_metrics
 from minos_ray.report.results import (
@@ -104,6 +104,9 @@ def context(facts: Facts) -> dict[str, Any]:
         "strips": Strips(methods),
         "gains": gains(evaluation),
         "categories": categories(evaluation),
+        "budgets": budget.best_rows(evaluation),
+        "peak_lines": budget.peak_lines(evaluation),
+        "way_name": budget.way_name,
         "not_adjusted": NOT_ADJUSTED,
         "has_p": any(d.p is not None for d in differences(evaluation)),
         "dataset": paper.DATASETS[dataset],
@@ -126,6 +129,8 @@ def context(facts: Facts) -> dict[str, Any]:
         "trends": trend_rows(facts.trend),
         "figures": {
             "accuracy": figures.accuracy_over_n(evaluation),
+            "cost": budget.accuracy_over_cost(evaluation),
+            "peaks": budget.peaks(evaluation),
             "forest": figures.forest(gains(evaluation)),
             "convergence": figures.convergence(facts.curves, reaches(facts.curves)),
             "calibration": figures.calibration(facts.calibration),

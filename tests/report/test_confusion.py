@@ -46,6 +46,6 @@ def test_the_page_has_them_where_the_critic_was_asked(copy: Run) -> None:
     values["errors"]["critic"] = by_critic(ROWS)
     put_evaluation(copy, values)
     found = Page(page(copy))
-    assert found.open == [] and found.tags["svg"] == 8
+    assert found.open == [] and found.tags["svg"] == 10
     assert "Of 40 wrong steps" in found.text and "90.0 %" in found.text and "unreadable line 1" in found.text
     assert "train candidates" in found.text and "inserted errors" in found.text

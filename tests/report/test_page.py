@@ -127,7 +127,7 @@ def test_all_parts_are_there(html: str) -> None:
     text = Page(html).text
     for heading in ("Results at n = 64", "Minos minus base", "Convergence", "How many critiques", "Everything dropped"):
         assert heading in text
-    assert Page(html).tags["svg"] == 7
+    assert Page(html).tags["svg"] == 9
     assert "disagrees with the labels" in text and "longer than max length" in text
     assert "first has it at step" in text
 

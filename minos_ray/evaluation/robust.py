@@ -1,0 +1,179 @@
+"""What the methods of `choices` come to: votes that are shrunk by a chosen power, adaptive n, selective answering."""
+
+from typing import Any
+
+import numpy as np
+
+from minos_ray.evaluation.choices import Answered, Choices, Way
+from minos_ray.evaluation.growing import CONFIDENCES, POWERS
+from minos_ray.evaluation.outcomes import Method, Outcomes
+from minos_ray.evaluation.statistics import bounded_intervals
+
+FOLDS = 5
+BEST = "best-of-n"  # as a power: infinity
+VOTE = "self-consistency"
+ROBUST = ("shrunk-vote", "top-vote", "pessimistic")
+COVERAGES = (0.5, 0.8)
+CURVE = tuple(step / 20 for step in range(1, 21))
+Columns = dict[Way, np.ndarray]
+
+
+def columns_of(choices: Choices, outcomes: Outcomes) -> Columns:
+    """[compared problems] by way: the methods of `methods` up to `headline`."""
+    compared = ~np.isnan(outcomes[Method(VOTE, "", choices.headline)])
+    return {
+        Way(method.name, method.verifier, method.n, method.n if method.verifier else 0): values[compared]
+        for method, values in outcomes.items()
+        if not method.aggregation and not method.name.startswith("pass@") and method.n <= choices.headline
+    }
+
+
+def shrunk(choices: Choices, answered: Answered, rivals: Columns) -> tuple[Columns, dict[str, list[float | str]]]:
+    """Outcomes of the shrunk vote, and its powers by verifier and n.
+
+    The power for a problem is the best one on the problems of the other `FOLDS` - 1 folds, so that no problem takes
+    part in choosing its own; of equal ones the lowest, which is nearest to the vote. The powers that are returned are
+    the best on all problems. Among fewer than three candidates all above 0 are best-of-n, and there are no rows.
+    """
+    chosen: Columns = {}
+    powers: dict[str, list[float | str]] = {}
+    fold = np.arange(len(answered.tokens)) % FOLDS
+    for v, name in enumerate(choices.verifiers):
+        powers[name] = []
+        for j, n in enumerate(choices.ns):
+            if n < 3:
+                continue
+            values = np.column_stack([answered.shrunk[:, v, :, j], rivals[Way(BEST, name, n, n)]])
+            picked = np.empty(len(values))
+            for k in range(FOLDS):
+                others = values[fold != k] if len(values) > FOLDS else values
+                picked[fold == k] = values[fold == k, int(others.mean(axis=0).argmax())]
+            chosen[Way("shrunk-vote", name, n, n)] = picked
+            place = int(values.mean(axis=0).argmax())
+            powers[name].append(BEST if place == values.shape[1] - 1 else POWERS[place])
+    return chosen, powers
+
+
+def robust_rows(choices: Choices, columns: Columns) -> list[dict[str, Any]]:
+    """Every robust method at every n: accuracy, and the difference to the better of vote and best-of-n, all on the same
+    orders. Intervals at `headline` alone.
+    """
+    ways = [way for way in columns if way.method in ROBUST]
+    gaps = []
+    for way in ways:
+        vote, best = columns[Way(VOTE, "", way.n, 0)], columns[Way(BEST, way.verifier, way.n, way.n)]
+        gaps.append(columns[way] - (vote if vote.mean() >= best.mean() else best))
+    rows = [
+        {**way_entry(way), "accuracy": float(columns[way].mean()), "minus_better": float(gap.mean())}
+        for way, gap in zip(ways, gaps, strict=True)
+    ]
+    compared = [k for k, way in enumerate(ways) if way.n == choices.headline]
+    if compared:
+        stacked = np.column_stack([*(columns[ways[k]] for k in compared), *(gaps[k] for k in compared)])
+        _, low, high = bounded_intervals(stacked, len(compared), choices.section.bootstrap, choices.section.seed)
+        for i, k in enumerate(compared):
+            rows[k] |= {"ci_low": float(low[i]), "ci_high": float(high[i])}
+            rows[k] |= {
+                "minus_better_low": float(low[len(compared) + i]),
+                "minus_better_high": float(high[len(compared) + i]),
+            }
+    return rows
+
+
+def way_entry(way: Way) -> dict[str, Any]:
+    """A way as keys of an entry; `top` where it has one."""
+    entry = way._asdict()
+    return entry if way.top else {k: v for k, v in entry.items() if k != "top"}
+
+
+def adaptive_rows(choices: Choices, answered: Answered, columns: Columns) -> list[dict[str, Any]]:
+    """For each confidence: accuracy, samples and tokens saved, and the difference to the vote of all `headline`."""
+    vote = columns[Way(VOTE, "", choices.headline, 0)]
+    count = len(CONFIDENCES)
+    stacked = np.concatenate([answered.stopped, answered.stopped - vote[:, None]], axis=1)
+    mean, low, high = bounded_intervals(stacked, count, choices.section.bootstrap, choices.section.seed)
+    tokens = np.nan_to_num(answered.tokens, nan=1.0)
+    return [
+        {
+            "confidence": confidence,
+            "n": choices.headline,
+            "accuracy": float(mean[k]),
+            "ci_low": float(low[k]),
+            "ci_high": float(high[k]),
+            "samples": float(answered.used[:, k].mean()),
+            "saved_tokens": float(1 - (answered.used[:, k] @ tokens) / (choices.headline * tokens.sum())),
+            "minus_vote": float(mean[count + k]),
+            "minus_vote_low": float(low[count + k]),
+            "minus_vote_high": float(high[count + k]),
+        }
+        for k, confidence in enumerate(CONFIDENCES)
+    ]
+
+
+def selective_rows(choices: Choices, answered: Answered) -> list[dict[str, Any]]:
+    """Selective answering at `headline`: the risk (share of wrong answers) when only the surest problems are answered.
+
+    `area` is the mean risk over all coverages 1 / problems, 2 / problems, ..., 1 (Geifman et al., 1805.08206);
+    `coverage` and `risk` are points of the curve. Accuracies have intervals, with the surest problems fixed.
+    """
+    rows = []
+    for k, (method, name) in enumerate(choices.abstaining()):
+        risk, order = risks(answered.confidence[:, k], answered.chosen[:, k])
+        size = len(risk)
+        row: dict[str, Any] = {"method": method, "verifier": name, "n": choices.headline}
+        row |= {"area": float(risk.mean()), "coverage": list(CURVE)}
+        row["risk"] = [float(risk[count_at(size, share) - 1]) for share in CURVE]
+        for share in COVERAGES:
+            among = answered.chosen[order[: count_at(size, share)], k][:, None]
+            _, low, high = bounded_intervals(among, 1, choices.section.bootstrap, choices.section.seed)
+            row[f"accuracy_at_{share:.0%}".replace("%", "")] = float(1 - risk[count_at(size, share) - 1])
+            row |= {f"ci_{share * 100:.0f}": [float(low[0]), float(high[0])]}
+        rows.append(row)
+    return rows
+
+
+def count_at(problems: int, coverage: float) -> int:
+    """How many problems are answered at a coverage: at least one."""
+    return max(1, round(coverage * problems))
+
+
+def risks(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[problems]: the share of wrong ones among the surest 1, 2, ..., all; and the problems, the surest first.
+
+    Equally sure problems are answered in random order: their outcomes count as their mean.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    levels = np.unique(-confidence, return_inverse=True)[1]
+    mean = (np.bincount(levels, right) / np.bincount(levels))[levels]
+    return 1 - np.cumsum(mean[order]) / np.arange(1, len(right) + 1), order
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By method and verifier the n at which it does worst against the better of vote and best-of-n."""
+    worst: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        key = f"{row['method']}{row.get('top', '')}:{row['verifier']}"
+        if row["minus_better"] < worst.get(key, {"minus_better": np.inf})["minus_better"]:
+            worst[key] = {"n": row["n"], "minus_better": row["minus_better"]}
+    return worst
+
+
+def contents(choices: Choices, outcomes: Outcomes) -> tuple[dict[str, Any], Columns]:
+    """`robust`, `adaptive` and `selective` of evaluation.json, and the outcomes of all ways for what follows."""
+    answered = choices.joined()
+    rivals = dict(zip(choices.ways(), answered.outcomes.T, strict=True))
+    chosen, powers = shrunk(choices, answered, rivals)
+    rows = robust_rows(choices, rivals | chosen)
+    # Beside the methods of `methods`, which have more orders or are exact.
+    columns = rivals | chosen | columns_of(choices, outcomes)
+    return {
+        "robust": {
+            "orders": choices.orders,
+            "ns": [n for n in choices.ns if n > 2],
+            "powers": powers,
+            "methods": rows,
+            "worst": summary(rows),
+        },
+        "adaptive": adaptive_rows(choices, answered, columns),
+        "selective": selective_rows(choices, answered),
+    }, columns
