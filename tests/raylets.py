@@ -1,9 +1,11 @@
-"""A Ray cluster of real raylets on this machine."""
+"""A Ray cluster of real raylets on this machine, and ports for servers."""
 
 import os
+import random
+import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -13,6 +15,17 @@ from minos_ray.cluster.connect import disconnect
 STORE = {"object_store_memory": 100 << 20}
 # Ray's own actors that live as long as the driver or longer, and hold nothing.
 RAYS = {"_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor", "TrainStateActor", "_DatasetStateActor"}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on, and that nobody gets who asks for any port or for one of Ray's."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports += [port] if port not in ports else []
+    return ports
 
 
 @contextmanager
@@ -49,7 +62,7 @@ def held() -> list[str]:
     ]
 
 
-def all_is_free(beside: Sequence[str] = (), seconds: float = 40) -> None:
+def all_is_free(beside: Sequence[str] = (), seconds: float = 120) -> None:
     """Fails with what is held when that does not end soon."""
     deadline = time.monotonic() + seconds
     while (left := held()) != list(beside) and time.monotonic() < deadline:

@@ -64,7 +64,7 @@ def engine(actor: Any) -> Any:
     """`engine(requests, sampling, seed)` generates."""
     import ray
 
-    return lambda *args: ray.get(actor.generate.remote(*args), timeout=120)
+    return lambda *args: ray.get(actor.generate.remote(*args), timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_the_engine_is_kept_full_and_texts_come_out_when_they_are_finished(
     import ray
 
     requests = [Request([5] * 200, 7), *[Request(prompts[i % 3], 100) for i in range(8)]]
-    events, texts = ray.get(actor.events.remote(requests, SAMPLED, "a"), timeout=120)
+    events, texts = ray.get(actor.events.remote(requests, SAMPLED, "a"), timeout=300)
     assert events[:2] == [("out", (0,)), ("in", (1, 2, 3))], "256 at once; what is refused is out at once"
     entered = [places for kind, places in events if kind == "in"]
     assert [place for places in entered for place in places] == list(range(1, 9))

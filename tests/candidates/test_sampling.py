@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -207,11 +208,12 @@ def test_neither_a_killed_driver_nor_a_deadly_prompt_loses_or_repeats_a_candidat
 
 
 def killed_driver(config: Config, run: Run, folder: Path) -> dict[str, str]:
-    """Samples in another process, which is killed when there are three parts; the texts stored by then."""
+    """Samples in another process, which is killed when there are two parts; the texts stored by then."""
     (folder / "config.json").write_text(config.model_dump_json())
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder / "config.json")])
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(parts(run)) < 3 and driver.poll() is None:
+    deadline = time.monotonic() + 300
+    while len(parts(run)) < 2:
+        assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     theirs = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
@@ -249,13 +251,31 @@ class Fragile(Sampler):
         engine.add_request = add_request
 
 
+class Held(Sampler):
+    """Never comes to the end of a deadly question, so that the stage lasts until its driver is killed."""
+
+    def __init__(self, run: str, **kwargs: Any) -> None:
+        super().__init__(run, **kwargs)
+        engine, deadly = self.generator.llm.llm_engine, self.prompt(DEADLY, self.tokenizer)
+        add = engine.add_request
+
+        def add_request(request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> str:
+            if list(prompt["prompt_token_ids"]) == deadly:
+                threading.Event().wait(600)
+            return add(request_id, prompt, *args, **kwargs)
+
+        engine.add_request = add_request
+
+
 DRIVER = """
 import sys
-from minos_ray.candidates.stage import sample
+from minos_ray.candidates import stage
 from minos_ray.config.schema import Config
-from minos_ray.store.run import Artefact, Run
+from minos_ray.store.run import Run
+from tests.candidates.test_sampling import Held
+stage.Sampler = Held
 config = Config.model_validate_json(open(sys.argv[1]).read())
-sample(config, Run(config.run))
+stage.sample(config, Run(config.run))
 """
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,11 +67,16 @@ def test_a_busy_cluster_is_waited_for_and_the_holder_named(
 ) -> None:
     import ray
 
+    go_on = connect.Waiting.go_on
+
+    def release(waiting: connect.Waiting) -> None:
+        """After the first line."""
+        go_on(waiting)
+        ray.kill(holder)
+
     monkeypatch.setattr(connect, "QUIET_S", 0.0)
-    releases = threading.Timer(2.5, ray.kill, [holder])
-    releases.start()
+    monkeypatch.setattr(connect.Waiting, "go_on", release)
     connect.require("grade", ALL, 60)
-    releases.join()
     said = capsys.readouterr().out
     assert said.startswith("[grade] waits for 2 x (1 CPU): 1 fit now; the cluster has 2 CPU, free 1 CPU, held by ")
     assert "1 x Holder of this run: 1 CPU" in said and "left of resources.wait_s = 60" in said

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -85,7 +85,7 @@ def raylet(address: str, ip: str, script: str, gpus: int = 0, **env: str) -> Ite
             yield process
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 @contextmanager
@@ -100,11 +100,17 @@ def other_node(folder: Path, address: str) -> Iterator[None]:
         yield
 
 
+def is_raylet_of(process: psutil.Process, ip: str) -> bool:
+    """Whether a process is the raylet of a node; one that ends meanwhile is none."""
+    with suppress(psutil.NoSuchProcess):
+        return process.name() == "raylet" and f"--node_ip_address={ip}" in process.cmdline()
+    return False
+
+
 @contextmanager
 def frozen(ip: str) -> Iterator[None]:
     """The raylet of a node does nothing for a while."""
-    mine = psutil.Process().children(recursive=True)
-    [process] = [p for p in mine if p.name() == "raylet" and f"--node_ip_address={ip}" in p.cmdline()]
+    [process] = [p for p in psutil.Process().children(recursive=True) if is_raylet_of(p, ip)]
     process.suspend()
     try:
         yield

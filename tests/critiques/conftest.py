@@ -64,7 +64,7 @@ def config_for(run: Run, base_url: str, client: dict[str, Any] | None = None, **
         run=run.path,
         base={"model": "unused"},
         critique={"base_url": base_url, "api_key_env": "TEST_CRITIC_KEY", "count": 40, **critique},
-        resources={"client": {"concurrency": 8, "timeout_s": 10, **(client or {})}},
+        resources={"client": {"concurrency": 8, "timeout_s": 60, **(client or {})}},
     )
 
 

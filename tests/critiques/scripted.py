@@ -98,6 +98,14 @@ class ScriptedServer(ThreadingHTTPServer):
         """How often each content was asked for."""
         return Counter(content for _, content in self.seen)
 
+    def answered(self) -> int:
+        """How many answers went out, once none is on its way any more."""
+        until = time.monotonic() + 60
+        while self.in_flight:
+            assert time.monotonic() < until, f"{self.in_flight} requests are still in flight"
+            time.sleep(0.01)
+        return self.sent[200]
+
     def handle_error(self, *_: object) -> None:
         """Clients that were killed or gave up are part of the script."""
 

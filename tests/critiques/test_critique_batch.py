@@ -130,7 +130,7 @@ def test_pauses_grow(ask_batch: AskBatch, serve_batch: ServeBatch) -> None:
     looks: list[float] = []
     server.hooks["GET batch_0"] = lambda _: looks.append(time.monotonic()) is None
     with pytest.raises(WorkStopped):
-        ask_batch(server, plan=Plan(first_pause_s=0.05, longest_pause_s=0.3), client={"batch_wait_s": 1.0})
+        ask_batch(server, plan=Plan(first_pause_s=0.05, longest_pause_s=0.3), client={"batch_wait_s": 1.5})
     pauses = [b - a for a, b in itertools.pairwise(looks)]
     assert len(looks) < 12 and pauses[0] >= 0.05 and max(pauses) >= 0.2
 
@@ -241,9 +241,9 @@ def test_killed_and_run_again_nothing_is_bought_twice(
     """Killed while the reply to `call` is on its way: what it did has happened, the client does not know."""
     run, server = make_run(), serve_batch()
     there, dead = threading.Event(), threading.Event()
-    server.hooks[call] = lambda _: there.set() or dead.wait(30)
+    server.hooks[call] = lambda _: there.set() or dead.wait(120)
     process = command(make_config(run, server.url, mode="batch"), tmp_path / "a.yaml")
-    assert there.wait(60), process.communicate(timeout=5)
+    assert there.wait(180), process.communicate(timeout=5)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     dead.set()

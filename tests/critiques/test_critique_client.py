@@ -3,6 +3,7 @@
 import email.utils
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable
 
@@ -52,14 +53,14 @@ BAD = {
     "503": Reply(status=503),
     "408": Reply(status=408),
     "connection": Reply(cut=True),
-    "timeout": Reply(delay=1.5),
+    "timeout": Reply(delay=60),
     "bad_reply": Reply(body=b"<html>gateway</html>"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_passing_trouble_is_retried(ask: Ask, kind: str) -> None:
-    client = {"timeout_s": 0.7}
+    client = {"timeout_s": 1.5 if kind == "timeout" else 60}
     answers, critic, server = ask(lambda _, before: BAD[kind] if before == 0 else Reply(), client=client)
     assert only(answers).outcome == "answered"
     assert len(server.seen) == 2 and critic.retries == {kind: 1}
@@ -101,9 +102,17 @@ def test_no_more_in_flight_than_asked_for(ask: Ask) -> None:
 
 
 def test_a_slow_answer_holds_up_nobody(ask: Ask) -> None:
-    _, _, server = ask(lambda content, _: Reply(delay=3 if "Question 0?" in content else 0.01), rows=100)
-    first = server.seen[0][0]
-    assert all(moment - first < 3 for moment, _ in server.seen), "the others were all asked for meanwhile"
+    meanwhile = threading.Event()
+
+    def script(content: str, _: int) -> Reply:
+        if len(ask.server.seen) == 100:
+            meanwhile.set()
+        if "Question 0?" in content:
+            assert meanwhile.wait(60), "the others were not all asked for meanwhile"
+        return Reply(delay=0.01)
+
+    answers, _, server = ask(script, rows=100)
+    assert meanwhile.is_set() and len(answers) == len(server.seen) == 100
 
 
 @pytest.mark.parametrize("clients", [1, 2])
@@ -144,6 +153,7 @@ def test_the_money_limit_counts_what_may_have_been_billed_and_never_came(ask: As
 
 @pytest.mark.parametrize("clients", [1, 3])
 def test_requests_per_minute_is_held_by_all_clients_together(ask: Ask, clients: int) -> None:
+    start = time.monotonic()
     answers, _, server = ask(
         lambda *_: Reply(delay=0.02), rows=90, clients=clients, client={"requests_per_minute": 1800}
     )
@@ -152,17 +162,18 @@ def test_requests_per_minute_is_held_by_all_clients_together(ask: Ask, clients: 
     for i, start in enumerate(came):
         within = sum(start <= moment < start + 1 for moment in came[i:])
         assert within <= 30 * 1.5 + 1, "30 a second, and half a second may be caught up with"
-    assert came[-1] >= 89 / 30 - 0.3
+    assert server.seen[-1][0] - start >= 89 / 30 - 0.3
 
 
 def test_tokens_per_minute_is_held_with_what_the_answers_really_took(ask: Ask) -> None:
     """Before anything is known a request counts 1000 tokens and more; the answers say 150."""
     limits = {"tokens_per_minute": 150 * 30 * 60}
+    start = time.monotonic()
     _, _, server = ask(lambda *_: Reply(), rows=100, clients=2, client=limits, max_tokens=1000)
-    came = moments(server)
-    assert came[-1] >= 99 / 30 - 0.5
-    settled = [moment for moment in came if moment > 1.5]
-    assert len(settled) > 30 * (came[-1] - 1.5) * 0.7, "once they are known, most of the allowed rate is used"
+    assert server.seen[-1][0] - start >= 99 / 30 - 0.5
+    settled = [moment for moment in moments(server) if moment > 1.5]
+    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(settled))[:-3]  # but for the machine's own
+    assert len(gaps) > 30 * sum(gaps) * 0.7, "once they are known, most of the allowed rate is used"
 
 
 def test_retry_after_of_one_client_slows_the_others(ask: Ask) -> None:
@@ -193,12 +204,14 @@ def test_ratelimit_headers_slow_everybody(ask: Ask) -> None:
 
 def test_a_slow_answer_gets_more_time_and_is_not_begun_again_for_ever(ask: Ask) -> None:
     def script(content: str, before: int) -> Reply:
-        return Reply(delay=9 if "Question 1?" in content else 0.7 if "Question 2?" in content else 0)
+        if "Question 2?" in content:
+            return Reply(delay=1.2 if before else 60)
+        return Reply(delay=60 if "Question 1?" in content else 0)
 
-    answers, seen, server = ask(script, rows=4, client={"timeout_s": 0.5})
+    answers, seen, server = ask(script, rows=4, client={"timeout_s": 1})
     assert sorted(answer.outcome for answer in answers.values()) == ["answered"] * 3 + ["failed"]
     assert sorted(server.times().values()) == [1, 1, 2, 3] and ask.critic.rules.errors == {"timeout": 4}
-    assert set(seen.complaints) == {"timeout: no answer in resources.client.timeout_s = 0.5"}
+    assert set(seen.complaints) == {"timeout: no answer in resources.client.timeout_s = 1"}
 
 
 def test_odd_replies_are_bought_once_and_read_past(ask: Ask) -> None:

@@ -23,7 +23,7 @@ GOOD = {"question": "Ann has 2 pens and buys 3. How many?", "answer": "2+3=<<2+3
 def minos(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the command as a user does."""
     command = [sys.executable, "-m", "minos_ray", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -177,9 +177,10 @@ def test_wrong_key(config: Path, tmp_path: Path, refusing: str) -> None:
 def test_unreachable_critic(config: Path, tmp_path: Path) -> None:
     labelled_run(tmp_path / "run")
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    refused(minos("critique", str(config), f"critique.base_url={url}", OPENAI_API_KEY="k"), "critique.base_url", url)
+        done = minos("critique", str(config), f"critique.base_url={url}", OPENAI_API_KEY="k")
+    refused(done, "critique.base_url", url)
 
 
 def test_stage_before_its_inputs(config: Path) -> None:

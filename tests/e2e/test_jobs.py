@@ -25,6 +25,7 @@ from minos_ray.arguments import STAGES
 from minos_ray.config.load import load_config
 from minos_ray.errors import UserError
 from minos_ray.pipeline.run import open_run
+from tests.raylets import free_ports
 from tests.runs import make_run
 
 ROOT = Path(__file__).parents[2]
@@ -61,17 +62,6 @@ def test_the_runtime_environment_leaves_out_what_is_large() -> None:
 
     environment = RuntimeEnv(**yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text()))
     assert {".git", ".venv*", "runs"} <= set(environment["excludes"])
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,6 @@ sys.exit(cli.main(["status", "run"]))
 
 @pytest.mark.slow
 def test_sigterm_ends_a_command_as_control_c_does() -> None:
-    done = subprocess.run([sys.executable, "-c", JOINED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", JOINED], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert done.stderr.endswith("minos: interrupted; the same command resumes\n") and "***" not in done.stderr

@@ -239,10 +239,10 @@ def test_an_export_that_fails_leaves_the_file_of_before(
 
 def test_the_command_prints_what_was_left_out(run: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "minos_ray", "export", "orm", run.path, str(tmp_path / "o.parquet")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/o.parquet: rows 5; dropped: label no answer 1, not of split train 1\n"
-    helped = subprocess.run([*command[:4], "--help"], capture_output=True, text=True, timeout=120).stdout
+    helped = subprocess.run([*command[:4], "--help"], capture_output=True, text=True, timeout=300).stdout
     assert all(form in "".join(helped.split()) for form in FORMATS)
 
 

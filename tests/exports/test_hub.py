@@ -252,7 +252,7 @@ def test_an_upload_is_the_folder_and_private(run: Run, hub: Hub, tmp_path: Path)
     out = tmp_path / "out"
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "minos_ray", "export", "hub", run.root, str(out), "upload=me/orm", "license=mit"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{out}, {hub.url}/me/orm: files 5, bytes ")
     weights = (out / "model.safetensors").read_bytes()
@@ -263,7 +263,7 @@ def test_an_upload_is_the_folder_and_private(run: Run, hub: Hub, tmp_path: Path)
     assert TOKEN not in done.stdout + done.stderr + "".join(map(repr, hub.repos["me/orm"].values()))
     hub.xet, command[-2:] = False, ["upload=me/other", "license=mit"]
     command[6] = f"{out}-again"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"without Xet: HF_HUB_DISABLE_XET=1; the folder is complete: hf upload me/other {out}-again" in done.stderr
 

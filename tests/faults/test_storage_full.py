@@ -117,7 +117,7 @@ def test_the_command_ends_with_one_line_and_exit_code_1(disk: Path) -> None:
     """A stage of the driver alone, as a user runs it."""
     fill(disk, 64 << 10)
     command = [sys.executable, "-m", "minos_ray", "problems", "miniature", f"run={disk / 'run'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("minos: ")]
     assert f"no space left on the disk at {disk}" in said[0]

@@ -57,7 +57,7 @@ def load(path: str, hub: str, home: Path, offline: str = "0") -> subprocess.Comp
         "except UserError as error: print('refused:', error)"
     )
     env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": offline}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
 
 
 def test_a_file_is_read_and_then_cached(hub: str, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_command_on_csv_in_mathematics_style(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text('gold,text\n\\frac{1}{2},"so \\boxed{0.5}"\n2,\\boxed{9^{9^{9^{9^{9}}}}}\n')
     out = str(tmp_path / "out.parquet")
     command = ["grade", str(tmp_path / "in.csv"), "--gold", "gold", "--text", "text", "--out", out, "--style", "math"]
-    done = subprocess.run([sys.executable, "-m", "minos_ray", *command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "minos_ray", *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert pq.read_table(out)["status"].to_pylist() == ["correct", "timeout"]
     assert "timeout 1" in done.stdout

@@ -38,26 +38,34 @@ def test_endless_comparisons_are_killed_and_the_others_graded() -> None:
         again = grading(["5"], texts[:1])
     assert [g.status for g in grades] == ["timeout", "correct", "timeout", "wrong", "no_answer", "correct"]
     assert grades[0] == Graded(TOWER, False, "timeout") == again[0]
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 240, "the tower would take for ever"
     assert child is not None and child.returncode is not None
 
 
-def test_a_child_that_something_else_kills_is_asked_again(comparer: Comparer) -> None:
+def test_a_child_that_something_else_kills_is_asked_again(comparer: Comparer, tmp_path: Path) -> None:
     """Idle, then in the middle of a comparison that would be over in time."""
     assert comparer("\\frac{1}{2}", "0.5") is True
     comparer.child.kill()
     assert comparer("\\frac{1}{2}", "0.5") is True
-    napping = Comparer(f"{__name__}:nap", 5.0)
+    napping, flag = Comparer(f"{__name__}:nap", 20.0), tmp_path / "napping"
     first = napping._start()
-    threading.Timer(0.3, first.kill).start()
-    assert napping("same", "same") is True
+
+    def kill() -> None:
+        while not flag.exists():
+            time.sleep(0.01)
+        first.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    assert napping(str(flag), str(flag)) is True
     assert napping.child.pid != first.pid
     napping.close()
 
 
 def nap(gold: str, answer: str) -> bool:
-    """Half a second, then the truth."""
-    time.sleep(0.5)
+    """The truth; who is the first to be asked for it about a file makes the file and sleeps before."""
+    if gold == answer and not Path(gold).exists():
+        Path(gold).touch()
+        time.sleep(60)
     return gold == answer
 
 
@@ -79,8 +87,8 @@ def test_the_child_ends_with_its_parent() -> None:
         f'c.child.stdin.write(\'["1", "{TOWER}"]\\n\'); c.child.stdin.flush()\n'
         "os._exit(1)\n"
     )
-    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout)
-    deadline = time.monotonic() + 30
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300).stdout)
+    deadline = time.monotonic() + 120
     while alive(pid):
         assert time.monotonic() < deadline, "the child outlived its parent and its limit"
         time.sleep(0.2)

@@ -69,7 +69,7 @@ def test_a_wrong_file_gives_one_line_with_its_columns(run: Run, tmp_path: Path, 
 
 def test_real_gsm8k_by_command(tmp_path: Path, shared_data: Path) -> None:
     command = ["import", "gsm8k", str(shared_data / "gsm8k"), str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-m", "minos_ray", *command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "minos_ray", *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "problems: rows 8,792, train 7,473, test 1,319\n"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -101,7 +102,10 @@ def assert_every_prefix_once(run: Run, completions: int) -> list[dict[str, Any]]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_every_prefix_once_with_a_killed_actor_and_a_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_prefix_once_with_a_killed_actor_and_a_rerun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minos_ray.labels.rollouts.Completer", Held)
     config = make_config(tmp_path, {"completions": 8}, sample={"unit": 8})
     run = make_run(config, problems=16)
     killed: list[int] = []
@@ -151,9 +155,24 @@ def lose_a_part(run: Run) -> list[dict[str, Any]]:
     return [row for name in kept for row in artefact.read_part(name).to_pylist()]
 
 
+class Held(Completer):
+    """When something is stored it waits until an actor was killed: the stage is not over before."""
+
+    def __init__(self, run: str, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(run, *arguments, **keywords)
+        self.folder = Path(run)
+
+    def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        until = time.monotonic() + 600
+        while list(self.folder.glob("rollouts/part-*")) and not (self.folder / "killed").exists():
+            assert time.monotonic() < until, "nobody kills this actor"
+            time.sleep(0.02)
+        return super().__call__(batch)
+
+
 def kill_an_actor(run: Run, killed: list[int]) -> None:
     """Waits for the first part, then kills an actor at work."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not any(f.startswith("part-") for f in run.files("rollouts")):
         time.sleep(0.02)
     for process in psutil.Process().children(recursive=True):
@@ -161,6 +180,7 @@ def kill_an_actor(run: Run, killed: list[int]) -> None:
             if "PartWriter" in process.name() or "PartWriter" in " ".join(process.cmdline()):
                 process.kill()
                 killed.append(process.pid)
+                Path(run.root, "killed").touch()
                 return
 
 

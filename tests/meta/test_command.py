@@ -225,7 +225,7 @@ def test_what_a_critic_did_not_answer_is_asked_for_again_and_nothing_else(
     server = ScriptedServer(script)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     critic = {"base_url": server.url, "model": "m", "api_key_env": "TEST_CRITIC_KEY"}
-    client = {"cpus": 0.5, "concurrency": 1, "timeout_s": 10}
+    client = {"cpus": 0.5, "concurrency": 1, "timeout_s": 60}
     settings = config(run, meta={"sets": [judged.path], "critics": {"gpt": critic}}, resources={"client": client})
     artefact = run.artefact(f"meta/{set_key(judged)}/gpt")
     meta(settings, run)

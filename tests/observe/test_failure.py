@@ -102,7 +102,7 @@ def test_the_driver_through_the_command(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "minos_ray", "problems", str(tmp_path / "config.yaml")]
     environment = {**os.environ, "MY_API_KEY": KEY}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 1
     first, second = done.stderr.splitlines()
     assert first == "minos: problems: KeyError: 'no [$MY_API_KEY]'"

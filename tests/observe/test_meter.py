@@ -63,7 +63,7 @@ def test_storage_that_errors_costs_no_work_and_no_record(tmp_path: Path) -> None
     assert [(r["done"], r.get("unwritten")) for r in records(kept.run)] == [(1, None), (2, 1)]
 
 
-def scraped(wanted: str, value: float, seconds: float = 40) -> dict[str, float]:
+def scraped(wanted: str, value: float, seconds: float = 120) -> dict[str, float]:
     """Metrics of ours at the node's Prometheus port, as soon as `wanted` is so much: name{stage,reason} -> value."""
     import ray
 
@@ -72,7 +72,7 @@ def scraped(wanted: str, value: float, seconds: float = 40) -> dict[str, float]:
     while found.get(wanted) != value and time.monotonic() < deadline:
         time.sleep(1)
         address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        with urllib.request.urlopen(address, timeout=10) as reply:
+        with urllib.request.urlopen(address, timeout=60) as reply:
             lines = [line for line in reply.read().decode().splitlines() if line.startswith("ray_minos_")]
         for line in lines:
             name, tags = line.partition("{")[::2]

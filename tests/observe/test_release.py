@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, server: str) -> Config:
         resources={
             "train": {"workers": 2, "micro_tokens": 512, "max_failures": 0},
             "score": {"actors": 2},
-            "client": {"max_retries": 1, "timeout_s": 5},
+            "client": {"max_retries": 1, "timeout_s": 60},
         },
     )
     run.delete("critiques")
@@ -163,7 +163,7 @@ def test_two_that_each_need_the_whole_cluster_take_turns(cluster: Any, made: Con
     for each in work:
         each.start()
     for each in work:
-        each.join(timeout=300)
+        each.join(timeout=600)
     assert all(Run(own.run).artefact("models/orm-minos").manifest() for own in configs)
     all_is_free()
 

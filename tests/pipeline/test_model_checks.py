@@ -433,7 +433,7 @@ for name in {names!r}:
 """
     where = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
     env = {**os.environ, **where, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     kept, good, gated, absent, broken = map(json.loads, done.stdout.splitlines())
     assert kept is None, "a model in the cache is taken from there, whatever the hub says"
@@ -456,7 +456,7 @@ for name in ("checkpoints/mistyped", "org/name"):
     where = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
     env = {**os.environ, **where, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path
     )
     mistyped, unknown = done.stdout.splitlines()
     assert f"there is no directory {tmp_path}/checkpoints/mistyped" in mistyped

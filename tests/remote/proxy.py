@@ -72,7 +72,7 @@ def handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             return b"".join(chunks)
 
         def pass_on(self, body: bytes, cut: bool) -> None:
-            behind = http.client.HTTPConnection("127.0.0.1", proxy.behind, timeout=30)
+            behind = http.client.HTTPConnection("127.0.0.1", proxy.behind, timeout=120)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP}
             behind.request(self.command, self.path, body, headers)
             answer = behind.getresponse()

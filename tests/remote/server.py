@@ -1,7 +1,6 @@
 """moto's S3 server on the loopback, in a process of its own, and run directories in it."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,8 +13,10 @@ from typing import NamedTuple
 import pyarrow.fs as pafs
 import pytest
 
+from tests.raylets import free_ports
+
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAOFTHETEST", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test", "AWS_REGION": "us-east-1"}
-START_S = 60.0
+START_S = 180.0
 
 
 class Bucket(NamedTuple):
@@ -27,13 +28,6 @@ class Bucket(NamedTuple):
     def uri(self, folder: str, port: int | None = None) -> str:
         """Of a folder in it, over the server or over another port in front of it."""
         return f"s3://{self.name}/{folder}?endpoint_override=http://127.0.0.1:{port or self.port}"
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def command() -> str:
@@ -49,7 +43,7 @@ def command() -> str:
 def bucket(log: Path) -> Iterator[Bucket]:
     """An empty bucket; what the server is asked is in `log`. Its keys are in the environment meanwhile."""
     before = {name: os.environ.get(name) for name in KEYS}
-    made = Bucket("minos", free_port())
+    made = Bucket("minos", *free_ports(1))
     with log.open("wb") as file:
         server = subprocess.Popen([command(), "-H", "127.0.0.1", "-p", str(made.port)], stdout=file, stderr=file)
     os.environ.update(KEYS)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Error, Playwright, sync_playwright
+from playwright.sync_api import Browser, Error, Playwright, expect, sync_playwright
 
 from minos_ray.store.run import Run
 from tests.report.synthetic import make_run
@@ -39,6 +39,8 @@ def launched(playwright: Playwright) -> Browser:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """A browser, and patience with a busy machine."""
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = launched(playwright)
         yield browser

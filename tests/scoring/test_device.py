@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,11 @@ def scores_of_both(orms: list[str], resources: Scoring) -> dict[str, Any]:
     from minos_ray.scoring import scorer
 
     def engines() -> list[int]:
-        children = psutil.Process().children(recursive=True)
-        return [child.pid for child in children if "EngineCore" in "".join(child.name())]
+        found = []
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it may end meanwhile
+                found += [child.pid] if "EngineCore" in child.name() else []
+        return found
 
     plain, seen = scorer.load, []
 

@@ -20,6 +20,7 @@ from minos_ray.serving.contracts import CONTRACTS, BadField, Reply, Served, pars
 from minos_ray.serving.front import Front, Limits
 from minos_ray.serving.serve import Settings, answer, application, share_of_cpus
 from minos_ray.steps.encoding import question_text
+from tests.raylets import free_ports
 from tests.scoring.test_parity import saved
 from tests.serving.server import wait_for
 
@@ -161,8 +162,7 @@ def test_serve_runs_it_as_an_application(local_ray: None, tmp_path: Path) -> Non
     import ray
     from ray import serve
 
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     client = httpx.Client(trust_env=False, timeout=120, base_url=f"http://127.0.0.1:{port}")
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -191,6 +191,7 @@ for i in range(40):
     if f"{i:02d}" not in done:
         artefact.write_part(f"{i:02d}", pa.table({"n": [i] * 20000}))
         print(i, flush=True)
+        sys.stdin.readline()  # which allows the next part
 artefact.complete({"rows": 40})
 """
 
@@ -200,16 +201,17 @@ def test_killed_while_writing_and_run_again_is_as_never_killed(run: Run) -> None
     artefact = run.artefact("candidates")
     redone = 0
     for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout is not None
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert process.stdin is not None and process.stdout is not None
         for _ in range(5):
             process.stdout.readline()
+            process.stdin.write(b"\n")
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert artefact.manifest() is None
     before = len(artefact.part_names())
     assert before >= 15
-    redone = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.count(b"\n")
+    redone = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True).stdout.count(b"\n")
     assert redone == 40 - before
     assert artefact.manifest() is not None
     assert artefact.read()["n"].to_pylist() == [i for i in range(40) for _ in range(20000)]

@@ -57,6 +57,6 @@ def test_saving_goes_on_and_what_went_wrong_is_said_at_the_next_one(local_ray: N
     import ray
 
     work = ray.remote(num_cpus=1, max_calls=1)(saved)
-    seen = ray.get(work.remote(tiny_model(tmp_path / "base"), str(tmp_path / "run")), timeout=120)
+    seen = ray.get(work.remote(tiny_model(tmp_path / "base"), str(tmp_path / "run")), timeout=300)
     assert seen["on its way"] == [] and seen["arrived"] == [1]
     assert PLACE in seen["said"]

@@ -139,7 +139,7 @@ def test_from_an_object_store_it_is_fetched_first(local_ray: None, tmp_path: Pat
 
     work = ray.remote(num_cpus=1, max_calls=1)(saved_and_resumed)
     arguments = tiny_model(tmp_path / "base"), str(tmp_path / "run")
-    losses, step, history, left = ray.get(work.remote(*arguments), timeout=120)
+    losses, step, history, left = ray.get(work.remote(*arguments), timeout=300)
     assert step == 1 and history == [{"event": "train", "step": 1}] and len(left) == 1
     assert len(losses) == 3 and losses[1] == losses[2] != losses[0], "the second step twice, from the same state"
     assert not (tmp_path / "run" / PLACE).exists(), "removed at the end"

@@ -28,6 +28,7 @@ from minos_ray.training.reward import reward_data, verifier_jobs
 from minos_ray.training.rows import base_tokenizer, read, train_questions
 from minos_ray.training.sft import critic_job
 from minos_ray.training.trainer import fit
+from tests.training.holding import held_at
 from tests.training.world import world
 
 KINDS = ("lm", "orm", "prm")
@@ -60,7 +61,8 @@ WITH_LANGUAGE = {"language": 512, "language-accumulated": 128}  # tokens of a pa
 LONG = {"batch_rows": 8, "epochs": 4.0, "eval_every": 20, "lr": 2e-3}
 ADAPTER = {"rank": 4, "alpha": 8}
 TRACKER = "tests.training.test_tracker:recording"
-KILLED = (0, 3)  # ZeRO stages of the trainings with LoRA of which a worker is killed
+KILLED = (0, 3)  # ZeRO stages of the trainings with LoRA of which a worker is killed, when it has made so many steps
+KILLED_AT = 10
 
 
 class Trained(NamedTuple):
@@ -84,7 +86,7 @@ def train(folder: Path, files: set[str]) -> Trained:
     # By name: some files look at the same trainings.
     jobs = {job.name: job for name, plan in PLANS.items() if name in files for job in plan(trained, likes)}
     names = [f"killed{zero}" for zero in KILLED if "test_lora" in files]
-    killer = threading.Thread(target=kill_each, args=(run, names, 10, trained.checkpointed), daemon=True)
+    killer = threading.Thread(target=kill_each, args=(run, names, KILLED_AT, trained.checkpointed), daemon=True)
     killer.start()
     for workers in (1, 2):
         # The first job says how often the group may be started again; those that are killed come last.
@@ -186,7 +188,8 @@ def adapters(trained: Trained, likes: dict[str, Job]) -> Iterator[Job]:
     yield changed(run, likes["prm"], "prm", section=lora, zero=2)
     for zero in KILLED:
         yield changed(run, likes["orm"], f"whole{zero}", section=dropout, zero=zero)
-        yield changed(run, likes["orm"], f"killed{zero}", section=dropout, zero=zero, save_every=4)
+        killed = changed(run, likes["orm"], f"killed{zero}", section=dropout, zero=zero, save_every=4)
+        yield killed.model_copy(update={"observe": held_at(KILLED_AT, trained.folder / killed.name)})
     yield changed(run, likes["lm"], "critic-alone", section=lora, workers=1)
     yield changed(run, likes["orm"], "orm-alone", section=lora, workers=1)
 

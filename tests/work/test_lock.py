@@ -75,8 +75,8 @@ def test_a_killed_command_holds_nothing(run: Run, process: "subprocess.Popen[byt
 
 
 def test_one_of_another_machine_is_dead_when_it_does_not_renew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_S", 0.2)
-    elsewhere = of(1, place=ELSEWHERE)
+    monkeypatch.setattr(lock, "BEAT_S", 1.0)
+    elsewhere = of(1, place=ELSEWHERE, beat=time.time() + 20)
     lock.write(run, elsewhere)
     with pytest.raises(UserError, match="last heard of 0s ago"):
         take(run, "minos label")
@@ -89,12 +89,14 @@ def test_one_of_another_machine_is_dead_when_it_does_not_renew(run: Run, monkeyp
         take(run, "minos label")
     over.set()
     beats.join()
+    monkeypatch.setattr(lock, "BEAT_S", 0.2)
     lock.write(run, late)
     with locked(run, "minos label"):
         pass
 
 
-def test_of_many_that_begin_at_once_one_has_the_run(run: Run) -> None:
+def test_of_many_that_begin_at_once_one_has_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "SETTLE_REMOTE_S", 1.0)
     outcomes: list[str] = []
 
     def begin() -> None:
