@@ -65,6 +65,10 @@ class Keys:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes; the next answer that must be evaluated starts them again."""
         for reader in self.readers:
             reader.close()
 

@@ -7,6 +7,7 @@ temporary file per block and artefact (in $TMPDIR) first; a smaller one is a sin
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,9 +27,10 @@ from minos_ray.scoring.verifier import aggregate
 from minos_ray.store.run import Artefact, Run
 from minos_ray.training.calibration import Platt
 
-ROWS = 500_000
-# Temporary files that are open at once: half of what a process may open on many systems.
-FILES = 500
+ROWS = 65_536
+# Artefacts that are sorted into files at a time, and the files that each has open: together half of what a process may
+# open on many systems.
+SPILLING, FILES = 2, 256
 LABEL_COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
 SAMPLING_COLUMNS = ["candidate_id", "problem_id", "finish_reason", "num_tokens"]
 SCORE_COLUMNS = ["candidate_id", "problem_id", "score", "step_scores"]
@@ -106,6 +108,10 @@ class Block(NamedTuple):
     answers: dict[str, list[str]]
 
 
+# The rows of one artefact in a block: a table, or a file of Arrow's stream format.
+Source = pa.Table | Path
+
+
 class Plan(NamedTuple):
     """The numbers of candidates of a split's problems, in order of their ids, and the problem ids of each block."""
 
@@ -130,39 +136,46 @@ def plan_blocks(run: Run, split: str | None) -> Plan:
     return Plan(counts, [pa.array(group, pa.string()) for group in groups if len(group)])
 
 
-def read_blocks(
-    run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None, sampling: bool = False
-) -> Iterator[Block]:
-    """All labelled candidates of the plan, with the scores of the verifiers.
+def read_blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None) -> Iterator[Block]:
+    """All labelled candidates of the plan, with the scores of the verifiers; `keys` as in `group_candidates`."""
+    with TemporaryDirectory(prefix="minos-blocks-") as folder:
+        for sources in read_sources(run, plan, columns_of(verifiers), Path(folder)):
+            yield make_block(sources, keys)
 
-    With `sampling` also what the run says of the sampling of each. `keys` as in `group_candidates`.
+
+def columns_of(verifiers: Sequence[str]) -> dict[str, list[str]]:
+    """The columns to be read of labels and of these verifiers' scores, by artefact."""
+    return {"labels": LABEL_COLUMNS, **{f"scores/{name}": SCORE_COLUMNS for name in verifiers}}
+
+
+def read_sources(run: Run, plan: Plan, tables: Mapping[str, list[str]], folder: Path) -> Iterator[dict[str, Source]]:
+    """For each group of the plan its rows of these artefacts, of which `tables` has the columns.
+
+    Rows are tables where there is one group, else files in `folder`, sorted by several threads.
     """
-    tables = {"labels": LABEL_COLUMNS, **{f"scores/{name}": SCORE_COLUMNS for name in verifiers}}
-    if sampling and run.artefact("candidates").manifest():
-        tables["candidates"] = SAMPLING_COLUMNS
-    return (make_block(block, keys) for block in read_tables(run, plan, tables))
-
-
-def read_tables(run: Run, plan: Plan, tables: Mapping[str, list[str]]) -> Iterator[dict[str, pa.Table]]:
-    """For each group of the plan its rows of these artefacts, of which `tables` has the columns."""
-    sources = [(run.artefact(name), columns) for name, columns in tables.items()]
+    artefacts = {name: run.artefact(name) for name in tables}
     if len(plan.groups) < 2:
         for group in plan.groups:
-            rows = {}
-            for artefact, columns in sources:
-                parts = [part.filter(pc.is_in(part["problem_id"], value_set=group)) for part in artefact.parts(columns)]
-                rows[artefact.name] = pa.concat_tables(parts) if parts else artefact.empty_table(columns)
+            rows: dict[str, Source] = {}
+            for name, columns in tables.items():
+                parts = artefacts[name].parts(columns)
+                parts = [part.filter(pc.is_in(part["problem_id"], value_set=group)) for part in parts]
+                rows[name] = pa.concat_tables(parts) if parts else artefacts[name].empty_table(columns)
             yield rows
         return
-    with TemporaryDirectory(prefix="minos-blocks-") as folder:
-        for artefact, columns in sources:
-            spill(artefact, columns, plan.groups, Path(folder))
-        for number in range(len(plan.groups)):
-            yield {a.name: read_spilled(a, columns, number, Path(folder)) for a, columns in sources}
+    with ThreadPoolExecutor(SPILLING) as pool:
+        for done in [pool.submit(spill, artefacts[name], tables[name], plan.groups, folder) for name in tables]:
+            done.result()
+    for number in range(len(plan.groups)):
+        paths = {name: spill_path(artefacts[name], number, folder) for name in tables}
+        yield {
+            name: path if path.exists() else artefacts[name].empty_table(tables[name]) for name, path in paths.items()
+        }
 
 
-def make_block(tables: dict[str, pa.Table], keys: Keys | None) -> Block:
-    """The tables `labels`, `scores/VERIFIER` and perhaps `candidates` of one block, joined."""
+def make_block(sources: Mapping[str, Source], keys: Keys | None) -> Block:
+    """The rows of `labels`, `scores/VERIFIER` and perhaps `candidates` of one group, joined."""
+    tables = {name: load(source) for name, source in sources.items()}
     candidates = group_candidates(tables["labels"], keys)
     names = [name for name in tables if name.startswith("scores/")]
     scores = {name.removeprefix("scores/"): align(name, tables[name], candidates) for name in names}
@@ -170,6 +183,16 @@ def make_block(tables: dict[str, pa.Table], keys: Keys | None) -> Block:
     if sampling is not None:
         sampling = sampling.take(places(sampling, candidates))
     return Block(candidates, scores, sampling, keys.kinds if keys else {})
+
+
+def load(source: Source) -> pa.Table:
+    """The rows of a source; its file is deleted."""
+    if isinstance(source, pa.Table):
+        return source
+    with pa.ipc.open_stream(str(source)) as reader:
+        table = reader.read_all()
+    source.unlink()
+    return table
 
 
 def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path) -> None:
@@ -205,17 +228,6 @@ def split_by_block(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tupl
 def spill_path(artefact: Artefact, number: int, folder: Path) -> Path:
     """The temporary file of a block."""
     return folder / f"{artefact.name.replace('/', '-')}-{number}.arrow"
-
-
-def read_spilled(artefact: Artefact, columns: list[str], number: int, folder: Path) -> pa.Table:
-    """The rows of a block, whose file is deleted."""
-    path = spill_path(artefact, number, folder)
-    if not path.exists():
-        return artefact.empty_table(columns)
-    with pa.ipc.open_stream(str(path)) as reader:
-        table = reader.read_all()
-    path.unlink()
-    return table
 
 
 def read_candidates(run: Run, split: str | None = "test") -> Candidates:

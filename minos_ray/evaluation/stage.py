@@ -1,10 +1,9 @@
 """The stage `evaluate`: scores and labels in, evaluation.json out."""
 
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -17,9 +16,9 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
 from minos_ray.evaluation import outcomes, robust, verdicts
-from minos_ray.evaluation.answers import KINDS, Keys
-from minos_ray.evaluation.blocks import add_blocks
-from minos_ray.evaluation.candidates import Block, plan_blocks
+from minos_ray.evaluation.answers import KINDS
+from minos_ray.evaluation.blocks import add_blocks, block_workers
+from minos_ray.evaluation.candidates import SAMPLING_COLUMNS, Block, columns_of, plan_blocks
 from minos_ray.evaluation.categories import by_category, read_categories
 from minos_ray.evaluation.choices import Choices
 from minos_ray.evaluation.comparison import Selected, compare
@@ -55,8 +54,9 @@ def evaluate(config: Config, run: Run) -> Manifest:
     names = [*config.reward.verifiers, CRITIC]
     verifiers = [name for name in names if run.artefact(f"scores/{name}").manifest()]
     missing = [name for name in (names if config.score.judge else names[:-1]) if name not in verifiers]
+    train, train_plan = ErrorTally(), plan_blocks(run, "train")
     with (
-        Keys(workers=os.cpu_count() or 1) as keys,
+        block_workers(len(plan.groups), config.resources) as workers,
         Progress("evaluate", len(plan.sizes), "problems", run=run) as progress,
     ):
         # A model that was trained again since has another line than the one in these scores.
@@ -65,8 +65,13 @@ def evaluate(config: Config, run: Run) -> Manifest:
         tally, precision = CandidateTally(), Precision(selected.ns, selected.headline)
         choices = Choices.for_sizes(plan.sizes, config.evaluate, selected.ns, selected.headline, verifiers)
         parts = (selected, judged, errors, tally, precision, choices)
-        for problems in add_blocks(run, plan, verifiers, parts, keys):
+        tables = columns_of(verifiers)
+        if run.artefact("candidates").manifest():
+            tables["candidates"] = SAMPLING_COLUMNS
+        for problems in add_blocks(run, plan, tables, parts, workers):
             progress.advance(problems)
+        for _ in add_blocks(run, train_plan, columns_of(()), (train,), workers, by_value=False):
+            pass
     categories = read_categories(run, selected.problems)
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
@@ -78,7 +83,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
         "categories": by_category(categories, values, selected.headline, config.evaluate),
         "meta": judged.rows(),
         "calibration": judged.calibration(),
-        "errors": errors_by_split(run, errors),
+        "errors": errors_by_split(run, {"train": train, "test": errors}),
         "counts": {**tally.counts(), "missing": missing, "dropped": dropped},
         **chosen,
         "peaks": precision.rows(),
@@ -256,16 +261,12 @@ class CandidateTally:
         }
 
 
-def errors_by_split(run: Run, test: ErrorTally) -> dict[str, Any]:
+def errors_by_split(run: Run, splits: Mapping[str, ErrorTally]) -> dict[str, Any]:
     """`errors` of evaluation.json: error types by split, which of them each verifier rejects, types by the critic."""
-    train = ErrorTally()
-    for _ in add_blocks(run, plan_blocks(run, "train"), (), (train,)):
-        pass
-    splits = {"train": train, "test": test}
     content = {
         "by_split": {name: tally.by_type() for name, tally in splits.items()},
         "wrong": {name: tally.wrong for name, tally in splits.items()},
-        "rejected": test.rejected_fractions(),
+        "rejected": splits["test"].rejected_fractions(),
     }
     sorted_by_critic = run.artefact("error_types")
     if sorted_by_critic.manifest():

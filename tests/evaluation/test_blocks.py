@@ -1,0 +1,106 @@
+"""Blocks of problems on processes and as Ray tasks: one result, to the last byte, and clear ends."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minos_ray.config.resources import Resources
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.evaluation import blocks, candidates, outcomes
+from minos_ray.evaluation.blocks import Process, block_workers, call_function
+from minos_ray.evaluation.stage import evaluate
+from minos_ray.store.run import Run
+from tests.runs import config, make_run, put, scores
+
+SIZES = [8] * 30 + [5] * 10 + [16] * 20 + [1, 3]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Ragged candidates with and without scores, and wrong answers of equal value in several blocks."""
+    made = make_run(tmp_path_factory.mktemp("blocks"), SIZES)
+    rows = made.artefact("labels").read().to_pylist()
+    for place, row in enumerate(rows):
+        if not row["correct"] and row["answer"]:
+            row["answer"] = ("2\\sqrt{3}", "\\sqrt{12}", "7", row["answer"])[place % 4]
+    put(made, "labels", rows)
+    for name in ("orm-base", "orm-minos", "prm-minos", "critic"):
+        scores(made, name, 0.3 if name.endswith("minos") else 0.1, skip=["p3/0", "p40/1"])
+    return made
+
+
+def evaluated(run: Run, **sections: Any) -> tuple[bytes, bytes]:
+    """The files that an evaluation writes."""
+    run.delete("evaluation.json.manifest.json")
+    evaluate(config(run, evaluate={"trials": 10, "bootstrap": 100, "groups": 2}, **sections), run)
+    return run.read_bytes("evaluation.json"), run.read_bytes(outcomes.NAME)
+
+
+@pytest.fixture(scope="module")
+def expected(run: Run) -> Iterator[tuple[bytes, bytes]]:
+    """The files as one process makes them from one block."""
+    yield evaluated(run)
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(40, 0), (100, 2), (17, 3)])
+def test_files_are_equal_for_any_blocks_and_processes(
+    run: Run, expected: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch, rows: int, processes: int
+) -> None:
+    monkeypatch.setattr(candidates, "ROWS", rows)
+    monkeypatch.setattr(blocks, "FEWEST", 1 if processes else 1000)
+    monkeypatch.setattr(blocks, "MOST", processes)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    with block_workers(5, Resources()) as workers:
+        assert workers.count == processes
+    assert evaluated(run) == expected
+
+
+def test_files_are_equal_as_ray_tasks(
+    run: Run, expected: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    monkeypatch.setattr(candidates, "ROWS", 100)
+    monkeypatch.setattr(blocks, "FEWEST_REMOTE", 2)
+    monkeypatch.setattr(blocks, "Process", None)
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    assert evaluated(run, resources={"address": address}) == expected
+
+
+def test_a_mistake_in_a_block_is_the_users_in_every_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"candidate_id": f"p59/{i}", "problem_id": "p59", "score": 1.0 + i, "step_scores": []} for i in range(2)]
+    whole = run.artefact("scores/orm-base").read().to_pylist()
+    put(run, "scores/orm-base", [row for row in whole if row["problem_id"] != "p59"] + rows)
+    monkeypatch.setattr(candidates, "ROWS", 50)
+    monkeypatch.setattr(blocks, "FEWEST", 1)
+    try:
+        with pytest.raises(UserError, match=r"scores/orm-base: the score of 'p59/1' is 2\.0"):
+            evaluated(run)
+    finally:
+        put(run, "scores/orm-base", whole)
+
+
+def test_a_process_that_dies_stops_the_work_with_one_line_and_others_end_with_this_one() -> None:
+    with Process() as process:
+        assert process(call_function, np.add, 1, 2) == 3
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            process(divmod, 1, 0)
+        with pytest.raises(WorkStopped, match=r"ended with -9 \(memory\?\)"):
+            process(os.kill, process.child.pid, signal.SIGKILL)
+    code = "from minos_ray.evaluation.blocks import Process; import time; p = Process(); print(p.child.pid, flush=True)"
+    parent = subprocess.Popen(["python", "-c", f"{code}; time.sleep(100)"], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 100
+    while Path(f"/proc/{child}/stat").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}/stat").exists()
