@@ -103,6 +103,7 @@ class Resources(Section):
     score: Scoring = Scoring()
     judge: Engine = Engine()
     grade: Actors = Actors()
+    search_pools: Literal[1, 2] = Field(1, description="2: a PRM in an actor of its own, of the size of `score`")
     wandb: bool = Field(False, description="the same as observe.tracker: minos_ray.observe.trackers:wandb")
 
 

@@ -148,7 +148,7 @@ def layouts(
     column = np.arange(longest + most)
     in_prefix = column[None, None] < before[:, None, None]
     itself = (column[None, None] >= longest) & (column[None, None] - longest <= query[:, :, None])
-    mask = np.where((in_prefix & (column < longest)) | itself, 0.0, -np.inf)
+    mask = np.where((in_prefix & (column < longest)) | itself, np.float32(0), np.float32(-np.inf))
     tokens = starts[:, None] + query
     everywhere = Layout(*tensors(tokens.ravel(), keys, mask[:, None], device, dtype))
     rows = np.repeat(np.arange(len(chains)), [len(chain.read) for chain in chains])

@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from minos_ray.candidates.engine import ENGINE_DIED
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.stage import count_reasons, generator
+from minos_ray.cluster.bundles import bundles
+from minos_ray.cluster.connect import can_grow, join
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model, Search
 from minos_ray.errors import UserError
@@ -179,6 +181,8 @@ def candidates(config: Config, run: Run, target: Run, verifier: Model | None) ->
             "verifier": verifier,
             "scoring": config.resources.score,
             "splitter": config.label.splitter,
+            "pools": config.resources.search_pools,
+            "wait_s": config.resources.wait_s,
         },
         batch_units=problems_at_once,
         least_units=problems_at_once,
@@ -186,10 +190,29 @@ def candidates(config: Config, run: Run, target: Run, verifier: Model | None) ->
         rows_before=before * settings.n,
         row_name="candidates",
     )
+    if missing.num_rows and verifier and config.resources.search_pools == 2:
+        require_both_pools(config)
     run_units(target, "candidates", missing, work, config.resources)
     if absent := int((~stored_units(artefact, names)).sum()):
         raise RuntimeError(f"the candidates of {absent} problems are missing; run again")
     return finish(artefact, units.num_rows, settings, verifier, time.monotonic() - start)
+
+
+def require_both_pools(config: Config) -> None:
+    """UserError unless the cluster has room for every generator and for the PRM that it starts."""
+    join(config.resources)
+    import ray
+
+    generators, scoring = config.resources.sample, config.resources.score
+    verifiers = scoring.model_copy(update={"actors": generators.actors})
+    needs, total = [bundles(pool) for pool in (generators, verifiers)], ray.cluster_resources()
+    for kind in ("CPU", "GPU"):
+        amount, available = sum(need.total.get(kind, 0.0) for need in needs), total.get(kind, 0.0)
+        if amount > available and not can_grow():
+            raise UserError(
+                f"resources.search_pools = 2 takes {needs[0]} for generators, {needs[1]} for PRMs: {amount:g} {kind} "
+                f"of {available:g}; lower resources.sample.actors or set resources.search_pools: 1"
+            )
 
 
 def finish(artefact: Artefact, problems: int, settings: Search, verifier: Model | None, seconds: float) -> Manifest:

@@ -5,7 +5,7 @@ scored, selects, and proposes again. Meanwhile the steps of other problems keep 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,16 +53,19 @@ class Searcher:
         verifier: Model | None,
         scoring: Scoring,
         splitter: str,
+        pools: int = 1,
+        wait_s: float = 600,
     ) -> None:
         path = locate(model, Run(run))
         self.generator = Generator(path, model, with_whole_prefill(resources))
         self.tokenizer, self.prompt = load_tokenizer(path, model.trust_remote_code), prompt_of(sample)
         self.model, self.settings, self.splitter = model.model, settings, resolve(splitter)
         self.sampling, self.stops = sampling_of(sample, self.tokenizer), sample.stop
-        self.scorer = None
-        if verifier is not None:
-            loaded = Scorer(locate(verifier, Run(run)), verifier.trust_remote_code, scoring)
-            self.scorer = StepScorer(loaded)
+        self.scorer: LocalPrm | RemotePrm | None = None
+        if verifier is not None and pools == 2:
+            self.scorer = RemotePrm(run, verifier, scoring, wait_s)
+        elif verifier is not None:  # on the GPUs of this actor, if it has any
+            self.scorer = LocalPrm(run, verifier, scoring.model_copy(update={"gpus": min(1, resources.gpus)}))
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Candidates of all units, and their numbers."""
@@ -71,9 +74,11 @@ class Searcher:
 
     def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
         """The candidates of each problem as it is finished, and their numbers."""
+        from ray.exceptions import RayActorError
+
         try:
             yield from self.search(batch.to_pylist(), starting)
-        except dead_engine() as error:
+        except (*dead_engine(), RayActorError) as error:  # the engine or the PRM: this actor starts again with both
             die(error)
 
     def search(self, units: list[dict[str, Any]], starting: Callable[[list[str]], None]) -> Iterator[Finished]:
@@ -94,7 +99,7 @@ class Searcher:
                     else:
                         active[problem.name] = problem
                         requests |= self.propose([problem])
-                for output in engine.step():
+                for output in engine.step() if requests else ():
                     if isinstance(output, RequestOutput) and output.finished:
                         problem, slot = requests.pop(output.request_id)
                         if self.receive(problem, slot, output.outputs[0]):
@@ -212,6 +217,44 @@ class Searcher:
         empty = [Text("", ENGINE_DIED, 0)] * settings.n
         rows = pa.concat_tables([rows_of(unit, empty, model.model, {}) for unit in units.to_pylist()])
         return rows, {ENGINE_DIED: rows.num_rows}
+
+
+class LocalPrm(StepScorer):
+    """A PRM in this process."""
+
+    def __init__(self, run: str, verifier: Model, scoring: Scoring) -> None:
+        super().__init__(Scorer(locate(verifier, Run(run)), verifier.trust_remote_code, scoring))
+
+    def score(self, solutions: Sequence[Growing]) -> tuple[list[tuple[list[float], Branch]], int]:
+        """What a call gives, and the tokens computed so far."""
+        return self(solutions), self.tokens
+
+
+class RemotePrm:
+    """A PRM in an actor of its own, which ends with the one that made it. Calls are done in their order."""
+
+    def __init__(self, run: str, verifier: Model, scoring: Scoring, wait_s: float) -> None:
+        import ray
+
+        device = {"num_gpus": scoring.gpus} if scoring.gpus else {"num_cpus": scoring.cpus}
+        self.actor: Any = ray.remote(LocalPrm).options(**device).remote(run, verifier, scoring)
+        self.tokens = 0
+        ray.get(self.actor.score.remote([]), timeout=wait_s)
+
+    def __call__(self, solutions: Sequence[Growing]) -> list[tuple[list[float], Branch]]:
+        """As `StepScorer`."""
+        import ray
+
+        results, self.tokens = ray.get(self.actor.score.remote(solutions))
+        return results
+
+    def keep(self, name: str, branches: list[Branch]) -> None:
+        """As `StepScorer`."""
+        self.actor.keep.remote(name, branches)
+
+    def close(self, name: str) -> None:
+        """As `StepScorer`."""
+        self.actor.close.remote(name)
 
 
 class OneProblem:

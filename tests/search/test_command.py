@@ -83,10 +83,13 @@ def test_a_search_is_a_run_that_resumes_and_survives_its_engine(
     assert command.search(config, run)[1] == manifest
     assert {name: target.artefact(name).manifest() for name in made} == before, "a rerun makes nothing again"
 
-    # The same after a kill: what is stored stays, an engine that dies twice is started again, and texts are the same.
+    # The same after a kill, with the PRM in an actor of its own: what is stored stays, an engine that dies twice is
+    # started again, and texts are the same.
     lose_half(target)
+    with pytest.raises(UserError, match=r"search_pools = 2 takes 2 x \(1 CPU\).* 4 CPU of 2;"):
+        command.search(make_config(tmp_path, "resources.search_pools=2", "resources.sample.actors=2"), run)
     monkeypatch.setattr("minos_ray.search.command.Searcher", Mortal)
-    again = command.search(config, run)[1]
+    again = command.search(make_config(tmp_path, "resources.search_pools=2"), run)[1]
     assert texts(target) == first
     assert again.counts == manifest.counts
     assert (Path(run.path) / "starts").read_text() == "xxx"
