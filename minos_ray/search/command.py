@@ -21,12 +21,13 @@ from minos_ray.errors import UserError
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.graph.models import require_model
 from minos_ray.graph.specs import FUNCTIONS, fingerprint_of
+from minos_ray.labels.stage import label_candidates
 from minos_ray.observe.failure import reported
 from minos_ray.pipeline.run import open_run
 from minos_ray.problems.split import read_problems
 from minos_ray.scoring.stage import read_pieces, score_artefacts
 from minos_ray.scoring.verifier import kind_of
-from minos_ray.search.searcher import Searcher
+from minos_ray.search.searcher import WITHOUT_SCORE, Searcher
 from minos_ray.store.contents import of_model
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
@@ -47,7 +48,7 @@ def search(config: Config, run: Run) -> tuple[Run, Manifest]:
         open_run(below)
         put_problems(run, target)
         manifest = candidates(below, run, target, verifier)
-        resolve(FUNCTIONS["label"])(below, target)
+        label_candidates(below, target)
         score(below, run, target)
         for stage in ("evaluate", "report"):
             resolve(FUNCTIONS[stage])(below, target)
@@ -112,8 +113,6 @@ def config_below(config: Config, run: Run, target: Run, settings: Search) -> Con
         "score": config.score.model_copy(update={"judge": None}),
         "evaluate": config.evaluate.model_copy(update={"ns": ns}),
         "label": config.label.model_copy(update={"rollouts": None}),
-        "inserted": config.inserted.model_copy(update={"count": 0}),
-        "error_analysis": config.error_analysis.model_copy(update={"count": 0}),
     }
     return config.model_copy(update=changes)
 
@@ -134,6 +133,8 @@ def put_problems(run: Run, target: Run) -> None:
         return
     problems = run.artefact("problems").read()
     test = problems.filter(pc.equal(problems["split"], "test"))
+    if not test.num_rows:
+        raise UserError(f"search: {run.path} has no test problems; a search is for these alone")
     artefact.write_part("0", test)
     artefact.complete({"test": test.num_rows})
 
@@ -223,6 +224,7 @@ def finish(artefact: Artefact, problems: int, settings: Search, verifier: Model 
     counts |= {name: round(stats.get(name, 0)) for name in ("tokens", "dropped_tokens", "verifier_tokens")}
     dropped = {"truncated_at_max_tokens": reasons.get("length", 0)}
     dropped |= {reason: reasons.get(reason, 0) for reason in (PROMPT_TOO_LONG, ENGINE_DIED)}
+    dropped[WITHOUT_SCORE] = round(stats.get(WITHOUT_SCORE, 0))
     details = {
         "seconds": round(seconds, 2),
         "method": settings.method,

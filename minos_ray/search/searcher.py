@@ -32,6 +32,8 @@ from minos_ray.work.actor import Finished, sum_stats
 IN_FLIGHT = 2
 # Columns behind those of other candidates, by what is counted.
 COSTS = {"problem_tokens": "tokens", "dropped_tokens": "dropped_tokens", "verifier_tokens": "verifier_tokens"}
+# Beams that the PRM refuses: they have no step yet, or are too long.
+WITHOUT_SCORE = "beams_without_score"
 # Tokens of a prompt before a text, which some tokenizers need to tell whether the text begins with a blank.
 CONTEXT = 8
 
@@ -193,6 +195,7 @@ class Searcher:
         totals = aggregate(flat, lengths, self.settings.aggregation or "min")
         for (problem, slot, beam), (_, branch), total in zip(asked, scored, totals.tolist(), strict=True):
             score = 0.0 if np.isnan(total) else total
+            problem.without_score += bool(np.isnan(total))
             problem.search.rate(slot, replace(beam, score=score, cached=branch))
         for problem in problems:  # a pass is shared: its tokens count by beams
             share = sum(of is problem for of, _, _ in asked) / max(len(asked), 1)
@@ -258,12 +261,14 @@ class RemotePrm:
 
 
 class OneProblem:
-    """A problem in work: its prompt, its search, and the tokens that the PRM computed for it."""
+    """A problem in work: its prompt, its search, the tokens that the PRM computed for it, and how many beams the PRM
+    could not score (as too long): these had score 0."""
 
     def __init__(self, unit: dict[str, Any], prompt: list[int], settings: Search) -> None:
         self.unit, self.name, self.prompt = unit, unit["unit_id"], prompt
         self.search = ProblemSearch(settings, self.name, Beam())
         self.verified = 0.0
+        self.without_score = 0
 
     def branches(self) -> list[Branch]:
         """What the PRM has cached of the beams that go on."""
@@ -278,7 +283,8 @@ class OneProblem:
         """What the search has taken."""
         search = self.search
         tokens = {"tokens": search.tokens, "dropped_tokens": search.dropped_tokens, "verifier_tokens": self.verified}
-        return {**tokens, "requests": search.requests, "levels": search.level}
+        counts = {"requests": search.requests, "levels": search.level, WITHOUT_SCORE: self.without_score}
+        return {**tokens, **counts}
 
 
 def with_whole_prefill(resources: Engine) -> Engine:
