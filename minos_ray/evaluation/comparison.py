@@ -110,9 +110,15 @@ class Selected:
         """The place of `headline` among the ns."""
         return self.ns.index(self.headline)
 
+    def joined(self) -> np.ndarray:
+        """[choices, problems, ns]: `values` of all blocks, of which they become one."""
+        if len(self.values) > 1:
+            self.values = [np.concatenate(self.values, axis=1)]
+        return self.values[0]
+
     def outcomes(self) -> Outcomes:
         """Accuracy of each problem by method."""
-        values = np.concatenate(self.values, axis=1)
+        values = self.joined()
         compared = ~np.isnan(values[0, :, self.headline_index])
         single = {Method(SINGLE, "", 1): np.where(compared, np.concatenate(self.single), np.nan)}
         return single | {method: values[i, :, j] for method, i, j in self.methods()}
@@ -127,7 +133,7 @@ class Selected:
 
     def standard_errors(self) -> dict[Method, float]:
         """Monte Carlo standard error of each sampled method's accuracy: random subsets, not random problems."""
-        entering = (~np.isnan(np.concatenate(self.values, axis=1))).sum(axis=1)
+        entering = (~np.isnan(self.joined())).sum(axis=1)
         error = np.sqrt(self.variance) / np.maximum(entering, 1)
         return {method: float(error[i, j]) for method, i, j in self.methods() if error[i, j] > 0}
 
@@ -219,7 +225,7 @@ def by_group(selected: Selected) -> dict[str, Any]:
     """Accuracies of each group at the headline n, and their standard deviation; empty with one group."""
     if selected.section.groups == 1:
         return {}
-    entering = ~np.isnan(np.concatenate(selected.values, axis=1)[0])
+    entering = ~np.isnan(selected.joined()[0])
     accuracies = selected.by_group / max(1, entering[:, selected.headline_index].sum())
     return {
         "count": selected.section.groups,

@@ -24,6 +24,7 @@ from minos_ray.evaluation.verdicts import THRESHOLD
 CRITIC = "critic"
 # Scores are sigmoids in single precision, in which those of large logits are exactly 1: logits are kept finite.
 MARGIN = 1e-6
+RUNG = 2.0**-160
 
 
 class Choice(NamedTuple):
@@ -54,10 +55,12 @@ def rankings(scores: Mapping[str, np.ndarray], steps: Mapping[tuple[str, str], n
     ranks = {Choice("best-of-n", name): without_nan(scores[name]) for name in verifiers}
     if CRITIC in scores:
         for name in verifiers:
-            # Accepted candidates above all rejected ones. Ranks, not score + 1: adding rounds small scores to ties.
-            levels, places = np.unique(without_nan(scores[name]), return_inverse=True)
-            accepted = len(levels) * (scores[CRITIC] >= THRESHOLD)
-            ranks[Choice("critic-filtered-best-of-n", name)] = places.reshape(scores[name].shape) + accepted
+            # Accepted candidates above all rejected ones. Not score + 1: adding rounds small scores to ties, while
+            # powers of two keep the order (scores are 0 or, in single precision, above `RUNG`).
+            above_zero = np.where(np.isnan(scores[name]), RUNG / 2, np.maximum(scores[name], RUNG))
+            ranks[Choice("critic-filtered-best-of-n", name)] = np.where(
+                scores[CRITIC] >= THRESHOLD, above_zero, above_zero * RUNG**2
+            )
     return ranks | {Choice("best-of-n", *name): without_nan(score) for name, score in steps.items()}
 
 

@@ -47,7 +47,7 @@ def best_of(scores: np.ndarray, clusters: np.ndarray, ns: Sequence[int]) -> np.n
     `scores` and `clusters` are [problems, candidates]. The sum over ranks of V-STaR (2402.06457).
     """
     ranked = np.where(clusters < 0, -np.inf, scores)
-    order = np.argsort(-ranked, axis=1, kind="stable")
+    order = np.argsort(-ranked, axis=1)  # in any order where they tie, see below
     right = np.take_along_axis(clusters == 0, order, axis=1)
     size = clusters.shape[1]
     # [rank, ns]: chance that the candidate of that rank is the best of a random n-subset.

@@ -72,6 +72,8 @@ def evaluate(config: Config, run: Run) -> Manifest:
             progress.advance(problems)
         for _ in add_blocks(run, train_plan, columns_of(()), (train,), workers, by_value=False):
             pass
+    meta, calibration = judged.rows(), judged.calibration()
+    del parts, judged  # all scores: gigabytes that the intervals need
     categories = read_categories(run, selected.problems)
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
@@ -81,8 +83,8 @@ def evaluate(config: Config, run: Run) -> Manifest:
     content = {
         **compare(selected),
         "categories": by_category(categories, values, selected.headline, config.evaluate),
-        "meta": judged.rows(),
-        "calibration": judged.calibration(),
+        "meta": meta,
+        "calibration": calibration,
         "errors": errors_by_split(run, {"train": train, "test": errors}),
         "counts": {**tally.counts(), "missing": missing, "dropped": dropped},
         **chosen,

@@ -47,7 +47,8 @@ def bootstrap(
 def one_more(values: np.ndarray) -> np.ndarray:
     """[columns]: the root mean square of the entries of [problems, columns] that are not 0; 1 where all are."""
     nonzero = np.count_nonzero(values, axis=0)
-    return np.where(nonzero, np.sqrt((values**2).sum(axis=0) / np.maximum(nonzero, 1)), 1.0)
+    squares = [(some**2).sum(axis=0) for some in np.array_split(values, max(1, values.shape[1] // 32), axis=1)]
+    return np.where(nonzero, np.sqrt(np.concatenate(squares) / np.maximum(nonzero, 1)), 1.0)
 
 
 def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,8 +58,8 @@ def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
     resamples.
     """
     entering = ~np.isnan(values)
-    sums, sizes = np.where(entering, values, 0.0), entering.sum(axis=0)
     complete = bool(entering.all())  # the usual case: one matrix product instead of two, and no NaN among the means
+    sums, sizes = values if complete else np.where(entering, values, 0.0), entering.sum(axis=0)
     weights = None if complete else entering.astype(np.float64)
     means = bootstrap(sums, weights, one_more(sums) / sizes, count, seed)
     low, high = (np.percentile if complete else np.nanpercentile)(means, TAILS, axis=0)
