@@ -11,6 +11,7 @@ STAGES = {
     "label": "grade answers and label steps",
     "critique": "ask the critic about candidates",
     "sft": "stage 1: fine-tune the critic on critiques",
+    "refine": "rounds in which the critic learns from its own critiques (section 'refine')",
     "reward": "stage 2: train the verifiers",
     "score": "score test candidates with every verifier",
     "evaluate": "best-of-n, votes, intervals, meta-evaluation",

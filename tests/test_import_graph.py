@@ -39,6 +39,7 @@ LAYERS = [
     "report",
     "search",
     "meta",
+    "refine",
     "ranking",
     "serving",
     "rewards",

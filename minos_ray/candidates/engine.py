@@ -35,11 +35,17 @@ class Request(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One generated text, without EOS; `reason` is stop, length, prompt_too_long or engine_died."""
+    """One generated text, without EOS; `reason` is stop, length, prompt_too_long or engine_died.
+
+    Where the sampling asks for `logprob_token_ids`, `ids` are the generated tokens, [tokens], and `logprobs` vLLM's
+    log-probabilities (before the temperature) of the ids that were asked for, by position and id.
+    """
 
     text: str
     reason: str
     tokens: int
+    ids: Sequence[int] = ()
+    logprobs: Any = None
 
 
 class Reseed:
@@ -89,7 +95,12 @@ class Generator:
         places = [place for place in range(len(requests)) if fits[place]]
         try:
             for place, output in self._outputs(requests, places, sampling, seed, starting):
-                texts = [Text(o.text, str(o.finish_reason), len(o.token_ids)) for o in output.outputs]
+                texts = [
+                    Text(o.text, str(o.finish_reason), len(o.token_ids), o.token_ids, o.logprobs)
+                    if o.logprobs
+                    else Text(o.text, str(o.finish_reason), len(o.token_ids))
+                    for o in output.outputs
+                ]
                 yield place, texts * (requests[place].count // len(texts))
         except dead_engine() as error:
             die(error)

@@ -11,7 +11,7 @@ from minos_ray.config.base import Section, Seed
 from minos_ray.config.endpoints import check_address, check_body, check_headers
 from minos_ray.config.resources import Observe, Resources
 from minos_ray.config.study import Study, Sweep
-from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Reward, Sft, StepEncoding
+from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Refine, Reward, Sft, StepEncoding
 
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
 InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]
@@ -195,6 +195,7 @@ class Judge(Section):
     samples: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1)
+    soft: bool = Field(False, description="also scores/critic-soft: P(True) and P(correct) of the verdicts' tokens")
 
 
 class Score(Section):
@@ -296,6 +297,7 @@ class Config(Section):
     error_analysis: ErrorAnalysis = ErrorAnalysis()
     sft: Sft = Sft()
     dpo: Dpo = Dpo()
+    refine: Refine = Refine()
     reward: Reward = Reward()
     score: Score = Score()
     evaluate: Evaluate = Evaluate()

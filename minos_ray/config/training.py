@@ -113,6 +113,33 @@ class Dpo(Train):
     batch_rows: int = Field(128, ge=2, description="two rows a pair")
 
 
+class Refine(Section):
+    """Rounds in which the critic learns from its own critiques: those that agree with the labels (STaR, ReST-EM)."""
+
+    rounds: int = Field(0, ge=0, description="at most so many, and none after the first that does not help; 0: off")
+    candidates: int = Field(
+        2000, ge=2, description="labelled train candidates criticised in a round, half of them wrong"
+    )
+    samples: int = Field(8, ge=1, description="critiques of each of them")
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(512, ge=1)
+    keep: int = Field(2, ge=1, description="agreeing critiques of a candidate that are trained on, at most")
+    start: Literal["base", "critic"] = Field(
+        "base", description="what a round trains: the base anew, or the last critic"
+    )
+    held_out: int = Field(400, ge=2, description="candidates that measure each critic; of problems held out by stage 2")
+    start_round: int | None = Field(
+        None, ge=0, description="the critic that stage 2 and the judge take, 0 the bought one; empty: the best"
+    )
+
+    @model_validator(mode="after")
+    def start_round_is_made(self) -> "Refine":
+        """A round that is not asked for cannot be started from."""
+        if self.start_round is not None and self.start_round > self.rounds:
+            raise ValueError(f"start_round is {self.start_round}, but rounds is {self.rounds}")
+        return self
+
+
 class Reward(Train):
     """Stage 2, the same for base and Minos. Paper: 440k rows, batch 512, 1 epoch, length 512; lr not given."""
 

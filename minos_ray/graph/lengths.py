@@ -28,7 +28,14 @@ POSITIONS = (
 FILE, DETAIL = "length.json", "length"
 # Holds a word when rows were made again after others may have been made from the old ones.
 DRAWN = "drawn.txt"
-POOLS = {"candidates": "sample", "rollouts": "sample", "scores/critic": "judge"}
+# By the first part of an artefact's name, or all of it; other artefacts are scored.
+POOLS = {
+    "candidates": "sample",
+    "rollouts": "sample",
+    "scores/critic": "judge",
+    "sampled": "judge",
+    "held-out": "judge",
+}
 
 
 def longest(path: str) -> int:
@@ -87,8 +94,9 @@ def length_of(config: Config, artefact: str, path: str) -> Length:
 
 def allowed(config: Config, artefact: str) -> int:
     """What `resources` allow the engines of an artefact."""
-    engine: Engine = getattr(config.resources, POOLS.get(artefact, "score"))
-    return limit(engine, None) if artefact in POOLS else engine.max_model_len
+    pool = pool_of(artefact)
+    engine: Engine = getattr(config.resources, pool)
+    return engine.max_model_len if pool == "score" else limit(engine, None)
 
 
 def outgrown(config: Config, manifest: Manifest) -> str:
@@ -143,4 +151,9 @@ def details(artefact: Artefact, stats: Mapping[str, float]) -> dict[str, Any]:
 
 def reason(artefact: str) -> str:
     """What workers count refusals by."""
-    return PROMPT_TOO_LONG if artefact in POOLS else OVER_MAX_LENGTH
+    return OVER_MAX_LENGTH if pool_of(artefact) == "score" else PROMPT_TOO_LONG
+
+
+def pool_of(artefact: str) -> str:
+    """The pool of `resources` whose engines write an artefact."""
+    return POOLS.get(artefact) or POOLS.get(artefact.partition("/")[0], "score")

@@ -1,5 +1,7 @@
 """The map of the pipeline: which stage makes which artefact, and what goes into its fingerprint."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,7 @@ UNSET = {
     "critique": {"top_p": None, "reasoning_effort": None, "extra_body": {}},
     "reward": {"loss": BINARY, "group_rows": 8, "calibration": "none"},
 }
+UNSET_JUDGE = {"soft": False}
 # Keys of `resources.*.extra` that change how fast vLLM is, not what it says; any other is in the fingerprint.
 FOR_SPEED = {
     *("max_model_len", "max_num_batched_tokens", "max_num_seqs", "gpu_memory_utilization", "kv_cache_memory_bytes"),
@@ -58,6 +61,10 @@ DATA = ("problems", "candidates", "labels")
 NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "search", "sweep", "error_analysis", "dpo")
 # What decides which problems stage 2 holds out: stage 1 must not learn from them either.
 HELD_OUT_BY = ("reward.eval_rows", "reward.wrong_share", "reward.seed", "reward.consensus")
+# What is sampled in a round of the critic, and what is trained on of it; how many rounds are made is no part of either.
+SAMPLED_BY = ("refine.candidates", "refine.samples", "refine.temperature", "refine.max_tokens", "seed")
+REFINED_BY = ("refine.keep", "refine.start")
+HELD_OUT = ("refine.held_out", "refine.max_tokens", "seed")
 # Another policy or second opinion makes no completions again.
 ROLLOUTS_BY = ("label.rollouts", "label.grader", "label.splitter", "label.timeout_s", "sample", "generator", "seed")
 
@@ -77,6 +84,7 @@ class Spec:
     versions: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()  # shown when there, not waited for
     engines: tuple[str, ...] = ()
+    round: int = 0  # of the critic: refine.json counts the rounds that were made, and those after them are not needed
 
 
 # stage -> the function that does it
@@ -87,6 +95,7 @@ FUNCTIONS = {
     "label": "minos_ray.labels.stage:label",
     "critique": "minos_ray.critiques.stage:critique",
     "sft": "minos_ray.training.sft:sft",
+    "refine": "minos_ray.refine.stage:refine",
     "reward": "minos_ray.training.reward:reward",
     "score": "minos_ray.scoring.stage:score",
     "evaluate": "minos_ray.evaluation.stage:evaluate",
@@ -102,7 +111,10 @@ def specs(config: Config) -> list[Spec]:
     """Every artefact of a run of this config, each after what it needs."""
     base = ("models/base",) if config.base.model == "run:models/base" else ()
     generator = ("models/base",) if config.generator and config.generator.model == "run:models/base" else ()
-    scores = [f"scores/{name}" for name in config.reward.verifiers] + (["scores/critic"] if config.score.judge else [])
+    judged = (
+        ["scores/critic", *(["scores/critic-soft"] if config.score.judge.soft else [])] if config.score.judge else []
+    )
+    scores = [f"scores/{name}" for name in config.reward.verifiers] + judged
     planned = []
     if config.pretrain is not None and (base or generator or completer_of_run(config) == "models/base"):
         planned.append(Spec("models/base", "pretrain", ("pretrain",), config.pretrain.needs))
@@ -122,17 +134,21 @@ def specs(config: Config) -> list[Spec]:
         inserted = ("inserted",) if config.inserted.count and config.sft.source in ("inserted", "both") else ()
         needs = (*DATA, *bought, *inserted, *base)
         planned.append(Spec("models/critic", "sft", ("sft", "base", *HELD_OUT_BY), needs, ("step_encoding",)))
+        planned += round_specs(config, needs)
     for name in config.reward.verifiers:
         # A verifier starts from the critic or from the base; nothing else differs.
-        start = ("models/critic",) if name.endswith("minos") else base
+        start = (critic_needed(config),) if name.endswith("minos") else base
         critiques = ("critiques",) if config.reward.consensus and name.startswith("prm") else ()
         needs = (*DATA, *critiques, *start)
         planned.append(Spec(f"models/{name}", "reward", ("reward", "base"), needs, ("step_encoding",)))
     for name in scores:
+        if name == "scores/critic-soft":  # columns of what the judge wrote
+            planned.append(Spec(name, "score", ("score.judge",), ("scores/critic",), ("judge",)))
+            continue
         section, pool = ("score.judge", "judge") if name == "scores/critic" else ("score.aggregation", "score")
         versions = ("judge", "step_encoding") if name == "scores/critic" else ("step_encoding",)
-        needs = (*DATA, name.replace("scores/", "models/"))
-        planned.append(Spec(name, "score", (section,), needs, versions, engines=(pool,)))
+        model = critic_needed(config) if name == "scores/critic" else name.replace("scores/", "models/")
+        planned.append(Spec(name, "score", (section,), (*DATA, model), versions, engines=(pool,)))
     sorted_errors = ("error_types",) if config.error_analysis.count else ()
     needs = ("problems", "labels", *scores)
     planned.append(Spec("evaluation.json", "evaluate", ("evaluate", "score"), needs, ("evaluation",), sorted_errors))
@@ -140,12 +156,64 @@ def specs(config: Config) -> list[Spec]:
     needs, versions = (*DATA, "critiques", *base), ("step_encoding", "stage_1", "evaluation")
     planned.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions, engines=("score",)))
     if config.study.seeds:
-        sections = tuple(name for name in type(config).model_fields if name not in NOT_STUDIED)
+        off = () if config.refine.rounds else ("refine",)
+        sections = tuple(name for name in type(config).model_fields if name not in (*NOT_STUDIED, *off))
         engines = ("sample", "score")
         planned.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS), engines=engines))
     optional = ("sweep/results.parquet", "critiques", "scores/critic")
     planned.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=optional))
     return planned
+
+
+def critic_name(number: int) -> str:
+    """The critic of a round: `critic` of stage 1, `critic-1` of the first one."""
+    return f"critic-{number}" if number else "critic"
+
+
+def critic_needed(config: Config) -> str:
+    """The artefact that stage 2 and the judge wait for: a critic, or what says which round's is the best."""
+    section = config.refine
+    if not section.rounds:
+        return "models/critic"
+    return "refine.json" if section.start_round is None else f"models/{critic_name(section.start_round)}"
+
+
+def critic_chosen(config: Config, run: Run) -> str:
+    """The artefact of the critic that stage 2 starts from and that judges; refine.json must be complete if it decides.
+
+    A name of the artefact, such as `models/critic-1`.
+    """
+    needed = critic_needed(config)
+    return f"models/{critic_name(json.loads(run.read_bytes(needed))['chosen'])}" if needed == "refine.json" else needed
+
+
+def round_specs(config: Config, needs: tuple[str, ...]) -> Iterator[Spec]:
+    """Rounds of the critic, whose stage 1 `needs` these: each samples with the last critic, trains and measures one."""
+    made_by = ("sft", "base", *HELD_OUT_BY)
+    versions, sampled = ("judge", "step_encoding"), []
+    for number in range(config.refine.rounds + 1 if config.refine.rounds else 0):
+        name = critic_name(number)
+        if number:
+            before = critic_name(number - 1)
+            sampled.append(f"sampled/{before}")
+            sections = (*SAMPLED_BY, *HELD_OUT_BY)
+            given = (*needs, f"models/{before}")
+            yield Spec(sampled[-1], "refine", sections, given, versions, (), ("judge",), number)
+            start = (f"models/{before}",) if config.refine.start == "critic" else ()
+            yield Spec(
+                f"models/{name}",
+                "refine",
+                (*REFINED_BY, *made_by),
+                (*needs, *start, *sampled),
+                ("step_encoding",),
+                round=number,
+            )
+        judged, sections = (*DATA, f"models/{name}"), (*HELD_OUT, *HELD_OUT_BY)
+        yield Spec(f"held-out/{name}", "refine", sections, judged, versions, (), ("judge",), number)
+    if config.refine.rounds:
+        keys = tuple(f"refine.{key}" for key in type(config.refine).model_fields if key != "start_round")
+        sections = (*keys, *made_by, "evaluate")
+        yield Spec("refine.json", "refine", sections, (*needs, "models/critic"), versions, engines=("judge",))
 
 
 def label_specs(config: Config, generator: tuple[str, ...]) -> list[Spec]:
@@ -193,15 +261,19 @@ def sections_of(config: Config, spec: Spec) -> dict[str, Any]:
     dump, sections = config.model_dump(mode="json"), {}
     for dotted in spec.sections:
         name, _, key = dotted.partition(".")
+        values = without_neutral(name, dump[name])
         if key:
-            sections.setdefault(name, {})[key] = dump[name][key]
+            sections.setdefault(name, {})[key] = values[key]
         else:
-            sections[name] = without_neutral(name, dump[name])
+            sections[name] = values
     return sections
 
 
 def without_neutral(name: str, section: Any) -> Any:
     """A section of the config without its neutral keys, and without later ones that are not set."""
+    if name == "score" and section.get("judge"):
+        judge = {key: value for key, value in section["judge"].items() if UNSET_JUDGE.get(key, ...) != value}
+        return {**section, "judge": judge}
     if name not in NEUTRAL and name not in UNSET:
         return section
     if name == "critique" and section.get("base_url") == "offline":  # another critic, whatever the model is called

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from minos_ray.config.load import Config, leaves
 from minos_ray.graph.lengths import outgrown
-from minos_ray.graph.specs import STAGES_WITHIN, Spec, comparable, inputs, is_fresh, significant, specs
+from minos_ray.graph.specs import STAGES_WITHIN, Spec, comparable, fresh, inputs, is_fresh, significant, specs
 from minos_ray.store.run import Manifest, Run
 
 
@@ -46,8 +46,12 @@ def state_of(config: Config, run: Run, spec: Spec) -> State:
     artefact = run.artefact(spec.artefact)
     manifest, current = artefact.manifest(), inputs(config, run, spec)
     if manifest is None:
-        state, why = "missing", ""
-        if recorded := artefact.begun_inputs():
+        state, why, recorded = "missing", "", artefact.begun_inputs()
+        if spec.round and not recorded and (last := fresh(config, run, "refine.json")):
+            state, why = (
+                ("missing", "") if spec.round <= last.counts["rounds"] else ("done", "the rounds ended before it")
+            )
+        if recorded:
             parts, change = len(artefact.part_names()), difference(significant(recorded), comparable(current, recorded))
             reasons = [f"{parts} parts so far"] if parts else []
             reasons += [f"begun with {change}"] if change else []

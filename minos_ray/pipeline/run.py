@@ -16,6 +16,7 @@ from minos_ray.store.run import Manifest, Run
 # What brings a stage about that a config may lack.
 SWITCHES = {
     "pretrain": "a section 'pretrain' and base.model: run:models/base",
+    "refine": "refine.rounds, such as 1",
     "study": "study.seeds, such as [1, 2, 3, 4, 5]",
 }
 ORDER = tuple(name for name in FUNCTIONS if name not in APART)

@@ -1,11 +1,13 @@
-"""The stage-1 critic as a generative verifier: it writes critiques of test candidates, and its verdicts are the score.
+"""The critic as a generative verifier: it writes critiques of test candidates, and its verdicts are the score.
 
-Equal solutions of a problem are judged once, and all their candidates get the same score.
+Equal solutions of a problem are judged once, and all their candidates get the same score. With `score.judge.soft` a
+second score comes from the same critiques: how likely their verdicts were (`scores/critic-soft`).
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from minos_ray.config.schema import Judge, Model
 from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import require_room
 from minos_ray.problems.split import read_problems
+from minos_ray.scoring import soft
 from minos_ray.steps import encoding
 from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns as schema
@@ -29,6 +32,9 @@ from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.work.run_units import Work, run_units, stored_units
 
 NO_STEPS = "no_steps"
+SOFT = "scores/critic-soft"
+# (text, what the parser reads in it) -> P(True), and P(correct) of each step
+Soften = Callable[[Text, Parsed], tuple[float, list[float]]]
 
 # A unit: one distinct solution, with the id of its first candidate, and all the candidates that have it.
 UNITS = pa.schema(
@@ -51,18 +57,20 @@ class CriticJudge:
         self.tokenizer = load_tokenizer(path, model.trust_remote_code)
         saved = json.loads((Path(path) / "config.json").read_text()).get("step_encoding")
         self.layout = encoding.layout_of(saved, self.tokenizer, path)
-        self.samples, self.seed = judge.samples, seed
-        self.sampling: dict[str, Any] = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
+        self.judge, self.seed = judge, seed
 
     def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Rows of scores, and counts: tokens, seconds, critiques by status of the parser or the engine."""
         units = batch.to_pylist()
         start = time.monotonic()
-        texts = self.critiques(units)
         total: dict[str, float] = {}
-        rows = [row for unit, critiques in zip(units, texts, strict=True) for row in rate(unit, critiques, total)]
+        rows = [
+            row
+            for unit, texts in zip(units, self.critiques(units, self.judge), strict=True)
+            for row in rate(unit, texts, total, self.soft_verdicts if self.judge.soft else None)
+        ]
         total["seconds"] = time.monotonic() - start
-        return schema.table("scores", rows), total
+        return pa.Table.from_pylist(rows, schema=scores_schema(self.judge)), total
 
     @staticmethod
     def failed(units: pa.Table, judge: Judge, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
@@ -70,24 +78,48 @@ class CriticJudge:
         total: dict[str, float] = {}
         texts = [Text("", ENGINE_DIED, 0)] * judge.samples
         rows = [row for unit in units.to_pylist() for row in rate(unit, texts, total)]
-        return schema.table("scores", rows), total
+        return pa.Table.from_pylist(rows, schema=scores_schema(judge)), total
 
-    def critiques(self, units: list[dict[str, Any]]) -> list[list[Text]]:
-        """The critiques of every unit; none for a solution without steps."""
+    @cached_property
+    def wording(self) -> soft.Wording:
+        """The tokens of verdicts."""
+        return soft.wording_of(self.tokenizer)
+
+    def soft_verdicts(self, text: Text, critique: Parsed) -> tuple[float, list[float]]:
+        """See `soft.soft_verdicts`."""
+        return soft.soft_verdicts(self.tokenizer, self.wording, text, critique)
+
+    def critiques(self, units: list[dict[str, Any]], judge: Judge) -> list[list[Text]]:
+        """The critiques of every unit (`unit_id`, `question`, `steps`); none for a solution without steps."""
+        sampling: dict[str, Any] = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
+        if judge.soft:
+            sampling |= {"logprob_token_ids": self.wording.ids, "flat_logprobs": True}
         judged = [unit for unit in units if unit["steps"]]
         requests = [
             Request(
-                encoding.critic_prompt_ids(self.tokenizer, unit["question"], unit["steps"], self.layout), self.samples
+                encoding.critic_prompt_ids(self.tokenizer, unit["question"], unit["steps"], self.layout), judge.samples
             )
             for unit in judged
         ]
-        texts = self.generator.generate(requests, self.sampling, seed=f"judge {self.seed} {units[0]['unit_id']}")
+        texts = self.generator.generate(requests, sampling, seed=f"judge {self.seed} {units[0]['unit_id']}")
         by_unit = {unit["unit_id"]: critiques for unit, critiques in zip(judged, texts, strict=True)}
         return [by_unit.get(unit["unit_id"], []) for unit in units]
 
 
-def rate(unit: dict[str, Any], texts: Sequence[Text], total: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for every candidate of the unit; critiques are counted in `total` by their status."""
+def scores_schema(judge: Judge) -> pa.Schema:
+    """Columns of scores, and behind them the soft ones where these are asked for."""
+    soft_columns = [("right", pa.float32()), ("steps_right", schema.FLOATS)] if judge.soft else []
+    return pa.schema([*schema.SCHEMAS["scores"], *soft_columns])
+
+
+def rate(
+    unit: dict[str, Any], texts: Sequence[Text], total: dict[str, float], soften: Soften | None = None
+) -> list[dict[str, Any]]:
+    """A row for every candidate of the unit; critiques are counted in `total` by their status.
+
+    With `soften` also the mean P(True) of the critiques, and of each step the mean P(correct); as in `verdicts`,
+    unreadable ones count in the denominators.
+    """
     parsed = [parse_critique(text.text, len(unit["steps"])) for text in texts]
     for text, critique in zip(texts, parsed, strict=True):
         status = text.reason if text.reason != "stop" else critique.status
@@ -96,10 +128,19 @@ def rate(unit: dict[str, Any], texts: Sequence[Text], total: dict[str, float]) -
     score, step_scores = verdicts(parsed, len(unit["steps"]))
     if not any(critique.status == "ok" for critique in parsed):
         step_scores = []  # together with score 0 this means "no score"
-    return [
-        {"candidate_id": name, "problem_id": unit["problem_id"], "score": score, "step_scores": step_scores}
-        for name in unit["candidate_ids"]
-    ]
+    row = {
+        "problem_id": unit["problem_id"],
+        "score": score,
+        "step_scores": step_scores,
+        "right": 0.0,
+        "steps_right": [],
+    }
+    if soften and step_scores:
+        pairs = zip(texts, parsed, strict=True)
+        steps = [soften(text, critique)[1] for text, critique in pairs if critique.status == "ok"]
+        row["steps_right"] = [sum(step) / len(texts) for step in zip(*steps, strict=True)]
+        row["right"] = row["steps_right"][-1]  # the answer line has the final verdict
+    return [{"candidate_id": name, **row} for name in unit["candidate_ids"]]
 
 
 def verdicts(critiques: Sequence[Parsed], num_steps: int) -> tuple[float, list[float]]:
@@ -118,21 +159,36 @@ def count(total: dict[str, float], more: dict[str, float]) -> None:
         total[key] = total.get(key, 0) + value
 
 
-def critic(config: Config) -> Model:
-    """The stage-1 model of the run; its code is trusted where that of the base model is."""
-    return Model(model="run:models/critic", trust_remote_code=config.base.trust_remote_code)
+def critic(config: Config, run: Run) -> Model:
+    """The critic of the run, of stage 1 or of a round after it; its code is trusted where the base model's is."""
+    return Model(model=f"run:{specs.critic_chosen(config, run)}", trust_remote_code=config.base.trust_remote_code)
 
 
 def judge(config: Config, run: Run) -> Manifest:
-    """Scores of the critic for every test candidate (`scores/critic`); a rerun judges only what is missing.
+    """Scores of the critic for every test candidate (`scores/critic`, and `-soft`); a rerun judges what is missing.
 
     UserError when `score.judge.max_tokens` leaves the engine no room for a prompt.
     """
-    if done := specs.fresh(config, run, "scores/critic"):
-        return done
     section = config.score.judge
     assert section is not None, "the stage judges only where the config says how"
-    path = locate(critic(config), run)
+    done = specs.fresh(config, run, "scores/critic") or judge_by_vote(config, run, section)
+    return (specs.fresh(config, run, SOFT) or soft_scores(config, run, done)) if section.soft else done
+
+
+def soft_scores(config: Config, run: Run, judged: Manifest) -> Manifest:
+    """`scores/critic-soft`, from the columns beside the votes; both cost the same tokens."""
+    artefact = specs.begin(config, run, SOFT)
+    for name, rows in run.artefact(judged.artefact).named_parts(["candidate_id", "problem_id", "right", "steps_right"]):
+        artefact.write_part(name, rows.rename_columns(schema.SCHEMAS["scores"].names))
+    counts = {key: judged.counts[key] for key in ("candidates", "distinct", "tokens")}
+    return artefact.complete(counts, judged.dropped)
+
+
+def judge_by_vote(config: Config, run: Run, section: Judge) -> Manifest:
+    """`scores/critic`."""
+    path = locate(critic(config, run), run)
+    if section.soft:
+        soft.wording_of(load_tokenizer(path, config.base.trust_remote_code))
     require_room("score.judge.max_tokens", section.max_tokens, "judge", config.resources.judge, path)
     units = distinct(run)
     artefact = specs.begin(config, run, "scores/critic")
@@ -190,7 +246,7 @@ def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table)
         worker=CriticJudge,
         kwargs={
             "run": run.path,
-            "model": critic(config),
+            "model": critic(config, run),
             "resources": resources,
             "judge": config.score.judge,
             "seed": config.seed,

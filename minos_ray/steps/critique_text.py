@@ -14,6 +14,7 @@ from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.published_critics import read_published
 
 Status = Literal["ok", "empty", "no_verdict", "wrong_step_count", "unclear_step"]
+Agreement = Literal["agrees", "unreadable", "wrong_final_verdict", "step_disagrees"]
 
 # Decoration carries no meaning: emphasis, code, headings, rules, bullets. Lines are read without it.
 EMPHASIS = str.maketrans("", "", "*`_")
@@ -107,6 +108,15 @@ def agrees(parsed: Parsed, step_labels: Sequence[int], correct: bool) -> bool:
         return False
     pairs = zip(parsed.step_verdicts[:-1], step_labels[:-1], strict=True)
     return all(verdict == label for verdict, label in pairs if label != -1)
+
+
+def agreement_of(parsed: Parsed, step_labels: Sequence[int], correct: bool) -> Agreement:
+    """Whether a critique agrees with the labels (`agrees`), or how it does not."""
+    if parsed.status != "ok":
+        return "unreadable"
+    if parsed.final_verdict != correct:
+        return "wrong_final_verdict"
+    return "agrees" if agrees(parsed, step_labels, correct) else "step_disagrees"
 
 
 def agreement(prompt: str, rows: Sequence[Mapping[str, Any]], correct: Sequence[bool]) -> dict[str, Any]:

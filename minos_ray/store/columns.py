@@ -99,6 +99,23 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("cost_usd", pa.float64()),
         ]
     ),
+    # One row per critique that a critic of ours wrote (`held-out` has the same columns): beside its verdicts whether they agree with the labels, and how
+    # likely they were (`minos_ray.scoring.soft`; empty where nobody asked, or nothing could be read).
+    "sampled": pa.schema(
+        [
+            ("critique_id", pa.string()),
+            ("candidate_id", pa.string()),
+            ("problem_id", pa.string()),
+            ("text", pa.string()),
+            ("status", pa.string()),
+            ("step_verdicts", LABELS),
+            ("final_verdict", pa.bool_()),
+            ("agreement", pa.string()),
+            ("right", pa.float32()),
+            ("steps_right", FLOATS),
+            ("tokens", pa.int32()),
+        ]
+    ),
     # One row per wrong step that the critic was asked about; `known` is the type where an error was inserted.
     "error_types": pa.schema(
         [
@@ -134,6 +151,7 @@ KEYS = {
     "inserted": "candidate_id",
     "error_types": "error_id",
     "critiques": "candidate_id",
+    "sampled": "critique_id",
     "scores": "candidate_id",
 }
 NULLABLE = {
@@ -144,6 +162,7 @@ NULLABLE = {
     "inserted": set(),
     "error_types": {"known", "type"},
     "critiques": {"final_verdict"},
+    "sampled": {"final_verdict", "right"},
     "scores": set(),
 }
 

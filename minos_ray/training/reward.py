@@ -15,7 +15,7 @@ from minos_ray.config.schema import Model
 from minos_ray.config.training import Kind, Reward, StepEncoding, Verifier
 from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
-from minos_ray.graph.specs import begin, fresh
+from minos_ray.graph.specs import begin, critic_chosen, fresh
 from minos_ray.labels.checks import require_for_prms
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.steps import encoding
@@ -37,8 +37,6 @@ from minos_ray.training.rows import (
 from minos_ray.training.trainer import finished, fit
 from minos_ray.training.verifier_losses import check_loss, compares_solutions, resolve_loss
 
-CRITIC = Model(model="run:models/critic")
-
 
 def reward(config: Config, run: Run) -> Manifest:
     """Trains every verifier of the config that is missing, in one worker group; returns the last one's manifest."""
@@ -54,9 +52,10 @@ def reward(config: Config, run: Run) -> Manifest:
 def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
     """The trainings of these verifiers; those of one kind read the same table of rows."""
     tokenizer, layout = base_tokenizer(config, run) if names else None, config.base.encoding
-    if any(name.endswith("minos") for name in names) and run.artefact("models/critic").manifest():
-        critic = json.loads(run.read_bytes("models/critic/config.json"))
-        encoding.require_same(critic.get("step_encoding"), tokenizer, layout, "models/critic", critic=True)
+    critic = critic_chosen(config, run) if any(name.endswith("minos") for name in names) else ""
+    if critic and run.artefact(critic).manifest():
+        saved = json.loads(run.read_bytes(f"{critic}/config.json"))
+        encoding.require_same(saved.get("step_encoding"), tokenizer, layout, critic, critic=True)
     tables: dict[str, Table] = {}
     for kind in sorted({name.partition("-")[0] for name in names}):
         check_loss(config.reward, [cast(Kind, kind)])
@@ -69,7 +68,7 @@ def verifier_jobs(config: Config, run: Run, names: list[Verifier]) -> list[Job]:
     jobs = []
     for name in names:
         kind, _, start = name.partition("-")
-        model = CRITIC if start == "minos" else config.base
+        model = Model(model=f"run:{critic}") if start == "minos" else config.base
         jobs.append(make_job(run, f"models/{name}", cast(Kind, kind), model, tables[kind], config.reward, config))
     return jobs
 

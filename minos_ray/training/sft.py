@@ -5,7 +5,7 @@ The paper has no such control: its baseline skips stage 1, and so also sees less
 
 import random
 from collections import Counter
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container, Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -87,11 +87,12 @@ def critique_data(
     inserted: bool = False,
     excluded: Collection[str] = (),
     layout: StepEncoding = encoding.LINES,
+    own: Sequence[Row] = (),
 ) -> Data:
     """Rows of critiques, of `inserted` errors with their notes, or of both, as `section.source` says.
 
     Where it names a control, rows of critiques. A smaller `limit` takes a subset of a larger one; it counts rows that
-    are short enough. The problems `excluded` give no rows.
+    are short enough. The problems `excluded` give no rows. `own` rows, with a critique and its source, come on top.
     """
     dropped: Counter[str] = Counter()
     questions = train_questions(run)
@@ -109,6 +110,7 @@ def critique_data(
         dropped["held_out_in_stage_2"] = len(rows) - len(allowed)
     short = list(language_rows(tokenizer, allowed, section.max_length, dropped, layout))
     chosen = sampled(short, limit, "critiques", "over_limit", dropped)
+    chosen += language_rows(tokenizer, list(own), section.max_length, dropped, layout)
     parts = split_by_problem(chosen, min(HELD_OUT_CRITIQUES, len(chosen) // 50), None, section.seed)
     return Data(*parts, dropped, Counter(row["source"] for row in chosen))
 
