@@ -24,7 +24,7 @@ from minos_ray.evaluation.choices import Choices
 from minos_ray.evaluation.comparison import Selected, compare
 from minos_ray.evaluation.compute import compute, prices
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
-from minos_ray.evaluation.methods import CRITIC
+from minos_ray.evaluation.methods import CRITIC, SOFT
 from minos_ray.evaluation.precision import Precision
 from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
 from minos_ray.observe.progress import Progress
@@ -51,9 +51,10 @@ def evaluate(config: Config, run: Run) -> Manifest:
     artefact = begin(config, run, NAME)
     run.delete(outcomes.NAME)
     start = time.monotonic()
-    names = [*config.reward.verifiers, CRITIC]
+    judges = [CRITIC, *([SOFT] if config.score.judge and config.score.judge.soft else [])]
+    names = [*config.reward.verifiers, *judges]
     verifiers = [name for name in names if run.artefact(f"scores/{name}").manifest()]
-    missing = [name for name in (names if config.score.judge else names[:-1]) if name not in verifiers]
+    missing = [name for name in (names if config.score.judge else config.reward.verifiers) if name not in verifiers]
     train, train_plan = ErrorTally(), plan_blocks(run, "train")
     with (
         block_workers(len(plan.groups), config.resources) as workers,
@@ -83,7 +84,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
     content = {
         **compare(selected),
         "categories": by_category(categories, values, selected.headline, config.evaluate),
-        "meta": meta,
+        "meta": [{**row, **cost_of(run, row["verifier"])} for row in meta],
         "calibration": calibration,
         "errors": errors_by_split(run, {"train": train, "test": errors}),
         "counts": {**tally.counts(), "missing": missing, "dropped": dropped},
@@ -97,6 +98,14 @@ def evaluate(config: Config, run: Run) -> Manifest:
     counts = {name: tally.sums[name] for name in ("problems", "candidates")}
     counts["methods"] = len(content["methods"])
     return artefact.complete(counts, dict(tally.unscored), {"seconds": round(time.monotonic() - start, 2), **tracked})
+
+
+def cost_of(run: Run, verifier: str) -> dict[str, float]:
+    """Tokens that a critic writes about a solution, on average; a verifier that only reads has no such cost."""
+    manifest = run.artefact(f"scores/{verifier}").manifest() if verifier in (CRITIC, SOFT) else None
+    if manifest is None or not manifest.counts.get("distinct"):
+        return {}
+    return {"generated_tokens": manifest.counts["tokens"] / manifest.counts["distinct"]}
 
 
 def track(config: Config, run: Run, content: dict[str, Any]) -> dict[str, Any]:

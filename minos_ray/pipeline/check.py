@@ -30,20 +30,22 @@ from minos_ray.training import checks as training
 
 GB = 1e9
 # Stages whose numbers go to the tracker.
-TRACKED = {"pretrain", "sft", "reward", "evaluate"}
+TRACKED = {"pretrain", "sft", "refine", "reward", "evaluate"}
 # Stage -> which pools of `resources` it uses.
 POOLS = {
     "pretrain": ("train",),
     "sample": ("sample",),
     "label": ("grade",),
     "sft": ("train",),
+    "refine": ("train", "judge"),
     "reward": ("train",),
     "score": ("score",),
     "sweep": ("train", "score"),
     "study": ("sample", "grade", "train", "score"),
 }
-# A study runs whole pipelines and so lies above this folder.
+# Folders that lie above this one: a study runs whole pipelines, and rounds of the critic are measured as `meta` does.
 STUDY = "minos_ray.study.stage:check_study"
+ROUNDS = "minos_ray.refine.stage:check_rounds"
 
 
 def check(config: Config, log: Callable[[str], None] = print) -> None:
@@ -156,6 +158,8 @@ def local_findings(config: Config, run: Run, todo: Todo) -> Iterator[str]:
     yield from problems.problems_of(config, todo)
     for checks in (candidates, labels, critiques, scoring, training):
         yield from checks.problems_of(config, run, todo)
+    if "refine" in todo.stages:
+        yield from errors_of(resolve(ROUNDS), config, run)
     if todo.artefacts:
         yield from errors_of(require_writable, run)
         yield from errors_of(require_room_on_disk, config, run, todo)
@@ -211,7 +215,7 @@ def require_room_on_disk(config: Config, run: Run, todo: Todo) -> None:
 def bytes_to_write(config: Config, run: Run, todo: Todo) -> dict[str, float]:
     """Bytes by what they are, less what of them lies there already: work goes on with it, or deletes it first."""
     names = [name for name in todo.artefacts if name.startswith("models/") and name != "models/base"]
-    trainings = {"sft" if name == "models/critic" else "reward" for name in names}
+    trainings = {"sft" if name.startswith("models/critic") else "reward" for name in names}
     model, checkpoints = training.bytes_of_models(config, run, trainings)
     candidates_left = ["candidates"] if "candidates" in todo.artefacts else []
     planned = {

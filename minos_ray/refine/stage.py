@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minos_ray.candidates.checks import length_problems
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
@@ -26,7 +27,7 @@ from minos_ray.store.columns import Row
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.job import Job, make_job, write_table
 from minos_ray.training.rows import base_tokenizer, read, require_rows, train_questions
-from minos_ray.training.sft import critique_data, held_out_problems
+from minos_ray.training.sft import CONTROLS, critique_data, held_out_problems
 from minos_ray.training.trainer import fit
 
 NAME = "refine.json"
@@ -45,6 +46,18 @@ def refine(config: Config, run: Run) -> Manifest:
         if number and not curve[number]["auc"] > max(before["auc"] for before in curve[:number]):
             break
     return fresh(config, run, NAME) or summarise(config, run, curve)
+
+
+def check_rounds(config: Config, run: Run) -> None:
+    """UserError where the rounds cannot be made: stage 1 teaches no critiques, or there is no room to write them."""
+    if config.sft.source in CONTROLS:
+        raise UserError(
+            f"refine.rounds = {config.refine.rounds}: sft.source = {config.sft.source} trains no critic that writes "
+            "critiques; set it to critiques, inserted or both"
+        )
+    engine, tokens = config.resources.judge, config.refine.max_tokens
+    for line in length_problems("refine.max_tokens", tokens, "judge", engine, config.base, run):
+        raise UserError(line)
 
 
 def train(config: Config, run: Run, number: int) -> None:

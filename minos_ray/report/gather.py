@@ -40,6 +40,7 @@ class Facts:
     gallery: Gallery
     browser: Browser | None
     last_shares: dict[str, float]
+    rounds: dict[str, Any] | None  # of the critic: refine.json
     versions: dict[str, str]
 
 
@@ -71,6 +72,7 @@ def gather(config: Config, run: Run) -> Facts:
         gallery=gallery(run, config.report.candidates, config.seed, problems),
         browser=browser(run, config.report.problems, config.seed, config.reward.verifiers),
         last_shares=last_shares(run, config.reward.verifiers),
+        rounds=json.loads(run.read_bytes("refine.json")) if "refine.json" in manifests else None,
         versions={name: number for name, number in versions.items() if number},
     )
 

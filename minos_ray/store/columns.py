@@ -99,8 +99,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("cost_usd", pa.float64()),
         ]
     ),
-    # One row per critique that a critic of ours wrote (`held-out` has the same columns): beside its verdicts whether they agree with the labels, and how
-    # likely they were (`minos_ray.scoring.soft`; empty where nobody asked, or nothing could be read).
+    # One row per critique that a critic of ours wrote (`held-out` has the same columns): beside its verdicts whether
+    # they agree with the labels, and how likely they were (`minos_ray.scoring.soft`; empty where nobody asked, or
+    # nothing could be read).
     "sampled": pa.schema(
         [
             ("critique_id", pa.string()),

@@ -1,4 +1,4 @@
-"""What would stop the stages `sft` and `reward`, what they take and what they will write."""
+"""What would stop the stages `sft`, `refine` and `reward`, what they take and what they will write."""
 
 import math
 import os
@@ -20,7 +20,8 @@ from minos_ray.store.run import Run
 from minos_ray.training import host_memory
 from minos_ray.training.batches import total_steps
 
-STAGES = frozenset({"sft", "reward"})
+CRITICS = frozenset({"sft", "refine"})  # both train as section `sft` says
+STAGES = CRITICS | {"reward"}
 # fp32 weights and Adam's two moments, in every checkpoint of a full training; bf16 weights come on top.
 STATE_BYTES = 12
 # Ray's logs, spilled blocks and the cache of compiled kernels.
@@ -46,7 +47,8 @@ def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
 
 def trainings(config: Config, stages: Set[str]) -> Iterator[tuple[str, Train]]:
     """Trainings to be done from the base model or the critic."""
-    return ((name, section) for name, section in (("sft", config.sft), ("reward", config.reward)) if name in stages)
+    sft = [("sft", config.sft)] if stages & CRITICS else []
+    return iter([*sft, *([("reward", config.reward)] if "reward" in stages else [])])
 
 
 def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
@@ -107,7 +109,7 @@ def check_base(config: Config, run: Run, stages: Set[str]) -> None:
     calibrated = config.reward.calibration != "none"
     check(folder, trained_kinds(config, stages), options, zero3, with_weights=not on_hub, calibrated=calibrated)
     if not on_hub:
-        tokenizer_of(folder, base.trust_remote_code, critic="sft" in stages, layout=base.encoding)
+        tokenizer_of(folder, base.trust_remote_code, critic=bool(stages & CRITICS), layout=base.encoding)
         if config.reward.lm_weight and "reward" in stages:
             require_vocabulary_head(folder, options)
 
@@ -134,7 +136,7 @@ def trained_kinds(config: Config, stages: Set[str]) -> list[Kind]:
     """What is made of the base."""
     names = [*config.reward.verifiers, *(config.sweep.kinds if "sweep" in stages else ())] if "reward" in stages else []
     verifiers: list[Kind] = ["orm" if name.startswith("orm") else "prm" for name in names]
-    language: list[Kind] = ["lm"] if "sft" in stages or ("reward" in stages and config.reward.lm_weight) else []
+    language: list[Kind] = ["lm"] if stages & CRITICS or ("reward" in stages and config.reward.lm_weight) else []
     return [*dict.fromkeys([*language, *verifiers])]
 
 

@@ -72,6 +72,8 @@ STALE = {
     "critique.reasoning_effort=low": CRITIQUES | FROM_CRITIC,
     "critique.extra_body={seed: 1}": CRITIQUES | FROM_CRITIC,
     "sft.epochs=1": FROM_CRITIC,
+    "refine.keep=1": set(),
+    "score.judge.soft=false": set(),
     "reward.calibration=none": set(),
     "reward.calibration=platt": PLAIN | MINOS | SCORES | END | SWEEP,
     "reward.lr=0.5": PLAIN | MINOS | SCORES | END | SWEEP,
@@ -137,6 +139,31 @@ def test_later_keys_that_are_not_set_are_in_no_fingerprint(tmp_path: Path) -> No
     before = {"n_train", "n_test", "unit", "temperature", "top_p", "top_k", "max_tokens", "stop", "prompt"}
     assert set(made["config"]["sample"]) == before
     assert set(made) == {"config", "needs", "versions", "package"}
+
+
+def test_rounds_of_the_critic_go_on_and_what_no_round_made_is_not_needed(tmp_path: Path) -> None:
+    everything, run = make_all(load(tmp_path)), Run(str(tmp_path / "run"))
+    assert make_all(load(tmp_path, "refine.keep=1")) == [], "off"
+    round_1 = {"held-out/critic", "sampled/critic", "models/critic-1", "held-out/critic-1"}
+    after = MINOS | MINOS_SCORES | JUDGED | END
+    assert set(make_all(load(tmp_path, "refine.rounds=1"))) == round_1 | {"refine.json"} | after
+    assert set(make_all(load(tmp_path, "refine.rounds=1", "refine.start_round=1"))) == after
+    round_2 = {"sampled/critic-1", "models/critic-2", "held-out/critic-2"}
+    two = load(tmp_path, "refine.rounds=2")
+    assert set(make_all(two)) == round_2 | {"refine.json"} | after
+    kept = set(make_all(load(tmp_path, "refine.rounds=2", "refine.keep=1")))
+    assert kept == (round_1 | round_2) - {"held-out/critic", "sampled/critic"} | {"refine.json"} | after
+    make_all(two)
+    for name in round_2:
+        run.delete(name)
+    manifest = begin(two, run, "refine.json").complete({"rounds": 1})
+    assert manifest and {s.artefact: s.state for s in status(two, run) if s.stage == "refine"} == dict.fromkeys(
+        [*round_1, *round_2, "refine.json"], "done"
+    )
+    run.delete("held-out/critic-1")
+    assert {s.artefact for s in status(two, run) if s.state == "missing"} == {"held-out/critic-1"}
+    assert set(make_all(load(tmp_path, "score.judge.soft=true"))) >= {"scores/critic", "scores/critic-soft"}
+    assert everything[0] == "models/base"
 
 
 def test_every_needed_artefact_comes_earlier_and_every_stage_has_its_function(tmp_path: Path) -> None:
