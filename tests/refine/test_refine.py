@@ -90,7 +90,9 @@ def config_of(run: Run, **section: Any) -> Config:
         sft=Sft(epochs=40, lr=3e-3, batch_rows=4, max_length=160, precision="fp32", source="critiques"),
         reward=Reward(eval_rows=4),
         refine=Refine(rounds=1, samples=SAMPLES, keep=2, max_tokens=60, **section),
-        resources=Resources(judge=Engine(kv_cache_gb=0.05), train=Workers(max_failures=0, save_every=10)),
+        resources=Resources(
+            judge=Engine(kv_cache_gb=0.05, dtype="float32"), train=Workers(max_failures=0, save_every=10)
+        ),
     )
 
 
