@@ -24,9 +24,10 @@ from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
 from minos_ray.evaluation.choices import Choices, Way
 from minos_ray.evaluation.growing import CONFIDENCES
-from minos_ray.evaluation.methods import CRITIC
+from minos_ray.evaluation.methods import CRITIC, JUDGES
 from minos_ray.evaluation.robust import FOLDS, VOTE, Columns, way_entry
 from minos_ray.evaluation.statistics import bounded_intervals
+from minos_ray.graph.specs import critic_chosen
 from minos_ray.store.model_files import is_hub_id, locate
 from minos_ray.store.run import Run
 
@@ -66,7 +67,7 @@ class Prices(NamedTuple):
 
     def cost(self, n: float, verified: Mapping[str, float]) -> Cost:
         """Of n solutions, of which so many are read by each verifier."""
-        written = n * self.tokens + verified.get(CRITIC, 0) * self.critique
+        written = n * self.tokens + max(verified.get(name, 0) for name in JUDGES) * self.critique
         texts = {"generator": n, **{name: k for name, k in verified.items() if k}}
         charged = [(self.flops[name], count) for name, count in texts.items()]
         charges = [flops[0] + count * flops[1] for flops, count in charged if flops]
@@ -79,23 +80,25 @@ def prices(config: Config, run: Run, choices: Choices) -> Prices | None:
     lengths = tokens[~np.isnan(tokens)]
     if not len(lengths):
         return None
-    read = [run.artefact(f"scores/{name}").manifest() for name in choices.verifiers if name != CRITIC]
+    read = [run.artefact(f"scores/{name}").manifest() for name in choices.verifiers if name not in JUDGES]
     prompts = [
         m.details["tokens_of_solutions"] / m.counts["candidates"] - float(lengths.mean())
         for m in read
         if m and m.details.get("tokens_of_solutions") and m.counts.get("candidates")
     ]
     critic, samples = (
-        run.artefact(f"scores/{CRITIC}").manifest(),
+        run.artefact("scores/critic").manifest(),
         config.score.judge.samples if config.score.judge else 1,
     )
     critiques = critic.counts.get("critiques", 0) if critic else 0
     critique = samples * critic.counts.get("tokens", 0) / critiques if critic and critiques else 0.0
     sizes = {"generator": size_of(config.generator, run, True)}
-    sizes |= {name: size_of(Model(model=f"run:models/{name}"), run, name == CRITIC) for name in choices.verifiers}
+    judge = critic_chosen(config, run) if any(name in JUDGES for name in choices.verifiers) else ""
+    models = {name: judge if name in JUDGES else f"models/{name}" for name in choices.verifiers}
+    sizes |= {name: size_of(Model(model=f"run:{model}"), run, name in JUDGES) for name, model in models.items()}
     prompt, flops = max(0.0, min(prompts, default=0.0)), {}
     for name, size in sizes.items():
-        text = lengths + (critique if name == CRITIC else 0)
+        text = lengths + (critique if name in JUDGES else 0)
         flops[name] = (size.flops(np.array([prompt])), size.flops(text, prompt)) if size else None
     return Prices(float(lengths.mean()), prompt, critique, sizes, flops)
 

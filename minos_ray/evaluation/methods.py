@@ -23,6 +23,7 @@ from minos_ray.evaluation.verdicts import THRESHOLD
 
 CRITIC = "critic"
 SOFT = "critic-soft"  # from the same critiques: how likely their verdicts were; a verifier like any other
+JUDGES = (CRITIC, SOFT)  # they write about each solution
 # Scores are sigmoids in single precision, in which those of large logits are exactly 1: logits are kept finite.
 MARGIN = 1e-6
 RUNG = 2.0**-160

@@ -197,8 +197,8 @@ def round_specs(config: Config, needs: tuple[str, ...]) -> Iterator[Spec]:
             before = critic_name(number - 1)
             sampled.append(f"sampled/{before}")
             sections = (*SAMPLED_BY, *HELD_OUT_BY)
-            given = (*needs, f"models/{before}")
-            yield Spec(sampled[-1], "refine", sections, given, versions, (), ("judge",), number)
+            origins = (*needs, f"models/{before}")
+            yield Spec(sampled[-1], "refine", sections, origins, versions, (), ("judge",), number)
             start = (f"models/{before}",) if config.refine.start == "critic" else ()
             yield Spec(
                 f"models/{name}",

@@ -73,18 +73,20 @@ def round_job(config: Config, run: Run, number: int) -> Job:
     """The training of a round: on what stage 1 learns from, and the agreeing critiques of all rounds so far."""
     section, name = config.refine, critic_name(number)
     before = Model(model=f"run:models/{critic_name(number - 1)}", trust_remote_code=config.base.trust_remote_code)
-    own, dropped = [], Counter[str]()
+    agreed, dropped = [], Counter[str]()
     for past in range(number):
         rows, reasons = agreeing(config, run, past)
-        own += rows
+        agreed += rows
         dropped += reasons
-    if not own:
+    if not agreed:
         raise UserError(
             f"refine: no critique agrees with the labels ({dict(dropped)}); raise refine.samples or candidates"
         )
     tokenizer, layout = base_tokenizer(config, run, critic=True), config.base.encoding
     excluded = held_out_problems(run, config.reward)
-    data = critique_data(run, tokenizer, config.sft, config.sft.rows, config.inserted.count > 0, excluded, layout, own)
+    data = critique_data(
+        run, tokenizer, config.sft, config.sft.rows, config.inserted.count > 0, excluded, layout, agreed
+    )
     data.dropped.update(dropped)
     require_rows("refine", data)
     start = before if section.start == "critic" else config.base

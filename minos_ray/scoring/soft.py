@@ -58,16 +58,16 @@ def soft_verdicts(tokenizer: Any, wording: Wording, text: Text, critique: Parsed
     `critique` is what the parser reads in the text, and readable. A verdict that is worded in other tokens counts as
     certain: 1 or 0.
     """
-    hard = [float(verdict) for verdict in critique.step_verdicts]
+    certain = [float(verdict) for verdict in critique.step_verdicts]
     steps, finals = list(STEP.finditer(text.text)), list(FINAL.finditer(text.text))
-    if text.logprobs is None or len(finals) != 1 or len(steps) not in (len(hard) - 1, len(hard)):
-        return hard[-1], hard
+    if text.logprobs is None or len(finals) != 1 or len(steps) not in (len(certain) - 1, len(certain)):
+        return certain[-1], certain
     ends = token_ends(tokenizer, text)
     soft = [
         probability(text, ends, match.start(1), wording.step, verdict)
-        for match, verdict in zip(steps, hard[:-1], strict=False)
+        for match, verdict in zip(steps, certain[:-1], strict=False)
     ]
-    final = probability(text, ends, finals[0].start(1), wording.final, hard[-1])
+    final = probability(text, ends, finals[0].start(1), wording.final, certain[-1])
     return final, [*soft, final]
 
 
