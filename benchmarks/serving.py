@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=64, help="at least as many as clients, or these share work")
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--without", nargs="+", choices=["vllm"], default=[])
+    parser.add_argument("--without", nargs="+", choices=["vllm", "scorer"], default=[])
     parser.add_argument("--out", help="a JSON file")
     arguments = parser.parse_args()
     if arguments.questions < arguments.clients:
@@ -320,13 +320,13 @@ def run(
     contenders: dict[str, Contender],
 ) -> None:
     """Alternating turns, then the table."""
-    turns: dict[str, list[Turn]] = {name: [] for name in (*contenders, "scorer")}
+    turns: dict[str, list[Turn]] = {name: [] for name in (*contenders, "scorer") if name not in arguments.without}
     idle: dict[str, float] = dict.fromkeys(contenders, 0.0)
     for contender in contenders.values():  # what is compiled or allocated with the first requests
         contender.turn(expected, 1, arguments.clients)
     seconds = arguments.seconds / arguments.rounds
     for _ in range(arguments.rounds):
-        for name in ("scorer", *contenders):
+        for name in reversed(turns):
             before = {other: sum(contender.server.cpu_seconds().values()) for other, contender in contenders.items()}
             if name == "scorer":
                 turns[name].append(in_process(scorer, groups, expected, seconds))

@@ -31,7 +31,7 @@ END_TOKENS = re.compile(rf"{END_TOKEN}(?:\s*{END_TOKEN})*\s*")
 # has no hash, which unions need.)
 Texts = Annotated[list[str], Field(fail_fast=True)]
 Solution = str | Texts
-Pairs = tuple[list[str], list[Solution]]
+Pairs = tuple[list[str], list[Solution]]  # a question and a solution each
 
 
 class Reply(NamedTuple):
@@ -60,6 +60,11 @@ def tokens_of(solution: Solution) -> int:
     """About how many tokens a solution has, at least one."""
     characters = len(solution) if isinstance(solution, str) else sum(map(len, solution))
     return characters // CHARACTERS_OF_A_TOKEN + 1
+
+
+def size_of(questions: Sequence[str], solutions: Sequence[Solution]) -> int:
+    """About how many tokens these are, without what they share."""
+    return sum(map(tokens_of, solutions)) + sum(map(tokens_of, set(questions)))
 
 
 @dataclass(frozen=True)

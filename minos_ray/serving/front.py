@@ -7,6 +7,8 @@ import hashlib
 import logging
 import secrets
 import time
+from collections import Counter as Counts
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +25,8 @@ from starlette.routing import Route
 from minos_ray.serving import contracts
 from minos_ray.serving.contracts import BadField, Reply, Served
 
-ATTEMPTS = 12  # of one request, each ended by the death of a replica
+BATCHES = 2  # of a replica: one that it scores, and the next
+ATTEMPTS = 12  # of one batch, each ended by the death of a replica
 PAUSE_S = 5.0  # the longest between two; all together more than half a minute, for a replica to be started
 STATUS_S = 10.0  # Serve's controller answers within that, or is being replaced
 BODY_S, ANSWER_S = 60.0, 600.0  # longest waits for a request's body, and for the replicas
@@ -50,8 +53,8 @@ class Metrics:
 
     def reply(self, reply: Reply) -> None:
         """What a replica scored."""
-        for reason in reply.reasons:
-            self.solutions.labels(reason or "scored").inc()
+        for outcome, count in Counts(reason or "scored" for reason in reply.reasons).items():
+            self.solutions.labels(outcome).inc(count)
         self.tokens.labels("read").inc(reply.tokens)
         self.tokens.labels("computed").inc(reply.computed)
 
@@ -65,12 +68,22 @@ class Limits:
     batch_tokens: int = 16_384
 
 
+@dataclass(eq=False)
+class Part:
+    """Questions and solutions of a request that one replica scores, about how many tokens they have, and the future of
+    their reply."""
+
+    pairs: contracts.Pairs
+    size: int
+    reply: "asyncio.Future[Reply]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
 @dataclass
 class Front:
     """One ASGI app (`app`), before the replicas' `handle`. `application` is the name that Serve knows them by.
 
-    `ready` from the first replica on: while all that ran are being replaced, requests wait. `failure` is set to the
-    reason when no replica can be started.
+    Parts of requests that wait are sent to the replicas in batches (`calls`). `ready` from the first replica on: while
+    all that ran are being replaced, requests wait. `failure` is set to the reason when no replica can be started.
     """
 
     application: str
@@ -81,6 +94,8 @@ class Front:
     ready: bool = False
     running: int = 0
     in_flight: int = 0
+    waiting: deque[Part] = field(default_factory=deque)
+    calls: "set[asyncio.Task[None]]" = field(default_factory=set)
     failure: "asyncio.Future[str] | None" = None
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -218,21 +233,66 @@ class Front:
         return reply
 
     async def ask_replica(self, questions: list[str], solutions: list[contracts.Solution]) -> Reply:
-        """The reply of one replica. One that dies takes its requests along, which are sent to another: to score again
-        changes nothing."""
+        """The reply of one replica. Who is cancelled leaves the queue."""
+        part = Part((questions, solutions), contracts.size_of(questions, solutions))
+        self.waiting.append(part)
+        self.call_replicas()
+        return await part.reply
+
+    def call_replicas(self) -> None:
+        """Sends batches of what waits, as long as a replica would have nothing to go on with.
+
+        A call costs a millisecond or two of CPU here and as much in the replica, which many small requests share.
+        """
+        while len(self.calls) < BATCHES * max(1, self.running) and (batch := list(self.next_batch())):
+            call = asyncio.create_task(self.call(batch))
+            self.calls.add(call)
+            call.add_done_callback(self.called)
+
+    def called(self, call: "asyncio.Task[None]") -> None:
+        """After a call has ended."""
+        self.calls.discard(call)
+        self.call_replicas()
+
+    def next_batch(self) -> Iterator[Part]:
+        """The first parts that wait, up to `batch_tokens` (or one)."""
+        size = 0
+        while self.waiting:
+            part = self.waiting.popleft()
+            if part.reply.done():
+                continue
+            if size and size + part.size > self.limits.batch_tokens:
+                self.waiting.appendleft(part)
+                return
+            size += part.size
+            yield part
+
+    async def call(self, batch: list[Part]) -> None:
+        """Sends a batch until a replica answers. One that dies takes its batches along, which are sent to another: to
+        score again changes nothing."""
         from ray.exceptions import ObjectLostError, RayActorError
 
+        died = HTTPException(503, f"{ATTEMPTS} replicas died with this request", retry_after())
+        results: list[Any] = [died] * len(batch)
         for attempt in range(ATTEMPTS):
-            response = self.handle.score.remote(questions, solutions)
+            if not (batch := [part for part in batch if not part.reply.done()]):
+                return
             try:
-                return await response
+                results = await self.handle.score.remote([part.pairs for part in batch])
+                break
             except (RayActorError, ObjectLostError):  # the second: it died when the reply was there, but not fetched
-                self.metrics.retries.inc()
+                self.metrics.retries.inc(len(batch))
                 await asyncio.sleep(min(PAUSE_S, 0.1 * 2**attempt))
-            except asyncio.CancelledError:
-                response.cancel()  # or the replica would score for nobody
-                raise
-        raise HTTPException(503, f"{ATTEMPTS} replicas died with this request", retry_after())
+            except Exception as error:
+                results = [error] * len(batch)
+                break
+        for part, result in zip(batch, results, strict=False):
+            if part.reply.done():
+                continue
+            if isinstance(result, Exception):
+                part.reply.set_exception(result)
+            else:
+                part.reply.set_result(result)
 
 
 def slices(solutions: list[contracts.Solution], tokens: int) -> Iterator[slice]:

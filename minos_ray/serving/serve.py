@@ -89,7 +89,7 @@ class Settings(BaseModel):
         from minos_ray.serving.replica import deployment
 
         replicas = deployment(self.replicas, self.most_replicas(), self.cpus or cpus, self.gpus, self.max_queue)
-        return replicas.bind(task, self.batch_tokens)
+        return replicas.bind(task)
 
     def front(self, application: str, handle: Any) -> Any:
         """The HTTP side."""
@@ -113,6 +113,9 @@ def serve_forever(settings: Settings, host: str, port: int) -> None:
             raise UserError(f"--host {host} lets other machines in: give clients a key (--api-key-env NAME)")
         address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"minos serve: {settings.model} is loading; {address}", flush=True)
+        # For a replica with several threads, which Ray starts on this machine: those that spin while they wait for each
+        # other take the cores from this process and from whoever else shares them.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         join(Resources())
         cpus = settings.cpus or share_of_cpus(settings)
         require("serve", Actors(actors=settings.replicas, cpus=cpus, gpus=settings.gpus), WAIT_S)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from minos_ray.config.load import resolve
 from minos_ray.errors import WorkStopped
-from minos_ray.serving.contracts import CONTRACTS, BadField, Reply, Served, parse, read_query
+from minos_ray.serving.contracts import CONTRACTS, BadField, Pairs, Reply, Served, parse, read_query
 from minos_ray.serving.front import Front, Limits
 from minos_ray.serving.serve import Settings, answer, application, share_of_cpus
 from minos_ray.steps.encoding import question_text
@@ -117,11 +117,11 @@ def test_a_lost_reply_is_asked_for_again_and_the_watch_goes_on(
 
     reply, lost = Reply([0.5], [[0.5]], [None], True, 1, 1), ObjectLostError("00", None, "")
 
-    async def first_lost() -> Reply:
+    async def first_lost() -> list[Reply]:
         calls.append(1)
         if len(calls) == 1:
             raise lost
-        return reply
+        return [reply]
 
     def status() -> Any:
         states.append(1)
@@ -146,6 +146,33 @@ def test_a_lost_reply_is_asked_for_again_and_the_watch_goes_on(
     with caplog.at_level(logging.ERROR):
         asyncio.run(asyncio.wait_for(run(), 60))
     assert len(calls) == 2 and "something else" in caplog.text
+
+
+def test_requests_that_wait_share_a_call() -> None:
+    """While two batches are in work the others wait; each gets its own reply, and one that fails fails alone."""
+    sent: list[list[str]] = []
+
+    async def score(batch: list[Pairs]) -> list[Reply | Exception]:
+        sent.append([questions[0] for questions, _ in batch])
+        await release.wait()
+        replies = [Reply([float(questions[0])], [[]], [None], True, 1, 1) for questions, _ in batch]
+        return [ValueError("broken") if reply.scores == [3] else reply for reply in replies]
+
+    async def run() -> list[Any]:
+        asked = [asyncio.create_task(front.ask_replica([str(number)], ["a"])) for number in range(8)]
+        while len(sent) < 2:
+            await asyncio.sleep(0)
+        asked[4].cancel()
+        release.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    release = asyncio.Event()
+    handle = SimpleNamespace(score=SimpleNamespace(remote=lambda batch: asyncio.ensure_future(score(batch))))
+    front = Front("app", handle, Served("m"), Limits(batch_tokens=6))  # three of them
+    results = asyncio.run(asyncio.wait_for(run(), 60))
+    assert sent == [["0"], ["1"], ["2", "3", "5"], ["6", "7"]] and not front.calls
+    assert isinstance(results.pop(4), asyncio.CancelledError) and str(results.pop(3)) == "broken"
+    assert [reply.scores for reply in results] == [[0], [1], [2], [5], [6], [7]]
 
 
 def test_a_model_that_does_not_come_up_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import aiohttp
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -41,7 +43,7 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def server(verifier: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of all tests but the last one, which ends it."""
-    options = ["--replicas", "2", "--cpus", "1", "--max-queue", "16", "--max-body-mb", "0.5", "--max-length", "512"]
+    options = ["--max-replicas", "2", "--cpus", "1", "--max-queue", "16", "--max-body-mb", "0.5", "--max-length", "512"]
     server = Server(tmp_path_factory.mktemp("server"), verifier, *options)
     yield server
     if server.process.poll() is None:
@@ -61,6 +63,37 @@ def test_while_the_model_loads_it_says_so(server: Server) -> None:
     for reply in server.early:
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
         assert "loading" in reply.json()["error"]["message"]
+
+
+def test_a_second_replica_comes_under_load(server: Server) -> None:
+    """Serve starts it, both work, and all answers are right."""
+    with_two_replicas(server)
+
+
+def with_two_replicas(server: Server) -> list[psutil.Process]:
+    """Clients that compare all answers ask until two replicas have worked for them, which come back."""
+    parts = [MANY[start : start + 400] for start in range(0, 4000, 400)]
+    expected, working = [server.score(QUESTION, part)["scores"] for part in parts], Event()
+
+    def client(number: int) -> None:
+        while not working.is_set():
+            scores = server.score(QUESTION, parts[number])["scores"]
+            assert np.abs(np.subtract(scores, expected[number])).max() < 1e-5
+
+    def worked(before: dict[int, float]) -> list[psutil.Process]:
+        assert not any(asked.done() and asked.exception() for asked in clients)
+        replicas = server.replicas() if server.metric("replicas") == 2 else []
+        seconds = {replica.pid: replica.cpu_times().user for replica in replicas}
+        grown = [pid for pid in seconds if seconds[pid] > before.setdefault(pid, seconds[pid]) + 0.2]
+        return replicas if len(grown) == 2 else []
+
+    with ThreadPoolExecutor(10) as pool:
+        clients = [pool.submit(client, number) for number in range(10)]
+        try:
+            replicas = wait_for(partial(worked, {}))
+        finally:
+            working.set()
+    return replicas
 
 
 def test_own_contract(server: Server, by_transformers: list[list[float]]) -> None:
@@ -236,8 +269,8 @@ def test_a_torn_connection_leaves_nothing_running(server: Server) -> None:
 def test_a_killed_replica_loses_no_request(server: Server) -> None:
     """Both are killed while clients ask without a pause; all answers are whole and right, before and after."""
     expected = server.score(QUESTION, MANY[:400])["scores"]
-    before, killed, replicas = server.metric("solutions_total", outcome="scored"), Event(), server.replicas()
-    assert len(replicas) == 2
+    replicas = with_two_replicas(server)
+    before, killed = server.metric("solutions_total", outcome="scored"), Event()
 
     def client(number: int) -> None:
         part, later = slice(number * 40, (number + 1) * 40), 0
