@@ -1,6 +1,7 @@
 """The server against its own scorer and against vLLM's `/classify` server: the same weights, the same groups.
 
-python benchmarks/serving.py [--seconds 300] [--rounds 3] [--clients 64] [--shape small] [--without vllm] [--out FILE]
+python benchmarks/serving.py [--seconds 300] [--rounds 3] [--clients 64] [--replicas 2] [--without vllm scorer]
+    [--shape small] [--out FILE]
 
 Each client sends one group after another, `--group` solutions of one question in a request, and compares every answer
 with the scorer's. The scorer scores the same groups in this process, with all threads. vLLM gets token ids, so its
@@ -338,7 +339,7 @@ def run(
         f"{arguments.clients} clients, groups of {arguments.group} solutions, {arguments.shape} ORM, "
         f"{arguments.rounds} turns of {seconds:g} s each, {os.cpu_count()} CPUs"
     )
-    share = {name: used / (seconds * arguments.rounds * len(contenders)) for name, used in idle.items()}
+    share = {name: used / (seconds * arguments.rounds * max(1, len(turns) - 1)) for name, used in idle.items()}
     print(f"  CPUs used by servers in the turns of others: {', '.join(f'{n} {v:.2f}' for n, v in share.items())}")
     figures, first = {}, None
     for name in turns:
