@@ -278,7 +278,9 @@ class Front:
             if not (batch := [part for part in batch if not part.reply.done()]):
                 return
             try:
-                results = await self.handle.score.remote([part.pairs for part in batch])
+                response = self.handle.score.remote([part.pairs for part in batch])
+                async with asyncio.timeout(ANSWER_S):  # a replica that hangs does not keep the place of others
+                    results = await response
                 break
             except (RayActorError, ObjectLostError):  # the second: it died when the reply was there, but not fetched
                 self.metrics.retries.inc(len(batch))
