@@ -87,7 +87,7 @@ def config_of(run: Run, **section: Any) -> Config:
     return Config(
         run=run.path,
         base=Base(model=str(Path(run.path).parent / "base")),
-        sft=Sft(epochs=40, lr=3e-3, batch_rows=4, max_length=160, precision="fp32", source="critiques"),
+        sft=Sft(epochs=120, lr=3e-3, batch_rows=4, max_length=160, precision="fp32", source="critiques"),
         reward=Reward(eval_rows=4),
         refine=Refine(rounds=1, samples=SAMPLES, keep=2, max_tokens=60, **section),
         resources=Resources(
@@ -172,7 +172,7 @@ def test_killed_while_it_samples_and_while_it_trains_it_ends_as_if_it_was_not(
     assert others, "several units"
     for name in (
         *("refine.json", "refine.json.manifest.json", "refine.json.begun.json", "models/critic-1", "held-out/critic-1"),
-        *("sampled/critic/manifest.json", f"sampled/critic/part-{part}.parquet"),
+        *("sampled/critic/manifest.json", f"sampled/critic/part-{part}.parquet", "logs/critic-1.jsonl"),
     ):
         again.delete(name)
 

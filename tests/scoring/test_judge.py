@@ -12,7 +12,7 @@ from minos_ray.config.resources import Engine, Resources
 from minos_ray.config.schema import Judge, Model, Score
 from minos_ray.config.training import StepEncoding
 from minos_ray.scoring import judge as judging
-from minos_ray.scoring.judge import UNITS, CriticJudge, distinct, judge, rate, size, verdicts
+from minos_ray.scoring.judge import UNITS, CriticJudge, distinct, judge, rate, scores_schema, size, verdicts
 from minos_ray.steps import encoding
 from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns
@@ -135,7 +135,8 @@ def test_of_sampled_critiques_the_score_is_the_mean_verdict(tmp_path: Path) -> N
     unit = {"unit_id": "p/0", "candidate_ids": ["p/0", "p/2"], "problem_id": "p", "question": QUESTION, "steps": RIGHT}
     units = pa.Table.from_pylist([unit], schema=UNITS)
     sampled = Judge(samples=24, temperature=1.0, max_tokens=60)
-    worker = CriticJudge(str(tmp_path), Model(model=path), Engine(kv_cache_gb=0.05), sampled, seed=0)
+    engine = Engine(kv_cache_gb=0.05, dtype="float32")
+    worker = CriticJudge(str(tmp_path), Model(model=path), engine, sampled, seed=0)
     rows, stats = worker(units)
     first, second = rows.to_pylist()
     assert stats["critiques"] == 24 and stats["distinct"] == 1 and stats["ok"] > 12
@@ -143,6 +144,33 @@ def test_of_sampled_critiques_the_score_is_the_mean_verdict(tmp_path: Path) -> N
     assert all(0 < score < 1 for score in first["step_scores"])
     assert {**second, "candidate_id": "p/0"} == first
     assert worker(units)[0] == rows
+    from tests.scoring.test_soft import logits_oracle
+
+    # The same critiques, now with the probabilities of their verdicts.
+    worker.judge = sampled.model_copy(update={"soft": True})
+    soft = worker(units)[0].to_pylist()[0]
+    assert (soft["score"], soft["step_scores"]) == (first["score"], first["step_scores"])
+    texts = [text.text for text in worker.critiques([unit], worker.judge)[0]]
+    read = [text for text in texts if parse_critique(text, 2).status == "ok"]
+    chances = [logits_oracle(path, RIGHT, text) for text in read]
+    assert soft["steps_right"] == pytest.approx([sum(step) / 24 for step in zip(*chances, strict=True)], abs=1e-4)
+    assert soft["right"] == soft["steps_right"][-1] and 0.2 < soft["right"] < 0.8
+
+
+def test_soft_scores_are_columns_beside_the_vote(tmp_path: Path) -> None:
+    config = Config(run=str(tmp_path / "run"), base=Model(model="unused"), score=Score(judge=Judge(soft=True)))
+    run = Run(config.run)
+    votes = run.artefact("scores/critic")
+    votes.begin({"import": "test"})
+    row = {"candidate_id": "p/0", "problem_id": "p", "score": 1.0, "step_scores": [1.0, 1.0]}
+    rows = [{**row, "right": 0.75, "steps_right": [0.5, 0.75]}]
+    votes.write_part("0", pa.Table.from_pylist(rows, schema=scores_schema(Judge(soft=True))))
+    votes.complete({"candidates": 1, "distinct": 1, "tokens": 9})
+    manifest = judge(config, run)
+    soft = columns.validate("scores", run.artefact("scores/critic-soft").read()).to_pylist()
+    assert soft == [{**row, "score": 0.75, "step_scores": [0.5, 0.75]}]
+    assert manifest.artefact == "scores/critic-soft" and manifest.counts["tokens"] == 9
+    assert scores_schema(Judge()) == columns.SCHEMAS["scores"], "nobody asked"
 
 
 def test_the_score_is_the_share_of_verdicts() -> None:
