@@ -116,6 +116,9 @@ class Dpo(Train):
 class Refine(Section):
     """Rounds in which the critic learns from its own critiques: those that agree with the labels (STaR, ReST-EM)."""
 
+    method: Literal["rejection", "dpo"] = Field(
+        "rejection", description="dpo: an agreeing and a disagreeing critique of a candidate as a pair, by section dpo"
+    )
     rounds: int = Field(0, ge=0, description="at most so many, and none after the first that does not help; 0: off")
     candidates: int = Field(
         2000, ge=2, description="labelled train candidates criticised in a round, half of them wrong"
@@ -123,9 +126,11 @@ class Refine(Section):
     samples: int = Field(8, ge=1, description="critiques of each of them")
     temperature: float = Field(1.0, gt=0)
     max_tokens: int = Field(512, ge=1)
-    keep: int = Field(2, ge=1, description="agreeing critiques of a candidate that are trained on, at most")
+    keep: int = Field(
+        2, ge=1, description="agreeing critiques (dpo: pairs) of a candidate that are trained on, at most"
+    )
     start: Literal["base", "critic"] = Field(
-        "base", description="what a round trains: the base anew, or the last critic"
+        "base", description="what a round trains: the base anew, or the last critic (dpo: always that)"
     )
     held_out: int = Field(400, ge=2, description="candidates that measure each critic; of problems held out by stage 2")
     start_round: int | None = Field(

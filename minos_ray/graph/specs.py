@@ -63,7 +63,7 @@ NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "search", "sweep
 HELD_OUT_BY = ("reward.eval_rows", "reward.wrong_share", "reward.seed", "reward.consensus")
 # What is sampled in a round of the critic, and what is trained on of it; how many rounds are made is no part of either.
 SAMPLED_BY = ("refine.candidates", "refine.samples", "refine.temperature", "refine.max_tokens", "seed")
-REFINED_BY = ("refine.keep", "refine.start")
+REFINED_BY = ("refine.keep", "refine.start", "refine.method")
 HELD_OUT = ("refine.held_out", "refine.max_tokens", "seed")
 # Another policy or second opinion makes no completions again.
 ROLLOUTS_BY = ("label.rollouts", "label.grader", "label.splitter", "label.timeout_s", "sample", "generator", "seed")
@@ -189,7 +189,8 @@ def critic_chosen(config: Config, run: Run) -> str:
 
 def round_specs(config: Config, needs: tuple[str, ...]) -> Iterator[Spec]:
     """Rounds of the critic, whose stage 1 `needs` these: each samples with the last critic, trains and measures one."""
-    made_by = ("sft", "base", *HELD_OUT_BY)
+    dpo = config.refine.method == "dpo"
+    made_by = ("sft", "base", *HELD_OUT_BY, *(("dpo",) if dpo else ()))
     versions, sampled = ("judge", "step_encoding"), []
     for number in range(config.refine.rounds + 1 if config.refine.rounds else 0):
         name = critic_name(number)
@@ -199,7 +200,7 @@ def round_specs(config: Config, needs: tuple[str, ...]) -> Iterator[Spec]:
             sections = (*SAMPLED_BY, *HELD_OUT_BY)
             origins = (*needs, f"models/{before}")
             yield Spec(sampled[-1], "refine", sections, origins, versions, (), ("judge",), number)
-            start = (f"models/{before}",) if config.refine.start == "critic" else ()
+            start = (f"models/{before}",) if config.refine.start == "critic" or dpo else ()
             yield Spec(
                 f"models/{name}",
                 "refine",

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -22,9 +22,11 @@ from minos_ray.graph.specs import begin, critic_name, fresh
 from minos_ray.meta.measures import outcome_intervals
 from minos_ray.problems.split import round_robin
 from minos_ray.refine.sampled import HELD_OUT, SAMPLED, write_critiques
+from minos_ray.steps.critique_text import Status
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Manifest, Run
+from minos_ray.training.dpo import preference_data, preference_job
 from minos_ray.training.job import Job, make_job, write_table
 from minos_ray.training.rows import base_tokenizer, read, require_rows, train_questions
 from minos_ray.training.sft import CONTROLS, critique_data, held_out_problems
@@ -73,6 +75,12 @@ def round_job(config: Config, run: Run, number: int) -> Job:
     """The training of a round: on what stage 1 learns from, and the agreeing critiques of all rounds so far."""
     section, name = config.refine, critic_name(number)
     before = Model(model=f"run:models/{critic_name(number - 1)}", trust_remote_code=config.base.trust_remote_code)
+    tokenizer, layout = base_tokenizer(config, run, critic=True), config.base.encoding
+    if section.method == "dpo":  # the last critic's own critiques alone: it is the reference, too
+        pairs, unused = preferences(config, run, number - 1)
+        preferred = preference_data(tokenizer, pairs, config.dpo, layout)
+        preferred.dropped.update(unused)
+        return preference_job(run, f"models/{name}", before, preferred, config)
     agreed, dropped = [], Counter[str]()
     for past in range(number):
         rows, reasons = agreeing(config, run, past)
@@ -82,7 +90,6 @@ def round_job(config: Config, run: Run, number: int) -> Job:
         raise UserError(
             f"refine: no critique agrees with the labels ({dict(dropped)}); raise refine.samples or candidates"
         )
-    tokenizer, layout = base_tokenizer(config, run, critic=True), config.base.encoding
     excluded = held_out_problems(run, config.reward)
     data = critique_data(
         run, tokenizer, config.sft, config.sft.rows, config.inserted.count > 0, excluded, layout, agreed
@@ -126,6 +133,38 @@ def agreeing(config: Config, run: Run, number: int) -> tuple[list[Row], Counter[
     ], +dropped
 
 
+def preferences(config: Config, run: Run, number: int) -> tuple[list[Row], Counter[str]]:
+    """Pairs of critiques of one candidate, one that agrees with its labels and one that does not; how many critiques
+    are in none, by reason.
+
+    At most `refine.keep` pairs of a candidate; as many pairs of right candidates as of wrong ones, problems by turns.
+    A text that was cut off is in no pair: what it would have said is not known.
+    """
+    columns = ["critique_id", "candidate_id", "problem_id", "text", "agreement", "status"]
+    sampled = read(run, f"{SAMPLED}/{critic_name(number)}", columns)
+    complete = [row for row in sampled if row["agreement"] != "unreadable" or row["status"] in get_args(Status)]
+    dropped = Counter({"sampled_unreadable": len(sampled) - len(complete)})
+    solutions, questions, pairs = solutions_of(run, complete), train_questions(run), []
+    for name, group in groupby(complete, lambda row: row["candidate_id"]):
+        rows = list(group)
+        agreed, others = (
+            list(dict.fromkeys(row["text"] for row in rows if (row["agreement"] == "agrees") is side))
+            for side in (True, False)
+        )
+        count = min(len(agreed), len(others), config.refine.keep)
+        dropped["sampled_same_text"] += len(rows) - len(agreed) - len(others)
+        reason = "sampled_surplus_of_candidate" if count else "sampled_no_partner"
+        dropped[reason] += len(agreed) + len(others) - 2 * count
+        solution = {**solutions[name], "question": questions[rows[0]["problem_id"]]}
+        texts = zip(agreed[:count], others[:count], strict=True)
+        pairs += [{**solution, "chosen": without_thinking(a), "rejected": without_thinking(b)} for a, b in texts]
+    sides = [[pair for pair in pairs if bool(pair["correct"]) is right] for right in (False, True)]
+    fewer = min(map(len, sides))
+    chosen = [pair for side in sides for pair in round_robin(side, f"{config.seed}/{number}")[:fewer]]
+    dropped["sampled_balance"] = 2 * (len(pairs) - len(chosen))
+    return sorted(chosen, key=lambda pair: pair["candidate_id"]), +dropped
+
+
 def solutions_of(run: Run, rows: Iterable[Row]) -> dict[str, Row]:
     """Labels of the candidates of these rows, by their ids."""
     names = {row["candidate_id"] for row in rows}
@@ -166,12 +205,12 @@ def summarise(config: Config, run: Run, curve: list[dict[str, Any]]) -> Manifest
         number = row["round"]
         sampled = manifest_of(run, f"{SAMPLED}/{critic_name(number - 1)}")
         model = manifest_of(run, f"models/{critic_name(number)}")
-        rows, dropped = agreeing(config, run, number - 1)
+        rows, dropped = (preferences if config.refine.method == "dpo" else agreeing)(config, run, number - 1)
         row |= {
             "candidates": sampled.counts["candidates"],
             "sampled": sampled.counts["critiques"],
             "sampled_tokens": sampled.counts["tokens"],
-            "kept": len(rows),
+            "kept": 2 * len(rows) if config.refine.method == "dpo" else len(rows),
             "dropped": {reason.removeprefix("sampled_"): count for reason, count in sorted(dropped.items())},
             "trained_rows": model.counts["rows"],
             "seconds_sampling": sampled.details["seconds"],
