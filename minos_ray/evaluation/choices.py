@@ -30,7 +30,7 @@ from minos_ray.evaluation.methods import CRITIC, without_nan
 from minos_ray.evaluation.verdicts import THRESHOLD
 
 # Random orders of all problems together: with many problems one of each is enough, since problems differ more.
-ORDERS = 4_000
+ORDERS = 2_500
 
 
 class Way(NamedTuple):

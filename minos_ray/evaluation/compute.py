@@ -26,7 +26,7 @@ from minos_ray.evaluation.choices import Choices, Way
 from minos_ray.evaluation.growing import CONFIDENCES
 from minos_ray.evaluation.methods import CRITIC, JUDGES
 from minos_ray.evaluation.robust import FOLDS, VOTE, Columns, way_entry
-from minos_ray.evaluation.statistics import bounded_intervals
+from minos_ray.evaluation.statistics import Measured
 from minos_ray.graph.specs import critic_chosen
 from minos_ray.store.model_files import is_hub_id, locate
 from minos_ray.store.run import Run
@@ -154,8 +154,11 @@ class Priced(NamedTuple):
     right: np.ndarray
 
 
-def compute(choices: Choices, columns: Columns, price: Prices) -> dict[str, Any]:
-    """`compute` of evaluation.json: every way with its cost and accuracy, and the best ones for each budget."""
+def compute(choices: Choices, columns: Columns, price: Prices, measured: list[Measured]) -> dict[str, Any]:
+    """`compute` of evaluation.json: every way with its cost and accuracy, and the best ones for each budget.
+
+    Rows whose intervals are still to be filled are added to `measured`.
+    """
     answered = choices.joined()
     priced = []
     for way, right in columns.items():
@@ -175,11 +178,13 @@ def compute(choices: Choices, columns: Columns, price: Prices) -> dict[str, Any]
         "tokens_per_critique": price.critique,
         "models": {name: size._asdict() if size else None for name, size in price.sizes.items()},
         "methods": [{**way_entry(p.way), **p.cost._asdict(), "accuracy": float(p.right.mean())} for p in priced],
-        "budgets": [row for axis in AXES for row in budgets(choices, priced, axis, price.cost(1, {}))],
+        "budgets": [row for axis in AXES for row in budgets(choices, priced, axis, price.cost(1, {}), measured)],
     }
 
 
-def budgets(choices: Choices, priced: list[Priced], axis: str, single: Cost) -> list[dict[str, Any]]:
+def budgets(
+    choices: Choices, priced: list[Priced], axis: str, single: Cost, measured: list[Measured]
+) -> list[dict[str, Any]]:
     """For each budget, a power of two of the cost of one solution, the best affordable way: of the vote alone, of all,
     and of each verifier.
 
@@ -197,7 +202,7 @@ def budgets(choices: Choices, priced: list[Priced], axis: str, single: Cost) -> 
     by_fold = np.column_stack([np.bincount(folds, entry.right, FOLDS) for entry in affordable])
     groups = {"": np.array([entry.way.method == VOTE for entry in affordable]), ANY: np.ones(len(costs), bool)}
     groups |= {name: np.array([entry.way.verifier == name for entry in affordable]) for name in choices.verifiers}
-    rows, picked, votes = [], [], {}
+    rows, votes = [], {}
     for power in range(int(np.ceil(np.log2(costs.max() / unit) - 1e-9)) + 1):
         for name, members in groups.items():
             within = np.flatnonzero(members & (costs <= unit * 2**power * (1 + 1e-9)))
@@ -210,18 +215,13 @@ def budgets(choices: Choices, priced: list[Priced], axis: str, single: Cost) -> 
                 right[folds == k] = affordable[others].right[folds == k]
             if not name:
                 votes[power] = right
-            rows.append({"axis": axis, "solutions": 2**power, "budget": unit * 2**power, "group": name})
-            rows[-1] |= {**way_entry(best.way), **best.cost._asdict(), "best_accuracy": float(best.right.mean())}
-            picked.append((right, power))
-    stacked = np.column_stack([*(right for right, _ in picked), *(right - votes[power] for right, power in picked)])
-    mean, low, high = bounded_intervals(stacked, len(rows), choices.section.bootstrap, choices.section.seed)
-    for k, row in enumerate(rows):
-        gap = len(rows) + k
-        row |= {"accuracy": float(mean[k]), "ci_low": float(low[k]), "ci_high": float(high[k])}
-        if row["group"]:
-            row |= {
-                "minus_vote": float(mean[gap]),
-                "minus_vote_low": float(low[gap]),
-                "minus_vote_high": float(high[gap]),
-            }
+            row: dict[str, Any] = {"axis": axis, "solutions": 2**power, "budget": unit * 2**power, "group": name}
+            row |= {**way_entry(best.way), **best.cost._asdict(), "best_accuracy": float(best.right.mean())}
+            row |= {"accuracy": float(right.mean())}
+            measured.append(Measured(row, "ci", right))
+            if name:
+                gap = right - votes[power]
+                row["minus_vote"] = float(gap.mean())
+                measured.append(Measured(row, "minus_vote", gap, True))
+            rows.append(row)
     return rows

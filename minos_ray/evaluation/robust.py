@@ -7,13 +7,13 @@ import numpy as np
 from minos_ray.evaluation.choices import Answered, Choices, Way
 from minos_ray.evaluation.growing import CONFIDENCES, POWERS
 from minos_ray.evaluation.outcomes import Method, Outcomes
-from minos_ray.evaluation.statistics import bounded_intervals
+from minos_ray.evaluation.statistics import Measured, fill_intervals
 
 FOLDS = 5
 BEST = "best-of-n"  # as a power: infinity
 VOTE = "self-consistency"
 ROBUST = ("shrunk-vote", "top-vote", "pessimistic")
-COVERAGES = (0.5, 0.8)
+COVERAGES = (50, 80)  # per cent
 CURVE = tuple(step / 20 for step in range(1, 21))
 Columns = dict[Way, np.ndarray]
 
@@ -54,29 +54,17 @@ def shrunk(choices: Choices, answered: Answered, rivals: Columns) -> tuple[Colum
     return chosen, powers
 
 
-def robust_rows(choices: Choices, columns: Columns) -> list[dict[str, Any]]:
+def robust_rows(choices: Choices, columns: Columns, measured: list[Measured]) -> list[dict[str, Any]]:
     """Every robust method at every n: accuracy, and the difference to the better of vote and best-of-n, all on the same
     orders. Intervals at `headline` alone.
     """
-    ways = [way for way in columns if way.method in ROBUST]
-    gaps = []
-    for way in ways:
+    rows = []
+    for way in (way for way in columns if way.method in ROBUST):
         vote, best = columns[Way(VOTE, "", way.n, 0)], columns[Way(BEST, way.verifier, way.n, way.n)]
-        gaps.append(columns[way] - (vote if vote.mean() >= best.mean() else best))
-    rows = [
-        {**way_entry(way), "accuracy": float(columns[way].mean()), "minus_better": float(gap.mean())}
-        for way, gap in zip(ways, gaps, strict=True)
-    ]
-    compared = [k for k, way in enumerate(ways) if way.n == choices.headline]
-    if compared:
-        stacked = np.column_stack([*(columns[ways[k]] for k in compared), *(gaps[k] for k in compared)])
-        _, low, high = bounded_intervals(stacked, len(compared), choices.section.bootstrap, choices.section.seed)
-        for i, k in enumerate(compared):
-            rows[k] |= {"ci_low": float(low[i]), "ci_high": float(high[i])}
-            rows[k] |= {
-                "minus_better_low": float(low[len(compared) + i]),
-                "minus_better_high": float(high[len(compared) + i]),
-            }
+        gap = columns[way] - (vote if vote.mean() >= best.mean() else best)
+        rows.append({**way_entry(way), "accuracy": float(columns[way].mean()), "minus_better": float(gap.mean())})
+        if way.n == choices.headline:
+            measured += [Measured(rows[-1], "ci", columns[way]), Measured(rows[-1], "minus_better", gap, True)]
     return rows
 
 
@@ -86,28 +74,19 @@ def way_entry(way: Way) -> dict[str, Any]:
     return entry if way.top else {k: v for k, v in entry.items() if k != "top"}
 
 
-def adaptive_rows(choices: Choices, answered: Answered, columns: Columns) -> list[dict[str, Any]]:
+def adaptive_rows(
+    choices: Choices, answered: Answered, columns: Columns, measured: list[Measured]
+) -> list[dict[str, Any]]:
     """For each confidence: accuracy, samples and tokens saved, and the difference to the vote of all `headline`."""
-    vote = columns[Way(VOTE, "", choices.headline, 0)]
-    count = len(CONFIDENCES)
-    stacked = np.concatenate([answered.stopped, answered.stopped - vote[:, None]], axis=1)
-    mean, low, high = bounded_intervals(stacked, count, choices.section.bootstrap, choices.section.seed)
-    tokens = np.nan_to_num(answered.tokens, nan=1.0)
-    return [
-        {
-            "confidence": confidence,
-            "n": choices.headline,
-            "accuracy": float(mean[k]),
-            "ci_low": float(low[k]),
-            "ci_high": float(high[k]),
-            "samples": float(answered.used[:, k].mean()),
-            "saved_tokens": float(1 - (answered.used[:, k] @ tokens) / (choices.headline * tokens.sum())),
-            "minus_vote": float(mean[count + k]),
-            "minus_vote_low": float(low[count + k]),
-            "minus_vote_high": float(high[count + k]),
-        }
-        for k, confidence in enumerate(CONFIDENCES)
-    ]
+    vote, tokens, rows = columns[Way(VOTE, "", choices.headline, 0)], np.nan_to_num(answered.tokens, nan=1.0), []
+    for k, confidence in enumerate(CONFIDENCES):
+        right, used = answered.stopped[:, k], answered.used[:, k]
+        row = {"confidence": confidence, "n": choices.headline, "accuracy": float(right.mean())}
+        row |= {"samples": float(used.mean()), "minus_vote": float((right - vote).mean())}
+        row["saved_tokens"] = float(1 - (used @ tokens) / (choices.headline * tokens.sum()))
+        measured += [Measured(row, "ci", right), Measured(row, "minus_vote", right - vote, True)]
+        rows.append(row)
+    return rows
 
 
 def selective_rows(choices: Choices, answered: Answered) -> list[dict[str, Any]]:
@@ -116,19 +95,20 @@ def selective_rows(choices: Choices, answered: Answered) -> list[dict[str, Any]]
     `area` is the mean risk over all coverages 1 / problems, 2 / problems, ..., 1 (Geifman et al., 1805.08206);
     `coverage` and `risk` are points of the curve. Accuracies have intervals, with the surest problems fixed.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    measured: list[Measured] = []
     for k, (method, name) in enumerate(choices.abstaining()):
         risk, order = risks(answered.confidence[:, k], answered.chosen[:, k])
         size = len(risk)
-        row: dict[str, Any] = {"method": method, "verifier": name, "n": choices.headline}
-        row |= {"area": float(risk.mean()), "coverage": list(CURVE)}
-        row["risk"] = [float(risk[count_at(size, share) - 1]) for share in CURVE]
-        for share in COVERAGES:
-            among = answered.chosen[order[: count_at(size, share)], k][:, None]
-            _, low, high = bounded_intervals(among, 1, choices.section.bootstrap, choices.section.seed)
-            row[f"accuracy_at_{share:.0%}".replace("%", "")] = float(1 - risk[count_at(size, share) - 1])
-            row |= {f"ci_{share * 100:.0f}": [float(low[0]), float(high[0])]}
-        rows.append(row)
+        row = {"method": method, "verifier": name, "n": choices.headline, "area": float(risk.mean())}
+        rows.append(row | {"coverage": list(CURVE), "risk": [float(risk[count_at(size, c) - 1]) for c in CURVE]})
+        for percent in COVERAGES:
+            count = count_at(size, percent / 100)
+            rows[-1][f"accuracy_at_{percent}"] = float(1 - risk[count - 1])
+            values = np.full(size, np.nan)
+            values[order[:count]] = answered.chosen[order[:count], k]
+            measured.append(Measured(rows[-1], f"accuracy_at_{percent}", values))
+    fill_intervals(measured, choices.section.bootstrap, choices.section.seed)
     return rows
 
 
@@ -158,12 +138,15 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return worst
 
 
-def contents(choices: Choices, outcomes: Outcomes) -> tuple[dict[str, Any], Columns]:
-    """`robust`, `adaptive` and `selective` of evaluation.json, and the outcomes of all ways for what follows."""
+def contents(choices: Choices, outcomes: Outcomes, measured: list[Measured]) -> tuple[dict[str, Any], Columns]:
+    """`robust`, `adaptive` and `selective` of evaluation.json, and the outcomes of all ways for what follows.
+
+    Rows whose intervals are still to be filled are added to `measured`.
+    """
     answered = choices.joined()
     rivals = dict(zip(choices.ways(), answered.outcomes.T, strict=True))
     chosen, powers = shrunk(choices, answered, rivals)
-    rows = robust_rows(choices, rivals | chosen)
+    rows = robust_rows(choices, rivals | chosen, measured)
     # Beside the methods of `methods`, which have more orders or are exact.
     columns = rivals | chosen | columns_of(choices, outcomes)
     return {
@@ -174,6 +157,6 @@ def contents(choices: Choices, outcomes: Outcomes) -> tuple[dict[str, Any], Colu
             "methods": rows,
             "worst": summary(rows),
         },
-        "adaptive": adaptive_rows(choices, answered, columns),
+        "adaptive": adaptive_rows(choices, answered, columns, measured),
         "selective": selective_rows(choices, answered),
     }, columns

@@ -26,6 +26,7 @@ from minos_ray.evaluation.compute import compute, prices
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
 from minos_ray.evaluation.methods import CRITIC, SOFT
 from minos_ray.evaluation.precision import Precision
+from minos_ray.evaluation.statistics import Measured, fill_intervals
 from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
 from minos_ray.observe.progress import Progress
 from minos_ray.observe.tracker import Tracking
@@ -79,8 +80,11 @@ def evaluate(config: Config, run: Run) -> Manifest:
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
     values = selected.outcomes()
-    chosen, columns = robust.contents(choices, values)
+    measured: list[Measured] = []
+    chosen, columns = robust.contents(choices, values, measured)
     price = prices(config, run, choices)
+    costs = compute(choices, columns, price, measured) if price else {}
+    fill_intervals(measured, config.evaluate.bootstrap, config.evaluate.seed)
     content = {
         **compare(selected),
         "categories": by_category(categories, values, selected.headline, config.evaluate),
@@ -90,7 +94,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
         "counts": {**tally.counts(), "missing": missing, "dropped": dropped},
         **chosen,
         "peaks": precision.rows(),
-        "compute": compute(choices, columns, price) if price else {},
+        "compute": costs,
     }
     outcomes.write(run, values, selected.headline, pa.array(selected.problems, pa.string()))
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())

@@ -1,6 +1,7 @@
 """Intervals and tests over problems: problems are resampled with replacement, their candidates stay as they are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,6 +74,27 @@ def bounded_intervals(
     mean, low, high = intervals(values, count, seed)
     lowest = np.where(np.arange(values.shape[1]) < accuracies, 0.0, -1.0)
     return mean, np.maximum(low, lowest), np.minimum(high, 1.0)
+
+
+class Measured(NamedTuple):
+    """A row of results that waits for an interval: of the mean of `values` [problems] (NaN: does not enter), stored as
+    `name`_low and `name`_high. An accuracy lies in 0..1, a difference in -1..1."""
+
+    row: dict[str, Any]
+    name: str
+    values: np.ndarray
+    difference: bool = False
+
+
+def fill_intervals(measured: Sequence[Measured], count: int, seed: int) -> None:
+    """Writes the ends into the rows; all share their resamples, which take longer to draw than to use."""
+    if not measured:
+        return
+    ordered = sorted(measured, key=lambda entry: entry.difference)
+    accuracies = sum(not entry.difference for entry in ordered)
+    _, low, high = bounded_intervals(np.column_stack([entry.values for entry in ordered]), accuracies, count, seed)
+    for k, entry in enumerate(ordered):
+        entry.row.update({f"{entry.name}_low": float(low[k]), f"{entry.name}_high": float(high[k])})
 
 
 def wilson(hits: int, trials: int) -> tuple[float, float]:
