@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
 
-# One batch, which the engine has as a whole: from then on the client only waits.
+# One batch, which the engine has as a whole: from then on the client only waits, for minutes.
 CLIENT = """
 import sys
 from minos_ray.candidates.engine import Generator, Request
@@ -25,32 +26,35 @@ from minos_ray.config.schema import Model
 
 resources = Engine(kv_cache_gb=0.5, max_model_len=512, dtype="float32", max_num_seqs=256)
 made = Generator(sys.argv[1], Model(model=sys.argv[1]), resources)
-requests = [Request([5, 6, 7], 256)]
+requests = [Request([5, 6, 7], 2560)]
 sampling = {"temperature": 1.0, "max_tokens": 500, "min_tokens": 500}
 started = lambda places: print("started", flush=True)
 print(len(list(made.stream(requests, sampling, "seed", started))), "texts", flush=True)
 """
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process with an engine at work."""
-    command = [sys.executable, "-c", CLIENT, tiny_model(tmp_path / "model")]
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Processes with an engine at work, one for each test; they start side by side."""
+    command = [sys.executable, "-c", CLIENT, tiny_model(tmp_path_factory.mktemp("model"))]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    while "started" not in (line := process.stdout.readline()):
-        assert line or process.poll() is None, process.stderr.read()
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    cwd = Path(__file__).parents[2]
+    processes = [subprocess.Popen(command, env=environment, cwd=cwd, **pipes) for _ in range(2)]
+    for process in processes:
+        while "started" not in (line := process.stdout.readline()):
+            assert line or process.poll() is None, process.stderr.read()
     time.sleep(1)
-    yield process
-    process.kill()
-    process.wait()
+    yield list(processes)
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def client(clients: list["subprocess.Popen[str]"]) -> "subprocess.Popen[str]":
+    """One that no other test has."""
+    return clients.pop()
 
 
 def engine_of(client: "subprocess.Popen[str]") -> psutil.Process:

@@ -20,6 +20,7 @@ from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
 from tests.raylets import STORE, cluster_of_raylets
 from tests.remote.server import Bucket, bucket
+from tests.training.holding import held_at
 from tests.training.test_resume import once, weights
 from tests.training.trainings import records
 from tests.training.world import fill, world
@@ -63,8 +64,9 @@ def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
     config = config.model_copy(update={"run": remote.path})
     straight = job(config, remote, "straight", save_every=1000).model_copy(update={"key": "straight"})
     killer = once(lambda: pid_after(remote, 40), lambda pid: os.kill(pid, signal.SIGKILL))
+    held = job(config, remote, **workers).model_copy(update={"observe": held_at(50, tmp_path / "held")})
     with pytest.raises(WorkStopped, match="its process was killed"):
-        fit(config, remote, "reward", [straight, job(config, remote, **workers)])
+        fit(config, remote, "reward", [straight, held])
     killer.join(timeout=1)
     assert not killer.is_alive(), "it was the kill that ended the training"
     found = complete_checkpoints(remote, PLACE, job(config, remote, **workers).key)

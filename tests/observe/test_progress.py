@@ -84,6 +84,8 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 BAR = """
+import time
+time.monotonic = lambda: 100.0
 from minos_ray.observe.progress import Progress
 with Progress("sample", 40) as shown:
     for _ in range(4):
@@ -106,7 +108,7 @@ def test_a_bar_on_a_terminal() -> None:
     reader.start()
     out = subprocess.run([sys.executable, "-c", BAR], stdout=subprocess.PIPE, stderr=slave, check=True, text=True)
     os.close(slave)
-    reader.join(10)
+    reader.join(60)
     os.close(master)
     assert b"40/40" in b"".join(written)
     assert out.stdout.startswith("sample: 40 rows in 0s")

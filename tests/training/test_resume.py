@@ -27,6 +27,7 @@ from minos_ray.training.sft import sft
 from minos_ray.training.trainer import fit
 from tests.raylets import STORE, cluster_of_raylets
 from tests.tiny import tiny_model
+from tests.training.holding import held_at
 from tests.training.trainings import LONG, Trained, losses, records
 
 pytestmark = pytest.mark.slow
@@ -40,6 +41,11 @@ def job(trained: Trained, run: Run, **workers: Any) -> Job:
     like = verifier_jobs(trained.config, run, ["orm-base"])[0]
     settings = Workers(**{"micro_tokens": 512, "save_every": 10, "max_failures": 0, **workers})
     return like.model_copy(update={"workers": settings, "section": like.section.model_copy(update=LONG)})
+
+
+def held(made: Job, run: Run, step: int) -> Job:
+    """The same, which waits for its end at a step."""
+    return made.model_copy(update={"observe": held_at(step, Path(run.root, f"held-at-{step}"))})
 
 
 def copy(trained: Trained, folder: Path) -> Run:
@@ -69,14 +75,15 @@ def weights(run: Run, name: str = "orm-base") -> bytes:
 
 
 def once(condition: Callable[[], Any], then: Callable[[Any], None]) -> threading.Thread:
-    """Does something as soon as a condition gives something, within a minute."""
+    """Does something as soon as a condition gives something, within five minutes."""
 
     def watch() -> None:
-        for _ in range(6000):
-            if found := condition():
-                then(found)
+        until = time.monotonic() + 300
+        while not (found := condition()):
+            if time.monotonic() > until:
                 return
             time.sleep(0.01)
+        then(found)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -93,7 +100,7 @@ def killed(trained: Trained, run: Run, at: int, **workers: Any) -> None:
     killer = once(pid_then, lambda pid: os.kill(pid, signal.SIGKILL))
     line = r"reward: worker 1 of \d failed: its process was killed.* memory.* a rerun goes on from the last checkpoint$"
     with pytest.raises(WorkStopped, match=line):
-        fit(trained.config, run, "reward", [job(trained, run, **workers)])
+        fit(trained.config, run, "reward", [held(job(trained, run, **workers), run, at)])
     killer.join()
     assert run.artefact("models/orm-base").manifest() is None
     assert complete_checkpoints(run, "checkpoints/reward/orm-base", job(trained, run).key)
@@ -212,7 +219,7 @@ def test_a_node_lost_in_the_middle_of_stage_2(trained: Trained, cluster: Any, tm
 
     killer = once(node_then, lambda node: ray_cluster.remove_node(node, allow_graceful=False))
     config = trained.config.model_copy(update={"run": run.path})
-    fit(config, run, "reward", [job(trained, run, workers=2, zero=2, max_failures=2)])
+    fit(config, run, "reward", [held(job(trained, run, workers=2, zero=2, max_failures=2), run, 35)])
     killer.join()
     assert sum(node["Alive"] for node in ray.nodes()) == 3, "the head and two of three nodes"
     starts = [record["step"] for record in records(run, "orm-base", "start")]
