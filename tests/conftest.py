@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.update(
     RAY_AUTH_MODE="disabled",
@@ -26,8 +26,12 @@ os.environ.pop("RAY_ADDRESS", None)
 # A shell lets its background jobs, and their children, ignore Ctrl-C; some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# A busy machine is no failure of a property.
-settings.register_profile("minos", deadline=None)
+# A busy machine is no failure of a property. The examples are the same in every run, so that a failure is one of the
+# change that is tested; with MINOS_RANDOM=1 they are others each time.
+same_examples = not os.environ.get("MINOS_RANDOM")
+settings.register_profile(
+    "minos", deadline=None, derandomize=same_examples, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("minos")
 
 
