@@ -21,6 +21,7 @@ from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError
 from minos_ray.miniature.critic_server import MODEL
 from minos_ray.store.run import Manifest, Run
+from minos_ray.work.lock import born
 from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, ScriptedServer, Serve, completion, faithful
 
 
@@ -391,7 +392,7 @@ def test_the_offline_critic_ends_with_a_killed_stage(
     ]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    limit = time.monotonic() + 60
-    while Path(f"/proc/{server}/stat").exists() and Path(f"/proc/{server}/stat").read_text().split()[2] != "Z":
+    limit = time.monotonic() + 120
+    while born(server):
         assert time.monotonic() < limit, "the server outlives the stage"
         time.sleep(0.02)
