@@ -1,6 +1,10 @@
-"""`minos evaluate` on a simulated run: seconds and peak memory.
+"""`minos evaluate` on a simulated run: seconds, CPU seconds of all processes, and peak memory.
 
 python benchmarks/evaluation.py [--problems 1319] [--candidates 256] [--bootstrap 10000] [--folder DIR]
+                                [--against CHECKOUT] [--rounds 1]
+
+With `--against`, the package of another checkout evaluates the same run too, in turns, and the ratios of the medians
+are printed, as are the numbers in which the two evaluation.json differ.
 
 Four verifiers, the PRMs with step scores, and the critic's verdicts; all methods for n = 1, 2, 4, ..., N. A problem's
 candidates lie in four parts, as sampling leaves them. `--problems 100000` needs about 5 GB of disk.
@@ -9,14 +13,17 @@ candidates lie in four parts, as sampling leaves them. `--problems 100000` needs
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from simulated import population, scores
 
@@ -102,28 +109,95 @@ def score_table(rows: pa.Table, name: str, score: np.ndarray) -> pa.Table:
     return pa.table(columns).cast(schema.SCHEMAS["scores"])
 
 
+class Measured(NamedTuple):
+    """One evaluation: seconds, CPU seconds and the most memory (GiB) of all its processes together, and its result."""
+
+    seconds: float
+    cpu: float
+    peak: float
+    content: dict[str, Any]
+
+
+def measured(run: Run, bootstrap: int, checkout: str, folder: str) -> Measured:
+    """Evaluates the run in a process of its own, with the package of a checkout."""
+    run.delete("evaluation.json.manifest.json")
+    env = {**os.environ, "TMPDIR": folder, "PYTHONPATH": checkout}
+    before, start = os.times(), time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", EVALUATE, run.path, str(bootstrap)], env=env, cwd=checkout)
+    peak, over = [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            peak.append(memory(psutil.Process(child.pid)))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    status = child.wait()
+    seconds, after = time.perf_counter() - start, os.times()
+    over.set()
+    watching.join()
+    if status:
+        raise SystemExit(f"the evaluation by {checkout} ended with {status}")
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Measured(seconds, cpu, max(peak) / 2**30, json.loads(run.read_bytes("evaluation.json")))
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes of a process and its children, pages that they share counted once; 0 when it has just ended."""
+    try:
+        return sum(p.memory_full_info().pss for p in (process, *process.children(recursive=True)))
+    except psutil.Error:
+        return 0
+
+
+def differences(a: Any, b: Any) -> list[float]:
+    """How far the numbers that two results both have are apart, where they are; 1 for other values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [gap for key in a.keys() & b.keys() for gap in differences(a[key], b[key])]
+    if isinstance(a, list) and isinstance(b, list):
+        return [gap for x, y in zip(a, b, strict=True) for gap in differences(x, y)]
+    if a == b:
+        return []
+    return [abs(a - b) if isinstance(a, float) and isinstance(b, float) else 1.0]
+
+
 def main() -> None:
-    """Makes the run, evaluates it in a process of its own, prints what that took."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Makes the run, evaluates it, prints what that took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=1319)
     parser.add_argument("--candidates", type=int, default=256)
     parser.add_argument("--bootstrap", type=int, default=10_000)
     parser.add_argument("--folder", default=None)
+    parser.add_argument("--against", default=None)
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
+    ours = str(Path(__file__).parents[1])
+    checkouts = [*([str(Path(arguments.against).resolve())] if arguments.against else []), ours]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         run = Run(f"{folder}/run")
         make(run, arguments.problems, arguments.candidates)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet"))
-        start = time.perf_counter()
-        command = [sys.executable, "-c", EVALUATE, run.path, str(arguments.bootstrap)]
-        subprocess.run(command, check=True, env={**os.environ, "TMPDIR": folder})
-        seconds = time.perf_counter() - start
-        content = json.loads(run.read_bytes("evaluation.json"))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    ns = sorted({m["n"] for m in content["methods"]})
-    print(f"{arguments.problems:,} problems x {arguments.candidates}, {size / 1e6:,.0f} MB of Parquet")
-    print(f"  {len(content['methods'])} methods and {len(content['aggregations'])} aggregations, n = {ns}")
-    print(f"  bootstrap {arguments.bootstrap:,}: {seconds:.1f} s with the start of Python, peak {peak:.2f} GiB")
+        print(f"{arguments.problems:,} problems x {arguments.candidates}, {size / 1e6:,.0f} MB of Parquet")
+        rounds = {
+            number: [measured(run, arguments.bootstrap, checkout, folder) for checkout in checkouts]
+            for number in range(arguments.rounds)
+        }
+    medians = []
+    for place, name in enumerate(checkouts):
+        runs = [row[place] for row in rounds.values()]
+        medians.append([median(r[column] for r in runs) for column in range(3)])
+        seconds, cpu, peak = medians[-1]
+        content = runs[0].content
+        ns = sorted({m["n"] for m in content["methods"]})
+        print(f"{'this checkout' if name == ours else name}:")
+        print(f"  {len(content['methods'])} methods and {len(content['aggregations'])} aggregations, n = {ns}")
+        print(f"  bootstrap {arguments.bootstrap:,}: {seconds:.1f} s with the start of Python, {cpu:.1f} s of CPU, "
+              f"peak {peak:.2f} GiB of all processes")  # fmt: skip
+    if arguments.against:
+        ratios = [f"{new / old:.3f}" for old, new in zip(*medians, strict=True)]
+        gaps = differences(rounds[0][0].content, rounds[0][1].content)
+        print(f"this / other: time {ratios[0]}, CPU {ratios[1]}, memory {ratios[2]}")
+        print(f"numbers that differ: {len(gaps)}, by {max(gaps, default=0):.2g} at most")
 
 
 if __name__ == "__main__":
