@@ -151,14 +151,14 @@ def memory(process: psutil.Process) -> int:
 
 
 def differences(a: Any, b: Any) -> list[float]:
-    """How far the numbers that two results both have are apart, where they are; 1 for other values."""
+    """How far the numbers that two results both have are apart, where they are; infinity for counts and words."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [gap for key in a.keys() & b.keys() for gap in differences(a[key], b[key])]
     if isinstance(a, list) and isinstance(b, list):
         return [gap for x, y in zip(a, b, strict=True) for gap in differences(x, y)]
     if a == b:
         return []
-    return [abs(a - b) if isinstance(a, float) and isinstance(b, float) else 1.0]
+    return [abs(a - b) if isinstance(a, float) and isinstance(b, float) else float("inf")]
 
 
 def main() -> None:
@@ -197,7 +197,9 @@ def main() -> None:
         ratios = [f"{new / old:.3f}" for old, new in zip(*medians, strict=True)]
         gaps = differences(rounds[0][0].content, rounds[0][1].content)
         print(f"this / other: time {ratios[0]}, CPU {ratios[1]}, memory {ratios[2]}")
-        print(f"numbers that differ: {len(gaps)}, by {max(gaps, default=0):.2g} at most")
+        fractions = [gap for gap in gaps if gap < float("inf")]
+        print(f"fractions that differ: {len(fractions)}, by {max(fractions, default=0):.2g} at most; "
+              f"counts: {len(gaps) - len(fractions)}")  # fmt: skip
 
 
 if __name__ == "__main__":
