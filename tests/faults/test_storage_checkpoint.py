@@ -67,7 +67,7 @@ def test_half_a_checkpoint_is_none(store: Bucket, tmp_path: Path) -> None:
     held = job(config, remote, **workers).model_copy(update={"observe": held_at(50, tmp_path / "held")})
     with pytest.raises(WorkStopped, match="its process was killed"):
         fit(config, remote, "reward", [straight, held])
-    killer.join(timeout=1)
+    killer.join(timeout=60)
     assert not killer.is_alive(), "it was the kill that ended the training"
     found = complete_checkpoints(remote, PLACE, job(config, remote, **workers).key)
     assert len(found) >= 3

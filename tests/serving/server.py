@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-WAIT_S = 180
+WAIT_S = 300
 KEY = "a key of the tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 LINE = re.compile(r"loading; (http://127\.0\.0\.1:(\d+))")
