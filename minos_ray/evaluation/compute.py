@@ -188,9 +188,9 @@ def budgets(
     """For each budget, a power of two of the cost of one solution, the best affordable way: of the vote alone, of all,
     and of each verifier.
 
-    The way is the best on all problems. Its accuracy and difference to the vote, and their intervals, are those of the
-    choice: the best way on the problems of the other folds, on each fold's own problems, so that no luck of choosing is
-    in them.
+    The vote is that of the largest n. Any other way is the best on all problems. Its accuracy and difference to the
+    vote, and their intervals, are those of the choice: the best way on the problems of the other folds, on each fold's
+    own problems, so that no luck of choosing is in them.
     """
     unit = getattr(single, axis)
     affordable = [entry for entry in priced if getattr(entry.cost, axis) is not None]
@@ -208,6 +208,8 @@ def budgets(
             within = np.flatnonzero(members & (costs <= unit * 2**power * (1 + 1e-9)))
             if not len(within) or (name and power not in votes):
                 continue
+            if not name:  # the vote has nothing to choose: all that the budget buys take part
+                within = within[-1:]
             totals = by_fold[:, within].sum(axis=0)
             best, right = affordable[within[totals.argmax()]], np.empty(len(folds))
             for k in range(FOLDS):

@@ -206,7 +206,9 @@ def test_the_best_choice_of_a_budget_is_affordable_and_no_worse_than_a_smaller_b
     content = evaluation["compute"]
     assert content["tokens_per_solution"] == 30 and content["problems"] == 30 and content["n"] == 16
     assert {row["axis"] for row in content["budgets"]} == {"tokens"}  # there are no models, so no FLOPs
-    for group in ("", "any", *VERIFIERS):
+    votes = [row for row in content["budgets"] if row["group"] == ""]
+    assert [row["n"] for row in votes] == [1, 2, 4, 8, 16, *[16] * (len(votes) - 5)]
+    for group in ("any", *VERIFIERS):
         rows = [row for row in content["budgets"] if row["group"] == group]
         assert all(row["tokens"] <= row["budget"] for row in rows)
         best = [row["best_accuracy"] for row in rows]
