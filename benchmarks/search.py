@@ -293,7 +293,8 @@ def show(method: str, rounds: dict[str, list[dict[str, float]]], problems: int) 
         print(
             f"  {name:10} {60 * problems / values['wall']:8.1f} problems/min   {values['cpu']:7.1f} CPU s   "
             f"{values['tokens']:8,.0f} tokens   right {values['right']:.3f}   first is "
-            f"{values['wall'] / ours['wall']:.2f} x in wall, {values['cpu'] / ours['cpu']:.2f} x in CPU time"
+            f"{values['wall'] / ours['wall']:.2f} x in wall, {values['cpu'] / ours['cpu']:.2f} x in CPU time",
+            flush=True,
         )
 
 
@@ -365,7 +366,8 @@ def compared(
         figures.append(figure)
         print(
             f"  {selection:14} search {mean[0]:.3f}   samples {mean[1]:.3f}   "
-            f"difference {mean[2]:+.3f} [{low[2]:+.3f}, {high[2]:+.3f}]"
+            f"difference {mean[2]:+.3f} [{low[2]:+.3f}, {high[2]:+.3f}]",
+            flush=True,
         )
     return figures
 
