@@ -16,6 +16,7 @@ import numpy as np
 
 # Relative; sums of the same weights in another order differ by less.
 TIE = 1e-9
+ROWS = 16
 LOWEST = -1e30  # below every total
 
 
@@ -57,7 +58,10 @@ def best_of(scores: np.ndarray, clusters: np.ndarray, ns: Sequence[int]) -> np.n
     starts = np.ones(ranked.shape, dtype=bool)
     starts[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
     tie = np.cumsum(starts) - 1
-    return (np.bincount(tie, right.ravel()) / np.bincount(tie))[tie].reshape(ranked.shape) @ best
+    means = np.zeros((-(-len(ranked) // ROWS) * ROWS, size))
+    means[: len(ranked)] = (np.bincount(tie, right.ravel()) / np.bincount(tie))[tie].reshape(ranked.shape)
+    # Equally many rows at a time: the last digit of a product of matrices depends on their size.
+    return (means.reshape(-1, ROWS, size) @ best).reshape(-1, len(ns))[: len(ranked)]
 
 
 def votes(

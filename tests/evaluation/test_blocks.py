@@ -20,7 +20,7 @@ from minos_ray.store.run import Run
 from minos_ray.work.lock import born
 from tests.runs import config, make_run, put, scores
 
-SIZES = [8] * 30 + [5] * 10 + [16] * 20 + [1, 3]
+SIZES = [8] * 20 + [5] * 10 + [96] * 21 + [1, 3]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     rows = made.artefact("labels").read().to_pylist()
     for place, row in enumerate(rows):
         if not row["correct"] and row["answer"]:
-            row["answer"] = ("2\\sqrt{3}", "\\sqrt{12}", "7", row["answer"])[place % 4]
+            row["answer"] = ("2\\sqrt{3}", "\\sqrt{12}", str(50 + place % 37), row["answer"])[place % 4]
     put(made, "labels", rows)
     for name in ("orm-base", "orm-minos", "prm-minos", "critic"):
         scores(made, name, 0.3 if name.endswith("minos") else 0.1, skip=["p3/0", "p40/1"])
@@ -76,13 +76,13 @@ def test_files_are_equal_as_ray_tasks(
 
 
 def test_a_mistake_in_a_block_is_the_users_in_every_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"candidate_id": f"p59/{i}", "problem_id": "p59", "score": 1.0 + i, "step_scores": []} for i in range(2)]
+    rows = [{"candidate_id": f"p30/{i}", "problem_id": "p30", "score": 1.0 + i, "step_scores": []} for i in range(2)]
     whole = run.artefact("scores/orm-base").read().to_pylist()
-    put(run, "scores/orm-base", [row for row in whole if row["problem_id"] != "p59"] + rows)
+    put(run, "scores/orm-base", [row for row in whole if row["problem_id"] != "p30"] + rows)
     monkeypatch.setattr(candidates, "ROWS", 50)
     monkeypatch.setattr(blocks, "FEWEST", 1)
     try:
-        with pytest.raises(UserError, match=r"scores/orm-base: the score of 'p59/1' is 2\.0"):
+        with pytest.raises(UserError, match=r"scores/orm-base: the score of 'p30/1' is 2\.0"):
             evaluated(run)
     finally:
         put(run, "scores/orm-base", whole)
