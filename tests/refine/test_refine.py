@@ -28,6 +28,7 @@ from tests.runs import put
 from tests.scoring.test_judge import CRITIQUES, QUESTION, RIGHT, WRONG, memorise
 from tests.scoring.test_soft import logits_oracle
 from tests.tiny import tiny_model
+from tests.training.holding import held_at
 from tests.training.test_resume import once
 
 pytestmark = pytest.mark.slow
@@ -183,7 +184,7 @@ def test_killed_while_it_samples_and_while_it_trains_it_ends_as_if_it_was_not(
 
     killer = once(pid_in_training, lambda pid: os.kill(pid, signal.SIGKILL))
     with pytest.raises(WorkStopped, match="refine: worker 1 of 1 failed"):
-        refine(config, again)
+        refine(config.model_copy(update={"observe": held_at(16, tmp_path / "held")}), again)
     killer.join()
     assert rows_of(again, "sampled/critic") == rows_of(run, "sampled/critic")
     assert {s.artefact: s.state for s in status(config, again)}["models/critic-1"] == "partial"
