@@ -17,6 +17,7 @@ STAGES = {
     "evaluate": "best-of-n, votes, intervals, meta-evaluation",
     "sweep": "scale-up study over the amount of critiques",
     "study": "does Minos beat base? Arms and ablations over several seeds of data and training",
+    "teach": "the generator learns its own best solutions, by the scores of a verifier, in rounds",
     "report": "one offline HTML file",
 }
 

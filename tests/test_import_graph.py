@@ -44,6 +44,7 @@ LAYERS = [
     "serving",
     "rewards",
     "study",
+    "teach",
     "arguments",
     "cli",
     "__main__",

@@ -11,7 +11,7 @@ from minos_ray.config.base import Section, Seed
 from minos_ray.config.endpoints import check_address, check_body, check_headers
 from minos_ray.config.resources import Observe, Resources
 from minos_ray.config.study import Study, Sweep
-from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Refine, Reward, Sft, StepEncoding
+from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Refine, Reward, Sft, StepEncoding, Teach
 
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
 InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]
@@ -301,6 +301,7 @@ class Config(Section):
     reward: Reward = Reward()
     score: Score = Score()
     evaluate: Evaluate = Evaluate()
+    teach: Teach = Teach()
     meta: Meta = Meta()
     sweep: Sweep = Sweep()
     study: Study = Study()
@@ -320,6 +321,14 @@ class Config(Section):
         """A base made by the run needs the section that says how."""
         if self.base.model.startswith("run:") and self.pretrain is None:
             raise ValueError("base.model names a model of this run, but there is no section 'pretrain'")
+        return self
+
+    @model_validator(mode="after")
+    def judge_is_trained(self) -> "Config":
+        """A policy is taught by a verifier of this run, or by the labels."""
+        judge = self.teach.judge
+        if self.teach.rounds and judge != "gold" and judge not in self.reward.verifiers:
+            raise ValueError(f"teach.judge '{judge}' is not among reward.verifiers; name one of them, or gold")
         return self
 
     @model_validator(mode="after")

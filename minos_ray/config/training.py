@@ -145,6 +145,20 @@ class Refine(Section):
         return self
 
 
+class Teach(Train):
+    """`minos teach`: the generator learns its own best solutions (RAFT, Dong et al. 2023: from the current policy)."""
+
+    rounds: int = Field(0, ge=0, description="0: none")
+    judge: Verifier | Literal["gold"] = Field("orm-minos", description="whose scores decide; gold: labels, the ceiling")
+    problems: int | None = Field(None, ge=1, description="train problems of a round, drawn at random; all when empty")
+    samples: int = Field(8, ge=1, description="solutions of each train problem")
+    most: int = Field(1, ge=1, description="solutions kept of each problem, those with the highest scores")
+    threshold: float = Field(0.0, ge=0, le=1, description="a solution with a lower score is not kept")
+    test_samples: int = Field(8, ge=1, description="solutions of each test problem, on which a policy is measured")
+    lr: float = Field(5e-6, gt=0)
+    batch_rows: int = Field(64, ge=1)
+
+
 class Reward(Train):
     """Stage 2, the same for base and Minos. Paper: 440k rows, batch 512, 1 epoch, length 512; lr not given."""
 

@@ -54,11 +54,11 @@ FOR_SPEED = {
 
 
 # Stages with trainings of their own, which `minos run` leaves alone.
-APART = ("sweep", "study")
+APART = ("sweep", "study", "teach")
 # What most artefacts are made from.
 DATA = ("problems", "candidates", "labels")
 # What no trial of a study depends on.
-NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "search", "sweep", "error_analysis", "dpo")
+NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "search", "sweep", "error_analysis", "dpo", "teach")
 # What decides which problems stage 2 holds out: stage 1 must not learn from them either.
 HELD_OUT_BY = ("reward.eval_rows", "reward.wrong_share", "reward.seed", "reward.consensus")
 # What is sampled in a round of the critic, and what is trained on of it; how many rounds are made is no part of either.
@@ -101,10 +101,11 @@ FUNCTIONS = {
     "evaluate": "minos_ray.evaluation.stage:evaluate",
     "sweep": "minos_ray.study.stage:sweep",
     "study": "minos_ray.study.stage:study",
+    "teach": "minos_ray.teach.stage:teach",
     "report": "minos_ray.report.stage:report",
 }
 # Stages whose trials do other stages' work.
-STAGES_WITHIN = {"sweep": ("sft", "reward"), "study": tuple(FUNCTIONS)}
+STAGES_WITHIN = {"sweep": ("sft", "reward"), "study": tuple(FUNCTIONS), "teach": ("sample", "label")}
 
 
 def specs(config: Config) -> list[Spec]:
@@ -160,7 +161,13 @@ def specs(config: Config) -> list[Spec]:
         sections = tuple(name for name in type(config).model_fields if name not in (*NOT_STUDIED, *off))
         engines = ("sample", "score")
         planned.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS), engines=engines))
-    optional = ("sweep/results.parquet", "critiques", "scores/critic")
+    taught: tuple[str, ...] = ()
+    if config.teach.rounds:
+        sections = ("teach", "generator", "sample", "label", "seed", "score.aggregation")
+        judge = () if config.teach.judge == "gold" else (f"models/{config.teach.judge}",)
+        taught, needs, engines = ("teach/results.parquet",), ("problems", *generator, *judge), ("sample", "score")
+        planned.append(Spec(taught[0], "teach", sections, needs, ("labels", "step_encoding"), engines=engines))
+    optional = ("sweep/results.parquet", *taught, "critiques", "scores/critic")
     planned.append(Spec("report.html", "report", ("report",), ("evaluation.json",), optional=optional))
     return planned
 

@@ -30,7 +30,7 @@ from minos_ray.training import checks as training
 
 GB = 1e9
 # Stages whose numbers go to the tracker.
-TRACKED = {"pretrain", "sft", "refine", "reward", "evaluate"}
+TRACKED = {"pretrain", "sft", "refine", "reward", "teach", "evaluate"}
 # Stage -> which pools of `resources` it uses.
 POOLS = {
     "pretrain": ("train",),
@@ -42,6 +42,7 @@ POOLS = {
     "score": ("score",),
     "sweep": ("train", "score"),
     "study": ("sample", "grade", "train", "score"),
+    "teach": ("sample", "grade", "train", "score"),
 }
 # Folders that lie above this one: a study runs whole pipelines, and rounds of the critic are measured as `meta` does.
 STUDY = "minos_ray.study.stage:check_study"

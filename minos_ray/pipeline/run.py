@@ -18,6 +18,7 @@ SWITCHES = {
     "pretrain": "a section 'pretrain' and base.model: run:models/base",
     "refine": "refine.rounds, such as 1",
     "study": "study.seeds, such as [1, 2, 3, 4, 5]",
+    "teach": "teach.rounds, such as 3",
 }
 ORDER = tuple(name for name in FUNCTIONS if name not in APART)
 

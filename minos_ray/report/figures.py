@@ -299,3 +299,21 @@ def against_first_error(axis: "Axes", rows: Sequence[MinRow]) -> None:
     axis.set_title("Against the first wrong step", pad=18)
     if rows:
         axis.legend(fontsize=7.5, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 0.98), handlelength=1.2)
+
+
+@drawn
+def taught(policies: Sequence[Mapping[str, Any]]) -> "tuple[Figure, str] | None":
+    """Gold accuracy and the judge's mean score of each policy, with 95 % intervals, on one axis."""
+    if not policies:
+        return None
+    figure, (axis,) = grid(1, 1, width=4.8)
+    rounds = [policy["round"] for policy in policies]
+    for measure, label, colour in (("gold", "gold accuracy", MINOS), ("proxy", "judge's mean score", OTHER)):
+        axis.plot(rounds, [100 * p[measure] for p in policies], color=colour, marker="o", label=label)
+        low, high = ([100 * p[f"{measure}_{end}"] for p in policies] for end in ("low", "high"))
+        axis.fill_between(rounds, low, high, color=colour, alpha=0.18, linewidth=0)
+    axis.set_xticks(rounds)
+    axis.set_xlabel("policy (0: the generator)", fontsize=8)
+    axis.set_ylabel("% of test solutions", fontsize=8)
+    axis.legend(fontsize=7.5)
+    return figure, "Gold accuracy and the judge's mean score on test problems over the rounds of teaching"

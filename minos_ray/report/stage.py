@@ -118,6 +118,7 @@ def context(facts: Facts) -> dict[str, Any]:
         "type_rows": type_rows(evaluation["errors"].get("critic"), paper.error_shares(dataset)),
         "costs": costs(facts.manifests),
         "further": further_rows(evaluation),
+        "taught": taught(facts),
         "aggregations": aggregation_rows(evaluation),
         "largest_error": largest_error(evaluation),
         "minima": minima,
@@ -136,10 +137,17 @@ def context(facts: Facts) -> dict[str, Any]:
             "calibration": figures.calibration(facts.calibration),
             "errors": figures.errors(steps_by_split(evaluation["errors"]), dataset),
             "confusion": figures.confusion((evaluation["errors"].get("critic") or {}).get("confusion", {})),
+            "taught": figures.taught(taught(facts)),
             "scale": scale(facts.trials, leading(metrics), facts.trend),
             "min_step": figures.where_min_falls(minima),
         },
     }
+
+
+def taught(facts: Facts) -> list[dict[str, Any]]:
+    """The policies of `minos teach`, none where there was none."""
+    manifest = facts.manifests.get("teach/results.parquet")
+    return manifest.details["policies"] if manifest else []
 
 
 def critic(facts: Facts) -> str:

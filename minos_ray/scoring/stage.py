@@ -167,10 +167,10 @@ def finish(artefact: Artefact, pieces: pa.Table, details: dict[str, Any]) -> Man
     return artefact.complete(counts, dropped, details)
 
 
-def read_pieces(run: Run, split: str) -> pa.Table:
+def read_pieces(run: Run, split: str | None) -> pa.Table:
     """The candidates to score, by part and problem: `piece` (its id), `part`, `problem_id`, `question`, `rows`.
 
-    UserError when no labelled candidate belongs to a problem of the split.
+    UserError when no labelled candidate belongs to a problem of the split (None: of either).
     """
     problems = read_problems(run, split, ["problem_id", "question"]).combine_chunks()
     parts, counts = [], []

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from minos_ray import __version__
 from minos_ray.config.resources import Observe, Workers
 from minos_ray.config.schema import Config, Model
-from minos_ray.config.training import BINARY, Dpo, Kind, Pretrain, Reward, Sft, StepEncoding, Train
+from minos_ray.config.training import BINARY, Dpo, Kind, Pretrain, Reward, Sft, StepEncoding, Teach, Train
 from minos_ray.steps import encoding
 from minos_ray.steps.tokens import REQUEST
 from minos_ray.store.model_files import absolute
@@ -66,7 +66,7 @@ class Job(BaseModel):
     kind: Kind
     start: Model
     table: Table
-    section: Pretrain | Sft | Dpo | Reward
+    section: Pretrain | Sft | Dpo | Teach | Reward
     workers: Workers
     key: str
     observe: Observe = Observe()
@@ -147,7 +147,7 @@ def make_job(
     kind: Kind,
     start: Model,
     table: Table,
-    section: Pretrain | Sft | Dpo | Reward,
+    section: Pretrain | Sft | Dpo | Teach | Reward,
     config: Config,
 ) -> Job:
     """The training of a table of rows; the artefact must have been begun. UserError when LoRA cannot be used."""
@@ -179,6 +179,8 @@ def card(job: Job, details: dict[str, Any], own_class: bool = True) -> str:
     pipeline = PIPELINES[job.kind if own_class else OTHER[job.kind]]
     head = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["minos_ray", "math-minos"]}
     description, lora = DESCRIPTION[job.kind], job.section.lora
+    if isinstance(job.section, Teach):
+        description = f"It writes solutions of mathematics problems, taught its own best ones ({job.section.judge})."
     if job.loss != BINARY and "scale" not in details.get("calibration", {}):
         description = f"{RANKED[job.kind]} The sigmoid is no calibrated chance, for the loss was `{job.loss}`."
     settings = job.section.model_dump(include=set(Train.model_fields) - {"lora"})

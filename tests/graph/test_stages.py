@@ -85,6 +85,8 @@ STALE = {
     "score.judge.max_tokens=9": JUDGED | END | SWEEP,
     "evaluate.trials=9": END | SWEEP,
     "sweep.seeds=[0, 1]": SWEEP_END,
+    "dpo.beta=0.5": set(),
+    "teach.samples=4": set(),
     "report.title=x": {"report.html"},
 }
 

@@ -1,0 +1,177 @@
+"""The stage `teach`: rejection-sampling fine-tuning of the generator with a verifier as the judge, in rounds.
+
+A round is a run directory of its own, `teach/round-R`, with candidates and labels of policy R: of train problems, to
+learn from, and of test problems, on which it is measured. Policy 0 is the generator; the next one starts from it and
+learns the solutions that the judge scores highest (RAFT, Dong et al. 2023, arXiv 2304.06767). Gold accuracy and the
+judge's mean score of each policy stand side by side: a score that rises alone is a judge that is hacked.
+"""
+
+import functools
+import random
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from minos_ray.candidates.stage import generator
+from minos_ray.config.load import Config
+from minos_ray.config.schema import ErrorAnalysis, Inserted, Model
+from minos_ray.config.study import Study
+from minos_ray.config.training import Refine, Teach
+from minos_ray.evaluation.statistics import bounded_intervals
+from minos_ray.graph.specs import begin, fresh
+from minos_ray.pipeline.run import open_run, run_all
+from minos_ray.scoring.stage import read_pieces, score_artefacts
+from minos_ray.store.columns import Row
+from minos_ray.store.run import Artefact, Manifest, Run
+from minos_ray.study.data import copy
+from minos_ray.teach.solutions import chosen_solutions, policy_job
+from minos_ray.training.trainer import finished, fit
+
+RESULTS, MADE_FROM = "teach/results.parquet", "teach/made-from.txt"
+STAGES = ("sample", "label")
+RESAMPLES = 2000
+
+
+def teach(config: Config, run: Run) -> Manifest:
+    """Every round that is not complete, then a row for each policy; a stopped call goes on where it was."""
+    if done := fresh(config, run, RESULTS):
+        fit(config, run, "teach", [])
+        return done
+    target, start = begin(config, run, RESULTS), time.monotonic()
+    inputs = str(target.begun()).encode()
+    if not run.exists(MADE_FROM) or run.read_bytes(MADE_FROM) != inputs:  # rounds of other inputs
+        for folder in run.folders("teach"):
+            run.delete(f"teach/{folder}")
+        run.write_bytes(MADE_FROM, inputs)
+    dropped: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = []
+    for number in range(config.teach.rounds + 1):
+        learned = train_policy(config, run, number, dropped) if number else {"rows": 0, "right": None}
+        place = sample_round(config, run, number)
+        rows.append({"round": number, **learned, **measure(config, run, place, number)})
+        line = "policy {round}: gold accuracy {gold:.3f} [{gold_low:.3f}, {gold_high:.3f}], judge's score {proxy:.3f}"
+        print(f"teach: {line.format(**rows[-1])}", flush=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    run.write_bytes(RESULTS, sink.getvalue().to_pybytes())
+    details = {"seconds": round(time.monotonic() - start, 1), "judge": config.teach.judge, "policies": rows}
+    return target.complete({"rounds": config.teach.rounds, "rows": sum(row["rows"] for row in rows)}, dropped, details)
+
+
+def policy(number: int) -> str:
+    """The model of a round's policy, in the round's own run directory; there is none of round 0."""
+    return f"models/policy-{number}"
+
+
+def round_run(run: Run, number: int) -> Run:
+    """The run directory of a round."""
+    return Run(run.at(f"teach/round-{number}"))
+
+
+def round_config(config: Config, run: Run, number: int) -> Config:
+    """What samples and labels a round: the policy, its problems and amounts, outcomes alone."""
+    last = number == config.teach.rounds
+    amounts = {"n_train": 0 if last else config.teach.samples, "n_test": config.teach.test_samples}
+    changes = {
+        "run": round_run(run, number).path,
+        "seed": (config.seed + number) % (1 << 32),
+        "generator": Model(model=f"run:{policy(number)}") if number else generator(config),
+        "sample": config.sample.model_copy(update=amounts),
+        "label": config.label.model_copy(update={"steps": None, "rollouts": None}),
+        **{"inserted": Inserted(), "error_analysis": ErrorAnalysis(), "study": Study()},
+        **{"refine": Refine(), "teach": Teach()},
+    }
+    return config.model_copy(update=changes)
+
+
+def sample_round(config: Config, run: Run, number: int) -> Run:
+    """Samples and labels of a round, scored by the judge; returns its run directory."""
+    settings, place = round_config(config, run, number), round_run(run, number)
+    base = "models/base"
+    if not number and generator(config).model == f"run:{base}" and place.artefact(base).manifest() is None:
+        copy(run.artefact(base), place.artefact(base))
+    problems = place.artefact("problems")
+    if problems.manifest() is None:
+        problems.begin({"import": "teach"})
+        problems.write_part("0", problems_of_round(config, run, number))
+        problems.complete({})
+    say = functools.partial(print, f"teach: round {number}:", flush=True)
+    run_all(settings, open_run(settings), say, STAGES)
+    scores = scores_of(config, run, number)
+    if scores is not None and scores.manifest() is None:
+        scores.begin({"round": number})
+        judge = Model(model=f"run:models/{config.teach.judge}", trust_remote_code=config.base.trust_remote_code)
+        score_artefacts(config, run, [scores], {scores.name: judge}, place, read_pieces(place, None))
+    return place
+
+
+def problems_of_round(config: Config, run: Run, number: int) -> pa.Table:
+    """All test problems, and the train problems of a round."""
+    problems = run.artefact("problems").read().sort_by("problem_id")
+    train = problems.filter(pc.not_equal(problems["split"], "test"))
+    count = min(config.teach.problems or train.num_rows, train.num_rows)
+    drawn = random.Random(f"teach {config.seed} {number}").sample(range(train.num_rows), count)
+    return pa.concat_tables([train.take(sorted(drawn)), problems.filter(pc.equal(problems["split"], "test"))])
+
+
+def scores_of(config: Config, run: Run, number: int) -> Artefact | None:
+    """The judge's scores of a round's solutions; None where the labels are the judge."""
+    judge = config.teach.judge
+    return None if judge == "gold" else run.artefact(f"teach/round-{number}/scores/{judge}")
+
+
+def judged(config: Config, run: Run, place: Run, number: int, split: str) -> list[Row]:
+    """The solutions of a split: candidate, problem, text, outcome, and the judge's `score` (gold: 1 or 0)."""
+    problems = place.artefact("problems").read(["problem_id", "split"])
+    wanted = set(problems.filter(pc.equal(problems["split"], split))["problem_id"].to_pylist())
+    columns = ["candidate_id", "problem_id", "index", "text", "finish_reason", "num_tokens"]
+    candidates = place.artefact("candidates").read_where("problem_id", wanted, columns)
+    labels = place.artefact("labels").read_where("problem_id", wanted, ["candidate_id", "correct"])
+    correct = dict(zip(labels["candidate_id"].to_pylist(), labels["correct"].to_pylist(), strict=True))
+    rows = candidates.sort_by([("problem_id", "ascending"), ("index", "ascending")]).to_pylist()
+    for row in rows:
+        row["correct"] = bool(correct[row["candidate_id"]])
+        row["score"] = float(row["correct"])
+    if (scores := scores_of(config, run, number)) is not None:
+        table = scores.read_where("problem_id", wanted, ["candidate_id", "score"])
+        score = dict(zip(table["candidate_id"].to_pylist(), table["score"].to_pylist(), strict=True))
+        for row in rows:
+            row["score"] = score[row["candidate_id"]]
+    return rows
+
+
+def train_policy(config: Config, run: Run, number: int, dropped: Counter[str]) -> dict[str, Any]:
+    """Policy `number`, from the one before it and the best of its solutions; how many, and how many of them right."""
+    before = round_run(run, number - 1)
+    solutions = judged(config, run, before, number - 1, "train")
+    chosen = chosen_solutions(solutions, config.teach, dropped)
+    target = run.artefact(f"teach/round-{number}/{policy(number)}")
+    if target.manifest() is None:
+        target.begin({"round": number, "made from": run.read_bytes(MADE_FROM).decode()})
+        start = Model(model=f"run:teach/round-{number - 1}/{policy(number - 1)}") if number > 1 else generator(config)
+        fit(config, run, "teach", [policy_job(config, run, target.name, start, chosen)])
+    trained = finished(run, target.name).counts["rows"]
+    right = sum(row["correct"] for row in chosen) / len(chosen) if chosen else None
+    return {"rows": trained, "right": right}
+
+
+def measure(config: Config, run: Run, place: Run, number: int) -> dict[str, Any]:
+    """A policy on the test problems: gold accuracy and the judge's mean score, with 95 % intervals over problems."""
+    solutions = judged(config, run, place, number, "test")
+    by_problem: dict[str, list[tuple[float, float]]] = {}
+    for row in solutions:
+        by_problem.setdefault(row["problem_id"], []).append((row["correct"], row["score"]))
+    values = np.array([np.mean(pairs, axis=0) for pairs in by_problem.values()])
+    mean, low, high = bounded_intervals(values, 2, RESAMPLES, config.evaluate.seed)
+    columns = {
+        f"{measure}{end}": float(numbers[column])
+        for column, measure in enumerate(("gold", "proxy"))
+        for end, numbers in (("", mean), ("_low", low), ("_high", high))
+    }
+    tokens = float(np.mean([row["num_tokens"] for row in solutions]))
+    return {**columns, "tokens": tokens, "problems": len(values), "solutions": len(solutions)}
