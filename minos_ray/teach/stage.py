@@ -128,17 +128,17 @@ def scores_of(config: Config, run: Run, number: int) -> Artefact | None:
 def judged(config: Config, run: Run, place: Run, number: int, split: str) -> list[Row]:
     """The solutions of a split: candidate, problem, text, outcome, and the judge's `score` (gold: 1 or 0)."""
     problems = place.artefact("problems").read(["problem_id", "split"])
-    wanted = set(problems.filter(pc.equal(problems["split"], split))["problem_id"].to_pylist())
+    in_split = set(problems.filter(pc.equal(problems["split"], split))["problem_id"].to_pylist())
     columns = ["candidate_id", "problem_id", "index", "text", "finish_reason", "num_tokens"]
-    candidates = place.artefact("candidates").read_where("problem_id", wanted, columns)
-    labels = place.artefact("labels").read_where("problem_id", wanted, ["candidate_id", "correct"])
+    candidates = place.artefact("candidates").read_where("problem_id", in_split, columns)
+    labels = place.artefact("labels").read_where("problem_id", in_split, ["candidate_id", "correct"])
     correct = dict(zip(labels["candidate_id"].to_pylist(), labels["correct"].to_pylist(), strict=True))
     rows = candidates.sort_by([("problem_id", "ascending"), ("index", "ascending")]).to_pylist()
     for row in rows:
         row["correct"] = bool(correct[row["candidate_id"]])
         row["score"] = float(row["correct"])
     if (scores := scores_of(config, run, number)) is not None:
-        table = scores.read_where("problem_id", wanted, ["candidate_id", "score"])
+        table = scores.read_where("problem_id", in_split, ["candidate_id", "score"])
         score = dict(zip(table["candidate_id"].to_pylist(), table["score"].to_pylist(), strict=True))
         for row in rows:
             row["score"] = score[row["candidate_id"]]

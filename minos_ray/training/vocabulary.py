@@ -111,8 +111,8 @@ class TokenLogs(torch.autograd.Function):
     def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients, those of weights summed in fp32."""
         (slopes,), (hidden, weight, bias, targets) = output_gradients, ctx.saved_tensors
-        wanted = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        gradients = [torch.zeros_like(x, dtype=torch.float32) if need else None for x, need in wanted]
+        needed = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        gradients = [torch.zeros_like(x, dtype=torch.float32) if need else None for x, need in needed]
         if gradients[0] is not None:
             gradients[0] = torch.zeros_like(hidden)
         for part in parts(len(targets), len(weight)):
