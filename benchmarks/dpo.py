@@ -4,7 +4,7 @@ python benchmarks/dpo.py [--pairs 128] [--rounds 3] [--precision fp32|bf16] [--m
 Needs TRL (the extra `bench`) and real critiques in MINOS_SHARED; `--model` is a language model in place of the small
 one. A pair is a solution with its own critique (chosen) and that of another solution of the question (rejected). Timed
 are the reference's log-probabilities and one epoch of training, for both. Tokens are counted as if nothing were shared
-or padded. TRL pads pairs as they come, or of similar lengths; its `padding_free` does nothing in 1.16. Each run has a
+or padded. TRL pads pairs as they come: 1.16 groups none by length, and its `padding_free` does nothing. Each run has a
 process.
 """
 
@@ -27,7 +27,7 @@ from minos_ray.training.rows import Rows
 
 BETA = 0.1
 OURS = "minos_ray, packed, prompt shared"
-WAYS = {"TRL DPOTrainer": "padded", "  grouped by length": "group_by_length"}
+PEER = "TRL DPOTrainer"
 ROOM = batches.Room(MICRO_TOKENS)
 
 
@@ -84,7 +84,7 @@ class Packed(Ours):
         return self.forward(np.arange(rows)).main.item() / (rows // 2)
 
 
-def trl_trainer(tokenizer: Any, made: list[Row], precision: str, way: str, start: str | None) -> Any:
+def trl_trainer(tokenizer: Any, made: list[Row], precision: str, start: str | None) -> Any:
     """TRL's DPOTrainer on tokenised pairs, whose reference is not computed yet."""
     import datasets
     from trl import DPOConfig, DPOTrainer
@@ -102,9 +102,8 @@ def trl_trainer(tokenizer: Any, made: list[Row], precision: str, way: str, start
         for chosen, rejected in zip(made[::2], made[1::2], strict=True)
     ]
     pairs = max(1, MICRO_TOKENS // (2 * max(row["length"] for row in rows)))
-    order = {"train_sampling_strategy": way} if way != "padded" else {}
     settings = {"gradient_accumulation_steps": max(1, BATCH_ROWS // 2 // pairs), "max_length": None, "beta": BETA}
-    arguments = trainers.trl_arguments(DPOConfig, pairs, precision, **settings, **order, precompute_ref_log_probs=True)
+    arguments = trainers.trl_arguments(DPOConfig, pairs, precision, **settings, precompute_ref_log_probs=True)
     model = trainers.model("lm", "fp32", start=start)
     data = datasets.Dataset.from_list(rows)
     return Tokenised(model, args=arguments, train_dataset=data, processing_class=tokenizer)
@@ -146,16 +145,15 @@ def main() -> None:
         print(json.dumps(trainers.measured(Packed(made, arguments.precision, arguments.model).run)))
         return
     if arguments.only:
-        way = WAYS[arguments.only]
-        trainer = trl_trainer(tokenizer, made, arguments.precision, way, arguments.model)
+        trainer = trl_trainer(tokenizer, made, arguments.precision, arguments.model)
         print(json.dumps(trainers.measured(lambda: trl_run(trainer))))
         return
     tokens, shared = (sum(amounts) for amounts in zip(*((len(row["ids"]), row["shared"]) for row in made), strict=True))
     print(f"pairs, {arguments.precision}: {len(made) // 2} pairs, {tokens:,} tokens, of them {shared:,} shared")
     first = Packed(made, arguments.precision, arguments.model).loss(8)
-    theirs = trl_loss(trl_trainer(tokenizer, made, arguments.precision, "padded", arguments.model), 4)
+    theirs = trl_loss(trl_trainer(tokenizer, made, arguments.precision, arguments.model), 4)
     print(f"  first loss: ours {first:.6f}, TRL {theirs:.6f}")
-    trainers.show("DPO", tokens, "tokens", trainers.alternate([OURS, *WAYS], arguments.rounds), arguments.out)
+    trainers.show("DPO", tokens, "tokens", trainers.alternate([OURS, PEER], arguments.rounds), arguments.out)
 
 
 if __name__ == "__main__":

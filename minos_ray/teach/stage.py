@@ -22,6 +22,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import ErrorAnalysis, Inserted, Model
 from minos_ray.config.study import Study
 from minos_ray.config.training import Refine, Teach
+from minos_ray.errors import UserError
 from minos_ray.evaluation.statistics import bounded_intervals
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.pipeline.run import open_run, run_all
@@ -150,14 +151,19 @@ def train_policy(config: Config, run: Run, number: int, dropped: Counter[str]) -
     before = round_run(run, number - 1)
     solutions = judged(config, run, before, number - 1, "train")
     chosen = chosen_solutions(solutions, config.teach, dropped)
+    if not chosen:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise UserError(
+            f"teach: none of {len(solutions)} solutions of policy {number - 1} is kept ({reasons}); lower "
+            "teach.threshold, raise teach.samples or sample.max_tokens, or name another teach.judge"
+        )
     target = run.artefact(f"teach/round-{number}/{policy(number)}")
     if target.manifest() is None:
         target.begin({"round": number, "made from": run.read_bytes(MADE_FROM).decode()})
         start = Model(model=f"run:teach/round-{number - 1}/{policy(number - 1)}") if number > 1 else generator(config)
         fit(config, run, "teach", [policy_job(config, run, target.name, start, chosen)])
     trained = finished(run, target.name).counts["rows"]
-    right = sum(row["correct"] for row in chosen) / len(chosen) if chosen else None
-    return {"rows": trained, "right": right}
+    return {"rows": trained, "right": sum(row["correct"] for row in chosen) / len(chosen)}
 
 
 def measure(config: Config, run: Run, place: Run, number: int) -> dict[str, Any]:

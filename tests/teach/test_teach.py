@@ -128,6 +128,6 @@ def test_rounds_raise_the_judges_score_and_a_stopped_one_goes_on(
     other = build(
         {**config.model_dump(mode="json"), "teach": {**config.teach.model_dump(mode="json"), "judge": "gold"}}
     )
-    with pytest.raises(UserError, match=r"teach: no rows to train on \(.*rejected"):
+    with pytest.raises(UserError, match=r"teach: none of 48 solutions of policy 0 is kept \(.*rejected"):
         run_stage(other, run, "teach")
     assert not run.exists("teach/round-1")
