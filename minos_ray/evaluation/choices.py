@@ -46,7 +46,7 @@ class Way(NamedTuple):
 class Answered(NamedTuple):
     """Of some problems: outcomes [problems, ways], shrunk votes [problems, verifiers, powers, ns], outcomes and samples
     of adaptive votes [problems, confidences], mean tokens of a candidate [problems], and of every method that can
-    abstain its confidence and its outcome [problems, methods]."""
+    abstain its confidence and its outcome [problems, methods]. The tokens are NaN where they are not known."""
 
     outcomes: np.ndarray
     shrunk: np.ndarray
@@ -103,7 +103,8 @@ class Choices:
             orders = self.orders_of([ids[p] for p in problems], rows.shape[1])
             drawn = np.take_along_axis(rows[:, None], orders, axis=2).reshape(-1, self.headline)
             scores = {name: block.scores[name].score[drawn] for name in self.verifiers}
-            parts.append(self.answered(candidates.clusters[drawn], scores, tokens[rows].mean(axis=1)))
+            mean = tokens[rows].mean(axis=1)  # 0 of imported candidates, whose tokens are not known
+            parts.append(self.answered(candidates.clusters[drawn], scores, np.where(mean > 0, mean, np.nan)))
             places.append(problems)
         if parts:
             order = np.argsort(np.concatenate(places))

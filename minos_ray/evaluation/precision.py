@@ -26,6 +26,9 @@ from minos_ray.evaluation.verdicts import THRESHOLD
 WIDTH, BEYOND = 0.35, 0.7
 PREDICTED = tuple(2**k for k in range(13))
 GRID = np.linspace(-14.0, 9.0, 700)  # log-odds of u
+# Shares of a tie are rounded to multiples of this, so that their sums are exact, whatever the order of the problems.
+UNIT = 2.0**-30
+TIE = 1e-9  # accuracies that differ by rounding alone
 # Rows of a tally: candidates at each rank that are right, that have a score >= THRESHOLD, and that are wrong and have.
 RIGHT, ACCEPTED, FALSE = range(3)
 
@@ -33,14 +36,18 @@ RIGHT, ACCEPTED, FALSE = range(3)
 def ranked(clusters: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """[3, ranks]: of how many problems the candidate at a rank is `RIGHT`, `ACCEPTED`, `FALSE`; both are [problems, N].
 
-    Candidates without an answer come last, before them those without a score (NaN). Equal scores are in the order of
-    their candidates, which says nothing about them.
+    Candidates without an answer come last, before them those without a score (NaN). Candidates with equal scores are
+    right as often as all of them: their order may tell, since imported ones often begin with the right ones.
     """
     value = np.where(clusters < 0, -2.0, np.where(np.isnan(scores), -1.0, scores))
     order = np.argsort(-value, axis=1, kind="stable")
-    right = np.take_along_axis(clusters == 0, order, axis=1)
-    accepted = np.take_along_axis(value, order, axis=1) >= THRESHOLD
-    return np.stack([right.sum(axis=0), accepted.sum(axis=0), (accepted & ~right).sum(axis=0)])
+    right, value = (np.take_along_axis(rows, order, axis=1) for rows in (clusters == 0, value))
+    starts = np.ones(value.shape, dtype=bool)
+    starts[:, 1:] = value[:, 1:] != value[:, :-1]
+    tie = np.cumsum(starts) - 1
+    share = (np.bincount(tie, right.ravel()) / np.bincount(tie))[tie].reshape(value.shape)
+    share, accepted = np.rint(share / UNIT) * UNIT, value >= THRESHOLD
+    return np.stack([share.sum(axis=0), accepted.sum(axis=0), (accepted * (1 - share)).sum(axis=0)])
 
 
 def predicted_accuracy(precision: np.ndarray, ns: Sequence[int]) -> np.ndarray:
@@ -48,6 +55,8 @@ def predicted_accuracy(precision: np.ndarray, ns: Sequence[int]) -> np.ndarray:
 
     Above the highest rank the line goes on to half its u, and R stays the same from there.
     """
+    if len(precision) == 1:  # no line goes through one point
+        return np.repeat(precision, len(ns))
     fractions = (np.arange(len(precision)) + 0.5) / len(precision)
     ranks = np.log(fractions) - np.log1p(-fractions)
     nearest = np.clip(GRID, ranks[0], ranks[-1])
@@ -65,9 +74,9 @@ def predicted_accuracy(precision: np.ndarray, ns: Sequence[int]) -> np.ndarray:
 
 
 def peak(ns: Sequence[int], accuracy: np.ndarray) -> int | None:
-    """The n with the highest accuracy; None where that is the largest n: there is no peak up to it."""
-    best = int(np.argmax(accuracy))
-    return None if best == len(ns) - 1 else int(ns[best])
+    """The smallest n with the highest accuracy; None where the largest n has it too: there is no peak up to it."""
+    best = int(np.argmax(accuracy >= accuracy.max() - TIE))
+    return None if accuracy[-1] >= accuracy[best] - TIE else int(ns[best])
 
 
 @dataclass
@@ -101,7 +110,7 @@ class Precision:
 
         `false_positives` is the share of wrong ones among those best of n that have a score >= 0.5, `accepted` how many
         of the best of n have; both by n. `predicted` goes beyond the candidates that there are. A peak is None where
-        the accuracy still rises at the largest n.
+        the accuracy is not lower at the largest n.
         """
         ns = [n for n in self.ns if n <= self.headline]
         size = self.headline

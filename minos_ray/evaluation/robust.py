@@ -32,8 +32,9 @@ def shrunk(choices: Choices, answered: Answered, rivals: Columns) -> tuple[Colum
     """Outcomes of the shrunk vote, and its powers by verifier and n.
 
     The power for a problem is the best one on the problems of the other `FOLDS` - 1 folds, so that no problem takes
-    part in choosing its own; of equal ones the lowest, which is nearest to the vote. The powers that are returned are
-    the best on all problems. Among fewer than three candidates all above 0 are best-of-n, and there are no rows.
+    part in choosing its own (a single problem has the plain vote); of equal ones the lowest, which is nearest to the
+    vote. The powers that are returned are the best on all problems. Among fewer than three candidates all above 0 are
+    best-of-n, and there are no rows.
     """
     chosen: Columns = {}
     powers: dict[str, list[float | str]] = {}
@@ -46,8 +47,7 @@ def shrunk(choices: Choices, answered: Answered, rivals: Columns) -> tuple[Colum
             values = np.column_stack([answered.shrunk[:, v, :, j], rivals[Way(BEST, name, n, n)]])
             picked = np.empty(len(values))
             for k in range(FOLDS):
-                others = values[fold != k] if len(values) > FOLDS else values
-                picked[fold == k] = values[fold == k, int(others.mean(axis=0).argmax())]
+                picked[fold == k] = values[fold == k, int(values[fold != k].sum(axis=0).argmax())]
             chosen[Way("shrunk-vote", name, n, n)] = picked
             place = int(values.mean(axis=0).argmax())
             powers[name].append(BEST if place == values.shape[1] - 1 else POWERS[place])
@@ -105,11 +105,24 @@ def selective_rows(choices: Choices, answered: Answered) -> list[dict[str, Any]]
         for percent in COVERAGES:
             count = count_at(size, percent / 100)
             rows[-1][f"accuracy_at_{percent}"] = float(1 - risk[count - 1])
-            values = np.full(size, np.nan)
-            values[order[:count]] = answered.chosen[order[:count], k]
+            values = selected_values(answered.confidence[order, k], answered.chosen[order, k], count)
             measured.append(Measured(rows[-1], f"accuracy_at_{percent}", values))
     fill_intervals(measured, choices.section.bootstrap, choices.section.seed)
     return rows
+
+
+def selected_values(confidence: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
+    """[problems], the surest first: values with the mean and the sampling error of the accuracy on the surest `count`.
+
+    Problems as sure as the last of these are answered in random order: each counts by the share of them that is
+    answered. NaN for those that are less sure.
+    """
+    surer, as_sure = confidence > confidence[count - 1], confidence == confidence[count - 1]
+    weights = surer + as_sure * (count - surer.sum()) / as_sure.sum()
+    accuracy = weights @ right / count
+    # The ratio of two sums, as a mean: its terms are linear in the weights.
+    values = accuracy + (weights > 0).sum() / count * weights * (right - accuracy)
+    return np.where(weights > 0, values, np.nan)
 
 
 def count_at(problems: int, coverage: float) -> int:

@@ -64,7 +64,7 @@ def peak_lines(evaluation: Entry) -> list[str]:
         ends = [
             percent(share) for share in (row["false_positives"][0], row["false_positives"][-1]) if share is not None
         ]
-        seen = f"is best at n = {row['peak']}" if row["peak"] else f"still rises at n = {row['n'][-1]}"
+        seen = f"is best at n = {row['peak']}" if row["peak"] else f"does not fall up to n = {row['n'][-1]}"
         foreseen = f"n = {row['predicted_peak']}" if row["predicted_peak"] else "no peak"
         wrong = f"; wrong among the best that it accepts: {' to '.join(ends)}" if len(ends) == 2 else ""
         lines.append(f"{row['verifier']}: best-of-n {seen} (predicted from its scores: {foreseen}){wrong}.")

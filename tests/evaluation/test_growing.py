@@ -11,8 +11,9 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import beta
 
-from minos_ray.config.schema import Model
+from minos_ray.config.schema import Evaluate, Model
 from minos_ray.evaluation import candidates
+from minos_ray.evaluation.choices import Answered, Choices, Way
 from minos_ray.evaluation.compute import Prices, Size, size_of
 from minos_ray.evaluation.growing import (
     DOUBTS,
@@ -29,13 +30,13 @@ from minos_ray.evaluation.growing import (
     top_votes,
 )
 from minos_ray.evaluation.precision import PREDICTED, Precision, peak, predicted_accuracy, ranked
-from minos_ray.evaluation.robust import risks
+from minos_ray.evaluation.robust import risks, selected_values, shrunk
 from minos_ray.evaluation.selection import best_of
 from minos_ray.report.budget import best_rows, budget_text, way_name
 from minos_ray.store.run import Run
 from tests.evaluation.test_stage import VERIFIERS, evaluated
 from tests.evaluation.test_stage import scored as with_scores
-from tests.runs import make_run
+from tests.runs import make_run, put
 
 NS = [1, 2, 4, 8, 20]
 ROWS, SIZE = 60, 20
@@ -135,6 +136,14 @@ def test_precision_at_ranks_gives_best_of_n(drawn: tuple[np.ndarray, np.ndarray]
     assert false.sum() == ((scores >= 0.5) & (clusters > 0)).sum()
 
 
+def test_ties_at_the_top_are_right_as_often_as_all_of_them() -> None:
+    # A critic accepts half; the right ones are the first of these, as in a file of chosen and rejected solutions.
+    clusters, scores = np.array([[0, 0, 1, 2, 0, -1]] * 3), np.array([[1.0, 1.0, 1.0, 1.0, 0.0, 1.0]] * 3)
+    right, accepted, false = ranked(clusters, scores) / 3
+    assert right.tolist() == [0.5] * 4 + [1.0, 0.0]
+    assert accepted.tolist() == [1.0] * 4 + [0.0, 0.0] and false.tolist() == [0.5] * 4 + [0.0, 0.0]
+
+
 @pytest.mark.parametrize("name", ["even", "falling at the top", "rising"])
 def test_the_prediction_is_the_integral_of_the_precision(name: str) -> None:
     curves = {"even": lambda u: 0.4, "falling at the top": lambda u: 0.8 * u**0.2 * (1 - u), "rising": lambda u: 1 - u}
@@ -147,6 +156,8 @@ def test_the_prediction_is_the_integral_of_the_precision(name: str) -> None:
 def test_a_peak_beyond_all_candidates_is_none() -> None:
     assert peak([1, 2, 4], np.array([0.1, 0.3, 0.2])) == 2
     assert peak([1, 2, 4], np.array([0.1, 0.2, 0.3])) is None
+    assert peak([1, 2, 4], np.array([0.3, 0.3, 0.3 - 1e-16])) is None  # all are right, say
+    assert predicted_accuracy(np.array([0.6]), [1, 8]).tolist() == [0.6, 0.6]  # nothing to follow
 
 
 def test_equally_confident_problems_are_answered_in_random_order() -> None:
@@ -156,6 +167,36 @@ def test_equally_confident_problems_are_answered_in_random_order() -> None:
         outcome = right[[1, *ties]]
         means.append(1 - np.cumsum(outcome) / np.arange(1, 5))
     assert risks(confidence, right)[0] == pytest.approx(np.mean(means, axis=0))
+
+
+def test_the_interval_of_the_surest_takes_ties_in_random_order_too() -> None:
+    # Two of the four that are equally sure are answered; the first of them are right, which is chance.
+    confidence, right = np.array([0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.1]), np.array([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    values = selected_values(confidence, right, 4)
+    assert np.isnan(values).tolist() == [False] * 6 + [True]
+    assert np.nanmean(values) == pytest.approx(0.5) == 1 - risks(confidence, right)[0][3]
+    assert selected_values(confidence, right, 6)[:6].tolist() == right[:6].tolist()  # no tie at the border
+
+
+@pytest.mark.parametrize("problems", [1, 3])
+def test_no_problem_chooses_its_own_power(problems: int) -> None:
+    choices = Choices(Evaluate(), [4], 4, 1, ["orm-base"])
+    votes = np.zeros((problems, 1, len(POWERS), 1))
+    votes[0, 0, 3] = 1.0  # one power, which is best because of the first problem alone
+    empty = np.zeros((problems, 0))
+    answered = Answered(empty, votes, empty, empty, np.ones(problems), empty, empty)
+    columns, _ = shrunk(choices, answered, {Way("best-of-n", "orm-base", 4, 4): np.zeros(problems)})
+    assert columns[Way("shrunk-vote", "orm-base", 4, 4)][0] == 0
+
+
+def test_imported_candidates_have_no_tokens_to_be_charged(tmp_path: Path) -> None:
+    run = with_scores(make_run(tmp_path, [4] * 6), "orm-base")
+    rows = run.artefact("candidates").read().to_pylist()
+    put(run, "candidates", [{**row, "num_tokens": 0} for row in rows])
+    content = evaluated(run)
+    assert content["compute"] == {}
+    for row in content["adaptive"]:
+        assert row["saved_tokens"] == pytest.approx(1 - row["samples"] / 4, abs=1e-6)
 
 
 def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
