@@ -98,8 +98,9 @@ class Process:
 
     def __init__(self) -> None:
         code = f"from {__name__} import serve; serve()"
-        pipe, env = subprocess.PIPE, {**os.environ, **ONE_THREAD}
-        self.child = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, env=env)
+        # With the path of this process; -P, since modules of the folder that the user works in may have any name.
+        pipe, env = subprocess.PIPE, {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.child = subprocess.Popen([sys.executable, "-P", "-c", code], stdin=pipe, stdout=pipe, env=env)
         assert self.child.stdin is not None and self.child.stdout is not None
         self.requests, self.replies = self.child.stdin, self.child.stdout
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,3 +106,10 @@ def test_a_process_that_dies_stops_the_work_with_one_line_and_others_end_with_th
     while born(child) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not born(child), "a zombie counts as dead: not everywhere is somebody who reaps it"
+
+
+def test_modules_of_the_working_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pickle.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    with Process() as process:
+        assert process(divmod, 7, 2) == (3, 1)
