@@ -124,7 +124,7 @@ def test_a_tracker_makes_nothing_stale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", Resources.model_fields)
 def test_resources_make_nothing_stale(tmp_path: Path, key: str) -> None:
-    other = {"address": "x:1", "num_cpus": 7, "wait_s": 5, "wandb": True}
+    other = {"address": "x:1", "num_cpus": 7, "wait_s": 5, "search_pools": 2, "wandb": True}
     override = f"resources.{key}={other[key]}" if key in other else f"resources.{key}={{{pool_change(key)}}}"
     changed = load(tmp_path, override)
     assert changed.resources != load(tmp_path).resources
