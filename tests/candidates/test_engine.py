@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minos_ray.candidates.engine import Generator, Request, arguments, cpu_dtype, stable_seed
+from minos_ray.candidates.engine import Generator, Request, Text, arguments, cpu_dtype, stable_seed
 from minos_ray.candidates.prompts import plain
 from minos_ray.candidates.sampler import sampling_of
 from minos_ray.config.resources import Engine
@@ -192,7 +192,7 @@ def test_a_prompt_without_room_is_refused_and_the_others_are_not(engine: Any, pr
     just_fits, too_long = [5] * (128 - 12), [5] * (128 - 11)
     made = engine([Request(too_long, 2), Request(just_fits, 2), Request(prompts[0], 1)], SAMPLED, "seed")
     assert [[t.reason == "prompt_too_long" for t in texts] for texts in made] == [[True] * 2, [False] * 2, [False]]
-    assert made[0][0] == ("", "prompt_too_long", 0)
+    assert made[0][0] == Text("", "prompt_too_long", 0)
     assert engine([Request(too_long, 2)], SAMPLED, "seed") == [made[0]]
 
 

@@ -34,7 +34,7 @@ BIN = Path(sys.executable).parent
 
 def test_every_stage_has_a_short_job() -> None:
     scripts = {path.stem: path for path in (ROOT / "jobs").glob("*.py")}
-    assert set(scripts) == {*STAGES, "pipeline", "critic_server", "serve"}
+    assert set(scripts) == {*STAGES, "pipeline", "critic_server", "search", "serve"}
     for path in scripts.values():
         assert len(path.read_text().splitlines()) <= 15
         runpy.run_path(str(path))  # importing a job starts nothing
