@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,3 +190,19 @@ def test_freed_memory_is_kept() -> None:
 
     keep_freed_memory()
     assert min(pages_of_a_layer() for _ in range(4)) < 1000
+
+
+def test_older_c_libraries_get_the_threshold_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """glibc before 2.35 refuses (returns 0) an M_MMAP_THRESHOLD (-3) of more than 32 MiB."""
+    thresholds = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        if parameter == -3 and value > 2**25:
+            return 0
+        thresholds[parameter] = value
+        return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr("sys.platform", "linux")
+    keep_freed_memory()
+    assert thresholds == {-1: 2**31 - 1, -3: 2**25}
