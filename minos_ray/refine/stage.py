@@ -81,11 +81,15 @@ def round_job(config: Config, run: Run, number: int) -> Job:
         preferred = preference_data(tokenizer, pairs, config.dpo, layout)
         preferred.dropped.update(unused)
         return preference_job(run, f"models/{name}", before, preferred, config)
-    agreed, dropped = [], Counter[str]()
+    critiques: dict[tuple[str, str], Row] = {}
+    dropped = Counter[str]()
     for past in range(number):
         rows, reasons = agreeing(config, run, past)
-        agreed += rows
-        dropped += reasons
+        distinct = {(row["candidate_id"], row["critique"]): row for row in rows}
+        repeated = len(rows) - len(distinct.keys() - critiques.keys())
+        dropped += reasons + Counter({"sampled_same_text": repeated})
+        critiques = distinct | critiques
+    agreed = list(critiques.values())
     if not agreed:
         raise UserError(
             f"refine: no critique agrees with the labels ({dict(dropped)}); raise refine.samples or candidates"

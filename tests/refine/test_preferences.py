@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minos_ray.config.load import Config
-from minos_ray.config.training import Dpo
+from minos_ray.config.training import Dpo, Refine
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin
 from minos_ray.refine.stage import agreeing, check_rounds, preferences, round_job
@@ -106,3 +106,15 @@ def test_rounds_need_a_critic_that_writes(run: Run) -> None:
     plain = config.model_copy(update={"sft": config.sft.model_copy(update={"source": "solutions"})})
     with pytest.raises(UserError, match=r"refine\.rounds = 1: sft\.source = solutions trains no critic"):
         check_rounds(plain, run)
+
+
+def test_a_critique_that_two_critics_wrote_is_trained_on_once(run: Run) -> None:
+    put(run, "sampled/critic-1", run.artefact("sampled/critic").read().to_pylist())
+    config = config_of(run).model_copy(update={"refine": Refine(rounds=2, samples=6, keep=2)})
+    begin(config, run, "models/critic-2")
+    job, (rows, dropped) = round_job(config, run, 2), agreeing(config, run, 0)
+    twice = {(row["candidate_id"], row["critique"]) for row in rows} & {
+        (row["candidate_id"], row["critique"]) for row in agreeing(config, run, 1)[0]
+    }
+    assert twice and job.table.rows == 2 + 2 * len(rows) - len(twice)
+    assert job.table.dropped["sampled_same_text"] == 2 * dropped["sampled_same_text"] + len(twice)
