@@ -3,6 +3,7 @@
 Sections say what is made and go into fingerprints; `resources` says with what, and does not.
 """
 
+from collections.abc import Set
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
@@ -11,7 +12,7 @@ from minos_ray.config.base import Section, Seed
 from minos_ray.config.endpoints import check_address, check_body, check_headers
 from minos_ray.config.resources import Observe, Resources
 from minos_ray.config.study import Study, Sweep
-from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Refine, Reward, Sft, StepEncoding, Teach
+from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Refine, Reward, Sft, StepEncoding, Teach, Train
 
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
 InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]
@@ -322,6 +323,19 @@ class Config(Section):
         if self.base.model.startswith("run:") and self.pretrain is None:
             raise ValueError("base.model names a model of this run, but there is no section 'pretrain'")
         return self
+
+    def trainings(self, stages: Set[str]) -> list[tuple[str, Train]]:
+        """Trainings of these stages from the base model or the critic, each with its section's name.
+
+        Rounds of the critic (`refine`) are trained as `sft` or `dpo` says.
+        """
+        dpo = self.refine.method == "dpo"
+        planned = {
+            "sft": "sft" in stages or ("refine" in stages and not dpo),
+            "dpo": "refine" in stages and dpo,
+            "reward": "reward" in stages,
+        }
+        return [(name, getattr(self, name)) for name in planned if planned[name]]
 
     @model_validator(mode="after")
     def judge_is_trained(self) -> "Config":

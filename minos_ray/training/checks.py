@@ -45,12 +45,6 @@ def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:
         yield "base.model", config.base
 
 
-def trainings(config: Config, stages: Set[str]) -> Iterator[tuple[str, Train]]:
-    """Trainings to be done from the base model or the critic."""
-    sft = [("sft", config.sft)] if stages & CRITICS else []
-    return iter([*sft, *([("reward", config.reward)] if "reward" in stages else [])])
-
-
 def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
     """One line for each thing wrong with the base model, adapters, rows, or the memory that a training needs."""
     if todo.stages & STAGES:
@@ -61,7 +55,7 @@ def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
         yield from errors_of(require_for_prms, config, run, "sweep.kinds", config.sweep.kinds)
     yield from gpu_problems(config, run, todo.stages)
     yield from errors_of(host_memory.require_memory, config, run, todo.stages)
-    for name, section in trainings(config, todo.stages):
+    for name, section in config.trainings(todo.stages):
         if section.lora is not None:
             yield from lora_problems(f"{name}.lora", section.lora, config, run)
     if "reward" in todo.stages and config.reward.loss != BINARY:
@@ -187,7 +181,7 @@ def estimates(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
 def bytes_of_models(config: Config, run: Run, stages: Set[str]) -> tuple[float, float]:
     """Bytes of one saved model, and of all checkpoints that may lie there at once; 0 where the base is not known."""
     size, workers = parameters(config.base, run) or 0, config.resources.train
-    sections = [section for _, section in trainings(config, stages)]
+    sections = [section for _, section in config.trainings(stages)]
     model = max((2 if section.precision == "bf16" else 4 for section in sections), default=0)
     checkpoints = (checkpoints_kept(section, workers) * checkpoint_bytes(section, size) for section in sections)
     return size * model, max(checkpoints, default=0)
@@ -199,7 +193,7 @@ def node_bytes(config: Config, run: Run, stages: Set[str]) -> Callable[[Mapping[
     As many workers as could be there are counted.
     """
     workers, size = bundles(config.resources.train), parameters(config.base, run) or 0
-    saved = [section for _, section in trainings(config, stages) if checkpoints_kept(section, config.resources.train)]
+    saved = [section for _, section in config.trainings(stages) if checkpoints_kept(section, config.resources.train)]
     checkpoint = max((checkpoint_bytes(section, size) for section in saved), default=0)
     return lambda node: TEMPORARY_BYTES + checkpoint * room(workers, [node]) / workers.count
 

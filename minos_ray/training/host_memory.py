@@ -32,7 +32,9 @@ class Need(NamedTuple):
 
 def needs(config: Config, run: Run, stages: Set[str]) -> Iterator[Need]:
     """Of the trainings to be done, where they are on CPUs and the base model lies here."""
-    shape = shape_of_base(config, run) if stages & {"sft", "reward"} and not config.resources.train.gpu else None
+    shape = (
+        shape_of_base(config, run) if stages & {"sft", "refine", "reward"} and not config.resources.train.gpu else None
+    )
     if shape is None:
         return
     from minos_ray.training import memory

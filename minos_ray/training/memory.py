@@ -159,9 +159,8 @@ def first_fit(model: Shape, section: Train, workers: Workers, kind: str, gpu_gb:
 
 
 def trainings(config: Config, todo: Set[str]) -> list[tuple[str, Train, str]]:
-    """Name, section and kind of the stages to be done; rounds of the critic are trained as section `sft` says."""
-    sections = [("sft", config.sft, "lm"), ("reward", config.reward, "prm")]
-    return [training for training in sections if training[0] in todo or (training[0] == "sft" and "refine" in todo)]
+    """Name, section and kind of the stages to be done."""
+    return [(name, section, "prm" if name == "reward" else "lm") for name, section in config.trainings(todo)]
 
 
 def summary(config: Config, run: Run, todo: Set[str] = STAGES) -> Iterator[str]:

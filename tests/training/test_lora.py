@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
-from minos_ray.config.training import Lora
+from minos_ray.config.training import Lora, Refine
 from minos_ray.errors import UserError
 from minos_ray.pipeline.check import check
 from minos_ray.store.run import Run
@@ -105,6 +105,11 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path: Path, monkeypatch: pyte
     config, run = world(tmp_path, reward={"lora": {"targets": ["q_proj", "lm_head"]}})
     with pytest.raises(UserError, match=r"reward.lora.targets: .* 'lm_head'"):
         verifier_jobs(config, run, ["orm-base"])
+    preferences = config_with(tmp_path, "dpo", targets=["query"])
+    check(preferences, log=lambda line: None)  # no round of the critic is planned
+    rounds = preferences.model_copy(update={"refine": Refine(rounds=1, method="dpo")})
+    with pytest.raises(UserError, match=r"dpo.lora.targets: .* 'query'"):
+        check(rounds, log=lambda line: None)
     with pytest.raises(UserError, match=r"'pretrain.lora'.*no weights to freeze"):
         build({"run": "r", "base": {"model": "run:models/base"}, "pretrain": {"corpus": "a:b", "lora": {}}})
     monkeypatch.setitem(sys.modules, "peft", None)
