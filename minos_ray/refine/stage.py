@@ -21,7 +21,7 @@ from minos_ray.evaluation.verdicts import THRESHOLD, binary
 from minos_ray.graph.specs import begin, critic_name, fresh
 from minos_ray.meta.measures import outcome_intervals
 from minos_ray.problems.split import round_robin
-from minos_ray.refine.sampled import HELD_OUT, SAMPLED, write_critiques
+from minos_ray.refine.sampled import HELD_OUT, SAMPLED, candidates, write_critiques
 from minos_ray.steps.critique_text import Status
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.columns import Row
@@ -51,7 +51,8 @@ def refine(config: Config, run: Run) -> Manifest:
 
 
 def check_rounds(config: Config, run: Run) -> None:
-    """UserError where the rounds cannot be made: stage 1 teaches no critiques, or there is no room to write them."""
+    """UserError where the rounds cannot be made: stage 1 teaches no critiques, there is no room to write them, or
+    labels that are there already leave none to measure critics by."""
     if config.sft.source in CONTROLS:
         raise UserError(
             f"refine.rounds = {config.refine.rounds}: sft.source = {config.sft.source} trains no critic that writes "
@@ -60,6 +61,8 @@ def check_rounds(config: Config, run: Run) -> None:
     engine, tokens = config.resources.judge, config.refine.max_tokens
     for line in length_problems("refine.max_tokens", tokens, "judge", engine, config.base, run):
         raise UserError(line)
+    if fresh(config, run, "labels"):
+        candidates(config, run, 0, held_out=True)
 
 
 def train(config: Config, run: Run, number: int) -> None:

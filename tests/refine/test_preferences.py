@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minos_ray.config.load import Config
-from minos_ray.config.training import Dpo, Refine
+from minos_ray.config.training import Dpo, Refine, Reward
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin
 from minos_ray.refine.stage import agreeing, check_rounds, preferences, round_job
@@ -118,3 +118,10 @@ def test_a_critique_that_two_critics_wrote_is_trained_on_once(run: Run) -> None:
     }
     assert twice and job.table.rows == 2 + 2 * len(rows) - len(twice)
     assert job.table.dropped["sampled_same_text"] == 2 * dropped["sampled_same_text"] + len(twice)
+
+
+def test_rounds_need_candidates_that_measure_a_critic(run: Run) -> None:
+    put(run, "labels", [label(n, n > 0) for n in range(5)])
+    one_problem = config_of(run).model_copy(update={"reward": Reward(eval_rows=1)})
+    with pytest.raises(UserError, match=r"stage 2 holds out lack right or wrong candidates.*reward\.eval_rows = 1"):
+        check_rounds(one_problem, run)
