@@ -67,7 +67,7 @@ def test_greedy_width_1_gives_the_texts_of_greedy_sampling(searcher: Searcher) -
     by_id = rows_by_id(rows)
     searched = [by_id[f"p{place}/0"] for place in range(12)]
     assert [(row["text"], row["finish_reason"], row["num_tokens"]) for row in searched] == [
-        tuple(texts[0]) for texts in sampled
+        (text.text, text.reason, text.tokens) for [text] in sampled
     ]
     assert len({row["text"] for row in searched}) == 12 and stats["requests"] > 24
     assert all(row["problem_tokens"] == row["num_tokens"] and not row["dropped_tokens"] for row in searched)

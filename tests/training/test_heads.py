@@ -85,7 +85,8 @@ def test_a_verifier_is_saved_so_that_transformers_loads_it_and_scored_as_it_is(
     ids, ends = torch.tensor(solution.ids), torch.tensor(solution.positions)
     nothing = torch.zeros(0, dtype=torch.long)
     rows = torch.arange(len(ends)) if kind == "prm" else torch.zeros(len(ends), dtype=torch.long)
-    computed = trained(ids, torch.tensor([len(ids)]), ends, torch.ones(len(ends)), nothing, nothing, rows, rows)
+    shared = torch.zeros(1, dtype=torch.long)
+    computed = trained(ids, torch.tensor([len(ids)]), shared, ends, torch.ones(len(ends)), nothing, nothing, rows, rows)
     assert torch.sigmoid(computed.logits)[-len(scores) :].tolist() == pytest.approx(scores, abs=1e-5)
 
 
