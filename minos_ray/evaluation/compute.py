@@ -75,7 +75,11 @@ class Prices(NamedTuple):
 
 
 def prices(config: Config, run: Run, choices: Choices) -> Prices | None:
-    """None where the run does not say how many tokens its candidates have."""
+    """None where the run does not say how many tokens its candidates have, or where they were searched: n of a search's
+    candidates are no search of n, and share their steps."""
+    sampled = run.artefact("candidates").manifest()
+    if sampled and "dropped_tokens" in sampled.counts:
+        return None
     tokens = choices.joined().tokens
     lengths = tokens[~np.isnan(tokens)]
     if not len(lengths):

@@ -83,6 +83,8 @@ def check(config: Config, run: Run, settings: Search, verifier: Model | None) ->
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(config.sample, name):
             raise UserError(f"sample.{name} counts what was generated, and a search starts anew with each step; set 0")
+    if config.evaluate.groups > settings.n:
+        raise UserError(f"evaluate.groups = {config.evaluate.groups} divides search.n = {settings.n}; set 1")
     model = generator(config)
     require_model("generator.model", model, run)
     path = locate(model, run)

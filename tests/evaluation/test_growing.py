@@ -199,6 +199,16 @@ def test_imported_candidates_have_no_tokens_to_be_charged(tmp_path: Path) -> Non
         assert row["saved_tokens"] == pytest.approx(1 - row["samples"] / 4, abs=1e-6)
 
 
+def test_some_candidates_of_a_search_are_not_priced(tmp_path: Path) -> None:
+    run = with_scores(make_run(tmp_path, [4] * 6), "orm-base")
+    rows = run.artefact("candidates").read().to_pylist()
+    assert evaluated(run)["compute"]["n"] == 4
+    put(run, "candidates", rows)
+    run.artefact("candidates").complete({"dropped_tokens": 0})
+    run.delete("evaluation.json.manifest.json")
+    assert evaluated(run)["compute"] == {}
+
+
 def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode

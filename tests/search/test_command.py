@@ -133,6 +133,7 @@ def test_what_cannot_be_searched_is_one_line(tmp_path: Path) -> None:
         ("search.verifier={model: ./nowhere}",): "search.verifier: model './nowhere'",
         ("resources.score.engine=vllm",): "search needs transformers",
         ("sample.max_tokens=512",): "leaves no room for a prompt",
+        ("evaluate.groups=5",): r"evaluate.groups = 5 divides search.n = 4",
         ("generator=null",): "generator.model is missing",
         ("search.aggregation=best",): "search.aggregation",
         ("search.width=0",): "search.width",
