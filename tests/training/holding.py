@@ -20,9 +20,11 @@ class Holding:
         add = Log.add
 
         def add_and_stay(log: Log, record: Record) -> None:
-            add(log, record)
-            if log.name == run.name and record["step"] >= step and not Path(flag).exists():
+            held = log.name == run.name and record["step"] >= step and not Path(flag).exists()
+            if held:  # before whoever waits for the record kills: the next life would stay, too
                 Path(flag).touch()
+            add(log, record)
+            if held:
                 threading.Event().wait(600)
 
         Log.add = add_and_stay
