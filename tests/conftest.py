@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def pytest_runtest_setup() -> None:
     """
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `-n` (`make test`) a file is one process's work, and so is all of tests/training, whose files share
+    trainings. Those with the most slow tests begin first, so that no process waits long for the last one."""
+    if not hasattr(config, "workerinput"):
+        return
+    paths = {item: item.path.relative_to(Path(__file__).parent) for item in items}
+    groups = {item: "training" if path.parts[0] == "training" else str(path) for item, path in paths.items()}
+    slow = Counter(groups[item] for item in items if item.get_closest_marker("slow"))
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: -slow[groups[item]])
 
 
 @pytest.fixture(scope="session")

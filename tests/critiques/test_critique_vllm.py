@@ -75,9 +75,10 @@ def listens(address: str) -> bool:
         return probe.connect_ex((place.hostname, place.port)) == 0
 
 
-def engines() -> list[int]:
-    """Processes of vLLM's engine that belong to a server (one in a test's own actor has no process of its own)."""
-    return [p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("VLLM::")]
+def engines_of(job: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes of vLLM's engine below a job."""
+    below = psutil.Process(job.pid).children(recursive=True)
+    return [process for process in below if process.name().startswith("VLLM::")]
 
 
 @pytest.mark.slow
@@ -154,11 +155,12 @@ def test_no_route_of_it_answers_without_the_key(server: tuple["subprocess.Popen[
 @pytest.mark.slow
 def test_the_server_ends_with_a_killed_job(server: tuple["subprocess.Popen[str]", str, str]) -> None:
     job, address, _ = server
-    assert listens(address) and engines()
+    engines = engines_of(job)
+    assert listens(address) and engines
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     until = time.monotonic() + 180
-    while listens(address) or engines():
+    while listens(address) or any(engine.is_running() for engine in engines):
         assert time.monotonic() < until, "the server or its engine outlives the job"
         time.sleep(0.1)
 
