@@ -10,7 +10,8 @@ from minos_ray.config.base import Section, Seed, leaves
 Kind = Literal["orm", "prm"]
 Measure = Literal["accuracy", "f1", "auc", "step_f1", "best_of_n", "weighted_vote"]
 ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
-TAKEN = re.compile(r"base|minos|critiques-.*")  # the other arms
+LABEL_ARM = re.compile(r"labels-(\d+)-(base|minos)")
+TAKEN = re.compile(rf"base|minos|critiques-.*|{LABEL_ARM.pattern}")  # the other arms
 # What a study sets itself, and what all of its arms must share to be compared.
 OWN = {
     "run", "seed", "study", "resources", "problems", "score", "evaluate", "error_analysis", "critique.count",
@@ -51,6 +52,9 @@ class Study(Section):
 
     seeds: tuple[Seed, ...] = Field((), description="of problems, candidates, critiques and trainings; none: no study")
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0, 0.25, 0.5, 1), description="0 and 1 among them")
+    labels: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="base and Minos with reward.rows times each of these as well, such as 0.25, 0.5, 2, 4"
+    )
     kinds: tuple[Kind, ...] = ("orm", "prm")
     primary: Primary = Primary()
     ablations: dict[ArmName, dict[str, Any]] = Field(default_factory=dict)
@@ -60,7 +64,12 @@ class Study(Section):
     @model_validator(mode="after")
     def can_be_compared(self) -> "Study":
         """Each seed and share once; base and Minos are there; the primary comparison is of a kind that is trained."""
-        for name, values in (("seeds", self.seeds), ("shares", self.shares), ("kinds", self.kinds)):
+        for name, values in {
+            "seeds": self.seeds,
+            "shares": self.shares,
+            "labels": self.labels,
+            "kinds": self.kinds,
+        }.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: each one once")
         if not {0, 1} <= set(self.shares):

@@ -41,6 +41,7 @@ UNSET = {
     "base": {"encoding": {"name": "lines", "system": None, "chat_template_kwargs": {}}},
     "critique": {"top_p": None, "reasoning_effort": None, "extra_body": {}},
     "reward": {"loss": BINARY, "group_rows": 8, "calibration": "none"},
+    "study": {"labels": []},
 }
 UNSET_JUDGE = {"soft": False}
 # Keys of `resources.*.extra` that change how fast vLLM is, not what it says; any other is in the fingerprint.

@@ -159,7 +159,7 @@ def local_findings(config: Config, run: Run, todo: Todo) -> Iterator[str]:
     yield from problems.problems_of(config, todo)
     for checks in (candidates, labels, critiques, scoring, training):
         yield from checks.problems_of(config, run, todo)
-    if "refine" in todo.stages:
+    if "refine" in todo.stages and config.refine.rounds:  # a study names the stage even where nothing asks for rounds
         yield from errors_of(resolve(ROUNDS), config, run)
     if todo.artefacts:
         yield from errors_of(require_writable, run)

@@ -6,8 +6,13 @@
 seeds' differences gets Student's t interval (95 %). Problems, candidates, critiques and trainings are all drawn anew
 with the seed, so that this interval allows for the chance in each of them. Where a measure is a mean over problems, a
 second interval resamples the problems of every seed and keeps the trained verifiers as they are.
+
+**Labels.** How many times the labels of Minos base needs for the same measure: each seed's curves over the logarithm of
+the labels are made monotone (isotonic regression), and the distance between them is averaged over the values that both
+reach. Curves that share no value count with all that the amounts span, towards the better one: less than the truth.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -15,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy.optimize import isotonic_regression
 
 from minos_ray.errors import WorkStopped
 from minos_ray.evaluation import outcomes, trend
@@ -25,6 +31,8 @@ from minos_ray.study.trial import METHODS
 OVER_PROBLEMS = ("best_of_n", "weighted_vote")
 OVER_SEEDS = ("f1", "auc")
 MEASURES = ("f1", "auc", "accuracy", "step_f1", "best_of_n", "weighted_vote")
+LEVELS = 1000  # at which curves over labels are compared
+SHARED = 1e-9  # values that curves over labels share, at least
 WITHOUT_VERIFIER = ("one_sample", "self_consistency", "oracle")
 Row = Mapping[str, Any]
 Numbers = dict[str, Any]
@@ -174,7 +182,47 @@ def compared(grid: Grid, rows: Sequence[Row]) -> Numbers:
         "stage_1": stage_1,
         "versus": versus,
         "reached": reached,
+        "labels": [label_efficiency(results, kind, measure) for kind, measure in measured if grid.labels],
     }
+
+
+def label_efficiency(results: Results, kind: str, measure: str) -> Numbers:
+    """Base and Minos over the amounts of labels, and the ratios of labels, and of steps, at equal measure.
+
+    Minos' steps are those of both stages.
+    """
+    grid = results.grid
+    amounts, *sides = zip(*grid.labels, strict=True)
+    values = [np.stack([results.values(arm, kind, measure) for arm in arms], axis=1) for arms in sides]
+    points = [[{"mean": float(column.mean()), **trend.student(column)} for column in side.T] for side in values]
+    tables = [[[results.table[arm.name, kind, seed] for arm in arms] for seed in grid.seeds] for arms in sides]
+    steps = [np.array([[row["steps"] + row["stage_1_steps"] for row in rows] for rows in side]) for side in tables]
+    entry: Numbers = {"kind": kind, "measure": measure, "amounts": list(amounts)}
+    entry |= {"base": points[0], "minos": points[1]}
+    for name, (base, minos) in {"ratio": [np.tile(amounts, (len(grid.seeds), 1))] * 2, "steps_ratio": steps}.items():
+        of_seeds = [log_ratio(*curves) for curves in zip(base, values[0], minos, values[1], strict=True)]
+        logs = np.array([log for log, _ in of_seeds])
+        ends = {key: end and math.exp(end) for key, end in trend.student(logs).items()}
+        bounded = sum(not shared for _, shared in of_seeds)
+        entry[name] = {"mean": math.exp(logs.mean()), **ends, "seeds": np.exp(logs).tolist(), "bounded": bounded}
+    return entry
+
+
+def log_ratio(base_x: np.ndarray, base: np.ndarray, minos_x: np.ndarray, minos: np.ndarray) -> tuple[float, bool]:
+    """The logarithm of how many times Minos' amount base needs for the same value, and whether the curves share any.
+
+    Amounts ascend; all arguments are [amounts].
+    """
+    base, minos = (isotonic_regression(values).x for values in (base, minos))
+    low, high = max(base[0], minos[0]), min(base[-1], minos[-1])
+    if high - low < SHARED:
+        better = minos.mean() - base.mean()
+        ends = (base_x[-1], minos_x[0]) if better > 0 else (base_x[0], minos_x[-1])
+        return (math.log(ends[0] / ends[1]) if better else 0.0), False
+    levels = low + (high - low) * (np.arange(LEVELS) + 0.5) / LEVELS
+    curves = ((base, base_x), (minos, minos_x))
+    needed = [np.interp(levels, values, np.log(amounts)) for values, amounts in curves]
+    return float(np.mean(needed[0] - needed[1])), True
 
 
 def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> trend.Ends:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES = ("study/curve.svg", "study/arms.svg", "study/convergence.svg")
+PICTURES = ("study/curve.svg", "study/arms.svg", "study/convergence.svg", "study/labels.svg")
 SHOWN = ("f1", "auc", "weighted_vote", "best_of_n")
 SIDES = (("base", "base", GROUPS["base"]), ("minos", "Minos", GROUPS["minos"]))
 # What the report's own CSS names, for a page that does not have it.
@@ -36,7 +36,7 @@ def write_figures(grid: Grid, rows: Rows, answer: Mapping[str, Any]) -> None:
         runs = [grid.trial_run(Trial(arm, seed)) for seed in grid.seeds]
         for place, kind in enumerate(grid.kinds):
             curves[kind][name] = [learning_curve(run, grid.verifiers(arm)[place]) for run in runs]
-    pictures = (over_critiques(rows, answer), arms(answer), convergence(curves))
+    pictures = (over_critiques(rows, answer), arms(answer), convergence(curves), over_labels(answer["labels"]))
     for name, picture in zip(PICTURES, pictures, strict=True):
         if picture is not None:
             text = str(picture)
@@ -111,3 +111,26 @@ def convergence(kinds: Mapping[str, Mapping[str, list[Curve]]]) -> "tuple[Figure
     axes[0].legend(fontsize=7.5, loc="lower right", handlelength=1.6)
     figure.tight_layout()
     return figure, "F1 on held-out rows over the steps of stage 2, base against Minos and plain text"
+
+
+@drawn
+def over_labels(entries: Rows) -> "tuple[Figure, str] | None":
+    """A panel per kind and measure: base and Minos over the labels of stage 2, logarithmic, with 95 % intervals."""
+    measures = [entry for entry in entries if entry["measure"] in SHOWN[:2]]
+    if not measures:
+        return None
+    figure, axes = grid(1, len(measures), height=2.8)
+    for axis, entry in zip(axes, measures, strict=True):
+        for side, name, colour in SIDES:
+            axis.plot(entry["amounts"], [100 * p["mean"] for p in entry[side]], "o-", color=colour, label=name)
+            for amount, p in zip(entry["amounts"], entry[side], strict=True):
+                if p["ci_low"] is not None:
+                    axis.plot([amount] * 2, [100 * p["ci_low"], 100 * p["ci_high"]], color=colour, alpha=0.5)
+        axis.set_xscale("log")
+        axis.set_xticks(entry["amounts"], [f"{amount:,}" for amount in entry["amounts"]], minor=False)
+        axis.set_xticks([], minor=True)
+        axis.set_title(f"{NAMES[entry['measure']]}, {entry['kind'].upper()}: {entry['ratio']['mean']:.1f} x the labels")
+        axis.set_xlabel("labels of stage 2", fontsize=8)
+    axes[0].legend(fontsize=7.5, loc="lower right", handlelength=1.6)
+    figure.tight_layout()
+    return figure, "F1 and AUC of base and Minos over the number of labels, with 95 % intervals over seeds"

@@ -50,16 +50,19 @@ class Grid:
     seeds: Sequence[int]
     amounts: Sequence[Arm]
     ablations: Sequence[Arm] = field(default=())
+    labels: Sequence[tuple[int, Arm, Arm]] = field(default=())  # amounts, ascending, of base and of Minos
 
     @property
     def arms(self) -> list[Arm]:
-        """Amounts, then ablations."""
-        return [*self.amounts, *self.ablations]
+        """Amounts of critiques, ablations, other amounts of labels; each once."""
+        arms = (*self.amounts, *self.ablations, *(arm for _, *pair in self.labels for arm in pair))
+        return list({arm.name: arm for arm in arms}.values())
 
     @property
     def trials(self) -> list[Trial]:
         """Every arm with every seed, in the order of their start: the longest first, so that none comes late."""
-        return [Trial(arm, seed) for arm in (*reversed(self.amounts), *self.ablations) for seed in self.seeds]
+        ablations = self.arms[len(self.amounts) :]
+        return [Trial(arm, seed) for arm in (*reversed(self.amounts), *ablations) for seed in self.seeds]
 
     def name(self, trial: Trial) -> str:
         """What the trial is called in messages, and its directory."""
@@ -114,14 +117,20 @@ def sweep_grid(config: Config, run: Run) -> Grid:
 
 
 def study_grid(config: Config, run: Run) -> Grid:
-    """Fractions of the critiques, and ablations of Minos, or of base where `from_base` names them."""
+    """Fractions of the critiques; ablations of Minos, or of base where `from_base` names them; amounts of labels."""
     section = config.study
     amounts = amount_arms(round(fraction * config.critique.count) for fraction in section.shares)
     ablations = [
         Arm(name, 0 if name in section.from_base else config.critique.count, changes)
         for name, changes in section.ablations.items()
     ]
-    return Grid("study", config, run, section.kinds, section.seeds, amounts, ablations)
+    pairs: list[tuple[int, Arm, Arm]] = []
+    if section.labels and (rows := config.reward.rows):
+        for count in sorted({rows, *(round(times * rows) for times in section.labels)}):
+            ends = ((side, end.critiques) for side, end in (("base", amounts[0]), ("minos", amounts[-1])))
+            base, minos = (Arm(f"labels-{count:06d}-{side}", n, {"reward.rows": count}) for side, n in ends)
+            pairs.append((count, base, minos) if count != rows else (count, amounts[0], amounts[-1]))
+    return Grid("study", config, run, section.kinds, section.seeds, amounts, ablations, pairs)
 
 
 def amount_arms(counts: Iterable[int]) -> list[Arm]:

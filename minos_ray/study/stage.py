@@ -96,6 +96,8 @@ def check_study(config: Config, run: Run) -> None:
     """UserError for what no trial could do, or nothing could compare; before any work."""
     if not config.study.seeds:
         raise UserError("study.seeds is empty: give some, such as [1, 2, 3, 4, 5]")
+    if config.study.labels and config.reward.rows is None:
+        raise UserError("study.labels are times reward.rows, which is empty; give it, such as reward.rows=2500")
     grid = study_grid(config, run)
     if len(grid.amounts) < len(config.study.shares):
         raise UserError(

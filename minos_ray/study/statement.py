@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from minos_ray.config.study import LABEL_ARM
+
 NAMES = {
     "f1": "F1",
     "auc": "AUC",
@@ -44,7 +46,7 @@ def statement(answer: Answer) -> str:
     for entry in answer["stage_1"]:
         amounts = (f"{entry[name]:,.0f}" for name in ("rows", "steps", "tokens"))
         stage_1.append(line(title(entry["arm"], counts), *amounts))
-    parts = [primary(answer), [candidates], curve, arms, versus, reached, stage_1]
+    parts = [primary(answer), [candidates], curve, arms, versus, reached, stage_1, *labels(answer["labels"])]
     return "\n\n".join(map("\n".join, parts)) + "\n"
 
 
@@ -60,10 +62,33 @@ def primary(answer: Answer) -> Iterator[str]:
         yield f"Named on {before['time']}: {first}. Changed since: {', '.join(before['changed'])}."
 
 
+def labels(entries: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Base and Minos over the amounts of labels; how many times Minos' labels and steps base needs, by seed."""
+    if not entries:
+        return
+    curves = head("verifier, measure", "stage 1", *(f"{count:,} labels" for count in entries[0]["amounts"]))
+    ratios = head("verifier, measure", "labels of base for one of Minos", "by seed", "steps", "curves apart")
+    for entry in entries:
+        for side in ("base", "minos"):
+            points = [f"{100 * p['mean']:.1f} {ends(p['ci_low'], p['ci_high'])}".strip() for p in entry[side]]
+            curves.append(line(measured(entry), side, *points))
+        times = [entry["ratio"], entry["steps_ratio"]]
+        texts = [
+            f"{t['mean']:.2f}" + ("" if t["ci_low"] is None else f" [{t['ci_low']:.2f}, {t['ci_high']:.2f}]")
+            for t in times
+        ]
+        seeds = ", ".join(f"{ratio:.2f}" for ratio in times[0]["seeds"])
+        ratios.append(line(measured(entry), texts[0], seeds, texts[1], str(times[0]["bounded"])))
+    yield curves
+    yield ratios
+
+
 def title(arm: str, counts: Sequence[int]) -> str:
     """An arm in words: `base`, `750 critiques`, `Minos`, or the name of the ablation."""
     names = {f"critiques-{count:06d}": f"{count:,} critiques" for count in counts}
     names |= {f"critiques-{counts[0]:06d}": "base", f"critiques-{counts[-1]:06d}": f"Minos ({counts[-1]:,} critiques)"}
+    if match := LABEL_ARM.fullmatch(arm):
+        return f"{match[2]}, {int(match[1]):,} labels"
     return names.get(arm, arm)
 
 

@@ -18,7 +18,8 @@ from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.outcomes import Method
 from minos_ray.evaluation.trend import student
 from minos_ray.store.run import Run
-from minos_ray.study.comparison import compared, over_problems, trends
+from minos_ray.study.comparison import compared, log_ratio, over_problems, trends
+from minos_ray.study.figures import over_labels
 from minos_ray.study.grid import Arm, Grid, Trial, study_grid, sweep_grid
 from minos_ray.study.stage import named_before
 from minos_ray.study.statement import statement
@@ -130,6 +131,62 @@ def test_a_named_measure_that_some_trial_lacks_is_said(tmp_path: Path) -> None:
     rows[3]["f1"] = None
     with pytest.raises(WorkStopped, match=r"study\.primary: some trial has no f1 of its orm"):
         compared(grid, rows)
+
+
+LABELS = 1000 * np.array([0.25, 0.5, 1, 2, 4])
+
+
+@pytest.mark.parametrize("times", [0.5, 1.0, 3.0])
+def test_curves_that_are_a_known_number_of_times_apart(times: float) -> None:
+    def f1(labels: np.ndarray) -> np.ndarray:
+        return 0.2 + 0.09 * np.log(labels)
+
+    assert log_ratio(LABELS, f1(LABELS), LABELS, f1(times * LABELS)) == (pytest.approx(np.log(times)), True)
+    # Steps that stage 1 adds move Minos' curve.
+    shifted = log_ratio(LABELS, f1(LABELS), 2 * LABELS, f1(times * LABELS))
+    assert shifted == (pytest.approx(np.log(times / 2)), True)
+
+
+def test_one_that_falls_is_made_monotone_and_one_that_shares_nothing_is_bounded() -> None:
+    base, minos = np.array([0.5, 0.6, 0.55, 0.7, 0.8]), np.array([0.6, 0.7, 0.8, 0.8, 0.8])
+    smooth = np.array([0.5, 0.575, 0.575, 0.7, 0.8])
+    assert log_ratio(LABELS, base, LABELS, minos) == log_ratio(LABELS, smooth, LABELS, minos)
+    assert log_ratio(LABELS, base, LABELS, base + 0.5) == (pytest.approx(np.log(16)), False)
+    assert log_ratio(LABELS, base + 0.5, LABELS, base) == (pytest.approx(-np.log(16)), False)
+    assert log_ratio(LABELS, np.full(5, 0.7), LABELS, np.full(5, 0.7)) == (0.0, False)
+
+
+def labels_study(run: Run) -> tuple[Grid, list[dict[str, Any]]]:
+    """Trials in which Minos reaches with labels what base reaches with three times as many, each seed at its level."""
+    section = {"seeds": SEEDS, "shares": [0, 1], "kinds": ["orm"], "labels": [0.25, 0.5, 2, 4]}
+    values = {"critique": {"count": 10}, "reward": {"rows": 1000}, "study": section}
+    grid = study_grid(build({"run": run.path, "base": {"model": "x"}, **values}), run)
+    rows = []
+    for arm in grid.arms:
+        for seed in SEEDS:
+            labels = arm.changes.get("reward.rows", 1000)
+            f1 = 0.1 + seed / 100 + 0.08 * np.log(labels * (3 if arm.critiques else 1))
+            row = {"arm": arm.name, "kind": "orm", "seed": seed, "n": N, "critiques": arm.critiques}
+            row |= {"stage_1_rows": 7, "stage_1_steps": 60 if arm.critiques else 0, "stage_1_tokens": 100}
+            row |= {"f1": f1, "auc": None, "accuracy": None, "step_f1": None, "best_of_n": None, "weighted_vote": None}
+            row |= {"steps": labels // 10, "steps_to_base": None}
+            rows.append(row | {"one_sample": 0.4, "self_consistency": 0.5, "oracle": 1.0})
+    return grid, rows
+
+
+def test_labels_as_amounts_have_a_ratio_over_seeds_and_stand_in_the_statement(tmp_path: Path) -> None:
+    grid, rows = labels_study(Run(str(tmp_path)))
+    answer = compared(grid, rows)
+    entry = answer["labels"][0]
+    assert len(answer["labels"]) == 1 and entry["amounts"] == [250, 500, 1000, 2000, 4000]
+    assert entry["ratio"]["seeds"] == pytest.approx([3.0] * 4) and entry["ratio"]["bounded"] == 0
+    assert [entry["ratio"][name] for name in ("mean", "ci_low", "ci_high")] == pytest.approx([3.0] * 3)
+    assert 1 < entry["steps_ratio"]["mean"] < 2.5, "stage 1 costs steps"
+    assert entry["minos"][2]["mean"] == pytest.approx(np.mean([row["f1"] for row in rows[4:8]]))
+    text = statement({"named": {"changed": []}, **answer})
+    assert "| verifier, measure | stage 1 | 250 labels | 500 labels | 1,000 labels |" in text
+    assert "| ORM, F1 | 3.00 [3.00, 3.00] | 3.00, 3.00, 3.00, 3.00 |" in text and "| minos, 250 labels |" in text
+    assert over_labels(answer["labels"]) is not None and over_labels([]) is None
 
 
 FEW = [f"p{i}" for i in range(12)]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minos_ray.config.load import Config, build, leaves, load_config
 from minos_ray.errors import UserError
+from minos_ray.graph.specs import sections_of, specs
 from minos_ray.pipeline.check import findings
 from minos_ray.store.run import Run
 from minos_ray.study.grid import Arm, Trial, study_grid, sweep_grid
@@ -74,6 +75,25 @@ def test_amounts_are_shares_of_the_critiques_ascending() -> None:
     assert [arm.critiques for arm in study_grid(study(shares=[1, 0, 0.5]), Run("x")).amounts] == [0, 5, 10]
 
 
+def test_amounts_of_labels_are_arms_of_base_and_of_minos_and_make_nothing_stale() -> None:
+    config = build({**study().model_dump(mode="json"), "reward": {"rows": 1000}})
+    other = study(labels=[0.25, 2, 1]).study
+    labelled = config.model_copy(update={"study": other})
+    grid = study_grid(labelled, Run("x"))
+    assert [count for count, *_ in grid.labels] == [250, 1000, 2000]
+    assert grid.labels[1][1:] == (grid.amounts[0], grid.amounts[-1])
+    names = [arm.name for arm in grid.arms[len(grid.amounts) :]]
+    assert names == ["labels-000250-base", "labels-000250-minos", "labels-002000-base", "labels-002000-minos"]
+    base, minos = (grid.trial_config(Trial(arm, 1)) for arm in grid.arms[len(grid.amounts) :][:2])
+    assert changed(base, minos) == {"reward.verifiers"} and base.reward.rows == 250
+    plain = grid.trial_config(Trial(grid.amounts[-1], 1))
+    assert changed(plain, minos) == {"reward.rows"}
+    # A study from before the key is what it was; one with amounts of labels is another.
+    spec = next(spec for spec in specs(config) if spec.stage == "study")
+    assert "labels" not in sections_of(config, spec)["study"]
+    assert sections_of(labelled, spec)["study"]["labels"] == [0.25, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("section", "told"),
     [
@@ -136,6 +156,7 @@ def test_arms_with_the_same_changes_of_data_share_them(tmp_path: Path) -> None:
         ({"study": {"seeds": []}}, "study.seeds is empty"),
         ({"critique": {"count": 1}}, "are not as many different amounts"),
         ({"critique": {"count": 0}}, "are not as many different amounts"),
+        ({"study": {"seeds": [1], "labels": [2]}}, r"study.labels are times reward.rows, which is empty; give it"),
         ({"sft": {"source": "both"}}, "study: sft.rows must be empty and sft.source 'critiques'"),
         ({"sft": {"source": "critiques", "rows": 5}}, "study: sft.rows must be empty"),
         ({"study": {"seeds": [1], "ablations": {"x": {"sft.agreing": 0}}}}, "study.ablations.x: unknown .*'agreeing'"),
