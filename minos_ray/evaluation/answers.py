@@ -89,9 +89,14 @@ def clusters(
         elif answer is None:
             labels.append(NO_ANSWER)
         else:
-            key = key_of[answer] if key_of is not None else quick(answer) or spelling(normal(answer))
+            key = key_of[answer] if key_of is not None else text_key(answer)
             labels.append(numbers.setdefault(key, len(numbers) + 1))
     return labels
+
+
+def text_key(answer: str) -> str:
+    """The key of an answer that is not parsed."""
+    return quick(answer) or spelling(normal(answer))
 
 
 def spelling(text: str) -> str:

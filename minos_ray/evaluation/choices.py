@@ -180,7 +180,7 @@ class Choices:
             votes = counts if not name else sums[name].sums[-1][first]
             votes = np.where(votes[:, :-1].any(axis=1, keepdims=True), votes, counts)
             share = votes[:, :-1].max(axis=1) / np.maximum(votes[:, :-1].sum(axis=1), 1e-12)
-            columns.append((share, chance_right(votes, votes > 0)))
+            columns.append((share, chance_right(votes, votes)))
         confidence, right = zip(*columns, strict=True)
         return np.stack(confidence, axis=1), np.stack(right, axis=1)
 

@@ -14,7 +14,7 @@ from minos_ray.evaluation.candidates import Block, Scores
 from minos_ray.evaluation.methods import Choice, rankings, voters
 from minos_ray.evaluation.outcomes import NEARLY_ALL, SINGLE, Method, Outcomes, headline_n, paired_methods
 from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
-from minos_ray.evaluation.statistics import bounded_intervals, flip_test, sign_test
+from minos_ray.evaluation.statistics import Measured, flip_test, sign_test
 from minos_ray.scoring.verifier import aggregate
 
 # Arrays of scores by verifier, or by (verifier, aggregation).
@@ -183,35 +183,25 @@ def step_aggregations(scores: Mapping[str, Scores]) -> dict[tuple[str, str], np.
     return aggregated
 
 
-def compare(selected: Selected) -> dict[str, Any]:
-    """`n`, `methods`, `paired`, `aggregations` and `groups` of evaluation.json."""
-    section, outcomes, errors = selected.section, selected.outcomes(), selected.standard_errors()
-    pairs = paired_methods(outcomes, selected.headline)
-    columns = np.stack([*outcomes.values(), *(outcomes[a] - outcomes[b] for a, b in pairs)], axis=1)
-    mean, low, high = bounded_intervals(columns, len(outcomes), section.bootstrap, section.seed)
-    problems = (~np.isnan(columns)).sum(axis=0)
-    entries = [
-        {"ci_low": float(low[k]), "ci_high": float(high[k]), "problems": int(problems[k])} for k in range(len(mean))
-    ]
-    methods, aggregations = [], []
-    for k, m in enumerate(outcomes):
+def compare(selected: Selected, outcomes: Outcomes, measured: list[Measured]) -> dict[str, Any]:
+    """`n`, `methods`, `paired`, `aggregations` and `groups` of evaluation.json; `outcomes` are those of `selected`.
+
+    Rows whose intervals are still to be filled are added to `measured`.
+    """
+    errors = selected.standard_errors()
+    methods, aggregations, paired = [], [], []
+    for m, values in outcomes.items():
         error = {"se": errors[m]} if m in errors else {}
-        measured = {"n": m.n, "accuracy": float(mean[k]), **entries[k], **error}
+        row = {"n": m.n, **entry("accuracy", values), **error}
         if m.aggregation:
-            aggregations.append({"verifier": m.verifier, "aggregation": m.aggregation, "method": m.name, **measured})
+            aggregations.append({"verifier": m.verifier, "aggregation": m.aggregation, "method": m.name, **row})
         else:
-            methods.append({"method": m.name, "verifier": m.verifier, **measured})
-    paired = [
-        {
-            "a": a.key,
-            "b": b.key,
-            "n": a.n,
-            "difference": float(mean[k]),
-            **entries[k],
-            **p_value(a, b, outcomes, selected),
-        }
-        for k, (a, b) in enumerate(pairs, len(outcomes))
-    ]
+            methods.append({"method": m.name, "verifier": m.verifier, **row})
+        measured.append(Measured((aggregations if m.aggregation else methods)[-1], "ci", values))
+    for a, b in paired_methods(outcomes, selected.headline):
+        difference = entry("difference", outcomes[a] - outcomes[b])
+        paired.append({"a": a.key, "b": b.key, "n": a.n, **difference, **p_value(a, b, outcomes, selected)})
+        measured.append(Measured(paired[-1], "ci", outcomes[a], outcomes[b]))
     return {
         "n": selected.headline,
         "methods": methods,
@@ -219,6 +209,12 @@ def compare(selected: Selected) -> dict[str, Any]:
         "aggregations": aggregations,
         "groups": by_group(selected),
     }
+
+
+def entry(name: str, values: np.ndarray) -> dict[str, Any]:
+    """The mean of values [problems] as keys of a row, whose interval is still to be filled."""
+    entering = values[~np.isnan(values)]
+    return {name: float(entering.mean()), "ci_low": None, "ci_high": None, "problems": len(entering)}
 
 
 def by_group(selected: Selected) -> dict[str, Any]:

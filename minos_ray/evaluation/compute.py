@@ -226,8 +226,7 @@ def budgets(
             row |= {"accuracy": float(right.mean())}
             measured.append(Measured(row, "ci", right))
             if name:
-                gap = right - votes[power]
-                row["minus_vote"] = float(gap.mean())
-                measured.append(Measured(row, "minus_vote", gap, True))
+                row["minus_vote"] = float((right - votes[power]).mean())
+                measured.append(Measured(row, "minus_vote", right, votes[power]))
             rows.append(row)
     return rows

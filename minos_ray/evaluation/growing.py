@@ -13,11 +13,10 @@ no candidate of a subset has a score the plain vote decides. Rows are the orders
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-
-from minos_ray.evaluation.selection import TIE
 
 POWERS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 TOP = (4, 16, 64)
@@ -58,21 +57,20 @@ def totals(order: Ordered, weights: np.ndarray) -> Iterator[np.ndarray]:
         yield total.reshape(rows, order.answers).copy()
 
 
-def chance_right(totals: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """[rows]: the chance that the answer with the largest total is right; both are [rows, answers].
+def chance_right(totals: np.ndarray, counts: np.ndarray, plain: np.ndarray | None = None) -> np.ndarray:
+    """[rows]: the chance that the answer with the largest total is right; all are [rows, answers].
 
-    Only answers that are `present` can win; 0 where none is.
+    Only answers with a count above 0 can win; where there is none, those with the most `plain` votes, if there are any.
     """
-    among = np.where(present, totals, -np.inf)[:, :-1]
-    best = among.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        tied = among >= best - TIE * np.abs(best)
-    return np.where(present[:, :-1].any(axis=1), tied[:, 0] / tied.sum(axis=1), 0.0)
+    from minos_ray.evaluation.ballots import vote_chances
+
+    tables = totals, counts, counts if plain is None else plain
+    return vote_chances(*(np.ascontiguousarray(table, dtype=np.float64) for table in tables))
 
 
 def plain_votes(order: Ordered) -> np.ndarray:
     """[ns, rows]: the chance that the plain vote is right."""
-    return np.stack([chance_right(counts, counts > 0) for counts in order.counts])
+    return np.stack([chance_right(counts, counts) for counts in order.counts])
 
 
 class Scored(NamedTuple):
@@ -92,10 +90,7 @@ def scored(order: Ordered, scores: np.ndarray) -> Scored:
 
 def voted(order: Ordered, counts: np.ndarray, j: int, values: np.ndarray) -> np.ndarray:
     """[rows]: `chance_right` at the j-th n among answers with a scored candidate (`counts`), or plain without any."""
-    with_score = counts[:, :-1].any(axis=1, keepdims=True)
-    return chance_right(
-        np.where(with_score, values, order.counts[j]), np.where(with_score, counts, order.counts[j]) > 0
-    )
+    return chance_right(values, counts, order.counts[j])
 
 
 def shrunk_votes(order: Ordered, verifier: Scored) -> np.ndarray:
@@ -129,7 +124,7 @@ def partly_verified_votes(order: Ordered, verifier: Scored) -> dict[tuple[int, i
         overall = sums[:, :-1].sum(axis=1, keepdims=True) / np.maximum(counts[:, :-1].sum(axis=1, keepdims=True), 1)
         means = np.where(counts > 0, sums / np.maximum(counts, 1), np.where(overall > 0, overall, 1.0))
         for j in range(i + 1, len(order.ns)):
-            chances[order.ns[j], k] = chance_right(order.counts[j] * means, order.counts[j] > 0)
+            chances[order.ns[j], k] = chance_right(order.counts[j] * means, order.counts[j])
     return chances
 
 
@@ -152,7 +147,7 @@ def top_votes(order: Ordered, scores: np.ndarray) -> dict[tuple[int, int], np.nd
         best = np.sort(packed[:, :n], axis=1)[:, : ks[-1]] % order.answers + order.answers * np.arange(rows)[:, None]
         for k in ks:
             counts = np.bincount(best[:, :k].ravel(), minlength=rows * order.answers).reshape(rows, order.answers)
-            chances[n, k] = chance_right(counts, counts > 0)
+            chances[n, k] = chance_right(counts, counts)
     return chances
 
 
@@ -163,17 +158,23 @@ class Stopped(NamedTuple):
     used: np.ndarray
 
 
+@cache
+def chances_ahead(size: int) -> np.ndarray:
+    """[votes, votes]: how likely an answer with v1 votes is ahead of one with v2 (`adaptive_votes`)."""
+    from scipy.special import betaincc
+
+    leading, second = np.indices((size + 1, size + 1))
+    return betaincc(leading + 1, second + 1, 0.5)
+
+
 def adaptive_votes(clusters: np.ndarray, confidences: Sequence[float] = CONFIDENCES) -> Stopped:
     """Stops at the first n at which the leading answer is ahead of the second one with this posterior probability.
 
     `clusters` is [rows, N] in order. With v1 and v2 votes for the two, their share has the posterior Beta(v1 + 1,
     v2 + 1), and the leader is ahead with the probability that it exceeds 1/2. A row that never gets so sure uses all N.
     """
-    from scipy.special import betaincc
-
     rows, size = clusters.shape
-    leading, second = np.indices((size + 1, size + 1))
-    posterior = betaincc(leading + 1, second + 1, 0.5)
+    posterior = chances_ahead(size)
     votes = np.zeros((rows, int(clusters.max(initial=0)) + 1), dtype=np.int32)
     places, leader = np.arange(rows), np.full(rows, -1)
     first, behind = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
@@ -193,5 +194,6 @@ def adaptive_votes(clusters: np.ndarray, confidences: Sequence[float] = CONFIDEN
         running &= ~stops
         if not running.any():
             break
-    left_over = chance_right(np.pad(votes, ((0, 0), (0, 1))), np.pad(votes, ((0, 0), (0, 1))) > 0)
+    with_none = np.pad(votes, ((0, 0), (0, 1)))
+    left_over = chance_right(with_none, with_none)
     return Stopped(np.where(running, left_over, right), used)

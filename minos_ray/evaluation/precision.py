@@ -14,12 +14,12 @@ never compared: what makes a whole problem score high moves no rank. Best-of-n f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import comb
 from typing import Any
 
 import numpy as np
 
 from minos_ray.evaluation.candidates import Block
+from minos_ray.evaluation.selection import best_chances
 from minos_ray.evaluation.verdicts import THRESHOLD
 
 # Width of the kernel in units of the log-odds of u, and how far beyond the highest rank its line is followed: to half.
@@ -113,9 +113,7 @@ class Precision:
         the accuracy is not lower at the largest n.
         """
         ns = [n for n in self.ns if n <= self.headline]
-        size = self.headline
-        # [ranks, ns]: the chance that the candidate of a rank is the best of a random n-subset.
-        best = np.array([[comb(size - rank - 1, n - 1) / comb(size, n) for n in ns] for rank in range(size)])
+        best = best_chances(self.headline, tuple(ns))
         entries = []
         for name, tally in self.tallies.items():
             right, accepted, false = (tally / self.problems) @ best

@@ -7,7 +7,7 @@ import numpy as np
 from minos_ray.evaluation.choices import Answered, Choices, Way
 from minos_ray.evaluation.growing import CONFIDENCES, POWERS
 from minos_ray.evaluation.outcomes import Method, Outcomes
-from minos_ray.evaluation.statistics import Measured, fill_intervals
+from minos_ray.evaluation.statistics import Measured
 
 FOLDS = 5
 BEST = "best-of-n"  # as a power: infinity
@@ -21,8 +21,9 @@ Columns = dict[Way, np.ndarray]
 def columns_of(choices: Choices, outcomes: Outcomes) -> Columns:
     """[compared problems] by way: the methods of `methods` up to `headline`."""
     compared = ~np.isnan(outcomes[Method(VOTE, "", choices.headline)])
+    chosen = slice(None) if compared.all() else compared  # where it is all of them, nothing is copied
     return {
-        Way(method.name, method.verifier, method.n, method.n if method.verifier else 0): values[compared]
+        Way(method.name, method.verifier, method.n, method.n if method.verifier else 0): values[chosen]
         for method, values in outcomes.items()
         if not method.aggregation and not method.name.startswith("pass@") and method.n <= choices.headline
     }
@@ -61,10 +62,12 @@ def robust_rows(choices: Choices, columns: Columns, measured: list[Measured]) ->
     rows = []
     for way in (way for way in columns if way.method in ROBUST):
         vote, best = columns[Way(VOTE, "", way.n, 0)], columns[Way(BEST, way.verifier, way.n, way.n)]
-        gap = columns[way] - (vote if vote.mean() >= best.mean() else best)
-        rows.append({**way_entry(way), "accuracy": float(columns[way].mean()), "minus_better": float(gap.mean())})
+        better = vote if vote.mean() >= best.mean() else best
+        gap = float((columns[way] - better).mean())
+        rows.append({**way_entry(way), "accuracy": float(columns[way].mean()), "minus_better": gap})
         if way.n == choices.headline:
-            measured += [Measured(rows[-1], "ci", columns[way]), Measured(rows[-1], "minus_better", gap, True)]
+            measured += [Measured(rows[-1], "ci", columns[way])]
+            measured += [Measured(rows[-1], "minus_better", columns[way], better)]
     return rows
 
 
@@ -84,19 +87,18 @@ def adaptive_rows(
         row = {"confidence": confidence, "n": choices.headline, "accuracy": float(right.mean())}
         row |= {"samples": float(used.mean()), "minus_vote": float((right - vote).mean())}
         row["saved_tokens"] = float(1 - (used @ tokens) / (choices.headline * tokens.sum()))
-        measured += [Measured(row, "ci", right), Measured(row, "minus_vote", right - vote, True)]
+        measured += [Measured(row, "ci", right), Measured(row, "minus_vote", right, vote)]
         rows.append(row)
     return rows
 
 
-def selective_rows(choices: Choices, answered: Answered) -> list[dict[str, Any]]:
+def selective_rows(choices: Choices, answered: Answered, measured: list[Measured]) -> list[dict[str, Any]]:
     """Selective answering at `headline`: the risk (share of wrong answers) when only the surest problems are answered.
 
     `area` is the mean risk over all coverages 1 / problems, 2 / problems, ..., 1 (Geifman et al., 1805.08206);
     `coverage` and `risk` are points of the curve. Accuracies have intervals, with the surest problems fixed.
     """
     rows: list[dict[str, Any]] = []
-    measured: list[Measured] = []
     for k, (method, name) in enumerate(choices.abstaining()):
         risk, order = risks(answered.confidence[:, k], answered.chosen[:, k])
         size = len(risk)
@@ -107,7 +109,6 @@ def selective_rows(choices: Choices, answered: Answered) -> list[dict[str, Any]]
             rows[-1][f"accuracy_at_{percent}"] = float(1 - risk[count - 1])
             values = selected_values(answered.confidence[order, k], answered.chosen[order, k], count)
             measured.append(Measured(rows[-1], f"accuracy_at_{percent}", values))
-    fill_intervals(measured, choices.section.bootstrap, choices.section.seed)
     return rows
 
 
@@ -171,5 +172,5 @@ def contents(choices: Choices, outcomes: Outcomes, measured: list[Measured]) -> 
             "worst": summary(rows),
         },
         "adaptive": adaptive_rows(choices, answered, columns, measured),
-        "selective": selective_rows(choices, answered),
+        "selective": selective_rows(choices, answered, measured),
     }, columns

@@ -84,9 +84,10 @@ def evaluate(config: Config, run: Run) -> Manifest:
     chosen, columns = robust.contents(choices, values, measured)
     price = prices(config, run, choices)
     costs = compute(choices, columns, price, measured) if price else {}
+    compared = compare(selected, values, measured)
     fill_intervals(measured, config.evaluate.bootstrap, config.evaluate.seed)
     content = {
-        **compare(selected),
+        **compared,
         "categories": by_category(categories, values, selected.headline, config.evaluate),
         "meta": [{**row, **cost_of(run, row["verifier"])} for row in meta],
         "calibration": calibration,

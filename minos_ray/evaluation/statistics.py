@@ -9,16 +9,20 @@ LEVEL = 0.95
 TAILS = (50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL))  # percentiles of a two-sided interval
 FLIPS = 9_999
 BLOCK = 4_000_000  # entries of a block of resampling weights
+CACHED = 1 << 16  # entries drawn at a time: they stay in the processor's cache until they are counted
 
 
 def resamples(problems: int, count: int, seed: int) -> Iterator[np.ndarray]:
     """Yields `count` bootstrap resamples as blocks [resamples, problems] of how often each problem was drawn."""
-    rng = np.random.default_rng(seed)
-    block = max(1, BLOCK // max(1, problems))
+    rng, block = np.random.default_rng(seed), max(1, BLOCK // max(1, problems))
+    few = max(1, CACHED // max(1, problems))
     for first in range(0, count, block):
-        rows = min(block, count - first)
-        drawn = rng.integers(problems, size=(rows, problems)) + np.arange(rows)[:, None] * problems
-        yield np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems).astype(np.float64)
+        weights = np.empty((min(block, count - first), problems))
+        for row in range(0, len(weights), few):
+            rows = weights[row : row + few]
+            drawn = rng.integers(problems, size=rows.shape) + np.arange(len(rows))[:, None] * problems
+            rows[:] = np.bincount(drawn.ravel(), minlength=rows.size).reshape(rows.shape)
+        yield weights
 
 
 def resampled_means(weights: np.ndarray, sums: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
@@ -42,7 +46,12 @@ def bootstrap(
     (docs/evaluation.md). With a single noise column all columns move together, as they do with the resamples.
     """
     means = np.concatenate([resampled_means(weights, sums, sizes) for weights in resamples(len(sums), count, seed)])
-    return means + np.random.default_rng([seed, 1]).standard_normal((count, noise_columns)) * step
+    return means + smoothing(count, seed, noise_columns) * step
+
+
+def smoothing(count: int, seed: int, columns: int) -> np.ndarray:
+    """[count, columns]: the noise of `bootstrap`, with deviation 1."""
+    return np.random.default_rng([seed, 1]).standard_normal((count, columns))
 
 
 def one_more(values: np.ndarray) -> np.ndarray:
@@ -52,19 +61,37 @@ def one_more(values: np.ndarray) -> np.ndarray:
     return np.where(nonzero, np.sqrt(np.concatenate(squares) / np.maximum(nonzero, 1)), 1.0)
 
 
-def intervals(values: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, lower and upper end of the smoothed 95 % bootstrap interval of each column of [problems, columns].
+def intervals(
+    values: np.ndarray, count: int, seed: int, pairs: Sequence[tuple[int, int]] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lower and upper end of the smoothed 95 % bootstrap interval of each column of [problems, columns], then of
+    the difference of each of the `pairs` of columns.
 
-    A NaN means that the problem does not enter that column; each column needs one that does. All columns share their
-    resamples.
+    A NaN means that the problem does not enter that column; each column needs one that does, and both of a pair have
+    the same. All share their resamples.
     """
     entering = ~np.isnan(values)
-    complete = bool(entering.all())  # the usual case: one matrix product instead of two, and no NaN among the means
-    sums, sizes = values if complete else np.where(entering, values, 0.0), entering.sum(axis=0)
-    weights = None if complete else entering.astype(np.float64)
-    means = bootstrap(sums, weights, one_more(sums) / sizes, count, seed)
-    low, high = (np.percentile if complete else np.nanpercentile)(means, TAILS, axis=0)
-    return sums.sum(axis=0) / sizes, low, high
+    gaps = np.flatnonzero(~entering.all(axis=0))
+    sums, sizes = np.where(entering, values, 0.0) if len(gaps) else values, entering.sum(axis=0)
+    with_gaps = entering[:, gaps].astype(np.float64)
+    means = []
+    for weights in resamples(len(values), count, seed):
+        means.append(resampled_means(weights, sums, None))
+        if len(gaps):
+            with np.errstate(invalid="ignore", divide="ignore"):  # of a resample without any problem of a column
+                means[-1][:, gaps] *= len(values) / (weights @ with_gaps)
+    a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    resampled = np.concatenate(means)
+    resampled = np.concatenate([resampled, resampled[:, a] - resampled[:, b]], axis=1)
+    steps = np.concatenate([one_more(sums), one_more(sums[:, a] - sums[:, b])])
+    sizes = np.concatenate([sizes, sizes[a]])
+    resampled += smoothing(count, seed, 1) * (steps / sizes)
+    centre = sums.sum(axis=0)
+    centre = np.concatenate([centre, centre[a] - centre[b]]) / sizes
+    low, high = np.percentile(resampled, TAILS, axis=0)
+    if len(undrawn := np.flatnonzero(np.isnan(low))):
+        low[undrawn], high[undrawn] = np.nanpercentile(resampled[:, undrawn], TAILS, axis=0)
+    return centre, low, high
 
 
 def bounded_intervals(
@@ -77,24 +104,31 @@ def bounded_intervals(
 
 
 class Measured(NamedTuple):
-    """A row of results that waits for an interval: of the mean of `values` [problems] (NaN: does not enter), stored as
-    `name`_low and `name`_high. An accuracy lies in 0..1, a difference in -1..1."""
+    """A row of results that waits for an interval, stored as `name`_low and `name`_high: of the mean of `values`
+    [problems] (NaN: does not enter), which lies in 0..1, or of the difference to that of `minus`, in -1..1."""
 
     row: dict[str, Any]
     name: str
     values: np.ndarray
-    difference: bool = False
+    minus: np.ndarray | None = None
 
 
 def fill_intervals(measured: Sequence[Measured], count: int, seed: int) -> None:
-    """Writes the ends into the rows; all share their resamples, which take longer to draw than to use."""
-    if not measured:
-        return
-    ordered = sorted(measured, key=lambda entry: entry.difference)
-    accuracies = sum(not entry.difference for entry in ordered)
-    _, low, high = bounded_intervals(np.column_stack([entry.values for entry in ordered]), accuracies, count, seed)
-    for k, entry in enumerate(ordered):
-        entry.row.update({f"{entry.name}_low": float(low[k]), f"{entry.name}_high": float(high[k])})
+    """Writes the ends into the rows. All over equally many problems share their resamples, which take longer to draw
+    than to use, and an array that several rows name is resampled once."""
+    for problems in dict.fromkeys(len(entry.values) for entry in measured):
+        entries = [entry for entry in measured if len(entry.values) == problems]
+        arrays = {id(array): array for entry in entries for array in (entry.values, entry.minus) if array is not None}
+        column = {name: place for place, name in enumerate(arrays)}
+        pairs = [(column[id(e.values)], column[id(e.minus)]) for e in entries if e.minus is not None]
+        values = np.stack([array.astype(np.float64, copy=False) for array in arrays.values()]).T
+        _, low, high = intervals(values, count, seed, pairs)
+        place_of_pair = iter(range(len(arrays), len(low)))
+        for entry in entries:
+            alone = entry.minus is None
+            place = column[id(entry.values)] if alone else next(place_of_pair)
+            lowest, highest = max(0.0 if alone else -1.0, float(low[place])), min(1.0, float(high[place]))
+            entry.row.update({f"{entry.name}_low": lowest, f"{entry.name}_high": highest})
 
 
 def wilson(hits: int, trials: int) -> tuple[float, float]:
@@ -110,10 +144,10 @@ def sign_test(differences: np.ndarray) -> float:
 
     Zeros and NaNs are left out; 1 when nothing else remains.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr  # scipy.stats, whose binomtest gives the same, takes a second to import
 
     ups, downs = int((differences > 0).sum()), int((differences < 0).sum())
-    return float(binomtest(ups, ups + downs).pvalue) if ups + downs else 1.0
+    return float(min(1.0, 2 * bdtr(min(ups, downs), ups + downs, 0.5))) if ups + downs else 1.0
 
 
 def flip_test(differences: np.ndarray, seed: int) -> float:
