@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run, fingerprint
+from minos_ray.training import repartition
 from minos_ray.training.job import Job
 from minos_ray.training.log import Record
 
@@ -96,24 +97,27 @@ class Checkpoints:
     def resume(self, engine: Any) -> tuple[int, list[Record]]:
         """Loads the newest: the step to go on with and the history so far; (0, []) when there is none."""
         checkpoints = complete_checkpoints(self.run, self.place, self.job.key)
-        folder = from_rank_0(checkpoints[-1].folder if checkpoints else None)
-        return self.load(engine, folder) if folder else (0, [])
+        newest = from_rank_0(checkpoints[-1] if checkpoints else None)
+        return self.load(engine, newest) if newest else (0, [])
 
     def load_best(self, engine: Any) -> int:
         """Loads the one with the lowest held-out loss; its step."""
         self.wait()
         dist.barrier()
-        checkpoint = best(complete_checkpoints(self.run, self.place, self.job.key))
-        folder = from_rank_0(checkpoint.folder if checkpoint else None)
-        if folder is None:
+        checkpoint = from_rank_0(best(complete_checkpoints(self.run, self.place, self.job.key)))
+        if checkpoint is None:
             raise RuntimeError(f"no checkpoint of an evaluated step is left in {self.run.at(self.place)}")
-        return self.load(engine, folder)[0]
+        return self.load(engine, checkpoint)[0]
 
-    def load(self, engine: Any, folder: str) -> tuple[int, list[Record]]:
-        """Loads DeepSpeed's state of this rank; returns the step and the history."""
-        with self.local(folder) as path:
-            # Frozen weights are in no checkpoint, so that one of LoRA is small.
-            _, state = engine.load_checkpoint(path, tag=TAG, load_module_strict=self.job.section.lora is None)
+    def load(self, engine: Any, checkpoint: Checkpoint) -> tuple[int, list[Record]]:
+        """Loads what is this rank's part now, whoever wrote it; returns the step and the history."""
+        world, zero = checkpoint.world, checkpoint.zero
+        with self.local(checkpoint.folder) as path:
+            if zero == 0 or (world, zero) == (self.world, self.job.workers.zero):
+                # Frozen weights are in no checkpoint, so that one of LoRA is small.
+                _, state = engine.load_checkpoint(path, tag=TAG, load_module_strict=self.job.section.lora is None)
+            else:
+                state = repartition.load(engine, Path(path, TAG), world, zero)
             dist.barrier()
         return state["step"], state["history"]
 

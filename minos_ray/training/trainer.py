@@ -38,7 +38,7 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     connect.require("train", config.resources.train, config.resources.wait_s)
     start = config.base if stage == "reward" else jobs[0].start
     check_gpu_memory(run, jobs, start, config.resources.wait_s)
-    require_same_layout(run, folder, jobs)
+    require_resumable(run, folder, jobs)
     for job in jobs:
         run.delete(log_name(job.name))
     done = threading.Event()
@@ -92,21 +92,21 @@ def memory_of_a_gpu(wait_s: float) -> float | None:
         return None
 
 
-def require_same_layout(run: Run, folder: str, jobs: Sequence[Job]) -> None:
-    """UserError, before anything starts, when a stopped training with ZeRO had another number of workers or stage.
+def require_resumable(run: Run, folder: str, jobs: Sequence[Job]) -> None:
+    """UserError, before anything starts, when a stopped training had ZeRO and is to go on without it, or the reverse.
 
-    The shards of its checkpoint belong to those workers.
+    Other numbers of workers, and stages 1 to 3, go on from the same checkpoint.
     """
     from minos_ray.training.checkpoint import complete_checkpoints
 
-    now = {"workers": jobs[0].workers.workers, "zero": jobs[0].workers.zero}
+    zero = jobs[0].workers.zero
     for job in jobs:
         for checkpoint in complete_checkpoints(run, f"{folder}/{job.name}", job.key)[-1:]:
-            before = {"workers": checkpoint.world, "zero": checkpoint.zero}
-            if before != now and (before["zero"] or now["zero"]):
+            if bool(checkpoint.zero) != bool(zero):
+                stages = "0" if checkpoint.zero == 0 else "1, 2 or 3"
                 raise UserError(
-                    f"resources.train: the training stopped in {run.at(folder)} ran with workers={checkpoint.world} "
-                    f"zero={checkpoint.zero}, now {now}; go on with those, or delete that folder to start it again"
+                    f"resources.train.zero = {zero}: the training stopped in {run.at(folder)} ran with "
+                    f"zero={checkpoint.zero}; go on with {stages}, or delete that folder to start it again"
                 )
 
 

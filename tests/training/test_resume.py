@@ -119,12 +119,12 @@ def test_killed_and_resumed_is_as_never_killed(trained: Trained, stopped: Run, t
     assert not run.exists("checkpoints/reward")
 
 
-def test_zero_shards_go_on_with_as_many_workers_and_are_refused_to_others(trained: Trained, tmp_path: Path) -> None:
+def test_zero_shards_go_on_and_are_refused_without_zero(trained: Trained, tmp_path: Path) -> None:
     run = copy(trained, tmp_path)
     killed(trained, run, 35, workers=2, zero=2)
     before = read_log(run, "orm-base")
-    with pytest.raises(UserError, match=r"resources\.train: .*workers=2 zero=2"):
-        fit(trained.config, run, "reward", [job(trained, run, workers=1, zero=2)])
+    with pytest.raises(UserError, match=r"resources\.train\.zero = 0: .*zero=2"):
+        fit(trained.config, run, "reward", [job(trained, run, workers=2)])
     assert read_log(run, "orm-base") == before, "refused before anything was started"
     fit(trained.config, run, "reward", [job(trained, run, workers=2, zero=2)])
     assert losses(run, "orm-base") == losses(trained.run, "straight-zero2")
