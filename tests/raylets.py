@@ -45,6 +45,17 @@ def cluster_of_raylets(monkeypatch: pytest.MonkeyPatch, **head: Any) -> Iterator
         cluster.shutdown()
 
 
+def drain(node: Any, seconds: float) -> None:
+    """Ray is told that a node is to be taken away after so many seconds; who calls this takes it away."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    deadline_ms = int((time.time() + seconds) * 1000)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=node.gcs_address).drain_node(node.node_id, reason, "a test", deadline_ms)
+    assert accepted, why
+
+
 def held() -> list[str]:
     """Resources, placement groups and actors that somebody still holds."""
     import ray

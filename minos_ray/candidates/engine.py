@@ -80,11 +80,12 @@ class Generator:
         requests: Sequence[Request],
         sampling: dict[str, Any],
         seed: str,
-        starting: Callable[[list[int]], None] = lambda places: None,
+        starting: Callable[[list[int]], bool] = lambda places: True,
     ) -> Iterator[tuple[int, list[Text]]]:
         """The place of each request and its `count` texts, as soon as all of them are generated.
 
-        `starting` is called with the places of requests before the engine gets them. `sampling` goes to vLLM's
+        `starting` is called with the places of requests before the engine gets them; when it returns False, neither
+        these nor later ones are generated. `sampling` goes to vLLM's
         SamplingParams. Temperature 0 is greedy: all texts of a prompt are the same, so one is generated and repeated. A
         prompt that leaves no room for `max_tokens` gives empty texts with the reason prompt_too_long.
         """
@@ -111,7 +112,7 @@ class Generator:
         places: list[int],
         sampling: dict[str, Any],
         seed: str,
-        starting: Callable[[list[int]], None],
+        starting: Callable[[list[int]], bool],
     ) -> Iterator[tuple[int, Any]]:
         """Steps the engine and keeps it full: adds requests whenever fewer are in flight than it works on at once."""
         engine, waiting, in_flight = self.llm.llm_engine, places[::-1], {}
@@ -123,8 +124,11 @@ class Generator:
                     while waiting and texts > 0:
                         batch.append(waiting.pop())
                         texts -= requests[batch[-1]].count
-                    starting(batch)
-                    in_flight |= self._enqueue([requests[place] for place in batch], batch, sampling)
+                    if starting(batch):
+                        in_flight |= self._enqueue([requests[place] for place in batch], batch, sampling)
+                    else:
+                        waiting = []
+                        continue
                 for output in engine.step():
                     if output.finished:
                         yield in_flight.pop(output.request_id), output

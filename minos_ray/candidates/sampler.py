@@ -41,10 +41,10 @@ class Sampler:
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Candidates of all units at once, and their numbers."""
-        finished = list(self.stream(units, lambda names: None))
+        finished = list(self.stream(units, lambda names: True))
         return pa.concat_tables([unit.rows for unit in finished]), sum_stats(unit.stats for unit in finished)
 
-    def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+    def stream(self, batch: pa.Table, starting: Callable[[list[str]], bool]) -> Iterator[Finished]:
         """The candidates of each unit as it is finished, and their numbers: tokens, seconds, finish reasons."""
         units = batch.to_pylist()
         requests = [Request(self.prompt(unit["question"], self.tokenizer), unit["count"]) for unit in units]

@@ -33,10 +33,14 @@ class Answer:
 
 
 def alive() -> list[Node]:
-    """The nodes of the cluster that was joined, in order of their addresses."""
+    """The nodes of the cluster that was joined, without those that are to go, in order of their addresses."""
     import ray
 
-    nodes = [Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+    from minos_ray.cluster.ray_tables import draining
+
+    leaving = draining()
+    present = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving]
+    nodes = [Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"]) for n in present]
     return sorted(nodes, key=lambda node: (node.address, node.id))
 
 

@@ -26,11 +26,19 @@ class Growth(NamedTuple):
     types: tuple[dict[str, float], ...] | None = None
 
 
+def draining() -> dict[str, int]:
+    """Ids of the nodes that are to go, on which Ray starts nothing more; when, in ms since the epoch (0: not told)."""
+    from ray._private.state import state
+
+    return state.get_draining_nodes()
+
+
 def free_by_node() -> dict[str, dict[str, float]]:
-    """What is free now, by id of the node."""
+    """What is free now, by id of the node, where Ray may start something."""
     from ray._private.state import available_resources_per_node
 
-    return available_resources_per_node()
+    leaving = draining()
+    return {node: free for node, free in available_resources_per_node().items() if node not in leaving}
 
 
 def holders(used: Mapping[str, float]) -> str:

@@ -71,10 +71,10 @@ class Searcher:
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Candidates of all units, and their numbers."""
-        finished = list(self.stream(units, lambda names: None))
+        finished = list(self.stream(units, lambda names: True))
         return pa.concat_tables([unit.rows for unit in finished]), sum_stats(unit.stats for unit in finished)
 
-    def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+    def stream(self, batch: pa.Table, starting: Callable[[list[str]], bool]) -> Iterator[Finished]:
         """The candidates of each problem as it is finished, and their numbers."""
         from ray.exceptions import RayActorError
 
@@ -83,7 +83,7 @@ class Searcher:
         except (*dead_engine(), RayActorError) as error:  # the engine or the PRM: this actor starts again with both
             die(error)
 
-    def search(self, units: list[dict[str, Any]], starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+    def search(self, units: list[dict[str, Any]], starting: Callable[[list[str]], bool]) -> Iterator[Finished]:
         """Steps the engine, keeps it full, and selects when it is about to run empty."""
         from vllm import RequestOutput
 
@@ -94,7 +94,9 @@ class Searcher:
             while waiting or active:
                 while waiting and len(active) * self.settings.n < IN_FLIGHT * width:
                     unit = waiting.pop()
-                    starting([unit["unit_id"]])
+                    if not starting([unit["unit_id"]]):
+                        waiting = []
+                        break
                     problem = OneProblem(unit, self.prompt(unit["question"], self.tokenizer), self.settings)
                     if len(problem.prompt) + self.sampling["max_tokens"] > self.generator.max_model_len:
                         yield self.finished(unit, [Text("", PROMPT_TOO_LONG, 0)] * self.settings.n, {})

@@ -9,17 +9,20 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minos_ray.cluster.ray_tables import draining
 from minos_ray.store.parquet import PartFooter
 from minos_ray.store.run import Artefact, Run
 from minos_ray.work.poison import CrashLog, RestartBudget, node_is_lost
 
 # Finished units wait at most this long for others to share a part with.
 PART_S = 60.0
+# How often an actor asks whether its node is to go, at most.
+ASK_S = 1.0
 Stats = dict[str, float]
 OUTCOME = pa.schema(
     [
@@ -44,8 +47,11 @@ class Worker(Protocol):
     """Turns units into rows of the artefact.
 
     A worker may also have `stream(units, starting) -> Iterator[Finished]`: it calls `starting` with the ids of units
-    before it tries them and yields each as soon as it is finished. And a static method `failed(units, **kwargs)` that
-    gives the rows of poisoned units; `kwargs` are those of the constructor.
+    before it tries them and yields each as soon as it is finished. When `starting` returns False, the node is to go:
+    it begins neither these nor others, and ends with what is in work.
+
+    And a static method `failed(units, **kwargs)` that gives the rows of poisoned units; `kwargs` are those of the
+    constructor.
     """
 
     def __call__(self, units: pa.Table, /) -> tuple[pa.Table, Stats]:
@@ -97,6 +103,7 @@ class PartWriter:
         self.run, self.artefact, self.crash_logs = Run(run), artefact, crash_logs
         self.node, self.part_units, self.batch_units = context.get_node_id(), part_units, batch_units
         self.tally = tally
+        self.leaving, self.asked = False, 0.0
         tally.join.remote(context.current_actor)
         self.units: pa.Table = ray.get(units)
         self.restarts = RestartBudget(self.run, f"{crash_logs}/{context.get_actor_id()}", max_restarts)
@@ -122,7 +129,7 @@ class PartWriter:
             delete_compacted_pieces(target, name)
             parts = [target.part_footer(part) for part in target.part_names(name)]
         missing = without(units, [unit for part in parts for unit in part.units])
-        if log.is_retry:
+        if log.is_retry and not log.handed_back:
             self.tally.add.remote(0, {"actor_died": 1})
             # A lost node is not the units' fault.
             if node_is_lost(log.last_node):
@@ -131,13 +138,17 @@ class PartWriter:
                 log.count_crash(unit_ids(missing))
         if not self.restarts.exhausted:
             parts += self.store_finished(target, name, units, missing, log)
-            if len(parts) > 1:
-                compact(target, name)
+        poisoned = [unit for unit in unit_ids(missing) if log.is_poisoned(unit)]
+        stored = sum(len(part.units) for part in parts)
+        if self.leaving and stored + len(poisoned) < units.num_rows:
+            self.hand_back(log)
+        if len(parts) > 1 and not self.restarts.exhausted:
+            compact(target, name)
         return {
-            "units": sum(len(part.units) for part in parts),
+            "units": stored,
             "rows": sum(part.rows for part in parts),
             "stats": json.dumps(sum_stats(part.stats for part in parts)),
-            "poisoned": [unit for unit in unit_ids(missing) if log.is_poisoned(unit)],
+            "poisoned": poisoned,
             "gave_up": self.restarts.exhausted,
         }
 
@@ -163,21 +174,46 @@ class PartWriter:
         for finished in self.stream(units, log):
             log.finish(finished.units)
             ready.append(finished)
-            if sum(len(f.units) for f in ready) >= self.part_units or time.monotonic() - since > PART_S:
+            full = sum(len(f.units) for f in ready) >= self.part_units
+            if full or time.monotonic() - since > PART_S or self.node_leaves():
                 yield merge(ready)
                 ready, since = [], time.monotonic()
         if ready:
             yield merge(ready)
 
     def stream(self, units: pa.Table, log: CrashLog) -> Iterator[Finished]:
-        """Units as the worker finishes them: one by one if it can, else `batch_units` together."""
+        """Units as the worker finishes them: one by one if it can, else `batch_units` together.
+
+        Once the node is to go, those in work are the last.
+        """
+
+        def starting(ids: list[str]) -> bool:
+            if self.node_leaves():
+                return False
+            log.start(ids)
+            return True
+
         if stream := getattr(self.worker, "stream", None):
-            yield from stream(units, log.start)
+            yield from stream(units, starting)
             return
         for first in range(0, units.num_rows, self.batch_units):
             batch = units.slice(first, self.batch_units)
-            log.start(unit_ids(batch))
+            if not starting(unit_ids(batch)):
+                return
             yield Finished(unit_ids(batch), *self.worker(batch))
+
+    def node_leaves(self) -> bool:
+        """Whether the node of this actor is to go. Ray starts nothing more there, but goes on to give it tasks."""
+        if not self.leaving and time.monotonic() - self.asked > ASK_S:
+            self.asked = time.monotonic()
+            self.leaving = self.node in draining()
+        return self.leaving
+
+    def hand_back(self, log: CrashLog) -> NoReturn:
+        """Ends the process: Ray starts the actor again on another node, and gives it its tasks again."""
+        log.hand_back()
+        self.restarts.reset()
+        os._exit(1)
 
 
 def exit_at_once() -> None:

@@ -25,6 +25,7 @@ class CrashLog:
         self.in_flight: set[str] = set(state.get("running", ()))
         self.crashes: dict[str, int] = state.get("deaths", {})
         self.last_node: str = state.get("node", "")
+        self.handed_back: bool = state.get("handed_back", False)
 
     def count_crash(self, unfinished: Iterable[str]) -> None:
         """The last attempt crashed: of its units in flight, those that are not stored are suspects."""
@@ -37,9 +38,15 @@ class CrashLog:
         self.in_flight = set()
         self.write()
 
+    def hand_back(self) -> None:
+        """The task is given back, for its node is to go: no actor crashed."""
+        self.in_flight, self.handed_back = set(), True
+        self.write()
+
     def start(self, units: Iterable[str]) -> None:
         """Must be called before units are tried."""
         self.in_flight.update(units)
+        self.handed_back = False
         self.write()
 
     def finish(self, units: Iterable[str]) -> None:
@@ -52,7 +59,8 @@ class CrashLog:
 
     def write(self) -> None:
         """Stores the state."""
-        state = {"node": self.node, "running": sorted(self.in_flight), "deaths": self.crashes}
+        crashes, running = self.crashes, sorted(self.in_flight)
+        state = {"node": self.node, "running": running, "deaths": crashes, "handed_back": self.handed_back}
         self.run.write_bytes(self.name, json.dumps(state).encode())
 
 

@@ -1,8 +1,8 @@
-"""A node that is lost under an actor, on a cluster of three real raylets on this machine."""
+"""A node that is lost or drained under an actor, on a cluster of real raylets on this machine."""
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +10,90 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.cluster.connect import quiet_data
+from minos_ray.cluster.nodes import alive
+from minos_ray.cluster.ray_tables import draining
 from minos_ray.config.resources import Actors, Resources
 from minos_ray.store.run import Run
+from minos_ray.work.actor import ASK_S
 from minos_ray.work.run_units import Work, run_units
-from tests.raylets import STORE, cluster_of_raylets
+from tests.raylets import STORE, cluster_of_raylets, drain
+
+pytestmark = pytest.mark.slow
 
 
 class Slow:
-    """Says which units it was given; the first call lasts until its node is gone."""
+    """Says which units it was given on which node; the first call lasts until that is gone, or is to go."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+        import ray
+
+        self.calls, self.node = Path(folder) / "calls", ray.get_runtime_context().get_node_id()
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
-        with open(self.folder / "calls", "a") as calls:
-            calls.write(" ".join(units["unit_id"].to_pylist()) + "\n")
-        if len((self.folder / "calls").read_text().splitlines()) == 1:
-            time.sleep(300)
+        with open(self.calls, "a") as calls:
+            calls.write(f"{self.node} {' '.join(units['unit_id'].to_pylist())}\n")
+        deadline = time.monotonic() + 300
+        while len(self.calls.read_text().splitlines()) == 1 and time.monotonic() < deadline:
+            if self.node in draining():
+                time.sleep(ASK_S)
+                break
+            time.sleep(0.05)
         return pa.table({"unit": units["unit_id"]}), {}
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Nodes are added by the test."""
-    with cluster_of_raylets(monkeypatch) as made:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Joined; nodes are added by the tests."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch, cluster_of_raylets(patch) as made:
+        ray.init(address=made.address, log_to_driver=False)
+        quiet_data()
         yield made
 
 
-@pytest.mark.slow
-def test_a_lost_node_is_not_the_fault_of_the_units_that_were_in_work(cluster: Any, tmp_path: Path) -> None:
-    import ray
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Fails when it does not happen within three minutes."""
+    deadline = time.monotonic() + 180
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
+
+def calls_of(cluster: Any, folder: Path, batch_units: int, end_node: Callable[[Any], None]) -> list[list[str]]:
+    """Node and units of each call of `Slow`; the node of the first call ends during it, and another is there then."""
     first = cluster.add_node(num_cpus=1, **STORE)
-    ray.init(address=cluster.address, log_to_driver=False)
-    quiet_data()
-    run = Run(str(tmp_path / "run"))
+    run = Run(str(folder / "run"))
     units = pa.table({"unit_id": ["0", "1", "2", "3"]})
-    slow = Work("slow", "grade", Slow, {"folder": str(tmp_path)}, batch_units=4, least_units=4, rows=4)
+    slow = Work("slow", "grade", Slow, {"folder": str(folder)}, batch_units=batch_units, least_units=4, rows=4)
     arguments = (run, "slow", units, slow, Resources(grade=Actors(actors=1, cpus=1)))
     work = threading.Thread(target=run_units, args=arguments, daemon=True)
     work.start()
-    calls, deadline = tmp_path / "calls", time.monotonic() + 180
-    while not (calls.exists() and calls.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    cluster.add_node(num_cpus=1, **STORE)
-    cluster.remove_node(first, allow_graceful=False)
+    calls = folder / "calls"
+    wait_for(lambda: calls.exists() and bool(calls.read_text()))
+    second = cluster.add_node(num_cpus=1, **STORE)
+    end_node(first)
     work.join(timeout=240)
     assert not work.is_alive()
-    assert calls.read_text().splitlines() == ["0 1 2 3", "0 1 2 3"], "nobody is suspected"
     assert sorted(run.artefact("slow").read(partial=True)["unit"].to_pylist()) == ["0", "1", "2", "3"]
+    cluster.remove_node(second)
+    lines = [line.split() for line in calls.read_text().splitlines()]
+    return [[{first.node_id: "first", second.node_id: "second"}[node], *ids] for node, *ids in lines]
+
+
+def test_a_lost_node_is_not_the_fault_of_the_units_that_were_in_work(cluster: Any, tmp_path: Path) -> None:
+    calls = calls_of(cluster, tmp_path, 4, lambda node: cluster.remove_node(node, allow_graceful=False))
+    assert calls == [["first", "0", "1", "2", "3"], ["second", "0", "1", "2", "3"]], "nobody is suspected"
+
+
+def test_a_drained_node_finishes_the_unit_in_work_and_hands_back_the_others(cluster: Any, tmp_path: Path) -> None:
+    """Long before the time that the node has: once it has no work, Ray ends it."""
+
+    def drain_and_see(node: Any) -> None:
+        drain(node, seconds=3600)
+        assert node.node_id not in {node.id for node in alive()}, "nothing more is placed there"
+        wait_for(lambda: node.all_processes["raylet"][0].process.poll() is not None)
+        cluster.remove_node(node, allow_graceful=False)
+
+    calls = calls_of(cluster, tmp_path, 1, drain_and_see)
+    assert calls == [["first", "0"], ["second", "1"], ["second", "2"], ["second", "3"]]

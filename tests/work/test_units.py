@@ -84,7 +84,7 @@ class Stream(Squares):
             (self.folder / f"{os.getpid()}.pid").touch()
             os._exit(1)
 
-    def stream(self, batch: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+    def stream(self, batch: pa.Table, starting: Callable[[list[str]], bool]) -> Iterator[Finished]:
         """Rows of each unit."""
         units = batch["unit_id"].to_pylist()
         for first in range(0, len(units), 2):
