@@ -79,7 +79,8 @@ class Workers(Section):
     gradient_checkpointing: bool = False
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     keep: int = Field(1, ge=1, description="checkpoints kept while training, besides the best one")
-    max_failures: int = Field(2, ge=0)
+    max_failures: int = Field(2, ge=0, description="lost workers and hangs; nodes that were drained do not count")
+    collective_timeout_s: float = Field(1800, ge=1, description="longest wait of one worker for the others")
 
     @model_validator(mode="after")
     def offload_needs_zero(self) -> "Workers":

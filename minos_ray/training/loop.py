@@ -5,6 +5,7 @@ its rows are a function of (seed, step) and its loss is divided by the number of
 """
 
 import math
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from minos_ray.errors import UserError
 from minos_ray.observe.tracker import Tracking
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
-from minos_ray.training import batches, calibration, engine, heads, lora, models, trial
+from minos_ray.training import batches, calibration, collectives, engine, heads, lora, models, trial
 from minos_ray.training.batches import pack
 from minos_ray.training.checkpoint import Checkpoints, from_rank_0
 from minos_ray.training.job import Job, card
@@ -31,6 +32,8 @@ from minos_ray.training.verifier_losses import computed
 
 # Pairs' rows whose reference is stored at once: what a kill can cost.
 REFERENCE_ROWS = 8192
+# A file beside the checkpoints: the hang that ended the last attempt, to be told by the next.
+HANG = "hang.txt"
 
 
 class Training:
@@ -64,7 +67,9 @@ class Training:
                 self.refer(rows, part)
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
-        self.log = Log(run, job.name, self.history, self.tracking(), self.slower) if self.rank == 0 else None
+        self.now = self.first
+        notes = "; ".join(filter(None, [self.slower, self.last_hang()])) or None
+        self.log = Log(run, job.name, self.history, self.tracking(), notes) if self.rank == 0 else None
         # transformers loads in the mode for evaluation, in which nothing is checkpointed or dropped.
         self.engine.train()
 
@@ -77,6 +82,15 @@ class Training:
         settings |= {"workers": self.world, "zero": job.workers.zero, **job.section.model_dump(mode="json")}
         return Tracking(job.observe, self.run, job.name, job.key, settings)
 
+    def last_hang(self) -> str | None:
+        """What ended the attempt before this one, if it was a hang."""
+        name = f"{self.checkpoints.place}/{HANG}"
+        if self.rank or not self.run.exists(name):
+            return None
+        text = f"goes on from step {self.first}: {self.run.read_bytes(name).decode()}"
+        self.run.delete(name)
+        return text
+
     def load(self, path: str, options: dict[str, Any]) -> Any:
         """The model to start from; with ZeRO 3 each rank has its shard only."""
         job = self.job
@@ -85,23 +99,40 @@ class Training:
             return models.load(*arguments, job.calibrated)
         return models.load_partitioned(*arguments, engine.settings(job.section, job.workers), job.calibrated)
 
-    def fit(self) -> None:
-        """Every step that is still to be done, with evaluations and checkpoints on the way, then the model."""
+    def fit(self) -> bool:
+        """Every step that is still to be done, with evaluations and checkpoints on the way, then the model.
+
+        False when it stopped before, at a checkpoint, because the node of a worker is to go.
+        """
         for step in range(self.first, self.steps):
+            self.now = step
             if step % self.section.eval_every == 0:
                 self.evaluate(step)
+            preempted = self.preempted()
             if step > self.first:
-                self.save(step)
+                self.save(step, preempted)
+            if preempted:
+                self.checkpoints.wait()
+                dist.barrier()
+                return False
             self.step(step)
         self.evaluate(self.steps)
         self.finish()
+        return True
 
-    def save(self, step: int) -> None:
-        """A checkpoint when one is due, or when the weights are the best so far and these are asked for."""
+    def preempted(self) -> bool:
+        """Whether the node of a worker is to go. Every rank must ask; where Ray does not watch, nobody does."""
+        import ray.train
+
+        watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+        return watched and ray.train.get_preemption_info() is not None
+
+    def save(self, step: int, needed: bool) -> None:
+        """A checkpoint when it is needed or due, or when the weights are the best so far and these are asked for."""
         losses = self.evaluated()
         loss = losses.get(step)
         is_best = self.section.pick == "best" and loss is not None and loss <= min(losses.values())
-        if step % self.job.workers.save_every == 0 or is_best:
+        if needed or step % self.job.workers.save_every == 0 or is_best:
             self.checkpoints.save(self.engine, step, self.history, loss)
 
     def step(self, step: int) -> None:
@@ -305,12 +336,33 @@ class Training:
         }
 
 
-def train_all(config: dict[str, Any]) -> None:
-    """The function of a Ray Train worker: one model after the other, without those that are complete."""
+def train_all(config: dict[str, Any]) -> bool:
+    """The function of a Ray Train worker: one model after the other, without those that are complete.
+
+    Returns whether it stopped before the end, because the node of a worker is to go.
+    """
     run = Run(config["run"])
     place = config["checkpoints"]
     for values in config["jobs"]:
         job = Job.model_validate(values)
         engine.prepare(job.workers.gpu)
-        if run.artefact(job.artefact).manifest() is None:
-            Training(run, place, job).fit()
+        if run.artefact(job.artefact).manifest() is None and not train_one(run, place, job):
+            return True
+    return False
+
+
+def train_one(run: Run, place: str, job: Job) -> bool:
+    """As `Training.fit`. WorkStopped, which says who was waited for, when a collective takes longer than its limit."""
+    training, limit_s = None, job.workers.collective_timeout_s
+    collectives.limit_all(limit_s)
+    nodes = collectives.addresses()
+    try:
+        training = Training(run, place, job)
+        return training.fit()
+    except Exception as error:
+        step = f"of step {training.now + 1}" if training else "before the first step"
+        hang = collectives.hang(error, limit_s, nodes, f"{step} of {job.name}")
+        if hang is None:
+            raise
+        run.write_bytes(f"{place}/{job.name}/{HANG}", str(hang).encode())
+        raise hang from error

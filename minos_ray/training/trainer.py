@@ -1,5 +1,6 @@
 """The driver's side of training: one Ray Train run per stage, its models one after the other in one worker group."""
 
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -45,7 +46,9 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     watcher = threading.Thread(target=watch, args=(run, jobs, done), daemon=True)
     watcher.start()
     try:
-        train(trainer(run, folder, jobs, config.resources.wait_s), jobs[0].workers, stage)
+        while train(trainer(run, folder, jobs, config.resources.wait_s), jobs[0].workers, stage):
+            print(f"[{stage}] the node of a worker is to go: its last step is saved, others go on", flush=True)
+            connect.require("train", config.resources.train, config.resources.wait_s)
     finally:
         done.set()
         watcher.join()
@@ -113,7 +116,7 @@ def require_resumable(run: Run, folder: str, jobs: Sequence[Job]) -> None:
 def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "TorchTrainer":
     """Ray Train, which starts the group again when a worker or a node is lost; checkpoints are ours."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from minos_ray.training.loop import train_all
 
@@ -122,9 +125,16 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
     # A group that does not come up within its time fails like one that died.
     failures = FailureConfig(max_failures=workers.max_failures, controller_failure_limit=workers.max_failures)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s := workers.collective_timeout_s)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    if workers.gpu:  # it asks NCCL itself, and is to speak before NCCL's watchdog ends the processes
+        os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
+        os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
+        os.environ.setdefault("RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S", str(min(600.0, limit_s / 2)))
     return TorchTrainer(
         train_all,
         train_loop_config={"run": run.path, "checkpoints": folder, "jobs": [job.model_dump() for job in jobs]},
+        torch_config=TorchConfig(timeout_s=math.ceil(limit_s)),
         scaling_config=ScalingConfig(
             num_workers=workers.workers,
             use_gpu=workers.gpu,
@@ -140,15 +150,18 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
     )
 
 
-def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> None:
-    """Runs it. A worker's UserError is raised as such, every other failure as WorkStopped."""
+def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> bool:
+    """Runs it. A worker's UserError is raised as such, every other failure as WorkStopped.
+
+    True when it stopped at a checkpoint because the node of a worker is to go.
+    """
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     # Ray Train's handler of SIGINT would stay for good, keep the controller alive and turn Ctrl-C into exit code 0.
     torch_trainer._register_sigint_handler = lambda controller: None
     try:
-        torch_trainer.fit()
+        return bool(torch_trainer.fit().return_value)
     except RayActorError as error:
         message = f"{stage}: Ray Train's controller died; the same command goes on from the last checkpoint"
         raise WorkStopped(message) from error
@@ -156,7 +169,9 @@ def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> None:
         if isinstance(origin := deepest(error), UserError):
             raise UserError(str(origin)) from error
         reason = cause(error)
-        if failures := getattr(error, "worker_failures", None):
+        if isinstance(origin, WorkStopped):
+            reason = str(origin)
+        elif failures := getattr(error, "worker_failures", None):
             reason = f"worker {first_to_fail(failures) + 1} of {workers.workers} failed: {reason}"
         elif type(origin).__name__ == "WorkerGroupStartupTimeoutError":
             reason = f"no room within resources.wait_s for {Waiting('train', bundles(workers), 0.0).why()}"

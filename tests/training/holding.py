@@ -1,11 +1,13 @@
 """A training that stops in the middle until it is killed, however fast the machine is."""
 
-import threading
+import time
 from pathlib import Path
 
 from minos_ray.config.resources import Observe
 from minos_ray.observe.tracker import TrackedRun
 from minos_ray.training.log import Log, Record
+
+DRAINED = "drained"
 
 
 def held_at(step: int, flag: Path) -> Observe:
@@ -13,10 +15,24 @@ def held_at(step: int, flag: Path) -> Observe:
     return Observe(tracker=f"{__name__}:Holding", options={"step": step, "flag": str(flag)})
 
 
-class Holding:
-    """A tracker, which lives in the process of rank 0: whoever logs the step does not come back."""
+def held_until(event: str, step: int, flag: Path) -> Observe:
+    """The same, which goes on as soon as its node is known to be drained, or a file of this name is there."""
+    return Observe(tracker=f"{__name__}:Holding", options={"step": step, "flag": str(flag), "until": event})
 
-    def __init__(self, run: TrackedRun, *, step: int, flag: str) -> None:
+
+def happened(event: str) -> bool:
+    """Whether what a training waits for has happened."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    if event == DRAINED:
+        return get_train_context().preemption_context.preemption_info is not None
+    return bool(event) and Path(event).exists()
+
+
+class Holding:
+    """A tracker, which lives in the process of rank 0: whoever logs the step waits there, for ten minutes at most."""
+
+    def __init__(self, run: TrackedRun, *, step: int, flag: str, until: str = "") -> None:
         add = Log.add
 
         def add_and_stay(log: Log, record: Record) -> None:
@@ -24,8 +40,9 @@ class Holding:
             if held:  # before whoever waits for the record kills: the next life would stay, too
                 Path(flag).touch()
             add(log, record)
-            if held:
-                threading.Event().wait(600)
+            deadline = time.monotonic() + 600
+            while held and not happened(until) and time.monotonic() < deadline:
+                time.sleep(0.05)
 
         Log.add = add_and_stay
 
