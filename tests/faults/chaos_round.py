@@ -19,11 +19,17 @@ from tests.faults.world import STAGES, World
 LIFE_S, GONE_S = 900.0, 60.0
 # Workers of a raylet that was killed have had the rest of the round to end; Ray needs no longer when it does not hang.
 STUCK_S = 10.0
+# A drained node goes after so long: clouds give spot nodes 30 to 120 s.
+NOTICE_S = 60.0
 
 
 @dataclass
 class Kill:
-    """One line of the table. `second` counts from the start of the driver; `share` is how much was stored."""
+    """One line of the table. `second` counts from the start of the driver; `share` is how much was stored.
+
+    Of a drain, `recovery_s` is the longest time in which nothing was stored from the notice until work went on without
+    the node, and `lost` how many rows or steps had to be made again; `early`: the node ended before its time was over.
+    """
 
     stage: str
     victim: str
@@ -32,6 +38,8 @@ class Kill:
     at: float
     outcome: str = "went on"
     recovery_s: float | None = None
+    lost: int = 0
+    early: bool = False
 
 
 class Undisturbed(NamedTuple):
@@ -93,7 +101,7 @@ def measure(world: World, watch: Watch, stage: str) -> Undisturbed:
     world.ended(driver, stage, world.reference)
     evaluate(world, stage, world.reference)
     whole = (0.0, seconds)
-    spans = {"driver": whole, "raylet": whole, **watch.spans}
+    spans = {"driver": whole, "raylet": whole, "drain": whole, **watch.spans}
     return Undisturbed(seconds, min(full, seconds), spans, done(stage, world.reference))
 
 
@@ -122,6 +130,7 @@ class Round:
         self.kept: dict[str, tuple[float, object]] = {}
         self.wrong: list[str] = []
         self.orphans: set[Process] = set()
+        self.drained: Process
         self.starts = 0
         self.driver: subprocess.Popen[bytes]
         Path(self.run.root).mkdir()
@@ -182,6 +191,9 @@ class Round:
             found = [process_of(kind, self.driver.pid)]
         elif kind == "raylet":
             found = [process_of(kind, pid) for pid in list(self.world.nodes)]
+        elif kind == "drain":  # a node with work, if there is one
+            found = [process_of(kind, pid) for pid in list(self.world.nodes)]
+            found = [node for node in found if node and playing([node.pid])] or found
         else:
             found = [process for process in self.watch.now if process.kind == kind]
         return [process for process in found if process and process.alive()]
@@ -195,7 +207,10 @@ class Round:
         second = round(time.monotonic() - self.life_began, 1)
         # Not those that our own actors started: they must end with them.
         below = [p for p in playing([victim.pid]) if p.kind not in ("engine", "child")] if kind == "raylet" else []
-        if not victim.kill() or (kind == "driver" and self.driver.wait() != -signal.SIGKILL):
+        if kind == "drain":
+            self.world.drain_node(victim.pid, NOTICE_S)
+            self.drained = victim
+        elif not victim.kill() or (kind == "driver" and self.driver.wait() != -signal.SIGKILL):
             return False
         for key, value in before.items():
             self.kept.setdefault(key, (now, value))
@@ -207,9 +222,35 @@ class Round:
 
     def recover(self) -> None:
         """Until more is stored than at the kill, or all is done."""
+        if self.kills[-1].victim == "drain":
+            self.outlive(self.drained, self.kills[-1])
+            return
         start, before, victim = time.monotonic(), len(self.kept), self.kills[-1].victim
         self.within(lambda: len(done(self.stage, self.run)) > before, f"nothing new since a {victim} was killed")
         self.kills[-1].recovery_s = round(time.monotonic() - start, 1)
+
+    def outlive(self, node: Process, kill: Kill) -> None:
+        """Until more is stored than when the drained node ended, which it does by itself or when its time is over."""
+        start = moved = time.monotonic()
+        most, at_end, pause = len(done(self.stage, self.run)), None, 0.0
+
+        def went_on() -> bool:
+            nonlocal moved, most, at_end, pause
+            now, stored = time.monotonic(), len(done(self.stage, self.run))
+            kill.lost = max(kill.lost, most - stored)
+            if stored > most:
+                most, moved, pause = stored, now, max(pause, now - moved)
+            if at_end is None and (not node.alive() or now - start > NOTICE_S):
+                kill.early = not node.alive()
+                self.world.end_node(node.pid)
+                at_end = most
+            return at_end is not None and most > at_end
+
+        if self.within(went_on, "nothing new since a node was drained"):
+            kill.recovery_s = round(pause, 1)
+        if at_end is None:
+            kill.early = True
+            self.world.end_node(node.pid)
 
     def within(self, condition: Callable[[], object], otherwise: str) -> bool:
         """Whether a condition came true before the stage was over; a stage that hangs meanwhile is wrong."""
@@ -264,6 +305,10 @@ class Round:
         groups = groups_left(GONE_S)
         found = [f"left running: {process.kind} {process.pid}" for process in over]
         found += [f"{groups} placement groups are left"] if groups else []
+        lost = [kill.lost for kill in self.kills if kill.victim == "drain" and kill.lost]
+        found += [f"{count} rows or steps were lost to a drain" for count in lost if count > 1]
+        reruns = [kill for kill in self.kills if kill.victim == "drain" and kill.outcome != "went on"]
+        found += ["a drain needed a rerun"] if reruns else []
         found += self.wrong + (wrong(self.stage, self.run, self.world.reference) if not self.wrong else [])
         now = done(self.stage, self.run)
         if self.stage in ("sample", "label", "critique", "score"):

@@ -22,8 +22,26 @@ def markdown(reports: Sequence[Report], seed: int) -> str:
         f"Workers of killed raylets that did not end (stuck): {sum(report.stuck for report in reports)}.",
         f"Files that a killed process was writing (*.tmp): {sum(report.temporary_files for report in reports)}.",
     ]
+    counted += drains(kills)
     wrongs = [f"- {report.stage}: {line}" for report in bad for line in report.wrong]
     return "\n".join([head, *counted, *wrongs, "", *summary(reports), "", *every(reports), ""])
+
+
+def drains(kills: Sequence[Kill]) -> list[str]:
+    """What drained nodes cost, beside nodes that were killed."""
+    drained = [kill for kill in kills if kill.victim == "drain"]
+    pauses = {
+        name: [kill.recovery_s for kill in kills if kill.victim == name and kill.recovery_s is not None]
+        for name in ("drain", "raylet")
+    }
+    if not drained:
+        return []
+    early, lost = sum(kill.early for kill in drained), max(kill.lost for kill in drained)
+    medians = [f"{name} {median(values):.1f} s" for name, values in pauses.items() if values]
+    return [
+        f"Drains: {len(drained)}, after {early} of which the node ended before its time was over; at most {lost} rows "
+        f"or steps lost. Seconds until work went on, median: {', '.join(medians)}."
+    ]
 
 
 def summary(reports: Sequence[Report]) -> list[str]:

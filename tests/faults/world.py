@@ -20,7 +20,7 @@ from minos_ray.grading.graders import Grader, extract_number, gold_number
 from minos_ray.miniature.critic_server import WRITER, Handler, Teacher
 from minos_ray.miniature.critic_server import Server as Critic
 from minos_ray.store.run import Run
-from tests.raylets import STORE
+from tests.raylets import STORE, drain
 
 KEY = "key-of-the-counting-critic"
 ANSWER_S = 0.8
@@ -53,20 +53,22 @@ class Stage(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
+# A node that is killed, and one that is drained first.
+NODES = ("raylet", "drain")
 ROWS = ("problems", "candidates", "labels")
 VERIFIERS = ("models/orm-base", "models/prm-minos")
 SCORES = ("scores/orm-base", "scores/prm-minos")
 STAGES = {
-    "sample": Stage(("problems",), ("candidates",), ("driver", "actor", "engine", "raylet")),
-    "label": Stage(("problems", "candidates"), ("labels",), ("driver", "actor", "child", "raylet")),
-    "critique": Stage(ROWS, ("critiques",), ("driver", "raylet")),
-    "sft": Stage((*ROWS, "critiques"), ("models/critic",), ("driver", "worker", "controller", "raylet")),
-    "reward": Stage((*ROWS, "models/critic"), VERIFIERS, ("driver", "worker", "controller", "raylet")),
-    "score": Stage((*ROWS, "critiques", "models/critic", *VERIFIERS), SCORES, ("driver", "actor", "tally", "raylet")),
+    "sample": Stage(("problems",), ("candidates",), ("driver", "actor", "engine", *NODES)),
+    "label": Stage(("problems", "candidates"), ("labels",), ("driver", "actor", "child", *NODES)),
+    "critique": Stage(ROWS, ("critiques",), ("driver", *NODES)),
+    "sft": Stage((*ROWS, "critiques"), ("models/critic",), ("driver", "worker", "controller", *NODES)),
+    "reward": Stage((*ROWS, "models/critic"), VERIFIERS, ("driver", "worker", "controller", *NODES)),
+    "score": Stage((*ROWS, "critiques", "models/critic", *VERIFIERS), SCORES, ("driver", "actor", "tally", *NODES)),
     "sweep": Stage(
         (*ROWS, "critiques"),
         ("sweep/results.parquet",),
-        ("driver", "trial", "worker", "actor", "raylet"),
+        ("driver", "trial", "worker", "actor", *NODES),
         ("resources.train.workers=1", "resources.score.actors=1"),
     ),
 }
@@ -204,8 +206,17 @@ class World:
 
     def replace_node(self, pid: int) -> None:
         """Clears away what is left of the node of a dead raylet and adds another."""
-        self.cluster.remove_node(self.nodes.pop(pid), allow_graceful=False)
+        self.end_node(pid)
         self.add_node()
+
+    def drain_node(self, pid: int, seconds: float) -> None:
+        """Announces that a node is to go, as clouds do for spot nodes; another comes at once."""
+        drain(self.nodes[pid], seconds)
+        self.add_node()
+
+    def end_node(self, pid: int) -> None:
+        """Takes a node away, if it has not ended by itself."""
+        self.cluster.remove_node(self.nodes.pop(pid), allow_graceful=False)
 
     def raylets(self) -> list[int]:
         """Process ids of all raylets, the head's too."""
