@@ -107,6 +107,17 @@ def prices(config: Config, run: Run, choices: Choices) -> Prices | None:
     return Prices(float(lengths.mean()), prompt, critique, sizes, flops)
 
 
+def searched(run: Run) -> dict[str, Any]:
+    """`compute` of evaluation.json where candidates were searched: tokens of one problem, in the mean. Empty else."""
+    manifest = run.artefact("candidates").manifest()
+    counts = manifest.counts if manifest else {}
+    names = ("tokens", "dropped_tokens", "verifier_tokens")
+    if not counts.get("problems") or any(name not in counts for name in names):
+        return {}
+    means = {name: counts[name] / counts["problems"] for name in ("candidates", *names)}
+    return {"search": {"n": round(means.pop("candidates")), **means}}
+
+
 def size_of(model: Model | None, run: Run, writes: bool) -> Size | None:
     """Of a model whose files lie here or in the run, else None. One that writes has a vocabulary head at work."""
     from huggingface_hub import snapshot_download

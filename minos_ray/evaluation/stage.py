@@ -22,7 +22,7 @@ from minos_ray.evaluation.candidates import SAMPLING_COLUMNS, Block, columns_of,
 from minos_ray.evaluation.categories import by_category, read_categories
 from minos_ray.evaluation.choices import Choices
 from minos_ray.evaluation.comparison import Selected, compare
-from minos_ray.evaluation.compute import compute, prices
+from minos_ray.evaluation.compute import compute, prices, searched
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
 from minos_ray.evaluation.methods import CRITIC, SOFT
 from minos_ray.evaluation.precision import Precision
@@ -83,7 +83,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
     measured: list[Measured] = []
     chosen, columns = robust.contents(choices, values, measured)
     price = prices(config, run, choices)
-    costs = compute(choices, columns, price, measured) if price else {}
+    costs = compute(choices, columns, price, measured) if price else searched(run)
     compared = compare(selected, values, measured)
     fill_intervals(measured, config.evaluate.bootstrap, config.evaluate.seed)
     content = {

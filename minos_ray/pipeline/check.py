@@ -14,7 +14,7 @@ from minos_ray.cluster.nodes import token
 from minos_ray.cluster.probe import free, gpu_count, gpu_memory_gb
 from minos_ray.config.functions import NamedFunction
 from minos_ray.config.load import Config, resolve
-from minos_ray.config.schema import Model
+from minos_ray.config.schema import Model, Search
 from minos_ray.critiques import checks as critiques
 from minos_ray.errors import StorageFailed, UserError, WorkStopped, errors_of
 from minos_ray.graph.models import hub_config, model_problems
@@ -47,6 +47,7 @@ POOLS = {
 # Folders that lie above this one: a study runs whole pipelines, and rounds of the critic are measured as `meta` does.
 STUDY = "minos_ray.study.stage:check_study"
 ROUNDS = "minos_ray.refine.stage:check_rounds"
+SEARCH = "minos_ray.search.command:check_search"
 
 
 def check(config: Config, log: Callable[[str], None] = print) -> None:
@@ -114,6 +115,8 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
             yield from model_problems(f"meta.models.{name}.model", model, config, run, ready=None)
         if config.study.seeds:
             yield from errors_of(resolve(STUDY), config, run)
+        if config.search != Search():  # who never searches may have verifiers that guide none
+            yield from errors_of(resolve(SEARCH), config, run)
         if "critique" in todo.stages:
             yield from critiques.critic_problems(config)
     if not joins(config.resources):

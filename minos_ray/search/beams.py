@@ -76,11 +76,6 @@ class ProblemSearch:
         steps = {step for beam in self.ended.values() for step in beam.steps}
         return self.tokens - sum(tokens for _, tokens in steps)
 
-    @property
-    def selects(self) -> bool:
-        """Whether scores matter: with width 1 all beams are kept."""
-        return self.settings.width > 1 or self.settings.method == "particles"
-
     def extend(self, slot: int, ids: Sequence[int], text: str, reason: str) -> bool:
         """Continues the pending beam of a slot by a step's token ids; `text` is that of all its steps, `reason` why it
         ends. True when it was the last pending one."""
@@ -101,7 +96,7 @@ class ProblemSearch:
 
     def look_ahead(self) -> bool:
         """Whether rollouts are to be continued before anything is scored; `pending` are these then."""
-        if self.settings.method != "lookahead" or not self.selects or self.ahead == self.settings.lookahead:
+        if self.settings.method != "lookahead" or not is_guided(self.settings) or self.ahead == self.settings.lookahead:
             return False
         if not self.ahead:
             self.rollouts = dict(self.open_beams())
@@ -116,7 +111,7 @@ class ProblemSearch:
 
     def unscored(self) -> dict[int, Beam]:
         """The beams whose scores `select` needs, by slot: rollouts in place of the steps that they begin with."""
-        if not self.selects:
+        if not is_guided(self.settings):
             return {}
         beams = self.rollouts if self.ahead else dict(self.open_beams())
         return {slot: beam for slot, beam in beams.items() if len(beam.steps) > self.level}
@@ -141,6 +136,11 @@ class ProblemSearch:
             elif tree.beams:
                 self.ended |= keep_best(tree, self.settings.width)
         self.pending = {slot: beam for slot, beam in self.open_beams() if not beam.reason}
+
+
+def is_guided(settings: Search) -> bool:
+    """Whether scores matter: with width 1 all beams are kept."""
+    return settings.width > 1 or settings.method == "particles"
 
 
 def keep_best(tree: Tree, width: int) -> dict[int, Beam]:

@@ -19,7 +19,7 @@ from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model, Search
 from minos_ray.errors import UserError
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
-from minos_ray.graph.models import require_model
+from minos_ray.graph.models import require_made, require_model
 from minos_ray.graph.specs import FUNCTIONS, fingerprint_of
 from minos_ray.labels.stage import label_candidates
 from minos_ray.observe.failure import reported
@@ -27,11 +27,15 @@ from minos_ray.pipeline.run import open_run
 from minos_ray.problems.split import read_problems
 from minos_ray.scoring.stage import read_pieces, score_artefacts
 from minos_ray.scoring.verifier import kind_of
+from minos_ray.search.beams import is_guided
 from minos_ray.search.searcher import WITHOUT_SCORE, Searcher
 from minos_ray.store.contents import of_model
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.work.run_units import Work, run_units, stored_units
+
+# Of a run's own PRMs the first guides a search.
+PRMS = ("prm-minos", "prm-base")
 
 
 def search(config: Config, run: Run) -> tuple[Run, Manifest]:
@@ -65,11 +69,11 @@ def resolved(config: Config) -> Search:
 
 def verifier_of(config: Config, run: Run, settings: Search) -> Model | None:
     """The model that guides the search; None where nothing is selected. UserError when there is none."""
-    if settings.width == 1 and settings.method != "particles":
+    if not is_guided(settings):
         return None
     if settings.verifier is not None:
         return settings.verifier
-    for name in ("prm-minos", "prm-base"):
+    for name in PRMS:
         if run.artefact(f"models/{name}").manifest():
             return Model(model=f"run:models/{name}", trust_remote_code=config.base.trust_remote_code)
     raise UserError(
@@ -78,24 +82,45 @@ def verifier_of(config: Config, run: Run, settings: Search) -> Model | None:
     )
 
 
-def check(config: Config, run: Run, settings: Search, verifier: Model | None) -> None:
-    """UserError about settings that do not fit, the generator, its prompt or the verifier."""
+def check_search(config: Config, run: Run) -> None:
+    """UserError about the section `search` before its run has models; a PRM that the run will train is as if there."""
+    settings = resolved(config)
+    check_settings(config, settings)
+    if settings.verifier is None and any(name in PRMS for name in config.reward.verifiers):
+        return
+    if verifier := verifier_of(config, run, settings):
+        require_made("search.verifier", verifier, config, run)
+        if not verifier.model.startswith("run:"):
+            check_verifier(run, verifier)
+
+
+def check_settings(config: Config, settings: Search) -> None:
+    """UserError about settings that do not fit each other."""
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(config.sample, name):
             raise UserError(f"sample.{name} counts what was generated, and a search starts anew with each step; set 0")
     if config.evaluate.groups > settings.n:
         raise UserError(f"evaluate.groups = {config.evaluate.groups} divides search.n = {settings.n}; set 1")
+    if is_guided(settings) and config.resources.score.engine != "transformers":
+        raise UserError("resources.score.engine = vllm keeps no keys and values of steps; search needs transformers")
+
+
+def check(config: Config, run: Run, settings: Search, verifier: Model | None) -> None:
+    """UserError about settings that do not fit, the generator, its prompt or the verifier."""
+    check_settings(config, settings)
     model = generator(config)
     require_model("generator.model", model, run)
     path = locate(model, run)
     prompt = prompt_of(config.sample)
     require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path)
     prompt("1 + 1?", load_tokenizer(path, model.trust_remote_code))
-    if verifier is None:
-        return
+    if verifier is not None:
+        check_verifier(run, verifier)
+
+
+def check_verifier(run: Run, verifier: Model) -> None:
+    """UserError unless it is there and has a score for every step."""
     require_model("search.verifier", verifier, run)
-    if config.resources.score.engine != "transformers":
-        raise UserError("resources.score.engine = vllm keeps no keys and values of steps; search needs transformers")
     from transformers import AutoConfig
 
     saved = AutoConfig.from_pretrained(locate(verifier, run), trust_remote_code=verifier.trust_remote_code)

@@ -207,6 +207,12 @@ def test_some_candidates_of_a_search_are_not_priced(tmp_path: Path) -> None:
     run.artefact("candidates").complete({"dropped_tokens": 0})
     run.delete("evaluation.json.manifest.json")
     assert evaluated(run)["compute"] == {}
+    put(run, "candidates", rows)
+    tokens = {"tokens": 300, "dropped_tokens": 60, "verifier_tokens": 90}
+    run.artefact("candidates").complete({"candidates": 24, "problems": 6, **tokens})
+    run.delete("evaluation.json.manifest.json")
+    means = {"tokens": 50, "dropped_tokens": 10, "verifier_tokens": 15}
+    assert evaluated(run)["compute"] == {"search": {"n": 4, **means}}
 
 
 def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:

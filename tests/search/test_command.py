@@ -13,6 +13,7 @@ from minos_ray.config.schema import Search
 from minos_ray.errors import UserError
 from minos_ray.graph.state import status
 from minos_ray.miniature import load
+from minos_ray.pipeline.check import findings
 from minos_ray.pipeline.run import saved_config
 from minos_ray.search import command
 from minos_ray.search.searcher import Searcher
@@ -145,6 +146,29 @@ def test_what_cannot_be_searched_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no trained PRM"):
         command.search(config, run)
     assert not run.exists("search")
+
+
+def test_what_cannot_be_searched_is_found_before_the_run(tmp_path: Path) -> None:
+    orm = tiny_model(tmp_path / "orm", "orm")
+    expected = {
+        ("sample.presence_penalty=0.5",): "sample.presence_penalty counts",
+        ("reward.verifiers=[orm-base]",): "has no trained PRM",
+        ("search.verifier={model: run:models/prm-other}",): "makes none of that name",
+        ("search.verifier={model: ./nowhere}",): "search.verifier: model './nowhere'",
+        (f"search.verifier={{model: {orm}}}",): "scores whole solutions",
+        ("resources.score.engine=vllm",): "search needs transformers",
+        ("evaluate.groups=5",): r"evaluate.groups = 5 divides search.n = 4",
+    }
+    for overrides, line in expected.items():
+        config = make_config(tmp_path, *overrides)
+        assert [text for text in findings(config, Run(config.run)) if line in text], line
+    for overrides in (
+        (),
+        ("search.verifier={model: run:models/prm-base}",),
+        ("reward.verifiers=[orm-base]", "search={}"),
+    ):
+        config = make_config(tmp_path, *overrides)
+        assert not [text for text in findings(config, Run(config.run)) if "search" in text or "PRM" in text], overrides
 
 
 def test_a_search_makes_nothing_of_its_run_stale(tmp_path: Path) -> None:
