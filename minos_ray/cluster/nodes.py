@@ -3,10 +3,11 @@
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from minos_ray.cluster import probe
+from minos_ray.cluster.bundles import Bundles
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.store.run import Run
 
@@ -16,11 +17,12 @@ WITHIN_S, PATIENT_S = 15.0, 60.0
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive, and its CPUs, GPUs and other resources."""
+    """A node that is alive, its CPUs, GPUs and other resources, and its labels."""
 
     id: str
     address: str
     resources: dict[str, float]
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,16 @@ def alive() -> list[Node]:
 
     leaving = draining()
     present = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving]
-    nodes = [Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"]) for n in present]
+    keys = ("NodeID", "NodeManagerAddress", "Resources", "Labels")
+    nodes = [Node(*(node[key] for key in keys)) for node in present]
     return sorted(nodes, key=lambda node: (node.address, node.id))
 
 
-def by_address(nodes: Sequence[Node]) -> dict[str, dict[str, float]]:
-    """Resources of nodes by their address; several of one address get their ids beside it."""
+def by_address(nodes: Sequence[Node], need: Bundles) -> dict[str, dict[str, float]]:
+    """What nodes offer to a pool, by their address; several of one address get their ids beside it."""
     addresses = [node.address for node in nodes]
-    return {n.address if addresses.count(n.address) == 1 else f"{n.address} ({n.id[:6]})": n.resources for n in nodes}
+    names = [n.address if addresses.count(n.address) == 1 else f"{n.address} ({n.id[:6]})" for n in nodes]
+    return {name: need.offer(node.resources, node.labels) for name, node in zip(names, nodes, strict=True)}
 
 
 @contextmanager

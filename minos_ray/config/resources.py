@@ -5,34 +5,73 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from minos_ray.config.base import Section
 from minos_ray.config.endpoints import SECRET_KEY, holds_secret
 
 # A project may be called sk-learn.
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LABEL_CONDITION = re.compile(rf"!?{LABEL}|!?in\({LABEL}(?:, ?{LABEL})*\)")
 LOOKS_LIKE_KEY = re.compile(r"bearer\s|basic\s+[a-z0-9+/]{8,}=*$|(?:sk-|hf_|wandb_)\S{16,}", re.IGNORECASE)
 
 
-class Actors(Section):
+class Pool(Section):
+    """Which nodes of the cluster a pool may use; all of them where both keys are empty."""
+
+    accelerator_type: str | None = Field(None, min_length=1, description="Ray's name of a GPU, as A100, H100, L4")
+    label_selector: dict[str, str] = Field(
+        default_factory=dict, description="labels of nodes as {market: spot}, '!spot', 'in(a, b)' or '!in(a, b)'"
+    )
+
+    @field_validator("label_selector")
+    @classmethod
+    def conditions_are_rays(cls, selector: dict[str, str]) -> dict[str, str]:
+        """Ray 2.60 matches what it cannot read as a plain value, with no node."""
+        for key, condition in selector.items():
+            if not LABEL_CONDITION.fullmatch(condition):
+                raise ValueError(f"{key}: '{condition}' is no condition; write VALUE, !VALUE, in(A, B) or !in(A, B)")
+        return selector
+
+
+class Actors(Pool):
     """A pool of actors on the cluster; one actor never spans nodes."""
 
     actors: int = Field(1, ge=1)
     cpus: float = Field(1, ge=0)
-    gpus: int = Field(0, ge=0)
+    gpus: float = Field(0, ge=0, description="a number of GPUs, or a share of one below 1")
+
+    @field_validator("gpus")
+    @classmethod
+    def gpus_are_whole_above_one(cls, gpus: float) -> float:
+        """As Ray counts them; a whole number is an int."""
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("a share of a GPU is below 1, and more than one are whole GPUs")
+        return int(gpus) if gpus == int(gpus) else gpus
 
 
 class Engine(Actors):
-    """vLLM actors. With GPUs, `gpus` is the tensor-parallel size; without, the CPU engine runs in the actor."""
+    """vLLM actors. With GPUs, `gpus` is the tensor-parallel size; without, the CPU engine runs in the actor.
 
+    An engine of several pipeline stages has `gpus` GPUs for each of them, and may span nodes.
+    """
+
+    pipeline_parallel_size: int = Field(1, ge=1, description="parts of the model's layers, each with `gpus` GPUs")
     max_model_len: int = Field(2048, ge=8, description="tokens of prompt and text; the model may allow fewer")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU engine only")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="of a GPU, or of the share of one")
     max_num_seqs: int = Field(256, ge=1)
     units_per_task: int = Field(8, ge=1, description="requests that belong together; a task is 16 times as long")
     eager: bool | None = Field(None, description="no compilation, no CUDA graphs; empty: so on CPUs, not so on GPUs")
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def pipelines_have_whole_gpus(self) -> "Engine":
+        """vLLM's CPU engine has no pipeline over Ray, and each of its GPU workers takes a GPU."""
+        if self.pipeline_parallel_size > 1 and self.gpus < 1:
+            raise ValueError("pipeline_parallel_size above 1 needs gpus: 1 or more, for each part of the model")
+        return self
 
 
 class Scoring(Engine):
@@ -48,6 +87,8 @@ class Scoring(Engine):
         """A model in several GPUs is vLLM's work."""
         if self.engine == "transformers" and self.gpus > 1:
             raise ValueError("gpus above 1 needs engine: vllm; transformers scores with one GPU an actor")
+        if self.engine == "transformers" and self.pipeline_parallel_size > 1:
+            raise ValueError("pipeline_parallel_size above 1 needs engine: vllm")
         return self
 
 
@@ -65,7 +106,7 @@ class Client(Section):
     batch_wait_s: float = Field(26 * 3600, gt=0, description="longest wait for a batch of mode 'batch'")
 
 
-class Workers(Section):
+class Workers(Pool):
     """Ray Train workers running DeepSpeed; `micro_tokens` bounds one forward pass of one worker."""
 
     workers: int = Field(1, ge=1)

@@ -43,6 +43,14 @@ class Model(Section):
     model: str
     revision: str | None = None
     trust_remote_code: bool = False
+    adapter: str | None = Field(
+        None, exclude_if=lambda adapter: adapter is None, description="LoRA of peft, for generator and completer"
+    )
+
+    def without_adapter(self, key: str) -> None:
+        """ValueError where nothing would add the adapter to the weights."""
+        if self.adapter is not None:
+            raise ValueError(f"{key}.adapter: merge it into the model with peft (merge_and_unload), and name that")
 
 
 class Base(Model):
@@ -55,6 +63,12 @@ class Base(Model):
     def of_any_model(cls, values: Any) -> Any:
         """A plain `Model` is read as text."""
         return values.model_dump() if type(values) is Model else values
+
+    @model_validator(mode="after")
+    def starts_from_weights(self) -> "Base":
+        """Training adds no adapter of others."""
+        self.without_adapter("base")
+        return self
 
 
 # What a base model that does not end its text goes on with, behind each shipped prompt; a chat template has an end.
@@ -111,6 +125,13 @@ class Search(Section):
     step_end: str = Field("\n", min_length=1, description="where the generator's steps end")
     max_steps: int = Field(32, ge=1, description="a solution with more of them is cut off")
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def verifier_has_no_adapter(self) -> "Search":
+        """Only vLLM's generators add adapters."""
+        if self.verifier:
+            self.verifier.without_adapter("verifier")
+        return self
 
 
 class Rollouts(Section):
@@ -221,6 +242,12 @@ class ForeignModel(Model):
 
     kind: Literal["minos", "sequence", "tokens", "shepherd", "qwen"]
     separator: str = Field("\n", min_length=1, description="kind tokens: what its training put behind each step")
+
+    @model_validator(mode="after")
+    def has_no_adapter(self) -> "ForeignModel":
+        """Only vLLM's generators add adapters."""
+        self.without_adapter("models")
+        return self
 
 
 class MetaCritic(Critique):

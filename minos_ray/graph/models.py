@@ -8,7 +8,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.specs import specs
-from minos_ray.store.model_files import is_hub_id, locate, locate_hub, tensors_of, weight_files
+from minos_ray.store.model_files import is_hub_id, locate, locate_adapter, locate_hub, tensors_of, weight_files
 from minos_ray.store.run import Run
 
 HUB_S = 10.0
@@ -19,6 +19,8 @@ def model_problems(
 ) -> Iterator[str]:
     """What is wrong with the model of a key; `ready` are the run's own models that are made by then (None: all)."""
     yield from errors_of(require_model, key, model, run)
+    if model.adapter:
+        yield from errors_of(require_adapter, key.removesuffix(".model"), model)
     yield from errors_of(require_made, key, model, config, run, ready)
 
 
@@ -34,6 +36,15 @@ def require_model(key: str, model: Model, run: Run) -> None:
             tensors_of(file)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
+
+
+def require_adapter(key: str, model: Model) -> None:
+    """UserError where an adapter that is no hub id is not there or is none that vLLM adds."""
+    if not is_hub_id(str(model.adapter)):
+        try:
+            locate_adapter(model)
+        except UserError as error:
+            raise UserError(f"{key}.adapter: {error}") from error
 
 
 def require_made(key: str, model: Model, config: Config, run: Run, ready: Container[str] | None = None) -> None:

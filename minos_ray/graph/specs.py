@@ -8,6 +8,7 @@ from typing import Any
 from minos_ray import __version__
 from minos_ray.config.load import Config
 from minos_ray.config.moved import with_names_of_today
+from minos_ray.config.schema import Model
 from minos_ray.config.training import BINARY
 from minos_ray.graph.lengths import outgrown
 from minos_ray.store.contents import of_model, of_path
@@ -305,6 +306,10 @@ def contents(config: Config, spec: Spec) -> dict[str, str]:
     digests |= {f"{name}.model": of_model(model) for name, model in models.items() if name in spec.sections and model}
     if "label.rollouts" in spec.sections and completer:
         digests["label.rollouts.completer"] = of_model(completer)
+        models["label.rollouts.completer"] = completer
+    for name, model in models.items():
+        if model and model.adapter and (name in spec.sections or model is completer):
+            digests[f"{name}.adapter"] = of_model(Model(model=model.adapter))
     return {key: digest for key, digest in digests.items() if digest}
 
 

@@ -91,7 +91,7 @@ class ForeignScorers:
 class ForeignScorer:
     """A loaded model; `by_step` says whether it gives a score per step. Solutions have at most `longest` tokens."""
 
-    def __init__(self, model: ForeignModel, path: str, longest: int = 10**9, gpus: int = 0) -> None:
+    def __init__(self, model: ForeignModel, path: str, longest: int = 10**9, gpus: float = 0) -> None:
         check_kind(model, path)
         self.by_step = model.kind != "sequence"
         self.device = device_of(gpus)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 
 from minos_ray.candidates import checks as candidates
-from minos_ray.cluster.bundles import Bundles, amounts, bundles, lack
+from minos_ray.cluster.bundles import ACCELERATOR, Bundles, amounts, bundles, lack
 from minos_ray.cluster.connect import joins
 from minos_ray.cluster.nodes import token
 from minos_ray.cluster.probe import free, gpu_count, gpu_memory_gb
@@ -194,7 +194,8 @@ def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Ite
     """Pools that this machine has no room for, and engines that its GPUs cannot hold."""
     machine = {"CPU": float(config.resources.num_cpus or os.cpu_count() or 1), "GPU": float(gpu_count())}
     for name, need in needs.items():
-        if line := lack(f"resources.{name}", need, {"this machine": machine}):
+        types = {c: machine["GPU"] for c in need.conditions if c.startswith(ACCELERATOR)}  # Ray itself knows the type
+        if line := lack(f"resources.{name}", need, {"this machine": machine | types}):
             yield line
     if machine["GPU"] and any("GPU" in need.bundle for need in needs.values()) and (size := gpu_memory_gb()):
         yield from candidates.gpu_problems(config, run, needs, size)

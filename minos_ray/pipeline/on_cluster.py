@@ -8,7 +8,7 @@ from typing import Any
 
 from minos_ray.candidates import checks as candidates
 from minos_ray.cluster import nodes, probe
-from minos_ray.cluster.bundles import Bundles, amounts, lack, room, summed
+from minos_ray.cluster.bundles import Bundles, amounts, bundles, lack, room, summed
 from minos_ray.cluster.connect import connect
 from minos_ray.cluster.nodes import Answer, Node, alive, by_address, settled, token
 from minos_ray.cluster.ray_tables import Growth, growth
@@ -47,7 +47,9 @@ def findings(
         return
     present = alive()
     if not waits:
-        yield from no_room(pools, by_address(present), growth())
+        growing = growth()
+        for name, need in sorted(pools.items()):
+            yield from no_room({name: need}, by_address(present, need), growing)
     modules = sorted({name.partition(":")[0] for name in functions if not name.startswith("minos_ray.")})
     with suppress(UserError), token(run) as folder:  # one that cannot be written is named without the cluster
 
@@ -64,19 +66,27 @@ def findings(
         lacking = "named in the config, is not found there; install it on every node"
         modules_of = [(node, name, ok) for node, r in reports(answers) for name, ok in r["modules"].items()]
         yield from grouped((node, f"module '{name}', {lacking}") for node, name, ok in modules_of if not ok)
-        yield from grouped(disks(answers, training.node_bytes(config, run, stages)))
-        if gpu_gb := min((r["gpu_gb"] for _, r in reports(answers) if r["gpu_gb"]), default=None):
-            yield from training.gpu_problems(config, run, stages, gpu_gb)
-            yield from candidates.gpu_problems(config, run, pools, gpu_gb)
-            yield from scoring.gpu_problems(config, run, pools, gpu_gb)
+        yield from grouped(disks(answers, training.node_bytes(config, run, stages), bundles(config.resources.train)))
+        sizes = [(a.node, a.report["gpu_gb"]) for a in answers if a.report and a.report["gpu_gb"]]
+        for name, need in sorted(pools.items()):
+            offers = [(need.offer(node.resources, node.labels), size) for node, size in sizes]
+            gpu_gb = min((size for offer, size in offers if all(map(offer.get, need.conditions))), default=None)
+            if gpu_gb is not None:
+                yield from training.gpu_problems(config, run, stages, gpu_gb) if name == "train" else ()
+                yield from candidates.gpu_problems(config, run, {name: need}, gpu_gb)
+                yield from scoring.gpu_problems(config, run, {name: need}, gpu_gb)
         if waits and silent:
             raise WorkStopped("\n  ".join(silent))
 
 
 def model_keys(models: Iterable[tuple[str, Model]]) -> dict[str, str]:
-    """Path -> config key of the models that lie in directories here, outside the run and the package."""
-    paths = {absolute(model).model: key for key, model in models}
-    return {path: key for path, key in paths.items() if os.path.isfile(f"{path}/config.json")}
+    """Path -> config key of models and adapters that lie in directories here, outside the run and the package."""
+    paths = {}
+    for key, model in models:
+        paths[absolute(model).model] = key
+        if model.adapter:
+            paths[absolute(Model(model=model.adapter)).model] = f"{key.removesuffix('.model')}.adapter"
+    return {path: key for path, key in paths.items() if any(os.path.isfile(f"{path}/{name}") for name in probe.CONFIGS)}
 
 
 def no_room(pools: Pools, present: Mapping[str, Mapping[str, float]], growing: Growth) -> Iterator[str]:
@@ -85,17 +95,18 @@ def no_room(pools: Pools, present: Mapping[str, Mapping[str, float]], growing: G
         line = lack(f"resources.{name}", need, present)
         if line and not growing.possible:
             yield f"{line}; lower it or add nodes"
-        elif line and growing.types is not None and not room(need, growing.types):
+        elif line and growing.types is not None and not room(need.without_conditions(), growing.types):
             types = ", ".join(map(amounts, growing.types))
             yield f"{line}; the autoscaler has no type of node that holds one ({types})"
 
 
 def summary(pools: Pools) -> Iterator[str]:
     """What the cluster is, and what of the pools has yet to come."""
-    present = by_address(alive())
-    yield f"cluster: {len(present)} nodes with {amounts(summed(list(present.values())))}: same versions, storage shared"
+    present = alive()
+    amount = amounts(summed([node.resources for node in present]))
+    yield f"cluster: {len(present)} nodes with {amount}: same versions, storage shared"
     for name, need in sorted(pools.items()):
-        if line := lack(f"resources.{name}", need, present):
+        if line := lack(f"resources.{name}", need, by_address(present, need)):
             yield f"{line}; an autoscaler runs, the stage asks it for nodes and waits up to resources.wait_s"
 
 
@@ -145,10 +156,13 @@ def models(answers: Sequence[Answer], keys: Mapping[str, str]) -> OnNodes:
                 yield node, f"{keys[path]} = '{path}' is another model there: its config or the sizes of its files"
 
 
-def disks(answers: Sequence[Answer], needs: Callable[[Mapping[str, float]], float]) -> OnNodes:
-    """Nodes whose temporary directory has fewer bytes than a node with its resources needs."""
+def disks(
+    answers: Sequence[Answer], needs: Callable[[Mapping[str, float]], float], train: Bundles | None = None
+) -> OnNodes:
+    """Nodes whose temporary directory has fewer bytes than a node needs that offers so much to the training."""
     for answer in answers:
-        if answer.report and (free := answer.report["free"]) < (need := needs(answer.node.resources)):
+        offered = train.offer(answer.node.resources, answer.node.labels) if train else answer.node.resources
+        if answer.report and (free := answer.report["free"]) < (need := needs(offered)):
             space = f"{answer.report['temporary']} has {free / GB:.2f} GB free"
             why = f"logs, spilled blocks and checkpoints on their way take about {need / GB:.2f}"
             yield answer.node.address, f"{space}, {why}; free some or set TMPDIR on that node"

@@ -101,6 +101,8 @@ def check_settings(config: Config, settings: Search) -> None:
             raise UserError(f"sample.{name} counts what was generated, and a search starts anew with each step; set 0")
     if config.evaluate.groups > settings.n:
         raise UserError(f"evaluate.groups = {config.evaluate.groups} divides search.n = {settings.n}; set 1")
+    if config.resources.sample.pipeline_parallel_size > 1:
+        raise UserError("resources.sample.pipeline_parallel_size: a search has its generator on one node; set it to 1")
     if is_guided(settings) and config.resources.score.engine != "transformers":
         raise UserError("resources.score.engine = vllm keeps no keys and values of steps; search needs transformers")
 

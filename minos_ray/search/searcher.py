@@ -15,6 +15,7 @@ import pyarrow as pa
 from minos_ray.candidates.engine import ENGINE_DIED, Generator, Text, dead_engine, die, stable_seed
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import candidates, numbers, sampling_of
+from minos_ray.cluster.bundles import on_nodes
 from minos_ray.config.load import resolve
 from minos_ray.config.resources import Engine, Scoring
 from minos_ray.config.schema import Model, Sample, Search
@@ -158,7 +159,7 @@ class Searcher:
                 parameters.append(SamplingParams(**values))
         if not asked:
             return {}
-        names = self.generator.llm.enqueue(prompts, parameters, use_tqdm=False)
+        names = self.generator.llm.enqueue(prompts, parameters, self.generator.adapter, use_tqdm=False)
         return {name.partition("-")[0]: place for name, place in zip(names, asked, strict=True)}
 
     def receive(self, problem: "OneProblem", slot: int, output: Any) -> bool:
@@ -242,7 +243,7 @@ class RemotePrm:
         import ray
 
         device = {"num_gpus": scoring.gpus} if scoring.gpus else {"num_cpus": scoring.cpus}
-        self.actor: Any = ray.remote(LocalPrm).options(**device).remote(run, verifier, scoring)
+        self.actor: Any = ray.remote(LocalPrm).options(**device, **on_nodes(scoring)).remote(run, verifier, scoring)
         self.tokens = 0
         ray.get(self.actor.score.remote([]), timeout=wait_s)
 

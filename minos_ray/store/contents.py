@@ -23,6 +23,7 @@ WHOLE, PIECES, PIECE = 64 << 20, 256, 4096
 OF_A_MODEL = (
     *("*.safetensors", "pytorch_model*.bin", "config.json", "generation_config.json", "tokenizer*", "*.model"),
     *("vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.py"),
+    "adapter_config.json",
 )
 
 

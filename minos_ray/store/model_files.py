@@ -25,7 +25,7 @@ DOWNLOAD_S = 3600
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
@@ -47,6 +47,29 @@ def locate(model: Model, run: Run) -> str:
 def locate_hub(model: Model) -> str:
     """The copy of a hub model in this machine's cache, fetched when it is not there."""
     return require_complete(_from_hub(model), model.model)
+
+
+def locate_adapter(model: Model) -> str:
+    """A local directory with the model's adapter; UserError when there is none, or none that vLLM adds."""
+    name = str(model.adapter)
+    path = _from_hub(Model(model=name)) if is_hub_id(name) else Path(name).expanduser().absolute()
+    if not (path / ADAPTER).is_file() or not (path / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"adapter '{name}': {path} has no {ADAPTER} or no {ADAPTER_WEIGHTS} beside it")
+    config = adapter_config(str(path))
+    if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
+        raise UserError(f"adapter '{name}': {path / ADAPTER} is no LoRA of peft")
+    without = {"bias": "none", "modules_to_save": None, "use_dora": False}
+    if others := [key for key, value in without.items() if config.get(key, value) not in (value, [])]:
+        raise UserError(f"adapter '{name}': vLLM has no {', '.join(others)}; merge it into its model with peft")
+    return str(path)
+
+
+def adapter_config(path: str) -> dict[str, Any]:
+    """The settings of an adapter in a directory; UserError when they cannot be read."""
+    try:
+        return json.loads((Path(path) / ADAPTER).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}/{ADAPTER} is no JSON: {error}") from error
 
 
 AnyModel = TypeVar("AnyModel", bound=Model)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from minos_ray.cluster.bundles import Bundles, bundles, on_one
 from minos_ray.cluster.connect import connect, quiet_data, require
+from minos_ray.cluster.nodes import alive
 from minos_ray.config.resources import Resources
 from minos_ray.errors import WorkStopped
 from minos_ray.observe.cause import cause
@@ -37,13 +38,12 @@ def run_unfinished(grid: Grid) -> int:
 
 def run_trials(grid: Grid, todo: Mapping[str, Trial]) -> None:
     """The trials, by name; WorkStopped when some failed."""
-    import ray
-
     connect(grid.config)
     resources, command = grid.config.resources, grid.command
     for pool in ("train", "score"):
         require(pool, getattr(resources, pool), resources.wait_s)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    train, score = bundles(resources.train), bundles(resources.score)
+    nodes = [train.offer(score.offer(node.resources, node.labels), node.labels) for node in alive()]
     at_once = trials_at_once(resources, nodes, len(todo))
     print(f"{command}: {len(todo)} trials, {at_once} at once", flush=True)
     with Progress(command, len(grid.trials), "trials", len(grid.trials) - len(todo), grid.run) as progress:
@@ -67,7 +67,7 @@ def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]], m
     """
 
     def fit(pool: Bundles) -> int:
-        return sum(on_one(pool.bundle, node) for node in nodes) // pool.count if pool.bundle else most
+        return sum(on_one(pool, node) for node in nodes) // pool.count if pool.bundle else most
 
     return max(1, min(most, fit(bundles(resources.train)), fit(bundles(resources.score))))
 

@@ -43,6 +43,8 @@ def teach(config: Config, run: Run) -> Manifest:
     if done := fresh(config, run, RESULTS):
         fit(config, run, "teach", [])
         return done
+    if generator(config).adapter:
+        raise UserError("generator.adapter: a policy starts from weights; merge it with peft (merge_and_unload) first")
     target, start = begin(config, run, RESULTS), time.monotonic()
     inputs = str(target.begun()).encode()
     if not run.exists(MADE_FROM) or run.read_bytes(MADE_FROM) != inputs:  # rounds of other inputs

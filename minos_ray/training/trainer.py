@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from minos_ray.cluster import connect
-from minos_ray.cluster.bundles import bundles
+from minos_ray.cluster.bundles import bundles, on_nodes
 from minos_ray.cluster.connect import Waiting
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Workers
@@ -73,21 +73,22 @@ def check_gpu_memory(run: Run, jobs: Sequence[Job], start: Model, wait_s: float)
     workers = jobs[0].workers
     if not workers.gpu:
         return
-    gpu_gb = workers.gpu_memory_gb or memory_of_a_gpu(wait_s)
+    gpu_gb = workers.gpu_memory_gb or memory_of_a_gpu(workers, wait_s)
     shape = memory.shape_of(start, run)
     for job in jobs:
         memory.require_room(job.name, shape, job.section, workers, job.kind, gpu_gb)
 
 
-def memory_of_a_gpu(wait_s: float) -> float | None:
-    """GB of a GPU of the cluster, None when no node answers in time: Ray Train then waits for GPUs itself."""
+def memory_of_a_gpu(workers: Workers, wait_s: float) -> float | None:
+    """GB of a GPU where the workers may be, None when no node answers in time: Ray Train then waits for GPUs itself."""
     import ray
     from ray.exceptions import GetTimeoutError
 
     from minos_ray.cluster import probe
 
     # A trial of Ray Tune would hold its tasks to its own placement group, which has no GPU.
-    answer = ray.remote(probe.gpu_memory_gb).options(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT").remote()
+    options = {"num_cpus": 0, "num_gpus": 1, "scheduling_strategy": "DEFAULT", **on_nodes(workers)}
+    answer = ray.remote(probe.gpu_memory_gb).options(**options).remote()
     try:
         return ray.get(answer, timeout=wait_s)
     except GetTimeoutError:
@@ -139,6 +140,7 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
             num_workers=workers.workers,
             use_gpu=workers.gpu,
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
+            **on_nodes(workers),
         ),
         run_config=RunConfig(
             name=name,

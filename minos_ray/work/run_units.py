@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.cluster.connect import join, require
+from minos_ray.cluster.connect import join, placed, require
 from minos_ray.config.resources import Actors, Resources
 from minos_ray.errors import WorkStopped
 from minos_ray.observe.cause import cause
@@ -154,8 +154,9 @@ def run_units(run: Run, artefact: str, units: pa.Table, work: Work, resources: R
     try:
         with Progress(work.label, work.rows, work.row_name, work.rows_before, run) as progress:
             with (
+                placed(pool) as where,
                 progress_tally(progress) as tally,
-                stop_actors_on_exit(task_results(sizes, {**constructor, "tally": tally}, pool)) as results,
+                stop_actors_on_exit(task_results(sizes, {**constructor, "tally": tally}, pool, where)) as results,
             ):
                 for result in results:
                     outcome.add(result)
@@ -181,7 +182,9 @@ def write_poisoned(run: Run, artefact: str, units: pa.Table, work: Work, outcome
         outcome.stats = sum_stats([outcome.stats, stats])
 
 
-def task_results(sizes: list[int], constructor: dict[str, Any], pool: Actors) -> Generator[dict[str, Any]]:
+def task_results(
+    sizes: list[int], constructor: dict[str, Any], pool: Actors, where: dict[str, Any]
+) -> Generator[dict[str, Any]]:
     """The Ray Data pipeline: one row is one task, one block is one row, and one more task waits at every actor."""
     from ray.data import ActorPoolStrategy, from_blocks
 
@@ -195,8 +198,7 @@ def task_results(sizes: list[int], constructor: dict[str, Any], pool: Actors) ->
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=pool.cpus if not pool.gpus else None,
-        num_gpus=pool.gpus or None,
+        **where,
         max_restarts=-1,
         max_task_retries=-1,
     )
