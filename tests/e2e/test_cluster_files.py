@@ -1,6 +1,7 @@
 """cluster.yaml, the KubeRay manifests and the image: valid, of the same versions, large enough for our configs."""
 
 import copy
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -121,7 +122,7 @@ def podded() -> Nodes:
 
 def short(nodes: Nodes, resources: Resources) -> list[str]:
     """The pools that these nodes cannot hold."""
-    names = ("sample", "judge", "score", "grade", "client", "train")
+    names = ("sample", "judge", "score", "grade", "train")
     needs = {name: bundles(getattr(resources, name)) for name in names}
     return [name for name, need in needs.items() if room(need, nodes) < need.count]
 
@@ -207,6 +208,44 @@ def test_the_rayjob_does_what_is_meant() -> None:
         spoilt = copy.deepcopy(job)
         spoilt["spec"][key] = value
         assert wrong(spoilt) == [found]
+
+
+def strict(schema: Any) -> Any:
+    """A schema of Kubernetes under which unknown fields are errors, as for `kubectl apply --validate=strict`."""
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: strict(value) for key, value in schema.items()}
+    if "properties" in schema:
+        closed["properties"] = {name: strict(value) for name, value in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            closed.setdefault("additionalProperties", False)
+    return closed
+
+
+@pytest.mark.parametrize("kind", ["rayjob", "rayservice"])
+def test_the_manifests_pass_the_schemas_of_kuberay(kind: str) -> None:
+    """MINOS_KUBERAY: a checkout of ray-project/kuberay."""
+    import jsonschema
+
+    folder = Path(os.environ.get("MINOS_KUBERAY", "")) / "helm-chart/kuberay-operator/crds"
+    if not folder.is_dir():
+        pytest.skip("MINOS_KUBERAY names no checkout of ray-project/kuberay")
+    crd = yaml.safe_load((folder / f"ray.io_{kind}s.yaml").read_text())
+    (version,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1")
+    spec = strict(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+    manifest = read(f"kuberay/{kind}.yaml")
+    jsonschema.validate(manifest["spec"], spec)
+    cluster = "rayClusterSpec" if kind == "rayjob" else "rayClusterConfig"
+    for spoil in (
+        lambda made: made.update(unknown=1),
+        lambda made: made[cluster]["headGroupSpec"].pop("template"),
+        lambda made: made[cluster]["workerGroupSpecs"][0].update(maxReplicas="two"),
+        lambda made: made[cluster]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0].update(images="x"),
+    ):
+        spoilt = copy.deepcopy(manifest["spec"])
+        spoil(spoilt)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spoilt, spec)
 
 
 def pinned() -> dict[str, str]:
