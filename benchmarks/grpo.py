@@ -199,8 +199,11 @@ def draw(folders: Sequence[Path]) -> None:
 @drawn
 def picture(by_name: dict[str, list[dict[str, Any]]]) -> "tuple[Figure, str]":
     """A panel for each reward: each seed faint, the means over seeds."""
-    figure, axes = grid(1, len(by_name), height=2.6, sharey=True)
-    for axis, (name, results) in zip(axes, by_name.items(), strict=True):
+    columns = min(3, len(by_name))
+    figure, axes = grid(-(-len(by_name) // columns), columns, height=2.3, sharey=True)
+    for axis in axes[len(by_name) :]:
+        axis.remove()
+    for axis, (name, results) in zip(axes, by_name.items(), strict=False):
         steps = [point["step"] for point in results[0]["points"]]
         for measure, colour, title in (("gold", "other", "gold accuracy"), ("proxy", "base", "the reward's own score")):
             values = 100 * np.array([[point[measure] for point in result["points"]] for result in results])
@@ -208,8 +211,9 @@ def picture(by_name: dict[str, list[dict[str, Any]]]) -> "tuple[Figure, str]":
             axis.plot(steps, values.mean(axis=0), "o-", color=GROUPS[colour], label=title)
         axis.set_title(name)
         axis.set_xlabel("steps of GRPO", fontsize=8)
-    axes[0].legend(fontsize=7.5, loc="lower right")
-    figure.tight_layout()
+        axis.set_ylabel("%", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7.5, loc="lower center", ncol=2)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     return figure, "Gold accuracy and the reward's own score of the policy over the steps of GRPO"
 
 
