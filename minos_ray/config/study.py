@@ -17,7 +17,7 @@ OWN = {
     "run", "seed", "study", "resources", "problems", "score", "evaluate", "error_analysis", "critique.count",
     "sft.seed", "sft.rows", "reward.seed", "reward.verifiers",
 }  # fmt: skip
-STAGE_1 = ("sft", "critique", "inserted")
+STAGE_1 = ("sft", "critique", "inserted", "refine", "dpo")
 
 
 class Sweep(Section):

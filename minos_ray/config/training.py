@@ -132,6 +132,7 @@ class Refine(Section):
     start: Literal["base", "critic"] = Field(
         "base", description="what a round trains: the base anew, or the last critic (dpo: always that)"
     )
+    epochs: float | None = Field(None, gt=0, description="of a round's training; empty: as sft, or dpo, says")
     held_out: int = Field(400, ge=2, description="candidates that measure each critic; of problems held out by stage 2")
     start_round: int | None = Field(
         None, ge=0, description="the critic that stage 2 and the judge take, 0 the bought one; empty: the best"

@@ -43,6 +43,7 @@ UNSET = {
     "critique": {"top_p": None, "reasoning_effort": None, "extra_body": {}},
     "reward": {"loss": BINARY, "group_rows": 8, "calibration": "none"},
     "study": {"labels": []},
+    "refine": {"epochs": None},
 }
 UNSET_JUDGE = {"soft": False}
 # Keys of `resources.*.extra` that change how fast vLLM is, not what it says; any other is in the fingerprint.
@@ -65,7 +66,7 @@ NOT_STUDIED = ("run", "report", "resources", "observe", "meta", "search", "sweep
 HELD_OUT_BY = ("reward.eval_rows", "reward.wrong_share", "reward.seed", "reward.consensus")
 # What is sampled in a round of the critic, and what is trained on of it; how many rounds are made is no part of either.
 SAMPLED_BY = ("refine.candidates", "refine.samples", "refine.temperature", "refine.max_tokens", "seed")
-REFINED_BY = ("refine.keep", "refine.start", "refine.method")
+REFINED_BY = ("refine.keep", "refine.start", "refine.method", "refine.epochs")
 HELD_OUT = ("refine.held_out", "refine.max_tokens", "seed")
 # Another policy or second opinion makes no completions again.
 ROLLOUTS_BY = ("label.rollouts", "label.grader", "label.splitter", "label.timeout_s", "sample", "generator", "seed")
@@ -159,9 +160,11 @@ def specs(config: Config) -> list[Spec]:
     needs, versions = (*DATA, "critiques", *base), ("step_encoding", "stage_1", "evaluation")
     planned.append(Spec("sweep/results.parquet", "sweep", sections, needs, versions, engines=("score",)))
     if config.study.seeds:
-        off = () if config.refine.rounds else ("refine",)
-        sections = tuple(name for name in type(config).model_fields if name not in (*NOT_STUDIED, *off))
-        engines = ("sample", "score")
+        changes = (key for arm in config.study.ablations.values() for key in arm)
+        rounds = config.refine.rounds or any(key.startswith("refine.") for key in changes)
+        off = set(NOT_STUDIED) - {"dpo"} if rounds else {*NOT_STUDIED, "refine"}
+        sections = tuple(name for name in type(config).model_fields if name not in off)
+        engines = ("sample", "score", *(("judge",) if rounds else ()))
         planned.append(Spec("study/results.parquet", "study", sections, (), tuple(VERSIONS), engines=engines))
     taught: tuple[str, ...] = ()
     if config.teach.rounds:
@@ -273,7 +276,7 @@ def sections_of(config: Config, spec: Spec) -> dict[str, Any]:
         name, _, key = dotted.partition(".")
         values = without_neutral(name, dump[name])
         if key:
-            sections.setdefault(name, {})[key] = values[key]
+            sections.setdefault(name, {}).update({key: values[key]} if key in values else {})
         else:
             sections[name] = values
     return sections

@@ -77,6 +77,9 @@ def train(config: Config, run: Run, number: int) -> None:
 def round_job(config: Config, run: Run, number: int) -> Job:
     """The training of a round: on what stage 1 learns from, and the agreeing critiques of all rounds so far."""
     section, name = config.refine, critic_name(number)
+    if section.epochs is not None:
+        trainings = {key: getattr(config, key).model_copy(update={"epochs": section.epochs}) for key in ("sft", "dpo")}
+        config = config.model_copy(update=trainings)
     before = Model(model=f"run:models/{critic_name(number - 1)}", trust_remote_code=config.base.trust_remote_code)
     tokenizer, layout = base_tokenizer(config, run, critic=True), config.base.encoding
     if section.method == "dpo":  # the last critic's own critiques alone: it is the reference, too

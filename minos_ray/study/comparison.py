@@ -12,6 +12,7 @@ the labels are made monotone (isotonic regression), and the distance between the
 reach. Curves that share no value count with all that the amounts span, towards the better one: less than the truth.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,6 +184,7 @@ def compared(grid: Grid, rows: Sequence[Row]) -> Numbers:
         "versus": versus,
         "reached": reached,
         "labels": [label_efficiency(results, kind, measure) for kind, measure in measured if grid.labels],
+        "critics": critics(grid),
     }
 
 
@@ -223,6 +225,26 @@ def log_ratio(base_x: np.ndarray, base: np.ndarray, minos_x: np.ndarray, minos: 
     curves = ((base, base_x), (minos, minos_x))
     needed = [np.interp(levels, values, np.log(amounts)) for values, amounts in curves]
     return float(np.mean(needed[0] - needed[1])), True
+
+
+def critics(grid: Grid) -> list[Numbers]:
+    """For each arm with rounds of the critic: AUC on held-out candidates of the bought critic and of the one that
+    stage 2 starts from, and their difference."""
+    compared_critics: list[Numbers] = []
+    for arm in grid.arms:
+        section = grid.trial_config(Trial(arm, grid.seeds[0])).refine
+        if not (arm.critiques and section.rounds):
+            continue
+        aucs = np.zeros((len(grid.seeds), 2))
+        for place, seed in enumerate(grid.seeds):
+            answer = json.loads(grid.trial_run(Trial(arm, seed)).read_bytes("refine.json"))
+            number = answer["chosen"] if section.start_round is None else section.start_round
+            aucs[place] = [answer["rounds"][0]["auc"], answer["rounds"][number]["auc"]]
+        differences = aucs[:, 1] - aucs[:, 0]
+        minus = {"mean": float(differences.mean()), **trend.student(differences), "seeds": differences.tolist()}
+        bought, refined = aucs.mean(axis=0).tolist()
+        compared_critics.append({"arm": arm.name, "bought": bought, "refined": refined, "refined_minus_bought": minus})
+    return compared_critics
 
 
 def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> trend.Ends:

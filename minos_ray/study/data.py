@@ -25,7 +25,7 @@ from minos_ray.store.run import Artefact, Run
 from minos_ray.study.grid import Grid, Trial
 
 DATA_STAGES = ("pretrain", "problems", "sample", "label", "critique")
-TRIAL_STAGES = ("sft", "reward", "score", "evaluate")
+TRIAL_STAGES = ("sft", "refine", "reward", "score", "evaluate")
 BASE = "models/base"
 
 
@@ -65,9 +65,9 @@ def with_remaining_budget(config: Config, run: Run, target: Run) -> Config:
     return config.model_copy(update={"critique": config.critique.model_copy(update={"max_usd": remaining})})
 
 
-def copy_fitting(config: Config, source: Run, target: Run) -> None:
+def copy_fitting(config: Config, source: Run, target: Run, stages: Sequence[str] = DATA_STAGES) -> None:
     """Copies what is what the target would make of its own inputs, unless it has this very artefact."""
-    for spec in artefacts_of(config, DATA_STAGES):
+    for spec in artefacts_of(config, stages):
         manifest = source.artefact(spec.artefact).manifest()
         fits = manifest is not None and is_fresh(manifest, inputs(config, target, spec))
         if fits and target.artefact(spec.artefact).manifest() != manifest:

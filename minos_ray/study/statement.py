@@ -46,7 +46,12 @@ def statement(answer: Answer) -> str:
     for entry in answer["stage_1"]:
         amounts = (f"{entry[name]:,.0f}" for name in ("rows", "steps", "tokens"))
         stage_1.append(line(title(entry["arm"], counts), *amounts))
+    critics = head("arm", "AUC of the bought critic", "of the refined one", "difference")
+    for entry in answer["critics"]:
+        means = (f"{100 * entry[name]:.1f}" for name in ("bought", "refined"))
+        critics.append(line(title(entry["arm"], counts), *means, gain(entry["refined_minus_bought"])))
     parts = [primary(answer), [candidates], curve, arms, versus, reached, stage_1, *labels(answer["labels"])]
+    parts += [critics] if answer["critics"] else []
     return "\n\n".join(map("\n".join, parts)) + "\n"
 
 

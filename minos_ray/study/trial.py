@@ -10,7 +10,7 @@ from minos_ray.graph.specs import FUNCTIONS
 from minos_ray.graph.state import state_of
 from minos_ray.observe.failure import reported
 from minos_ray.store.run import Run
-from minos_ray.study.data import TRIAL_STAGES, artefacts_of
+from minos_ray.study.data import TRIAL_STAGES, artefacts_of, copy_fitting
 from minos_ray.study.grid import Grid, Trial
 from minos_ray.training.log import first_at
 
@@ -39,8 +39,13 @@ def is_done(grid: Grid, trial: Trial) -> bool:
 
 
 def run_trial(grid: Grid, trial: Trial) -> None:
-    """Stage 1 (one critic for all kinds), stage 2, scores, evaluation; the trial has its data already."""
+    """Stage 1 (one critic for all kinds), its rounds, stage 2, scores, evaluation; the trial has its data already.
+
+    A critic that is Minos' own is taken from there, where that trial has come as far.
+    """
     config, run = grid.trial_config(trial), grid.trial_run(trial)
+    if trial.arm.critiques and trial.arm != grid.amounts[-1]:
+        copy_fitting(config, grid.trial_run(Trial(grid.amounts[-1], trial.seed)), run, ("sft",))
     for stage in dict.fromkeys(spec.stage for spec in artefacts_of(config, TRIAL_STAGES)):
         with reported(run, stage):
             resolve(FUNCTIONS[stage])(config, run)

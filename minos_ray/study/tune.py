@@ -1,5 +1,6 @@
 """Trials on Ray Tune: as many at once as the cluster has room for, each with every worker that it needs."""
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -40,11 +41,13 @@ def run_trials(grid: Grid, todo: Mapping[str, Trial]) -> None:
     """The trials, by name; WorkStopped when some failed."""
     connect(grid.config)
     resources, command = grid.config.resources, grid.command
-    for pool in ("train", "score"):
-        require(pool, getattr(resources, pool), resources.wait_s)
-    train, score = bundles(resources.train), bundles(resources.score)
-    nodes = [train.offer(score.offer(node.resources, node.labels), node.labels) for node in alive()]
-    at_once = trials_at_once(resources, nodes, len(todo))
+    judges = any(grid.trial_config(trial).refine.rounds for trial in todo.values())
+    names = ("train", "score", "judge") if judges else ("train", "score")
+    for name in names:
+        require(name, getattr(resources, name), resources.wait_s)
+    pools = [bundles(getattr(resources, name)) for name in names]
+    nodes = [functools.reduce(lambda free, pool: pool.offer(free, n.labels), pools, n.resources) for n in alive()]
+    at_once = trials_at_once(resources, nodes, len(todo), judges)
     print(f"{command}: {len(todo)} trials, {at_once} at once", flush=True)
     with Progress(command, len(grid.trials), "trials", len(grid.trials) - len(todo), grid.run) as progress:
         results = tuner(grid, todo, at_once, progress).fit()
@@ -60,16 +63,17 @@ def run_trials(grid: Grid, todo: Mapping[str, Trial]) -> None:
         ) from next(iter(errors.values()))
 
 
-def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]], most: int) -> int:
+def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]], most: int, judges: bool = False) -> int:
     """How many trials fit in whichever phase they are; at least one, which then waits for its room, and `most`.
 
-    A trial holds its group of workers, then its scorers; it has no judge.
+    A trial holds its group of workers, then its scorers; a critic's rounds hold engines of the judge (`judges`).
     """
+    pools = [resources.train, resources.score, *([resources.judge] if judges else [])]
 
     def fit(pool: Bundles) -> int:
         return sum(on_one(pool, node) for node in nodes) // pool.count if pool.bundle else most
 
-    return max(1, min(most, fit(bundles(resources.train)), fit(bundles(resources.score))))
+    return max(1, min(most, *(fit(bundles(pool)) for pool in pools)))
 
 
 def tuner(grid: Grid, todo: Mapping[str, Trial], at_once: int, progress: Progress) -> "Tuner":

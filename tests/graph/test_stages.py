@@ -91,6 +91,9 @@ STALE = {
 }
 
 
+SAMPLING = ("candidates", "samples", "temperature", "max_tokens")
+
+
 def load(folder: Path, *overrides: str) -> Config:
     path = folder / "config.yaml"
     path.write_text(CONFIG.format(run=folder / "run"))
@@ -141,6 +144,19 @@ def test_later_keys_that_are_not_set_are_in_no_fingerprint(tmp_path: Path) -> No
     before = {"n_train", "n_test", "unit", "temperature", "top_p", "top_k", "max_tokens", "stop", "prompt"}
     assert set(made["config"]["sample"]) == before
     assert set(made) == {"config", "needs", "versions", "package"}
+    rounds = load(tmp_path, "refine.rounds=1")
+    for name, keys in (("models/critic-1", {"keep", "start", "method"}), ("sampled/critic", set(SAMPLING))):
+        assert set(stages.sections_of(rounds, stages.spec(rounds, name))["refine"]) == keys
+    longer = load(tmp_path, "refine.rounds=1", "refine.epochs=3")
+    assert stages.sections_of(longer, stages.spec(longer, "models/critic-1"))["refine"]["epochs"] == 3
+
+
+def test_a_study_depends_on_rounds_of_the_critic_where_an_arm_has_them(tmp_path: Path) -> None:
+    for ablations, stale in (("{}", set()), ("{refined: {refine.rounds: 1}}", {"study/results.parquet"})):
+        study = ("study.seeds=[1]", f"study.ablations={ablations}")
+        make_all(load(tmp_path, *study))
+        assert set(make_all(load(tmp_path, *study, "refine.keep=1"))) == stale
+        assert set(make_all(load(tmp_path, *study, "refine.keep=1", "dpo.beta=0.5"))) == stale
 
 
 def test_rounds_of_the_critic_go_on_and_what_no_round_made_is_not_needed(tmp_path: Path) -> None:

@@ -100,6 +100,19 @@ def test_the_training_of_a_round_is_on_them(run: Run, method: str, rows: int) ->
     assert job.table.dropped["sampled_balance"] == 2
 
 
+@pytest.mark.parametrize("method", ["rejection", "dpo"])
+def test_a_round_may_be_trained_longer_than_stage_1(run: Run, method: str) -> None:
+    run.artefact("models/critic").begin({"import": "test"})
+    run.artefact("models/critic").complete({})
+    plain = config_of(run, method=method)
+    longer = plain.model_copy(update={"refine": plain.refine.model_copy(update={"epochs": 7.0})})
+    epochs = []
+    for config in (plain, longer):
+        begin(config, run, "models/critic-1")
+        epochs.append(round_job(config, run, 1).section.epochs)
+    assert epochs == [plain.sft.epochs if method == "rejection" else plain.dpo.epochs, 7.0]
+
+
 def test_rounds_need_a_critic_that_writes(run: Run) -> None:
     config: Config = config_of(run)
     check_rounds(config, run)

@@ -4,6 +4,7 @@ A study: differences of arms, paired within seeds, Student's t over them, proble
 A sweep: from the outcomes of trials to trend.json.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from minos_ray.evaluation import outcomes
 from minos_ray.evaluation.outcomes import Method
 from minos_ray.evaluation.trend import student
 from minos_ray.store.run import Run
-from minos_ray.study.comparison import compared, log_ratio, over_problems, trends
+from minos_ray.study.comparison import compared, critics, log_ratio, over_problems, trends
 from minos_ray.study.figures import over_labels
 from minos_ray.study.grid import Arm, Grid, Trial, study_grid, sweep_grid
 from minos_ray.study.stage import named_before
@@ -80,6 +81,28 @@ def test_arms_are_compared_within_seeds(tmp_path: Path) -> None:
     assert blind["minus_minos"]["mean"] == pytest.approx(np.mean(by_arm["blind"]) - np.mean(by_arm["critiques-000010"]))
     base = next(a for a in answer["arms"] if (a["arm"], a["measure"]) == ("critiques-000000", "f1"))
     assert "minus_base" not in base and base["minus_minos"]["mean"] == pytest.approx(-each.mean())
+
+
+@pytest.mark.parametrize("start_round", [None, 1])
+def test_refined_critics_are_compared_with_the_bought_ones_they_come_from(
+    tmp_path: Path, start_round: int | None
+) -> None:
+    refined = {"refine.rounds": 2, "refine.start_round": start_round}
+    section = {"seeds": SEEDS, "shares": [0, 1], "kinds": ["orm"], "ablations": {"refined": refined}}
+    values = {"run": str(tmp_path), "base": {"model": "x"}, "critique": {"count": 10}, "study": section}
+    grid = study_grid(build(values), Run(str(tmp_path)))
+    aucs = {seed: [0.5 + seed / 100, 0.7 + seed / 50, 0.9] for seed in SEEDS}
+    for seed, of_rounds in aucs.items():
+        content = {"chosen": 2, "rounds": [{"auc": auc} for auc in of_rounds]}
+        grid.trial_run(Trial(grid.ablations[0], seed)).write_bytes("refine.json", json.dumps(content).encode())
+    (answer,) = critics(grid)
+    differences = np.array([of_rounds[start_round or 2] - of_rounds[0] for of_rounds in aucs.values()])
+    assert answer["arm"] == "refined" and answer["bought"] == pytest.approx(np.mean([a[0] for a in aucs.values()]))
+    assert answer["refined_minus_bought"]["seeds"] == pytest.approx(differences)
+    low, high = stats.t.interval(0.95, 3, loc=differences.mean(), scale=stats.sem(differences))
+    assert (answer["refined_minus_bought"]["ci_low"], answer["refined_minus_bought"]["ci_high"]) == pytest.approx(
+        (low, high)
+    )
 
 
 def test_measures_that_nothing_has_are_left_out_and_the_trend_is_tested(tmp_path: Path) -> None:

@@ -113,6 +113,10 @@ def test_amounts_of_labels_are_arms_of_base_and_of_minos_and_make_nothing_stale(
             {"from_base": ["x"], "ablations": {"x": {"sft.lr": 1}}},
             "ablations.x has no stage 1, so that sft.lr means nothing",
         ),
+        (
+            {"from_base": ["x"], "ablations": {"x": {"refine.rounds": 1}}},
+            "ablations.x has no stage 1, so that refine.rounds means nothing",
+        ),
         ({"versus": {"x": "y"}}, "'x' is not among ablations"),
         ({"ablations": {"Not A Folder": {}}}, "ablations"),
         ({"ablations": {"x": {}}}, "x: name the keys that it changes"),

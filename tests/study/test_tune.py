@@ -33,6 +33,11 @@ def test_as_many_trials_at_once_as_have_room_in_every_phase(
     assert trials_at_once(Resources(train=train, score=score), nodes, most=9) == expected
 
 
+def test_critics_that_sample_need_room_for_their_engines() -> None:
+    resources = Resources(judge={"actors": 3})
+    assert [trials_at_once(resources, [{"CPU": 6}], 9, judges) for judges in (False, True)] == [6, 2]
+
+
 def placed(bundles: int, need: int, nodes: list[int]) -> bool:
     """Whether so many bundles can be put on the nodes, by trying."""
     if not bundles:
