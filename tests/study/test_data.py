@@ -17,6 +17,7 @@ from minos_ray.errors import UserError
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.run import Run
+from minos_ray.study import trial as trials
 from minos_ray.study.data import (
     SharedData,
     chosen_problems,
@@ -88,6 +89,27 @@ def test_other_critiques_make_the_trials_that_read_them_stale_alone(tmp_path: Pa
     give_data(grid, minos)
     assert has_data(grid, minos) and not grid.trial_run(minos).exists("old")
     assert grid.trial_config(minos).reward.verifiers == ("orm-minos", "prm-minos")
+
+
+def test_an_arm_takes_the_critic_that_it_would_train_as_minos_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"refined": {"refine.rounds": 1}, "longer": {"sft.epochs": 9}}
+    values = {"run": f"{tmp_path}/run", "base": {"model": "x"}, "critique": {"count": 10}}
+    grid = study_grid(build({**values, "study": {"seeds": [1], "ablations": changes}}), Run(f"{tmp_path}/run"))
+    minos, *ablations = (Trial(arm, 1) for arm in (grid.amounts[-1], *grid.ablations))
+    for name in ("problems", "candidates", "labels", "critiques"):
+        put(grid.data_config(minos), grid.data_run(minos), name, [2])
+    for each in (minos, *ablations):
+        give_data(grid, each)
+    put(grid.trial_config(minos), grid.trial_run(minos), "models/critic", [1])
+    stages: list[str] = []
+    monkeypatch.setattr(trials, "resolve", lambda name: lambda config, run: stages.append(name.rpartition(":")[2]))
+    for each in ablations:
+        trials.run_trial(grid, each)
+    critics = [grid.trial_run(each).artefact("models/critic").manifest() for each in ablations]
+    assert critics == [grid.trial_run(minos).artefact("models/critic").manifest(), None]
+    assert stages == ["sft", "refine", "reward", "score", "evaluate", "sft", "reward", "score", "evaluate"]
 
 
 @pytest.fixture
