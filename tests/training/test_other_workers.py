@@ -57,6 +57,7 @@ def jobs(folder: Path, phase: int) -> Iterator[tuple[Job, int]]:
 def in_rank(rank: int, ranks: int, folder: str, run_path: str, trainings: list[tuple[dict[str, Any], int]]) -> None:
     """Each training up to a step, with a checkpoint there; to its end where that is the last one."""
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # these are no workers of Ray Train
     engine.prepare(gpu=False)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
@@ -72,7 +73,7 @@ def in_rank(rank: int, ranks: int, folder: str, run_path: str, trainings: list[t
             if step % made.section.eval_every == 0:
                 made.evaluate(step)
             made.step(step)
-        made.save(until)
+        made.save(until, needed=True)
         made.checkpoints.wait()
         torch.distributed.barrier()
         made.engine.destroy()
