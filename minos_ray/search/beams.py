@@ -3,19 +3,21 @@
 Beam search and lookahead as Snell et al. 2024 (arXiv 2408.03314, section 5.2), diverse verifier tree search (DVTS) as
 Beeching et al. 2024, particle filtering as Puri et al. 2025 (arXiv 2502.01618, algorithm 1).
 
-A problem has `n` slots, each of which ends as one candidate with the slot's number as its index. A beam that ends and
-is kept has its slot for good. So nothing is padded, and no more texts grow than `n` samples would be.
+A problem has `n` slots, each of which ends as one candidate with the slot's number as its index. A beam that ends has
+its slot for good. So nothing is padded, and no more texts grow than `n` samples would be.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heapreplace
 from typing import Any
 
 import numpy as np
 
 from minos_ray.config.schema import Search
 
-# Scores are taken as logits for the weights of particles, and a sigmoid in single precision may be 0 or 1.
+# Scores are weights of texts and particles (these as logits), and a sigmoid in single precision may be 0 or 1.
 LEAST = 1e-7
 
 
@@ -144,29 +146,32 @@ def is_guided(settings: Search) -> bool:
 
 
 def keep_best(tree: Tree, width: int) -> dict[int, Beam]:
-    """Keeps the best `1/width` beams of a tree and continues each `width` times; returns those that end, by slot.
+    """Keeps the best texts of a tree, at most `1/width` of its open beams; returns the beams that end, by slot.
 
-    A text that is there already comes after all others. Beams that have ended compete with those that go on, and settle
-    one slot each. Where no kept beam goes on, the next best that does fills the slots; where none does, all settle.
+    A beam that has ended settles its slot whatever its score: a vote or best-of-n among all candidates decides later,
+    on whole texts. Open beams with the same text count as one. The slots of those that are dropped go to the kept
+    texts in proportion to the summed scores of their beams (D'Hondt): a text that the generator writes often and the
+    verifier likes is continued more often than one that is merely new.
     """
-    texts = set()
-    ranked: list[int] = []
-    repeated: list[int] = []
-    for slot in sorted(tree.beams, key=lambda slot: (-tree.beams[slot].score, slot)):
-        (repeated if tree.beams[slot].text in texts else ranked).append(slot)
-        texts.add(tree.beams[slot].text)
-    ranked += repeated
-    quota = -(-len(ranked) // width)
-    kept, others = ranked[:quota], ranked[quota:]
-    going_on = [slot for slot in kept if not tree.beams[slot].reason]
-    going_on = going_on or [slot for slot in others if not tree.beams[slot].reason][:1]
-    settled = [slot for slot in (kept if going_on else ranked) if tree.beams[slot].reason]
-    ended = {slot: tree.beams[slot] for slot in settled}
-    free = [slot for slot in sorted(tree.beams) if slot not in ended and slot not in going_on]
-    parents = {slot: tree.beams[slot] for slot in going_on}
-    # Each keeps its own slot, and the best first take those of the dropped ones in turns.
-    parents |= {slot: tree.beams[going_on[turn % len(going_on)]] for turn, slot in enumerate(free)}
-    tree.beams = parents
+    ended = {slot: beam for slot, beam in tree.beams.items() if beam.reason}
+    going_on = {slot: beam for slot, beam in tree.beams.items() if not beam.reason}
+    if width == 1:
+        tree.beams = going_on
+        return ended
+    best: dict[str, int] = {}
+    weights: Counter[str] = Counter()
+    for slot in sorted(going_on, key=lambda slot: (-going_on[slot].score, slot)):
+        best.setdefault(going_on[slot].text, slot)
+        weights[going_on[slot].text] += max(going_on[slot].score, LEAST)
+    texts = list(best)[: -(-len(going_on) // width)]
+    # Each kept text keeps its own slot; the next one goes to the largest weight for each slot that it would have.
+    tree.beams = {best[text]: going_on[best[text]] for text in texts}
+    quotients = [(-weights[text] / 2, rank, 2) for rank, text in enumerate(texts)]
+    heapify(quotients)
+    for slot in sorted(going_on.keys() - tree.beams.keys()):
+        _, rank, slots = quotients[0]
+        heapreplace(quotients, (-weights[texts[rank]] / (slots + 1), rank, slots + 1))
+        tree.beams[slot] = going_on[best[texts[rank]]]
     return ended
 
 

@@ -70,24 +70,47 @@ def test_the_best_quarter_is_kept_and_shares_the_slots() -> None:
     assert (tree.beams[1].text, tree.beams[4].text) == ("1", "4"), "a kept beam stays in its slot"
 
 
-def test_a_text_that_is_kept_already_is_not_kept_twice() -> None:
+def test_a_text_that_is_kept_already_is_not_kept_twice_but_has_slots_by_its_frequency() -> None:
     texts, scores = "aabc", [0.9, 0.9, 0.8, 0.1]
     pairs = enumerate(zip(texts, scores, strict=True))
     tree = Tree(list(range(4)), {slot: Beam(text=text, score=score) for slot, (text, score) in pairs})
     keep_best(tree, 2)
-    assert Counter(beam.text for beam in tree.beams.values()) == {"a": 2, "b": 2}
+    assert Counter(beam.text for beam in tree.beams.values()) == {"a": 3, "b": 1}
 
 
-def test_an_ended_beam_competes_and_settles_one_slot() -> None:
+@pytest.mark.parametrize("seed", range(20))
+def test_slots_are_shared_in_proportion_to_summed_scores(seed: int) -> None:
+    """D'Hondt: no slot would have a larger weight for each slot elsewhere; beside that all kept texts have one."""
+    rng = random.Random(seed)
+    beams = {slot: Beam(text=rng.choice("abcd"), score=rng.random()) for slot in range(64)}
+    tree = Tree(list(beams), dict(beams))
+    assert keep_best(tree, 2) == {}
+    counts = Counter(beam.text for beam in tree.beams.values())
+    weights: Counter[str] = Counter()
+    for beam in beams.values():
+        weights[beam.text] += beam.score
+    assert sum(counts.values()) == 64 and counts.keys() == weights.keys()
+    least = min(weights[text] / count for text, count in counts.items() if count > 1)
+    assert all(weights[text] / (count + 1) <= least + 1e-12 for text, count in counts.items())
+    assert all(abs(counts[text] - 64 * weights[text] / weights.total()) < 2 for text in counts)
+
+
+def test_a_common_right_step_has_more_candidates_than_a_rare_wrong_one() -> None:
+    """The generator is right in three of four texts, the verifier cannot tell: candidates are as right as samples."""
+    rng, right = random.Random(0), 0
+    for problem in range(100):
+        search = ProblemSearch(Search(n=16, width=4), str(problem), Beam())
+        finish(search, lambda beam: (rng.choice("aaab"), "stop" * (len(beam.text) == 2)), lambda text: 0.5)
+        right += sum(beam.text[0] == "a" for beam in search.ended.values())
+    assert right / 1600 > 0.7
+
+
+def test_an_ended_beam_settles_its_slot_and_competes_with_none() -> None:
     beams = {0: Beam(text="x", score=0.9, reason="stop"), 1: Beam(text="y", score=0.8)}
     beams |= {2: Beam(text="z", score=0.1, reason="stop"), 3: Beam(text="w", score=0.2)}
     tree = Tree([0, 1, 2, 3], dict(beams))
-    assert keep_best(tree, 2) == {0: beams[0]}
-    assert {slot: beam.text for slot, beam in tree.beams.items()} == {1: "y", 2: "y", 3: "y"}
-    # The only kept one has ended: the best that goes on fills the slots, though it is not among the best.
-    tree = Tree([0, 1, 2, 3], dict(beams))
-    assert keep_best(tree, 4) == {0: beams[0]}
-    assert {beam.text for beam in tree.beams.values()} == {"y"}
+    assert keep_best(tree, 2) == {0: beams[0], 2: beams[2]}
+    assert {slot: beam.text for slot, beam in tree.beams.items()} == {1: "y", 3: "y"}
     # Nothing goes on: all are candidates.
     tree = Tree([0, 2], {slot: beams[slot] for slot in (0, 2)})
     assert keep_best(tree, 2) == {0: beams[0], 2: beams[2]}
