@@ -7,7 +7,7 @@ A problem has `n` slots, each of which ends as one candidate with the slot's num
 its slot for good. So nothing is padded, and no more texts grow than `n` samples would be.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heapreplace
@@ -159,7 +159,7 @@ def keep_best(tree: Tree, width: int) -> dict[int, Beam]:
         tree.beams = going_on
         return ended
     best: dict[str, int] = {}
-    weights: Counter[str] = Counter()
+    weights: dict[str, float] = defaultdict(float)
     for slot in sorted(going_on, key=lambda slot: (-going_on[slot].score, slot)):
         best.setdefault(going_on[slot].text, slot)
         weights[going_on[slot].text] += max(going_on[slot].score, LEAST)
