@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import pyarrow.compute as pc
+import numpy as np
 
 from minos_ray.config.load import Config
 from minos_ray.config.schema import ERROR_TYPES, Critique, ErrorType
@@ -20,10 +20,10 @@ from minos_ray.critiques.endpoint import with_model
 from minos_ray.critiques.prompts import MARKED, Case, Messages, case_of
 from minos_ray.critiques.reply import Answer
 from minos_ray.critiques.request import Request, build_request
-from minos_ray.critiques.select import distinct
+from minos_ray.critiques.select import Outlines
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.problems.split import problems_by_id, round_robin, rows_of_problems
+from minos_ray.problems.split import problems_by_id, turns
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.columns import SCHEMAS, Row, table
 from minos_ray.store.run import Manifest, Run
@@ -128,12 +128,13 @@ def error_types(config: Config, run: Run) -> Manifest | None:
 def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
     """Wrong train candidates with known wrong steps, as many inserted errors, and what was passed over by reason."""
     problems = problems_by_id(run, "train", SCHEMAS["problems"].names)
-    count = config.error_analysis.count
-    labels = rows_of_problems(run.artefact("labels"), SCHEMAS["labels"].names, problems.keys())
-    usable, passed_over = distinct(labels.filter(pc.invert(labels["correct"])).to_pylist())
-    typable = [row for row in usable if wrong_steps(row["step_labels"])]
-    passed_over["candidate_without_wrong_step"] = len(usable) - len(typable)
-    chosen = round_robin(typable, f"{config.seed}/errors")[:count]
+    count, labels = config.error_analysis.count, run.artefact("labels")
+    outlines = Outlines.read(labels, problems.keys(), wrong_only=True)
+    typable = np.flatnonzero(outlines.usable & outlines.has_error)
+    passed_over = Counter(outlines.passed_over)
+    passed_over["candidate_without_wrong_step"] = int(outlines.usable.sum()) - len(typable)
+    first = typable[turns(outlines.problems[typable], f"{config.seed}/errors")][:count]
+    chosen = outlines.rows(labels, first.tolist(), SCHEMAS["labels"].names)
     sources: dict[Literal["candidate", "inserted"], list[Row]] = {"candidate": chosen, "inserted": []}
     if config.inserted.count:
         rows = run.artefact("inserted").read().to_pylist()

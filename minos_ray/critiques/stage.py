@@ -16,11 +16,11 @@ from minos_ray.critiques.prompts import case_of
 from minos_ray.critiques.reply import Answer
 from minos_ray.critiques.request import Request, build_request
 from minos_ray.critiques.retry import advice
-from minos_ray.critiques.select import Selection, select
+from minos_ray.critiques.select import Selection, select_stored
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.graph.specs import VERSIONS, begin, fresh
 from minos_ray.labels.checks import require_for_error_analysis
-from minos_ray.problems.split import problems_by_id, rows_of_problems
+from minos_ray.problems.split import read_problems
 from minos_ray.steps.critique_text import Parsed, agreement, agrees, parse_critique
 from minos_ray.store.columns import Row, table
 from minos_ray.store.run import Artefact, Manifest, Run
@@ -85,10 +85,11 @@ def buy_critiques(config: Config, run: Run) -> Manifest:
 
 def chosen(config: Config, section: Critique, run: Run) -> tuple[Selection, list[Task]]:
     """The candidates that get a critique, and what is to be asked for each."""
-    problems = problems_by_id(run, "train", ["problem_id", "question", "answer", "solution"])
-    columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
-    labels = rows_of_problems(run.artefact("labels"), columns, problems.keys()).to_pylist()
-    selection = select(labels, section.count, section.wrong_share, config.seed)
+    train = set(read_problems(run, "train", ["problem_id"])["problem_id"].to_pylist())
+    selection = select_stored(run.artefact("labels"), train, section.count, section.wrong_share, config.seed)
+    columns = ["problem_id", "question", "answer", "solution"]
+    asked = run.artefact("problems").read_where("problem_id", {row["problem_id"] for row in selection.rows}, columns)
+    problems = {row["problem_id"]: row for row in asked.to_pylist()}
     tasks = []
     for row in selection.rows:
         case = case_of(row, problems[row["problem_id"]])

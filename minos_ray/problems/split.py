@@ -1,9 +1,9 @@
 """The problems of a split, and the rows of other artefacts that belong to them."""
 
 import random
-from collections import Counter
 from collections.abc import Sequence, Set
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,14 +39,20 @@ def rows_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[st
 
 def round_robin(rows: Sequence[Row], seed: str) -> list[Row]:
     """Shuffled rows such that each problem gives its first before any gives its second, and so on."""
-    shuffled = random.Random(seed).sample(rows, len(rows))
-    seen: Counter[str] = Counter()
-    rounds = []
-    for row in shuffled:
-        rounds.append(seen[row["problem_id"]])
-        seen[row["problem_id"]] += 1
-    order = sorted(range(len(rows)), key=rounds.__getitem__)
-    return [shuffled[i] for i in order]
+    numbers: dict[str, int] = {}
+    problems = [numbers.setdefault(row["problem_id"], len(numbers)) for row in rows]
+    return [rows[i] for i in turns(np.array(problems, dtype=np.int64), seed)]
+
+
+def turns(problems: np.ndarray, seed: str) -> np.ndarray:
+    """[rows]: the numbers of the rows in the order of `round_robin`; `problems` [rows] are numbers from 0."""
+    size = len(problems)
+    shuffled = np.array(random.Random(seed).sample(range(size), size), dtype=np.int64)
+    by_problem = np.argsort(problems[shuffled], kind="stable")
+    starts = np.flatnonzero(np.diff(problems[shuffled][by_problem], prepend=-1))
+    rounds = np.empty(size, dtype=np.int64)
+    rounds[by_problem] = np.arange(size) - np.repeat(starts, np.diff(np.append(starts, size)))
+    return shuffled[np.argsort(rounds, kind="stable")]
 
 
 def quota(length: int, fraction: float) -> int:

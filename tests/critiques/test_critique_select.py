@@ -3,12 +3,16 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.critiques.select import Row, select
-from minos_ray.problems.split import quota
+from minos_ray.critiques.error_types import wrong_steps
+from minos_ray.critiques.select import OUTLINED, Outlines, Row, distinct, select, select_stored
+from minos_ray.problems.split import quota, round_robin
+from minos_ray.store import columns
+from minos_ray.store.run import Run
 
 
 def row(problem: int, index: int, correct: bool, text: str | None = None, status: str | None = None) -> dict[str, Any]:
@@ -97,3 +101,57 @@ def test_a_share_of_one_never_fills_up_with_the_other_kind() -> None:
 @pytest.mark.parametrize("count", [0, 3])
 def test_no_candidates(count: int) -> None:
     assert select([], count, 0.5, 0).rows == []
+
+
+TEXTS = st.lists(st.sampled_from(["", "a", "b", "ab"]), max_size=3)
+LABELS = st.tuples(
+    TEXTS, st.booleans(), st.sampled_from(["graded", "graded", "no_answer", "timeout"]), st.integers(-1, 1)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), LABELS), max_size=40), shares, st.integers(0, 30), st.integers(1, 9))
+def test_choosing_without_texts_chooses_the_same_rows(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: list[tuple[int, tuple[list[str], bool, str, int]]],
+    share: float,
+    count: int,
+    part: int,
+) -> None:
+    rows = [
+        {
+            **row(problem, index, correct),
+            "status": status if status != "graded" else "correct" if correct else "wrong",
+            "steps": steps,
+            "step_labels": [label] * len(steps),
+        }
+        for index, (problem, (steps, correct, status, label)) in enumerate(drawn)
+    ]
+    labels = Run(str(tmp_path_factory.mktemp("labels"))).artefact("labels")
+    labels.begin({"import": "test"})
+    rest = {"answer": None, "step_scores": None, "step_source": "", "error_types": []}
+    for first in range(0, len(rows), part):
+        labels.write_part(str(first), columns.table("labels", [{**r, **rest} for r in rows[first : first + part]]))
+    labels.complete({"rows": len(rows)})
+    train = {f"p{problem}" for problem in range(4)}
+    of_train = [row for row in rows if row["problem_id"] in train]
+    found, expected = select_stored(labels, train, count, share, 3), select(of_train, count, share, 3)
+    assert found == expected and all(list(row) == OUTLINED for row in found.rows)
+    usable, passed_over = distinct([row for row in of_train if not row["correct"]])
+    outlines = Outlines.read(labels, train, wrong_only=True)
+    assert outlines.ids.take(np.flatnonzero(outlines.usable)).to_pylist() == [row["candidate_id"] for row in usable]
+    assert outlines.passed_over == passed_over
+    assert outlines.has_error[outlines.usable].tolist() == [bool(wrong_steps(row["step_labels"])) for row in usable]
+
+
+@given(st.lists(st.integers(0, 5), max_size=40), st.integers(0, 5))
+def test_turns_are_taken_in_the_order_of_a_shuffle(problems: list[int], seed: int) -> None:
+    import random
+
+    rows = [{"problem_id": str(problem), "number": number} for number, problem in enumerate(problems)]
+    shuffled, seen = random.Random(str(seed)).sample(rows, len(rows)), Counter[str]()
+    rounds = []
+    for each in shuffled:
+        rounds.append(seen[each["problem_id"]])
+        seen[each["problem_id"]] += 1
+    assert round_robin(rows, str(seed)) == [shuffled[k] for k in sorted(range(len(rows)), key=rounds.__getitem__)]
