@@ -1,7 +1,8 @@
 """The critic as a generative verifier: it writes critiques of test candidates, and its verdicts are the score.
 
 Equal solutions of a problem are judged once, and all their candidates get the same score. With `score.judge.soft` a
-second score comes from the same critiques: how likely their verdicts were (`scores/critic-soft`).
+second score comes from the same critiques: how likely their verdicts were (`scores/critic-soft`). A unit of work is a
+problem: the driver knows in which parts its candidates lie, and the actors read them.
 """
 
 import json
@@ -22,8 +23,8 @@ from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Judge, Model
 from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import require_room
-from minos_ray.problems.split import read_problems
 from minos_ray.scoring import soft
+from minos_ray.scoring.stage import read_pieces
 from minos_ray.steps import encoding
 from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns as schema
@@ -36,7 +37,7 @@ SOFT = "scores/critic-soft"
 # (text, what the parser reads in it) -> P(True), and P(correct) of each step
 Soften = Callable[[Text, Parsed], tuple[float, list[float]]]
 
-# A unit: one distinct solution, with the id of its first candidate, and all the candidates that have it.
+# What a critic is given: a distinct solution, with the id of its first candidate, and all the candidates that have it.
 UNITS = pa.schema(
     [
         ("unit_id", pa.string()),
@@ -104,6 +105,37 @@ class CriticJudge:
         texts = self.generator.generate(requests, sampling, seed=f"judge {self.seed} {units[0]['unit_id']}")
         by_unit = {unit["unit_id"]: critiques for unit, critiques in zip(judged, texts, strict=True)}
         return [by_unit.get(unit["unit_id"], []) for unit in units]
+
+
+class ProblemJudge:
+    """The worker of `run_units`: reads the candidates of problems (units of `plan`) and has the critic judge them."""
+
+    def __init__(self, run: str, model: Model, resources: Engine, judge: Judge, seed: int) -> None:
+        self.critic = CriticJudge(run, model, resources, judge, seed)
+        self.labels = Run(run).artefact("labels")
+        self.parts: dict[str, pa.Table] = {}
+
+    def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Rows of scores, and counts, as of `CriticJudge`."""
+        # The parts of these problems stay for the next ones, which mostly lie in them, too.
+        self.parts = {name: self.parts.get(name) or read_solutions(self.labels, name) for name in part_names(units)}
+        return self.critic(distinct(list(self.parts.values()), units))
+
+    @staticmethod
+    def failed(units: pa.Table, run: str, judge: Judge, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """As of `CriticJudge`: of problems that crashed every engine."""
+        parts = [read_solutions(Run(run).artefact("labels"), name) for name in part_names(units)]
+        return CriticJudge.failed(distinct(parts, units), judge)
+
+
+def read_solutions(labels: Artefact, part: str) -> pa.Table:
+    """The solutions of a part."""
+    return labels.read_part(part, ["candidate_id", "problem_id", "steps"])
+
+
+def part_names(units: pa.Table) -> list[str]:
+    """The parts in which the candidates of these units lie."""
+    return sorted({name for names in units["parts"].unique().to_pylist() for name in names.split(" ")})
 
 
 def scores_schema(judge: Judge) -> pa.Schema:
@@ -190,7 +222,7 @@ def judge_by_vote(config: Config, run: Run, section: Judge) -> Manifest:
     if section.soft:
         soft.wording_of(load_tokenizer(path, config.base.trust_remote_code))
     require_room("score.judge.max_tokens", section.max_tokens, "judge", config.resources.judge, path)
-    units = distinct(run)
+    units = plan(run)
     artefact = specs.begin(config, run, "scores/critic")
     lengths.make_again(artefact, lengths.length_of(config, artefact.name, path))
     start = time.monotonic()
@@ -198,17 +230,37 @@ def judge_by_vote(config: Config, run: Run, section: Judge) -> Manifest:
     return finish(artefact, units, time.monotonic() - start)
 
 
-def distinct(run: Run) -> pa.Table:
-    """The distinct solutions of each test problem (`UNITS`), in order of problems and texts.
-
-    The labels are read part by part; in memory are the steps of each distinct solution, and the ids of all candidates.
+def plan(run: Run) -> pa.Table:
+    """The test problems with labelled candidates: `unit_id` (the problem's), `question`, `parts` (names of the parts
+    of labels in which they lie, with spaces between), `rows` (how many). Problems of one part are neighbours.
     """
-    problems = read_problems(run, "test", ["problem_id", "question"]).combine_chunks()
-    test_ids = problems["problem_id"].combine_chunks()
+    pieces = read_pieces(run, "test")
+    problem, part = (pieces[name].combine_chunks() for name in ("problem_id", "part"))
+    order = np.lexsort((part.indices.to_numpy(), problem.indices.to_numpy()))
+    of_problem = problem.indices.to_numpy()[order]
+    starts = np.flatnonzero(np.diff(of_problem, prepend=-1))
+    names = part.dictionary.take(part.indices.take(pa.array(order)))
+    parts = pa.ListArray.from_arrays(pa.array(np.append(starts, len(order)), pa.int32()), names)
+    first = pa.array(order[starts])
+    columns = {
+        "unit_id": problem.dictionary.take(problem.indices.take(first)),
+        "question": pieces["question"].take(first),
+        "parts": pc.binary_join(parts, " ").dictionary_encode(),
+        "rows": pa.array(np.add.reduceat(pieces["rows"].to_numpy()[order], starts)),
+    }
+    return pa.table(columns).take(pa.array(np.argsort(part.indices.to_numpy()[order][starts], kind="stable")))
+
+
+def distinct(parts: Sequence[pa.Table], units: pa.Table) -> pa.Table:
+    """The distinct solutions of each of these problems (`UNITS`), in order of problems and texts.
+
+    `parts` have the columns of `read_solutions`, also of other problems; `units` are some of `plan`.
+    """
+    problems = pa.table({"problem_id": units["unit_id"], "question": units["question"]}).combine_chunks()
     candidates: dict[tuple[str, bytes], list[str]] = {}
-    solutions = [run.artefact("labels").empty_table(["problem_id", "steps"])]
-    for part in run.artefact("labels").parts(["candidate_id", "problem_id", "steps"]):
-        rows = part.filter(pc.is_in(part["problem_id"], value_set=test_ids))
+    solutions = []
+    for part in parts:
+        rows = part.filter(pc.is_in(part["problem_id"], value_set=problems["problem_id"].combine_chunks()))
         firsts = []
         for number, row in enumerate(rows.to_pylist()):
             key = row["problem_id"], blake2b(json.dumps(row["steps"]).encode(), digest_size=16).digest()
@@ -236,14 +288,15 @@ def as_units(solutions: pa.Table, candidates: list[list[str]], problems: pa.Tabl
 
 
 def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table) -> None:
-    """Judges the units whose rows are not stored."""
+    """Judges the problems whose rows are not stored."""
     assert config.score.judge is not None
     missing = units.filter(pa.array(~stored(artefact, units)))
     resources = config.resources.judge
+    solutions = resources.units_per_task * config.sample.unit // config.score.judge.samples
     work = Work(
         label="judge",
         pool="judge",
-        worker=CriticJudge,
+        worker=ProblemJudge,
         kwargs={
             "run": run.path,
             "model": critic(config, run),
@@ -251,7 +304,7 @@ def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table)
             "judge": config.score.judge,
             "seed": config.seed,
         },
-        batch_units=max(1, resources.units_per_task * config.sample.unit // config.score.judge.samples),
+        batch_units=max(1, solutions * len(units) // max(1, size(units))),
         rows=size(units),
         rows_before=size(units) - size(missing),
         row_name="candidates",
@@ -261,13 +314,12 @@ def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table)
 
 def stored(artefact: Artefact, units: pa.Table) -> np.ndarray:
     """[units] of bool: which are stored."""
-    rows = pc.list_value_length(units["candidate_ids"]).to_numpy()
-    return stored_units(artefact, units["unit_id"].combine_chunks(), rows)
+    return stored_units(artefact, units["unit_id"].combine_chunks(), units["rows"].to_numpy())
 
 
 def size(units: pa.Table) -> int:
     """Candidates of units."""
-    return pc.sum(pc.list_value_length(units["candidate_ids"])).as_py() or 0
+    return pc.sum(units["rows"]).as_py() or 0
 
 
 def finish(artefact: Artefact, units: pa.Table, seconds: float) -> Manifest:

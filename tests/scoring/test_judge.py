@@ -12,7 +12,19 @@ from minos_ray.config.resources import Engine, Resources
 from minos_ray.config.schema import Judge, Model, Score
 from minos_ray.config.training import StepEncoding
 from minos_ray.scoring import judge as judging
-from minos_ray.scoring.judge import UNITS, CriticJudge, distinct, judge, rate, scores_schema, size, verdicts
+from minos_ray.scoring.judge import (
+    UNITS,
+    CriticJudge,
+    distinct,
+    judge,
+    part_names,
+    plan,
+    rate,
+    read_solutions,
+    scores_schema,
+    size,
+    verdicts,
+)
 from minos_ray.steps import encoding
 from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns
@@ -246,7 +258,12 @@ def test_solutions_are_told_apart_part_by_part(tmp_path: Path) -> None:
     for number, some in enumerate(list(written.items())[at : at + 2] for at in range(0, 7, 2)):
         artefact.write_part(str(number), columns.table("labels", [label(name, steps) for name, steps in some]))
     artefact.complete({"rows": 7})
-    units = distinct(run)
+    problems = plan(run)
+    assert part_names(problems) == ["0", "1", "2", "3"]
+    parts = [read_solutions(artefact, name) for name in part_names(problems)]
+    alone = {problem: len(distinct(parts, problems.slice(row, 1))) for row, problem in enumerate(problems["unit_id"])}
+    assert {problem.as_py(): solutions for problem, solutions in alone.items()} == {"p": 4, "q": 1}
+    units = distinct(parts, problems)
     assert units.schema == UNITS
     assert [(u["unit_id"], u["candidate_ids"], u["steps"]) for u in units.to_pylist()] == [
         ("p/4", ["p/4"], []),
@@ -255,4 +272,4 @@ def test_solutions_are_told_apart_part_by_part(tmp_path: Path) -> None:
         ("p/2", ["p/2"], ["a\nb"]),
         ("q/0", ["q/0"], ["a"]),
     ]
-    assert {u["question"] for u in units.to_pylist()} == {QUESTION} and size(units) == 6
+    assert {u["question"] for u in units.to_pylist()} == {QUESTION} and size(problems) == 6
