@@ -120,8 +120,9 @@ def stored_candidates(artefact: Artefact, targets: Targets) -> np.ndarray:
     names = compacted_before_pieces(artefact.part_names())
 
     def claims() -> Iterator[tuple[str, np.ndarray]]:
-        for name, part in prefetch(lambda name: artefact.read_part(name, ["problem_id", "index"]), names):
-            encoded = part["problem_id"].combine_chunks().dictionary_encode()
+        columns, encode = ["problem_id", "index"], ["problem_id"]
+        for name, part in prefetch(lambda name: artefact.read_part(name, columns, encode), names):
+            encoded = part["problem_id"].unify_dictionaries().combine_chunks()
             problem = np.array([numbers[problem_id] for problem_id in encoded.dictionary.to_pylist()], dtype=np.int64)
             yield name, problem[encoded.indices.to_numpy()] * width + part["index"].to_numpy()
 

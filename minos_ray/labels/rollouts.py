@@ -22,7 +22,7 @@ from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.prefixes import prefixes
 from minos_ray.labels.rollout_plan import Tree, grow
-from minos_ray.problems.split import problems_by_id, round_robin, rows_of_problems
+from minos_ray.problems.split import problems_by_id, rows_of_problems, turns
 from minos_ray.steps.own_text import own_solution
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.model_files import locate
@@ -143,12 +143,18 @@ def train_answers(run: Run) -> dict[str, str]:
 
 def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> list[Row]:
     """Candidates of these problems, ordered by problem and id: all, or `limit` of them, round-robin over problems."""
-    rows = rows_of_problems(run.artefact("candidates"), ["candidate_id", "problem_id", "text"], set(problem_ids))
-    ordered = rows.sort_by([("problem_id", "ascending"), ("candidate_id", "ascending")]).to_pylist()
-    if limit is None or limit >= len(ordered):
-        return ordered
-    first = round_robin(ordered, f"{seed}/rollouts")[:limit]
-    return sorted(first, key=lambda row: (row["problem_id"], row["candidate_id"]))
+    columns, order = (
+        ["candidate_id", "problem_id", "text"],
+        [("problem_id", "ascending"), ("candidate_id", "ascending")],
+    )
+    ids = rows_of_problems(run.artefact("candidates"), columns[:2], set(problem_ids)).sort_by(order)
+    if limit is None or limit >= len(ids):
+        rows = rows_of_problems(run.artefact("candidates"), columns, set(problem_ids))
+    else:  # texts of those that are chosen
+        problems = ids["problem_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+        first = ids["candidate_id"].take(pa.array(turns(problems, f"{seed}/rollouts")[:limit]))
+        rows = run.artefact("candidates").read_where("candidate_id", first.to_pylist(), columns)
+    return rows.sort_by(order).to_pylist()
 
 
 def complete_missing(config: Config, run: Run, target: Artefact, plan: Plan, model: Model) -> int:

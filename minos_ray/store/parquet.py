@@ -74,12 +74,18 @@ def footer_bytes(source: pa.NativeFile) -> bytes:
     return footer
 
 
-def open_part(source: pa.NativeFile) -> tuple[pq.ParquetFile, dict[bytes, bytes]]:
-    """A part and the metadata of its checked footer."""
+def open_part(source: pa.NativeFile, encoded: Sequence[str] = ()) -> tuple[pq.ParquetFile, dict[bytes, bytes]]:
+    """A part and the metadata of its checked footer; columns `encoded` are read as dictionaries."""
     footer = footer_bytes(source)
     empty_file = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
     metadata = pq.read_metadata(pa.BufferReader(empty_file))
-    file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, pre_buffer=True)
+    file = pq.ParquetFile(
+        source,
+        metadata=metadata,
+        read_dictionary=list(encoded),
+        page_checksum_verification=True,
+        pre_buffer=True,
+    )
     return file, metadata.metadata or {}
 
 
@@ -90,9 +96,9 @@ def read_footer(source: pa.NativeFile) -> PartFooter:
     return PartFooter(units, file.metadata.num_rows, stats)
 
 
-def read_rows(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table:
+def read_rows(source: pa.NativeFile, columns: Sequence[str] | None, encoded: Sequence[str] = ()) -> pa.Table:
     """The rows of a part, checked against the checksums. KeyError for a column that it does not have."""
-    file, _ = open_part(source)
+    file, _ = open_part(source, encoded)
     table = file.read(columns=None if columns is None else list(columns))
     if table.num_rows != file.metadata.num_rows:
         raise ValueError("rows are missing")

@@ -288,16 +288,16 @@ class Artefact:
         schema = SCHEMAS.get(self.name.partition("/")[0])
         return schema.empty_table().select(columns or schema.names) if schema else pa.table({})
 
-    def read_part(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """The rows of one part."""
-        return self._read_part(f"part-{name}.parquet", columns)
+    def read_part(self, name: str, columns: list[str] | None = None, encoded: Sequence[str] = ()) -> pa.Table:
+        """The rows of one part; columns `encoded` are dictionaries, which takes half the time where values repeat."""
+        return self._read_part(f"part-{name}.parquet", columns, encoded)
 
     def part_footer(self, name: str) -> parquet.PartFooter:
         """The footer of one part. Raises UserError when it is torn."""
         return self._read_or_raise_torn(f"part-{name}.parquet", parquet.read_footer)
 
-    def _read_part(self, file: str, columns: list[str] | None) -> pa.Table:
-        return self._read_or_raise_torn(file, lambda source: parquet.read_rows(source, columns))
+    def _read_part(self, file: str, columns: list[str] | None, encoded: Sequence[str] = ()) -> pa.Table:
+        return self._read_or_raise_torn(file, lambda source: parquet.read_rows(source, columns, encoded))
 
     def _read_or_raise_torn(self, file: str, read: Callable[[pa.NativeFile], T]) -> T:
         result = read_or_none_if_torn(self.run, f"{self.name}/{file}", read)

@@ -239,7 +239,7 @@ def test_units_whose_engine_died_score_nothing_and_are_counted() -> None:
     assert stats["candidates"] == 2
 
 
-def test_solutions_are_told_apart_part_by_part(tmp_path: Path) -> None:
+def test_solutions_are_told_apart_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(str(tmp_path / "run"))
     problem = {"dataset": "test", "question": QUESTION, "answer": "7", "solution": None}
     splits = (("q", "test"), ("p", "test"), ("t", "train"))
@@ -273,3 +273,20 @@ def test_solutions_are_told_apart_part_by_part(tmp_path: Path) -> None:
         ("q/0", ["q/0"], ["a"]),
     ]
     assert {u["question"] for u in units.to_pylist()} == {QUESTION} and size(problems) == 6
+
+    class Echo:
+        """A critic that accepts everything, and whose engine may have died."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __call__(self, given: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+            return given, {}
+
+        failed = staticmethod(lambda given, judge: (given, {"engine_died": 1.0}))
+
+    monkeypatch.setattr(judging, "CriticJudge", Echo)
+    worker = judging.ProblemJudge(run.path, Model(model="unused"), Engine(), Judge(), 0)
+    one_by_one = [worker(problems.slice(row, 1))[0] for row in range(len(problems))]
+    assert pa.concat_tables(one_by_one).sort_by("unit_id") == units.sort_by("unit_id")
+    assert judging.ProblemJudge.failed(problems, run=run.path, judge=Judge(), seed=0) == (units, {"engine_died": 1.0})
