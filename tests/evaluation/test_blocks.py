@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minos_ray.config.resources import Resources
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.evaluation import blocks, candidates, outcomes
+from minos_ray.evaluation.answers import clusters
 from minos_ray.evaluation.blocks import Process, block_workers, call_function
 from minos_ray.evaluation.stage import evaluate
+from minos_ray.store import columns
 from minos_ray.store.run import Run
 from minos_ray.work.lock import born
 from tests.runs import config, make_run, put, scores
@@ -113,3 +117,53 @@ def test_modules_of_the_working_folder_are_not_imported(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     with Process() as process:
         assert process(divmod, 7, 2) == (3, 1)
+
+
+IDS = st.sampled_from(
+    ["p/0", "p/1", "p/10", "p/2", "p/1000000", "q/3", "q/x", "p2/0", "q2/1", "q2/01", "odd", "é/1", "p/é"]
+)
+ANSWER = st.tuples(st.sampled_from([None, "1", "2", "2.0", "x", "\\frac{1}{2}", "0.5"]), st.booleans())
+
+
+@settings(deadline=None)
+@given(st.dictionaries(IDS, ANSWER), st.randoms(use_true_random=False))
+def test_candidates_are_sorted_joined_and_clustered_as_one_by_one(
+    drawn: dict[str, tuple[str | None, bool]], random: Any
+) -> None:
+    nothing = {"steps": [], "step_labels": [], "step_scores": None, "step_source": "", "error_types": []}
+    rows = [
+        {
+            "candidate_id": name,
+            "problem_id": name[:-2],
+            "answer": answer,
+            "correct": right,
+            "status": "wrong",
+            **nothing,
+        }
+        for name, (answer, right) in drawn.items()
+    ]
+    found = candidates.group_candidates(columns.table("labels", rows))
+    ordered = sorted(rows, key=lambda row: (row["problem_id"], row["candidate_id"]))
+    assert found.rows["candidate_id"].to_pylist() == [row["candidate_id"] for row in ordered]
+    problems = sorted({row["problem_id"] for row in rows})
+    groups = [[row for row in ordered if row["problem_id"] == problem] for problem in problems]
+    expected = [clusters([row["answer"] for row in group], [row["correct"] for row in group]) for group in groups]
+    assert found.starts.tolist() == [sum(map(len, groups[:end])) for end in range(len(groups) + 1)]
+    assert found.clusters.tolist() == [number for group in expected for number in group]
+    random.shuffle(rows)
+    for some in (rows, rows[: len(rows) // 2]):
+        table = columns.table("labels", some)
+        joined = table["candidate_id"].take(candidates.places(table, found)).to_pylist() if some else []
+        present = {row["candidate_id"] for row in some}
+        assert joined == [row["candidate_id"] if row["candidate_id"] in present else None for row in ordered if some]
+
+
+def test_a_difference_is_resampled_as_its_two_columns_are() -> None:
+    from minos_ray.evaluation.statistics import intervals
+
+    values = np.random.default_rng(0).integers(0, 2, (60, 3)).astype(float)
+    values[50:, 1:] = np.nan
+    pairs = [(2, 1), (0, 0)]
+    columns_too = np.column_stack([values, *(values[:, a] - values[:, b] for a, b in pairs)])
+    for found, expected in zip(intervals(values, 300, 4, pairs), intervals(columns_too, 300, 4), strict=True):
+        assert found == pytest.approx(expected, abs=1e-12)
