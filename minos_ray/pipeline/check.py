@@ -195,7 +195,7 @@ def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Ite
     machine = {"CPU": float(config.resources.num_cpus or os.cpu_count() or 1), "GPU": float(gpu_count())}
     for name, need in needs.items():
         types = {c: machine["GPU"] for c in need.conditions if c.startswith(ACCELERATOR)}  # Ray itself knows the type
-        if line := lack(f"resources.{name}", need, {"this machine": machine | types}):
+        if line := lack(f"resources.{name}", need, {"this machine": need.offer(machine | types, {})}):
             yield line
     if machine["GPU"] and any("GPU" in need.bundle for need in needs.values()) and (size := gpu_memory_gb()):
         yield from candidates.gpu_problems(config, run, needs, size)

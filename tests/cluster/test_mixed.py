@@ -14,6 +14,7 @@ from minos_ray.cluster.nodes import alive, by_address
 from minos_ray.config.load import build
 from minos_ray.config.resources import Actors, Engine, Resources, Scoring, Workers
 from minos_ray.errors import UserError
+from minos_ray.pipeline.check import machine_findings
 from minos_ray.store.run import Run
 from minos_ray.work.run_units import Work, run_units
 from tests.raylets import STORE, all_is_free, cluster_of_raylets
@@ -143,6 +144,16 @@ def test_a_node_of_the_right_type_must_be_large_enough_too() -> None:
         "x wants 2 x (1 CPU, 2 GPU, accelerator_type:A100), each on one node: 1 of 2 fit on a: 8 CPU, 3 GPU"
     )
     assert lack("x", need, {"a": node, "b": node}) is None
+
+
+def test_a_machine_alone_has_no_labels() -> None:
+    pools = {"grade": {"label_selector": {"market": "!spot"}}, "judge": {"label_selector": {"market": "spot"}}}
+    config = build({"run": "x", "base": {"model": "x"}, "resources": {"num_cpus": 2, **pools}})
+    needs = {name: bundles(getattr(config.resources, name)) for name in pools}
+    assert list(machine_findings(config, Run("x"), needs)) == [
+        "resources.judge wants 1 x (1 CPU, market=spot), each on one node: 0 of 1 fit on this machine: 2 CPU, "
+        "not market=spot"
+    ]
 
 
 @pytest.mark.parametrize(
