@@ -68,6 +68,34 @@ class Sampler:
         return rows, {ENGINE_DIED: rows.num_rows}
 
 
+class GroupSampler:
+    """Samples groups of units, each with a random stream of its own and an empty prefix cache.
+
+    A unit of work is a group (column `units`: those of `Sampler`). Where groups are always the same ones, their texts
+    are too, whatever was killed before.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.sampler = Sampler(**kwargs)
+
+    def __call__(self, groups: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Candidates of all units, and their numbers."""
+        tables, stats = [], []
+        for units in groups["units"].to_pylist():
+            # What the engine has kept of other groups would change the last digits of what it computes for this one.
+            self.sampler.generator.llm.reset_prefix_cache()
+            rows, counts = self.sampler(pa.Table.from_pylist(units))
+            tables.append(rows)
+            stats.append(counts)
+        return pa.concat_tables(tables), sum_stats(stats)
+
+    @staticmethod
+    def failed(groups: pa.Table, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """Empty candidates of groups that crashed every engine."""
+        units = [unit for group in groups["units"].to_pylist() for unit in group]
+        return Sampler.failed(pa.Table.from_pylist(units), **kwargs)
+
+
 def sampling_of(sample: Sample, tokenizer: Any) -> dict[str, Any]:
     """Arguments of vLLM's SamplingParams."""
     values = sample.model_dump(include=SAMPLING)

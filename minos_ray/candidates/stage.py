@@ -5,7 +5,9 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 from minos_ray.candidates.engine import ENGINE_DIED
 from minos_ray.candidates.plan import Units, plan, task_units
 from minos_ray.candidates.prompts import prompt_of
-from minos_ray.candidates.sampler import Sampler
+from minos_ray.candidates.sampler import GroupSampler, Sampler
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
@@ -30,6 +32,8 @@ from minos_ray.work.run_units import Work, compacted_before_pieces, mark_stored,
 AMOUNTS = ("n_train", "n_test")
 # Units whose ids are made at once: one array holds no more than 2 GiB of them.
 IDS_AT_ONCE = 1 << 20
+# Candidates of a group: enough to keep an engine full, few enough to lose.
+GROUP_CANDIDATES = 1024
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,12 @@ class Targets:
         return int(self.amounts.sum())
 
 
-def sample(config: Config, run: Run) -> Manifest:
-    """Samples candidates for both splits (`n_train`, `n_test`); a rerun samples only those that are missing."""
+def sample(config: Config, run: Run, grouped: bool = False) -> Manifest:
+    """Samples candidates for both splits (`n_train`, `n_test`); a rerun samples only those that are missing.
+
+    `grouped`: always the same problems are sampled together and stored at once, so that a rerun draws the texts that a
+    killed one would have drawn.
+    """
     if done := specs.fresh(config, run, "candidates"):
         return done
     targets = read_targets(config, run)
@@ -55,7 +63,7 @@ def sample(config: Config, run: Run) -> Manifest:
     artefact = specs.begin(config, run, "candidates")
     lengths.make_again(artefact, lengths.length_of(config, "candidates", locate(generator(config), run)), not_refused)
     start = time.monotonic()
-    before = sample_missing(config, run, artefact, targets)
+    before = sample_missing(config, run, artefact, targets, grouped)
     return finish(config, artefact, targets, before, time.monotonic() - start)
 
 
@@ -134,7 +142,7 @@ def missing(config: Config, artefact: Artefact, targets: Targets) -> Units:
     return plan(targets.amounts, stored_candidates(artefact, targets), config.sample.unit).shuffled(config.seed)
 
 
-def sample_missing(config: Config, run: Run, artefact: Artefact, targets: Targets) -> int:
+def sample_missing(config: Config, run: Run, artefact: Artefact, targets: Targets, grouped: bool = False) -> int:
     """Samples the candidates that are not stored; returns how many were stored before."""
     units = missing(config, artefact, targets)
     before = targets.rows - int(units.count.sum())
@@ -160,6 +168,9 @@ def sample_missing(config: Config, run: Run, artefact: Artefact, targets: Target
     )
     # Popped from a list, so that no reference stays here: in a large run the table is large, and Ray's store holds it.
     tables = [unit_table(units, targets.problems)]
+    if grouped:
+        work = replace(work, worker=GroupSampler, batch_units=1, least_units=None, most_units=1)
+        tables = [group_table(units, tables.pop(), targets)]
     del units
     pa.default_memory_pool().release_unused()
     run_units(run, artefact.name, tables.pop(), work, config.resources)
@@ -177,6 +188,15 @@ def unit_table(units: Units, problems: pa.Table) -> pa.Table:
         unit_ids.append(pc.binary_join_element_wise(problem_ids, first[i : i + IDS_AT_ONCE].cast(pa.string()), "#"))
     unit_id = pa.chunked_array(unit_ids, pa.string())
     return pa.table({"unit_id": unit_id, **encoded, "first": first, "count": pa.array(units.count, pa.int32())})
+
+
+def group_table(units: Units, table: pa.Table, targets: Targets) -> pa.Table:
+    """The units, as `unit_table` has them, in groups of neighbouring problems, the same whatever is missing."""
+    size = max(1, GROUP_CANDIDATES // int(targets.amounts.max()))
+    in_order = np.lexsort((units.first, units.problem))
+    numbers, rows = units.problem[in_order] // size, table.take(in_order).to_pylist()
+    groups = [[row for _, row in group] for _, group in groupby(zip(numbers, rows, strict=True), itemgetter(0))]
+    return pa.Table.from_pylist([{"unit_id": group[0]["unit_id"], "units": group} for group in groups])
 
 
 def count_reasons(artefact: Artefact) -> tuple[Counter[str], int]:

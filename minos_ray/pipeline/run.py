@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from minos_ray.config.load import Config, build, leaves, resolve
 from minos_ray.errors import StorageFailed, UserError
@@ -46,8 +46,8 @@ def require_lasting_folder(config: Config) -> None:
         raise UserError(f"run = '{config.run}' would be lost with the job's working directory; give an absolute path")
 
 
-def run_stage(config: Config, run: Run, stage: str) -> Manifest:
-    """Runs one stage; UserError with all that would stop it, before it begins."""
+def run_stage(config: Config, run: Run, stage: str, function: Callable[..., Manifest] | None = None) -> Manifest:
+    """Runs one stage, by its own function or another; UserError with all that would stop it, before it begins."""
     from minos_ray.pipeline.check import require
 
     planned = [s for s in specs(config) if s.stage == stage]
@@ -61,13 +61,20 @@ def run_stage(config: Config, run: Run, stage: str) -> Manifest:
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; run `minos {first}` first")
     require(config, run, {stage})
     with reported(run, stage):
-        return resolve(FUNCTIONS[stage])(config, run)
+        return (function or resolve(FUNCTIONS[stage]))(config, run)
 
 
 def run_all(
-    config: Config, run: Run, log: Callable[[str], None] = print, stages: Sequence[str] = ORDER
+    config: Config,
+    run: Run,
+    log: Callable[[str], None] = print,
+    stages: Sequence[str] = ORDER,
+    functions: Mapping[str, Callable[..., Manifest]] = {},
 ) -> dict[str, float]:
-    """Every stage (of `stages`) that is missing or stale, in order; returns seconds by stage."""
+    """Every stage (of `stages`) that is missing or stale, in order; returns seconds by stage.
+
+    `functions` do stages in place of the stages' own.
+    """
     seconds = {}
     for stage in stages:
         states = [state_of(config, run, s) for s in specs(config) if s.stage == stage]
@@ -78,7 +85,7 @@ def run_all(
             continue
         log(f"[{stage}] " + "; ".join(f"{s.artefact}: {s.state}{f' ({s.why})' if s.why else ''}" for s in todo))
         start = time.monotonic()
-        run_stage(config, run, stage)
+        run_stage(config, run, stage, functions.get(stage))
         seconds[stage] = time.monotonic() - start
         log(f"[{stage}] done in {duration(seconds[stage])}")
     return seconds

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from minos_ray.candidates.stage import generator
+from minos_ray.candidates.stage import generator, sample
 from minos_ray.config.load import Config
 from minos_ray.config.schema import ErrorAnalysis, Inserted, Model
 from minos_ray.config.study import Study
@@ -104,7 +104,7 @@ def sample_round(config: Config, run: Run, number: int) -> Run:
         problems.write_part("0", problems_of_round(config, run, number))
         problems.complete({})
     say = functools.partial(print, f"teach: round {number}:", flush=True)
-    run_all(settings, open_run(settings), say, STAGES)
+    run_all(settings, open_run(settings), say, STAGES, {"sample": functools.partial(sample, grouped=True)})
     scores = scores_of(config, run, number)
     if scores is not None and scores.manifest() is None:
         scores.begin({"round": number})

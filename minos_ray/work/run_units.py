@@ -41,7 +41,8 @@ class Work:
 
     `worker(**kwargs)` is called once in each actor of the pool `resources.<pool>`, and given `batch_units` units at
     once; a worker that has `stream` is given a whole task. The last tasks are shorter, down to `least_units` (None: an
-    eighth of `batch_units`). `rows` is the number of rows expected in all, `rows_before` how many of them are stored.
+    eighth of `batch_units`). `most_units` bounds a task: with 1 every unit is a part of its own, also after a kill.
+    `rows` is the number of rows expected in all, `rows_before` how many of them are stored.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Work:
     rows: int
     rows_before: int = 0
     least_units: int | None = None
+    most_units: int | None = None
     row_name: str = "rows"
 
 
@@ -148,7 +150,7 @@ def run_units(run: Run, artefact: str, units: pa.Table, work: Work, resources: R
         "part_units": -(-units.num_rows // MAX_PARTS),
         "batch_units": work.batch_units,
     }
-    most = max(work.batch_units * BATCHES_PER_TASK, constructor["part_units"])
+    most = work.most_units or max(work.batch_units * BATCHES_PER_TASK, constructor["part_units"])
     sizes = task_sizes(units.num_rows, pool.actors, most, work.least_units or -(-work.batch_units // 8))
     outcome = Outcome(work, units.num_rows)
     try:

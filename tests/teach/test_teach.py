@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from minos_ray.candidates import stage as sampling
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.config.training import Teach
@@ -64,12 +65,14 @@ def run_of(folder: Path, **teach: Any) -> tuple[Config, Run]:
     orm.begin({"import": "test"})
     tiny_model(f"{run.root}/models/orm-base", "orm", spread=0.5)
     orm.complete({})
-    training = {"lr": 3e-3, "batch_rows": 8, "precision": "fp32", "epochs": 4.0, "max_length": 256, "eval_every": 4}
-    amounts = {"rounds": 2, "judge": "orm-base", "samples": 4, "test_samples": 4, "problems": 12}
+    training = {"lr": 3e-3, "batch_rows": 8, "precision": "fp32", "epochs": 20.0, "max_length": 256, "eval_every": 4}
+    amounts = {"rounds": 2, "judge": "orm-base", "samples": 8, "test_samples": 32, "problems": 12}
     values = config.model_dump(mode="json") | {
         "generator": {"model": config.base.model},
         "sample": {"max_tokens": 16, "stop": ["e"], "unit": 4},
         "teach": {**training, **amounts, **teach},
+        # Nothing that a random model writes is right by chance.
+        "label": {**config.model_dump(mode="json")["label"], "grader": "minos_ray.grading.graders:gsm8k_marked"},
     }
     values["resources"] |= {"num_cpus": 2, "sample": {"max_model_len": 256, "kv_cache_gb": 0.1, "dtype": "float32"}}
     return build(values), run
@@ -94,12 +97,20 @@ def test_rows_go_on_from_the_prompt_of_sampling(tmp_path: Path) -> None:
     assert tokenizer.decode(rows[0]["ids"][rows[0]["first"] :]) == "3 + 4 = 7</s>" and not dropped
 
 
+def contents(run: Run) -> tuple[list[dict[str, Any]], list[str], bytes]:
+    """The candidates of round 1 and their parts, and the policy made of them."""
+    candidates = run.artefact("teach/round-1/candidates")
+    policy = run.read_bytes("teach/round-2/models/policy-2/model.safetensors")
+    return candidates.read().to_pylist(), candidates.part_names(), policy
+
+
 @pytest.mark.slow
 def test_rounds_raise_the_judges_score_and_a_stopped_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end_of_ray: None
 ) -> None:
     """Real engines. The labels say that nothing is right, and the judge's score rises: what the artefact must show."""
     config, run = run_of(tmp_path)
+    monkeypatch.setattr(sampling, "GROUP_CANDIDATES", 128)
     train = stage.train_policy
 
     def killed(config: Config, run: Run, number: int, dropped: Counter[str]) -> dict[str, Any]:
@@ -107,10 +118,9 @@ def test_rounds_raise_the_judges_score_and_a_stopped_one_goes_on(
             raise KeyboardInterrupt
         return train(config, run, number, dropped)
 
-    monkeypatch.setattr(stage, "train_policy", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "train_policy", killed)
         run_stage(config, run, "teach")
-    monkeypatch.undo()
     weights = run.read_bytes("teach/round-1/models/policy-1/model.safetensors")
     sampled = run.artefact("teach/round-1/candidates").manifest()
     manifest = run_stage(config, run, "teach")
@@ -120,14 +130,22 @@ def test_rounds_raise_the_judges_score_and_a_stopped_one_goes_on(
     assert [row["round"] for row in rows] == [0, 1, 2] and manifest.details["policies"] == rows
     assert [row["gold"] for row in rows] == [0, 0, 0] and rows[2]["proxy"] > rows[0]["proxy"] + 0.02
     assert all(row["proxy_low"] <= row["proxy"] <= row["proxy_high"] for row in rows)
-    learned, solutions = sum(row["rows"] for row in rows), 2 * 12 * 4
+    learned, solutions = sum(row["rows"] for row in rows), 2 * 12 * 8
     assert 0 < learned == manifest.counts["rows"] and learned + sum(manifest.dropped.values()) <= solutions
     assert {state.artefact: state.state for state in status(config, run)}["teach/results.parquet"] == "done"
     assert run_stage(config, run, "teach") == manifest
+    # As a kill leaves it while policy 1 samples: some groups are stored. The others are drawn as they would have been.
+    texts, names, policy = contents(run)
+    for name in ("labels", "scores", "candidates/manifest.json", f"candidates/part-{names[1]}.parquet"):
+        run.delete(f"teach/round-1/{name}")
+    for name in ("round-2", "results.parquet", "results.parquet.manifest.json"):
+        run.delete(f"teach/{name}")
+    assert len(names) > 2 and run_stage(config, run, "teach").details["policies"] == rows
+    assert contents(run) == (texts, names, policy)
     # Another judge: the rounds are made again, from the start.
     other = build(
         {**config.model_dump(mode="json"), "teach": {**config.teach.model_dump(mode="json"), "judge": "gold"}}
     )
-    with pytest.raises(UserError, match=r"teach: none of 48 solutions of policy 0 is kept \(.*rejected"):
+    with pytest.raises(UserError, match=r"teach: none of 96 solutions of policy 0 is kept \(.*rejected"):
         run_stage(other, run, "teach")
     assert not run.exists("teach/round-1")
