@@ -5,8 +5,8 @@
 
 Without GPU builds, with `bookworm` as the root and its Python 3.11 in place of the PPA's:
 
-    'add-apt-repository -y ppa:deadsnakes/ppa=true' '[gpu,lora,serve]=[cpu,lora,serve]' '; assert torch.version.cuda=' \\
-        ' boto3= boto3 && pip uninstall --yes torchvision torchaudio torchcodec'
+    'add-apt-repository -y ppa:deadsnakes/ppa=true' '[gpu,lora,serve]=[cpu,lora,serve]'
+    '; assert torch.version.cuda=' ' boto3= boto3 && pip uninstall --yes torchvision torchaudio torchcodec'
 
 Needs Linux and the user root. RUN lines run in ROOT (chroot, with mounts of their own), as the user, in the folder and
 with the environment of the lines before them. Every OLD in a line is replaced by NEW: what a place cannot reach (a
