@@ -204,7 +204,7 @@ def label_efficiency(results: Results, kind: str, measure: str) -> Numbers:
     for name, (base, minos) in {"ratio": [np.tile(amounts, (len(grid.seeds), 1))] * 2, "steps_ratio": steps}.items():
         of_seeds = [log_ratio(*curves) for curves in zip(base, values[0], minos, values[1], strict=True)]
         logs = np.array([log for log, _ in of_seeds])
-        ends = {key: end and math.exp(end) for key, end in trend.student(logs).items()}
+        ends = {key: None if end is None else math.exp(end) for key, end in trend.student(logs).items()}
         bounded = sum(not shared for _, shared in of_seeds)
         entry[name] = {"mean": math.exp(logs.mean()), **ends, "seeds": np.exp(logs).tolist(), "bounded": bounded}
     return entry

@@ -179,8 +179,8 @@ def test_one_that_falls_is_made_monotone_and_one_that_shares_nothing_is_bounded(
     assert log_ratio(LABELS, np.full(5, 0.7), LABELS, np.full(5, 0.7)) == (0.0, False)
 
 
-def labels_study(run: Run) -> tuple[Grid, list[dict[str, Any]]]:
-    """Trials in which Minos reaches with labels what base reaches with three times as many, each seed at its level."""
+def labels_study(run: Run, times: int = 3) -> tuple[Grid, list[dict[str, Any]]]:
+    """Trials in which Minos reaches with labels what base does with so many times as many, each seed at its level."""
     section = {"seeds": SEEDS, "shares": [0, 1], "kinds": ["orm"], "labels": [0.25, 0.5, 2, 4]}
     values = {"critique": {"count": 10}, "reward": {"rows": 1000}, "study": section}
     grid = study_grid(build({"run": run.path, "base": {"model": "x"}, **values}), run)
@@ -188,13 +188,19 @@ def labels_study(run: Run) -> tuple[Grid, list[dict[str, Any]]]:
     for arm in grid.arms:
         for seed in SEEDS:
             labels = arm.changes.get("reward.rows", 1000)
-            f1 = 0.1 + seed / 100 + 0.08 * np.log(labels * (3 if arm.critiques else 1))
+            f1 = 0.1 + seed / 100 + 0.08 * np.log(labels * (times if arm.critiques else 1))
             row = {"arm": arm.name, "kind": "orm", "seed": seed, "n": N, "critiques": arm.critiques}
             row |= {"stage_1_rows": 7, "stage_1_steps": 60 if arm.critiques else 0, "stage_1_tokens": 100}
             row |= {"f1": f1, "auc": None, "accuracy": None, "step_f1": None, "best_of_n": None, "weighted_vote": None}
             row |= {"steps": labels // 10, "steps_to_base": None}
             rows.append(row | {"one_sample": 0.4, "self_consistency": 0.5, "oracle": 1.0})
     return grid, rows
+
+
+def test_curves_that_are_the_same_in_every_seed_need_as_many_labels(tmp_path: Path) -> None:
+    grid, rows = labels_study(Run(str(tmp_path)), times=1)
+    ratio = compared(grid, rows)["labels"][0]["ratio"]
+    assert [ratio[name] for name in ("mean", "ci_low", "ci_high")] == [1.0] * 3
 
 
 def test_labels_as_amounts_have_a_ratio_over_seeds_and_stand_in_the_statement(tmp_path: Path) -> None:
