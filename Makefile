@@ -10,7 +10,7 @@
 
 VENV ?= .venv
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadgroup --no-loadscope-reorder)
+PYTEST = $(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --no-loadscope-reorder)
 BIN := $(VENV)/bin
 KIND := $(if $(wildcard $(VENV)/installed-gpu),gpu,cpu)
 READY := $(VENV)/installed-$(KIND)

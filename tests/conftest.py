@@ -6,10 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+TRAINING = "tests/training/"
 os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
@@ -46,18 +48,29 @@ def pytest_runtest_setup() -> None:
         torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
+def work_of_one_process(nodeid: str) -> str:
+    """With `-n` (`make test`) a file is one process's work, and so is tests/training, whose files share trainings."""
+    file = nodeid.partition("::")[0]
+    return TRAINING if file.startswith(TRAINING) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """xdist's own groups (`--dist loadgroup`) do not reach its scheduler in pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return work_of_one_process(nodeid)
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `-n` (`make test`) a file is one process's work, and so is all of tests/training, whose files share
-    trainings. Those with the most slow tests begin first, so that no process waits long for the last one."""
-    if not hasattr(config, "workerinput"):
-        return
-    paths = {item: item.path.relative_to(Path(__file__).parent) for item in items}
-    groups = {item: "training" if path.parts[0] == "training" else str(path) for item, path in paths.items()}
-    slow = Counter(groups[item] for item in items if item.get_closest_marker("slow"))
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: -slow[groups[item]])
+    """The work with the most slow tests begins first, so that no process waits long for the last one."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(work_of_one_process(item.nodeid) for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[work_of_one_process(item.nodeid)])
 
 
 @pytest.fixture(scope="session")
