@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
@@ -72,6 +73,7 @@ def study(config: Config, run: Run) -> Manifest:
     make_data(grid)
     for trial in grid.trials:
         give_data(grid, trial)
+    check_labels(grid)
     trials_run = run_unfinished(grid)
     rows = write_results(grid, RESULTS)
     answer = {"named": before, **compared(grid, rows)}
@@ -122,6 +124,23 @@ def check_data(grid: Grid) -> None:
         config = grid.data_config(trial)
         reward = config.reward.model_copy(update={"verifiers": tuple(grid.verifiers(trial.arm))})
         require_all(config.model_copy(update={"reward": reward}), grid.data_run(trial))
+
+
+def check_labels(grid: Grid) -> None:
+    """UserError where a seed's data have fewer labels than the largest amount; trials would train on what there is."""
+    from minos_ray.training.reward import reward_rows
+    from minos_ray.training.rows import usable_rows
+    from minos_ray.training.verifier_losses import compares_solutions, resolve_loss
+
+    for (count, _, arm), seed, kind in product(grid.labels[-1:], grid.seeds, grid.kinds):
+        section = grid.trial_config(Trial(arm, seed)).reward
+        rows, *_ = reward_rows(grid.trial_run(Trial(arm, seed)), section, kind)
+        wrong_share = None if compares_solutions(resolve_loss(section)) else section.wrong_share
+        if (usable := usable_rows(rows, wrong_share)) < count:
+            raise UserError(
+                f"study.labels: the largest amount is {count:,} labels, and seed {seed} has {usable:,} for its {kind}; "
+                "lower it, or raise sample.n_train or the number of train problems"
+            )
 
 
 def named_before(config: Config, run: Run) -> dict[str, Any]:

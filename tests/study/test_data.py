@@ -28,6 +28,7 @@ from minos_ray.study.data import (
     with_remaining_budget,
 )
 from minos_ray.study.grid import Arm, Grid, Trial, study_grid, sweep_grid
+from minos_ray.study.stage import check_labels
 from tests.training.world import fill
 
 
@@ -118,6 +119,21 @@ def run(tmp_path: Path) -> Run:
     run = Run(str(tmp_path / "run"))
     fill(run, 40, 4)
     return run
+
+
+def test_more_labels_than_there_are_stop_a_study_before_its_trainings(tmp_path: Path) -> None:
+    values = {"run": f"{tmp_path}/run", "base": {"model": "x"}, "critique": {"count": 10}}
+    section = {"rows": 20, "eval_rows": 20, "wrong_share": 0.5}
+
+    def labelled(times: float) -> Grid:
+        amounts = {"seeds": [1], "kinds": ["orm"], "labels": [0.5, times]}
+        return study_grid(build({**values, "reward": section, "study": amounts}), Run(f"{tmp_path}/run"))
+
+    for arm in (labelled(2).labels[-1][2], labelled(20).labels[-1][2]):
+        fill(labelled(2).trial_run(Trial(arm, 1)), 40, 4)
+    check_labels(labelled(2))
+    with pytest.raises(UserError, match=r"the largest amount is 400 labels, and seed 1 has \d+ for its orm; lower it"):
+        check_labels(labelled(20))
 
 
 def shared(run: Run, seed: int = 0, base: str = "x", pretrain: dict | None = None, **sweep: object) -> SharedData:
