@@ -10,7 +10,9 @@ from typing import Any
 import numba
 import numpy as np
 
-from minos_ray.evaluation.methods import TIE
+# Of totals of votes, relative: sums of the same weights in another order differ by less. It stands here since numba's
+# cache holds it until this file changes.
+TIE = 1e-9
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

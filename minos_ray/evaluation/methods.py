@@ -26,8 +26,6 @@ SOFT = "critic-soft"  # from the same critiques: how likely their verdicts were;
 JUDGES = (CRITIC, SOFT)  # they write about each solution
 # Scores are sigmoids in single precision, in which those of large logits are exactly 1: logits are kept finite.
 MARGIN = 1e-6
-# Of totals of votes, relative: sums of the same weights in another order differ by less.
-TIE = 1e-9
 RUNG = 2.0**-160
 
 
