@@ -30,10 +30,12 @@ from minos_ray.scoring.verifier import kind_of
 from minos_ray.search.beams import is_guided
 from minos_ray.search.searcher import WITHOUT_SCORE, Searcher
 from minos_ray.store.contents import of_model
-from minos_ray.store.model_files import load_tokenizer, locate
+from minos_ray.store.model_files import is_hub_id, load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.work.run_units import Work, run_units, stored_units
 
+# To be raised when a verifier's scores choose other beams: a search that was stopped must not mix the two.
+SELECTION = 2
 # Of a run's own PRMs the first guides a search.
 PRMS = ("prm-minos", "prm-base")
 
@@ -90,7 +92,9 @@ def check_search(config: Config, run: Run) -> None:
         return
     if verifier := verifier_of(config, run, settings):
         require_made("search.verifier", verifier, config, run)
-        if not verifier.model.startswith("run:"):
+        if is_hub_id(verifier.model):  # its weights are fetched by the search
+            require_model("search.verifier", verifier, run)
+        elif not verifier.model.startswith("run:"):
             check_verifier(run, verifier)
 
 
@@ -171,13 +175,18 @@ def put_problems(run: Run, target: Run) -> None:
 def inputs_of(config: Config, run: Run, target: Run, verifier: Model | None) -> dict[str, Any]:
     """What the candidates are made from."""
     models = {"generator": generator(config)} | ({"verifier": verifier} if verifier else {})
+    contents = {name: of_model(model) for name, model in models.items()}
+    if adapter := models["generator"].adapter:
+        contents["adapter"] = of_model(Model(model=adapter))
+    chooses = is_guided(config.search) and config.search.method != "particles"
     return {
         "import": "search",
         "search": config.search.model_dump(mode="json"),
         "sample": config.sample.model_dump(mode="json", exclude={"n_train", "n_test", "unit"}),
         "splitter": config.label.splitter,
         "models": {name: model.model_dump(mode="json") for name, model in models.items()},
-        "contents": {name: of_model(model) for name, model in models.items()},
+        "contents": contents,
+        **({"selection": SELECTION} if chooses else {}),
         "needs": {
             name: fingerprint_of(target if name == "problems" else run, name)
             for name in ("problems", *(m.model.removeprefix("run:") for m in models.values() if "run:" in m.model))

@@ -182,3 +182,30 @@ def test_a_search_makes_nothing_of_its_run_stale(tmp_path: Path) -> None:
         assert before == after
         inputs = [command.inputs_of(config, run, run, None) for config in (plain, other)]
         assert inputs[0] != inputs[1]
+
+
+def test_beams_that_an_earlier_release_chose_and_an_adapter_that_changed_are_searched_again(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"r": 4}')
+    config = make_config(tmp_path, f"generator.adapter={adapter}")
+    run = make_run(config, 1)
+
+    def inputs(**search: Any) -> dict[str, Any]:
+        changed = config.model_copy(update={"search": config.search.model_copy(update=search)})
+        return command.inputs_of(changed, run, run, None)
+
+    assert inputs()["selection"] == command.SELECTION
+    assert "selection" not in inputs(width=1) | inputs(method="particles"), "they choose as they did"
+    before = inputs()
+    (adapter / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 1}')
+    assert inputs() != before
+
+
+def test_a_check_fetches_no_weights_of_a_verifier_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("minos_ray.graph.models.hub_config", lambda name, revision: asked.append(name))
+    monkeypatch.setattr("minos_ray.store.model_files._from_hub", lambda model: pytest.fail("it was fetched"))
+    config = make_config(tmp_path, "search.verifier={model: some/prm}")
+    command.check_search(config, Run(config.run))
+    assert asked == ["some/prm"]
