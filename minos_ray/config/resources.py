@@ -12,6 +12,8 @@ from minos_ray.config.endpoints import SECRET_KEY, holds_secret
 
 # A project may be called sk-learn.
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+# A key may have a domain in front, as ray.io/availability-zone.
+LABEL_KEY = re.compile(rf"(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]{{0,251}}[A-Za-z0-9])?/)?{LABEL}")
 LABEL_CONDITION = re.compile(rf"!?{LABEL}|!?in\({LABEL}(?:, ?{LABEL})*\)")
 LOOKS_LIKE_KEY = re.compile(r"bearer\s|basic\s+[a-z0-9+/]{8,}=*$|(?:sk-|hf_|wandb_)\S{16,}", re.IGNORECASE)
 
@@ -29,6 +31,8 @@ class Pool(Section):
     def conditions_are_rays(cls, selector: dict[str, str]) -> dict[str, str]:
         """Ray 2.60 matches what it cannot read as a plain value, with no node."""
         for key, condition in selector.items():
+            if not LABEL_KEY.fullmatch(key):
+                raise ValueError(f"'{key}' is no key of a label; write NAME or DOMAIN/NAME")
             if not LABEL_CONDITION.fullmatch(condition):
                 raise ValueError(f"{key}: '{condition}' is no condition; write VALUE, !VALUE, in(A, B) or !in(A, B)")
         return selector

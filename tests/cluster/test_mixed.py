@@ -164,6 +164,7 @@ def test_a_machine_alone_has_no_labels() -> None:
         ("sample.pipeline_parallel_size", 2, "needs gpus: 1 or more"),
         ("score.pipeline_parallel_size", 0, "greater than or equal to 1"),
         ("grade.label_selector", {"market": "spot or not"}, "write VALUE, !VALUE, in(A, B)"),
+        ("grade.label_selector", {"my market": "spot"}, "'my market' is no key of a label"),
         ("train.label_selector", {"market": "in()"}, "write VALUE, !VALUE, in(A, B)"),
         ("judge.accelerator_type", "", "at least 1 character"),
     ],
