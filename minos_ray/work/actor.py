@@ -203,7 +203,7 @@ class PartWriter:
             yield Finished(unit_ids(batch), *self.worker(batch))
 
     def node_leaves(self) -> bool:
-        """Whether the node of this actor is to go. Ray starts nothing more there, but goes on to give it tasks."""
+        """Whether the node of this actor is to go. Ray starts nothing more there; what is there already runs on."""
         if not self.leaving and time.monotonic() - self.asked > ASK_S:
             self.asked = time.monotonic()
             self.leaving = self.node in draining()
