@@ -68,12 +68,12 @@ class Asleep:
     def __init__(self, run: str, model: Model, **kwargs: Any) -> None:
         self.clock, self.model = Clock(run, SAMPLED), model.model
 
-    def stream(self, units: pa.Table, starting: Callable[[list[str]], None]) -> Iterator[Finished]:
+    def stream(self, units: pa.Table, starting: Callable[[list[str]], bool]) -> Iterator[Finished]:
         """Units one after the other; 256 candidates are begun together, as an engine takes them."""
         rows = units.to_pylist()
         for place, unit in enumerate(rows):
-            if place % 8 == 0:
-                starting([each["unit_id"] for each in rows[place : place + 8]])
+            if place % 8 == 0 and not starting([each["unit_id"] for each in rows[place : place + 8]]):
+                return
             self.clock.work(unit["count"])
             texts = [TEXT] * unit["count"]
             yield Finished([unit["unit_id"]], candidates(unit, texts, self.model), numbers(texts, 0.0))

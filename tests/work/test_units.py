@@ -89,7 +89,8 @@ class Stream(Squares):
         units = batch["unit_id"].to_pylist()
         for first in range(0, len(units), 2):
             pair = units[first : first + 2]
-            starting(pair)
+            if not starting(pair):
+                return
             if "all" in self.poisons or not set(pair).isdisjoint(self.poisons):
                 (self.folder / f"{os.getpid()}.pid").touch()
                 os._exit(1)
