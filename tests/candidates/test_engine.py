@@ -41,7 +41,12 @@ class Logged(Generator):
         """("in", places) and ("out", (place,)) in order, and the texts by place."""
         events: list[Event] = []
         made = {}
-        for place, texts in self.stream(requests, sampling, seed, lambda places: events.append(("in", tuple(places)))):
+
+        def starting(places: list[int]) -> bool:
+            events.append(("in", tuple(places)))
+            return True
+
+        for place, texts in self.stream(requests, sampling, seed, starting):
             events.append(("out", (place,)))
             made[place] = texts
         return events, [made[place] for place in range(len(requests))]

@@ -28,7 +28,11 @@ resources = Engine(kv_cache_gb=0.5, max_model_len=512, dtype="float32", max_num_
 made = Generator(sys.argv[1], Model(model=sys.argv[1]), resources)
 requests = [Request([5, 6, 7], 2560)]
 sampling = {"temperature": 1.0, "max_tokens": 500, "min_tokens": 500}
-started = lambda places: print("started", flush=True)
+
+def started(places):
+    print("started", flush=True)
+    return True
+
 print(len(list(made.stream(requests, sampling, "seed", started))), "texts", flush=True)
 """
 
