@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minos_ray.config.load import resolve
+from minos_ray.config.load import Config, resolve
 from minos_ray.evaluation.outcomes import SINGLE, headline_of
 from minos_ray.graph.specs import FUNCTIONS
 from minos_ray.graph.state import state_of
@@ -35,16 +35,22 @@ Row = dict[str, Any]
 def is_done(grid: Grid, trial: Trial) -> bool:
     """Whether everything that the trial makes is complete and fresh."""
     config, run = grid.trial_config(trial), grid.trial_run(trial)
-    return all(state_of(config, run, spec).state == "done" for spec in artefacts_of(config, TRIAL_STAGES))
+    return are_done(config, run, TRIAL_STAGES)
+
+
+def are_done(config: Config, run: Run, stages: Sequence[str]) -> bool:
+    """Whether the artefacts of these stages are complete and fresh."""
+    return all(state_of(config, run, spec).state == "done" for spec in artefacts_of(config, stages))
 
 
 def run_trial(grid: Grid, trial: Trial) -> None:
     """Stage 1 (one critic for all kinds), its rounds, stage 2, scores, evaluation; the trial has its data already.
 
-    A critic that is Minos' own is taken from there, where that trial has come as far.
+    A critic that is Minos' own is taken from there, where that trial has come as far; one that the trial has trained
+    itself stays, or what was made from it would be made again.
     """
     config, run = grid.trial_config(trial), grid.trial_run(trial)
-    if trial.arm.critiques and trial.arm != grid.amounts[-1]:
+    if trial.arm.critiques and trial.arm != grid.amounts[-1] and not are_done(config, run, ("sft",)):
         copy_fitting(config, grid.trial_run(Trial(grid.amounts[-1], trial.seed)), run, ("sft",))
     for stage in dict.fromkeys(spec.stage for spec in artefacts_of(config, TRIAL_STAGES)):
         with reported(run, stage):

@@ -111,6 +111,12 @@ def test_an_arm_takes_the_critic_that_it_would_train_as_minos_did(
     critics = [grid.trial_run(each).artefact("models/critic").manifest() for each in ablations]
     assert critics == [grid.trial_run(minos).artefact("models/critic").manifest(), None]
     assert stages == ["sft", "refine", "reward", "score", "evaluate", "sft", "reward", "score", "evaluate"]
+    # One that a trial has trained itself stays: what was made from it would be made again.
+    refined = ablations[0]
+    put(grid.trial_config(refined), grid.trial_run(refined), "models/critic", [3])
+    own = grid.trial_run(refined).artefact("models/critic").manifest()
+    trials.run_trial(grid, refined)
+    assert own != critics[0] and grid.trial_run(refined).artefact("models/critic").manifest() == own
 
 
 @pytest.fixture
