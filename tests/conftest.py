@@ -40,10 +40,12 @@ settings.load_profile("minos")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """One thread for torch in this process; Ray gives its workers as many as they have CPUs.
+    """One thread for torch in this process; Ray gives its workers as many as they have CPUs. Ctrl-C as Python has it.
 
     Two threads that share a tiny model wait for one another, on a busy machine for the turn of each: 8 s became 95.
+    A test that calls Ray Train itself leaves Ray's handler of Ctrl-C behind.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 

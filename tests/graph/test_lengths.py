@@ -37,7 +37,9 @@ def with_length(config: Config, tokens: int) -> Config:
 def sampler(texts: Callable[[str], Text]) -> Callable[..., int]:
     """In place of the actors: all that is missing in one part, with the text of each problem."""
 
-    def sample_missing(config: Config, run: Run, artefact: Artefact, wanted: stage.Targets) -> int:
+    def sample_missing(
+        config: Config, run: Run, artefact: Artefact, wanted: stage.Targets, grouped: bool = False
+    ) -> int:
         stage.mark_resampled(artefact)
         stats, tables = Counter[str](), []
         names = wanted.problems["problem_id"].to_pylist()

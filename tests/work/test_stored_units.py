@@ -74,7 +74,7 @@ def test_a_kill_while_compacted_pieces_are_deleted_loses_no_row(artefact: Artefa
 @pytest.mark.parametrize("gone", [0, 1, 3])
 def test_judged_solutions_are_looked_for_in_compacted_parts_first(artefact: Artefact, gone: int) -> None:
     names = [str(i) for i in range(4)]
-    units = pa.table({"unit_id": names, "candidate_ids": [[name, f"{name}-again"] for name in names]})
+    units = pa.table({"unit_id": names, "rows": [2] * 4})
     for name in names[gone:]:
         put(artefact, f"task-{name}", [name], rows=2)
     put(artefact, "task", names, rows=8)
