@@ -9,6 +9,11 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite.binding import ffi
+
+# llvmlite's library answers to every name, `__dict__` too, with a function. vLLM 0.32 asks all objects of all modules
+# for theirs when it starts, so no engine could start in this process any more.
+getattr(ffi.lib, "_fntab", {}).setdefault("__dict__", {})
 
 # Of totals of votes, relative: sums of the same weights in another order differ by less. It stands here since numba's
 # cache holds it until this file changes.
