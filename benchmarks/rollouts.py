@@ -20,8 +20,7 @@ from minos_ray.labels.rollout_plan import ROOT, Draw, decide, forest
 from minos_ray.labels.rollouts import Plan, make_plan
 from minos_ray.miniature.problems import draw, row
 from minos_ray.miniature.step_labels import label_steps
-from minos_ray.steps.policy import first_error
-from minos_ray.steps.split import lines
+from minos_ray.steps.split import first_error, lines
 from minos_ray.store import columns
 from minos_ray.store.run import Run
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.cluster.bundles import Bundles
-from minos_ray.config.functions import NamedFunction
+from minos_ray.config.load import NamedFunction
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Config, Model
 from minos_ray.errors import UserError, errors_of

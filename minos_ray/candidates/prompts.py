@@ -12,7 +12,7 @@ from typing import Any
 from minos_ray.config.load import resolve
 from minos_ray.config.schema import Sample
 from minos_ray.errors import UserError
-from minos_ray.steps import encoding, tokens
+from minos_ray.steps import encoding
 
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that fulfils it.\n\n"
@@ -66,7 +66,7 @@ def chat(
 
     def render(words: str) -> str:
         try:
-            return tokens.fill(tokenizer, tokens.turns_of(words, system), chat_template_kwargs)
+            return encoding.fill(tokenizer, encoding.turns_of(words, system), chat_template_kwargs)
         except TemplateError as error:  # as some refuse a system turn
             raise UserError(
                 f"sample.prompt = {__name__}:chat: the chat template of the generator refuses "
@@ -74,4 +74,4 @@ def chat(
                 "use a prompt of your own"
             ) from error
 
-    return tokens.question_ids(tokenizer, question, render)
+    return encoding.question_ids(tokenizer, question, render)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from minos_ray.steps import encoding, tokens
+from minos_ray.steps import encoding
 from minos_ray.steps.own_text import without_thinking
 
 Messages = list[dict[str, str]]
@@ -102,7 +102,7 @@ def plain(case: Case) -> Messages:
 
 def chat(case: Case, system: str | None = None) -> Messages:
     """The turns that a stage-1 critic of ours with encoding `chat` answers; blind. Served behind its own template."""
-    return tokens.critic_turns(case.question, "".join(map(encoding.step_text, case.steps)), system)
+    return encoding.critic_turns(case.question, "".join(map(encoding.step_text, case.steps)), system)
 
 
 def _numbered(steps: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ from minos_ray.evaluation.precision import Precision
 from minos_ray.evaluation.statistics import Measured, fill_intervals
 from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
 from minos_ray.observe.progress import Progress
-from minos_ray.observe.tracker import Tracking
+from minos_ray.observe.trackers import Tracking
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.calibration import Platt, platt_of
 

@@ -7,9 +7,8 @@ from typing import Literal
 import pyarrow as pa
 
 from minos_ray.exports.write import Exported, Split, batched, problems_of, write_file
-from minos_ray.steps.encoding import CRITIQUE, question_text, step_text
+from minos_ray.steps.encoding import CRITIQUE, critic_turns, question_text, step_text
 from minos_ray.steps.own_text import without_thinking
-from minos_ray.steps.tokens import critic_turns
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
 from minos_ray.training.sft import critique_unusable

@@ -8,7 +8,7 @@ from typing import Literal
 from minos_ray import __version__
 from minos_ray.config.load import secret
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.observe.cause import cause
+from minos_ray.observe.failure import cause
 
 Kind = Literal["model", "dataset"]
 

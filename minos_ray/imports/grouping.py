@@ -10,8 +10,7 @@ import pyarrow as pa
 from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow, records
 from minos_ray.imports.write import Row, begin_import, candidate, label, write_tables
-from minos_ray.steps.policy import after_first_error
-from minos_ray.steps.split import paragraphs_or_lines
+from minos_ray.steps.split import after_first_error, paragraphs_or_lines
 from minos_ray.store import columns as schema
 from minos_ray.store.run import Manifest, Run
 

@@ -5,8 +5,7 @@ from collections.abc import Collection, Iterator, Set
 import pyarrow.compute as pc
 
 from minos_ray.candidates.checks import length_problems
-from minos_ray.config.functions import NamedFunction
-from minos_ray.config.load import Config
+from minos_ray.config.load import Config, NamedFunction
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError, errors_of
 from minos_ray.grading.graders import Grader

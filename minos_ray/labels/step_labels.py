@@ -11,7 +11,7 @@ from minos_ray.config.schema import Label
 from minos_ray.grading.graders import Graded
 from minos_ray.labels.prefixes import prefix_id, prefixes
 from minos_ray.steps.own_text import own_solution
-from minos_ray.steps.policy import after_first_error, first_error
+from minos_ray.steps.split import after_first_error, first_error
 from minos_ray.store.columns import GRADED
 from minos_ray.store.run import Run
 

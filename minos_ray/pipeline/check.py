@@ -12,8 +12,7 @@ from minos_ray.cluster.bundles import ACCELERATOR, Bundles, amounts, bundles, la
 from minos_ray.cluster.connect import joins
 from minos_ray.cluster.nodes import token
 from minos_ray.cluster.probe import free, gpu_count, gpu_memory_gb
-from minos_ray.config.functions import NamedFunction
-from minos_ray.config.load import Config, resolve
+from minos_ray.config.load import Config, NamedFunction, resolve
 from minos_ray.config.schema import Model, Search
 from minos_ray.critiques import checks as critiques
 from minos_ray.errors import StorageFailed, UserError, WorkStopped, errors_of
@@ -21,7 +20,7 @@ from minos_ray.graph.models import hub_config, model_problems
 from minos_ray.graph.specs import APART
 from minos_ray.graph.state import State, Todo, status, todo_of
 from minos_ray.labels import checks as labels
-from minos_ray.observe.tracker import named_tracker, require_library
+from minos_ray.observe.trackers import named_tracker, require_library
 from minos_ray.problems import stage as problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import is_hub_id

@@ -7,8 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Set
 
-from minos_ray.config.functions import NamedFunction
-from minos_ray.config.load import Config, resolve
+from minos_ray.config.load import Config, NamedFunction, resolve
 from minos_ray.config.schema import Source
 from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.specs import begin, fresh

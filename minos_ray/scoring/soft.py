@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from minos_ray.candidates.engine import Text
 from minos_ray.errors import UserError
 from minos_ray.steps.critique_text import Parsed
-from minos_ray.steps.tokens import token_ids
+from minos_ray.steps.encoding import token_ids
 
 STEP = re.compile(r"This step is (correct|incorrect)\b")
 FINAL = re.compile(r"The final answer is (True|False)\b")

@@ -1,7 +1,7 @@
 """Step splitters: a solution's text as its steps. The last step is the line with the answer."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9$\\(])")
@@ -43,6 +43,7 @@ ANSWER = re.compile(
     rf"####|{HEAD}(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+)?answer\b(?:\s+is\b|[\s*]*:[\s*]*\S)",
     re.IGNORECASE,
 )
+INHERITED = "accumulation"
 
 
 def paragraphs_or_lines(text: str) -> list[str]:
@@ -183,3 +184,22 @@ def markers(text: str) -> list[str]:
     blocks = MARKER.split(text)
     parts = [part for block in blocks for part in ANSWER_LINE.split(block)]
     return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def first_error(labels: Sequence[int]) -> int | None:
+    """Index of the first wrong step, None when none is wrong; unlabelled steps are passed over."""
+    return next((step for step, label in enumerate(labels) if label == 0), None)
+
+
+def after_first_error(labels: Sequence[int], errors: Sequence[str], policy: str) -> tuple[list[int], list[str]]:
+    """Labels and error types under a policy for the steps after the first wrong one; up to it nothing changes.
+
+    `keep`: what the source says (Math-Shepherd and the paper). `mask`: unlabelled (PRM800K, Qwen2.5-Math-PRM).
+    `inherited`: wrong, of the type `accumulation`.
+    """
+    first = first_error(labels)
+    if policy == "keep" or first is None:
+        return list(labels), list(errors)
+    label, error = {"mask": (-1, ""), "inherited": (0, INHERITED)}[policy]
+    following = len(labels) - first - 1
+    return [*labels[: first + 1], *[label] * following], [*errors[: first + 1], *[error] * following] if errors else []

@@ -11,8 +11,7 @@ from minos_ray.cluster.connect import connect, quiet_data, require
 from minos_ray.cluster.nodes import alive
 from minos_ray.config.resources import Resources
 from minos_ray.errors import WorkStopped
-from minos_ray.observe.cause import cause
-from minos_ray.observe.failure import without_secrets
+from minos_ray.observe.failure import cause, without_secrets
 from minos_ray.observe.progress import Progress
 from minos_ray.study.grid import Grid, Trial
 from minos_ray.study.trial import is_done, run_trial

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 
 from minos_ray.cluster.bundles import bundles, room
-from minos_ray.config.functions import NamedFunction
-from minos_ray.config.load import resolve
+from minos_ray.config.load import NamedFunction, resolve
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config, Model
 from minos_ray.config.training import BINARY, Kind, Lora, Train
@@ -112,7 +111,7 @@ def encoding_note(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
     """A line about the step encoding of a base that lies here and has a chat template."""
     if not stages & STAGES or not base_is_known(config):
         return
-    from minos_ray.steps.tokens import digest
+    from minos_ray.steps.encoding import digest
 
     base = config.base
     with suppress(UserError, ValueError):  # `check_base` names what is wrong with the base, or with its templates

@@ -10,7 +10,7 @@ from minos_ray.config.resources import Observe, Workers
 from minos_ray.config.schema import Config, Model
 from minos_ray.config.training import BINARY, Dpo, Kind, Pretrain, Reward, Sft, StepEncoding, Teach, Train
 from minos_ray.steps import encoding
-from minos_ray.steps.tokens import REQUEST
+from minos_ray.steps.encoding import REQUEST
 from minos_ray.store.model_files import absolute
 from minos_ray.store.run import Run, fingerprint
 from minos_ray.training import rows

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minos_ray.observe.tracker import Tracking
+from minos_ray.observe.trackers import Tracking
 from minos_ray.store.run import Run
 
 Record = dict[str, Any]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from minos_ray.config.load import resolve
 from minos_ray.errors import UserError
-from minos_ray.observe.tracker import Tracking
+from minos_ray.observe.trackers import Tracking
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
 from minos_ray.training import batches, calibration, collectives, engine, heads, lora, models, trial

@@ -19,7 +19,7 @@ from minos_ray.graph.specs import begin, critic_chosen, fresh
 from minos_ray.labels.checks import require_for_prms
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.steps import encoding
-from minos_ray.steps.policy import first_error
+from minos_ray.steps.split import first_error
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.calibration import require_enough

@@ -14,7 +14,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Model
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
-from minos_ray.observe.cause import cause, deepest, first_to_fail
+from minos_ray.observe.failure import cause, deepest, first_to_fail
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.job import Job

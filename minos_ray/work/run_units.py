@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 from minos_ray.cluster.connect import join, placed, require
 from minos_ray.config.resources import Actors, Resources
 from minos_ray.errors import WorkStopped
-from minos_ray.observe.cause import cause
-from minos_ray.observe.failure import too_many_failed
+from minos_ray.observe.failure import cause, too_many_failed
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Artefact, Run
 from minos_ray.work.actor import PartWriter, Stats, Worker, part_name, split_by_artefact, sum_stats, unit_ids

@@ -15,7 +15,7 @@ from minos_ray.errors import UserError
 from minos_ray.exports import FORMATS, send
 from minos_ray.imports import bring
 from minos_ray.steps import encoding
-from minos_ray.steps.tokens import critic_turns
+from minos_ray.steps.encoding import critic_turns
 from minos_ray.store.run import Run
 from tests.imports.files import TAG, jsonl, shepherd_row, stored
 from tests.runs import make_run, put, scores

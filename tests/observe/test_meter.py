@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.observe import meter
-from minos_ray.observe.meter import Meter
-from minos_ray.observe.progress import Progress
+from minos_ray.observe import progress
+from minos_ray.observe.progress import Meter, Progress
 from minos_ray.store.run import Run
 
 
@@ -44,7 +43,7 @@ def test_work_that_fails_says_so(tmp_path: Path) -> None:
 
 
 def test_files_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "MAX_RECORDS", 10)
+    monkeypatch.setattr(progress, "MAX_RECORDS", 10)
     kept = Meter(Run(str(tmp_path)), "read solutions")
     for number in range(100):
         kept.add({"state": "running", "done": number, "failures": {}})

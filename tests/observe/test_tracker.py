@@ -18,8 +18,8 @@ from minos_ray.config.schema import Model
 from minos_ray.config.training import Reward
 from minos_ray.errors import UserError
 from minos_ray.evaluation.stage import evaluate
-from minos_ray.observe import tracker
-from minos_ray.observe.tracker import TrackedRun, Tracking
+from minos_ray.observe import trackers
+from minos_ray.observe.trackers import TrackedRun, Tracking
 from minos_ray.pipeline.check import require
 from minos_ray.store.run import Run
 from minos_ray.training.job import Job, Table
@@ -100,7 +100,7 @@ def test_what_fails_is_counted_and_told_once_without_keys(tmp_path: Path, monkey
 
 
 def test_a_tracker_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "FINISH_S", 0.2)
+    monkeypatch.setattr(trackers, "FINISH_S", 0.2)
     tracking = Tracking(Observe(tracker=f"{ME}:hanging"), Run(str(tmp_path)), "orm-base", None, {})
     tracking.log({"train/loss": 1.0}, 1)
     assert tracking.close()["tracker"]["lost"] == 1
@@ -159,9 +159,9 @@ def test_what_is_not_there_stops_the_run_beforehand(
     name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "absent":
-        monkeypatch.setitem(tracker.SHIPPED, "absent", "no_such_library")
+        monkeypatch.setitem(trackers.SHIPPED, "absent", "no_such_library")
         with pytest.raises(UserError, match=line):
-            tracker.require_library(Observe(tracker=name))
+            trackers.require_library(Observe(tracker=name))
         return
     run = make_run(tmp_path, [4])
     scores(run, "orm-base", 0.3)
@@ -218,7 +218,7 @@ def test_wandb_without_a_key_asks_nobody(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="W&B is not installed (extra wandb)")
     code = (
         "from minos_ray.config.resources import Observe\nfrom minos_ray.store.run import Run\n"
-        "from minos_ray.observe import tracker\nfrom minos_ray.observe.tracker import Tracking\n"
+        "from minos_ray.observe import tracker\nfrom minos_ray.observe.trackers import Tracking\n"
         "tracker.FINISH_S = 200\n"
         f"tracking = Tracking(Observe(tracker='{SHIPPED}:wandb'), Run('run'), 'orm-base', None, {{}})\n"
         "tracking.close(); print(tracking.warning)\n"

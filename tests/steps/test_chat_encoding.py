@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minos_ray.candidates import prompts
 from minos_ray.config.training import StepEncoding
 from minos_ray.errors import UserError
-from minos_ray.steps import encoding, tokens
+from minos_ray.steps import encoding
 from tests.real.smollm2 import gguf_file
 from tests.steps.chat_tokenizers import CHATML, CHATS, HEADERS, TURNS, smollm2, with_template
 from tests.training.tokenizers_at_hand import byte_level
@@ -67,7 +67,7 @@ def test_the_prompt_is_that_of_transformers_and_of_the_generator(name: str, ques
     asked = layout(name)
     made = encoding.prompt_ids(tokenizer(name), question, asked)
     if not any(token.content in question for token in tokenizer(name).added_tokens_decoder.values()):
-        assert made == by_transformers(name, tokens.turns_of(question, asked.system))
+        assert made == by_transformers(name, encoding.turns_of(question, asked.system))
     assert made == prompts.chat(question, tokenizer(name), asked.system, asked.chat_template_kwargs)
 
 
@@ -97,7 +97,7 @@ def test_the_critics_prompt_is_a_conversation_in_the_template(name: str) -> None
     asked = layout(name).model_copy(update={"chat_template_kwargs": {}})
     steps = [step.strip() for step in STEPS]
     solution = {"role": "assistant", "content": "".join(f"{step}\n" for step in steps)}
-    turns = [*tokens.turns_of(QUESTION, asked.system), solution, {"role": "user", "content": tokens.REQUEST}]
+    turns = [*encoding.turns_of(QUESTION, asked.system), solution, {"role": "user", "content": encoding.REQUEST}]
     whole = tokenizer(name).apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert encoding.critic_prompt_ids(tokenizer(name), QUESTION, steps, asked) == whole
 

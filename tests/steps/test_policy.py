@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.steps.policy import after_first_error, first_error
+from minos_ray.steps.split import after_first_error, first_error
 
 LABELS = st.lists(st.sampled_from([1, 0, -1]), max_size=8)
 POLICIES = st.sampled_from(["keep", "mask", "inherited"])

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from minos_ray.config.resources import Observe
-from minos_ray.observe.tracker import TrackedRun
+from minos_ray.observe.trackers import TrackedRun
 from minos_ray.training.log import Log, Record
 
 DRAINED = "drained"

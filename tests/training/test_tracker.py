@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minos_ray.observe.tracker import TrackedRun
+from minos_ray.observe.trackers import TrackedRun
 from tests.training.trainings import Trained, records
 
 pytestmark = pytest.mark.slow
