@@ -22,7 +22,7 @@ import numpy as np
 from planned import MODEL, UNIT, none_stored
 from planning import peak
 
-from minos_ray.candidates.plan import plan
+from minos_ray.candidates.sampler import plan
 from minos_ray.config.training import Reward
 from minos_ray.imports.genrm import import_genrm
 from minos_ray.store import columns as schema

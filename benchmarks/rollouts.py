@@ -15,8 +15,7 @@ from collections.abc import Callable
 from minos_ray.candidates.engine import Request
 from minos_ray.config.load import Config, build
 from minos_ray.labels.completer import Completer, Draws
-from minos_ray.labels.prefixes import prefixes
-from minos_ray.labels.rollout_plan import ROOT, Draw, decide, forest
+from minos_ray.labels.rollout_plan import ROOT, Draw, decide, forest, prefixes
 from minos_ray.labels.rollouts import Plan, make_plan
 from minos_ray.miniature.problems import draw, row
 from minos_ray.miniature.step_labels import label_steps

@@ -1,5 +1,5 @@
 """Reading the configuration: YAML files, shipped configs, dotted `key=value` overrides, errors in one line; and the
-functions that a config names: each must be there, and take and give what its key is for.
+functions that a config or a format names: each must be there, and take and give what it is for.
 """
 
 import difflib
@@ -7,16 +7,14 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
-from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from minos_ray.config.base import leaves
 from minos_ray.config.moved import with_names_of_today
@@ -142,8 +140,41 @@ def suggestion(loc: tuple[int | str, ...]) -> str:
         if model is None:
             return ""
     names = list(model.model_fields)
-    near = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; valid keys: {', '.join(names)}"
+    return nearest(str(loc[-1]), names) or f"; valid keys: {', '.join(names)}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the nearest of the names, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def function_of(command: str, formats: Mapping[str, str], name: str) -> Callable[..., Any]:
+    """The function of an import or export format; UserError with the nearest name for an unknown one."""
+    if name not in formats:
+        names = ", ".join(formats)
+        raise UserError(f"{command}: format '{name}' is not known; there are {names}{nearest(name, formats)}")
+    return resolve(formats[name])
+
+
+def checked_options(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options `key=value` of a format as the types of its function's keyword-only parameters.
+
+    UserError for the first unknown name or wrong value.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in accepted:
+            names = ", ".join(accepted) or "none"
+            raise UserError(f"{where}: unknown option '{name}'; accepted: {names}{nearest(name, accepted)}")
+    hints, values = get_type_hints(function, include_extras=True), {}
+    for name, value in options.items():
+        try:
+            values[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"{where}: {name} = {value!r}: {error.errors()[0]['msg']}") from error
+    return values
 
 
 def secret(name: str, key: str = "critique.api_key_env") -> str:
@@ -195,6 +226,9 @@ class NamedFunction(NamedTuple):
             return ""
         if self.is_right is None:
             return ""
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
         try:
             # In a process of its own: a user's code may end the one that it runs in.
             with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:

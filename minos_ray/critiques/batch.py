@@ -21,8 +21,8 @@ from minos_ray.critiques.batch_api import BatchAPI, most_in_batch, read_lines, r
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.endpoint import Endpoint
 from minos_ray.critiques.limits import Budget
+from minos_ray.critiques.prompts import Request, body
 from minos_ray.critiques.reply import NO_MONEY, Answer, Reader, RowError, status_of
-from minos_ray.critiques.request import Request, body
 from minos_ray.critiques.retry import StopRules
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.failure import too_many_failed

@@ -10,7 +10,7 @@ from minos_ray.critiques.limits import cost, has_prices, most_tokens, priced
 from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import errors_of
 from minos_ray.graph.state import Todo
-from minos_ray.labels.checks import require_for_error_analysis
+from minos_ray.labels.stage import require_for_error_analysis
 from minos_ray.store.run import Run
 
 CRITIC_S = 10.0

@@ -14,12 +14,11 @@ import numpy as np
 
 from minos_ray.config.load import Config
 from minos_ray.config.schema import ERROR_TYPES, Critique, ErrorType
-from minos_ray.critiques.ask import ask
 from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.client import ask
 from minos_ray.critiques.endpoint import with_model
-from minos_ray.critiques.prompts import MARKED, Case, Messages, case_of
+from minos_ray.critiques.prompts import MARKED, Case, Messages, Request, build_request, case_of
 from minos_ray.critiques.reply import Answer
-from minos_ray.critiques.request import Request, build_request
 from minos_ray.critiques.select import Outlines
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from minos_ray.config.schema import Critique
 from minos_ray.critiques.limits import cost, most_tokens
-from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.request import Request
+from minos_ray.critiques.prompts import Messages, Request
 from minos_ray.steps.critique_text import critique_text
 from minos_ray.steps.own_text import without_thinking
 

@@ -10,17 +10,16 @@ if TYPE_CHECKING:
 FORMATS = {
     "huggingface": "minos_ray.exports.huggingface:export_huggingface",
     "hub": "minos_ray.exports.hub:export_hub",
-    "math-shepherd": "minos_ray.exports.verifiers:export_shepherd",
-    "orm": "minos_ray.exports.verifiers:export_orm",
-    "trl-prompt-completion": "minos_ray.exports.critic:export_prompt_completion",
-    "trl-stepwise": "minos_ray.exports.verifiers:export_stepwise",
+    "math-shepherd": "minos_ray.exports.training_sets:export_shepherd",
+    "orm": "minos_ray.exports.training_sets:export_orm",
+    "trl-prompt-completion": "minos_ray.exports.training_sets:export_prompt_completion",
+    "trl-stepwise": "minos_ray.exports.training_sets:export_stepwise",
 }
 
 
 def send(form: str, run: "Run", out: str, /, **options: object) -> "Exported":
     """Exports to `out`; UserError for an unknown format or option, or a run without the artefacts."""
-    from minos_ray.config.load import resolve
-    from minos_ray.imports.options import checked, chosen
+    from minos_ray.config.load import checked_options, function_of
 
-    function = resolve(chosen("export", FORMATS, form))
-    return function(run, out, **checked(f"export {form}", function, options))
+    function = function_of("export", FORMATS, form)
+    return function(run, out, **checked_options(f"export {form}", function, options))

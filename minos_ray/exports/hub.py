@@ -1,21 +1,28 @@
-"""A trained model as a folder for the model hub: its files without paths of this machine, and a full model card."""
+"""A trained model as a folder for the model hub: its files without paths of this machine, and a full model card.
+
+A folder is uploaded with the token in HF_TOKEN; what the hub refuses is one line.
+"""
 
 import json
-from contextlib import suppress
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import yaml
 
+from minos_ray import __version__
+from minos_ray.config.load import secret
 from minos_ray.config.schema import Model
-from minos_ray.errors import UserError
+from minos_ray.errors import UserError, WorkStopped
 from minos_ray.evaluation.outcomes import headline_of
-from minos_ray.exports.upload import create_repo, upload_folder
 from minos_ray.exports.write import Exported, aside, require_new_folder
 from minos_ray.graph.specs import is_made_from
+from minos_ray.observe.failure import cause
 from minos_ray.store.model_files import TOKENIZERS, is_hub_id, locate
 from minos_ray.store.run import Run
 
@@ -38,6 +45,7 @@ ON_HUB = {
 }
 METHODS = {"best-of-n": "best of {n}", "weighted-vote": "weighted vote of {n}"}
 MEASURES = {"accuracy": "accuracy", "f1": "F1", "auc": "AUC"}
+Kind = Literal["model", "dataset"]
 
 
 class Source(NamedTuple):
@@ -250,3 +258,59 @@ def copy(source: Source, name: str, fs: pafs.FileSystem, folder: str, base: Base
     values = json.loads(source.run.read_bytes(f"{source.artefact}/{name}"), object_hook=with_names)
     with fs.open_output_stream(target) as stream:
         stream.write(json.dumps(values, indent=2, ensure_ascii=False).encode())
+
+
+def create_repo(name: str, kind: Kind, private: bool, update: bool) -> None:
+    """Makes the repository NAMESPACE/NAME, so that the hub refuses it before anything is written.
+
+    UserError when there is no token or one that may not do that, or when the repository exists and is not to be
+    updated; WorkStopped when the hub does not answer.
+    """
+    if name.count("/") != 1:
+        raise UserError(f"export: upload = '{name}' is not of the form NAMESPACE/NAME")
+    token = secret("HF_TOKEN", "export: upload")
+    from huggingface_hub import HfApi
+
+    with hub_errors(name):
+        HfApi(token=token).create_repo(name, repo_type=kind, private=private, exist_ok=update)
+
+
+def upload_folder(folder: str, name: str, kind: Kind) -> str:
+    """Uploads all files of a folder as one commit; returns the address of the repository."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    command = f"hf upload {name} {folder}" + (" --repo-type dataset" if kind == "dataset" else "")
+    with hub_errors(name, f"; the folder is complete: {command}"):
+        HfApi(token=secret("HF_TOKEN", "export: upload")).upload_folder(
+            repo_id=name, folder_path=folder, repo_type=kind, commit_message=f"minos_ray {__version__}"
+        )
+    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+
+
+@contextmanager
+def hub_errors(name: str, remedy: str = "") -> Generator[None]:
+    """UserError for what the user can change (offline mode, token, name, card), WorkStopped for a hub in trouble."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.OfflineModeIsEnabled as error:
+        raise UserError("export: upload: HF_HUB_OFFLINE is set; unset it to reach the hub") from error
+    except errors.HfHubHTTPError as error:
+        code = error.response.status_code
+        line = {
+            401: "the hub does not accept the token in HF_TOKEN",
+            403: f"the token in HF_TOKEN may not write to '{name}'",
+            409: f"'{name}' is on the hub already; with update=true it gets a new commit",
+        }.get(code, f"the hub refuses '{name}': {(error.server_message or str(error)).splitlines()[0]}")
+        kind = WorkStopped if code == 429 or code >= 500 else UserError
+        raise kind(f"export: upload: {line} ({code}){remedy}") from error
+    except (errors.HTTPError, OSError) as error:
+        # The library of Xet raises this one, and no other way is tried then.
+        without = "; without Xet: HF_HUB_DISABLE_XET=1" if type(error) is ConnectionError else ""
+        raise WorkStopped(f"export: upload: the hub does not answer ({cause(error)}){without}{remedy}") from error
+    except ValueError as error:  # of the form of a name, or of the head of the card
+        raise UserError(f"export: upload: {' '.join(str(error).split())}{remedy}") from error

@@ -12,7 +12,7 @@ import yaml
 
 from minos_ray import __version__
 from minos_ray.errors import UserError
-from minos_ray.exports.upload import create_repo, upload_folder
+from minos_ray.exports.hub import create_repo, upload_folder
 from minos_ray.exports.write import Exported, aside, require_new_folder
 from minos_ray.problems.split import read_problems
 from minos_ray.store.run import Manifest, Run

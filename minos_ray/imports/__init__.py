@@ -9,23 +9,22 @@ if TYPE_CHECKING:
 FORMATS = {
     "genrm": "minos_ray.imports.genrm:import_genrm",
     "gsm8k": "minos_ray.imports.tables:import_gsm8k",
-    "hard2verify": "minos_ray.imports.hard2verify:import_hard2verify",
+    "hard2verify": "minos_ray.imports.labelled_sets:import_hard2verify",
     "jsonl": "minos_ray.imports.tables:import_jsonl",
     "math": "minos_ray.imports.tables:import_math",
     "math-minos": "minos_ray.imports.minos:import_minos",
-    "math-shepherd": "minos_ray.imports.shepherd:import_shepherd",
+    "math-shepherd": "minos_ray.imports.steps:import_shepherd",
     "pairs": "minos_ray.imports.steps:import_pairs",
     "prm800k": "minos_ray.imports.prm800k:import_prm800k",
-    "prmbench": "minos_ray.imports.prmbench:import_prmbench",
-    "processbench": "minos_ray.imports.processbench:import_processbench",
+    "prmbench": "minos_ray.imports.labelled_sets:import_prmbench",
+    "processbench": "minos_ray.imports.labelled_sets:import_processbench",
     "steps": "minos_ray.imports.steps:import_steps",
 }
 
 
 def bring(form: str, src: str, run: "Run", /, **options: object) -> list["Manifest"]:
     """Imports `src`; UserError for an unknown format or option."""
-    from minos_ray.config.load import resolve
-    from minos_ray.imports.options import checked, chosen
+    from minos_ray.config.load import checked_options, function_of
 
-    function = resolve(chosen("import", FORMATS, form))
-    return function(src, run, **checked(f"import {form}", function, options))
+    function = function_of("import", FORMATS, form)
+    return function(src, run, **checked_options(f"import {form}", function, options))

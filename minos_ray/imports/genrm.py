@@ -4,11 +4,14 @@ each with a label and a critique.
 Files are read as published (gzipped jsonl), or the same as Parquet with the columns of `COLUMNS`.
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
+from typing import Literal
 
 import pyarrow.parquet as pq
 
@@ -25,9 +28,16 @@ from minos_ray.files.read import (
     readable,
 )
 from minos_ray.grading.graders import gsm8k
-from minos_ray.imports.grouping import OTHER_GOLD
-from minos_ray.imports.verdicts import read_verdict, training_text
-from minos_ray.imports.write import Row, begin_import, candidate, label, require_rows, write_rows
+from minos_ray.imports.grouping import (
+    OTHER_GOLD,
+    Row,
+    begin_import,
+    candidate,
+    critique,
+    label,
+    require_rows,
+    write_rows,
+)
 from minos_ray.observe.progress import Progress
 from minos_ray.steps.own_text import own_solution, without_thinking
 from minos_ray.steps.split import paragraphs_or_lines
@@ -42,6 +52,45 @@ TYPES = (int | str, str, str, int, str, bool | int | float, str)
 PUBLISHED = ("question_id", "question", "target", "model_output_id", "model_output", "correctness", "verifier_output")
 REFERENCE = "\nExpected Answer: "
 BATCH = 8192
+How = Literal["stated", "implied", "cut off", "no verdict"]
+
+TAGS = re.compile(r"</?(?:b|i|u|em|strong|p)>")
+CHOICE = r"\(?\s*(?:yes|no)\s*/\s*(?:yes|no)\s*\)?"
+WORD = r"(?P<verdict>yes|no|correct|incorrect|right|wrong)\b(?![ \t]*[/(?])"
+GOOD = {"yes", "correct", "right"}
+
+# An open bracket before the word is the choice, cut off: `correct (Yes`.
+GAP = r"(?:[^\w(]*|\W*\((?=\w+\)))"
+ASKED = rf"\bis the (?:final |given )?(?:answer|solution) correct\b[^\w(]*(?:{CHOICE})?"
+QUESTION = rf"{ASKED}(?:\W*\b(?:answer|verification)\b)?{GAP}{WORD}"
+# `Grade: Yes` is said of steps, too; `Grade: Verification: Yes` of the whole.
+NAMED = r"\b(?:final (?:grade|verdict|verification)|(?:overall|grad(?:e|ing)|verdict)\W*(?=verification\b))"
+HEADING = rf"{NAMED}\W*(?:verification\W*)?(?:correct\W*{CHOICE}\W*)?{WORD}"
+# `(Yes/Yes)` where the choice was asked for: both say the same.
+TWICE = (
+    rf"(?:{NAMED}\W*(?:verification\W*)?|\bis the (?:final |given )?answer correct\W*)"
+    r"\(?(?P<verdict>yes|no)/(?P=verdict)\b"
+)
+STATED = [re.compile(form, re.IGNORECASE) for form in (QUESTION, HEADING, TWICE)]
+CLOSING = re.compile(
+    r"(?:(?:final grade|conclusion|overall|therefore|verification)\W*)*"
+    rf"(?:the|this) (?:solution|answer) (?:provided |given |in the solution )?is (?P<not>not )?{WORD}",
+    re.IGNORECASE,
+)
+# A verdict on the answer line at the end, perhaps with the heading of another one that was cut off.
+ANSWER_LINE = re.compile(
+    rf"\bthe final answer is (?P<not>not )?{WORD}[^\n]*(?:\n\W*(?:final grade\W*)?(?:verification\W*)?)?\Z",
+    re.IGNORECASE,
+)
+STEP_WRONG = re.compile(
+    r"\((?:incorrect|no|wrong)\)|\b(?:verification|grade|result|comment):\W*(?:no\b|incorrect|wrong)"
+    r"|\bstep (?:[0-9]+ )?is (?:incorrect|wrong)|- (?:incorrect|wrong)\b",
+    re.IGNORECASE,
+)
+LAST_WORDS = re.compile(rf"(?:\bfinal grade\W*)?(?:\bverification\W*)?{QUESTION}[ \t*.)]*", re.IGNORECASE)
+EMPTY_HEADING = re.compile(r"\W*(?:(?:final grade|final|grade|verification|conclusion)\W*)*", re.IGNORECASE)
+TAIL = 600
+ENDINGS = {".", "!", ")", '"'}
 
 
 def import_genrm(
@@ -141,24 +190,14 @@ class Importer:
         return label(own, grade.answer, correct, steps, [-1] * len(steps), "none")
 
     def _critique(self, row: Row, given: Row) -> Row:
-        critique = without_thinking(row["critique"])
-        verdict = read_verdict(critique)
-        agrees = verdict.right == given["correct"]
+        text = without_thinking(row["critique"])
+        verdict = read_verdict(text)
+        status = "unparsable" if verdict.right is None else "ok" if verdict.how == "stated" else "implied"
+        written = training_text(text, verdict)
+        critique_row = critique(given, MODEL, PROMPT, written, given["step_labels"], verdict.right, status)
         self.critiques[f"verdict {verdict.how}"] += 1
-        self.critiques["agrees"] += agrees
-        return {
-            "candidate_id": given["candidate_id"],
-            "critic": MODEL,
-            "prompt_version": PROMPT,
-            "text": training_text(critique, verdict),
-            "step_verdicts": given["step_labels"],
-            "final_verdict": verdict.right,
-            "agrees": agrees,
-            "status": "unparsable" if verdict.right is None else "ok" if verdict.how == "stated" else "implied",
-            "prompt_tokens": 0,
-            "completion_tokens": 0,
-            "cost_usd": 0.0,
-        }
+        self.critiques["agrees"] += critique_row["agrees"]
+        return critique_row
 
     def finish(self, seconds: float) -> list[Manifest]:
         """Writes the problems and completes all artefacts."""
@@ -261,3 +300,60 @@ def require_columns(path: str, wanted: Iterable[str], there: list[str]) -> None:
     missing = [name for name in wanted if name not in there]
     if missing:
         raise UserError(f"import genrm: '{path}' has no column '{missing[0]}'; it has {', '.join(there)}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the critique calls the solution right, and how that is known; None where it is not.
+
+    `implied`: there is no final verdict, but a step is called wrong.
+    """
+
+    right: bool | None
+    how: How
+
+
+def read_verdict(critique: str) -> Verdict:
+    """The final verdict of one critique; the last one counts."""
+    text = plain(critique)
+    for form in STATED:
+        match = last(form, text[-TAIL:]) or last(form, text)
+        if match:
+            return Verdict(match["verdict"].lower() in GOOD, "stated")
+    closing = CLOSING.match(text.strip().rpartition("\n\n")[2]) or ANSWER_LINE.search(text[-TAIL:])
+    if closing:
+        return Verdict((closing["verdict"].lower() in GOOD) != bool(closing["not"]), "stated")
+    if STEP_WRONG.search(text):
+        return Verdict(False, "implied")
+    return Verdict(None, "no verdict" if text.rstrip()[-1:] in ENDINGS else "cut off")
+
+
+def plain(text: str) -> str:
+    """The text without bold type and headings; single stars stay, they multiply."""
+    text = text.replace("**", "").replace("##", "").replace("`", "")
+    return TAGS.sub("", text) if "<" in text else text
+
+
+def last(form: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The last match in a text."""
+    latest = None
+    for match in form.finditer(text):
+        latest = match
+    return latest
+
+
+def training_text(critique: str, verdict: Verdict) -> str:
+    """The critique, bold type undone, with its last words replaced by `The final answer is True.` or `False.`.
+
+    A line that was cut off is left out; a critique without verdict is returned as it is.
+    """
+    if verdict.right is None:
+        return critique.strip()
+    text = plain(critique)
+    lines = (text[:-TAIL] + LAST_WORDS.sub("", text[-TAIL:])).rstrip().split("\n")
+    if verdict.how == "implied" and lines[-1].rstrip()[-1:] not in ENDINGS:
+        lines.pop()
+    while lines and EMPTY_HEADING.fullmatch(lines[-1]):
+        lines.pop()
+    written = [line.rstrip() for line in lines if line.strip()]
+    return "\n".join([*written, f"The final answer is {verdict.right}."])

@@ -1,24 +1,127 @@
-"""Collecting rows of one solution each into problems, candidates, labels and, where there are some, critiques."""
+"""Rows of one solution each as problems, candidates, labels and, where there are some, critiques, and their artefacts.
+
+The inputs of imported artefacts say where they come from, so stages take them as fresh.
+"""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from minos_ray.errors import UserError
-from minos_ray.files.read import BadRow, records
-from minos_ray.imports.write import Row, begin_import, candidate, label, write_tables
+from minos_ray.files.read import BadRow, download, is_hub, records
 from minos_ray.steps.split import after_first_error, paragraphs_or_lines
 from minos_ray.store import columns as schema
-from minos_ray.store.run import Manifest, Run
+from minos_ray.store.columns import Row
+from minos_ray.store.contents import of_path
+from minos_ray.store.run import Artefact, Manifest, Run
 
 CHUNK = 20_000
 OTHER_GOLD = "another gold answer for the same question"
 EMPTY_LINES = re.compile(r"\n\s*\n")
 Policy = Literal["keep", "mask", "inherited"]
 Parsed = TypeVar("Parsed")
+
+
+def require_rows(rows: Sized, src: str, dropped: Mapping[str, int]) -> None:
+    """UserError when nothing is left to import; before `begin_import` clears what is there."""
+    if not rows:
+        raise UserError(f"import: no row of {src} can be used; dropped: {dict(dropped)}")
+
+
+def begin_import(run: Run, names: Iterable[str], form: str, src: str, **options: object) -> dict[str, Artefact]:
+    """The artefacts, ready to be written, with what is imported, and its content, as their only input."""
+    digest = of_path(download(src) if is_hub(src) else src)
+    inputs = {"import": {"format": form, "source": src, "content": digest, "options": options}}
+    artefacts = {name: run.artefact(name) for name in names}
+    for artefact in artefacts.values():
+        artefact.begin(inputs)
+    return artefacts
+
+
+def write_rows(
+    artefact: Artefact, parts: Mapping[str, list[Row]], dropped: Mapping[str, int], **details: Any
+) -> Manifest:
+    """`write_tables` of rows that are not tables yet; all parts have the same columns."""
+    table, tables, start = schema.table(artefact.name, [row for rows in parts.values() for row in rows]), {}, 0
+    for name, rows in parts.items():
+        if rows:
+            tables[name] = [table.slice(start, len(rows))]
+            start += len(rows)
+    return write_tables(artefact, tables, dropped, **details)
+
+
+def write_tables(
+    artefact: Artefact,
+    parts: Mapping[str, list[pa.Table]],
+    dropped: Mapping[str, int],
+    notes: Mapping[str, int] | None = None,
+    **details: Any,
+) -> Manifest:
+    """Writes tables by part, checked over all parts, and completes the artefact; for problems a part is a split.
+
+    `notes` are counts of rows that were kept with a reservation.
+    """
+    tables = {name: pa.concat_tables(pieces) for name, pieces in parts.items()}
+    if not any(map(len, tables.values())):
+        raise UserError(f"import: no row of {artefact.name} is left; dropped: {dict(dropped)}")
+    schema.validate(artefact.name, pa.concat_tables(tables.values()))
+    for name, table in tables.items():
+        artefact.write_part(name, table)
+    counts = {"rows": sum(map(len, tables.values()))}
+    if artefact.name == "problems":
+        counts |= {name: len(table) for name, table in tables.items()}
+    return artefact.complete({**counts, **(notes or {})}, dict(dropped), details)
+
+
+def candidate(problem_id: str, index: int, text: str, model: str) -> Row:
+    """A row of `candidates`; nobody counted its tokens (0)."""
+    return {
+        "candidate_id": f"{problem_id}/{index}",
+        "problem_id": problem_id,
+        "index": index,
+        "text": text,
+        "finish_reason": "stop",
+        "num_tokens": 0,
+        "model": model,
+    }
+
+
+def label(row: Row, answer: str | None, correct: bool, steps: list[str], step_labels: list[int], source: str) -> Row:
+    """The row of `labels` of a candidate whose labels are given."""
+    return {
+        "candidate_id": row["candidate_id"],
+        "problem_id": row["problem_id"],
+        "answer": answer,
+        "correct": correct,
+        "status": "correct" if correct else "no_answer" if answer is None else "wrong",
+        "steps": steps,
+        "step_labels": step_labels,
+        "step_scores": None,
+        "step_source": source,
+        "error_types": [],
+    }
+
+
+def critique(
+    row: Row, critic: str, prompt: str, text: str, step_verdicts: list[int], final_verdict: bool | None, status: str
+) -> Row:
+    """The row of `critiques` of a labelled candidate; `ok` means that stage 1 trains on it. Nobody paid for it (0)."""
+    return {
+        "candidate_id": row["candidate_id"],
+        "critic": critic,
+        "prompt_version": prompt,
+        "text": text,
+        "step_verdicts": step_verdicts,
+        "final_verdict": final_verdict,
+        "agrees": final_verdict == row["correct"],
+        "status": status,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "cost_usd": 0.0,
+    }
 
 
 class Solution(NamedTuple):
@@ -107,13 +210,9 @@ class Collection:
         if found.step_scores:
             same = zip(found.step_scores, found.step_labels, labels, strict=True)
             row["step_scores"] = [score if before == after else None for score, before, after in same]
-        self._keep("candidates", row_candidate)
-        self._keep("labels", row)
+        self.keep("candidates", row_candidate)
+        self.keep("labels", row)
         return row
-
-    def add_critique(self, critique: Row) -> None:
-        """A critique of a solution that was added."""
-        self._keep("critiques", critique)
 
     def _problem(self, found: Solution) -> Row:
         fields = {"dataset": found.dataset, "split": found.split, "question": found.question}
@@ -124,8 +223,8 @@ class Collection:
         self.indices[problem["problem_id"]] += 1
         return self.indices[problem["problem_id"]] - 1
 
-    def _keep(self, name: str, row: Row) -> None:
-        """Rows go into Arrow tables early: as Python objects they take ten times the memory."""
+    def keep(self, name: str, row: Row) -> None:
+        """One row more. Rows go into Arrow tables early: as Python objects they take ten times the memory."""
         self.rows[name].append(row)
         if len(self.rows[name]) >= CHUNK:
             self._flush(name)

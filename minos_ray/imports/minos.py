@@ -13,9 +13,9 @@ import pyarrow.fs as pafs
 
 from minos_ray.files.read import BadRow, is_hub, is_nothing
 from minos_ray.grading.latex import extract_latex
-from minos_ray.imports import shepherd
-from minos_ray.imports.grouping import Collection, Policy, Solution, usable
-from minos_ray.imports.write import Row
+from minos_ray.imports.grouping import Collection, Policy, Row, Solution, critique, usable
+from minos_ray.imports.steps import FIRST_STEP, read_shepherd
+from minos_ray.imports.steps import TAG as SHEPHERD_TAG
 from minos_ray.problems.rows import text_of, text_or_none
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.split import lines
@@ -72,9 +72,10 @@ def add(found: Collection, row: ParsedRow) -> None:
     if row.note:
         found.notes[row.note] += 1
     if label is not None and row.critique is not None:
-        critique = critique_row(label, row.critique)
-        found.notes[OTHER_STEPS] += not critique["step_verdicts"]
-        found.add_critique(critique)
+        verdicts, final = step_verdicts(row.critique, len(label["steps"])), final_verdict(row.critique)
+        status = "no_verdict" if final is None else "ok"
+        found.notes[OTHER_STEPS] += not verdicts
+        found.keep("critiques", critique(label, CRITIC, PROMPT, row.critique, verdicts, final, status))
 
 
 def read(record: Row, split: str) -> ParsedRow:
@@ -117,8 +118,8 @@ def judged_solution(query: str, judged: Any) -> Solution:
 def read_tagged(record: Row, split: str) -> ParsedRow:
     """A row of the PRM set; the long tag ends in the short one, so it is looked for first."""
     tagged = record.get("input", record.get("text"))
-    tag = shepherd.TAG if isinstance(tagged, str) and shepherd.TAG in tagged else TAG
-    parsed, note = shepherd.read({"task": DATASET, **record, "input": tagged}, split, tag)
+    tag = SHEPHERD_TAG if isinstance(tagged, str) and SHEPHERD_TAG in tagged else TAG
+    parsed, note = read_shepherd({"task": DATASET, **record, "input": tagged}, split, tag)
     question = parsed.question.removeprefix("Human:").removesuffix("Assistant:").strip()
     return ParsedRow(parsed._replace(question=question), note=note)
 
@@ -127,7 +128,7 @@ def solution(text: str, correct: bool, split: str) -> Solution:
     """Question and steps of `Human: ... Assistant: ...`, or of a question followed by `Step 1:`."""
     question, mark, written = text.removeprefix("Human:").partition("Assistant:")
     if not mark:
-        first = shepherd.FIRST_STEP.search(text)
+        first = FIRST_STEP.search(text)
         question, written = (text[: first.start()], text[first.start() :]) if first else ("", "")
     written = without_thinking(written)
     steps = numbered(written)
@@ -168,21 +169,3 @@ def step_verdicts(critique: str, steps: int) -> list[int]:
     first = [part.partition(".")[0].lower() for part in parts]
     verdicts = [int(not any(word in sentence for word in WRONG)) for sentence in first]
     return [*verdicts[: steps - 1], int(final)]
-
-
-def critique_row(label: Row, critique: str) -> Row:
-    """The row of `critiques`; `ok` means that stage 1 trains on it."""
-    verdict = final_verdict(critique)
-    return {
-        "candidate_id": label["candidate_id"],
-        "critic": CRITIC,
-        "prompt_version": PROMPT,
-        "text": critique,
-        "step_verdicts": step_verdicts(critique, len(label["steps"])),
-        "final_verdict": verdict,
-        "agrees": verdict == label["correct"],
-        "status": "no_verdict" if verdict is None else "ok",
-        "prompt_tokens": 0,
-        "completion_tokens": 0,
-        "cost_usd": 0.0,
-    }

@@ -11,8 +11,7 @@ from minos_ray.files.read import BadRow
 from minos_ray.grading.graders import Grader
 from minos_ray.grading.pool import Grading
 from minos_ray.grading.same import same_text
-from minos_ray.imports.grouping import Collection, Policy, Solution, usable
-from minos_ray.imports.write import Row
+from minos_ray.imports.grouping import Collection, Policy, Row, Solution, usable
 from minos_ray.store.run import Manifest, Run
 
 USED = ("solution", "found_error")

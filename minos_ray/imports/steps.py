@@ -1,13 +1,19 @@
-"""Step labels and preferences in the common shapes: TRL's and axolotl's stepwise columns, and chosen/rejected pairs."""
+"""Step labels and preferences in the common shapes: TRL's and axolotl's stepwise columns, chosen/rejected pairs, and
+Math-Shepherd.
 
-from collections.abc import Sequence
+Math-Shepherd: `input` is the question and the steps, each ended by a tag; `label` has `+` or `-` for each tag. A few
+rows of the release have a tag inside the question, or no `Step 1:`; both are read, and counted.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Any, Literal
 
 from minos_ray.files.read import BadRow
 from minos_ray.grading.latex import extract_latex
-from minos_ray.imports.grouping import Collection, Policy, Solution, usable
-from minos_ray.imports.write import Row
+from minos_ray.imports.grouping import Collection, Policy, Row, Solution, usable
+from minos_ray.problems.rows import text_of
 from minos_ray.steps.own_text import own_solution
 from minos_ray.steps.split import paragraphs_or_lines
 from minos_ray.store.run import Manifest, Run
@@ -15,6 +21,10 @@ from minos_ray.store.run import Manifest, Run
 QUESTIONS, STEPS, LABELS = ("question", "prompt", "problem"), ("steps", "completions"), ("labels", "step_labels")
 GOLDS = ("answer", "gold")
 SOFT, SAME = "soft labels", "chosen is rejected"
+TAG = "\u043a\u0438"
+FIRST_STEP = re.compile(r"step 1:", re.IGNORECASE)
+SIGNS = {"+": 1, "-": 0}
+TAG_IN_QUESTION, UNNUMBERED = "tag inside the question", "no 'Step 1:', divided at the question mark"
 
 
 def import_steps(
@@ -146,3 +156,63 @@ def text_of_reply(reply: Any, name: str) -> str:
     if not isinstance(reply, str) or not reply.strip():
         raise BadRow(f"'{name}' is no text")
     return reply
+
+
+def import_shepherd(
+    src: str, run: Run, *, split: Literal["train", "test"] = "train", after_first_error: Policy = "keep"
+) -> list[Manifest]:
+    """Problems, candidates and labels; a solution is right when its last step is."""
+    collection = Collection("math-shepherd", after_first_error)
+    for solution, note in usable("math-shepherd", src, collection.dropped, lambda record: read_shepherd(record, split)):
+        collection.add(solution)
+        if note:
+            collection.notes[note] += 1
+    return collection.write(run, "math-shepherd", src, {"split": split, "after_first_error": after_first_error})
+
+
+def read_shepherd(record: Row, split: str, tag: str = TAG) -> tuple[Solution, str]:
+    """One row, and what is odd about it (empty when nothing is); BadRow when its texts do not belong together."""
+    tagged, signed, task = (text_of(record, column) for column in ("input", "label", "task"))
+    pairs = list(pieces(tagged, signed, tag))
+    if not pairs:
+        raise BadRow("no step tag in 'input'")
+    texts, labels = [text for text, _ in pairs], [label for _, label in pairs]
+    question, first, piece, note = divided(texts)
+    steps = [first, *(text.strip() for text in texts[piece + 1 :])]
+    if not question or not all(steps):
+        raise BadRow("an empty question or step")
+    facts = (labels[-1] == 1, extract_latex(steps[-1]), None, "math-shepherd", split, "rollouts")
+    return Solution(question, task.lower(), steps, labels[piece:], *facts), note
+
+
+def divided(texts: list[str]) -> tuple[str, str, int, str]:
+    """Question, first step, the number of the piece that it is in, and what is odd."""
+    for number, text in enumerate(texts):
+        match = FIRST_STEP.search(text)
+        if match:
+            question = " ".join(part.strip() for part in [*texts[:number], text[: match.start()]])
+            return question.strip(), text[match.start() :].strip(), number, TAG_IN_QUESTION if number else ""
+    question, mark, first = texts[0].partition("?")
+    if not mark:
+        raise BadRow("no 'Step 1:' and no question mark")
+    return f"{question.strip()}?", first.strip(), 0, UNNUMBERED
+
+
+def pieces(tagged: str, signed: str, tag: str) -> Iterator[tuple[str, int]]:
+    """Text before each tag, and the sign that stands for the tag in the other text.
+
+    Where the other text has the tag's letters too, they are part of a word.
+    """
+    position, text = 0, ""
+    for piece in tagged.split(tag)[:-1]:
+        if not signed.startswith(piece, position):
+            raise BadRow("'label' does not follow 'input'")
+        position, text = position + len(piece), text + piece
+        if signed.startswith(tag, position):
+            position, text = position + len(tag), text + tag
+            continue
+        sign = signed[position : position + 1]
+        if sign not in SIGNS:
+            raise BadRow("'label' has another tag than + or -")
+        yield text, SIGNS[sign]
+        position, text = position + 1, ""

@@ -13,8 +13,7 @@ from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Label, Model, Sample
 from minos_ray.grading.pool import Grading
 from minos_ray.graph.lengths import PROMPT_TOO_LONG
-from minos_ray.labels.prefixes import ids_after, prefix_id
-from minos_ray.labels.rollout_plan import Tree, decide, forest
+from minos_ray.labels.rollout_plan import Tree, decide, forest, ids_after, prefix_id
 from minos_ray.problems.split import problems_by_id
 from minos_ray.store import columns
 from minos_ray.store.model_files import load_tokenizer, locate

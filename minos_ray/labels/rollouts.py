@@ -20,8 +20,7 @@ from minos_ray.grading.pool import Grading
 from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.labels.completer import INEXACT, UNITS, Completer
-from minos_ray.labels.prefixes import prefixes
-from minos_ray.labels.rollout_plan import Tree, grow
+from minos_ray.labels.rollout_plan import Tree, grow, prefixes
 from minos_ray.problems.split import problems_by_id, rows_of_problems, turns
 from minos_ray.steps.own_text import own_solution
 from minos_ray.store.columns import GRADED, Row

@@ -13,10 +13,9 @@ from minos_ray.config.load import Config
 from minos_ray.errors import UserError
 from minos_ray.evaluation import verdicts
 from minos_ray.evaluation.candidates import Candidates, Scores
-from minos_ray.meta import summary
+from minos_ray.meta import measures
 from minos_ray.meta.measures import Threshold, best_first_error, best_outcome, outcome_intervals, step_intervals
-from minos_ray.meta.sets import LabelledSet, check_overlap, read_set
-from minos_ray.meta.verifiers import Verifier, score_set, scores_of, verifiers
+from minos_ray.meta.verifiers import LabelledSet, Verifier, check_overlap, read_set, score_set, scores_of, verifiers
 from minos_ray.store.run import Run
 
 NAME = "meta.json"
@@ -46,11 +45,11 @@ def meta(config: Config, run: Run) -> dict[str, Any]:
         "threshold": None if other else config.meta.threshold,
         "threshold_from": other.run.path if other else None,
         "rows": rows,
-        **summary.means(rows),
-        "prmbench": summary.prmbench(rows),
+        **measures.means(rows),
+        "prmbench": measures.prmbench(rows),
     }
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
-    print("\n".join([*summary.as_text(content), f"written to {run.at(NAME)}"]))
+    print("\n".join([*measures.as_text(content), f"written to {run.at(NAME)}"]))
     return content
 
 

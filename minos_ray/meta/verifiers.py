@@ -1,27 +1,106 @@
-"""The verifiers that `minos meta` judges (the run's own, published reward models, critics), and their scores."""
+"""The labelled sets of `minos meta`, the verifiers that it judges on them, and their scores.
+
+Sets are run directories with problems and labels, as `minos import` makes them. Verifiers are the run's own, published
+reward models and critics.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from minos_ray.config.load import Config
 from minos_ray.config.schema import ForeignModel, MetaCritic, Model
 from minos_ray.errors import UserError
-from minos_ray.evaluation.candidates import Candidates, Scores, read_scores
+from minos_ray.evaluation.candidates import Candidates, Scores, group_candidates, read_candidates, read_scores
 from minos_ray.evaluation.stage import platts_of
+from minos_ray.evaluation.verdicts import any_label
 from minos_ray.graph.specs import VERSIONS, fingerprint_of
 from minos_ray.meta import critics as meta_critics
-from minos_ray.meta.sets import LabelledSet
+from minos_ray.problems.split import problems_by_id, read_problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import WEIGHTS, absolute, is_hub_id, locate
 from minos_ray.store.run import Run, fingerprint
 from minos_ray.training.calibration import Platt, platt_of
 
+# The columns that scores of a set depend on: what a verifier or a critic is shown, and which solutions are scored.
+SCORED = {
+    "problems": ["problem_id", "split", "question", "answer", "solution"],
+    "labels": ["candidate_id", "answer", "steps"],
+}
 # Dotted, so that torch is imported only where a model is loaded.
 FOREIGN_WORKER = "minos_ray.meta.foreign:ForeignScorers"
 # Raise it when `foreign` changes what a published model reads: scores made with the old formats are then made anew.
 FORMATS_VERSION = 2
+
+
+class LabelledSet(NamedTuple):
+    """One run directory: its solutions in order of problems, and the data set of each, [solutions] of str."""
+
+    run: Run
+    candidates: Candidates
+    datasets: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """The name of the folder with the set's scores."""
+        return set_key(self.run)
+
+    @property
+    def by_step(self) -> bool:
+        """Whether any step is labelled."""
+        return bool(pc.any(any_label(self.candidates.rows["step_labels"])).as_py())
+
+    def parts(self) -> Iterator[tuple[str, Candidates]]:
+        """The solutions of each data set."""
+        for dataset in np.unique(self.datasets).tolist():
+            yield dataset, group_candidates(self.candidates.rows.filter(pa.array(self.datasets == dataset)))
+
+    def questions(self) -> set[str]:
+        """The questions whose solutions are judged, with white space normalised."""
+        problems = read_problems(self.run, None, ["problem_id", "question"])
+        judged = pc.is_in(problems["problem_id"], value_set=self.candidates.rows["problem_id"].combine_chunks())
+        return {" ".join(question.split()) for question in problems.filter(judged)["question"].to_pylist()}
+
+
+def set_key(labelled: Run) -> str:
+    """A digest of all that scores of the set depend on: the same for the same data in another place."""
+    digest = blake2b(digest_size=8)
+    for name, columns in SCORED.items():
+        rows = labelled.artefact(name).read(columns).sort_by(columns[0])
+        digest.update(json.dumps(rows.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def read_set(path: str, key: str) -> LabelledSet:
+    """The set at `path`, named by the config key `key`; UserError when there is none."""
+    run = Run(path)
+    missing = [name for name in ("problems", "labels") if run.artefact(name).manifest() is None]
+    if missing:
+        raise UserError(f"{key}: '{path}' has no complete {missing[0]}; make one with `minos import`")
+    candidates = read_candidates(run)
+    if not candidates.problems:
+        raise UserError(f"{key}: '{path}' has no labelled solution in split test; import it with split=test")
+    problems = problems_by_id(run, None, ["problem_id", "dataset"])
+    datasets = [problems[name]["dataset"] for name in candidates.rows["problem_id"].to_pylist()]
+    return LabelledSet(run, candidates, np.array(datasets))
+
+
+def check_overlap(other: LabelledSet, judged: Sequence[LabelledSet]) -> None:
+    """UserError when the set that thresholds come from shares a question with one that is judged."""
+    questions = other.questions()
+    for labelled in judged:
+        shared = sorted(questions & labelled.questions())
+        if shared:
+            raise UserError(
+                f"meta.threshold_from: '{other.run.path}' shares {len(shared)} questions with the judged set "
+                f"'{labelled.run.path}', such as {shared[0][:60]!r}; choose the threshold on other problems"
+            )
 
 
 class Verifier(NamedTuple):

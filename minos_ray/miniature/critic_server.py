@@ -1,5 +1,7 @@
 """The miniature's critic: a small OpenAI-compatible server on 127.0.0.1 that knows the gold chain of every problem.
 
+It writes as a good teacher would: what the step should be, how it compares, a verdict.
+
 It asks for a key, answers now and then with 429, and like a real critic is sometimes careless (a verdict that
 contradicts the labels) or malformed; where it sees neither labels nor a reference, it may misread the problem. Every
 answer is a function of the seed and the content of the request alone.
@@ -18,14 +20,30 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from minos_ray.config.load import resolve
-from minos_ray.miniature.critic import write_error_types
+from minos_ray.miniature.language import Clause, Problem, read
+from minos_ray.miniature.problems import reading
+from minos_ray.miniature.step_labels import Verdict, judged, labels_of, parse_step
+from minos_ray.steps.critique_text import critique_text
 
+CARE = 0.25
+"""Of the critic who sees no labels, as in `noise`: about 77 % of its critiques agree with them, as published pipelines
+found with large models (docs/critics.md)."""
+_QUOTES = 0.25
+"""Share of steps for which the clause is quoted; the others name it by one word, as solutions do."""
+_AGREE = (".", ", the same.", ", yes.")
+_CALCULATION = (", not {result}.", ", {result} is wrong.")
+_LOGICAL = (", but it takes {given}.", ", not {given}.")
+_ACCUMULATION = (", it follows the earlier mistake.", ", it inherits a wrong value.")
+_UNRELATED = ("nothing in the problem says {given}.", "the problem has no such {given}.")
+_NEEDLESS = ("the answer does not need {given}.", "{given} is not part of this.")
+_OTHER = ("this cannot be read.", "no calculation here.")
 MODEL = "miniature-critic-1"
-WRITER = "minos_ray.miniature.critic:write_critique"
+WRITER = "minos_ray.miniature.critic_server:write_critique"
 KEY_ENV = "MINOS_OFFLINE_CRITIC_KEY"
 READY_S, END_S = 60.0, 5.0
 BUSY, CARELESS, MALFORMED = 0.01, 0.01, 0.005
@@ -36,6 +54,78 @@ Writer = Callable[[str, list[str], list[int] | None, random.Random], str]
 REFERENCE = r"(?:\n\n\[Reference\]\n.*?)?"
 BLOCKS = re.compile(rf"\[Question\]\n(.*?){REFERENCE}\n\n\[Solution\]\n(.*?)\n\n\[Task\]\n", re.DOTALL)
 LABEL = re.compile(r" Label: (True|False)$")
+
+
+def short(clause: Clause) -> str:
+    """A clause without its subject and full stop, as a critique quotes it."""
+    subject = clause.words.get("n" if clause.phrase.text.startswith("{n}") else "m", "")
+    return clause.text.removeprefix(f"{subject} ").removeprefix("Then ").removeprefix("The ").rstrip(".")
+
+
+def misread(problem: Problem, rng: random.Random) -> Problem:
+    """The problem as a careful reader takes it who sees no labels: some clauses mean something else to them."""
+    read_as = [replace(clause.phrase, right=reading(clause.phrase, CARE, rng)) for clause in problem.clauses]
+    pairs = zip(problem.clauses, read_as, strict=True)
+    return replace(problem, clauses=tuple(replace(clause, phrase=phrase) for clause, phrase in pairs))
+
+
+def _explanation(step: str, verdict: Verdict, rng: random.Random) -> str:
+    calculation = parse_step(step)
+    if calculation is None:
+        return rng.choice(_OTHER)
+    expression = f"{calculation.left} {calculation.op} {calculation.right}"
+    if verdict.gold is None:
+        return rng.choice(_UNRELATED if verdict.error == "unrelated" else _NEEDLESS).format(given=expression)
+    gold = verdict.gold
+    ending = {
+        "": _AGREE,
+        "calculation": _CALCULATION,
+        "logical": _LOGICAL,
+        "unrelated": _LOGICAL,
+        "accumulation": _ACCUMULATION,
+    }[verdict.error]
+    skips = "".join(f"first {gold.calculation}, then " for gold in verdict.skipped)
+    sentence = rng.choice(ending).format(given=expression, result=calculation.result)
+    clause_text = short(gold.clause) if rng.random() < _QUOTES and not gold.continues else gold.clause.phrase.word
+    return f"{skips}{clause_text}: {gold.calculation}{sentence}"
+
+
+def write_critique(question: str, steps: list[str], labels: list[int] | None, rng: random.Random) -> str:
+    """A step-wise critique of a candidate whose step labels are known; ValueError when they are not the gold ones.
+
+    Without labels the critic relies on its own reading of the problem, which may be wrong.
+    """
+    problem = read(question)
+    verdicts = judged(problem if labels is not None else misread(problem, rng), steps)
+    if labels is not None and [verdict.label for verdict in verdicts] != list(labels):
+        raise ValueError(f"labels {list(labels)} are not those of the gold chain for {question!r}")
+    explanations = []
+    for step, verdict in zip(steps, verdicts, strict=True):
+        if verdict.answer is None:
+            explanations.append(_explanation(step, verdict, rng))
+        else:
+            skips = "".join(f"first {gold.calculation}, then " for gold in verdict.skipped)
+            explanations.append(f"{skips}{rng.choice(('the answer is', 'it should be'))} {verdict.answer}.")
+    final = bool(verdicts) and verdicts[-1].answer is not None and verdicts[-1].label == 1
+    return critique_text(zip(explanations, (bool(verdict.label) for verdict in verdicts), strict=True), final)
+
+
+_REASONS = {
+    "unrelated": "the problem says nothing of this.",
+    "accumulation": "it only carries on an earlier mistake.",
+    "calculation": "the operation is right, its result is not.",
+    "logical": "that is not what the problem asks to do.",
+    "other": "no calculation can be read.",
+}
+
+
+def write_error_types(wrong: list[int], errors: list[str], rng: random.Random, careless: float) -> str:
+    """One line per wrong step (indices from 0) with its type; now and then a careless or an unknown one."""
+    lines = []
+    for step in wrong:
+        kind = rng.choice(list(_REASONS)) if rng.random() < careless else errors[step] or "other"
+        lines.append(f"Step {step + 1}: {kind}: {_REASONS[kind]}")
+    return "\n".join(lines).replace("logical:", "wrong:") if rng.random() < careless / 2 else "\n".join(lines)
 
 
 def read_prompt(text: str) -> tuple[str, list[str], list[int]]:
@@ -207,7 +297,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--writer", default=WRITER, help="package.module:function")
     options = parser.parse_args()
-    teacher = Teacher(options.seed, resolve(options.writer), resolve("minos_ray.miniature.step_labels:labels_of"))
+    teacher = Teacher(options.seed, resolve(options.writer), labels_of)
     server = Server(teacher, os.environ[KEY_ENV])
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"ready {server.server_port}", flush=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 
-from minos_ray.candidates import checks as candidates
+from minos_ray.candidates import stage as candidates
 from minos_ray.cluster.bundles import ACCELERATOR, Bundles, amounts, bundles, lack
 from minos_ray.cluster.connect import joins
 from minos_ray.cluster.nodes import token
@@ -19,7 +19,7 @@ from minos_ray.errors import StorageFailed, UserError, WorkStopped, errors_of
 from minos_ray.graph.models import hub_config, model_problems
 from minos_ray.graph.specs import APART
 from minos_ray.graph.state import State, Todo, status, todo_of
-from minos_ray.labels import checks as labels
+from minos_ray.labels import stage as labels
 from minos_ray.observe.trackers import named_tracker, require_library
 from minos_ray.problems import stage as problems
 from minos_ray.scoring import stage as scoring

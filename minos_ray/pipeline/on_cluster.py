@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
-from minos_ray.candidates import checks as candidates
+from minos_ray.candidates import stage as candidates
 from minos_ray.cluster import nodes, probe
 from minos_ray.cluster.bundles import Bundles, amounts, bundles, lack, room, summed
 from minos_ray.cluster.connect import connect

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from minos_ray.config.load import Config, build, parse_override
 from minos_ray.config.schema import MetaCritic
-from minos_ray.critiques.ask import ask
 from minos_ray.critiques.cache import Cache
+from minos_ray.critiques.client import ask
 from minos_ray.critiques.endpoint import with_model
 from minos_ray.critiques.limits import has_prices, priced
 from minos_ray.critiques.reply import Answer

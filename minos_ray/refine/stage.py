@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from minos_ray.candidates.checks import length_problems
+from minos_ray.candidates.stage import length_problems
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError

@@ -82,7 +82,7 @@ def score_units(
 def load(path: str, trust_remote_code: bool, resources: Scoring) -> Verifier:
     """The verifier at `path` in the engine that the config names."""
     if resources.engine == "vllm":
-        from minos_ray.scoring.pooling import Pooling
+        from minos_ray.scoring.verifier import Pooling
 
         return Pooling(path, trust_remote_code, resources)
     return Scorer(path, trust_remote_code, resources)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.candidates.checks import length_problems, weight_problems
+from minos_ray.candidates.stage import length_problems, weight_problems
 from minos_ray.cluster.bundles import Bundles
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.resources import Scoring

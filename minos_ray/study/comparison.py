@@ -27,7 +27,7 @@ from minos_ray.errors import WorkStopped
 from minos_ray.evaluation import outcomes, trend
 from minos_ray.evaluation.statistics import one_more, resampled_means, resamples
 from minos_ray.study.grid import Arm, Grid, Trial
-from minos_ray.study.trial import METHODS
+from minos_ray.study.trials import METHODS
 
 OVER_PROBLEMS = ("best_of_n", "weighted_vote")
 OVER_SEEDS = ("f1", "auc")

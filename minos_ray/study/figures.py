@@ -10,7 +10,7 @@ from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
 from minos_ray.report.scale import Rows, gains, levels
 from minos_ray.study.grid import Grid, Trial
 from minos_ray.study.statement import NAMES, counts_of, title
-from minos_ray.study.trial import Curve, learning_curve
+from minos_ray.study.trials import Curve, learning_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from minos_ray.config.load import Config, leaves
 from minos_ray.errors import UserError
 from minos_ray.evaluation.trend import NAME as TREND
 from minos_ray.graph.specs import NEUTRAL, NOT_STUDIED, begin, fresh
-from minos_ray.labels.checks import require_for_prms
+from minos_ray.labels.stage import require_for_prms
 from minos_ray.pipeline.check import functions
 from minos_ray.pipeline.check import require as require_all
 from minos_ray.store.run import Manifest, Run
@@ -21,8 +21,7 @@ from minos_ray.study.data import SharedData, give_data, make_data
 from minos_ray.study.figures import PICTURES, write_figures
 from minos_ray.study.grid import Grid, Trial, study_grid, sweep_grid
 from minos_ray.study.statement import statement
-from minos_ray.study.trial import result_rows
-from minos_ray.study.tune import run_unfinished
+from minos_ray.study.trials import result_rows, run_unfinished
 
 SWEEP_RESULTS = "sweep/results.parquet"
 RESULTS, ANSWER, TABLES = "study/results.parquet", "study/study.json", "study/study.md"

@@ -13,7 +13,7 @@ from minos_ray.config.training import BINARY, Kind, Lora, Train
 from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.models import hub_config, require_model
 from minos_ray.graph.state import Todo
-from minos_ray.labels.checks import require_for_prms
+from minos_ray.labels.stage import require_for_prms
 from minos_ray.store.model_files import is_hub_id, load_tokenizer, locate, parameters
 from minos_ray.store.run import Run
 from minos_ray.training import host_memory

@@ -16,7 +16,7 @@ from minos_ray.config.training import Kind, Reward, StepEncoding, Verifier
 from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, critic_chosen, fresh
-from minos_ray.labels.checks import require_for_prms
+from minos_ray.labels.stage import require_for_prms
 from minos_ray.problems.split import rows_of_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.split import first_error

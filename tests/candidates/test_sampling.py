@@ -17,8 +17,7 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.candidates.engine import Text
-from minos_ray.candidates.plan import plan
-from minos_ray.candidates.sampler import Sampler, candidates
+from minos_ray.candidates.sampler import Sampler, candidates, plan
 from minos_ray.candidates.stage import extend, read_targets, sample, stored_candidates
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Resources

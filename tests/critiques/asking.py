@@ -9,9 +9,8 @@ from typing import Any
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.client import Critic
 from minos_ray.critiques.endpoint import Endpoint, headers
-from minos_ray.critiques.prompts import Case, label_aware
+from minos_ray.critiques.prompts import Case, Request, content_key, label_aware
 from minos_ray.critiques.reply import Answer
-from minos_ray.critiques.request import Request, content_key
 from minos_ray.critiques.stage import critique_status
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Run

@@ -231,7 +231,7 @@ def test_an_export_that_fails_leaves_the_file_of_before(
         yield {"text": "x", "label": 1}
         raise OSError("disk full")
 
-    monkeypatch.setattr("minos_ray.exports.verifiers.outcomes", torn)
+    monkeypatch.setattr("minos_ray.exports.training_sets.outcomes", torn)
     with pytest.raises(OSError, match="disk full"):
         send("orm", run, str(out))
     assert out.read_text() == "before\n" and sorted(p.name for p in tmp_path.iterdir()) == ["orm.jsonl", "run"]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
 from minos_ray.imports import bring
-from minos_ray.imports.genrm import COLUMNS, PUBLISHED
-from minos_ray.imports.verdicts import read_verdict, training_text
+from minos_ray.imports.genrm import COLUMNS, PUBLISHED, read_verdict, training_text
 from minos_ray.store import columns
 from minos_ray.store.run import Run
 from tests.imports.files import found_again

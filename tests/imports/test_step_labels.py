@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.imports import bring
-from minos_ray.imports.shepherd import pieces
+from minos_ray.imports.steps import pieces
 from minos_ray.store.run import Run
 from tests.imports.files import TAG, found_again, jsonl, shepherd_row, stored
 

@@ -18,7 +18,7 @@ from minos_ray.errors import UserError
 from minos_ray.grading.numbers import extract_number, same_number
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.labels.completer import Completer
-from minos_ray.labels.prefixes import prefix_id
+from minos_ray.labels.rollout_plan import prefix_id
 from minos_ray.labels.rollouts import chosen, cost, make_plan, rollouts, train_answers, unit_table
 from minos_ray.labels.stage import label
 from minos_ray.miniature import load

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from minos_ray.evaluation.verdicts import f1
-from minos_ray.meta.summary import CLASSES, groups, prmbench, prmbench_lines
+from minos_ray.meta.measures import CLASSES, groups, prmbench, prmbench_lines
 
 
 def row(kind: str, tp: int, fp: int, tn: int, fn: int, level: str = "step") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from minos_ray.miniature import corpus
-from minos_ray.miniature.critic import misread, short, write_critique
+from minos_ray.miniature.critic_server import misread, short, write_critique
 from minos_ray.miniature.language import PHRASES, read
 from minos_ray.miniature.problems import attempt, draw, gold_chain, solution_text
 from minos_ray.miniature.step_labels import judge, judged, labels_of

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from minos_ray.miniature import corpus
-from minos_ray.miniature.critic import write_critique
+from minos_ray.miniature.critic_server import write_critique
 from minos_ray.miniature.step_labels import labels_of
 from minos_ray.miniature.tokenizer import tokenizer
 

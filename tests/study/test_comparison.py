@@ -24,7 +24,7 @@ from minos_ray.study.figures import over_labels
 from minos_ray.study.grid import Arm, Grid, Trial, study_grid, sweep_grid
 from minos_ray.study.stage import named_before
 from minos_ray.study.statement import statement
-from minos_ray.study.trial import measures
+from minos_ray.study.trials import measures
 
 SEEDS, N = (3, 4, 5, 6), 8
 PROBLEMS = [f"p{i}" for i in range(40)]

@@ -17,7 +17,7 @@ from minos_ray.errors import UserError
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.run import Run
-from minos_ray.study import trial as trials
+from minos_ray.study import trials
 from minos_ray.study.data import (
     SharedData,
     chosen_problems,

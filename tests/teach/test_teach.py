@@ -19,7 +19,7 @@ from minos_ray.pipeline.run import run_stage
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
 from minos_ray.teach import stage
-from minos_ray.teach.solutions import chosen_solutions, solution_rows
+from minos_ray.teach.stage import chosen_solutions, solution_rows
 from tests.tiny import tiny_model
 from tests.training.world import world
 

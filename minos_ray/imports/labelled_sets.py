@@ -1,0 +1,158 @@
+"""Sets on whose labels verifiers are judged, all in split test: ProcessBench, PRMBench and Hard2Verify.
+
+**ProcessBench**: solutions of many models with the first wrong step as people see it (0-based, -1: none). Columns: id,
+generator (may be empty), problem, steps, final_answer_correct, label. The data set is the part of the id before its
+number (none in Mr-GSM8K, which comes in the same columns). The outcome is `final_answer_correct`. It says nothing about
+ProcessBench's steps: 521 of the 3,400 solutions have a right answer and a wrong step. In Mr-GSM8K's file it is true
+where no step is wrong, and false in all other rows.
+
+**PRMBench** (2501.03124): right solutions rewritten so that certain steps are wrong, in nine classes. Columns: idx,
+classification, modified_question, modified_process, error_steps (1-based), original_question, original_process. Read
+as its own evaluation reads it: a class has each idx once, the solutions that were rewritten for class `redundency` are
+the right controls (`correct`), and error steps behind the last step do not count.
+
+**Hard2Verify** (2510.13744): proofs and solutions of frontier models whose every step people called right or wrong.
+Columns: unique_id, question, model_response_by_step, human_labels (1 or 0; a step that rests on an error is wrong),
+human_labels_first_error_idx (0-based, -1: none), canary. Against leaking into training data the public file has the
+four columns of text and labels encrypted, each with the row's own canary; rows that somebody has decrypted are read as
+well.
+"""
+
+import base64
+import json
+from hashlib import sha256
+from itertools import cycle
+from typing import Any
+
+from minos_ray.files.read import BadRow
+from minos_ray.grading.latex import extract_latex
+from minos_ray.imports.grouping import Collection, Policy, Row, Solution, usable
+from minos_ray.problems.rows import text_of, text_or_none
+from minos_ray.store.run import Manifest, Run
+
+RIGHT_BUT_WRONG = "right answer, wrong step"
+CONTROLS = "redundency"
+BEYOND = "error steps beyond the last step"
+ENCRYPTED = ("question", "model_response_by_step", "human_labels", "human_labels_first_error_idx")
+ELSEWHERE = "first error elsewhere than 'human_labels_first_error_idx'"
+
+
+def import_processbench(src: str, run: Run, *, after_first_error: Policy = "keep") -> list[Manifest]:
+    """Problems, candidates and labels of one or more of its files.
+
+    Steps behind the first wrong one have no label there; with after_first_error=inherited they are wrong.
+    """
+    collection = Collection("processbench", after_first_error)
+    for solution in usable("processbench", src, collection.dropped, parse_processbench):
+        collection.add(solution)
+        collection.notes[RIGHT_BUT_WRONG] += solution.correct and 0 in solution.step_labels
+    return collection.write(run, "processbench", src, {"after_first_error": after_first_error})
+
+
+def parse_processbench(record: Row) -> Solution:
+    """One solution; BadRow when its label does not fit its steps."""
+    question, name = text_of(record, "problem"), text_of(record, "id")
+    steps, first, correct = steps_of(record, "steps"), record.get("label"), record.get("final_answer_correct")
+    if not all(map(str.strip, steps)):
+        raise BadRow("'steps' is not a list of texts")
+    if type(first) is not int or not -1 <= first < len(steps):
+        raise BadRow("'label' is not -1 or the number of a step")
+    if not isinstance(correct, bool):
+        raise BadRow("'final_answer_correct' is not true or false")
+    dataset = "-".join(["processbench", *name.split("-")[:-1]])
+    answer = extract_latex("\n".join(steps))
+    # Behind the first wrong step nothing is known.
+    labels = [1] * len(steps) if first < 0 else [1] * first + [0] + [-1] * (len(steps) - first - 1)
+    model = text_or_none(record, "generator") or "unknown"
+    return Solution(question, dataset, steps, labels, correct, answer, model=model, split="test")
+
+
+def import_prmbench(src: str, run: Run, *, after_first_error: Policy = "keep") -> list[Manifest]:
+    """Problems, candidates and labels; a solution is right when none of its steps is wrong.
+
+    The class is the data set (`prmbench-circular`, ...), by which `minos meta` reports: PRMScore needs the right and
+    the wrong steps of a class, and `multi_solutions` has no wrong step that could carry it as its error type.
+    """
+    collection = Collection("prmbench", after_first_error)
+    seen: set[tuple[str, str]] = set()
+    for identity, solutions, beyond in usable("prmbench", src, collection.dropped, parse_prmbench):
+        if identity in seen:
+            collection.dropped["repeated idx in its class"] += 1
+            continue
+        seen.add(identity)
+        collection.notes[BEYOND] += beyond
+        for solution in solutions:
+            collection.add(solution)
+    return collection.write(run, "prmbench", src, {"after_first_error": after_first_error})
+
+
+def parse_prmbench(record: Row) -> tuple[tuple[str, str], list[Solution], int]:
+    """Class and idx, the rewritten solution (and the control), and how many error steps are not there."""
+    kind, name = text_of(record, "classification"), text_of(record, "idx")
+    steps, wrong = steps_of(record, "modified_process"), record.get("error_steps")
+    if not isinstance(wrong, list) or not all(type(number) is int and number > 0 for number in wrong):
+        raise BadRow("'error_steps' is not a list of step numbers")
+    inside = {number for number in wrong if number <= len(steps)}
+    if wrong and not inside:
+        raise BadRow("no error step is a step of the solution")
+    labels = [int(number not in inside) for number in range(1, len(steps) + 1)]
+    solutions = [solution_of(text_of(record, "modified_question"), kind, steps, labels)]
+    if kind == CONTROLS:
+        right = steps_of(record, "original_process")
+        solutions.append(solution_of(text_of(record, "original_question"), "correct", right, [1] * len(right)))
+    return (kind, name), solutions, len(set(wrong) - inside)
+
+
+def solution_of(question: str, kind: str, steps: list[str], labels: list[int]) -> Solution:
+    """A row of one class of PRMBench; the data have no gold answers."""
+    answer = extract_latex("\n".join(steps), fallback=False)
+    return Solution(question, f"prmbench-{kind}", steps, labels, 0 not in labels, answer, None, "prmbench", "test")
+
+
+def import_hard2verify(src: str, run: Run, *, after_first_error: Policy = "keep") -> list[Manifest]:
+    """Problems, candidates and labels; as in its own evaluation a solution is right when every step is.
+
+    There are no gold answers.
+    """
+    collection = Collection("hard2verify", after_first_error)
+    for solution, first in usable("hard2verify", src, collection.dropped, parse_hard2verify):
+        if collection.add(solution):
+            labels = solution.step_labels
+            collection.notes[ELSEWHERE] += first is not None and first != (labels.index(0) if 0 in labels else -1)
+    return collection.write(run, "hard2verify", src, {"after_first_error": after_first_error})
+
+
+def parse_hard2verify(record: Row) -> tuple[Solution, int | None]:
+    """One solution, and its first wrong step as the row has it."""
+    row = decrypted(record) if isinstance(record.get("model_response_by_step"), str) else record
+    steps, labels = steps_of(row, "model_response_by_step"), row.get("human_labels")
+    if not isinstance(labels, list) or len(labels) != len(steps) or not all(label in (0, 1) for label in labels):
+        raise BadRow("'human_labels' has not 0 or 1 for each step")
+    labels, answer = list(map(int, labels)), extract_latex("\n".join(steps), fallback=False)
+    facts = (text_of(row, "question"), "hard2verify", steps, labels, 0 not in labels, answer)
+    return Solution(*facts, split="test", stated=True), row.get("human_labels_first_error_idx")
+
+
+def decrypted(record: Row) -> dict[str, Any]:
+    """The row with its encrypted columns as they were: base64 of bytes, xor the repeated SHA-256 of the canary; lists
+    and numbers are JSON."""
+    key, row = sha256(text_of(record, "canary").encode()).digest(), dict(record)
+    try:
+        for name in ENCRYPTED:
+            if isinstance(row.get(name), str):
+                data = base64.b64decode(row[name], validate=True)
+                row[name] = bytes(a ^ b for a, b in zip(data, cycle(key))).decode()
+        for name in ENCRYPTED[1:]:
+            if isinstance(row.get(name), str):
+                row[name] = json.loads(row[name])
+    except ValueError as error:
+        raise BadRow("a column cannot be decrypted with the row's canary") from error
+    return row
+
+
+def steps_of(record: Row, column: str) -> list[str]:
+    """The steps in a column; some sets have a few that are empty, and numbered like the others."""
+    steps = record.get(column)
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
+        raise BadRow(f"'{column}' is not a list of texts")
+    return steps
