@@ -238,9 +238,12 @@ class Evaluate(Section):
 
 
 class ForeignModel(Model):
-    """A reward model by its kind; docs/meta.md says what each kind reads. `minos`: a verifier that minos_ray saved."""
+    """A reward model by its kind; docs/meta.md says what each kind reads.
 
-    kind: Literal["minos", "sequence", "tokens", "shepherd", "qwen"]
+    `minos` is a verifier that minos_ray saved; `critic` a critic that it trained, which judges as `score.judge` says.
+    """
+
+    kind: Literal["minos", "critic", "sequence", "tokens", "shepherd", "qwen"]
     separator: str = Field("\n", min_length=1, description="kind tokens: what its training put behind each step")
 
     @model_validator(mode="after")
@@ -286,7 +289,8 @@ class Meta(Section):
     @model_validator(mode="after")
     def names_are_different(self) -> "Meta":
         """Scores are stored by name."""
-        names = [*VERIFIERS, *self.models, *self.critics]
+        soft = [f"{name}-soft" for name, model in self.models.items() if model.kind == "critic"]
+        names = [*VERIFIERS, *self.models, *soft, *self.critics]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"the name '{repeated[0]}' is taken twice")
         return self

@@ -22,6 +22,7 @@ from minos_ray.evaluation.stage import platts_of
 from minos_ray.evaluation.verdicts import any_label
 from minos_ray.graph.specs import VERSIONS, fingerprint_of
 from minos_ray.meta import critics as meta_critics
+from minos_ray.meta import set_judge
 from minos_ray.problems.split import problems_by_id, read_problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import WEIGHTS, absolute, is_hub_id, locate
@@ -37,6 +38,8 @@ SCORED = {
 FOREIGN_WORKER = "minos_ray.meta.foreign:ForeignScorers"
 # Raise it when `foreign` changes what a published model reads: scores made with the old formats are then made anew.
 FORMATS_VERSION = 2
+# The input of a critic's scores that are no votes.
+BY = "by"
 
 
 class LabelledSet(NamedTuple):
@@ -118,8 +121,8 @@ class Verifier(NamedTuple):
 
     @property
     def worker(self) -> str | None:
-        """The class that scores with it in actors; None for a critic, which is asked over HTTP."""
-        if isinstance(self.section, MetaCritic):
+        """The class that scores with it in actors; None for critics, which write critiques."""
+        if self.kind == "critic":
             return None
         return FOREIGN_WORKER if isinstance(self.section, ForeignModel) and self.kind != "minos" else scoring.WORKER
 
@@ -158,6 +161,9 @@ def foreign(config: Config, run: Run) -> list[Verifier]:
     verifiers = []
     for name, section in config.meta.models.items():
         path = locate(section, run)
+        if section.kind == "critic":
+            verifiers += trained_critic(config, run, name, section, path)
+            continue
         if section.kind != "minos":
             from minos_ray.meta.foreign import check_model
 
@@ -172,6 +178,23 @@ def foreign(config: Config, run: Run) -> list[Verifier]:
         settings = json.loads((Path(path) / "config.json").read_text()) if section.kind == "minos" else {}
         platt = platt_of(settings.get("calibration"))
         verifiers.append(Verifier(name, section.kind, located, inputs, by_step(section, settings), platt))
+    return verifiers
+
+
+def trained_critic(config: Config, run: Run, name: str, section: ForeignModel, path: str) -> list[Verifier]:
+    """A critic that minos_ray trained, by its verdicts; with `score.judge.soft` also by how likely these are."""
+    set_judge.check_critic(f"meta.models.{name}", config, section, path)
+    assert config.score.judge is not None, "checked"
+    located = absolute(section)
+    inputs = {
+        "model": located.model_dump(mode="json"),
+        "weights": weights_id(section, path, run),
+        "judge": config.score.judge.model_dump(mode="json"),
+        "versions": {key: VERSIONS[key] for key in ("judge", "step_encoding")} | {"shown": meta_critics.VERSION},
+    }
+    verifiers = [Verifier(name, "critic", located, inputs, True)]
+    if config.score.judge.soft:
+        verifiers.append(Verifier(f"{name}{set_judge.SOFT}", "critic", located, {**inputs, BY: "P(True)"}, True))
     return verifiers
 
 
@@ -204,7 +227,8 @@ def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[
         artefact = run.artefact(names[verifier.name])
         manifest = artefact.manifest()
         fresh = manifest and manifest.fingerprint == fingerprint(verifier.inputs)
-        if not fresh or meta_critics.unanswered(manifest):  # it may lack critiques
+        asked = isinstance(verifier.section, MetaCritic)
+        if not fresh or (asked and meta_critics.unanswered(manifest)):  # it may lack critiques
             artefact.begin(verifier.inputs)
             todo.append((verifier, artefact))
     workers = sorted({v.worker for v, _ in todo if v.worker})
@@ -217,6 +241,8 @@ def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[
     for verifier, artefact in todo:
         if isinstance(verifier.section, MetaCritic):
             meta_critics.judge(config, run, verifier.name, verifier.section, labelled.run, artefact)
+        elif verifier.kind == "critic":
+            set_judge.judge(config, run, verifier.section, labelled.run, artefact, BY in verifier.inputs)
     return names
 
 

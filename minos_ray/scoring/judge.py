@@ -30,7 +30,7 @@ from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, run_units, stored_units
+from minos_ray.work.run_units import Work, Worker, run_units, stored_units
 
 NO_STEPS = "no_steps"
 SOFT = "scores/critic-soft"
@@ -204,12 +204,13 @@ def judge(config: Config, run: Run) -> Manifest:
     section = config.score.judge
     assert section is not None, "the stage judges only where the config says how"
     done = specs.fresh(config, run, "scores/critic") or judge_by_vote(config, run, section)
-    return (specs.fresh(config, run, SOFT) or soft_scores(config, run, done)) if section.soft else done
+    if not section.soft:
+        return done
+    return specs.fresh(config, run, SOFT) or soft_scores(run, done, specs.begin(config, run, SOFT))
 
 
-def soft_scores(config: Config, run: Run, judged: Manifest) -> Manifest:
-    """`scores/critic-soft`, from the columns beside the votes; both cost the same tokens."""
-    artefact = specs.begin(config, run, SOFT)
+def soft_scores(run: Run, judged: Manifest, artefact: Artefact) -> Manifest:
+    """The soft scores of an artefact of votes, from its columns beside them; both cost the same tokens."""
     for name, rows in run.artefact(judged.artefact).named_parts(["candidate_id", "problem_id", "right", "steps_right"]):
         artefact.write_part(name, rows.rename_columns(schema.SCHEMAS["scores"].names))
     counts = {key: judged.counts[key] for key in ("candidates", "distinct", "tokens")}
@@ -226,7 +227,7 @@ def judge_by_vote(config: Config, run: Run, section: Judge) -> Manifest:
     artefact = specs.begin(config, run, "scores/critic")
     lengths.make_again(artefact, lengths.length_of(config, artefact.name, path))
     start = time.monotonic()
-    judge_missing(config, run, artefact, units)
+    judge_missing(config, run, artefact, units, ProblemJudge, {"run": run.path, "model": critic(config, run)})
     return finish(artefact, units, time.monotonic() - start)
 
 
@@ -287,8 +288,10 @@ def as_units(solutions: pa.Table, candidates: list[list[str]], problems: pa.Tabl
     return ordered.drop_columns("text").cast(UNITS)
 
 
-def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table) -> None:
-    """Judges the problems whose rows are not stored."""
+def judge_missing(
+    config: Config, run: Run, artefact: Artefact, units: pa.Table, worker: Callable[..., Worker], kwargs: dict[str, Any]
+) -> None:
+    """Judges the units whose rows are not stored; `worker` is called with `kwargs` and what the config says."""
     assert config.score.judge is not None
     missing = units.filter(pa.array(~stored(artefact, units)))
     resources = config.resources.judge
@@ -296,14 +299,8 @@ def judge_missing(config: Config, run: Run, artefact: Artefact, units: pa.Table)
     work = Work(
         label="judge",
         pool="judge",
-        worker=ProblemJudge,
-        kwargs={
-            "run": run.path,
-            "model": critic(config, run),
-            "resources": resources,
-            "judge": config.score.judge,
-            "seed": config.seed,
-        },
+        worker=worker,
+        kwargs={**kwargs, "resources": resources, "judge": config.score.judge, "seed": config.seed},
         batch_units=max(1, solutions * len(units) // max(1, size(units))),
         rows=size(units),
         rows_before=size(units) - size(missing),

@@ -9,8 +9,10 @@ import pytest
 from minos_ray.candidates.engine import Text
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Resources
-from minos_ray.config.schema import Judge, Model, Score
+from minos_ray.config.schema import ForeignModel, Judge, Meta, Model, Score
 from minos_ray.config.training import StepEncoding
+from minos_ray.errors import UserError
+from minos_ray.meta.verifiers import read_set, score_set, verifiers
 from minos_ray.scoring import judge as judging
 from minos_ray.scoring.judge import (
     UNITS,
@@ -138,6 +140,24 @@ def test_verdicts_become_scores_and_the_same_solution_is_judged_once(tmp_path: P
     assert lost > 0
     assert again.counts == manifest.counts
     assert again.dropped == manifest.dropped
+
+    # The same critic on a labelled set elsewhere. An answer line that a solution lacks is added, and gets no score.
+    bench, short = Run(str(tmp_path / "set")), {**label("p/2", RIGHT[:1]), "answer": "7"}
+    imported(bench, "problems", run.artefact("problems").read().slice(0, 1).to_pylist())
+    others = [label(name, steps) for name, steps in SOLUTIONS.items() if name != "p/2"]
+    imported(bench, "labels", [short, *others])
+    own = Meta(models={"own": ForeignModel(model="run:models/critic", kind="critic")})
+    soft = config.model_copy(update={"meta": own, "score": Score(judge=Judge(max_tokens=60, soft=True))})
+    names = score_set(soft, run, read_set(bench.path, "meta.sets"), verifiers(soft, run))
+    tables = [run.artefact(names[name]).read().to_pylist() for name in ("own", "own-soft")]
+    votes, likely = ({row["candidate_id"]: (row["score"], row["step_scores"]) for row in rows} for rows in tables)
+    assert votes == {**found, "p/2": (1.0, [1.0])}
+    assert all(0 < abs(likely[name][0] - score) < 0.1 for name, (score, _) in found.items() if name in ("p/0", "p/1"))
+    assert likely["p/2"] == (likely["p/0"][0], likely["p/0"][1][:1])
+    assert likely["p/3"] == likely["p/4"] == (0.0, [])
+    nothing = config.model_copy(update={"meta": own, "score": Score(judge=None)})
+    with pytest.raises(UserError, match="which is empty; set"):
+        verifiers(nothing, run)
 
 
 def test_of_sampled_critiques_the_score_is_the_mean_verdict(tmp_path: Path) -> None:
