@@ -61,7 +61,7 @@ def bundles(pool: Actors | Workers) -> Bundles:
     An engine in several parts takes a bundle for each of them.
     """
     if isinstance(pool, Workers):
-        count, resources = pool.workers, {"CPU": pool.cpus, "GPU": float(pool.gpu)}
+        count, resources = pool.least, {"CPU": pool.cpus, "GPU": float(pool.gpu)}
     else:
         parts = pool.pipeline_parallel_size if isinstance(pool, Engine) else 1
         count, resources = pool.actors * parts, {"CPU": 1.0 if pool.gpus else pool.cpus, "GPU": float(pool.gpus)}

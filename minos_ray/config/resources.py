@@ -3,9 +3,9 @@ fingerprint."""
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from minos_ray.config.base import Section
 from minos_ray.config.endpoints import SECRET_KEY, holds_secret
@@ -110,10 +110,31 @@ class Client(Section):
     batch_wait_s: float = Field(26 * 3600, gt=0, description="longest wait for a batch of mode 'batch'")
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
+class Elastic(Section):
+    """As many workers as the nodes of the cluster hold, from `min` to `max`."""
+
+    min: Count
+    max: Count
+
+    def __str__(self) -> str:
+        """`1 to 4`."""
+        return f"{self.min} to {self.max}"
+
+    @model_validator(mode="after")
+    def most_is_not_below_least(self) -> "Elastic":
+        """An empty range would never start."""
+        if self.max < self.min:
+            raise ValueError(f"max: {self.max} is below min: {self.min}")
+        return self
+
+
 class Workers(Pool):
     """Ray Train workers running DeepSpeed; `micro_tokens` bounds one forward pass of one worker."""
 
-    workers: int = Field(1, ge=1)
+    workers: Count | Elastic = Field(1, description="a number, or {min: 1, max: 4}")
     cpus: float = Field(1, gt=0)
     gpu: bool = False
     zero: Literal[0, 1, 2, 3] = 0
@@ -126,6 +147,23 @@ class Workers(Pool):
     keep: int = Field(1, ge=1, description="checkpoints kept while training, besides the best one")
     max_failures: int = Field(2, ge=0, description="lost workers and hangs; nodes that were drained do not count")
     collective_timeout_s: float = Field(1800, ge=1, description="longest wait of one worker for the others")
+
+    @field_validator("workers", mode="plain", json_schema_input_type=Count | Elastic)
+    @classmethod
+    def count_or_range(cls, value: Any) -> int | Elastic:
+        """As the union, of which pydantic would name the members in the key of an error."""
+        elastic = isinstance(value, dict | Elastic)
+        return Elastic.model_validate(value) if elastic else TypeAdapter(Count).validate_python(value)
+
+    @property
+    def least(self) -> int:
+        """With fewer it does not train."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def most(self) -> int:
+        """It never has more."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
 
     @model_validator(mode="after")
     def offload_needs_zero(self) -> "Workers":

@@ -10,7 +10,7 @@ from contextlib import suppress
 from minos_ray.candidates import stage as candidates
 from minos_ray.cluster.bundles import ACCELERATOR, Bundles, amounts, bundles, lack
 from minos_ray.cluster.connect import joins
-from minos_ray.cluster.nodes import token
+from minos_ray.cluster.nodes import alive, by_address, token
 from minos_ray.cluster.probe import free, gpu_count, gpu_memory_gb
 from minos_ray.config.load import Config, NamedFunction, resolve
 from minos_ray.config.schema import Model, Search
@@ -75,6 +75,11 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
         from minos_ray.pipeline.on_cluster import summary
 
         for line in summary(needs):
+            log(line)
+    if "train" in needs:
+        need = needs["train"]
+        nodes = by_address(alive(), need) if joins(config.resources) else {"this machine": machine(config, need)}
+        for line in training.workers_placed(config, nodes):
             log(line)
 
 
@@ -189,14 +194,20 @@ def pools(config: Config, todo: Todo) -> dict[str, Bundles]:
     return {name: bundles(getattr(config.resources, name)) for name in sorted(names)}
 
 
+def machine(config: Config, need: Bundles) -> dict[str, float]:
+    """What a Ray of this machine would offer to a pool."""
+    gpus = float(gpu_count())
+    types = {c: gpus for c in need.conditions if c.startswith(ACCELERATOR)}  # Ray itself knows the type
+    amounts_here = {"CPU": float(config.resources.num_cpus or os.cpu_count() or 1), "GPU": gpus}
+    return need.offer(amounts_here | types, {})
+
+
 def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Iterator[str]:
     """Pools that this machine has no room for, and engines that its GPUs cannot hold."""
-    machine = {"CPU": float(config.resources.num_cpus or os.cpu_count() or 1), "GPU": float(gpu_count())}
     for name, need in needs.items():
-        types = {c: machine["GPU"] for c in need.conditions if c.startswith(ACCELERATOR)}  # Ray itself knows the type
-        if line := lack(f"resources.{name}", need, {"this machine": need.offer(machine | types, {})}):
+        if line := lack(f"resources.{name}", need, {"this machine": machine(config, need)}):
             yield line
-    if machine["GPU"] and any("GPU" in need.bundle for need in needs.values()) and (size := gpu_memory_gb()):
+    if any("GPU" in need.bundle for need in needs.values()) and gpu_count() and (size := gpu_memory_gb()):
         yield from candidates.gpu_problems(config, run, needs, size)
         yield from scoring.gpu_problems(config, run, needs, size)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from minos_ray.cluster.bundles import Bundles, bundles, on_one
 from minos_ray.cluster.connect import connect, quiet_data, require
 from minos_ray.cluster.nodes import alive
-from minos_ray.config.resources import Resources
+from minos_ray.config.resources import Actors, Resources, Workers
 from minos_ray.errors import WorkStopped
 from minos_ray.observe.failure import cause, without_secrets
 from minos_ray.observe.progress import Progress
@@ -186,7 +186,12 @@ def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]], m
     def fit(pool: Bundles) -> int:
         return sum(on_one(pool, node) for node in nodes) // pool.count if pool.bundle else most
 
-    return max(1, min(most, *(fit(bundles(pool)) for pool in pools)))
+    def needed(pool: Actors | Workers) -> Bundles:
+        """An elastic training may take all that it is allowed."""
+        need = bundles(pool)
+        return need._replace(count=pool.most) if isinstance(pool, Workers) else need
+
+    return max(1, min(most, *(fit(needed(pool)) for pool in pools)))
 
 
 def tuner(grid: Grid, todo: Mapping[str, Trial], at_once: int, progress: Progress) -> "Tuner":

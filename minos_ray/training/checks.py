@@ -197,6 +197,15 @@ def node_bytes(config: Config, run: Run, stages: Set[str]) -> Callable[[Mapping[
     return lambda node: TEMPORARY_BYTES + checkpoint * room(workers, [node]) / workers.count
 
 
+def workers_placed(config: Config, nodes: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """A line that says how many workers would start now, where the config leaves it to the cluster."""
+    workers = config.resources.train
+    if workers.least < workers.most:
+        need = bundles(workers)._replace(count=workers.most)
+        fitting = room(need, nodes.values())
+        yield f"resources.train.workers: {workers.workers} are allowed, {fitting} fit on {', '.join(nodes)}"
+
+
 def checkpoint_bytes(section: Train, size: int) -> float:
     """Bytes of one checkpoint of a training of `size` parameters; one of LoRA is small."""
     if section.lora is not None:

@@ -87,11 +87,11 @@ def require_memory(config: Config, run: Run, stages: Set[str]) -> None:
         return
     workers, available = config.resources.train, machine_gb()
     for need in needs(config, run, stages):
-        if (total := need.model * workers.workers) > available:
+        if (total := need.model * workers.least) > available:
             less = "set lora, take a smaller base model, or train on GPUs"
-            if workers.workers > 1 and workers.zero < 3:
+            if workers.least > 1 and workers.zero < 3:
                 less = "set resources.train.zero: 3, take fewer workers, or lora"
             raise UserError(
-                f"resources.train: {need.training} needs at least {total:.1f} GB of memory for {workers.workers} "
+                f"resources.train: {need.training} needs at least {total:.1f} GB of memory for {workers.least} "
                 f"workers on CPUs, this machine has {available:.1f}; {less}"
             )

@@ -33,18 +33,25 @@ def read_log(run: Run, name: str) -> list[Record]:
 class Log:
     """Written by rank 0. `history` travels in checkpoints, so that a resumed training has all of it.
 
-    `slower` is shown to the user at the start: that and why rows are not packed. `tracking` gets all numbers.
+    `note` is shown to the user at the start: why rows are not packed, how many workers there are. `tracking` gets all
+    numbers.
     """
 
     def __init__(
-        self, run: Run, name: str, history: list[Record], tracking: Tracking | None = None, slower: str | None = None
+        self,
+        run: Run,
+        name: str,
+        history: list[Record],
+        tracking: Tracking | None = None,
+        note: str | None = None,
+        workers: int = 1,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         last = history[-1]["step"] if history else None
         steps = sum(record["event"] == "train" for record in history)
-        text = {} if slower is None else {"text": slower}
-        history.append({"event": "start", "step": steps, "pid": os.getpid(), **text})
+        text = {} if note is None else {"text": note}
+        history.append({"event": "start", "step": steps, "pid": os.getpid(), "workers": workers, **text})
         self.run, self.name, self.history = run, name, history
         # The start is written at once: a reader takes the last start in the file for the current one.
         self.write()

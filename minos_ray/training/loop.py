@@ -68,8 +68,10 @@ class Training:
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
         self.now = self.first
-        notes = "; ".join(filter(None, [self.slower, self.last_hang()])) or None
-        self.log = Log(run, job.name, self.history, self.tracking(), notes) if self.rank == 0 else None
+        elastic = job.workers.least < job.workers.most
+        size = f"{self.world} of {job.workers.workers} workers, from step {self.first + 1}" if elastic else None
+        notes = "; ".join(filter(None, [self.slower, size, self.last_hang()])) or None
+        self.log = Log(run, job.name, self.history, self.tracking(), notes, self.world) if self.rank == 0 else None
         # transformers loads in the mode for evaluation, in which nothing is checkpointed or dropped.
         self.engine.train()
 

@@ -86,7 +86,7 @@ def shape(config: Any, trust_remote_code: bool = False) -> Shape:
 def estimate(model: Shape, section: Train, workers: Workers, kind: str) -> Estimate:
     """The peak of one training step of one worker; `kind` is lm, orm or prm."""
     size = 2 if section.precision == "bf16" else 4
-    ranks = workers.workers
+    ranks = workers.least  # with more, each has less of it
     # A verifier with a language loss trains the vocabulary head along.
     with_head = kind == "lm" or (isinstance(section, Reward) and section.lm_weight > 0)
     backbone = model.parameters - (0 if with_head else model.head)
@@ -116,7 +116,7 @@ def estimate(model: Shape, section: Train, workers: Workers, kind: str) -> Estim
 
 def gradient_bytes(trained: int, size: int, workers: Workers) -> tuple[float, float]:
     """Of the gradients' sums in fp32, and of their copy while they are applied; as DeepSpeed 0.19 keeps them."""
-    sums, copied = SUM * trained, SUM * trained / workers.workers
+    sums, copied = SUM * trained, SUM * trained / workers.least
     if workers.zero == 0:
         return sums, 0
     if workers.zero == 1:

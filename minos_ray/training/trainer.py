@@ -119,25 +119,31 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from minos_ray.training.elastic import LOOK_EVERY_S, START_S, follow_cluster
     from minos_ray.training.loop import train_all
 
     workers = jobs[0].workers
     root, _, name = f"{run.root}/{folder}".rpartition("/")
-    # A group that does not come up within its time fails like one that died.
-    failures = FailureConfig(max_failures=workers.max_failures, controller_failure_limit=workers.max_failures)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s)
+    # A group that does not come up within its time fails like one that died; an elastic one is sized again, until the
+    # time is over.
+    elastic = workers.least < workers.most
+    start_s = min(START_S, wait_s) if elastic else wait_s
+    tries = workers.max_failures + (math.ceil(wait_s / start_s) if elastic else 0)
+    failures = FailureConfig(max_failures=workers.max_failures, controller_failure_limit=tries)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(limit_s := workers.collective_timeout_s)
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     if workers.gpu:  # it asks NCCL itself, and is to speak before NCCL's watchdog ends the processes
         os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
         os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
         os.environ.setdefault("RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S", str(min(600.0, limit_s / 2)))
-    return TorchTrainer(
+    torch_trainer = TorchTrainer(
         train_all,
         train_loop_config={"run": run.path, "checkpoints": folder, "jobs": [job.model_dump() for job in jobs]},
         torch_config=TorchConfig(timeout_s=math.ceil(limit_s)),
         scaling_config=ScalingConfig(
-            num_workers=workers.workers,
+            num_workers=(workers.least, workers.most) if elastic else workers.least,
+            elastic_resize_monitor_interval_s=LOOK_EVERY_S,
             use_gpu=workers.gpu,
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
             **on_nodes(workers),
@@ -150,6 +156,9 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
             failure_config=failures,
         ),
     )
+    if elastic:
+        follow_cluster(torch_trainer, wait_s, run.path, [(f"{folder}/{job.name}", job.key) for job in jobs])
+    return torch_trainer
 
 
 def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> bool:
