@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # What random number generators take.
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
-# A number of rows that are wanted.
+# A number of rows or workers that are wanted.
 Count = Annotated[int, Field(ge=1)]
 
 

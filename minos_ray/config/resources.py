@@ -3,11 +3,11 @@ fingerprint."""
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from minos_ray.config.base import Section
+from minos_ray.config.base import Count, Section
 from minos_ray.config.endpoints import SECRET_KEY, holds_secret
 
 # A project may be called sk-learn.
@@ -110,9 +110,6 @@ class Client(Section):
     batch_wait_s: float = Field(26 * 3600, gt=0, description="longest wait for a batch of mode 'batch'")
 
 
-Count = Annotated[int, Field(ge=1)]
-
-
 class Elastic(Section):
     """As many workers as the nodes of the cluster hold, from `min` to `max`."""
 
@@ -148,9 +145,9 @@ class Workers(Pool):
     max_failures: int = Field(2, ge=0, description="lost workers and hangs; nodes that were drained do not count")
     collective_timeout_s: float = Field(1800, ge=1, description="longest wait of one worker for the others")
 
-    @field_validator("workers", mode="plain", json_schema_input_type=Count | Elastic)
+    @field_validator("workers", mode="wrap")
     @classmethod
-    def count_or_range(cls, value: Any) -> int | Elastic:
+    def count_or_range(cls, value: Any, _: object) -> int | Elastic:
         """As the union, of which pydantic would name the members in the key of an error."""
         elastic = isinstance(value, dict | Elastic)
         return Elastic.model_validate(value) if elastic else TypeAdapter(Count).validate_python(value)
