@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.problems.split import quota, round_robin, turns
+from minos_ray.problems.split import MOST_OUTLINED, NOT_DRAWN, drawn, quota, round_robin, turns
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Artefact
 
@@ -79,7 +79,11 @@ class Outlines(NamedTuple):
 
     @classmethod
     def read(cls, labels: Artefact, problem_ids: Set[str], wrong_only: bool = False) -> "Outlines":
-        """Those of the candidates of these problems, or of the wrong ones among them; labels are read part by part."""
+        """Those of the candidates of these problems, or of the wrong ones among them; labels are read part by part.
+
+        Of more than `MOST_OUTLINED` candidates those of some of the problems, see `drawn`.
+        """
+        problem_ids, not_drawn = drawn(labels, problem_ids, MOST_OUTLINED)
         numbers: dict[str, int] = {}
         reasons = {USABLE: 0, REPEATED: 1}
         ids, columns = [pa.array([], pa.string())], [OutlineColumns.none()]
@@ -99,7 +103,7 @@ class Outlines(NamedTuple):
         repeated = alike[1:][same]
         reason[repeated] = np.where(reason[repeated] == reasons[USABLE], reasons[REPEATED], reason[repeated])
         counts = {name: int((reason == number).sum()) for name, number in reasons.items() if name != USABLE}
-        passed_over = {name: number for name, number in counts.items() if number}
+        passed_over = {name: number for name, number in {**counts, NOT_DRAWN: not_drawn}.items() if number}
         usable = reason == reasons[USABLE]
         return cls(table.take(pa.array(order)), problems, correct[order], has_error[order], usable, passed_over)
 

@@ -15,7 +15,7 @@ from minos_ray.inserted.errors import Made, donors_of, insert, unchanged
 from minos_ray.inserted.notes import Remark, write_note
 from minos_ray.inserted.reading import Refused, Solution, read_solution, read_step
 from minos_ray.observe.progress import Progress
-from minos_ray.problems.split import quota, read_problems, rows_of_problems
+from minos_ray.problems.split import NOT_DRAWN, drawn, quota, read_problems, rows_of_problems
 from minos_ray.steps.critique_text import agrees, parse_critique
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.split import lines
@@ -23,6 +23,7 @@ from minos_ray.store.columns import Row, table
 from minos_ray.store.run import Manifest, Run
 
 PART_ROWS = 5000
+MOST = 1 << 18  # solutions among which is chosen, as Python objects of 20 kB
 SLICE = 500  # solutions and rows between two lines of progress
 
 
@@ -37,7 +38,9 @@ def inserted(config: Config, run: Run) -> Manifest | None:
         return done
     target = begin(config, run, "inserted")
     start = time.monotonic()
-    solutions, dropped = read_solutions(sources(config, run))
+    found, not_drawn = sources(config, run)
+    solutions, dropped = read_solutions(found)
+    dropped.update({NOT_DRAWN: not_drawn} if not_drawn else {})
     if not solutions:
         raise UserError(f"inserted: no right solution ({config.inserted.source}) can be used; dropped: {dict(dropped)}")
     drawn = Rows(solutions, config.inserted, config.seed)
@@ -51,20 +54,25 @@ def inserted(config: Config, run: Run) -> Manifest | None:
     return target.complete(counts | drawn.short, dict(dropped), details)
 
 
-def sources(config: Config, run: Run) -> list[tuple[str, Row, list[str]]]:
-    """(id, problem, steps) of every solution of the train split that is taken for right, in the order of ids."""
-    problems = read_problems(run, "train", ["problem_id", "question", "answer", "solution"])
+def sources(config: Config, run: Run) -> tuple[list[tuple[str, Row, list[str]]], int]:
+    """(id, problem, steps) of every solution of the train split that is taken for right, in the order of ids; of more
+    than `MOST`, or four times those wanted, those of some of the problems, see `drawn`, and how many the others have.
+    """
+    artefact = run.artefact("problems" if config.inserted.source == "solutions" else "labels")
+    names = set(read_problems(run, "train", ["problem_id"])["problem_id"].to_pylist())
+    names, not_drawn = drawn(artefact, names, max(MOST, 4 * config.inserted.count))
+    problems = rows_of_problems(run.artefact("problems"), ["problem_id", "question", "answer", "solution"], names)
     train = problems.sort_by("problem_id").to_pylist()
     if config.inserted.source == "solutions":
-        return [(row["problem_id"], row, lines(without_thinking(row["solution"] or ""))) for row in train]
+        return [(row["problem_id"], row, lines(without_thinking(row["solution"] or ""))) for row in train], not_drawn
     by_id = {row["problem_id"]: row for row in train}
     columns = ["candidate_id", "problem_id", "correct", "steps", "step_labels"]
-    labels = rows_of_problems(run.artefact("labels"), columns, by_id.keys())
+    labels = rows_of_problems(artefact, columns, names)
     right = labels.filter(labels["correct"]).sort_by("candidate_id").to_pylist()
     return [
         (row["candidate_id"], by_id[row["problem_id"]], row["steps"] if 0 not in row["step_labels"] else [])
         for row in right
-    ]
+    ], not_drawn
 
 
 def read_solutions(found: Sequence[tuple[str, Row, list[str]]]) -> tuple[list[Solution], Counter[str]]:

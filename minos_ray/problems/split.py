@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence, Set
+from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,10 @@ import pyarrow.compute as pc
 
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Artefact, Run
+
+NOT_DRAWN = "problem_not_drawn"
+# Candidates among which is chosen by what takes some 120 bytes of each, without their texts.
+MOST_OUTLINED = 1 << 26
 
 
 def read_problems(run: Run, split: str | None, columns: list[str]) -> pa.Table:
@@ -35,6 +40,28 @@ def rows_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[st
         if names:
             tables.append(part.filter(pc.is_in(part["problem_id"], value_set=pa.array(names, pa.string()))))
     return pa.concat_tables(tables)
+
+
+def drawn(artefact: Artefact, problem_ids: Set[str], most: int) -> tuple[Set[str], int]:
+    """The problems to choose rows from: all of these, but where they have more than `most` rows a half, a quarter, ...
+    of them, which their ids decide; and how many rows the others have.
+
+    So memory does not grow with the run, and problems keep all of their rows.
+    """
+    rows = np.zeros(64, dtype=np.int64)  # by the halvings that a problem outlasts
+    for part in artefact.parts(["problem_id"]):
+        for entry in pc.value_counts(part["problem_id"]).to_pylist():
+            if entry["values"] in problem_ids:
+                rows[halvings(entry["values"])] += entry["counts"]
+    least = int(np.argmax(np.append(rows[::-1].cumsum()[::-1], 0) <= most))
+    left_out = int(rows[:least].sum())
+    return {name for name in problem_ids if halvings(name) >= least} if least else problem_ids, left_out
+
+
+def halvings(problem_id: str) -> int:
+    """How often a set of problems is halved before this one is left out: the zeros that a digest of its id ends in."""
+    digest = int.from_bytes(blake2b(problem_id.encode(), digest_size=8).digest(), "big")
+    return min(63, (digest & -digest).bit_length() - 1) if digest else 63
 
 
 def round_robin(rows: Sequence[Row], seed: str) -> list[Row]:

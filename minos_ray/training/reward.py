@@ -17,7 +17,7 @@ from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, critic_chosen, fresh
 from minos_ray.labels.stage import require_for_prms
-from minos_ray.problems.split import rows_of_problems
+from minos_ray.problems.split import NOT_DRAWN, drawn, rows_of_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.split import first_error
 from minos_ray.store.columns import GRADED, Row
@@ -36,6 +36,9 @@ from minos_ray.training.rows import (
 )
 from minos_ray.training.trainer import finished, fit
 from minos_ray.training.verifier_losses import check_loss, compares_solutions, resolve_loss
+
+# Candidates among which rows are chosen: they are Python objects, of 2 kB each.
+MOST = 1 << 21
 
 
 def reward(config: Config, run: Run) -> Manifest:
@@ -105,7 +108,7 @@ def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str, layout: St
 
 def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[Row], Counter[str]]:
     """(train, held out, dropped) before balancing, of rows that have the labels that the kind reads."""
-    rows, dropped = labelled(run)
+    rows, dropped = labelled(run, max(MOST, 4 * (section.rows or 0)))
     if section.consensus and kind == "prm":
         rows = in_consensus(run, rows, dropped)
     if kind == "prm":
@@ -122,14 +125,18 @@ def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[R
     return *split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed), dropped
 
 
-def labelled(run: Run) -> tuple[list[Row], Counter[str]]:
-    """Train-split candidates with a certain outcome and their questions, each distinct solution of a problem once."""
-    dropped: Counter[str] = Counter()
-    questions = train_questions(run)
+def labelled(run: Run, most: int = MOST) -> tuple[list[Row], Counter[str]]:
+    """Train-split candidates with a certain outcome and their questions, each distinct solution of a problem once.
+
+    Of more than `most` candidates those of some of the problems, see `drawn`.
+    """
+    questions, artefact = train_questions(run), run.artefact("labels")
+    problem_ids, not_drawn = drawn(artefact, questions.keys(), most)
+    dropped = Counter({NOT_DRAWN: not_drawn} if not_drawn else {})
     seen: set[tuple[str, ...]] = set()
     rows = []
     columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels", "step_scores"]
-    labels = rows_of_problems(run.artefact("labels"), columns, questions.keys()).sort_by("candidate_id")
+    labels = rows_of_problems(artefact, columns, problem_ids).sort_by("candidate_id")
     for row in labels.to_pylist():
         text = (row["problem_id"], *row["steps"])
         if row["status"] not in GRADED:
@@ -211,8 +218,8 @@ def groups_of(rows: list[Row], size: int, seed: int) -> Iterator[tuple[str | Non
 
 def check_partners(config: Config, run: Run) -> None:
     """UserError when no train problem has a right and a wrong solution, which the loss would compare."""
-    columns = ["candidate_id", "problem_id", "correct", "status"]
-    labels = rows_of_problems(run.artefact("labels"), columns, train_questions(run).keys()).to_pylist()
+    problem_ids, _ = drawn(run.artefact("labels"), train_questions(run).keys(), MOST)
+    labels = rows_of_problems(run.artefact("labels"), ["problem_id", "correct", "status"], problem_ids).to_pylist()
     outcomes = {(row["problem_id"], bool(row["correct"])) for row in labels if row["status"] in GRADED}
     problems = {problem for problem, _ in outcomes}
     if len(outcomes) == len(problems):

@@ -16,7 +16,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.training import Reward, Sft, StepEncoding
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.inserted.reading import without_annotations
-from minos_ray.problems.split import read_problems, rows_of_problems
+from minos_ray.problems.split import read_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.columns import Row
@@ -195,10 +195,11 @@ def plain_text(
 def critiqued_candidates(run: Run) -> list[Document]:
     """Each candidate of the train split that has a critique."""
     questions = train_questions(run)
-    names = run.artefact("critiques").read(["candidate_id"])["candidate_id"].combine_chunks()
-    labels = rows_of_problems(run.artefact("labels"), ["candidate_id", "problem_id", "steps"], questions.keys())
-    critiqued = labels.filter(pc.is_in(labels["candidate_id"], value_set=names)).sort_by("candidate_id")
-    return [(row["problem_id"], questions[row["problem_id"]], row["steps"]) for row in critiqued.to_pylist()]
+    names = run.artefact("critiques").read(["candidate_id"])["candidate_id"].to_pylist()
+    columns = ["candidate_id", "problem_id", "steps"]
+    critiqued = run.artefact("labels").read_where("candidate_id", names, columns).sort_by("candidate_id").to_pylist()
+    of_train = [row for row in critiqued if row["problem_id"] in questions]
+    return [(row["problem_id"], questions[row["problem_id"]], row["steps"]) for row in of_train]
 
 
 def own_solutions(run: Run) -> list[Document]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from minos_ray.config.schema import Config
 from minos_ray.config.training import Reward, Sft
 from minos_ray.errors import UserError
+from minos_ray.problems.split import NOT_DRAWN
 from minos_ray.steps import encoding
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
@@ -123,6 +124,22 @@ def test_same_rows_whatever_the_parts(small: tuple[Config, Run, Any], tmp_path: 
         write(where, "orm", as_table(reward_data(where, tokenizer, section(), "orm").train)) for where in (run, other)
     }
     assert len(digests) == 1
+
+
+def test_of_too_many_candidates_those_of_some_problems_are_used(
+    small: tuple[Config, Run, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run, tokenizer = small
+    whole = reward_data(run, tokenizer, section(), "orm")
+    monkeypatch.setattr("minos_ray.training.reward.MOST", 150)
+    data = reward_data(run, tokenizer, section(), "orm")
+    rows, drawn = data.train + data.held_out, problems(data.train + data.held_out)
+    assert 0 < len(drawn) < 36 and data.dropped[NOT_DRAWN] == (36 - len(drawn)) * 8 >= 36 * 8 - 150
+    assert len(rows) + sum(data.dropped.values()) == 36 * 8
+    expected = [row for row in whole.train + whole.held_out if row["problem_id"] in drawn]
+    assert sorted(rows, key=str) == sorted(expected, key=str)
+    assert held_out_problems(run, section()) >= problems(data.held_out)
+    assert reward_data(run, tokenizer, section(rows=72), "orm").dropped[NOT_DRAWN] == 0, "four times as many are enough"
 
 
 def test_repeated_and_unsure_candidates_are_left_out(small: tuple[Config, Run, Any], tmp_path: Path) -> None:
