@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 from minos_ray.grading.signs import FRACTIONS, WIDE
 from minos_ray.steps.own_text import own_solution
@@ -73,6 +74,7 @@ def extract_number(text: str, fallback: bool = True) -> str | None:
     return None if value is None else canonical(value)
 
 
+@lru_cache(1 << 14)  # a problem has many candidates
 def gold_number(gold: str) -> str | None:
     """The number that a gold cell holds: the marked one of a whole solution, else its first, None without one."""
     marked = extract_number(gold, fallback=False)
