@@ -18,8 +18,7 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from minos_ray.report.gather import gather
-from minos_ray.report.stage import render
+from minos_ray.report.stage import gather, render
 from tests.report.browsing import make_browsing_run
 from tests.report.synthetic import config
 

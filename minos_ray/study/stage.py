@@ -18,9 +18,8 @@ from minos_ray.pipeline.check import require as require_all
 from minos_ray.store.run import Manifest, Run
 from minos_ray.study.comparison import compared, trends
 from minos_ray.study.data import SharedData, give_data, make_data
-from minos_ray.study.figures import PICTURES, write_figures
 from minos_ray.study.grid import Grid, Trial, study_grid, sweep_grid
-from minos_ray.study.statement import statement
+from minos_ray.study.statement import PICTURES, statement, write_figures
 from minos_ray.study.trials import result_rows, run_unfinished
 
 SWEEP_RESULTS = "sweep/results.parquet"

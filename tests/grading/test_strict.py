@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.grading.graders import gsm8k, math
-from minos_ray.grading.strict import same_string, stated_number, strict_latex, strict_number
+from minos_ray.grading.graders import gsm8k, math, same_string, stated_number, strict_latex, strict_number
 
 NUMBERS = [
     ("18", "So 18.\nThe answer is: 18", True),

@@ -12,8 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from minos_ray.evaluation.ballots import TIE
 from minos_ray.report.canvas import TINT
-from minos_ray.report.gather import gather
-from minos_ray.report.stage import heat, render
+from minos_ray.report.stage import gather, heat, render
 from minos_ray.store.run import Run
 from tests.report.synthetic import config, evaluation, put, put_evaluation
 

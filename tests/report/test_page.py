@@ -8,9 +8,8 @@ from importlib.resources import files
 import pytest
 
 from minos_ray.report.canvas import TINT
-from minos_ray.report.gather import gather
 from minos_ray.report.results import MAIN, categories, rows
-from minos_ray.report.stage import Strips, heat, number, render, typeset
+from minos_ray.report.stage import Strips, gather, heat, number, render, typeset
 from minos_ray.report.statement import NOT_ADJUSTED
 from minos_ray.store.run import Run
 from tests.report.synthetic import CALIBRATED, HOSTILE, config, evaluation, put_evaluation

@@ -20,10 +20,9 @@ from minos_ray.evaluation.outcomes import Method
 from minos_ray.evaluation.trend import student
 from minos_ray.store.run import Run
 from minos_ray.study.comparison import compared, critics, log_ratio, over_problems, trends
-from minos_ray.study.figures import over_labels
 from minos_ray.study.grid import Arm, Grid, Trial, study_grid, sweep_grid
 from minos_ray.study.stage import named_before
-from minos_ray.study.statement import statement
+from minos_ray.study.statement import over_labels, statement
 from minos_ray.study.trials import measures
 
 SEEDS, N = (3, 4, 5, 6), 8
