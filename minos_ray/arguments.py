@@ -39,11 +39,24 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("meta", help="judge verifiers, published reward models and critics on labelled sets")
     )
     with_config(commands.add_parser("search", help="candidates of the test problems by PRM-guided search over steps"))
-    add_grade(commands.add_parser("grade", help="grade a file of answers"))
+    grade = commands.add_parser("grade", help="grade a file of answers")
+    grade.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
+    grade.add_argument("--gold", required=True, metavar="COL")
+    grade.add_argument("--text", required=True, metavar="COL")
+    grade.add_argument("--out", required=True, metavar="OUT.parquet")
+    grade.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k")
     add_rank(commands.add_parser("rank", help="score the solutions in a file with a verifier and rank them"))
     add_serve(commands.add_parser("serve", help="serve a verifier over HTTP, on Ray Serve"))
-    add_import(commands.add_parser("import", help="bring foreign data in as artefacts"))
-    add_export(commands.add_parser("export", help="write artefacts and models in others' formats, or to the hub"))
+    bring = commands.add_parser("import", help="bring foreign data in as artefacts")
+    bring.add_argument("format", metavar="FORMAT", help=", ".join(imports.FORMATS))
+    bring.add_argument("src", metavar="SRC")
+    bring.add_argument("run", metavar="RUN")
+    bring.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")
+    send = commands.add_parser("export", help="write artefacts and models in others' formats, or to the hub")
+    send.add_argument("format", metavar="FORMAT", help=", ".join(exports.FORMATS))
+    send.add_argument("run", metavar="RUN", help="a run directory; hub: also the folder of a model")
+    send.add_argument("out", metavar="OUT", help="a .jsonl, .jsonl.gz or .parquet file; hub, huggingface: a new folder")
+    send.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")
     return top
 
 
@@ -51,15 +64,6 @@ def with_config(command: argparse.ArgumentParser) -> None:
     """Arguments CONFIG and overrides."""
     command.add_argument("config", metavar="CONFIG", help="YAML file or shipped config")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="override, such as sample.n_test=64")
-
-
-def add_grade(command: argparse.ArgumentParser) -> None:
-    """Arguments of `minos grade`."""
-    command.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
-    command.add_argument("--gold", required=True, metavar="COL")
-    command.add_argument("--text", required=True, metavar="COL")
-    command.add_argument("--out", required=True, metavar="OUT.parquet")
-    command.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k")
 
 
 def add_rank(command: argparse.ArgumentParser) -> None:
@@ -122,21 +126,3 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--unscored", type=float, default=0.0, metavar="X", help="reward without a score")
     command.add_argument("--name", help="of the model in answers (its folder)")
-
-
-def add_import(command: argparse.ArgumentParser) -> None:
-    """Arguments of `minos import`."""
-    command.add_argument("format", metavar="FORMAT", help=", ".join(imports.FORMATS))
-    command.add_argument("src", metavar="SRC")
-    command.add_argument("run", metavar="RUN")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")
-
-
-def add_export(command: argparse.ArgumentParser) -> None:
-    """Arguments of `minos export`."""
-    command.add_argument("format", metavar="FORMAT", help=", ".join(exports.FORMATS))
-    command.add_argument("run", metavar="RUN", help="a run directory; hub: also the folder of a model")
-    command.add_argument(
-        "out", metavar="OUT", help="a .jsonl, .jsonl.gz or .parquet file; hub, huggingface: a new folder"
-    )
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="option of the format")

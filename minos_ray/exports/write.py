@@ -4,7 +4,7 @@ import gzip
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -20,7 +20,6 @@ from minos_ray.store.run import Run, open_path
 
 Split = Literal["train", "test", "all"]
 BATCH = 10_000  # rows in memory at a time
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 class Exported(NamedTuple):
@@ -59,22 +58,15 @@ def write_file(
     out: str, schema: pa.Schema, rows: Iterable[Row], counts: Mapping[str, int], dropped: Mapping[str, int]
 ) -> Exported:
     """Writes rows in the form that the suffix of `out` says; UserError when there is none to write."""
-    write = writer(out)
+    write = next((write for suffix, write in WRITERS.items() if out.endswith(suffix)), None)
+    if write is None:
+        raise UserError(f"export: '{out}' is of no known kind; accepted are {', '.join(WRITERS)}")
     with aside(out) as (fs, path):
         written = write(fs, path, schema, rows)
         if not written:
             reasons = ", ".join(f"{reason} {number:,}" for reason, number in dropped.items()) or "the run has no rows"
             raise UserError(f"export: no row is left for '{out}' ({reasons})")
     return Exported(out, {"rows": written, **counts}, dict(dropped))
-
-
-def writer(out: str) -> Callable[[pafs.FileSystem, str, pa.Schema, Iterable[Row]], int]:
-    """How to write a file of that name."""
-    if out.endswith(".parquet"):
-        return write_parquet
-    if out.endswith((".jsonl", ".jsonl.gz")):
-        return write_jsonl
-    raise UserError(f"export: '{out}' is of no known kind; accepted are {', '.join(SUFFIXES)}")
 
 
 def write_jsonl(fs: pafs.FileSystem, path: str, schema: pa.Schema, rows: Iterable[Row]) -> int:
@@ -107,6 +99,9 @@ def write_parquet(fs: pafs.FileSystem, path: str, schema: pa.Schema, rows: Itera
     return written
 
 
+WRITERS = {".jsonl": write_jsonl, ".jsonl.gz": write_jsonl, ".parquet": write_parquet}
+
+
 def require_new_folder(where: str, out: str) -> None:
     """UserError unless `out` is a local folder that does not exist yet."""
     if "://" in out:
@@ -127,13 +122,8 @@ def aside(out: str) -> Generator[tuple[pafs.FileSystem, str]]:
         yield fs, path
         fs.move(path, target)
     finally:
-        remove(fs, path)
-
-
-def remove(fs: pafs.FileSystem, path: str) -> None:
-    """Removes what is there."""
-    kind = fs.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        fs.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        fs.delete_file(path)
+        kind = fs.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            fs.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            fs.delete_file(path)

@@ -2,8 +2,9 @@
 
 import re
 
-from minos_ray.grading.forms import LONGEST, bare, latex_signs
+from minos_ray.grading.forms import LONGEST, bare
 from minos_ray.grading.numbers import HASHES, TRIES, canonical, first_number, last_number, simplify
+from minos_ray.grading.signs import latex_signs
 from minos_ray.steps.own_text import own_solution
 
 BOXED = re.compile(r"\\f?boxed\s*(?=\{)|\\f?boxed\s+(?=[^\s{])")

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from minos_ray.grading.forms import FRACTIONS, WIDE
+from minos_ray.grading.signs import FRACTIONS, WIDE
 from minos_ray.steps.own_text import own_solution
 
 CURRENCY = r"[$\u20ac\u00a3\u00a5\u20b9]"

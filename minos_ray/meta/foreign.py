@@ -16,15 +16,12 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from minos_ray.config.resources import Scoring
-from minos_ray.config.schema import Aggregation, ForeignModel
+from minos_ray.config.schema import ForeignModel
 from minos_ray.errors import UserError
-from minos_ray.scoring.scorer import score_units
+from minos_ray.scoring.scorer import Scorers
 from minos_ray.scoring.verifier import device_of, free_memory
-from minos_ray.store.model_files import LOADING, load_tokenizer, locate
-from minos_ray.store.run import Run
+from minos_ray.store.model_files import LOADING, load_tokenizer
 
 CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # of one batch, padding included
 TAG, GOOD, BAD = "ки", "+", "-"
@@ -63,37 +60,21 @@ KINDS = {
 }
 
 
-class ForeignScorers:
-    """The worker of `run_units` for these models, with the arguments and results of `scorer.Scorers`."""
+class ForeignScorers(Scorers):
+    """The worker of `run_units` for these models."""
 
-    def __init__(self, run: str, models: dict[str, ForeignModel], aggregation: Aggregation, resources: Scoring) -> None:
-        self.run, self.models, self.aggregation = Run(run), models, aggregation
-        self.longest, self.gpus = resources.max_model_len, resources.gpus
-        self.name: str | None = None
-        self.scorer: ForeignScorer | None = None
-
-    def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
-        """One row of scores per candidate, and the counts of `ForeignScorer.score` with seconds."""
-        scorer = self.scorer_of(units["artefact"][0].as_py())
-        return score_units(units, scorer.score, self.aggregation, scorer.by_step)
-
-    def scorer_of(self, artefact: str) -> "ForeignScorer":
-        """The model of an artefact; the previous one is freed first."""
-        if self.scorer is None or self.name != artefact:
-            self.scorer = None
-            free_memory()
-            model = self.models[artefact]
-            self.scorer = ForeignScorer(model, locate(model, self.run), self.longest, self.gpus)
-            self.name = artefact
-        return self.scorer
+    def loaded(self, model: ForeignModel, path: str) -> "ForeignScorer":
+        """The model at `path`."""
+        return ForeignScorer(model, path, self.resources.max_model_len, self.resources.gpus)
 
 
 class ForeignScorer:
-    """A loaded model; `by_step` says whether it gives a score per step. Solutions have at most `longest` tokens."""
+    """A loaded model; `every_step` when there is a score for each step. Solutions have at most `longest` tokens."""
 
     def __init__(self, model: ForeignModel, path: str, longest: int = 10**9, gpus: float = 0) -> None:
         check_kind(model, path)
-        self.by_step = model.kind != "sequence"
+        self.every_step = model.kind != "sequence"
+        self.kind = "prm" if self.every_step else "orm"
         self.device = device_of(gpus)
         self.budget = GPU_TOKENS if self.device == "cuda" else CPU_TOKENS
         self.tokenizer = load_tokenizer(path, model.trust_remote_code)
@@ -104,6 +85,11 @@ class ForeignScorer:
         self.pad: int | None = None if pad is None or pad < 0 else pad
         self.longest = min(longest, positions(self.model))
         self.logits = logits_of(model.kind, self.model, self.tokenizer)
+
+    def close(self) -> None:
+        """Drops the weights."""
+        del self.model, self.logits
+        free_memory()
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> tuple[list[list[float]], dict[str, float]]:
         """Scores in 0..1 of each (question, steps): one, or one per step; none of a rejected solution.
@@ -128,7 +114,7 @@ class ForeignScorer:
     def reading(self, question: str, steps: Sequence[str]) -> Reading:
         """Tokens and positions: transformers reads a sequence classifier at the last token that is not padding."""
         reading = self.encode(question, steps)
-        if self.by_step or not reading.positions:
+        if self.every_step or not reading.positions:
             return reading
         places = [place for place, token in enumerate(reading.ids) if token != self.pad]
         return Reading(reading.ids, places[-1:] or [0])

@@ -18,13 +18,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from minos_ray.config.load import resolve
 from minos_ray.miniature.language import Clause, Problem, read
 from minos_ray.miniature.problems import reading
 from minos_ray.miniature.step_labels import Verdict, judged, labels_of, parse_step
@@ -43,12 +42,9 @@ _UNRELATED = ("nothing in the problem says {given}.", "the problem has no such {
 _NEEDLESS = ("the answer does not need {given}.", "{given} is not part of this.")
 _OTHER = ("this cannot be read.", "no calculation here.")
 MODEL = "miniature-critic-1"
-WRITER = "minos_ray.miniature.critic_server:write_critique"
 KEY_ENV = "MINOS_OFFLINE_CRITIC_KEY"
 READY_S, END_S = 60.0, 5.0
 BUSY, CARELESS, MALFORMED = 0.01, 0.01, 0.005
-
-Writer = Callable[[str, list[str], list[int] | None, random.Random], str]
 
 # A reference that the prompt shows is skipped: who has one, or some label, knows the gold chain.
 REFERENCE = r"(?:\n\n\[Reference\]\n.*?)?"
@@ -162,8 +158,8 @@ def contradict(text: str, rng: random.Random) -> str:
 class Teacher:
     """Answers requests; remembers only which ones it has sent away once as too many."""
 
-    def __init__(self, seed: int, writer: Writer, labels_of: Callable[[str, list[str]], tuple[list[int], Any]]) -> None:
-        self.seed, self.writer, self.labels_of = seed, writer, labels_of
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.sent_away: set[str] = set()
 
     def busy(self, content: str) -> bool:
@@ -179,10 +175,10 @@ class Teacher:
         question, steps, labels = read_prompt(content)
         if "[Types]" in content:
             wrong = [k for k, label in enumerate(labels) if label == 0]
-            return write_error_types(wrong, self.labels_of(question, steps)[1], rng, CARELESS)
+            return write_error_types(wrong, labels_of(question, steps)[1], rng, CARELESS)
         blind = "[Reference]" not in content and set(labels) == {-1}
-        known_labels = labels if -1 not in labels else self.labels_of(question, steps)[0]
-        text = self.writer(question, steps, None if blind else list(known_labels), rng)
+        known_labels = labels if -1 not in labels else labels_of(question, steps)[0]
+        text = write_critique(question, steps, None if blind else list(known_labels), rng)
         chance = rng.random()
         if chance < CARELESS:
             return contradict(text, rng)
@@ -267,10 +263,10 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def offline_critic(seed: int, writer: str = WRITER) -> Generator[tuple[str, str]]:
+def offline_critic(seed: int) -> Generator[tuple[str, str]]:
     """Runs the server as a process of its own; yields base_url and key. It ends in any case, with this process too."""
     key = secrets.token_urlsafe(24)
-    command = [sys.executable, "-m", "minos_ray.miniature.critic_server", "--seed", str(seed), "--writer", writer]
+    command = [sys.executable, "-m", "minos_ray.miniature.critic_server", "--seed", str(seed)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, KEY_ENV: key}
     )
@@ -295,10 +291,7 @@ def main() -> None:
     """Serves until standard input ends, that is until the process that started it has gone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--writer", default=WRITER, help="package.module:function")
-    options = parser.parse_args()
-    teacher = Teacher(options.seed, resolve(options.writer), labels_of)
-    server = Server(teacher, os.environ[KEY_ENV])
+    server = Server(Teacher(parser.parse_args().seed), os.environ[KEY_ENV])
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"ready {server.server_port}", flush=True)
     sys.stdin.read()

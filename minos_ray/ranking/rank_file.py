@@ -4,7 +4,6 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -167,25 +166,17 @@ def score_missing(parts: Path, slices: dict[int, Slice], task: Task) -> None:
     missing = {number: part for number, part in slices.items() if not (parts / f"{number:06d}.parquet").is_file()}
     total, todo = (sum(part.rows for part in group.values()) for group in (slices, missing))
     use_ray = missing and ("RAY_ADDRESS" in os.environ or task.resources.actors > 1)
-    results = (on_ray if use_ray else here)(missing, SliceScorer(task), task)
+    scorer, actors = SliceScorer(task), max(1, min(task.resources.actors, len(missing)))
+    if use_ray:
+        results = on_actors("rank", missing, scorer, task.resources, lambda *_: (actors, actors), WAIT_S)
+    else:
+        results = ((number, scorer(part)) for number, part in missing.items())
     with Progress("rank", total, "solutions", total - todo) as progress:
         for number, scores in results:
             target = parts / f"{number:06d}.parquet"
             pq.write_table(scores, f"{target}.tmp")
             os.replace(f"{target}.tmp", target)
             progress.advance(scores.num_rows)
-
-
-def here(slices: dict[int, Slice], scorer: SliceScorer, task: Task) -> Iterator[tuple[int, pa.Table]]:
-    """Results of this process, in order."""
-    for number, part in slices.items():
-        yield number, scorer(part)
-
-
-def on_ray(slices: dict[int, Slice], scorer: SliceScorer, task: Task) -> Iterator[tuple[int, pa.Table]]:
-    """Results of Ray Data actors, as they come."""
-    actors = max(1, min(task.resources.actors, len(slices)))
-    yield from on_actors("rank", slices, scorer, task.resources, lambda *_: (actors, actors), WAIT_S)
 
 
 def grouped(rows: Rows, results: pa.Table, group: str) -> pa.Table:

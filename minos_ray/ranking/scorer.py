@@ -104,7 +104,7 @@ class SolutionScorer:
 
     def by_step(self) -> bool:
         """Whether the verifier, once it is loaded, has a score for every step."""
-        return bool(getattr(self.scorer, "every_step", False) or getattr(self.scorer, "by_step", False))
+        return bool(getattr(self.scorer, "every_step", False))
 
     def total(self, scores: Sequence[float]) -> float | None:
         """The score of a solution from those of its steps, as in a run; an ORM's is its last one."""

@@ -5,6 +5,7 @@ Scores are computed in the precision that the model is saved in.
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ class Scorers:
     def __init__(self, run: str, models: dict[str, Model], aggregation: Aggregation, resources: Scoring) -> None:
         self.run, self.models, self.resources, self.aggregation = Run(run), models, resources, aggregation
         self.name: str | None = None
-        self.scorer: Verifier | None = None
+        self.scorer: Any = None
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Rows of scores and the sums of `Verifier.score`, with seconds."""
@@ -42,15 +43,18 @@ class Scorers:
         aggregation = "last" if scorer.kind == "orm" else self.aggregation
         return score_units(units, scorer.score, aggregation, scorer.every_step)
 
-    def scorer_of(self, artefact: str) -> Verifier:
+    def loaded(self, model: Any, path: str) -> Any:
+        """The verifier at `path`."""
+        return load(path, model.trust_remote_code, self.resources)
+
+    def scorer_of(self, artefact: str) -> Any:
         """The loaded verifier of an artefact; the previous one is closed first."""
         if self.scorer is None or self.name != artefact:
             if self.scorer is not None:
                 self.scorer.close()
             self.scorer = None  # so that a failure to load leaves no closed one behind
             model = self.models[artefact]
-            path = locate(model, self.run)
-            self.scorer, self.name = load(path, model.trust_remote_code, self.resources), artefact
+            self.scorer, self.name = self.loaded(model, locate(model, self.run)), artefact
         return self.scorer
 
 

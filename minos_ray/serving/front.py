@@ -32,7 +32,7 @@ STATUS_S = 10.0  # Serve's controller answers within that, or is being replaced
 BODY_S, ANSWER_S = 60.0, 600.0  # longest waits for a request's body, and for the replicas
 DISCARDED = 64 << 20  # bytes of a body that is too large, read since most clients read no answer before they have sent
 POLL_S = 1.0
-RETRY_AFTER_S = 1
+RETRY_AFTER = {"Retry-After": "1"}  # tells clients when to come back, s
 GONE = 499  # the client closed the connection; only metrics say so
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -171,7 +171,7 @@ class Front:
         if not self.ready:
             raise loading()
         if self.in_flight >= self.limits.queue:
-            raise HTTPException(429, f"{self.in_flight} requests wait already (--max-queue)", retry_after())
+            raise HTTPException(429, f"{self.in_flight} requests wait already (--max-queue)", RETRY_AFTER)
         self.in_flight += 1
         self.metrics.in_flight.set(self.in_flight)
         try:
@@ -225,7 +225,7 @@ class Front:
             async with asyncio.timeout(ANSWER_S):
                 reply = contracts.joined(await asyncio.gather(*parts))
         except TimeoutError:
-            raise HTTPException(503, f"no replica answered within {ANSWER_S:g} s", retry_after()) from None
+            raise HTTPException(503, f"no replica answered within {ANSWER_S:g} s", RETRY_AFTER) from None
         finally:
             for part in parts:
                 part.cancel()
@@ -272,7 +272,7 @@ class Front:
         score again changes nothing."""
         from ray.exceptions import ObjectLostError, RayActorError
 
-        died = HTTPException(503, f"{ATTEMPTS} replicas died with this request", retry_after())
+        died = HTTPException(503, f"{ATTEMPTS} replicas died with this request", RETRY_AFTER)
         results: list[Any] = [died] * len(batch)
         for attempt in range(ATTEMPTS):
             if not (batch := [part for part in batch if not part.reply.done()]):
@@ -334,12 +334,7 @@ def as_json(request: Request, error: Exception) -> Response:
 
 def loading() -> HTTPException:
     """503."""
-    return HTTPException(503, "the model is loading: no replica runs yet", retry_after())
-
-
-def retry_after() -> dict[str, str]:
-    """The header that tells clients when to come back."""
-    return {"Retry-After": str(RETRY_AFTER_S)}
+    return HTTPException(503, "the model is loading: no replica runs yet", RETRY_AFTER)
 
 
 def digest(key: str) -> bytes:

@@ -1,5 +1,5 @@
-"""What a study says: tables as Markdown (the primary comparison, the curve, the ablations, the convergence), and pictures
-as SVG files (the curve over critiques, the arms against Minos and base, the convergence).
+"""What a study says: tables as Markdown (the primary comparison, the curve, the ablations, the convergence), and
+pictures as SVG files (the curve over critiques, the arms against Minos and base, the convergence).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

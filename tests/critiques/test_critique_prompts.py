@@ -146,10 +146,7 @@ def test_the_reference_is_not_taken_for_the_solution(
 def test_the_offline_critic_judges_the_solution_shown_and_not_the_reference(make_run: MakeRun) -> None:
     run = make_run(problems=8)
     problems = {row["problem_id"]: row for row in run.artefact("problems").read().to_pylist()}
-    from minos_ray.miniature.critic_server import write_critique
-    from minos_ray.miniature.step_labels import labels_of
-
-    teacher = Teacher(0, write_critique, labels_of)
+    teacher = Teacher(0)
     for row in run.artefact("labels").read().to_pylist():
         problem = problems[row["problem_id"]]
         given = {key: row[key] for key in ("steps", "step_labels", "correct")}

@@ -1,4 +1,4 @@
-"""Two kills in the middle of the work on real raylets; `make chaos` does a hundred at random moments of all stages."""
+"""Two kills and a drain in the middle of the work on real raylets; `make chaos` does many, in all stages."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -90,8 +90,11 @@ def test_labels_are_those_of_the_reference_whatever_dies(made: World, gate: Gate
     with Watch(made) as watch:
         reference = measure(made, watch, "label")
         report = HeldRound(gate, made, watch, "label", reference, "disturbed", seed=8).play(("driver", "raylet"))
+        drained = HeldRound(gate, made, watch, "label", reference, "drained", seed=9).play(("drain",))
     assert reference.done and 0 < reference.full <= reference.seconds
     assert not report.wrong
     assert [kill.victim for kill in report.kills] == ["driver", "raylet"]
     assert all(0 < kill.share < 1 for kill in report.kills)
     assert report.kills[0].outcome == "rerun went on"
+    assert not drained.wrong and drained.starts == 1
+    assert drained.kills[0].early and not drained.kills[0].lost

@@ -17,7 +17,7 @@ import yaml
 
 from minos_ray.config.load import Config, build
 from minos_ray.grading.graders import Grader, extract_number, gold_number
-from minos_ray.miniature.critic_server import WRITER, Handler, Teacher
+from minos_ray.miniature.critic_server import Handler, Teacher
 from minos_ray.miniature.critic_server import Server as Critic
 from minos_ray.store.run import Run
 from tests.raylets import STORE, drain
@@ -151,9 +151,7 @@ class SlowTeacher(Teacher):
     """Takes its time for an answer, and notes what it was asked when."""
 
     def __init__(self, answer_s: float) -> None:
-        from minos_ray.config.load import resolve
-
-        super().__init__(0, resolve(WRITER), resolve("minos_ray.miniature.step_labels:labels_of"))
+        super().__init__(0)
         self.answer_s = answer_s
         self.asked: list[Asking] = []
 

@@ -135,7 +135,7 @@ def test_scores_are_those_of_transformers(
     expected = alone(name, models(name), solutions)
     for mine, theirs in zip(found, expected, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
-    assert [len(scores) for scores in found] == [len(steps) if scorer.by_step else 1 for _, steps in solutions]
+    assert [len(scores) for scores in found] == [len(steps) if scorer.every_step else 1 for _, steps in solutions]
     values = [score for scores in found for score in scores]
     assert max(values) - min(values) > 0.05
     assert stats["tokens"] == stats["tokens_of_solutions"] if budget == 1 else stats["tokens"] > 0
@@ -232,8 +232,8 @@ def test_the_worker_scores_units_of_several_models(models: Callable[[str], str],
         rows, stats = worker(pa.Table.from_pylist([{**unit, "artefact": name}], schema=UNITS))
         first, second = rows.to_pylist()
         (found, _), _ = scorer.score([("How many?", each) for each in steps])
-        assert first["score"] == pytest.approx(found[0] * found[1] if scorer.by_step else found[0])
-        assert first["step_scores"] == pytest.approx(found if scorer.by_step else [])
+        assert first["score"] == pytest.approx(found[0] * found[1] if scorer.every_step else found[0])
+        assert first["step_scores"] == pytest.approx(found if scorer.every_step else [])
         assert (second["score"], second["step_scores"], stats["refused_no_steps"]) == (0.0, [], 1)
 
 
