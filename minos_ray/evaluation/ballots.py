@@ -4,6 +4,7 @@ A subset of n candidates is the first n of a random order, so the sums for a lar
 one. Whole-array numpy took three times as long: the tables of a problem (voters, answers, subsets) leave the cache.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,13 @@ from llvmlite.binding import ffi
 # llvmlite's library answers to every name, `__dict__` too, with a function. vLLM 0.32 asks all objects of all modules
 # for theirs when it starts, so no engine could start in this process any more.
 getattr(ffi.lib, "_fntab", {}).setdefault("__dict__", {})
+
+# numba looks for scipy's BLAS, half a second of imports, for products of matrices. No compiled code here has any.
+if "scipy.linalg" not in sys.modules:
+    sys.modules["scipy.linalg"] = None  # ty: ignore[invalid-assignment]
+    import numba.np.arraymath  # finds none
+
+    del sys.modules["scipy.linalg"]
 
 # Of totals of votes, relative: sums of the same weights in another order differ by less. It stands here since numba's
 # cache holds it until this file changes.

@@ -161,10 +161,14 @@ class Stopped(NamedTuple):
 @cache
 def chances_ahead(size: int) -> np.ndarray:
     """[votes, votes]: how likely an answer with v1 votes is ahead of one with v2 (`adaptive_votes`)."""
-    from scipy.special import betaincc
-
-    leading, second = np.indices((size + 1, size + 1))
-    return betaincc(leading + 1, second + 1, 0.5)
+    # Beta(v1 + 1, v2 + 1) exceeds 1/2 as often as v1 + v2 + 1 throws of a coin have at most v1 heads. The last throw
+    # makes that the mean of two neighbours, and all neighbours lie on the diagonal before.
+    ahead = np.zeros((size + 2, size + 2))  # a row and a column more: of -1 votes
+    ahead[1:, 0] = 1.0
+    for total in range(2, 2 * size + 3):
+        v1 = np.arange(max(1, total - size - 1), min(total, size + 2))
+        ahead[v1, total - v1] = (ahead[v1 - 1, total - v1] + ahead[v1, total - v1 - 1]) / 2
+    return ahead[1:, 1:]
 
 
 def adaptive_votes(clusters: np.ndarray, confidences: Sequence[float] = CONFIDENCES) -> Stopped:
