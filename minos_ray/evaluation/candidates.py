@@ -217,12 +217,13 @@ def split_by_block(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tupl
     encoded = part["problem_id"].combine_chunks().dictionary_encode()
     block = np.array([block_of.get(problem, -1) for problem in encoded.dictionary.to_pylist()], dtype=np.int64)
     of_row = block[encoded.indices.to_numpy()]
-    order = np.argsort(of_row, kind="stable")
-    rows, of_row = part.take(order), of_row[order]
+    if (of_row[1:] < of_row[:-1]).any():
+        order = np.argsort(of_row, kind="stable")
+        part, of_row = part.take(order), of_row[order]
     numbers, starts = np.unique(of_row, return_index=True)
     for number, first, end in zip(numbers, starts, [*starts[1:], len(of_row)], strict=True):
         if number >= 0:
-            yield int(number), rows.slice(first, end - first)
+            yield int(number), part.slice(first, end - first)
 
 
 def spill_path(artefact: Artefact, number: int, folder: Path) -> Path:

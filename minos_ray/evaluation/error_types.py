@@ -64,7 +64,8 @@ def rejected(scores: Mapping[str, np.ndarray], correct: np.ndarray, errors: Erro
     A candidate without a score (NaN) is not rejected.
     """
     first = errors.first()
-    rows = {kind: ~correct & (first == kind) for kind in paper_types_first(first)}
+    kinds = paper_types_first(first) if len(errors.owners) else [UNTYPED]
+    rows = {kind: ~correct & (first == kind) for kind in kinds}
     return {
         name: {
             kind: (int(mask.sum()), int((score[mask] < THRESHOLD).sum())) for kind, mask in rows.items() if mask.any()

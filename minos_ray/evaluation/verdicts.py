@@ -52,7 +52,8 @@ def probabilities(scores: np.ndarray, truth: np.ndarray) -> dict[str, float | No
     scores, truth = scores[scored], truth[scored]
     if not len(scores):
         return dict.fromkeys(PROBABILITIES)
-    quantiles = np.quantile(scores, np.linspace(0, 1, BINS + 1)[1:-1])
+    # Of sorted scores: numpy sorts faster than it finds nine places.
+    quantiles = np.quantile(np.sort(scores), np.linspace(0, 1, BINS + 1)[1:-1])
     bins = {"ece": equally_wide(scores), "ece_equal_mass": np.searchsorted(quantiles, scores)}
     sums = {name: bin_sums(scores, truth, place)[1:] for name, place in bins.items()}
     chances = np.clip(scores, MARGIN, 1 - MARGIN)

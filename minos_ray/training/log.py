@@ -149,12 +149,12 @@ def auc(scores: np.ndarray, truth: np.ndarray) -> float | None:
 
     `scores` and `truth` (bool) are [n]; None unless both classes occur.
     """
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    if not positives or not negatives:
+    positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
+    if not len(positives) or not len(negatives):
         return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    return float((ranks[inverse][truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    # Sorted values are also looked up in a fraction of the time.
+    below = sum(int(np.searchsorted(negatives, positives, side).sum()) for side in ("left", "right"))
+    return below / 2 / (len(positives) * len(negatives))
 
 
 def pair_accuracy(scores: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> float | None:
