@@ -4,26 +4,23 @@
 the environment.
 """
 
+import threading
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from minos_ray.config.base import leaves
+from minos_ray.config.load import NamedFunction, resolve
+from minos_ray.config.resources import Observe
 from minos_ray.errors import UserError
+from minos_ray.observe.failure import cause, without_secrets
+from minos_ray.store.run import Run, fingerprint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-import threading
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from importlib.util import find_spec
-from queue import SimpleQueue
-from typing import NamedTuple, Protocol
-
-from minos_ray.config.load import NamedFunction, resolve
-from minos_ray.config.resources import Observe
-from minos_ray.observe.failure import cause, without_secrets
-from minos_ray.store.run import Run, fingerprint
 
 FORM = "(run, **observe.options) -> an object with log(numbers, step=...) and finish()"
 SHIPPED = {f"minos_ray.observe.trackers:{name}": name for name in ("wandb", "mlflow", "trackio")}

@@ -3,11 +3,12 @@
 import os
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +29,6 @@ from minos_ray.work.file_slices import on_actors
 
 if TYPE_CHECKING:
     from minos_ray.ranking.critic import CriticTask
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 GROUP = pa.schema([("rank", pa.int64()), ("answer", pa.string()), ("vote", pa.string()), ("vote_margin", pa.float64())])
 SCORES = pa.schema([field for field in RESULT if field.name != "answer"])

@@ -4,33 +4,30 @@ A trial is the stages of a run in a directory of its own, which skip what is com
 """
 
 import functools
+import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minos_ray.cluster.bundles import Bundles, bundles, on_one
 from minos_ray.cluster.connect import connect, quiet_data, require
 from minos_ray.cluster.nodes import alive
+from minos_ray.config.load import Config, resolve
 from minos_ray.config.resources import Actors, Resources, Workers
 from minos_ray.errors import WorkStopped
-from minos_ray.observe.failure import cause, without_secrets
+from minos_ray.evaluation.outcomes import SINGLE, headline_of
+from minos_ray.graph.specs import FUNCTIONS, critic_chosen, critic_name
+from minos_ray.graph.state import state_of
+from minos_ray.observe.failure import cause, reported, without_secrets
 from minos_ray.observe.progress import Progress
+from minos_ray.store.run import Manifest, Run
+from minos_ray.study.data import TRIAL_STAGES, artefacts_of, copy_fitting
 from minos_ray.study.grid import Grid, Trial
+from minos_ray.training.log import first_at
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
-import json
-from collections.abc import Iterator
-
-from minos_ray.config.load import Config, resolve
-from minos_ray.evaluation.outcomes import SINGLE, headline_of
-from minos_ray.graph.specs import FUNCTIONS
-from minos_ray.graph.state import state_of
-from minos_ray.observe.failure import reported
-from minos_ray.store.run import Run
-from minos_ray.study.data import TRIAL_STAGES, artefacts_of, copy_fitting
-from minos_ray.training.log import first_at
 
 METHODS = {"best_of_n": "best-of-n", "weighted_vote": "weighted-vote", "self_consistency": "self-consistency"}
 SELECTION = [f"{name}{end}" for name in METHODS for end in ("", "_low", "_high")]
@@ -82,8 +79,8 @@ def result_rows(grid: Grid, trial: Trial) -> Iterator[Row]:
     """The trial's rows of the table of results, one per kind; selection is measured at the headline n."""
     run = grid.trial_run(trial)
     evaluation = json.loads(run.read_bytes("evaluation.json"))
-    critic = run.artefact("models/critic").manifest() if trial.arm.critiques else None
-    rows = critic.counts["rows"] if critic else 0
+    critics = trained_critics(grid.trial_config(trial), run) if trial.arm.critiques else []
+    rows = sum(critic.counts["rows"] for critic in critics)
     for kind, verifier in zip(grid.kinds, grid.verifiers(trial.arm), strict=True):
         row = {
             "arm": trial.arm.name,
@@ -95,19 +92,27 @@ def result_rows(grid: Grid, trial: Trial) -> Iterator[Row]:
         }
         if grid.command == "sweep":
             parts = [run.artefact(f"{part}/{verifier}").manifest() for part in ("models", "scores")]
-            seconds = sum(manifest.details["seconds"] for manifest in (critic, *parts) if manifest)
+            seconds = sum(manifest.details["seconds"] for manifest in (*critics, *parts) if manifest)
             row |= {"trained_critiques": rows, "seconds": round(seconds)}
         else:
             base = grid.trial_run(Trial(grid.amounts[0], trial.seed))
             curve, goal = learning_curve(run, verifier), learning_curve(base, f"{kind}-base")[-1]["f1"]
             row |= {
                 "stage_1_rows": rows,
-                "stage_1_steps": critic.details["steps"] if critic else 0,
-                "stage_1_tokens": critic.details["tokens"] if critic else 0,
+                "stage_1_steps": sum(critic.details["steps"] for critic in critics),
+                "stage_1_tokens": sum(critic.details["tokens"] for critic in critics),
                 "steps": curve[-1]["step"],
                 "steps_to_base": first_at(curve, goal),
             }
         yield {name: row[name] for name in COLUMNS[grid.command]}
+
+
+def trained_critics(config: Config, run: Run) -> list[Manifest]:
+    """The critic of stage 1, and those of the rounds up to the one that stage 2 starts from."""
+    names = ["models/critic"]
+    while names[-1] != critic_chosen(config, run):
+        names.append(f"models/{critic_name(len(names))}")
+    return [manifest for name in names if (manifest := run.artefact(name).manifest())]
 
 
 def measures(evaluation: Mapping[str, Any], verifier: str) -> Row:

@@ -2,6 +2,7 @@
 them. A sweep: nested critiques, fewer test problems, written once."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,12 @@ def test_an_arm_takes_the_critic_that_it_would_train_as_minos_did(
     own = grid.trial_run(refined).artefact("models/critic").manifest()
     trials.run_trial(grid, refined)
     assert own != critics[0] and grid.trial_run(refined).artefact("models/critic").manifest() == own
+    # What stage 1 cost: all trainings up to the critic that stage 2 starts from.
+    put(grid.trial_config(refined), grid.trial_run(refined), "models/critic-1", [3])
+    for chosen in (0, 1):
+        grid.trial_run(refined).write_bytes("refine.json", json.dumps({"chosen": chosen}).encode())
+        trained = trials.trained_critics(grid.trial_config(refined), grid.trial_run(refined))
+        assert [m.artefact for m in trained] == ["models/critic", "models/critic-1"][: chosen + 1]
 
 
 @pytest.fixture
