@@ -4,7 +4,8 @@ python benchmarks/capacity.py [--problems 10000000] [--n 256] [--simulate] [--me
 Bytes of a row are those of real candidates, labels, critiques and training rows (the first `--questions` questions of
 $MINOS_SHARED/gsm8k_gemini, imported), of scores those of a PRM with as many steps; memory of a row as a Python object
 likewise. `--simulate` makes the plan of the sampling stage for that many problems, all missing and half of it stored,
-each in a process of its own: seconds and peak of memory. (It takes 12 bytes a candidate and more.)
+and draws those whose candidates are chosen among, each in a process of its own: seconds and peak of memory. (Plans take
+12 bytes a candidate and more.)
 """
 
 import argparse
@@ -25,14 +26,16 @@ from planning import peak
 from minos_ray.candidates.sampler import plan
 from minos_ray.config.training import Reward
 from minos_ray.imports.genrm import import_genrm
+from minos_ray.problems.split import MOST_OUTLINED, drawn
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
-from minos_ray.training.reward import labelled, reward_data
+from minos_ray.training.reward import MOST, labelled, reward_data
 from minos_ray.training.rows import as_table, write
 from minos_ray.work.run_units import MAX_PARTS
 
 ARTEFACTS = ("problems", "candidates", "labels", "critiques")
+CASES = ("new", "half", "draw")
 GIB = 2**30
 
 
@@ -88,10 +91,17 @@ def simulated(problems: int, n: int, half: bool) -> dict[str, float]:
     return {"units": len(units), **{k: round(v, 1) for k, v in took.items()}, "peak_mib": peak()}
 
 
-def elsewhere(options: argparse.Namespace, half: bool) -> dict[str, float]:
-    """`simulated` in a process of its own."""
+def simulated_draw(problems: int, n: int) -> dict[str, float]:
+    """The problems of which the stages take all candidates, by the bound on these; all problems are of one split."""
+    start, rows = time.monotonic(), {f"benchmark/{number}": n for number in range(problems)}
+    taken = {f"of_{most}": len(drawn(rows, most)[0]) for most in (MOST_OUTLINED, MOST)}
+    return {**taken, "draw_s": round(time.monotonic() - start, 1), "peak_mib": peak()}
+
+
+def elsewhere(options: argparse.Namespace, case: str) -> dict[str, float]:
+    """The simulation of a case in a process of its own."""
     command = [sys.executable, __file__, "--problems", str(options.problems), "--n", str(options.n)]
-    done = subprocess.run([*command, "--simulated", str(int(half))], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*command, "--simulated", case], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -120,20 +130,22 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--memory-gb", type=float, default=24)
     parser.add_argument("--simulate", action="store_true")
-    parser.add_argument("--simulated", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--simulated", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.simulated is not None:
-        print(json.dumps(simulated(options.problems, options.n, bool(options.simulated))))
+    if options.simulated:
+        size = options.problems, options.n
+        draw = options.simulated == "draw"
+        print(json.dumps(simulated_draw(*size) if draw else simulated(*size, half=options.simulated == "half")))
         return
     with tempfile.TemporaryDirectory() as folder:
         run = imported(folder, options.questions)
         memory, disk = object_bytes(run), bytes_per_row(run)
     table(options, disk, memory)
     found: dict[str, Any] = {"bytes": disk, "object_bytes": memory}
-    for half in (False, True) if options.simulate else ():
-        found[f"simulated_{'half' if half else 'new'}"] = told = elsewhere(options, half)
-        print(f"planning, {'half of it stored' if half else 'nothing stored'}: {told}")
+    for case in CASES if options.simulate else ():
+        found[f"simulated_{case}"] = took = elsewhere(options, case)
+        print(f"{case}: {took}")
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.problems.split import MOST_OUTLINED, NOT_DRAWN, drawn, quota, round_robin, turns
+from minos_ray.problems.split import MOST_OUTLINED, NOT_DRAWN, count_rows, drawn, quota, round_robin, turns
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Artefact
 
@@ -83,7 +83,7 @@ class Outlines(NamedTuple):
 
         Of more than `MOST_OUTLINED` candidates those of some of the problems, see `drawn`.
         """
-        problem_ids, not_drawn = drawn(labels, problem_ids, MOST_OUTLINED)
+        problem_ids, not_drawn = drawn(count_rows(labels, problem_ids), MOST_OUTLINED)
         numbers: dict[str, int] = {}
         reasons = {USABLE: 0, REPEATED: 1}
         ids, columns = [pa.array([], pa.string())], [OutlineColumns.none()]

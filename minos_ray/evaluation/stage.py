@@ -30,6 +30,7 @@ from minos_ray.evaluation.statistics import Measured, fill_intervals
 from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
 from minos_ray.observe.progress import Progress
 from minos_ray.observe.trackers import Tracking
+from minos_ray.problems.split import NOT_DRAWN
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.calibration import Platt, platt_of
 
@@ -77,6 +78,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
     meta, calibration = judged.rows(), judged.calibration()
     del parts, judged  # all scores: gigabytes that the intervals need
     categories = read_categories(run, selected.problems)
+    not_drawn = {NOT_DRAWN: plan.not_drawn} if plan.not_drawn else {}
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
     values = selected.outcomes()
@@ -92,7 +94,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
         "meta": [{**row, **cost_of(run, row["verifier"])} for row in meta],
         "calibration": calibration,
         "errors": errors_by_split(run, {"train": train, "test": errors}),
-        "counts": {**tally.counts(), "missing": missing, "dropped": dropped},
+        "counts": {**tally.counts(), "missing": missing, "dropped": dropped, **not_drawn},
         **chosen,
         "peaks": precision.rows(),
         "compute": costs,
@@ -102,7 +104,8 @@ def evaluate(config: Config, run: Run) -> Manifest:
     tracked = track(config, run, content)
     counts = {name: tally.sums[name] for name in ("problems", "candidates")}
     counts["methods"] = len(content["methods"])
-    return artefact.complete(counts, dict(tally.unscored), {"seconds": round(time.monotonic() - start, 2), **tracked})
+    details = {"seconds": round(time.monotonic() - start, 2), **tracked}
+    return artefact.complete(counts, {**tally.unscored, **not_drawn}, details)
 
 
 def cost_of(run: Run, verifier: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from minos_ray.inserted.errors import Made, donors_of, insert, unchanged
 from minos_ray.inserted.notes import Remark, write_note
 from minos_ray.inserted.reading import Refused, Solution, read_solution, read_step
 from minos_ray.observe.progress import Progress
-from minos_ray.problems.split import NOT_DRAWN, drawn, quota, read_problems, rows_of_problems
+from minos_ray.problems.split import NOT_DRAWN, count_rows, drawn, quota, read_problems, rows_of_problems
 from minos_ray.steps.critique_text import agrees, parse_critique
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.split import lines
@@ -60,7 +60,7 @@ def sources(config: Config, run: Run) -> tuple[list[tuple[str, Row, list[str]]],
     """
     artefact = run.artefact("problems" if config.inserted.source == "solutions" else "labels")
     names = set(read_problems(run, "train", ["problem_id"])["problem_id"].to_pylist())
-    names, not_drawn = drawn(artefact, names, max(MOST, 4 * config.inserted.count))
+    names, not_drawn = drawn(count_rows(artefact, names), max(MOST, 4 * config.inserted.count))
     problems = rows_of_problems(run.artefact("problems"), ["problem_id", "question", "answer", "solution"], names)
     train = problems.sort_by("problem_id").to_pylist()
     if config.inserted.source == "solutions":

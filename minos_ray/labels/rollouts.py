@@ -21,7 +21,7 @@ from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
 from minos_ray.labels.completer import INEXACT, UNITS, Completer
 from minos_ray.labels.rollout_plan import Tree, grow, prefixes
-from minos_ray.problems.split import MOST_OUTLINED, drawn, problems_by_id, rows_of_problems, turns
+from minos_ray.problems.split import MOST_OUTLINED, count_rows, drawn, problems_by_id, rows_of_problems, turns
 from minos_ray.steps.own_text import own_solution
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.model_files import locate
@@ -143,7 +143,9 @@ def train_answers(run: Run) -> dict[str, str]:
 def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> list[Row]:
     """Candidates of these problems, ordered by problem and id: all, or `limit` of them, round-robin over problems (over
     some of them where they have too many candidates, see `drawn`)."""
-    names = set(problem_ids) if limit is None else drawn(run.artefact("candidates"), set(problem_ids), MOST_OUTLINED)[0]
+    names = set(problem_ids)
+    if limit is not None:
+        names &= drawn(count_rows(run.artefact("candidates"), names), MOST_OUTLINED)[0]
     columns, order = (
         ["candidate_id", "problem_id", "text"],
         [("problem_id", "ascending"), ("candidate_id", "ascending")],

@@ -1,7 +1,8 @@
 """The problems of a split, and the rows of other artefacts that belong to them."""
 
 import random
-from collections.abc import Sequence, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from hashlib import blake2b
 
 import numpy as np
@@ -42,26 +43,28 @@ def rows_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[st
     return pa.concat_tables(tables)
 
 
-def drawn(artefact: Artefact, problem_ids: Set[str], most: int) -> tuple[Set[str], int]:
-    """The problems to choose rows from: all of these, but where they have more than `most` rows a half, a quarter, ...
-    of them, which their ids decide; and how many rows the others have.
-
-    So memory does not grow with the run, and problems keep all of their rows.
-    """
-    rows = np.zeros(64, dtype=np.int64)  # by the halvings that a problem outlasts
+def count_rows(artefact: Artefact, problem_ids: Set[str]) -> Counter[str]:
+    """How many rows each of these problems has, by its id; those without any are left out."""
+    rows: Counter[str] = Counter()
     for part in artefact.parts(["problem_id"]):
-        for entry in pc.value_counts(part["problem_id"]).to_pylist():
-            if entry["values"] in problem_ids:
-                rows[halvings(entry["values"])] += entry["counts"]
-    least = int(np.argmax(np.append(rows[::-1].cumsum()[::-1], 0) <= most))
-    left_out = int(rows[:least].sum())
-    return {name for name in problem_ids if halvings(name) >= least} if least else problem_ids, left_out
+        counts = pc.value_counts(part["problem_id"])
+        names, numbers = (counts.field(name).to_pylist() for name in ("values", "counts"))
+        rows.update({name: number for name, number in zip(names, numbers, strict=True) if name in problem_ids})
+    return rows
 
 
-def halvings(problem_id: str) -> int:
-    """How often a set of problems is halved before this one is left out: the zeros that a digest of its id ends in."""
-    digest = int.from_bytes(blake2b(problem_id.encode(), digest_size=8).digest(), "big")
-    return min(63, (digest & -digest).bit_length() - 1) if digest else 63
+def drawn(rows: Mapping[str, int], most: int) -> tuple[Set[str], int]:
+    """The problems to take rows from: all, but where they have more than `most` rows a half, a quarter, ... of them,
+    which their ids decide; and how many rows the others have. So memory does not grow with the run.
+    """
+    left_out, halved = 0, 0
+    names = rows.keys()
+    while sum(rows.values()) - left_out > most:
+        halved += 1
+        digests = {name: blake2b(name.encode(), digest_size=8).digest() for name in names}
+        names = {name for name, digest in digests.items() if int.from_bytes(digest, "big") % 2**halved == 0}
+        left_out = sum(rows.values()) - sum(rows[name] for name in names)
+    return names, left_out
 
 
 def round_robin(rows: Sequence[Row], seed: str) -> list[Row]:

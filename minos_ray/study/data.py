@@ -21,9 +21,12 @@ from minos_ray.errors import UserError
 from minos_ray.graph.specs import Spec, fingerprint_of, inputs, is_fresh, specs
 from minos_ray.graph.state import state_of
 from minos_ray.pipeline.run import ORDER, open_run, run_all
+from minos_ray.problems.split import NOT_DRAWN, count_rows, drawn, rows_of_problems
+from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.run import Artefact, Run
 from minos_ray.study.grid import Grid, Trial
 
+MOST = 1 << 24  # labels that trials share, 400 bytes each
 DATA_STAGES = ("pretrain", "problems", "sample", "label", "critique")
 TRIAL_STAGES = ("sft", "refine", "reward", "score", "evaluate")
 BASE = "models/base"
@@ -127,9 +130,11 @@ class SharedData:
             raise UserError(
                 "sweep: reward.consensus must be false, for trials with fewer critiques would get other rows"
             )
-        problems, labels = (self.run.artefact(name).read() for name in ("problems", "labels"))
+        problems, labels = self.run.artefact("problems").read(), self.run.artefact("labels")
         self.problems = chosen_problems(problems, self.config.sweep.problems, self.config.seed)
-        self.labels = labels.filter(is_in(labels["problem_id"], self.problems["problem_id"]))
+        rows = count_rows(labels, set(self.problems["problem_id"].to_pylist()))
+        problem_ids, self.not_drawn = drawn(rows, MOST)
+        self.labels = rows_of_problems(labels, SCHEMAS["labels"].names, problem_ids)
         self.critiques = self.run.artefact("critiques").read()
         train = self.problems.filter(pc.not_equal(self.problems["split"], "test"))
         critiqued = self.labels.filter(is_in(self.labels["candidate_id"], self.critiques["candidate_id"]))
@@ -155,7 +160,7 @@ class SharedData:
         artefact = target.artefact(name)
         if self.begin(artefact, {"choice": choice}):
             artefact.write_part("0", rows)
-            artefact.complete({"rows": rows.num_rows})
+            artefact.complete({"rows": rows.num_rows}, {NOT_DRAWN: self.not_drawn} if name == "labels" else None)
 
     def put_base(self, target: Run) -> None:
         """A copy of the base model that the run made."""

@@ -17,7 +17,7 @@ from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, critic_chosen, fresh
 from minos_ray.labels.stage import require_for_prms
-from minos_ray.problems.split import NOT_DRAWN, drawn, rows_of_problems
+from minos_ray.problems.split import NOT_DRAWN, count_rows, drawn, rows_of_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.split import first_error
 from minos_ray.store.columns import GRADED, Row
@@ -131,7 +131,7 @@ def labelled(run: Run, most: int = MOST) -> tuple[list[Row], Counter[str]]:
     Of more than `most` candidates those of some of the problems, see `drawn`.
     """
     questions, artefact = train_questions(run), run.artefact("labels")
-    problem_ids, not_drawn = drawn(artefact, questions.keys(), most)
+    problem_ids, not_drawn = drawn(count_rows(artefact, questions.keys()), most)
     dropped = Counter({NOT_DRAWN: not_drawn} if not_drawn else {})
     seen: set[tuple[str, ...]] = set()
     rows = []
@@ -218,7 +218,7 @@ def groups_of(rows: list[Row], size: int, seed: int) -> Iterator[tuple[str | Non
 
 def check_partners(config: Config, run: Run) -> None:
     """UserError when no train problem has a right and a wrong solution, which the loss would compare."""
-    problem_ids, _ = drawn(run.artefact("labels"), train_questions(run).keys(), MOST)
+    problem_ids, _ = drawn(count_rows(run.artefact("labels"), train_questions(run).keys()), MOST)
     labels = rows_of_problems(run.artefact("labels"), ["problem_id", "correct", "status"], problem_ids).to_pylist()
     outcomes = {(row["problem_id"], bool(row["correct"])) for row in labels if row["status"] in GRADED}
     problems = {problem for problem, _ in outcomes}

@@ -279,6 +279,17 @@ def test_blocks_are_larger_where_they_would_be_too_many(tmp_path: Path, monkeypa
         assert pa.concat_arrays(plan.groups) == pa.concat_arrays(every.groups)
 
 
+def test_of_too_many_problems_some_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = scored(make_run(tmp_path, SIZES), *VERIFIERS)
+    monkeypatch.setattr(candidates, "MOST_PROBLEMS", len(SIZES) - 1)
+    drawn = {name for group in candidates.plan_blocks(run, "test").groups for name in group.to_pylist()}
+    left_out = sum(size for number, size in enumerate(SIZES) if f"p{number}" not in drawn)
+    content = evaluated(run)
+    assert 0 < len(drawn) < len(SIZES) and content["counts"]["problems"] == len(drawn)
+    assert content["counts"]["problem_not_drawn"] == left_out == sum(SIZES) - content["counts"]["candidates"]
+    assert run.artefact("evaluation.json").manifest().dropped["problem_not_drawn"] == left_out
+
+
 def beside_other_rows(run: Run) -> None:
     """Adds a train problem whose labels are a part of their own, and a part without rows."""
     rows, labels = run.artefact("problems").read().to_pylist(), run.artefact("labels").read()

@@ -1,10 +1,11 @@
 """Problems that are drawn where their rows are too many."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from minos_ray.problems.split import drawn, rows_of_problems
+from minos_ray.problems.split import count_rows, drawn, rows_of_problems
 from tests.runs import make_run
 
 SIZES = [1 + number % 7 for number in range(200)]
@@ -15,22 +16,24 @@ def test_rows_of_whole_problems_up_to_the_limit_and_the_others_are_counted(tmp_p
     artefact = make_run(tmp_path, SIZES).artefact("labels")
     names = {f"p{number}" for number in range(0, 200, 2)} | {"without any"}
     every = rows_of_problems(artefact, ["candidate_id", "problem_id"], names).to_pylist()
-    chosen, left_out = drawn(artefact, names, most)
+    counted = count_rows(artefact, names)
+    assert counted == Counter(row["problem_id"] for row in every)
+    chosen, left_out = drawn(counted, most)
     rows = [row for row in every if row["problem_id"] in chosen]
     assert chosen <= names and len(rows) + left_out == len(every) and len(rows) <= most
     if most >= len(every):
-        assert chosen == names
-    wider, _ = drawn(artefact, names, 2 * most)
-    assert chosen <= wider and (len(chosen) < len(wider) or chosen in (names, set()) or len(rows) > most // 4)
+        assert chosen == counted.keys()
+    wider, _ = drawn(counted, 2 * most)
+    assert chosen <= wider and (len(chosen) < len(wider) or chosen in (counted.keys(), set()) or len(rows) > most // 4)
 
 
 def test_the_draw_depends_on_neither_parts_nor_other_problems(tmp_path: Path) -> None:
     labels = make_run(tmp_path / "a", SIZES).artefact("labels")
     names = {f"p{number}" for number in range(200)}
-    chosen, left_out = drawn(labels, names, 100)
+    chosen, left_out = drawn(count_rows(labels, names), 100)
     other, rows = make_run(tmp_path / "b", [1]).artefact("labels"), labels.read()
     other.begin({"import": "in parts"})
     for number in range(5):
         other.write_part(str(number), rows.take(list(range(number, rows.num_rows, 5))))
     other.complete({})
-    assert drawn(other, names, 100) == (chosen, left_out) and 0 < len(chosen) < 200
+    assert drawn(count_rows(other, names), 100) == (chosen, left_out) and 0 < len(chosen) < 200
