@@ -129,9 +129,20 @@ class Process:
         self.replies.close()
 
 
+class WithoutPandas:
+    """A finder of modules: Arrow imports pandas if it is there, a fifth of a second, for its kinds of null."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        """ImportError for pandas; other modules are found by others."""
+        if name == "pandas":
+            raise ModuleNotFoundError("not needed for a block", name=name)
+
+
 def serve() -> None:
     """What a process does: calls from standard input, results to standard output, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    sys.meta_path.insert(0, WithoutPandas)
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed does not mix with results
     while True:

@@ -120,8 +120,6 @@ def searched(run: Run) -> dict[str, Any]:
 
 def size_of(model: Model | None, run: Run, writes: bool) -> Size | None:
     """Of a model whose files lie here or in the run, else None. One that writes has a vocabulary head at work."""
-    from huggingface_hub import snapshot_download
-
     if model is None:
         return None
     kind, _, name = model.model.partition(":")
@@ -132,6 +130,8 @@ def size_of(model: Model | None, run: Run, writes: bool) -> Size | None:
             files = pafs.LocalFileSystem()
             # Of the hub what this machine has in its cache; nothing is fetched.
             if is_hub_id(model.model):
+                from huggingface_hub import snapshot_download  # a tenth of a second
+
                 folder = snapshot_download(model.model, revision=model.revision, local_files_only=True)
             else:
                 folder = locate(model, run)
