@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -115,8 +115,13 @@ def write_shards(fs: pafs.FileSystem, path: str, tables: dict[str, pa.Table], sh
 
 def card(configs: list[Config], license: str | None = None) -> str:
     """README.md: the head that `load_dataset` reads, then rows, origin and what was left out when they were made."""
+    entries = []
+    for part in configs:
+        name = folder(part.name)
+        files = [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in part.tables]
+        entries.append({"config_name": name, "data_files": files} | ({"default": True} if name == "problems" else {}))
     terms = {"license": license} if license else {}
-    values = {**terms, "tags": TAGS, "configs": [entry(part) for part in configs]}
+    values = {**terms, "tags": TAGS, "configs": entries}
     head = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     table = ["| configuration | rows | made by | left out when it was made |", "|---|---|---|---|"]
     for name, manifest, tables in configs:
@@ -129,13 +134,3 @@ def card(configs: list[Config], license: str | None = None) -> str:
         table.append(f"| {folder(name)} | {sizes} | {origin} | {left_out} |")
     text = f"Artefacts of a minos_ray {__version__} run; the columns are described in its docs/run-directory.md."
     return "\n".join([f"---\n{head}---", "# Mathematical verification data", "", text, "", *table, ""])
-
-
-def entry(found: Config) -> dict[str, Any]:
-    """Where the files of one artefact lie."""
-    name = folder(found.name)
-    return {
-        "config_name": name,
-        "data_files": [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in found.tables],
-        **({"default": True} if name == "problems" else {}),
-    }

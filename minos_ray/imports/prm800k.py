@@ -65,8 +65,11 @@ def import_prm800k(
         branches = unfinished(rated, split)
         collection.notes["alternatives" if alternatives else "alternatives left out"] += len(branches)
         rows += branches if alternatives else []
-    for row in graded(rows, timeout_s):
-        collection.add(row)
+    grader = Grader(answer_of, same_text, slow="minos_ray.grading.same:same_value")
+    with Grading(grader, timeout_s, workers=os.cpu_count() or 1) as grading:
+        grades = grading([row.gold or "" for row in rows], ["\n".join(row.steps) for row in rows])
+    for row, grade in zip(rows, grades, strict=True):
+        collection.add(row._replace(answer=grade.answer, correct=grade.correct))
     return collection.write(run, "prm800k", src, options)
 
 
@@ -144,14 +147,6 @@ def unfinished(rated: Rated, split: str) -> list[Solution]:
 def solution(rated: Rated, split: str, steps: list[str], labels: list[int]) -> Solution:
     """A row not graded yet."""
     return Solution(rated.question, "math", steps, labels, False, None, rated.gold, "prm800k", split)
-
-
-def graded(rows: list[Solution], timeout_s: float) -> list[Solution]:
-    """The rows with their answers and outcomes."""
-    grader = Grader(answer_of, same_text, slow="minos_ray.grading.same:same_value")
-    with Grading(grader, timeout_s, workers=os.cpu_count() or 1) as grading:
-        grades = grading([row.gold or "" for row in rows], ["\n".join(row.steps) for row in rows])
-    return [row._replace(answer=g.answer, correct=g.correct) for row, g in zip(rows, grades, strict=True)]
 
 
 def answer_of(text: str) -> str | None:

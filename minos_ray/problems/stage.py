@@ -9,7 +9,7 @@ from collections.abc import Iterator, Set
 
 from minos_ray.config.load import Config, NamedFunction, resolve
 from minos_ray.config.schema import Source
-from minos_ray.errors import UserError, errors_of
+from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.graph.state import Todo
 from minos_ray.store import columns
@@ -31,19 +31,14 @@ def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
         )
 
 
-def problems_of(config: Config, todo: Todo) -> list[str]:
+def problems_of(config: Config, todo: Todo) -> Iterator[str]:
     """One line when there is no source of problems, or its file is not there."""
-    return errors_of(require_sources, config) if "problems" in todo.stages else []
-
-
-def require_sources(config: Config) -> None:
-    """Problem files must exist; a run without the section must have been filled by `minos import`."""
-    if config.problems is None:
-        raise UserError("section 'problems' is missing and nothing was imported; see `minos import`")
-    for split in ("train", "test"):
-        path = getattr(config.problems, split).path
-        if path and "://" not in path and not os.path.exists(path):
-            raise UserError(f"problems.{split}.path = '{path}' does not exist")
+    if "problems" in todo.stages and config.problems is None:
+        yield "section 'problems' is missing and nothing was imported; see `minos import`"
+    elif "problems" in todo.stages:
+        paths = {split: getattr(config.problems, split).path for split in ("train", "test")}
+        absent = [split for split, path in paths.items() if path and "://" not in path and not os.path.exists(path)]
+        yield from (f"problems.{split}.path = '{paths[split]}' does not exist" for split in absent[:1])
 
 
 def problems(config: Config, run: Run) -> Manifest:

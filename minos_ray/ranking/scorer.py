@@ -87,7 +87,8 @@ class SolutionScorer:
         self, questions: Sequence[str], solutions: Sequence[Any]
     ) -> tuple[list[float | None], Scores, dict[str, float]]:
         """Scores, step scores, and the counts of `Verifier.score`."""
-        pairs = [(question, self.steps(solution)) for question, solution in zip(questions, solutions, strict=True)]
+        splitter = self.task.splitter
+        pairs = [(q, steps_of(solution, splitter)) for q, solution in zip(questions, solutions, strict=True)]
         with self.lock:
             self.scorer = self.scorer or load_scorer(self.task.verifier, self.task.resources)
             step_scores, counts = self.scorer.score(pairs)
@@ -97,10 +98,6 @@ class SolutionScorer:
         """Why a solution has no score, as it is counted: `no_steps`, `over_max_length`, ..."""
         counts = self.scored([question], [solution])[2]
         return next((key.removeprefix("refused_") for key in counts if key.startswith("refused_")), "not_finite")
-
-    def steps(self, solution: Any) -> list[str]:
-        """The steps of a solution (`steps_of`)."""
-        return steps_of(solution, self.task.splitter)
 
     def by_step(self) -> bool:
         """Whether the verifier, once it is loaded, has a score for every step."""

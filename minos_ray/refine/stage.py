@@ -41,7 +41,11 @@ def refine(config: Config, run: Run) -> Manifest:
     for number in range(config.refine.rounds + 1):
         if number:
             write_critiques(config, run, number - 1, [SAMPLED])
-            train(config, run, number)
+            jobs = []
+            if not fresh(config, run, f"models/{critic_name(number)}"):
+                begin(config, run, f"models/{critic_name(number)}")
+                jobs = [round_job(config, run, number)]
+            fit(config, run, "refine", jobs)
         # The bought critic is measured by the engines that sample with it.
         write_critiques(config, run, number, [HELD_OUT] if number else [HELD_OUT, SAMPLED])
         curve.append(measure(config, run, number))
@@ -63,15 +67,6 @@ def check_rounds(config: Config, run: Run) -> None:
         raise UserError(line)
     if fresh(config, run, "labels"):
         candidates(config, run, 0, held_out=True)
-
-
-def train(config: Config, run: Run, number: int) -> None:
-    """`models/critic-N`."""
-    name = f"models/{critic_name(number)}"
-    if fresh(config, run, name):
-        return fit(config, run, "refine", [])
-    begin(config, run, name)
-    return fit(config, run, "refine", [round_job(config, run, number)])
 
 
 def round_job(config: Config, run: Run, number: int) -> Job:
