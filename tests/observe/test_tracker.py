@@ -191,8 +191,8 @@ def sent_twice(name: str, folder: Path, options: dict[str, Any], **environment: 
     """As a training that is stopped after its second step and resumed, in a process of its own."""
     code = (
         "import json, sys\nfrom minos_ray.config.resources import Observe\nfrom minos_ray.store.run import Run\n"
-        "from minos_ray.observe import tracker\nfrom tests.observe.test_tracker import RECORDS, send\n"
-        "tracker.FINISH_S = 200\n"
+        "from minos_ray.observe import trackers\nfrom tests.observe.test_tracker import RECORDS, send\n"
+        "trackers.FINISH_S = 200\n"
         "observe = Observe(tracker=sys.argv[1], options=json.loads(sys.argv[2]))\n"
         "for records in (RECORDS, {3: {'train/loss': 0.375}}): print(send(observe, Run('runs/gsm8k'), records))\n"
     )
@@ -218,8 +218,8 @@ def test_wandb_without_a_key_asks_nobody(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="W&B is not installed (extra wandb)")
     code = (
         "from minos_ray.config.resources import Observe\nfrom minos_ray.store.run import Run\n"
-        "from minos_ray.observe import tracker\nfrom minos_ray.observe.trackers import Tracking\n"
-        "tracker.FINISH_S = 200\n"
+        "from minos_ray.observe import trackers\nfrom minos_ray.observe.trackers import Tracking\n"
+        "trackers.FINISH_S = 200\n"
         f"tracking = Tracking(Observe(tracker='{SHIPPED}:wandb'), Run('run'), 'orm-base', None, {{}})\n"
         "tracking.close(); print(tracking.warning)\n"
     )
