@@ -68,8 +68,8 @@ def statement(answer: Answer) -> str:
     for entry in answer["critics"]:
         means = (f"{100 * entry[name]:.1f}" for name in ("bought", "refined"))
         critics.append(line(title(entry["arm"], counts), *means, gain(entry["refined_minus_bought"])))
-    parts = [primary(answer), [candidates], curve, arms, versus, reached, stage_1, *labels(answer["labels"])]
-    parts += [critics] if answer["critics"] else []
+    tables = [curve, arms, versus, reached, stage_1, *labels(answer["labels"]), critics]
+    parts = [primary(answer), [candidates], *(table for table in tables if len(table) > 2)]  # more than its head
     return "\n\n".join(map("\n".join, parts)) + "\n"
 
 
