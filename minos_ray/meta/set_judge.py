@@ -4,7 +4,9 @@ The share of the critiques that accept a solution is its score. With `score.judg
 verifier, NAME-soft, by how likely their verdicts are.
 """
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -44,8 +46,11 @@ class SetJudge(CriticJudge):
 
 
 def check_critic(key: str, config: Config, model: Model, path: str) -> None:
-    """UserError when nothing says how the critic writes, or it lacks room or words for its verdicts."""
+    """UserError when it is no language model, nothing says how it writes, or it lacks room or words to judge in."""
     section = config.score.judge
+    kinds = json.loads((Path(path) / "config.json").read_text()).get("architectures") or []
+    if not any(name.endswith("ForCausalLM") for name in kinds):
+        raise UserError(f"{key}.model = '{model.model}' is {kinds}; kind critic needs a language model (*ForCausalLM)")
     if section is None:
         raise UserError(f"{key}.kind = critic: it judges as score.judge says, which is empty; set score.judge={{}}")
     require_room("score.judge.max_tokens", section.max_tokens, "judge", config.resources.judge, path)

@@ -20,6 +20,7 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Candidates, Scores, group_candidates, read_candidates, read_scores
 from minos_ray.evaluation.stage import platts_of
 from minos_ray.evaluation.verdicts import any_label
+from minos_ray.graph.lengths import limit
 from minos_ray.graph.specs import VERSIONS, fingerprint_of
 from minos_ray.meta import critics as meta_critics
 from minos_ray.meta import set_judge
@@ -190,6 +191,7 @@ def trained_critic(config: Config, run: Run, name: str, section: ForeignModel, p
         "model": located.model_dump(mode="json"),
         "weights": weights_id(section, path, run),
         "judge": config.score.judge.model_dump(mode="json"),
+        "max_model_len": limit(config.resources.judge, path),
         "versions": {key: VERSIONS[key] for key in ("judge", "step_encoding")} | {"shown": meta_critics.VERSION},
     }
     verifiers = [Verifier(name, "critic", located, inputs, True)]

@@ -158,6 +158,9 @@ def test_verdicts_become_scores_and_the_same_solution_is_judged_once(tmp_path: P
     nothing = config.model_copy(update={"meta": own, "score": Score(judge=None)})
     with pytest.raises(UserError, match="which is empty; set"):
         verifiers(nothing, run)
+    orm = Meta(models={"own": ForeignModel(model=tiny_model(tmp_path / "orm", "orm"), kind="critic")})
+    with pytest.raises(UserError, match="kind critic needs a language model"):
+        verifiers(soft.model_copy(update={"meta": orm}), run)
 
 
 def test_of_sampled_critiques_the_score_is_the_mean_verdict(tmp_path: Path) -> None:
