@@ -156,7 +156,7 @@ def reported(title: str, work: Callable[..., object], *arguments: object) -> Non
 
 
 def choose(path: str, count: int) -> int:
-    """Chooses candidates for critiques; the number of train candidates among which it does."""
+    """Chooses candidates for critiques; the number of chosen ones."""
     run = Run(path)
     train = set(read_problems(run, "train", ["problem_id"])["problem_id"].to_pylist())
     return len(select_stored(run.artefact("labels"), train, count, 0.5, 0).rows)

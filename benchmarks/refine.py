@@ -127,7 +127,7 @@ def main() -> None:
         figures = {"round": time.perf_counter() - start}
         resources = saved_config(Run(copy)).resources
         figures["sampling alone"] = alone("sample", resources.judge.actors or 1, copy)
-        figures["training alone"] = alone("train", resources.train.workers, copy)
+        figures["training alone"] = alone("train", resources.train.least, copy)
         stages = json.loads(Path(copy, "refine.json").read_text())["rounds"]
     figures["round / parts"] = figures["round"] / (figures["sampling alone"] + figures["training alone"])
     for name, figure in figures.items():

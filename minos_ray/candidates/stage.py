@@ -1,4 +1,7 @@
-"""Stage `sample`: n candidates of every problem, each exactly once, whatever happened before."""
+"""Stage `sample`: n candidates of every problem, each exactly once, whatever happened before.
+
+And what would stop the stage, and what it will write.
+"""
 
 import json
 import math

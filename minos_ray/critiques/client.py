@@ -1,7 +1,8 @@
 """The critic's client: one process, one event loop, many requests in flight.
 
-A request passes three limits before it is sent: a slot (its connection), the rate of a minute, and the money. What came
-back is on disk before it counts; so a kill at any moment loses at most what is in flight.
+Answers come from the cache or the endpoint. A request passes three limits before it is sent: a slot (its connection),
+the rate of a minute, and the money. What came back is on disk before it counts; so a kill at any moment loses at most
+what is in flight.
 """
 
 import asyncio

@@ -130,7 +130,10 @@ class Process:
 
 
 class WithoutPandas:
-    """A finder of modules: Arrow imports pandas if it is there, a fifth of a second, for its kinds of null."""
+    """A finder of modules: Arrow imports pandas if it is there, a fifth of a second, for its kinds of null.
+
+    Nothing that a process of blocks runs may import transformers, which asks whether pandas is there.
+    """
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:

@@ -138,7 +138,8 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # scipy.stats, whose binomtest gives the same, takes a second to import
     share, weight = hits / trials, z**2 / trials
     middle, half = share + weight / 2, sqrt(weight * (share * (1 - share) + weight / 4))
-    return max(0.0, (middle - half) / (1 + weight)), min(1.0, (middle + half) / (1 + weight))
+    low, high = (middle - half) / (1 + weight), (middle + half) / (1 + weight)
+    return 0.0 if hits == 0 else low, 1.0 if hits == trials else high  # exactly, whatever was rounded
 
 
 def sign_test(differences: np.ndarray) -> float:
@@ -147,6 +148,8 @@ def sign_test(differences: np.ndarray) -> float:
     Zeros and NaNs are left out; 1 when nothing else remains.
     """
     ups, downs = int((differences > 0).sum()), int((differences < 0).sum())
+    if abs(ups - downs) <= 1:
+        return 1.0
     fewer = np.arange(1, min(ups, downs) + 1)
     # The binomial distribution in logarithms, from 0 on: scipy.special takes a quarter of a second to import.
     chances = np.cumsum(np.append(-log(2) * (ups + downs), np.log((ups + downs + 1 - fewer) / fewer)))

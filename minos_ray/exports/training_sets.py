@@ -15,7 +15,6 @@ from minos_ray.steps.encoding import CRITIQUE, critic_turns, question_text, step
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Run
-from minos_ray.training.sft import critique_unusable
 
 STRINGS, BOOLEANS = pa.list_(pa.string()), pa.list_(pa.bool_())
 STEPWISE = pa.schema([("prompt", pa.string()), ("completions", STRINGS), ("labels", BOOLEANS)])
@@ -152,6 +151,8 @@ def export_prompt_completion(
 
 def critiques(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
     """Pairs of critiques that stage 1 trains on, in the order of the artefact."""
+    from minos_ray.training.sft import critique_unusable  # which takes torch along
+
     asked = {name: problem["question"] for name, problem in problems_of(run, split).items()}
     solutions = {row["candidate_id"]: row for row in batched(run, "labels", ["candidate_id", "problem_id", "steps"])}
     for critique in batched(run, "critiques", ["candidate_id", "text", "agrees", "status"]):

@@ -1,7 +1,8 @@
 """GenRM critiques (genrm-star/genrm-critiques, round 0): solutions of GSM8K training questions by Gemini 1.0 Pro,
 each with a label and a critique.
 
-Files are read as published (gzipped jsonl), or the same as Parquet with the columns of `COLUMNS`.
+Files are read as published (gzipped jsonl), or the same as Parquet with the columns of `COLUMNS`. A critique was asked
+to end in a verdict; one in thirty is cut off before.
 """
 
 import re

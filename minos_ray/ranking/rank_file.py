@@ -1,4 +1,4 @@
-"""`minos rank`: scores the solutions in any file and ranks those that belong together."""
+"""`minos rank`: scores the solutions in any file; ranks those that belong together, and votes weighted by score."""
 
 import os
 import shutil

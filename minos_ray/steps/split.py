@@ -1,4 +1,8 @@
-"""Step splitters: a solution's text as its steps. The last step is the line with the answer."""
+"""Step splitters: a solution's text as its steps. The last step is the line with the answer.
+
+And the first wrong step, with what the steps after it are worth. Labels are 1 (right), 0 (wrong) and -1 (unlabelled);
+error types are "" for a right step, and [] when nobody knows them.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, permutation_test
 
-from minos_ray.evaluation.statistics import flip_test, intervals, sign_test
+from minos_ray.evaluation.statistics import flip_test, intervals, sign_test, wilson
 
 
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), max_size=60))
@@ -14,6 +14,11 @@ def test_sign_test_is_the_exact_binomial_test(differences: list[float]) -> None:
     found = sign_test(np.array(differences))
     ups, downs = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     assert found == pytest.approx(binomtest(ups, ups + downs).pvalue if ups + downs else 1.0)
+
+
+def test_ends_that_are_certain_are_exact() -> None:
+    assert all(wilson(n, n)[1] == 1.0 and wilson(0, n)[0] == 0.0 for n in range(1, 100))
+    assert all(sign_test(np.array([0.5, -0.5] * n + [0.5])) == 1.0 for n in range(40))
 
 
 def test_the_sign_test_of_many_problems_ends() -> None:
