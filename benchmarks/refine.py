@@ -78,7 +78,7 @@ def sample(run: Run, config: Config, rank: int, ranks: int, store: str) -> None:
     path, section = f"{run.path}/models/{CRITIC}", config.refine
     llm = LLM(path, **arguments(path, Model(model=path), config.resources.judge))
     tokenizer = load_tokenizer(path)
-    rows = candidates(config, run, 0, held_out=False)[rank::ranks]
+    rows = candidates(config, run, 0, held_out=False)[0][rank::ranks]
     prompts: list[Any] = [
         {"prompt_token_ids": encoding.critic_prompt_ids(tokenizer, row["question"], row["steps"], encoding.LINES)}
         for row in rows

@@ -78,7 +78,8 @@ def evaluate(config: Config, run: Run) -> Manifest:
     meta, calibration = judged.rows(), judged.calibration()
     del parts, judged  # all scores: gigabytes that the intervals need
     categories = read_categories(run, selected.problems)
-    not_drawn = {NOT_DRAWN: plan.not_drawn} if plan.not_drawn else {}
+    numbers = {NOT_DRAWN: plan.not_drawn, f"train_{NOT_DRAWN}": train_plan.not_drawn}
+    not_drawn = {name: number for name, number in numbers.items() if number}
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
     values = selected.outcomes()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
+import pyarrow as pa
+
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Inserted, InsertedType
 from minos_ray.errors import UserError
@@ -15,7 +17,15 @@ from minos_ray.inserted.errors import Made, donors_of, insert, unchanged
 from minos_ray.inserted.notes import Remark, write_note
 from minos_ray.inserted.reading import Refused, Solution, read_solution, read_step
 from minos_ray.observe.progress import Progress
-from minos_ray.problems.split import NOT_DRAWN, count_rows, drawn, quota, read_problems, rows_of_problems
+from minos_ray.problems.split import (
+    NOT_DRAWN,
+    count_rows,
+    drawn,
+    parts_of_problems,
+    quota,
+    read_problems,
+    rows_of_problems,
+)
 from minos_ray.steps.critique_text import agrees, parse_critique
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.split import lines
@@ -23,7 +33,7 @@ from minos_ray.store.columns import Row, table
 from minos_ray.store.run import Manifest, Run
 
 PART_ROWS = 5000
-MOST = 1 << 18  # solutions among which is chosen, as Python objects of 20 kB
+MOST = 1 << 18  # right solutions among which is chosen, however many rows are asked for, as Python objects of 20 kB
 SLICE = 500  # solutions and rows between two lines of progress
 
 
@@ -56,19 +66,20 @@ def inserted(config: Config, run: Run) -> Manifest | None:
 
 def sources(config: Config, run: Run) -> tuple[list[tuple[str, Row, list[str]]], int]:
     """(id, problem, steps) of every solution of the train split that is taken for right, in the order of ids; of more
-    than `MOST`, or four times those wanted, those of some of the problems, see `drawn`, and how many the others have.
+    than `MOST` those of some of the problems, see `drawn`, and how many the others have.
     """
-    artefact = run.artefact("problems" if config.inserted.source == "solutions" else "labels")
+    of_problems = config.inserted.source == "solutions"
+    artefact = run.artefact("problems" if of_problems else "labels")
     names = set(read_problems(run, "train", ["problem_id"])["problem_id"].to_pylist())
-    names, not_drawn = drawn(count_rows(artefact, names), max(MOST, 4 * config.inserted.count))
+    names, not_drawn = drawn(count_rows(artefact, names, right=not of_problems), MOST)
     problems = rows_of_problems(run.artefact("problems"), ["problem_id", "question", "answer", "solution"], names)
     train = problems.sort_by("problem_id").to_pylist()
-    if config.inserted.source == "solutions":
+    if of_problems:
         return [(row["problem_id"], row, lines(without_thinking(row["solution"] or ""))) for row in train], not_drawn
     by_id = {row["problem_id"]: row for row in train}
     columns = ["candidate_id", "problem_id", "correct", "steps", "step_labels"]
-    labels = rows_of_problems(artefact, columns, names)
-    right = labels.filter(labels["correct"]).sort_by("candidate_id").to_pylist()
+    parts = [part.filter(part["correct"]) for part in parts_of_problems(artefact, columns, names)]
+    right = pa.concat_tables([artefact.empty_table(columns), *parts]).sort_by("candidate_id").to_pylist()
     return [
         (row["candidate_id"], by_id[row["problem_id"]], row["steps"] if 0 not in row["step_labels"] else [])
         for row in right

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from hashlib import blake2b
 
 import numpy as np
@@ -35,36 +35,52 @@ def rows_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[st
 
     Parts are read one after the other, since a train split is small beside 256 candidates of every test problem.
     """
-    tables = [artefact.empty_table(columns)]
+    parts = parts_of_problems(artefact, columns, problem_ids)
+    return pa.concat_tables([artefact.empty_table(columns), *parts])
+
+
+def parts_of_problems(artefact: Artefact, columns: list[str], problem_ids: Set[str]) -> Iterator[pa.Table]:
+    """The rows of `rows_of_problems` of each part that has any."""
     for part in artefact.parts(columns):
         names = [name for name in part["problem_id"].unique().to_pylist() if name in problem_ids]
         if names:
-            tables.append(part.filter(pc.is_in(part["problem_id"], value_set=pa.array(names, pa.string()))))
-    return pa.concat_tables(tables)
+            yield part.filter(pc.is_in(part["problem_id"], value_set=pa.array(names, pa.string())))
 
 
-def count_rows(artefact: Artefact, problem_ids: Set[str]) -> Counter[str]:
-    """How many rows each of these problems has, by its id; those without any are left out."""
+def count_rows(artefact: Artefact, problem_ids: Set[str], right: bool = False) -> Counter[str]:
+    """How many rows, or `right` ones, each of these problems has, by its id; those without any are left out."""
     rows: Counter[str] = Counter()
-    for part in artefact.parts(["problem_id"]):
-        counts = pc.value_counts(part["problem_id"])
+    for part in artefact.parts(["problem_id", *(["correct"] if right else [])]):
+        counts = pc.value_counts(part.filter(part["correct"])["problem_id"] if right else part["problem_id"])
         names, numbers = (counts.field(name).to_pylist() for name in ("values", "counts"))
         rows.update({name: number for name, number in zip(names, numbers, strict=True) if name in problem_ids})
     return rows
 
 
-def drawn(rows: Mapping[str, int], most: int) -> tuple[Set[str], int]:
+def drawn(rows: Mapping[str, int], most: int, paid: Set[str] = frozenset()) -> tuple[Set[str], int]:
     """The problems to take rows from: all, but where they have more than `most` rows a half, a quarter, ... of them,
     which their ids decide; and how many rows the others have. So memory does not grow with the run.
+
+    One problem stays, however many rows it has. A draw of a smaller `most`, or beside more problems, is a subset.
+    Problems that are `paid` for have half of `most` to themselves and are drawn apart.
     """
-    left_out, halved = 0, 0
-    names = rows.keys()
-    while sum(rows.values()) - left_out > most:
-        halved += 1
-        digests = {name: blake2b(name.encode(), digest_size=8).digest() for name in names}
-        names = {name for name, digest in digests.items() if int.from_bytes(digest, "big") % 2**halved == 0}
-        left_out = sum(rows.values()) - sum(rows[name] for name in names)
-    return names, left_out
+    total = sum(rows.values())
+    if total <= most:
+        return rows.keys(), 0
+    first = halved({name: number for name, number in rows.items() if name in paid}, most // 2)
+    others = {name: number for name, number in rows.items() if name not in paid}
+    names = first | halved(others, most - sum(rows[name] for name in first))
+    return names, total - sum(rows[name] for name in names)
+
+
+def halved(rows: Mapping[str, int], most: int) -> Set[str]:
+    """The problems after as many halvings as leave at most `most` rows, or one problem."""
+    digests = {name: int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") for name in rows}
+    names, divisor = set(rows), 1
+    while len(names) > 1 and sum(rows[name] for name in names) > most:
+        divisor *= 2
+        names = {name for name in names if digests[name] % divisor == 0} or {min(names, key=digests.__getitem__)}
+    return names
 
 
 def round_robin(rows: Sequence[Row], seed: str) -> list[Row]:

@@ -21,6 +21,7 @@ from minos_ray.critiques.select import select
 from minos_ray.errors import UserError
 from minos_ray.graph import lengths
 from minos_ray.graph.specs import begin, critic_name, fresh, spec
+from minos_ray.problems.split import NOT_DRAWN
 from minos_ray.scoring.judge import CriticJudge
 from minos_ray.steps.critique_text import agreement_of, parse_critique
 from minos_ray.store import columns
@@ -28,6 +29,7 @@ from minos_ray.store.columns import Row
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.training.reward import labelled
+from minos_ray.training.rows import train_questions
 from minos_ray.training.sft import held_out_problems
 from minos_ray.work.run_units import Work, run_units, stored_units
 
@@ -132,10 +134,10 @@ def write_critiques(config: Config, run: Run, number: int, kinds: list[str]) -> 
     lengths.require_room("refine.max_tokens", config.refine.max_tokens, "judge", engine, path)
     planned = [(begin(config, run, artefact), plan(config, run, artefact, number)) for artefact in missing]
     todo = []
-    for artefact, units in planned:
+    for artefact, (units, _) in planned:
         lengths.make_again(artefact, lengths.length_of(config, artefact.name, path))
         todo.append(units.filter(pa.array(~stored(config, artefact, units))))
-    rows = sum(size(config, units) for _, units in planned)
+    rows = sum(size(config, units) for _, (units, _) in planned)
     start = time.monotonic()
     work = Work(
         label=f"critiques by {name}",
@@ -149,32 +151,31 @@ def write_critiques(config: Config, run: Run, number: int, kinds: list[str]) -> 
     )
     stats = run_units(run, missing[0], pa.concat_tables(todo), work, config.resources)
     seconds = time.monotonic() - start
-    for artefact, units in planned:
-        finish(config, artefact, units, seconds, stats.get("seconds", 0.0))
+    for artefact, (units, not_drawn) in planned:
+        finish(config, artefact, units, seconds, stats.get("seconds", 0.0), not_drawn)
 
 
-def plan(config: Config, run: Run, artefact: str, number: int) -> pa.Table:
-    """The units of an artefact, candidates of a problem side by side; UserError where there are no candidates."""
-    chosen = candidates(config, run, number, held_out=artefact.startswith(HELD_OUT))
+def plan(config: Config, run: Run, artefact: str, number: int) -> tuple[pa.Table, int]:
+    """The units of an artefact, candidates of a problem side by side, and how many candidates were not drawn;
+    UserError where there are no candidates."""
+    chosen, not_drawn = candidates(config, run, number, held_out=artefact.startswith(HELD_OUT))
     rows = [{**row, "unit_id": row["candidate_id"]} for row in chosen]
     most = min(UNIT_CANDIDATES, max(1, UNIT_CRITIQUES // how(config.refine, artefact).samples))
     groups = [rows[first : first + most] for first in range(0, len(rows), most)]
     units = [{"unit_id": f"{artefact} {g[0]['unit_id']}", "artefact": artefact, "candidates": g} for g in groups]
-    return pa.Table.from_pylist(units, schema=UNITS)
+    return pa.Table.from_pylist(units, schema=UNITS), not_drawn
 
 
-def candidates(config: Config, run: Run, number: int, held_out: bool) -> list[Row]:
-    """Labelled train candidates, half of them wrong, problems by turns; sorted by id, with their questions.
+def candidates(config: Config, run: Run, number: int, held_out: bool) -> tuple[list[Row], int]:
+    """Labelled train candidates, half of them wrong, problems by turns; sorted by id, with their questions; and how
+    many candidates other such problems have that are not `drawn`.
 
     Those that measure a critic are of problems that stage 2 holds out, and the same in every round. Those to learn from
     are of other problems, and others in each round; first come those without a bought critique.
     """
     apart = held_out_problems(run, config.reward)
-    labels = [
-        row
-        for row in labelled(run)[0]
-        if (row["problem_id"] in apart) == held_out and len(row["step_labels"]) == len(row["steps"])
-    ]
+    rows, dropped = labelled(run, apart if held_out else train_questions(run).keys() - apart)
+    labels = [row for row in rows if len(row["step_labels"]) == len(row["steps"])]
     if held_out:
         chosen = select(labels, config.refine.held_out, 0.5, config.seed).rows
         if len({bool(row["correct"]) for row in chosen}) < 2:
@@ -190,7 +191,7 @@ def candidates(config: Config, run: Run, number: int, held_out: bool) -> list[Ro
         seed, count = config.seed + 1 + number, config.refine.candidates
         chosen = select(unseen, count, 0.5, seed).rows
         chosen += select([row for row in labels if row["candidate_id"] in bought], count - len(chosen), 0.5, seed).rows
-    return sorted(chosen, key=lambda row: row["candidate_id"])
+    return sorted(chosen, key=lambda row: row["candidate_id"]), dropped[NOT_DRAWN]
 
 
 def size(config: Config, units: pa.Table) -> int:
@@ -210,7 +211,14 @@ def stored(config: Config, artefact: Artefact, units: pa.Table) -> np.ndarray:
     return stored_units(artefact, units["unit_id"].combine_chunks(), np.array(critiques_of(config, units)))
 
 
-def finish(config: Config, artefact: Artefact, units: pa.Table, seconds: float, engine_seconds: float) -> Manifest:
+def finish(
+    config: Config,
+    artefact: Artefact,
+    units: pa.Table,
+    seconds: float,
+    engine_seconds: float,
+    not_drawn: int,
+) -> Manifest:
     """Writes the manifest; RuntimeError unless every candidate has its critiques.
 
     `seconds` of a pool that may have worked on two artefacts are shared out by those of the engines.
@@ -231,4 +239,5 @@ def finish(config: Config, artefact: Artefact, units: pa.Table, seconds: float, 
         "engine_seconds": round(stats["seconds"], 2),
         "seconds": round(seconds * share, 2),
     }
-    return artefact.complete(counts, {reason: n for reason, n in others.items() if reason != "agrees"}, details)
+    dropped = {reason: n for reason, n in others.items() if reason != "agrees"} | {NOT_DRAWN: not_drawn}
+    return artefact.complete(counts, dropped, details)

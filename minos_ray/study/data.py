@@ -27,6 +27,7 @@ from minos_ray.store.run import Artefact, Run
 from minos_ray.study.grid import Grid, Trial
 
 MOST = 1 << 24  # labels that trials share, 400 bytes each
+IDS = ["candidate_id", "problem_id"]
 DATA_STAGES = ("pretrain", "problems", "sample", "label", "critique")
 TRIAL_STAGES = ("sft", "refine", "reward", "score", "evaluate")
 BASE = "models/base"
@@ -133,9 +134,13 @@ class SharedData:
         problems, labels = self.run.artefact("problems").read(), self.run.artefact("labels")
         self.problems = chosen_problems(problems, self.config.sweep.problems, self.config.seed)
         rows = count_rows(labels, set(self.problems["problem_id"].to_pylist()))
-        problem_ids, self.not_drawn = drawn(rows, MOST)
-        self.labels = rows_of_problems(labels, SCHEMAS["labels"].names, problem_ids)
         self.critiques = self.run.artefact("critiques").read()
+        paid = [part.filter(is_in(part["candidate_id"], self.critiques["candidate_id"])) for part in labels.parts(IDS)]
+        of_candidate = {row["candidate_id"]: row["problem_id"] for part in paid for row in part.to_pylist()}
+        problem_ids, not_drawn = drawn(rows, MOST, paid=set(of_candidate.values()))
+        lost = sum(name in rows and name not in problem_ids for name in of_candidate.values())
+        self.not_drawn = {"labels": not_drawn, "critiques": lost}
+        self.labels = rows_of_problems(labels, SCHEMAS["labels"].names, problem_ids)
         train = self.problems.filter(pc.not_equal(self.problems["split"], "test"))
         critiqued = self.labels.filter(is_in(self.labels["candidate_id"], self.critiques["candidate_id"]))
         critiqued = critiqued.filter(is_in(critiqued["problem_id"], train["problem_id"]))
@@ -160,7 +165,7 @@ class SharedData:
         artefact = target.artefact(name)
         if self.begin(artefact, {"choice": choice}):
             artefact.write_part("0", rows)
-            artefact.complete({"rows": rows.num_rows}, {NOT_DRAWN: self.not_drawn} if name == "labels" else None)
+            artefact.complete({"rows": rows.num_rows}, {NOT_DRAWN: self.not_drawn.get(name, 0)})
 
     def put_base(self, target: Run) -> None:
         """A copy of the base model that the run made."""

@@ -1,5 +1,6 @@
 """A small base model from scratch: corpus, byte-level BPE tokenizer, seeded Mistral, and the stage that trains it."""
 
+import inspect
 import random
 import tempfile
 from collections import Counter
@@ -10,6 +11,7 @@ from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Pretrain
 from minos_ray.graph.specs import begin, fresh
+from minos_ray.problems.split import NOT_DRAWN
 from minos_ray.steps import encoding
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.job import make_job, write_table
@@ -32,8 +34,11 @@ def pretrain(config: Config, run: Run) -> Manifest:
     begin(config, run, BASE)
     section = config.pretrain
     assert section is not None
-    source = {"run": run} if section.needs else {}
-    documents = list(resolve(section.corpus)(seed=section.seed, **source, **section.options))
+    corpus, dropped = resolve(section.corpus), Counter[str]()
+    source: dict[str, Any] = {"run": run} if section.needs else {}
+    if "dropped" in inspect.signature(corpus).parameters:
+        source["dropped"] = dropped
+    documents = list(corpus(seed=section.seed, **source, **section.options))
     texts = (
         encoding.question_text(question) + "".join(map(encoding.step_text, solution.splitlines()))
         for question, solution in documents
@@ -41,7 +46,6 @@ def pretrain(config: Config, run: Run) -> Manifest:
     tokenizer = resolve(section.tokenizer)(texts, section.vocab_size)
     save_start(section, tokenizer, run)
     # In the encoding that verifiers read; a fiftieth of the questions is held out.
-    dropped: Counter[str] = Counter()
     solutions = [(name, name, [line for line in text.splitlines() if line.strip()]) for name, text in documents]
     rows = list(document_rows(tokenizer, solutions, section.max_length, dropped))
     data = Data(*split_by_problem(rows, min(HELD_OUT, len(rows) // 50), None, section.seed), dropped)
@@ -52,9 +56,15 @@ def pretrain(config: Config, run: Run) -> Manifest:
     return finished(run, BASE)
 
 
-def right_solutions(run: Run, seed: int, rows: int) -> Iterator[Document]:
-    """A corpus out of the run itself: `rows` right candidates of the train split, each distinct solution once."""
-    right = [row for row in labelled(run)[0] if row["correct"]]
+def right_solutions(run: Run, seed: int, rows: int, dropped: Counter[str] | None = None) -> Iterator[Document]:
+    """A corpus out of the run itself: `rows` right candidates of the train split, each distinct solution once.
+
+    Those of problems that are not drawn are counted in `dropped`.
+    """
+    candidates, reasons = labelled(run)
+    if dropped is not None and reasons[NOT_DRAWN]:
+        dropped[NOT_DRAWN] += reasons[NOT_DRAWN]
+    right = [row for row in candidates if row["correct"]]
     for row in random.Random(f"right solutions {seed}").sample(right, min(rows, len(right))):
         yield row["question"], "\n".join(row["steps"])
 

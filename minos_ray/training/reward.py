@@ -4,11 +4,13 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model
@@ -17,17 +19,19 @@ from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, critic_chosen, fresh
 from minos_ray.labels.stage import require_for_prms
-from minos_ray.problems.split import NOT_DRAWN, count_rows, drawn, rows_of_problems
+from minos_ray.problems.split import NOT_DRAWN, count_rows, drawn, parts_of_problems, rows_of_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.split import first_error
 from minos_ray.store.columns import GRADED, Row
-from minos_ray.store.run import Manifest, Run
+from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.training.calibration import require_enough
 from minos_ray.training.job import Job, Table, make_job, write_table
 from minos_ray.training.rows import (
     Data,
     base_tokenizer,
     chunks,
+    held_out_order,
+    in_layers,
     require_rows,
     sampled,
     split_by_problem,
@@ -39,6 +43,7 @@ from minos_ray.training.verifier_losses import check_loss, compares_solutions, r
 
 # Candidates among which rows are chosen: they are Python objects, of 2 kB each.
 MOST = 1 << 21
+COLUMNS = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels", "step_scores"]
 
 
 def reward(config: Config, run: Run) -> Manifest:
@@ -108,7 +113,11 @@ def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str, layout: St
 
 def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[Row], Counter[str]]:
     """(train, held out, dropped) before balancing, of rows that have the labels that the kind reads."""
-    rows, dropped = labelled(run, max(MOST, 4 * (section.rows or 0)))
+    questions = train_questions(run)
+    candidates = count_rows(run.artefact("labels"), questions.keys())
+    if sum(candidates.values()) > MOST:
+        return rows_of_many(run, section, kind, questions, candidates)
+    rows, dropped = labelled(run)
     if section.consensus and kind == "prm":
         rows = in_consensus(run, rows, dropped)
     if kind == "prm":
@@ -125,19 +134,107 @@ def reward_rows(run: Run, section: Reward, kind: str) -> tuple[list[Row], list[R
     return *split_by_problem(rows, section.eval_rows, section.wrong_share, section.seed), dropped
 
 
-def labelled(run: Run, most: int = MOST) -> tuple[list[Row], Counter[str]]:
+def rows_of_many(
+    run: Run, section: Reward, kind: str, questions: Mapping[str, str], candidates: Mapping[str, int]
+) -> tuple[list[Row], list[Row], Counter[str]]:
+    """`reward_rows` of a run with more than `MOST` train `candidates`, without the rows of all problems in memory.
+
+    Problems are held out of all that have rows with labels, in the order of smaller runs: stage 1 and each verifier
+    leave out the same ones, whatever is trained on. Of at most `MOST` rows with labels the other problems are all
+    trained on, else those that are `drawn`. A `reward.rows` above a quarter of that doubles it; rows of the problems
+    that come with it have the next number as `layer`. Of equal solutions the first with labels is taken.
+    """
+    labels, critiqued, agreeing = run.artefact("labels"), None, None
+    if section.consensus and kind == "prm":
+        critiqued = run.artefact("critiques").read(["candidate_id"])["candidate_id"].combine_chunks()
+        rows = labels.read_where("candidate_id", critiqued.to_pylist(), COLUMNS).to_pylist()
+        agreeing = pa.array([row["candidate_id"] for row in in_consensus(run, rows, Counter())], pa.string())
+
+    def read(names: Set[str], dropped: Counter[str]) -> dict[str, list[Row]]:
+        parts = usable_parts(labels, names, kind, critiqued, dropped)
+        rows = distinct(pa.concat_tables([labels.empty_table(COLUMNS), *parts]), questions, dropped)
+        by_problem: dict[str, list[Row]] = {}
+        for row in rows if critiqued is None else in_consensus(run, rows, dropped):
+            by_problem.setdefault(row["problem_id"], []).append(row)
+        return by_problem
+
+    usable: Counter[str] = Counter()
+    for part in usable_parts(labels, questions.keys(), kind, agreeing, Counter()):
+        usable.update({row["values"]: row["counts"] for row in pc.value_counts(part["problem_id"]).to_pylist()})
+    order, size = held_out_order(usable, section.seed), 0
+    held_out: list[str] = []
+    chosen: list[Row] = []
+    while usable_rows(chosen, section.wrong_share) < section.eval_rows and size < len(order):
+        size = max(2 * size, 1 + sum(total < section.eval_rows for total in accumulate(usable[name] for name in order)))
+        by_problem, held_out, chosen = read(set(order[:size]), Counter()), [], []
+        for name in order[:size]:
+            if usable_rows(chosen, section.wrong_share) >= section.eval_rows:
+                break
+            held_out.append(name)
+            chosen += by_problem.get(name, [])
+    others = {name: usable[name] for name in usable.keys() - set(held_out)}
+    layers: dict[str, int] = {}
+    most = MOST
+    while len(layers) < len(others):
+        for name in drawn(others, most)[0]:
+            layers.setdefault(name, most // MOST)
+        if most >= 4 * (section.rows or 0):
+            break
+        most *= 2
+    not_drawn = others.keys() - layers.keys()
+    dropped = Counter({NOT_DRAWN: sum(candidates[name] for name in not_drawn)})
+    by_problem = read(questions.keys() - not_drawn, dropped)
+    chosen = [row for name in held_out for row in by_problem.pop(name, [])]
+    train = [{**row, "layer": layers[name]} for name in sorted(by_problem) for row in by_problem[name]]
+    return train, chosen, +dropped
+
+
+def usable_parts(
+    labels: Artefact, problem_ids: Set[str], kind: str, among: pa.Array | None, dropped: Counter[str]
+) -> Iterator[pa.Table]:
+    """The rows of these problems that have the labels that the kind reads, part by part; others are counted by reason.
+
+    For a consensus rows with steps are those of candidates `among` these: the ones with a critique.
+    """
+    for part in parts_of_problems(labels, COLUMNS, problem_ids):
+        for status in pc.value_counts(part["status"]).to_pylist():
+            if status["values"] not in GRADED:
+                dropped[f"label_{status['values']}"] += status["counts"]
+        part = part.filter(pc.is_in(part["status"], value_set=pa.array(GRADED)))
+        if kind == "prm" and part.num_rows:
+            steps, marks = part["steps"].combine_chunks(), part["step_labels"].combine_chunks()
+            lengths = pc.list_value_length(marks).to_numpy()
+            unlike = lengths != pc.list_value_length(steps).to_numpy()
+            owners = pc.list_parent_indices(marks).to_numpy()[marks.flatten().to_numpy() >= 0]
+            unknown = ~unlike & (lengths > 0) & (np.bincount(owners, minlength=part.num_rows) == 0)
+            dropped["labels_unlike_steps"] += int(unlike.sum())
+            dropped["no_step_labels"] += int(unknown.sum())
+            usable = ~unlike & ~unknown
+            if among is not None:
+                apart = usable & (lengths > 0) & ~pc.is_in(part["candidate_id"], value_set=among).to_numpy()
+                dropped["consensus_no_critique"] += int(apart.sum())
+                usable &= ~apart
+            part = part.filter(pa.array(usable))
+        yield part
+
+
+def labelled(run: Run, problem_ids: Set[str] | None = None) -> tuple[list[Row], Counter[str]]:
     """Train-split candidates with a certain outcome and their questions, each distinct solution of a problem once.
 
-    Of more than `most` candidates those of some of the problems, see `drawn`.
+    Of these problems (None: of all); of more than `MOST` candidates those of some of the problems, see `drawn`.
     """
     questions, artefact = train_questions(run), run.artefact("labels")
-    problem_ids, not_drawn = drawn(count_rows(artefact, questions.keys()), most)
+    names = questions.keys() if problem_ids is None else questions.keys() & problem_ids
+    names, not_drawn = drawn(count_rows(artefact, names), MOST)
     dropped = Counter({NOT_DRAWN: not_drawn} if not_drawn else {})
+    return distinct(rows_of_problems(artefact, COLUMNS, names), questions, dropped), dropped
+
+
+def distinct(labels: pa.Table, questions: Mapping[str, str], dropped: Counter[str]) -> list[Row]:
+    """Rows with a certain outcome, with their questions, each distinct solution of a problem once, by candidate id."""
     seen: set[tuple[str, ...]] = set()
     rows = []
-    columns = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels", "step_scores"]
-    labels = rows_of_problems(artefact, columns, problem_ids).sort_by("candidate_id")
-    for row in labels.to_pylist():
+    for row in labels.sort_by("candidate_id").to_pylist():
         text = (row["problem_id"], *row["steps"])
         if row["status"] not in GRADED:
             dropped[f"label_{row['status']}"] += 1
@@ -146,7 +243,7 @@ def labelled(run: Run, most: int = MOST) -> tuple[list[Row], Counter[str]]:
         else:
             seen.add(text)
             rows.append({**row, "question": questions[row["problem_id"]]})
-    return rows, dropped
+    return rows
 
 
 def short_enough(
@@ -179,7 +276,7 @@ def in_groups(parts: list[list[Row]], section: Reward, dropped: Counter[str]) ->
     for reason, rows in groups_of(parts[1], section.group_rows, section.seed):
         held_out += [rows] if reason is None else [[row] for row in rows]
     if section.rows is not None:
-        train = random.Random(f"sample {section.seed}").sample(train, len(train))
+        train = in_layers(train, lambda group: group[0], section.seed)
         usable = sum(total <= section.rows for total in accumulate(map(len, train)))
         dropped.update(["over_limit"] * sum(map(len, train[usable:])))
         train = train[:usable]
@@ -218,15 +315,19 @@ def groups_of(rows: list[Row], size: int, seed: int) -> Iterator[tuple[str | Non
 
 def check_partners(config: Config, run: Run) -> None:
     """UserError when no train problem has a right and a wrong solution, which the loss would compare."""
-    problem_ids, _ = drawn(count_rows(run.artefact("labels"), train_questions(run).keys()), MOST)
-    labels = rows_of_problems(run.artefact("labels"), ["problem_id", "correct", "status"], problem_ids).to_pylist()
-    outcomes = {(row["problem_id"], bool(row["correct"])) for row in labels if row["status"] in GRADED}
-    problems = {problem for problem, _ in outcomes}
-    if len(outcomes) == len(problems):
-        raise UserError(
-            f"reward.loss = {config.reward.loss}: it compares right and wrong solutions of one problem, and none of "
-            f"{len(problems)} train problems has both"
-        )
+    outcomes: set[tuple[str, bool]] = set()
+    for part in parts_of_problems(
+        run.artefact("labels"), ["problem_id", "correct", "status"], train_questions(run).keys()
+    ):
+        graded = part.filter(pc.is_in(part["status"], value_set=pa.array(GRADED)))
+        pairs = graded.group_by(["problem_id", "correct"]).aggregate([]).to_pylist()
+        outcomes.update((row["problem_id"], bool(row["correct"])) for row in pairs)
+        if any((row["problem_id"], not row["correct"]) in outcomes for row in pairs):
+            return
+    raise UserError(
+        f"reward.loss = {config.reward.loss}: it compares right and wrong solutions of one problem, and none of "
+        f"{len(outcomes)} train problems has both"
+    )
 
 
 def require_groups(config: Config, data: Data) -> None:

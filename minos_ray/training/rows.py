@@ -11,7 +11,7 @@ many of the second one's first tokens are the first one's.
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from hashlib import blake2b
 from types import MappingProxyType
@@ -154,12 +154,19 @@ def split_by_problem(
     by_problem: dict[str, list[Row]] = {}
     for row in rows:
         by_problem.setdefault(row["problem_id"], []).append(row)
-    problems = sorted(by_problem)
-    random.Random(f"held out {seed}").shuffle(problems)
     chosen: list[Row] = []
-    while problems and usable_rows(chosen, wrong_share) < held_out:
-        chosen += by_problem.pop(problems.pop())
+    for problem in held_out_order(by_problem, seed):
+        if usable_rows(chosen, wrong_share) >= held_out:
+            break
+        chosen += by_problem.pop(problem)
     return [row for problem in sorted(by_problem) for row in by_problem[problem]], chosen
+
+
+def held_out_order(problems: Iterable[str], seed: int) -> list[str]:
+    """The problems in the order in which they are held out."""
+    order = sorted(problems)
+    random.Random(f"held out {seed}").shuffle(order)
+    return order[::-1]
 
 
 def usable_rows(rows: list[Row], wrong_share: float | None) -> int:
@@ -176,7 +183,19 @@ def sampled(rows: list[Row], limit: int | None, seed: object, reason: str, dropp
     if limit is None or limit >= len(rows):
         return rows
     dropped[reason] += len(rows) - limit
-    return random.Random(f"sample {seed}").sample(rows, len(rows))[:limit]
+    return in_layers(rows, lambda row: row, seed)[:limit]
+
+
+def in_layers(items: Sequence[T], first_row: Callable[[T], Row], seed: object) -> list[T]:
+    """All items in a seeded order. Those of rows that only larger limits have come last, so that they push none out:
+    `layer` numbers them, see `reward.rows_of_many`."""
+    layers: dict[int, list[T]] = {}
+    for item in items:
+        layers.setdefault(first_row(item).get("layer", 0), []).append(item)
+    ordered: list[T] = []
+    for _, layer in sorted(layers.items()):
+        ordered += random.Random(f"sample {seed}").sample(layer, len(layer))
+    return ordered
 
 
 def chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:

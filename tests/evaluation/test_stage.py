@@ -290,6 +290,19 @@ def test_of_too_many_problems_some_are_evaluated(tmp_path: Path, monkeypatch: py
     assert run.artefact("evaluation.json").manifest().dropped["problem_not_drawn"] == left_out
 
 
+def test_train_candidates_that_are_left_out_of_the_error_types_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = scored(make_run(tmp_path, [4] * 6), VERIFIERS[0])
+    problems = run.artefact("problems").read().to_pylist()
+    put(run, "problems", [{**row, "split": "train" if number >= 2 else "test"} for number, row in enumerate(problems)])
+    monkeypatch.setattr(candidates, "MOST_PROBLEMS", 3)
+    content, dropped = evaluated(run), run.artefact("evaluation.json").manifest().dropped
+    left_out = 4 * (4 - len(pa.concat_arrays(candidates.plan_blocks(run, "train").groups)))
+    assert dropped["train_problem_not_drawn"] == content["counts"]["train_problem_not_drawn"] == left_out > 0
+    assert "problem_not_drawn" not in dropped and content["counts"]["problems"] == 2
+
+
 def beside_other_rows(run: Run) -> None:
     """Adds a train problem whose labels are a part of their own, and a part without rows."""
     rows, labels = run.artefact("problems").read().to_pylist(), run.artefact("labels").read()

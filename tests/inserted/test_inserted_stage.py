@@ -110,6 +110,26 @@ def test_right_candidates_can_be_the_source(tmp_path: Path) -> None:
     assert {row["source_id"] for row in rows} <= {f"{name}/0" for name in texts}
 
 
+@pytest.mark.parametrize("source", ["solutions", "candidates"])
+def test_of_too_many_right_solutions_those_of_some_problems_are_taken_whatever_the_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    problems = [{**problem, "split": "train"} for problem in load("train", 40, 0)]
+    run = made_run(tmp_path, problems)
+    texts = {problem["problem_id"]: problem["solution"].split("\n") for problem in problems}
+    put(run, "labels", [label(f"{name}/{k}", name, texts[name], 2 if k else 0) for name in texts for k in range(9)])
+    monkeypatch.setattr("minos_ray.inserted.stage.MOST", 40)
+    assert inserted(config(run, inserted={"count": 1, "source": source}), run).dropped == {}, "wrong ones do not count"
+    monkeypatch.setattr("minos_ray.inserted.stage.MOST", 20)
+    made = {}
+    for count in (4, 90):
+        made[count] = inserted(config(run, inserted={"count": count, "source": source}), run)
+        made[count, "rows"] = run.artefact("inserted").read().to_pylist()
+    assert made[90, "rows"][:4] == made[4, "rows"]
+    assert 0 < made[90].counts["solutions"] <= 20
+    assert made[90].dropped["problem_not_drawn"] == 40 - made[90].counts["solutions"]
+
+
 def label(identity: str, problem: str, steps: list[str], kind: int) -> dict[str, Any]:
     """A right candidate (0), a right answer by a wrong step (1), a wrong one (2)."""
     labels = [1] * len(steps)

@@ -3,6 +3,7 @@ them. A sweep: nested critiques, fewer test problems, written once."""
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,27 @@ def test_every_trial_has_the_same_problems_and_labels_from_one_reading(run: Run)
         for trial in ((0, 0), (10, 0), (10, 1))
     ]
     assert all(other == first for other in others)
+
+
+def test_of_too_many_labels_those_with_bought_critiques_stay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, critiques = (run.artefact(name).read().to_pylist() for name in ("labels", "critiques"))
+    problem_of = {row["candidate_id"]: row["problem_id"] for row in labels}
+    paid = sorted(set(problem_of.values()))[:3]
+    bought = run.artefact("critiques")
+    run.delete("critiques")
+    bought.begin({"import": "fewer"})
+    some = [row for row in critiques if problem_of[row["candidate_id"]] in paid]
+    bought.write_part("some", pa.Table.from_pylist(some, schema=SCHEMAS["critiques"]))
+    bought.complete({"rows": len(some)})
+    sizes = Counter(problem_of.values())
+    most = 2 * sum(sizes[name] for name in paid)
+    for bound, lost in ((most, False), (most // 2, True)):
+        monkeypatch.setattr("minos_ray.study.data.MOST", bound)
+        inputs = shared(run)
+        names = set(inputs.labels["problem_id"].to_pylist())
+        assert inputs.not_drawn["labels"] == len(labels) - inputs.labels.num_rows > 0
+        assert inputs.not_drawn["critiques"] == sum(problem_of[row["candidate_id"]] not in names for row in some)
+        assert (inputs.not_drawn["critiques"] > 0) == lost and (names >= set(paid)) != lost
 
 
 def test_the_base_that_a_run_made_goes_with_the_trial(run: Run) -> None:

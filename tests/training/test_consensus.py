@@ -91,6 +91,23 @@ def test_prm_rows_are_filtered_and_counted_orm_rows_are_not(judged: tuple[Config
     assert kept < everything
 
 
+def test_beyond_the_bound_what_agrees_is_trained_on_and_the_same_problems_held_out(
+    judged: tuple[Config, Run, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run, tokenizer = judged
+    whole = reward_data(run, tokenizer, section(), "prm")
+    agreeing = len(whole.train) + len(whole.held_out)
+    assert agreeing < 200 < 36 * 8
+    for most, drawn in ((200, False), (30, True)):
+        monkeypatch.setattr("minos_ray.training.reward.MOST", most)
+        data = reward_data(run, tokenizer, section(), "prm")
+        assert data.held_out == whole.held_out and len(data.train) + len(data.held_out) + data.dropped.total() == 36 * 8
+        ids = [row["ids"] for row in whole.train]
+        assert all(row["ids"] in ids for row in data.train)
+        assert (len(data.train) < len(ids)) == (data.dropped["problem_not_drawn"] > 0) == drawn
+        assert data.dropped["consensus_no_critique"] > 0 and data.dropped["no_consensus"] > 0
+
+
 @pytest.mark.parametrize("prompt", ["minos_ray.critiques.prompts:label_aware"])
 def test_a_critic_that_was_told_the_labels_is_no_second_opinion(prompt: str) -> None:
     with pytest.raises(UserError, match=r"reward\.consensus.*label_aware.*blind"):

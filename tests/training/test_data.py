@@ -12,10 +12,12 @@ from minos_ray.config.schema import Config
 from minos_ray.config.training import Reward, Sft
 from minos_ray.errors import UserError
 from minos_ray.problems.split import NOT_DRAWN
+from minos_ray.refine.sampled import candidates
 from minos_ray.steps import encoding
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
-from minos_ray.training.reward import reward_data
+from minos_ray.training.pretrain import right_solutions
+from minos_ray.training.reward import labelled, reward_data, reward_rows
 from minos_ray.training.rows import Data, as_table, base_tokenizer, require_rows, usable_rows, write
 from minos_ray.training.sft import critique_data, held_out_problems
 from tests.runs import put
@@ -126,20 +128,99 @@ def test_same_rows_whatever_the_parts(small: tuple[Config, Run, Any], tmp_path: 
     assert len(digests) == 1
 
 
-def test_of_too_many_candidates_those_of_some_problems_are_used(
-    small: tuple[Config, Run, Any], monkeypatch: pytest.MonkeyPatch
+SECTIONS: list[dict[str, Any]] = [
+    {},
+    {"rows": 12},
+    {"rows": 20, "wrong_share": 0.5},
+    {"wrong_share": 0.3, "eval_rows": 25},
+    {"loss": "minos_ray.training.verifier_losses:pairwise", "rows": 15},
+    {"eval_rows": 1},
+]
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+@pytest.mark.parametrize("changes", SECTIONS, ids=str)
+def test_of_too_many_candidates_those_of_some_problems_are_trained_on_and_the_same_ones_held_out(
+    small: tuple[Config, Run, Any], monkeypatch: pytest.MonkeyPatch, kind: str, changes: dict[str, Any]
 ) -> None:
     _, run, tokenizer = small
-    whole = reward_data(run, tokenizer, section(), "orm")
-    monkeypatch.setattr("minos_ray.training.reward.MOST", 150)
-    data = reward_data(run, tokenizer, section(), "orm")
-    rows, drawn = data.train + data.held_out, problems(data.train + data.held_out)
-    assert 0 < len(drawn) < 36 and data.dropped[NOT_DRAWN] == (36 - len(drawn)) * 8 >= 36 * 8 - 150
-    assert len(rows) + sum(data.dropped.values()) == 36 * 8
-    expected = [row for row in whole.train + whole.held_out if row["problem_id"] in drawn]
-    assert sorted(rows, key=str) == sorted(expected, key=str)
-    assert held_out_problems(run, section()) >= problems(data.held_out)
-    assert reward_data(run, tokenizer, section(rows=72), "orm").dropped[NOT_DRAWN] == 0, "four times as many are enough"
+    whole, apart = reward_data(run, tokenizer, section(**changes), kind), held_out_problems(run, section(**changes))
+    train, held_out, _ = reward_rows(run, section(**changes), kind)
+    monkeypatch.setattr("minos_ray.training.reward.MOST", 50)
+    assert held_out_problems(run, section(**changes)) == apart >= problems(held_out)
+    drawn_train, drawn_held_out, dropped = reward_rows(run, section(**changes), kind)
+    assert drawn_held_out == held_out, "as without a draw, row by row"
+    assert dropped[NOT_DRAWN] > 0 and not problems(drawn_train) & problems(held_out)
+    by_id = {row["candidate_id"]: row for row in train}
+    chosen = problems(drawn_train)
+    assert [{**by_id[row["candidate_id"]], "layer": row["layer"]} for row in drawn_train] == drawn_train
+    assert len(drawn_train) == sum(row["problem_id"] in chosen for row in train)
+    assert len(drawn_train) <= max(50, 4 * changes.get("rows", 0) * 2)
+    data = reward_data(run, tokenizer, section(**changes), kind)
+    assert data.held_out == whole.held_out and data.train
+    assert len(data.train) + len(data.held_out) + sum(data.dropped.values()) == 36 * 8
+
+
+@pytest.mark.parametrize("kind", ["orm", "prm"])
+@pytest.mark.parametrize("changes", SECTIONS[:1] + SECTIONS[3:5], ids=str)
+def test_a_smaller_limit_gives_a_subset_whatever_is_drawn_for_each(
+    small: tuple[Config, Run, Any], monkeypatch: pytest.MonkeyPatch, kind: str, changes: dict[str, Any]
+) -> None:
+    _, run, tokenizer = small
+    monkeypatch.setattr("minos_ray.training.reward.MOST", 40)
+    before: set[tuple[int, ...]] = set()
+    problem_counts = set()
+    for limit in (4, 9, 11, 19, 21, 39, 60, 90, 120):
+        data = reward_data(run, tokenizer, section(**{**changes, "rows": limit}), kind)
+        rows = {tuple(row["ids"]) for row in data.train}
+        assert before <= rows and len(rows) <= limit
+        before = rows
+        problem_counts.add(data.dropped[NOT_DRAWN])
+    assert len(problem_counts) >= 3, "drawn from more problems in several steps"
+
+
+def test_a_prm_is_trained_on_all_labels_where_these_are_few(
+    small: tuple[Config, Run, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run, tokenizer = small
+    other, labels = Run(str(tmp_path)), run.artefact("labels").read().to_pylist()
+    for number, row in enumerate(labels):
+        if number % 9:
+            row["step_labels"] = [-1] * 3
+    put(other, "problems", run.artefact("problems").read().to_pylist())
+    put(other, "labels", labels)
+    whole = reward_data(other, tokenizer, section(eval_rows=5), "prm")
+    monkeypatch.setattr("minos_ray.training.reward.MOST", 50)
+    data = reward_data(other, tokenizer, section(eval_rows=5), "prm")
+    assert (data.train, data.held_out, data.dropped) == (whole.train, whole.held_out, whole.dropped)
+
+
+def test_a_corpus_of_right_solutions_counts_what_is_not_drawn(
+    small: tuple[Config, Run, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run, _ = small
+    dropped: Counter[str] = Counter()
+    assert len(list(right_solutions(run, 0, 10, dropped))) == 10 and not dropped
+    monkeypatch.setattr("minos_ray.training.reward.MOST", 50)
+    rows, reasons = labelled(run)
+    list(right_solutions(run, 0, 10, dropped))
+    assert (
+        dropped == {NOT_DRAWN: reasons[NOT_DRAWN]} and dropped[NOT_DRAWN] == 36 * 8 - len(rows) - reasons["same_text"]
+    )
+
+
+def test_critics_of_rounds_are_measured_on_problems_that_stage_2_holds_out_beyond_the_bound_too(
+    small: tuple[Config, Run, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, _ = small
+    config = config.model_copy(update={"refine": config.refine.model_copy(update={"rounds": 1})})
+    chosen = candidates(config, run, 0, held_out=True)
+    assert chosen[1] == 0 and candidates(config, run, 0, held_out=False)[1] == 0
+    monkeypatch.setattr("minos_ray.training.reward.MOST", 100)
+    apart = held_out_problems(run, config.reward)
+    assert candidates(config, run, 0, held_out=True) == chosen and problems(chosen[0]) <= apart
+    rows, not_drawn = candidates(config, run, 0, held_out=False)
+    assert rows and not problems(rows) & apart and 0 < not_drawn < 36 * 8
 
 
 def test_repeated_and_unsure_candidates_are_left_out(small: tuple[Config, Run, Any], tmp_path: Path) -> None:
