@@ -8,9 +8,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from minos_ray.cluster.bundles import KINDS, Bundles, amounts, bundles, lack, on_nodes, room, summed
@@ -258,10 +260,10 @@ def require(label: str, resources: Actors | Workers, wait_s: float) -> None:
         wait(Waiting(label, need, wait_s))
 
 
-def free_for(need: Bundles) -> list[dict[str, float]]:
-    """What each node has free now, with the conditions of a pool that it meets."""
+def free_for(need: Bundles, held: Mapping[str, Counter[str]] = MappingProxyType({})) -> list[dict[str, float]]:
+    """What each node has free now, and what is `held` there for this, with the conditions of a pool that it meets."""
     free = free_by_node()
-    return [need.offer(free.get(node.id, {}), node.labels) for node in alive()]
+    return [need.offer(Counter(free.get(n.id)) + held.get(n.id, Counter()), n.labels) for n in alive()]
 
 
 def wait(waiting: Waiting) -> None:

@@ -41,6 +41,23 @@ def free_by_node() -> dict[str, dict[str, float]]:
     return {node: free for node, free in available_resources_per_node().items() if node not in leaving}
 
 
+def held_by_this_actor() -> dict[str, Counter[str]]:
+    """What the placement groups of the actor that asks hold, by id of the node."""
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    actor, held = ray.get_runtime_context().get_actor_id(), defaultdict(Counter)
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(raw)
+        # One that lost a node is placed again, but holds the others.
+        in_place = group.state in (PlacementGroupTableData.CREATED, PlacementGroupTableData.RESCHEDULING)
+        if in_place and group.creator_actor_id.hex() == actor:
+            for bundle in group.bundles:
+                held[bundle.node_id.hex()].update(bundle.unit_resources)
+    return held
+
+
 def holders(used: Mapping[str, float]) -> str:
     """`2 x MapWorker of job 02000000 (other.py): 8 GPU; tasks: 1 CPU`; `used` is what is taken in all."""
     import ray

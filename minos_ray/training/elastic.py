@@ -1,8 +1,9 @@
 """A number of workers that follows the cluster, between a least and a most: Ray Train's elastic policy, amended.
 
-As it is in Ray 2.60 it waits for the least for ever, counts nodes that may have died 20 s ago or are drained, and ends
-a group that trains as soon as more workers fit, with all steps since the last checkpoint. Here the wait has a limit,
-the nodes are those of now that are to stay, and a group makes way right after a checkpoint.
+As it is in Ray 2.60 it waits for the least for ever, counts what nodes have in all, whoever holds it and whatever their
+labels, also those that are drained or died 20 s ago, and ends a group that trains as soon as more workers fit, with all
+steps since the last checkpoint. Here the wait has a limit, what is free on the nodes that may take a worker is counted,
+and a group makes way right after a checkpoint.
 """
 
 import time
@@ -10,18 +11,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray.exceptions import RayError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import (
-    AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
     ElasticScalingPolicy,
     NoopDecision,
     ResizeDecision,
     ScalingDecision,
 )
 
-from minos_ray.cluster.ray_tables import draining
+from minos_ray.cluster.bundles import Bundles, bundles, room
+from minos_ray.cluster.connect import free_for
+from minos_ray.cluster.ray_tables import held_by_this_actor
+from minos_ray.config.resources import Workers
 from minos_ray.errors import StorageFailed, WorkStopped
 from minos_ray.store.run import Run
 from minos_ray.training.checkpoint import complete_checkpoints
@@ -33,38 +35,51 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 60.0
 # Longest wait for a group of which the nodes had room a moment ago; then they are counted again.
 START_S = 30.0
+# What was just released is free a moment later: no group starts with fewer than it may have before that.
+SETTLED_S = 2.0
 
 
 class FollowingCluster(ElasticScalingPolicy):
-    """In Ray Train's controller. `places`: the folder and the key of each training's checkpoints in the run."""
+    """In Ray Train's controller. `need`: as many workers as it may have; `places`: the folder and the key of each
+    training's checkpoints in the run."""
 
-    def __init__(self, scaling: ScalingConfig, wait_s: float, path: str, places: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self, scaling: ScalingConfig, need: Bundles, wait_s: float, path: str, places: Sequence[tuple[str, str]]
+    ) -> None:
         super().__init__(scaling)
-        self.wait_s, self.path, self.places = wait_s, path, places
+        self.need, self.wait_s, self.path, self.places = need, wait_s, path, places
         self.waiting_since: float | None = None
-        self.asked, self.reserved = float("-inf"), None
+        self.counted_at = float("-inf")
+        self.nodes: list[dict[str, float]] | None = None
         # The newest checkpoints when another number was found to fit; None when it is not.
         self.saved: list[str] | None = None
 
     def _get_reserved_resources(self) -> Any:
-        """What the nodes of now that are to stay have for this training, None when nobody answers."""
-        if time.monotonic() - self.asked >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
-            self.asked, self.reserved = time.monotonic(), None
+        """What each node has free and what this training holds there, None when nobody answers."""
+        if time.monotonic() - self.counted_at >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            self.counted_at, self.nodes = time.monotonic(), None
             with suppress(RayError):  # it is asked again
-                answer = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
-                reserved, leaving = ray.get(answer, timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S), draining()
-                self.reserved = {node: resources for node, resources in reserved.items() if node not in leaving}
-        return self.reserved
+                # A group that failed keeps its place until the next one is to start.
+                self.nodes = free_for(self.need, held_by_this_actor())
+        return self.nodes
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        """As everywhere here: also of fractions, with the conditions of the pool."""
+        return room(self.need, reserved_resources)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """As many as fit; WorkStopped when the least do not fit within the limit."""
         self.saved = None
         decision = super().make_decision_for_non_running_worker_group()
+        now = time.monotonic()
+        if self.waiting_since is None:
+            self.waiting_since = now
+        waited = now - self.waiting_since
         if isinstance(decision, ResizeDecision):
+            if decision.num_workers < self.need.count and waited < SETTLED_S:
+                return NoopDecision()
             self.waiting_since = None
-        elif self.waiting_since is None:
-            self.waiting_since = time.monotonic()
-        elif time.monotonic() - self.waiting_since > self.wait_s:
+        elif waited > self.wait_s:
             raise WorkStopped(
                 f"the nodes have no room for resources.train.workers.min = {self.scaling_config.min_workers} workers, "
                 f"waited {self.wait_s:g} s (resources.wait_s)"
@@ -88,8 +103,11 @@ class FollowingCluster(ElasticScalingPolicy):
         return [c.folder for place, key in self.places for c in complete_checkpoints(run, place, key)[-1:]]
 
 
-def follow_cluster(trainer: "TorchTrainer", wait_s: float, path: str, places: Sequence[tuple[str, str]]) -> None:
+def follow_cluster(
+    trainer: "TorchTrainer", workers: Workers, wait_s: float, path: str, places: Sequence[tuple[str, str]]
+) -> None:
     """Lets a Ray Train run of (least, most) workers use this policy; Ray has no setting for one's own."""
+    need = bundles(workers)._replace(count=workers.most)
     start = trainer._initialize_and_run_controller
-    policy = FollowingCluster(trainer.scaling_config, wait_s, path, places)
+    policy = FollowingCluster(trainer.scaling_config, need, wait_s, path, places)
     trainer._initialize_and_run_controller = lambda **arguments: start(**arguments | {"scaling_policy": policy})

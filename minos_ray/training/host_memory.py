@@ -6,7 +6,9 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from minos_ray.cluster.bundles import bundles, room
 from minos_ray.cluster.connect import joins
+from minos_ray.config.resources import Resources
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
 from minos_ray.store.model_files import locate, parameters
@@ -81,17 +83,30 @@ def estimates(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
         )
 
 
+def startable(resources: Resources) -> int:
+    """Workers that a Ray of this machine would start, which heeds a container's limit of CPUs."""
+    workers = resources.train
+    if workers.least == workers.most:
+        return workers.least
+    from ray._private.utils import get_num_cpus
+
+    cpus = {"CPU": float(resources.num_cpus or get_num_cpus(override_docker_cpu_warning=True))}
+    return max(workers.least, room(bundles(workers).without_conditions()._replace(count=workers.most), [cpus]))
+
+
 def require_memory(config: Config, run: Run, stages: Set[str]) -> None:
-    """UserError when this machine, if it is to train, cannot even hold the models of its workers."""
+    """UserError when this machine, if it is to train, cannot even hold the models of the workers that would start."""
     if joins(config.resources):
         return
-    workers, available = config.resources.train, machine_gb()
+    workers, count, available = config.resources.train, startable(config.resources), machine_gb()
+    train = workers.model_copy(update={"workers": count})
+    config = config.model_copy(update={"resources": config.resources.model_copy(update={"train": train})})
     for need in needs(config, run, stages):
-        if (total := need.model * workers.least) > available:
+        if (total := need.model * count) > available:
             less = "set lora, take a smaller base model, or train on GPUs"
-            if workers.least > 1 and workers.zero < 3:
+            if count > 1 and workers.zero < 3:
                 less = "set resources.train.zero: 3, take fewer workers, or lora"
             raise UserError(
-                f"resources.train: {need.training} needs at least {total:.1f} GB of memory for {workers.least} "
+                f"resources.train: {need.training} needs at least {total:.1f} GB of memory for {count} "
                 f"workers on CPUs, this machine has {available:.1f}; {less}"
             )

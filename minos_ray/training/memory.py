@@ -200,7 +200,8 @@ def advice(workers: Workers, plan: Workers | None) -> str:
     """What to change so that the training fits."""
     if plan is None:
         return "no setting fits: take more workers"
-    changes = {key: value for key, value in plan.model_dump().items() if value != getattr(workers, key)}
+    present = workers.model_dump()
+    changes = {key: value for key, value in plan.model_dump().items() if value != present[key]}
     return "this fits: " + " ".join(f"resources.train.{key}={value}" for key, value in changes.items())
 
 

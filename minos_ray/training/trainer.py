@@ -157,7 +157,7 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
         ),
     )
     if elastic:
-        follow_cluster(torch_trainer, wait_s, run.path, [(f"{folder}/{job.name}", job.key) for job in jobs])
+        follow_cluster(torch_trainer, workers, wait_s, run.path, [(f"{folder}/{job.name}", job.key) for job in jobs])
     return torch_trainer
 
 
@@ -183,7 +183,8 @@ def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> bool:
         if isinstance(origin, WorkStopped):
             reason = str(origin)
         elif failures := getattr(error, "worker_failures", None):
-            reason = f"worker {first_to_fail(failures) + 1} of {workers.workers} failed: {reason}"
+            count = f"at most {workers.most}" if workers.least < workers.most else workers.most
+            reason = f"worker {first_to_fail(failures) + 1} of {count} failed: {reason}"
         elif type(origin).__name__ == "WorkerGroupStartupTimeoutError":
             reason = f"no room within resources.wait_s for {Waiting('train', bundles(workers), 0.0).why()}"
         raise WorkStopped(f"{stage}: {reason}; a rerun goes on from the last checkpoint") from error
@@ -191,13 +192,13 @@ def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> bool:
 
 def watch(run: Run, jobs: Sequence[Job], done: threading.Event) -> None:
     """Shows the progress that the workers write into the logs, model after model, until `done`."""
-    printed: set[str] = set()
+    printed: dict[str, set[str]] = {job.name: set() for job in jobs}
     for job in jobs:
         if not done.is_set():
-            follow(run, job, done, printed)
+            follow(run, job, done, printed[job.name])
     done.wait()
     for job in jobs:
-        for text in unseen(refresh(run, job, []), printed):
+        for text in unseen(refresh(run, job, []), printed[job.name]):
             print(f"{job.name}: {text}", flush=True)
 
 

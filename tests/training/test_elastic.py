@@ -1,14 +1,19 @@
 """Workers that follow the cluster: fewer when a node is lost, more when one comes. Real raylets and DeepSpeed."""
 
+import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace as Space
 from typing import Any
 
 import pytest
 
+from minos_ray.cluster.bundles import bundles
 from minos_ray.cluster.connect import quiet_data
+from minos_ray.cluster.ray_tables import free_by_node
 from minos_ray.config.load import build
 from minos_ray.config.resources import Elastic, Observe, Resources, Workers
 from minos_ray.errors import UserError, WorkStopped
@@ -19,7 +24,7 @@ from minos_ray.training import checks, elastic
 from minos_ray.training.checkpoint import complete_checkpoints
 from minos_ray.training.log import Log, Record
 from minos_ray.training.reward import verifier_jobs
-from minos_ray.training.trainer import fit
+from minos_ray.training.trainer import fit, train, watch
 from tests.raylets import STORE, cluster_of_raylets
 from tests.training.trainings import changed, records
 from tests.training.world import world
@@ -98,29 +103,131 @@ def test_two_workers_then_one_then_two(tmp_path: Path, monkeypatch: pytest.Monke
     assert manifest is not None and manifest.details["workers"] == 2
 
 
-class Fake(elastic.FollowingCluster):
-    """Without a controller of Ray Train: `reserved` nodes and the `newest` checkpoints are given."""
-
-    given: dict[str, dict[str, float]]
-    checkpoints: list[str]
+class Alone(elastic.FollowingCluster):
+    """Without a controller of Ray Train."""
 
     def _maybe_send_resource_request(self) -> None:
         """Nobody to ask."""
 
+
+class Fake(Alone):
+    """The nodes and the `newest` checkpoints are given."""
+
+    given: dict[str, dict[str, float]]
+    checkpoints: list[str]
+
     def _get_reserved_resources(self) -> Any:
-        return self.given
+        return self.given.values()
 
     def newest(self) -> list[str]:
         return self.checkpoints
 
 
 def policy(wait_s: float, **given: dict[str, float]) -> Fake:
-    from ray.train import ScalingConfig
-
-    scaling = ScalingConfig(num_workers=(2, 3), resources_per_worker={"CPU": 2}, elastic_resize_monitor_interval_s=0)
-    made = Fake(scaling, wait_s, "/run", [])
+    made = following(Fake, Workers(workers=Elastic(min=2, max=3), cpus=2), wait_s)
     made.given, made.checkpoints = given, []
     return made
+
+
+def following(kind: type[elastic.FollowingCluster], workers: Workers, wait_s: float = 60.0) -> Any:
+    from ray.train import ScalingConfig
+
+    scaling = ScalingConfig(num_workers=(workers.least, workers.most), elastic_resize_monitor_interval_s=0)
+    return kind(scaling, bundles(workers)._replace(count=workers.most), wait_s, "/run", [])
+
+
+A, B, MINE, OTHER = "aa" * 28, "bb" * 28, "01" * 16, "02" * 16
+Group = tuple[str, str, dict[str, float], str]
+
+
+def tables(
+    patch: pytest.MonkeyPatch,
+    nodes: dict[str, dict[str, float]],
+    labels: dict[str, dict[str, str]] | None = None,
+    leaving: str = "",
+    groups: list[Group] | None = None,
+) -> None:
+    """Ray's tables of nodes with 8 CPUs, of which `nodes` has what is free; this process is the actor MINE."""
+    import ray
+    from ray._private import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    common = {"Alive": True, "Resources": {"CPU": 8.0}}
+    table = [{"NodeID": n, "NodeManagerAddress": n, "Labels": (labels or {}).get(n, {}), **common} for n in nodes]
+    raw = []
+    for actor, status, amounts, node in groups or []:
+        values = PlacementGroupTableData.PlacementGroupState.Value(status)
+        group = PlacementGroupTableData(creator_actor_id=bytes.fromhex(actor), state=values)
+        group.bundles.add(node_id=bytes.fromhex(node), unit_resources=amounts)
+        raw.append(group.SerializeToString())
+    patch.setattr(ray, "nodes", lambda: table)
+    patch.setattr(ray, "get_runtime_context", lambda: Space(get_actor_id=lambda: MINE))
+    patch.setattr(state, "available_resources_per_node", lambda: nodes)
+    patch.setattr(state.state, "get_draining_nodes", lambda: dict.fromkeys(filter(None, [leaving]), 0))
+    accessor = Space(get_placement_group_table=lambda: raw)
+    patch.setattr(state.state, "_connect_and_get_accessor", lambda: accessor)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cluster", "fitting"),
+    [
+        ({}, {"nodes": {A: {"CPU": 4.0}, B: {"CPU": 1.0}}}, 5),
+        (
+            {"label_selector": {"market": "spot"}},
+            {"nodes": {A: {"CPU": 8.0}, B: {"CPU": 2.0}}, "labels": {B: {"market": "spot"}}},
+            2,
+        ),
+        (
+            {"gpu": True, "accelerator_type": "A100"},
+            {
+                "nodes": {
+                    A: {"CPU": 8.0, "GPU": 8.0, "accelerator_type:L4": 1.0},
+                    B: {"CPU": 8.0, "GPU": 3.0, "accelerator_type:A100": 0.996},
+                }
+            },
+            3,
+        ),
+        ({}, {"nodes": {A: {"CPU": 4.0}, B: {"CPU": 3.0}}, "leaving": A}, 3),
+        ({"cpus": 0.2}, {"nodes": {A: {"CPU": 1.0}}}, 5),
+        ({"cpus": 0.1}, {"nodes": {A: {"CPU": 0.3}}}, 3),
+        (
+            {},
+            {
+                "nodes": {A: {"CPU": 1.0}, B: {}},
+                "groups": [
+                    (MINE, "CREATED", {"CPU": 2.0}, A),
+                    (MINE, "RESCHEDULING", {"CPU": 1.0}, B),
+                    (MINE, "REMOVED", {"CPU": 4.0}, B),
+                    (OTHER, "CREATED", {"CPU": 4.0}, B),
+                ],
+            },
+            4,
+        ),
+        ({}, {"nodes": {A: {}, B: {"CPU": 3.0}}, "leaving": A, "groups": [(MINE, "CREATED", {"CPU": 2.0}, A)]}, 3),
+    ],
+    ids=["taken by others", "labels", "accelerator", "drained", "fifths", "tenths", "held by it", "held and drained"],
+)
+def test_workers_are_counted_where_they_would_start(
+    monkeypatch: pytest.MonkeyPatch, workers: dict[str, Any], cluster: dict[str, Any], fitting: int
+) -> None:
+    """Also as `min`, with which the group starts; with a larger `min` it does not."""
+    tables(monkeypatch, **cluster)
+    assert cluster.get("leaving") not in free_by_node()
+    monkeypatch.setattr(elastic, "SETTLED_S", 0.0)
+    counting = following(Alone, Workers.model_validate({"workers": {"min": fitting, "max": 8}, **workers}))
+    assert counting.make_decision_for_non_running_worker_group().num_workers == fitting
+    more = following(Alone, Workers.model_validate({"workers": {"min": fitting + 1, "max": 8}, **workers}))
+    assert not hasattr(more.make_decision_for_non_running_worker_group(), "num_workers")
+
+
+def test_a_group_starts_with_fewer_only_when_nothing_is_being_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "SETTLED_S", 1e9)
+    starting = policy(0.0, a={"CPU": 4.0})
+    starting.make_decision_for_non_running_worker_group()
+    time.sleep(0.01)
+    assert not hasattr(starting.make_decision_for_non_running_worker_group(), "num_workers")
+    monkeypatch.setattr(elastic, "SETTLED_S", 0.0)
+    assert starting.make_decision_for_non_running_worker_group().num_workers == 2
 
 
 def test_the_wait_for_the_least_has_a_limit() -> None:
@@ -136,8 +243,6 @@ def test_the_wait_for_the_least_has_a_limit() -> None:
 @pytest.mark.parametrize("every_s", [0.0, 1e9])
 def test_a_group_that_trains_makes_way_after_a_checkpoint(every_s: float) -> None:
     """Also when every poll finds that more would fit; a node that has gone meanwhile is not counted."""
-    from types import SimpleNamespace as Space
-
     growing = policy(60.0, a={"CPU": 4.0}, b={"CPU": 2.0})
     growing.scaling_config.elastic_resize_monitor_interval_s = every_s
     state = Space(num_workers=2, start_time=float("-inf"))
@@ -175,8 +280,33 @@ def test_a_wrong_number_is_one_line_about_its_key(workers: Any) -> None:
 
 
 def test_a_run_directory_knows_no_checkpoint_before_the_first(tmp_path: Path) -> None:
-    from ray.train import ScalingConfig
-
-    run = Run(str(tmp_path / "run"))
-    made = elastic.FollowingCluster(ScalingConfig(num_workers=(1, 2)), 1.0, run.path, [("checkpoints/reward/a", "k")])
+    made = following(elastic.FollowingCluster, Workers(workers=Elastic(min=1, max=2)))
+    made.path, made.places = Run(str(tmp_path / "run")).path, [("checkpoints/reward/a", "k")]
     assert made.newest() == []
+
+
+@pytest.mark.parametrize(("workers", "text"), [(4, "of 4"), ({"min": 2, "max": 8}, "of at most 8")])
+def test_a_worker_that_failed_is_one_of_so_many(workers: Any, text: str) -> None:
+    from ray.train import TrainingFailedError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    def failing() -> None:
+        raise WorkerGroupError("lost", {2: RuntimeError("it broke")})
+
+    assert issubclass(WorkerGroupError, TrainingFailedError)
+    with pytest.raises(WorkStopped, match=rf"^reward: worker 3 {text} failed: .*it broke"):
+        train(Space(fit=failing), Workers.model_validate({"workers": workers}), "reward")
+
+
+def test_each_model_has_its_line_of_how_many_workers_train_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of a stage has the same one as the first."""
+    run, done = Run(str(tmp_path / "run")), threading.Event()
+    start = {"event": "start", "step": 0, "pid": 1, "workers": 4, "text": "4 of 2 to 8 workers, from step 1"}
+    for name in ("orm-base", "prm-base"):
+        run.write_bytes(f"logs/{name}.jsonl", f"{json.dumps(start)}\n".encode())
+    done.set()
+    watch(run, [Space(name=name, steps=1) for name in ("orm-base", "prm-base")], done)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{name}: {start['text']}" for name in ("orm-base", "prm-base")]

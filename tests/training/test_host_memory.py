@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def test_what_this_machine_cannot_hold_is_refused(tmp_path: Path, base: str, mon
     host_memory.require_memory(config(tmp_path, base, workers=2, zero=3), run, {"reward"})
     host_memory.require_memory(config(tmp_path, base, workers=2, gpu=True), run, {"sft"})
     host_memory.require_memory(config(tmp_path, base, workers=2), run, {"score"})
+    following = config(tmp_path, base, workers={"min": 1, "max": 2})
+    for cpus in (1, 2):
+        resources = following.resources.model_copy(update={"num_cpus": cpus})
+        so_large = following.model_copy(update={"resources": resources})
+        with nullcontext() if cpus == 1 else pytest.raises(UserError, match="for 2 workers"):
+            host_memory.require_memory(so_large, run, {"sft"})
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     host_memory.require_memory(config(tmp_path, base, workers=2), run, {"sft"})
 

@@ -10,7 +10,7 @@ import torch
 
 from minos_ray.cluster import probe
 from minos_ray.config.load import build
-from minos_ray.config.resources import Workers
+from minos_ray.config.resources import Elastic, Workers
 from minos_ray.config.schema import Config
 from minos_ray.config.training import Lora, Reward, Train
 from minos_ray.errors import UserError
@@ -183,6 +183,8 @@ def test_advice_names_the_keys_to_change() -> None:
     text = memory.advice(given, memory.first_fit(SEVEN, BF16, given, "lm", 40))
     assert "resources.train.gradient_checkpointing=True" in text and "resources.train.zero=" in text
     assert "resources.train.workers" not in text
+    following = given.model_copy(update={"workers": Elastic(min=8, max=16)})
+    assert memory.advice(following, memory.first_fit(SEVEN, BF16, following, "lm", 40)) == text
 
 
 def test_a_driver_that_hangs_tells_nothing(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
