@@ -67,13 +67,14 @@ def train(run: Run, config: Config, rank: int, ranks: int, store: str) -> None:
 
 def sample(run: Run, config: Config, rank: int, ranks: int, store: str) -> None:
     """One engine of the sampling: vLLM's own `generate` on the texts that the round's engines were given."""
-    from vllm import LLM, SamplingParams
-
-    from minos_ray.candidates.engine import arguments
+    from minos_ray.candidates.engine import arguments, import_vllm
     from minos_ray.config.schema import Model
     from minos_ray.refine.sampled import candidates
     from minos_ray.steps import encoding
     from minos_ray.store.model_files import load_tokenizer
+
+    import_vllm(config.resources.judge)  # in this process, bound to no core, as in an actor
+    from vllm import LLM, SamplingParams
 
     path, section = f"{run.path}/models/{CRITIC}", config.refine
     llm = LLM(path, **arguments(path, Model(model=path), config.resources.judge))
@@ -83,7 +84,7 @@ def sample(run: Run, config: Config, rank: int, ranks: int, store: str) -> None:
         {"prompt_token_ids": encoding.critic_prompt_ids(tokenizer, row["question"], row["steps"], encoding.LINES)}
         for row in rows
     ]
-    sampling = SamplingParams(n=section.samples, temperature=section.temperature, max_tokens=section.max_tokens, seed=0)
+    sampling = SamplingParams(n=section.samples, temperature=section.temperature, max_tokens=section.max_tokens)
     llm.generate(prompts, sampling, use_tqdm=False)
 
 
