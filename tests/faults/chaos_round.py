@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from minos_ray.store.run import Run
 from tests.faults.chaos_processes import POLL_S, Process, Watch, groups_left, left, playing, process_of
-from tests.faults.chaos_verdict import Done, asked_for, bought_twice, done, wrong
-from tests.faults.world import STAGES, World
+from tests.faults.chaos_verdict import Done, asked_for, bought_twice, done, in_work, wrong
+from tests.faults.world import NODES, STAGES, World
 
 # One driver may take so long, and what is no longer needed may take so long to go.
 LIFE_S, GONE_S = 900.0, 60.0
@@ -27,8 +27,10 @@ NOTICE_S = 60.0
 class Kill:
     """One line of the table. `second` counts from the start of the driver; `share` is how much was stored.
 
-    Of a drain, `recovery_s` is the longest time in which nothing was stored from the notice until work went on without
-    the node, and `lost` how many rows or steps had to be made again; `early`: the node ended before its time was over.
+    `next_s`: until more was stored than at the kill. `recovery_s`: the longest time in which nothing was stored, from
+    the kill (of a drain: its notice) until more was stored than when the victim ended; they differ only for a drain.
+    `lost`: steps that had to be made again, or units that were in work on the node when it ended. `early`: a drained
+    node ended before its time was over.
     """
 
     stage: str
@@ -37,6 +39,7 @@ class Kill:
     share: float
     at: float
     outcome: str = "went on"
+    next_s: float | None = None
     recovery_s: float | None = None
     lost: int = 0
     early: bool = False
@@ -131,6 +134,7 @@ class Round:
         self.wrong: list[str] = []
         self.orphans: set[Process] = set()
         self.drained: Process
+        self.below: list[Process] = []
         self.starts = 0
         self.driver: subprocess.Popen[bytes]
         Path(self.run.root).mkdir()
@@ -189,9 +193,7 @@ class Round:
         """Whom one may kill now."""
         if kind == "driver":
             found = [process_of(kind, self.driver.pid)]
-        elif kind == "raylet":
-            found = [process_of(kind, pid) for pid in list(self.world.nodes)]
-        elif kind == "drain":  # a node with work, if there is one
+        elif kind in NODES:  # one with work, if there is one
             found = [process_of(kind, pid) for pid in list(self.world.nodes)]
             found = [node for node in found if node and playing([node.pid])] or found
         else:
@@ -206,7 +208,8 @@ class Round:
         before, now = done(self.stage, self.run), time.time()
         second = round(time.monotonic() - self.life_began, 1)
         # Not those that our own actors started: they must end with them.
-        below = [p for p in playing([victim.pid]) if p.kind not in ("engine", "child")] if kind == "raylet" else []
+        raylet = [victim.pid] if kind == "raylet" else []
+        self.below = [process for process in playing(raylet) if process.kind not in ("engine", "child")]
         if kind == "drain":
             self.world.drain_node(victim.pid, NOTICE_S)
             self.drained = victim
@@ -215,42 +218,53 @@ class Round:
         for key, value in before.items():
             self.kept.setdefault(key, (now, value))
         self.kills.append(Kill(self.stage, kind, second, round(len(before) / len(self.reference.done), 3), now))
-        self.orphans.update(below)
+        self.orphans.update(self.below)
         if kind == "raylet":
+            self.kills[-1].lost = self.in_work(victim)
             self.world.replace_node(victim.pid)
         return True
 
     def recover(self) -> None:
-        """Until more is stored than at the kill, or all is done."""
-        if self.kills[-1].victim == "drain":
-            self.outlive(self.drained, self.kills[-1])
-            return
-        start, before, victim = time.monotonic(), len(self.kept), self.kills[-1].victim
-        self.within(lambda: len(done(self.stage, self.run)) > before, f"nothing new since a {victim} was killed")
-        self.kills[-1].recovery_s = round(time.monotonic() - start, 1)
+        """Until more is stored than when the victim ended, or all is done.
 
-    def outlive(self, node: Process, kill: Kill) -> None:
-        """Until more is stored than when the drained node ended, which it does by itself or when its time is over."""
-        start = moved = time.monotonic()
-        most, at_end, pause = len(done(self.stage, self.run)), None, 0.0
+        A drained node ends by itself or when its time is over; a raylet that was killed has ended with its workers.
+        """
+        kill, start = self.kills[-1], time.monotonic()
+        most, moved, pause, at_end = max(len(self.kept), len(done(self.stage, self.run))), start, 0.0, None
+
+        def has_ended() -> bool:
+            if kill.victim == "drain":
+                return not self.drained.alive() or time.monotonic() - start > NOTICE_S
+            return not any(process.alive() for process in self.below) or time.monotonic() - start > STUCK_S
 
         def went_on() -> bool:
             nonlocal moved, most, at_end, pause
             now, stored = time.monotonic(), len(done(self.stage, self.run))
             kill.lost = max(kill.lost, most - stored)
             if stored > most:
+                kill.next_s = round(now - start, 1) if kill.next_s is None else kill.next_s
                 most, moved, pause = stored, now, max(pause, now - moved)
-            if at_end is None and (not node.alive() or now - start > NOTICE_S):
-                kill.early = not node.alive()
-                self.world.end_node(node.pid)
+            if at_end is None and has_ended():
                 at_end = most
+                self.take_away(kill)
             return at_end is not None and most > at_end
 
-        if self.within(went_on, "nothing new since a node was drained"):
+        if self.within(went_on, f"nothing new since a {kill.victim}"):
             kill.recovery_s = round(pause, 1)
         if at_end is None:
-            kill.early = True
-            self.world.end_node(node.pid)
+            self.take_away(kill)
+
+    def take_away(self, kill: Kill) -> None:
+        """Ends a drained node, if it has not ended by itself."""
+        if kill.victim == "drain":
+            kill.early = not self.drained.alive()
+            kill.lost = max(kill.lost, self.in_work(self.drained))
+            self.world.end_node(self.drained.pid)
+
+    def in_work(self, node: Process) -> int:
+        """Units that are lost when a node ends now; 0 of other work, whose losses show in what is stored."""
+        stages = ("sample", "label", "score")
+        return in_work(self.stage, self.run, self.world.nodes[node.pid].node_id) if self.stage in stages else 0
 
     def within(self, condition: Callable[[], object], otherwise: str) -> bool:
         """Whether a condition came true before the stage was over; a stage that hangs meanwhile is wrong."""
@@ -306,7 +320,7 @@ class Round:
         found = [f"left running: {process.kind} {process.pid}" for process in over]
         found += [f"{groups} placement groups are left"] if groups else []
         lost = [kill.lost for kill in self.kills if kill.victim == "drain" and kill.lost]
-        found += [f"{count} rows or steps were lost to a drain" for count in lost if count > 1]
+        found += [f"{count} units or steps were lost to a drain" for count in lost if count > 1]
         reruns = [kill for kill in self.kills if kill.victim == "drain" and kill.outcome != "went on"]
         found += ["a drain needed a rerun"] if reruns else []
         found += self.wrong + (wrong(self.stage, self.run, self.world.reference) if not self.wrong else [])

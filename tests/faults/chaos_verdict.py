@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from minos_ray.config.load import Config
 from minos_ray.critiques.stage import chosen
 from minos_ray.errors import UserError
+from minos_ray.store.parquet import UNITS
 from minos_ray.store.run import Run
 from minos_ray.training.log import read_log
 from tests.faults.world import STAGES, Asking
@@ -76,6 +78,19 @@ def trials(run: Run) -> Done:
             made |= {f"{name} {key}": row for key, row in rows(trial, f"scores/{name}").items()}
         found.update({f"{folder.name} {key}": value for key, value in made.items()})
     return found
+
+
+def in_work(stage: str, run: Run, node: str) -> int:
+    """Units that actors on a node have begun, and that no part holds: what is lost when it goes now."""
+    begun, stored = set[str](), set[str]()
+    for path in Path(run.root).glob("**/attempts/**/*.json"):
+        with suppress(FileNotFoundError):
+            log = json.loads(path.read_bytes())
+            begun.update(log["running"] if isinstance(log, dict) and log["node"] == node else ())
+    for path in (path for name in STAGES[stage].makes for path in Path(run.root, name).glob("part-*.parquet")):
+        with suppress(FileNotFoundError):
+            stored.update(json.loads(pq.read_metadata(path).metadata[UNITS]))
+    return len(begun - stored)
 
 
 def wrong(stage: str, run: Run, reference: Run) -> list[str]:

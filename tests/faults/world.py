@@ -19,11 +19,13 @@ from minos_ray.config.load import Config, build
 from minos_ray.grading.graders import Grader, extract_number, gold_number
 from minos_ray.miniature.critic_server import Handler, Teacher
 from minos_ray.miniature.critic_server import Server as Critic
+from minos_ray.observe.trackers import TrackedRun
 from minos_ray.store.run import Run
+from minos_ray.training.log import Log, Record
 from tests.raylets import STORE, drain
 
 KEY = "key-of-the-counting-critic"
-ANSWER_S = 0.8
+ANSWER_S, STEP_S = 0.8, 0.6
 # Not the loopback address that others on this machine use.
 CRITIC_HOST = "127.0.0.2"
 # A variable of the environment: the folder of the gate that comparisons wait at; there is none without it.
@@ -69,7 +71,7 @@ STAGES = {
         (*ROWS, "critiques"),
         ("sweep/results.parquet",),
         ("driver", "trial", "worker", "actor", *NODES),
-        ("resources.train.workers=1", "resources.score.actors=1"),
+        ("resources.train.workers=1", "resources.score.actors=1", "reward.batch_rows=8", "sft.batch_rows=8"),
     ),
 }
 
@@ -103,13 +105,33 @@ def same_slowly(gold: str, answer: str) -> bool:
     return gold == answer
 
 
+class Slowly:
+    """A tracker in the process of rank 0, whose every step then takes a moment longer, as those of larger models do."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        if not getattr(Log, "slow", False):
+            add, Log.slow = Log.add, True
+
+            def add_slowly(log: Log, record: Record) -> None:
+                add(log, record)
+                time.sleep(STEP_S)
+
+            Log.add = add_slowly
+
+    def log(self, numbers: dict[str, float], /, *, step: int) -> None:
+        """Nothing is kept."""
+
+    def finish(self) -> None:
+        """Nothing to do."""
+
+
 grader = Grader(extract_number, str.__eq__, f"{__name__}:same_slowly", gold_number)
 
 
 def values(run: str, critic: str) -> dict[str, Any]:
     """The config as YAML has it: the shipped miniature model, few problems, slow enough to be hit in the middle."""
     model, loader = {"model": "package:miniature/model"}, "minos_ray.miniature:load"
-    train = {"lr": 1e-3, "batch_rows": 8, "max_length": 400, "precision": "fp32", "eval_every": 10}
+    train = {"lr": 1e-3, "batch_rows": 2, "max_length": 400, "precision": "fp32", "eval_every": 10}
     engine = {"actors": 2, "max_model_len": 512, "dtype": "float32", "kv_cache_gb": 0.1, "max_num_seqs": 8}
     return {
         "run": run,
@@ -123,11 +145,12 @@ def values(run: str, critic: str) -> dict[str, Any]:
             "timeout_s": 60,
         },
         "critique": {"base_url": critic, "model": "counting", "count": 80},
-        "sft": {**train, "epochs": 3},
+        "sft": {**train, "epochs": 2},
         "reward": {**train, "epochs": 1, "verifiers": ["orm-base", "prm-minos"], "eval_rows": 24},
         "score": {"judge": None},
         "evaluate": {"bootstrap": 200, "trials": 10},
         "sweep": {"critiques": [0, 40], "kinds": ["prm"], "problems": 12},
+        "observe": {"tracker": f"{__name__}:Slowly"},
         "resources": {
             "sample": {**engine, "units_per_task": 1},
             "grade": {"actors": 2},
