@@ -16,7 +16,7 @@ from minos_ray.store import columns
 from minos_ray.store.run import Run
 from tests import runs
 from tests.faults.chaos_round import Undisturbed
-from tests.faults.chaos_verdict import bought_twice, wrong
+from tests.faults.chaos_verdict import bought_twice, in_work, wrong
 from tests.faults.world import Asking
 
 PARTS, TRIAL = 3, "sweep/trials/first"
@@ -190,3 +190,13 @@ def test_moments_cover_the_time_that_is_left_also_after_all_is_stored() -> None:
     assert reference.moment("driver", 0.0, 0.9)[::2] == (1.0, pytest.approx(3.0))
     assert reference.moment("driver", 1.0, 0.5)[::2] == (1.0, 2.5)
     assert reference.moment("actor", 0.5, 0.5) == (0.75, 1.25, 0.0)
+
+
+def test_units_in_work_are_those_begun_on_the_node_and_in_no_part(run: Run) -> None:
+    labels, log = run.artefact("labels"), {"node": "a", "running": ["u1", "u2"], "deaths": {}}
+    labels.write_part("units", labels.read().slice(0, 1), {}, ["u1", "u4"])
+    run.write_bytes("labels/attempts/call/labels/task.json", json.dumps(log).encode())
+    run.write_bytes("labels/attempts/call/labels/other.json", json.dumps({**log, "running": ["u3", "u4"]}).encode())
+    run.write_bytes("labels/attempts/call/labels/handed-back.json", json.dumps({**log, "running": []}).encode())
+    run.write_bytes("labels/attempts/call/an-actor.json", b"1")
+    assert [in_work("label", run, node) for node in ("a", "b")] == [2, 0]
