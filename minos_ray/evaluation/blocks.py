@@ -98,7 +98,7 @@ class Process:
 
     def __init__(self) -> None:
         # What a block needs is imported while this process still sorts the rows of the first one.
-        code = f"import minos_ray.evaluation.stage, minos_ray.evaluation.ballots; from {__name__} import serve; serve()"
+        code = f"import minos_ray.evaluation.stage, minos_ray.evaluation.kernels; from {__name__} import serve; serve()"
         # With the path of this process; -P, since modules of the folder that the user works in may have any name.
         pipe, env = subprocess.PIPE, {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.child = subprocess.Popen([sys.executable, "-P", "-c", code], stdin=pipe, stdout=pipe, env=env)

@@ -30,10 +30,11 @@ ROWS = 65_536
 # open on many systems.
 SPILLING, FILES = 2, 256
 MOST_PROBLEMS = 1 << 19  # 95 % intervals of accuracies are then .14 points wide to each side at most
-INDEX_DIGITS = 5  # of a candidate id
-LABEL_COLUMNS = ["candidate_id", "problem_id", "answer", "correct", "status", "step_labels", "error_types"]
-SAMPLING_COLUMNS = ["candidate_id", "problem_id", "finish_reason", "num_tokens"]
-SCORE_COLUMNS = ["candidate_id", "problem_id", "score", "step_scores"]
+KEY = "key"  # see `id_keys`
+IDS = ["candidate_id", "problem_id"]  # the first columns
+LABEL_COLUMNS = [*IDS, "answer", "correct", "status", "step_labels", "error_types"]
+SAMPLING_COLUMNS = [*IDS, "finish_reason", "num_tokens"]
+SCORE_COLUMNS = [*IDS, "score", "step_scores"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Candidates:
     """Labelled candidates; those of problem p are rows `starts[p]` to `starts[p + 1]`.
 
     `clusters` and `correct` are [candidates]; a cluster is the answer that a candidate votes for (`answers.clusters`).
+    `order` [candidates] is where each stood in the table of labels.
     """
 
     rows: pa.Table
     starts: np.ndarray
     clusters: np.ndarray
     correct: np.ndarray
+    order: np.ndarray
 
     @property
     def problems(self) -> int:
@@ -167,8 +170,10 @@ def read_sources(run: Run, plan: Plan, tables: Mapping[str, list[str]], folder: 
             yield rows
         return
     with ThreadPoolExecutor(SPILLING) as pool:
-        for done in [pool.submit(spill, artefacts[name], tables[name], plan.groups, folder) for name in tables]:
-            done.result()
+        for keyed in (True, False):
+            done = [pool.submit(spill, artefacts[name], tables[name], plan.groups, folder, keyed) for name in tables]
+            if all([spilled.result() for spilled in done]):
+                break
     for number in range(len(plan.groups)):
         paths = {name: spill_path(artefacts[name], number, folder) for name in tables}
         yield {
@@ -198,35 +203,50 @@ def load(source: Source) -> pa.Table:
     return table
 
 
-def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path) -> None:
-    """Appends the rows of every part to the file of their block."""
+def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path, keyed: bool) -> bool:
+    """Appends the rows of every part to the file of their block; False where an id has no key.
+
+    With `keyed` rows have keys, and those of scores no ids.
+    """
     block_of = {problem: number for number, group in enumerate(groups) for problem in group.to_pylist()}
+    number_of = {problem: number for number, problem in enumerate(block_of)}
+    without_ids = keyed and artefact.name != "labels"
     with ExitStack() as files:
         writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
-        for part in artefact.parts(columns):
+        for part in artefact.parts(columns, ["problem_id"]):
+            if keyed and part.num_rows:
+                keys = id_keys(part, number_of)
+                if keys is None:
+                    return False
+                part = part.append_column(KEY, pa.array(keys))
             for number, rows in split_by_block(part, block_of):
+                if without_ids:
+                    rows = rows.drop_columns(IDS)
+                else:
+                    rows = rows.set_column(1, IDS[1], rows[IDS[1]].cast(pa.string()))
                 if number not in writers:
-                    options = pa.ipc.IpcWriteOptions(compression="lz4")
+                    # Numbers hardly get smaller, and to write and read them compressed takes ten times as long.
+                    options = pa.ipc.IpcWriteOptions(compression=None if without_ids else "lz4")
                     path = str(spill_path(artefact, number, folder))
                     writers[number] = files.enter_context(pa.ipc.new_stream(path, rows.schema, options=options))
                 writers[number].write_table(rows)
+    return True
 
 
 def split_by_block(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of a part by block; rows of other problems are left out."""
+    """The rows of a part, whose problem ids are a dictionary, by block; rows of other problems are left out."""
     if not part.num_rows:
         return
-    # Each problem of the part is looked up once: looking up every row takes several times as long.
-    encoded = part["problem_id"].combine_chunks().dictionary_encode()
-    block = np.array([block_of.get(problem, -1) for problem in encoded.dictionary.to_pylist()], dtype=np.int64)
-    of_row = block[encoded.indices.to_numpy()]
+    problems = part["problem_id"].combine_chunks()
+    block = np.array([block_of.get(problem, -1) for problem in problems.dictionary.to_pylist()], dtype=np.int64)
+    of_row = block[problems.indices.to_numpy()]
     if (of_row[1:] < of_row[:-1]).any():
         order = np.argsort(of_row, kind="stable")
         part, of_row = part.take(order), of_row[order]
-    numbers, starts = np.unique(of_row, return_index=True)
-    for number, first, end in zip(numbers, starts, [*starts[1:], len(of_row)], strict=True):
-        if number >= 0:
-            yield int(number), part.slice(first, end - first)
+    starts = np.flatnonzero(np.diff(of_row, prepend=of_row[0] - 1))
+    for first, end in zip(starts, [*starts[1:], len(of_row)], strict=True):
+        if of_row[first] >= 0:
+            yield int(of_row[first]), part.slice(first, end - first)
 
 
 def spill_path(artefact: Artefact, number: int, folder: Path) -> Path:
@@ -243,7 +263,8 @@ def read_candidates(run: Run, split: str | None = "test") -> Candidates:
 
 def group_candidates(labels: pa.Table, keys: Keys | None = None) -> Candidates:
     """Rows of `labels` sorted by problem; `keys` finds which wrong answers are equal, else their text does."""
-    rows = labels.take(id_order(labels)).combine_chunks()
+    order = id_order(labels)
+    rows = labels.take(order).combine_chunks()
     runs = pc.run_end_encode(rows["problem_id"].combine_chunks()) if rows.num_rows else None
     starts = np.append(0, runs.run_ends.to_numpy() if runs is not None else []).astype(np.int64)
     correct = rows["correct"].to_numpy().astype(bool)
@@ -257,7 +278,7 @@ def group_candidates(labels: pa.Table, keys: Keys | None = None) -> Candidates:
         key = np.array([numbers[key_of[answer]] for answer in distinct])[answers.indices.to_numpy()]
         problem = np.searchsorted(starts, wrong, side="right") - 1
         clusters[wrong] = first_seen(problem, key)
-    return Candidates(rows, starts, clusters, correct)
+    return Candidates(rows, starts, clusters, correct, order.to_numpy())
 
 
 def first_seen(groups: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -276,32 +297,35 @@ def first_seen(groups: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 def id_order(table: pa.Table) -> pa.Array:
     """[rows]: the rows in order of problem ids, those of a problem in order of candidate ids, both as text."""
-    if table.num_rows and (order := order_by_index(table)) is not None:
-        return order
+    if table.num_rows and (keys := table[KEY].to_numpy() if KEY in table.column_names else id_keys(table)) is not None:
+        return pa.array(np.argsort(keys, kind="stable"))
     return pc.sort_indices(table, [("problem_id", "ascending"), ("candidate_id", "ascending")])
 
 
-def order_by_index(table: pa.Table) -> pa.Array | None:
-    """`id_order` by numbers, ten times as fast; None where candidate ids are no problem id, a sign and an index."""
-    problems = table["problem_id"].combine_chunks().dictionary_encode()
-    ids, place = table["candidate_id"].combine_chunks(), problems.indices.to_numpy()
-    if not isinstance(ids, pa.Array):  # 2 GiB of ids and more
+def id_keys(table: pa.Table, number_of: Mapping[str, int] | None = None) -> np.ndarray | None:
+    """[rows]: a number for each candidate that ascends as problems and candidate ids do, negative for other problems.
+
+    Problems are numbered by `number_of`, else in order of their ids. None where an id is not `PROBLEM/INDEX`.
+    """
+    from minos_ray.evaluation.kernels import ODD, id_keys
+
+    problems, ids = table["problem_id"].combine_chunks(), table["candidate_id"].combine_chunks()
+    problems = problems if pa.types.is_dictionary(problems.type) else problems.dictionary_encode()
+    if not isinstance(ids, pa.Array) or not isinstance(problems, pa.Array):  # 2 GiB of ids and more
         return None
-    rank = np.argsort(pc.sort_indices(problems.dictionary).to_numpy())[place]
-    text = np.frombuffer(ids.buffers()[2] or b"", np.uint8)
-    ends = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1]
-    index = ends[:-1] + 1 + pc.binary_length(problems.dictionary).to_numpy()[place]
-    digits = ends[1:] - index
-    if digits.min() < 1 or digits.max() > INDEX_DIGITS:
-        return None
-    # Texts compare like the numbers that their bytes make, once zeros fill the shorter ones.
-    key = rank.astype(np.int64)
-    for digit in range(digits.max()):
-        key = key << 8 | np.where(digit < digits, text[np.minimum(index + digit, len(text) - 1)], 0)
-    order = np.argsort(key, kind="stable")
-    ids, rank = ids.take(pa.array(order)), rank[order]
-    ascending = pc.less(ids[:-1], ids[1:]).to_numpy(zero_copy_only=False)
-    return pa.array(order) if (ascending | (rank[1:] > rank[:-1])).all() else None
+    names = problems.dictionary
+    if number_of is None:
+        numbers = np.argsort(pc.sort_indices(names).to_numpy())
+    else:
+        numbers = np.array([number_of.get(name, -1) for name in names.to_pylist()], np.int64)
+    keys = id_keys(*text_of(ids), *text_of(names), problems.indices.to_numpy(), numbers)
+    return None if (keys == ODD).any() else keys
+
+
+def text_of(strings: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all strings, and where each begins and the last ends."""
+    ends = np.frombuffer(strings.buffers()[1], np.int32)[strings.offset : strings.offset + len(strings) + 1]
+    return np.frombuffer(strings.buffers()[2] or b"", np.uint8), ends
 
 
 def read_scores(run: Run, name: str, candidates: Candidates) -> Scores | None:
@@ -311,7 +335,14 @@ def read_scores(run: Run, name: str, candidates: Candidates) -> Scores | None:
 
 
 def places(table: pa.Table, candidates: Candidates) -> pa.Array:
-    """[candidates]: the row of each in a table with `candidate_id` and `problem_id`; null where it has none."""
+    """[candidates]: the row of each in a table with their keys or ids; null where it has none."""
+    if KEY in table.column_names:
+        keys, sought, order = table[KEY].to_numpy(), candidates.rows[KEY].to_numpy(), candidates.order
+        if len(keys) == len(sought) and np.array_equal(keys[order], sought):  # the rows are those of labels
+            return pa.array(order)
+        order = np.argsort(keys, kind="stable")
+        place = order[np.minimum(np.searchsorted(keys[order], sought), len(keys) - 1)]
+        return pa.array(place, mask=keys[place] != sought)
     ids, sought = table["candidate_id"].combine_chunks(), candidates.rows["candidate_id"].combine_chunks()
     if len(ids) == len(sought):
         order = id_order(table)

@@ -13,7 +13,7 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Block, Scores
 from minos_ray.evaluation.methods import Choice, rankings, voters
 from minos_ray.evaluation.outcomes import NEARLY_ALL, SINGLE, Method, Outcomes, headline_n, paired_methods
-from minos_ray.evaluation.selection import Ballot, best_of, pass_at, votes
+from minos_ray.evaluation.selection import best_of, pass_at, votes
 from minos_ray.evaluation.statistics import Measured, flip_test, sign_test
 from minos_ray.scoring.verifier import aggregate
 
@@ -158,16 +158,15 @@ def choose(
     `problem_ids` [problems] seed the random subsets.
     """
     exact = [pass_at(clusters, ns), *(best_of(s, clusters, ns) for s in rankings(scores, steps).values())]
-    ballots = list(voters(clusters.shape, scores, steps).values())
-    weights, tiers, means = (np.stack(column) for column in zip(*ballots, strict=True))
-    voted, variance = np.zeros((2, len(ballots), len(clusters), len(ns)))
-    for row, answers in enumerate(clusters):
-        problem, group = divmod(row, section.groups)
+
+    def rng_of(row: int) -> np.random.Generator:
         # The seed is of the problem's id, so that its subsets do not depend on the problems beside it.
+        problem, group = divmod(row, section.groups)
         id_seed = int.from_bytes(blake2b(problem_ids[problem].encode(), digest_size=8).digest(), "big")
-        rng = np.random.default_rng([section.seed, id_seed, group])
-        ballot = Ballot(weights[:, row], tiers[:, row], means)
-        voted[:, row], variance[:, row] = votes(answers, ballot, ns, section.trials, rng)
+        return np.random.default_rng([section.seed, id_seed, group])
+
+    ballots = list(voters(clusters.shape, scores, steps).values())
+    voted, variance = votes(clusters, ballots, ns, section.trials, rng_of)
     certain = np.zeros((len(exact), *variance.shape[1:]))
     return Chosen(np.concatenate([np.stack(exact), voted]), np.concatenate([certain, variance]))
 

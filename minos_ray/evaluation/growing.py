@@ -12,7 +12,7 @@ Answers are clusters as in `selection`, and its rules hold: no answer counts as 
 no candidate of a subset has a score the plain vote decides. Rows are the orders of all problems, one after the other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -27,13 +27,10 @@ LEAST = 1e-6
 
 
 class Ordered(NamedTuple):
-    """Candidates in random orders: the place of each in a table of votes, and the votes for each answer.
+    """Candidates in random orders: their answers [rows, N], of which the last of `answers` stands for none, and
+    `counts` [ns, rows, answers]: how many of the first n have each answer."""
 
-    `cells` is [rows, N]: row * `answers` + answer, the last answer standing for none. `counts` is [ns, rows, answers]:
-    how many of the first n have each answer.
-    """
-
-    cells: np.ndarray
+    answer_of: np.ndarray
     answers: int
     ns: list[int]
     counts: np.ndarray
@@ -42,35 +39,33 @@ class Ordered(NamedTuple):
 def ordered(clusters: np.ndarray, ns: Sequence[int]) -> Ordered:
     """For answers [rows, N] that were put in order already."""
     answers = int(clusters.max(initial=0)) + 2
-    cells = np.where(clusters < 0, answers - 1, clusters) + answers * np.arange(len(clusters))[:, None]
-    order = Ordered(cells, answers, list(ns), np.zeros(0))
-    return order._replace(counts=np.stack(list(totals(order, np.ones(clusters.shape)))))
+    order = Ordered(np.where(clusters < 0, answers - 1, clusters), answers, list(ns), np.zeros(0))
+    return order._replace(counts=totals(order, np.ones(clusters.shape)))
 
 
-def totals(order: Ordered, weights: np.ndarray) -> Iterator[np.ndarray]:
-    """For each n the sums [rows, answers] of the weights [rows, N] of the first n candidates."""
-    rows, first = len(order.cells), 0
-    total = np.zeros(rows * order.answers)
-    for n in order.ns:
-        total += np.bincount(order.cells[:, first:n].ravel(), weights[:, first:n].ravel(), len(total))
-        first = n
-        yield total.reshape(rows, order.answers).copy()
+def totals(order: Ordered, weights: np.ndarray) -> np.ndarray:
+    """[ns, rows, answers]: for each n the sums of the weights [rows, N] of the first n candidates."""
+    from minos_ray.evaluation.kernels import growing_totals
+
+    return growing_totals(order.answer_of, np.ascontiguousarray(weights, np.float64), np.array(order.ns), order.answers)
 
 
 def chance_right(totals: np.ndarray, counts: np.ndarray, plain: np.ndarray | None = None) -> np.ndarray:
-    """[rows]: the chance that the answer with the largest total is right; all are [rows, answers].
+    """[...]: the chance that the answer with the largest total is right; all are [..., answers].
 
     Only answers with a count above 0 can win; where there is none, those with the most `plain` votes, if there are any.
     """
-    from minos_ray.evaluation.ballots import vote_chances
+    from minos_ray.evaluation.kernels import vote_chances
 
-    tables = totals, counts, counts if plain is None else plain
-    return vote_chances(*(np.ascontiguousarray(table, dtype=np.float64) for table in tables))
+    tables = np.broadcast_arrays(totals, counts, counts if plain is None else plain)
+    shape = tables[0].shape
+    rows = (np.ascontiguousarray(table, np.float64).reshape(-1, shape[-1]) for table in tables)
+    return vote_chances(*rows).reshape(shape[:-1])
 
 
 def plain_votes(order: Ordered) -> np.ndarray:
     """[ns, rows]: the chance that the plain vote is right."""
-    return np.stack([chance_right(counts, counts) for counts in order.counts])
+    return chance_right(order.counts, order.counts)
 
 
 class Scored(NamedTuple):
@@ -83,33 +78,26 @@ class Scored(NamedTuple):
 
 def scored(order: Ordered, scores: np.ndarray) -> Scored:
     """For scores in the order of the candidates."""
-    present, values = ~np.isnan(scores), np.maximum(np.nan_to_num(scores), LEAST)
-    counts = order.counts if present.all() else np.stack(list(totals(order, present.astype(float))))
-    return Scored(scores, counts, np.stack(list(totals(order, present * values))))
+    present = ~np.isnan(scores)
+    counts = order.counts if present.all() else totals(order, present)
+    return Scored(scores, counts, totals(order, powered(scores, 1.0)))
 
 
-def voted(order: Ordered, counts: np.ndarray, j: int, values: np.ndarray) -> np.ndarray:
-    """[rows]: `chance_right` at the j-th n among answers with a scored candidate (`counts`), or plain without any."""
-    return chance_right(values, counts, order.counts[j])
+def powered(scores: np.ndarray, power: float) -> np.ndarray:
+    """Scores to a power; 0 where there is none."""
+    return np.where(np.isnan(scores), 0.0, np.maximum(scores, LEAST) ** power)
 
 
 def shrunk_votes(order: Ordered, verifier: Scored) -> np.ndarray:
     """[powers, ns, rows]: the vote with weights `score ** power`, for each of `POWERS`."""
-    present = ~np.isnan(verifier.scores)
-    weights = np.maximum(np.nan_to_num(verifier.scores), LEAST)
-    chances = np.empty((len(POWERS), len(order.ns), len(order.cells)))
     stored = {0.0: verifier.counts, 1.0: verifier.sums}
-    for p, power in enumerate(POWERS):
-        sums = stored[power] if power in stored else totals(order, present * weights**power)
-        for j, values in enumerate(sums):
-            chances[p, j] = voted(order, verifier.counts[j], j, values)
-    return chances
+    sums = (stored[p] if p in stored else totals(order, powered(verifier.scores, p)) for p in POWERS)
+    return np.stack([chance_right(values, verifier.counts, order.counts) for values in sums])
 
 
 def pessimistic_votes(order: Ordered, verifier: Scored) -> np.ndarray:
     """[ns, rows]: the answer with the largest mean score beside `DOUBTS` rejected candidates; rare ones lose."""
-    pairs = enumerate(zip(verifier.counts, verifier.sums, strict=True))
-    return np.stack([voted(order, counts, j, sums / (counts + DOUBTS)) for j, (counts, sums) in pairs])
+    return chance_right(verifier.sums / (verifier.counts + DOUBTS), verifier.counts, order.counts)
 
 
 def partly_verified_votes(order: Ordered, verifier: Scored) -> dict[tuple[int, int], np.ndarray]:
@@ -119,12 +107,12 @@ def partly_verified_votes(order: Ordered, verifier: Scored) -> dict[tuple[int, i
     where it has none.
     """
     chances = {}
-    for i, k in enumerate(order.ns):
-        counts, sums = verifier.counts[i], verifier.sums[i]
+    for i, k in enumerate(order.ns[:-1]):
+        counts, sums, larger = verifier.counts[i], verifier.sums[i], order.counts[i + 1 :]
         overall = sums[:, :-1].sum(axis=1, keepdims=True) / np.maximum(counts[:, :-1].sum(axis=1, keepdims=True), 1)
         means = np.where(counts > 0, sums / np.maximum(counts, 1), np.where(overall > 0, overall, 1.0))
-        for j in range(i + 1, len(order.ns)):
-            chances[order.ns[j], k] = chance_right(order.counts[j] * means, order.counts[j])
+        right = chance_right(larger * means, larger)
+        chances |= {(n, k): right for n, right in zip(order.ns[i + 1 :], right, strict=True)}
     return chances
 
 
@@ -135,20 +123,13 @@ def top_votes(order: Ordered, scores: np.ndarray) -> dict[tuple[int, int], np.nd
     Candidates without an answer come last, before them those without a score. Equal scores are taken as they come in
     the random order.
     """
-    rows, size = scores.shape
-    answer = order.cells % order.answers
-    value = np.where(answer == order.answers - 1, -2.0, np.where(np.isnan(scores), -1.0, scores))
-    # One sort of numbers instead of one of indices for each n: the rank in the whole order above the answer's bits.
-    ranks = np.empty((rows, size), dtype=np.int64)
-    np.put_along_axis(ranks, np.argsort(-value, axis=1, kind="stable"), np.arange(size)[None], axis=1)
-    packed, chances = ranks * order.answers + answer, {}
-    for n in order.ns:
-        ks = [1, *(k for k in TOP if k < n)]
-        best = np.sort(packed[:, :n], axis=1)[:, : ks[-1]] % order.answers + order.answers * np.arange(rows)[:, None]
-        for k in ks:
-            counts = np.bincount(best[:, :k].ravel(), minlength=rows * order.answers).reshape(rows, order.answers)
-            chances[n, k] = chance_right(counts, counts)
-    return chances
+    from minos_ray.evaluation.kernels import top_chances
+
+    value = np.where(order.answer_of == order.answers - 1, -2.0, np.where(np.isnan(scores), -1.0, scores))
+    ranked, ks = np.argsort(-value, axis=1, kind="stable"), (1, *TOP)
+    chances = top_chances(ranked, order.answer_of, np.array(order.ns), np.array(ks), order.answers)
+    pairs = ((j, i) for j, n in enumerate(order.ns) for i, k in enumerate(ks) if k < n or k == 1)
+    return {(order.ns[j], ks[i]): chances[j, i] for j, i in pairs}
 
 
 class Stopped(NamedTuple):
@@ -177,27 +158,6 @@ def adaptive_votes(clusters: np.ndarray, confidences: Sequence[float] = CONFIDEN
     `clusters` is [rows, N] in order. With v1 and v2 votes for the two, their share has the posterior Beta(v1 + 1,
     v2 + 1), and the leader is ahead with the probability that it exceeds 1/2. A row that never gets so sure uses all N.
     """
-    rows, size = clusters.shape
-    posterior = chances_ahead(size)
-    votes = np.zeros((rows, int(clusters.max(initial=0)) + 1), dtype=np.int32)
-    places, leader = np.arange(rows), np.full(rows, -1)
-    first, behind = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
-    used = np.full((len(confidences), rows), size)
-    right = np.zeros((len(confidences), rows))
-    running = np.ones((len(confidences), rows), dtype=bool)
-    limits = np.asarray(confidences)[:, None]
-    for n in range(size):
-        answer = clusters[:, n]
-        votes[places, answer] += answer >= 0
-        gained = np.where(answer >= 0, votes[places, answer], 0)
-        overtakes = (gained > first) & (answer != leader)
-        behind = np.where(overtakes, first, np.where(answer == leader, behind, np.maximum(behind, gained)))
-        leader, first = np.where(overtakes, answer, leader), np.maximum(first, gained)
-        stops = running & (posterior[first, behind] >= limits)
-        used[stops], right[stops] = n + 1, np.broadcast_to(leader == 0, stops.shape)[stops]
-        running &= ~stops
-        if not running.any():
-            break
-    with_none = np.pad(votes, ((0, 0), (0, 1)))
-    left_over = chance_right(with_none, with_none)
-    return Stopped(np.where(running, left_over, right), used)
+    from minos_ray.evaluation.kernels import stopped_votes
+
+    return Stopped(*stopped_votes(clusters, chances_ahead(clusters.shape[1]), np.array(confidences)))

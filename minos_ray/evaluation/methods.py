@@ -78,17 +78,17 @@ def voters(
         votes[Choice("weighted-vote-mean", name)] = weighted(score)._replace(mean=True)
         votes[Choice("weighted-vote-log-odds", name)] = weighted(log_odds(score))
     if CRITIC in scores:
-        accepted = (scores[CRITIC] >= THRESHOLD).astype(np.int8)
+        accepted = 2 * (scores[CRITIC] >= THRESHOLD).astype(np.int8)
         votes[Choice("critic-filtered-vote", CRITIC)] = Voter(ones, accepted)
         for name, score in verifiers.items():
             vote = weighted(score)
-            votes[Choice("critic-filtered-weighted-vote", name)] = vote._replace(tiers=vote.tiers + 2 * accepted)
+            votes[Choice("critic-filtered-weighted-vote", name)] = vote._replace(tiers=vote.tiers + accepted)
     return votes | {Choice("weighted-vote", *name): weighted(score) for name, score in steps.items()}
 
 
 def weighted(score: np.ndarray) -> Voter:
     """Scores as weights; a candidate without a score has weight 0, in a tier below all others."""
-    return Voter(np.nan_to_num(score), (~np.isnan(score)).astype(np.int8))
+    return Voter(np.nan_to_num(score), -np.isnan(score).astype(np.int8))
 
 
 def without_nan(score: np.ndarray) -> np.ndarray:

@@ -8,26 +8,14 @@ of votes are broken at random; results are expectations over that. When all weig
 decides.
 """
 
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import comb
-from typing import NamedTuple
 
 import numpy as np
 
-ROWS = 16
-
-
-class Ballot(NamedTuple):
-    """The voters on one problem: `weights` and `tiers` are [voters, candidates], `means` is [voters] of bool.
-
-    The answer with the largest sum of weights wins, where `means` the one with the largest mean. Of a subset only the
-    highest tier in which a candidate has an answer votes.
-    """
-
-    weights: np.ndarray
-    tiers: np.ndarray
-    means: np.ndarray
+from minos_ray.evaluation.methods import Voter
 
 
 def pass_at(clusters: np.ndarray, ns: Sequence[int]) -> np.ndarray:
@@ -55,45 +43,57 @@ def best_of(scores: np.ndarray, clusters: np.ndarray, ns: Sequence[int]) -> np.n
 
     `scores` and `clusters` are [problems, candidates]. The sum over ranks of V-STaR (2402.06457).
     """
+    from minos_ray.evaluation.kernels import best_ranked
+
     ranked = np.where(clusters < 0, -np.inf, scores)
-    order = np.argsort(-ranked, axis=1)  # in any order where they tie, see below
-    right = np.take_along_axis(clusters == 0, order, axis=1)
-    size, best = clusters.shape[1], best_chances(clusters.shape[1], tuple(ns))
-    # Each candidate counts as the mean of those of its problem that tie with it.
-    ranked = np.take_along_axis(ranked, order, axis=1)
-    starts = np.ones(ranked.shape, dtype=bool)
-    starts[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
-    tie = np.cumsum(starts) - 1
-    means = np.zeros((-(-len(ranked) // ROWS) * ROWS, size))
-    means[: len(ranked)] = (np.bincount(tie, right.ravel()) / np.bincount(tie))[tie].reshape(ranked.shape)
-    # Equally many rows at a time: the last digit of a product of matrices depends on their size.
-    return (means.reshape(-1, ROWS, size) @ best).reshape(-1, len(ns))[: len(ranked)]
+    order = np.argsort(-ranked, axis=1)  # in any order where they tie
+    return best_ranked(order, ranked, clusters, best_chances(clusters.shape[1], tuple(ns)))
 
 
 def votes(
-    clusters: np.ndarray, ballot: Ballot, ns: Sequence[int], trials: int, rng: np.random.Generator
+    clusters: np.ndarray,
+    voters: Sequence[Voter],
+    ns: Sequence[int],
+    trials: int,
+    rng_of: Callable[[int], np.random.Generator],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy of votes on one problem and its Monte Carlo variance, both [voters, ns]; `clusters` is [candidates].
+    """Accuracy of votes on equally large problems and its Monte Carlo variance, both [voters, problems, ns].
 
-    The mean over `trials` (at least 2) random subsets, nested and the same for every voter; exact, with variance 0,
-    for n = 1 and n = N.
+    `clusters` and what voters hold are [problems, candidates]; `ns` ascend. The mean over `trials` (at least 2) random
+    subsets of a problem's generator, nested and the same for every voter; exact, with variance 0, for n = 1 and n = N.
     """
-    size, right, several = len(clusters), clusters == 0, np.array(ns) > 1
-    accuracy, variance = np.zeros((2, len(ballot.weights), len(ns)))
-    accuracy[:, ~several] = right.mean()
-    # Every vote of every subset is wrong without a right candidate, and right without a wrong one.
-    if not several.any() or right.all() or not right.any():
-        accuracy[:, several] = right.all()
-        return accuracy, variance
-    from minos_ray.evaluation.ballots import count_votes
+    from minos_ray.evaluation.kernels import count_votes
 
-    # Always of the same types and layouts, each of which is compiled for itself.
-    weights, tiers = np.ascontiguousarray(ballot.weights), np.ascontiguousarray(ballot.tiers)
-    arrays = np.ascontiguousarray(clusters), weights, tiers, ballot.means
-    if places := [place for place, n in enumerate(ns) if 1 < n < size]:
-        orders, sampled = rng.random((trials, size)).argsort(axis=1), np.array([ns[place] for place in places])
-        means, variances = count_votes(orders, sampled, *arrays)
-        accuracy[:, places], variance[:, places] = means.T, variances.T / max(1, trials - 1)
-    whole, _ = count_votes(np.arange(size)[None], np.array([size]), *arrays)
-    accuracy[:, [n == size for n in ns]] = whole.T
-    return accuracy, variance
+    size, right = clusters.shape[1], clusters == 0
+    accuracy, variance = np.zeros((2, len(clusters), len(ns), len(voters)))
+    accuracy[:, [n == 1 for n in ns]] = right.mean(axis=1)[:, None, None]
+    # Every vote of every subset is wrong without a right candidate, and right without a wrong one.
+    accuracy[right.all(axis=1)] = 1.0
+    sampled, in_order = np.array([n for n in ns if 1 < n < size], np.int64), np.arange(size)[None]
+    places, at_end = slice(bisect(ns, 1), bisect(ns, 1) + len(sampled)), [n == size > 1 for n in ns]
+    order, groups = same_tiers(voters)
+    for problem in np.flatnonzero(right.any(axis=1) & ~right.all(axis=1)):
+        orders = rng_of(problem).random((trials, size)).argsort(axis=1)
+        for columns, weights, tiers, means in groups:
+            arrays = clusters[problem], weights[problem], tiers[problem], means
+            shares, variances = count_votes(orders, sampled, *arrays)
+            accuracy[problem, places, columns], variance[problem, places, columns] = shares, variances
+            accuracy[problem, at_end, columns] = count_votes(in_order, np.array([size]), *arrays)[0]
+    accuracy, variance = (np.moveaxis(values, -1, 0)[np.argsort(order)] for values in (accuracy, variance))
+    return accuracy, variance / max(1, trials - 1)
+
+
+def same_tiers(voters: Sequence[Voter]) -> tuple[list[int], list[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]]:
+    """The voters in an order in which those with the same tiers are neighbours, and for each tiers their places in it,
+    weights [problems, candidates, voters], tiers [problems, candidates], and 1.0 for each by mean [voters]."""
+    order: list[int] = []
+    groups = []
+    for first in range(len(voters)):
+        if first not in order:
+            tiers = voters[first].tiers
+            same = [v for v in range(first, len(voters)) if np.array_equal(voters[v].tiers, tiers)]
+            weights = np.stack([voters[v].weights for v in same], axis=-1)
+            means = np.array([voters[v].mean for v in same], np.float64)
+            groups.append((slice(len(order), len(order) + len(same)), weights, np.ascontiguousarray(tiers), means))
+            order += same
+    return order, groups

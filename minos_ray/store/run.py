@@ -241,13 +241,15 @@ class Artefact:
         tables = [rows for _, rows in prefetch(lambda file: self._read_part(file, columns), files)]
         return pa.concat_tables(tables) if tables else self.empty_table(columns)
 
-    def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The parts of an artefact, one at a time. Raises UserError unless it is complete."""
-        return (rows for _, rows in self.named_parts(columns))
+    def parts(self, columns: list[str] | None = None, encoded: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """The parts of an artefact as `read_part` reads them, one at a time. UserError unless it is complete."""
+        return (rows for _, rows in self.named_parts(columns, encoded))
 
-    def named_parts(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+    def named_parts(
+        self, columns: list[str] | None = None, encoded: Sequence[str] = ()
+    ) -> Iterator[tuple[str, pa.Table]]:
         """`parts` with their names."""
-        for file, rows in prefetch(lambda file: self._read_part(file, columns), self._complete_files()):
+        for file, rows in prefetch(lambda file: self._read_part(file, columns, encoded), self._complete_files()):
             yield parquet.name_of(file), rows
 
     def sizes_of_parts(self) -> Iterator[tuple[str, int]]:

@@ -1,6 +1,8 @@
 """Blocks of problems on processes and as Ray tasks: one result, to the last byte, and clear ends."""
 
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,9 +156,38 @@ def test_candidates_are_sorted_joined_and_clustered_as_one_by_one(
     random.shuffle(rows)
     for some in (rows, rows[: len(rows) // 2]):
         table = columns.table("labels", some)
-        joined = table["candidate_id"].take(candidates.places(table, found)).to_pylist() if some else []
         present = {row["candidate_id"] for row in some}
-        assert joined == [row["candidate_id"] if row["candidate_id"] in present else None for row in ordered if some]
+        expected_ids = [row["candidate_id"] if row["candidate_id"] in present else None for row in ordered if some]
+        assert joined(table, found) == expected_ids
+        # By numbers, which blocks of many candidates have in place of ids.
+        number_of = {problem: number for number, problem in enumerate(problems)}
+        regular = all(
+            re.fullmatch(rb"/.{1,5}", row["candidate_id"].removeprefix(row["problem_id"]).encode()) for row in rows
+        )
+        if some:
+            keys = [candidates.id_keys(rows_of, number_of) for rows_of in (found.rows, table)]
+            assert regular == (keys[0] is not None)
+        if some and regular:
+            numbered, keyed = (
+                t.append_column(candidates.KEY, pa.array(k)) for t, k in zip((found.rows, table), keys, strict=True)
+            )
+            assert joined(keyed, dataclasses.replace(found, rows=numbered)) == expected_ids
+
+
+def joined(table: pa.Table, found: candidates.Candidates) -> list[str | None]:
+    """The ids of a table in the order of candidates."""
+    return table["candidate_id"].take(candidates.places(table, found)).to_pylist() if table.num_rows else []
+
+
+def test_ids_of_any_form_are_sorted_into_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, [6] * 9)
+    scores(run, "orm-base", 0.2)
+    for name in ("labels", "candidates", "scores/orm-base"):
+        rows = run.artefact(name).read().to_pylist()
+        put(run, name, [{**row, "candidate_id": row["candidate_id"].replace("p3/", "p3#")} for row in rows])
+    together = evaluated(run)
+    monkeypatch.setattr(candidates, "ROWS", 13)
+    assert evaluated(run) == together
 
 
 def test_a_difference_is_resampled_as_its_two_columns_are() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minos_ray.evaluation.methods import Choice, log_odds, rankings, voters
-from minos_ray.evaluation.selection import Ballot, best_of, votes
+from minos_ray.evaluation.selection import best_of, votes
 
 
 def test_log_odds_undo_the_sigmoid_and_stay_finite() -> None:
@@ -15,11 +15,8 @@ def test_log_odds_undo_the_sigmoid_and_stay_finite() -> None:
 
 def vote(choice: Choice, clusters: list[int], scores: dict[str, list[float]]) -> float:
     """The vote of all candidates."""
-    arrays = {name: np.array(values) for name, values in scores.items()}
-    shape, rng = (len(clusters),), np.random.default_rng(0)
-    voter = voters(shape, arrays, {})[choice]
-    ballot = Ballot(*(np.array([part]) for part in voter))
-    return float(votes(np.array(clusters), ballot, [len(clusters)], 2, rng)[0][0, 0])
+    voter = voters((1, len(clusters)), {name: np.array([values]) for name, values in scores.items()}, {})[choice]
+    return float(votes(np.array([clusters]), [voter], [len(clusters)], 2, np.random.default_rng)[0][0, 0, 0])
 
 
 def test_the_critic_filters_and_is_ignored_where_it_accepts_nothing() -> None:
@@ -101,6 +98,5 @@ def test_other_aggregations_of_a_prm_leave_them_out_too(how: str) -> None:
     steps = {("prm", how): np.array([[0.2, NONE, NONE]])}
     choice = Choice("weighted-vote", "prm", how)
     voter = voters((1, 3), {}, steps)[choice]
-    ballot = Ballot(voter.weights, voter.tiers, np.array([False]))
-    assert votes(np.array([0, 1, 1]), ballot, [3], 2, np.random.default_rng(0))[0][0, 0] == 1.0
+    assert votes(np.array([[0, 1, 1]]), [voter], [3], 2, np.random.default_rng)[0][0, 0, 0] == 1.0
     assert best_of(rankings({}, steps)[choice._replace(method="best-of-n")], np.array([[0, 1, 1]]), [3])[0, 0] == 1.0

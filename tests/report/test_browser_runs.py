@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from minos_ray.evaluation.ballots import TIE
+from minos_ray.evaluation.kernels import TIE
 from minos_ray.report.canvas import TINT
 from minos_ray.report.stage import gather, heat, render
 from minos_ray.store.run import Run
