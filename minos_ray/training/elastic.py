@@ -12,7 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
-from ray.train import ScalingConfig
+from ray.train import ScalingConfig, TrainingFailedError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -27,6 +28,7 @@ from minos_ray.config.resources import Workers
 from minos_ray.errors import StorageFailed, WorkStopped
 from minos_ray.store.run import Run
 from minos_ray.training.checkpoint import complete_checkpoints
+from minos_ray.training.spares import NodeLeaves
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -37,6 +39,16 @@ LOOK_EVERY_S = 60.0
 START_S = 30.0
 # What was just released is free a moment later: no group starts with fewer than it may have before that.
 SETTLED_S = 2.0
+
+
+class DrainsExcused(DefaultFailurePolicy):
+    """In Ray Train's controller: a group that stopped, all saved, because a node is to go starts again, uncounted."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if failures and all(isinstance(error, NodeLeaves) for error in failures.values()):
+            return FailureDecision.RETRY
+        return super().make_decision(training_failed_error)
 
 
 class FollowingCluster(ElasticScalingPolicy):
@@ -101,6 +113,13 @@ class FollowingCluster(ElasticScalingPolicy):
         """The newest checkpoint of each training; another list also when one is complete."""
         run = Run(self.path)
         return [c.folder for place, key in self.places for c in complete_checkpoints(run, place, key)[-1:]]
+
+
+def excuse_drains(trainer: "TorchTrainer") -> None:
+    """Lets a Ray Train run use `DrainsExcused`; Ray has no setting for a policy of one's own."""
+    start = trainer._initialize_and_run_controller
+    policy = DrainsExcused(trainer.run_config.failure_config)
+    trainer._initialize_and_run_controller = lambda **arguments: start(**arguments | {"failure_policy": policy})
 
 
 def follow_cluster(

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -28,12 +28,13 @@ from minos_ray.training.log import Log, Record, classification, curve, held_out_
 from minos_ray.training.losses import Losses, Objective, disable_dropout, restore_dropout
 from minos_ray.training.packing import longest_together
 from minos_ray.training.rows import Rows
+from minos_ray.training.spares import NodeLeaves, Spares, forget
 from minos_ray.training.verifier_losses import computed
 
 # Pairs' rows whose reference is stored at once: what a kill can cost.
 REFERENCE_ROWS = 8192
-# A file beside the checkpoints: the hang that ended the last attempt, to be told by the next.
-HANG = "hang.txt"
+# A file beside the checkpoints: what ended the last attempt, a hang or a node that is to go, to be told by the next.
+END = "end.txt"
 
 
 class Training:
@@ -67,10 +68,12 @@ class Training:
                 self.refer(rows, part)
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
-        self.now = self.first
+        self.now, self.step_s = self.first, 0.0
+        # Whether a node is to go; on rank 0 also the processes that are to go on elsewhere.
+        self.leaving, self.spares = False, None
         elastic = job.workers.least < job.workers.most
         size = f"{self.world} of {job.workers.workers} workers, from step {self.first + 1}" if elastic else None
-        notes = "; ".join(filter(None, [self.slower, size, self.last_hang()])) or None
+        notes = "; ".join(filter(None, [self.slower, size, self.last_end()])) or None
         self.log = Log(run, job.name, self.history, self.tracking(), notes, self.world) if self.rank == 0 else None
         # transformers loads in the mode for evaluation, in which nothing is checkpointed or dropped.
         self.engine.train()
@@ -84,9 +87,9 @@ class Training:
         settings |= {"workers": self.world, "zero": job.workers.zero, **job.section.model_dump(mode="json")}
         return Tracking(job.observe, self.run, job.name, job.key, settings)
 
-    def last_hang(self) -> str | None:
-        """What ended the attempt before this one, if it was a hang."""
-        name = f"{self.checkpoints.place}/{HANG}"
+    def last_end(self) -> str | None:
+        """What ended the attempt before this one, if it said so."""
+        name = f"{self.checkpoints.place}/{END}"
         if self.rank or not self.run.exists(name):
             return None
         text = f"goes on from step {self.first}: {self.run.read_bytes(name).decode()}"
@@ -101,33 +104,50 @@ class Training:
             return models.load(*arguments, job.calibrated)
         return models.load_partitioned(*arguments, engine.settings(job.section, job.workers), job.calibrated)
 
-    def fit(self) -> bool:
+    def fit(self) -> None:
         """Every step that is still to be done, with evaluations and checkpoints on the way, then the model.
 
-        False when it stopped before, at a checkpoint, because the node of a worker is to go.
+        NodeLeaves when it stops before, at a checkpoint, because the node of a worker is to go.
         """
         for step in range(self.first, self.steps):
-            self.now = step
+            self.now, start = step, time.monotonic()
             if step % self.section.eval_every == 0:
                 self.evaluate(step)
-            preempted = self.preempted()
+            noticed = self.leaving or self.notice()
+            leave = noticed and from_rank_0(bool(self.spares and self.spares.hand_over(self.step_s)))
             if step > self.first:
-                self.save(step, preempted)
-            if preempted:
-                self.checkpoints.wait()
-                dist.barrier()
-                return False
+                self.save(step, leave or noticed > self.leaving)
+            self.leaving = noticed
+            if leave:
+                self.leave()
             self.step(step)
+            self.step_s = time.monotonic() - start
         self.evaluate(self.steps)
         self.finish()
-        return True
 
-    def preempted(self) -> bool:
-        """Whether the node of a worker is to go. Every rank must ask; where Ray does not watch, nobody does."""
+    def notice(self) -> bool:
+        """Whether the node of a worker is to go: spares then start. Every rank must ask; where Ray does not watch,
+        nobody does.
+        """
         import ray.train
 
         watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
-        return watched and ray.train.get_preemption_info() is not None
+        if not watched or (info := ray.train.get_preemption_info()) is None:
+            return False
+        nodes: list[Any] = [None] * self.world
+        dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+        if self.rank == 0:
+            self.spares = Spares(info, nodes, self.job.workers)
+        return True
+
+    def leave(self) -> NoReturn:
+        """Ends this attempt, whose last step is saved; the next one says why."""
+        self.checkpoints.wait()
+        dist.barrier()
+        reason = "the node of a worker is to go: its last step is saved, others go on"
+        if self.rank == 0:
+            self.run.write_bytes(f"{self.checkpoints.place}/{END}", reason.encode())
+        raise NodeLeaves(reason)
 
     def save(self, step: int, needed: bool) -> None:
         """A checkpoint when it is needed or due, or when the weights are the best so far and these are asked for."""
@@ -338,33 +358,32 @@ class Training:
         }
 
 
-def train_all(config: dict[str, Any]) -> bool:
-    """The function of a Ray Train worker: one model after the other, without those that are complete.
-
-    Returns whether it stopped before the end, because the node of a worker is to go.
-    """
+def train_all(config: dict[str, Any]) -> None:
+    """The function of a Ray Train worker: one model after the other, without those that are complete."""
     run = Run(config["run"])
     place = config["checkpoints"]
     for values in config["jobs"]:
         job = Job.model_validate(values)
         engine.prepare(job.workers.gpu)
-        if run.artefact(job.artefact).manifest() is None and not train_one(run, place, job):
-            return True
-    return False
+        if run.artefact(job.artefact).manifest() is None:
+            train_one(run, place, job)
 
 
-def train_one(run: Run, place: str, job: Job) -> bool:
+def train_one(run: Run, place: str, job: Job) -> None:
     """As `Training.fit`. WorkStopped, which says who was waited for, when a collective takes longer than its limit."""
     training, limit_s = None, job.workers.collective_timeout_s
     collectives.limit_all(limit_s)
     nodes = collectives.addresses()
     try:
         training = Training(run, place, job)
-        return training.fit()
+        training.fit()
     except Exception as error:
         step = f"of step {training.now + 1}" if training else "before the first step"
         hang = collectives.hang(error, limit_s, nodes, f"{step} of {job.name}")
         if hang is None:
             raise
-        run.write_bytes(f"{place}/{job.name}/{HANG}", str(hang).encode())
+        run.write_bytes(f"{place}/{job.name}/{END}", str(hang).encode())
         raise hang from error
+    finally:
+        if training and training.spares:
+            forget()

@@ -46,9 +46,7 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     watcher = threading.Thread(target=watch, args=(run, jobs, done), daemon=True)
     watcher.start()
     try:
-        while train(trainer(run, folder, jobs, config.resources.wait_s), jobs[0].workers, stage):
-            print(f"[{stage}] the node of a worker is to go: its last step is saved, others go on", flush=True)
-            connect.require("train", config.resources.train, config.resources.wait_s)
+        train(trainer(run, folder, jobs, config.resources.wait_s), jobs[0].workers, stage)
     finally:
         done.set()
         watcher.join()
@@ -119,7 +117,8 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from minos_ray.training.elastic import LOOK_EVERY_S, START_S, follow_cluster
+    from minos_ray.training import spares
+    from minos_ray.training.elastic import LOOK_EVERY_S, START_S, excuse_drains, follow_cluster
     from minos_ray.training.loop import train_all
 
     workers = jobs[0].workers
@@ -154,25 +153,24 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
             storage_filesystem=run.fs,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=failures,
+            worker_runtime_env=spares.environment(train_all.__module__),
         ),
     )
+    excuse_drains(torch_trainer)
     if elastic:
         follow_cluster(torch_trainer, workers, wait_s, run.path, [(f"{folder}/{job.name}", job.key) for job in jobs])
     return torch_trainer
 
 
-def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> bool:
-    """Runs it. A worker's UserError is raised as such, every other failure as WorkStopped.
-
-    True when it stopped at a checkpoint because the node of a worker is to go.
-    """
+def train(torch_trainer: "TorchTrainer", workers: Workers, stage: str) -> None:
+    """Runs it. A worker's UserError is raised as such, every other failure as WorkStopped."""
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     # Ray Train's handler of SIGINT would stay for good, keep the controller alive and turn Ctrl-C into exit code 0.
     torch_trainer._register_sigint_handler = lambda controller: None
     try:
-        return bool(torch_trainer.fit().return_value)
+        torch_trainer.fit()
     except RayActorError as error:
         message = f"{stage}: Ray Train's controller died; the same command goes on from the last checkpoint"
         raise WorkStopped(message) from error

@@ -48,7 +48,9 @@ def stop_the_other_worker(first: int, raylets: set[int]) -> None:
 def test_drained_and_hung_trainings_end_as_undisturbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing but the step in work is lost to a drain, which is no failure; of failures only the hang is allowed."""
+    """Nothing is lost to a drain, which is no failure: the next workers' processes are ready when the old ones leave.
+    Of failures only the hang is allowed.
+    """
     import ray
 
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
@@ -89,7 +91,9 @@ def test_drained_and_hung_trainings_end_as_undisturbed(
     assert "hung: goes on from step 4: worker 2 of 2 (127.0.0." in printed
     assert f" of step {AT + 1} of hung waited {LIMIT_S} s (resources.train.collective_timeout_s)" in printed
     starts = {name: [r["step"] for r in read_log(run, name) if r["event"] == "start"] for name in jobs}
-    assert starts == {"straight": [0], "drained": [0, AT], "hung": [0, 4]}
+    assert starts == {"straight": [0], "drained": [0, AT + 1], "hung": [0, 4]}
+    assert Path(f"{flags['drained']}.spare").exists()
+    assert "drained: goes on from step 6: the node of a worker is to go: its last step is saved" in printed
     losses = {name: [r["loss"] for r in read_log(run, name) if "loss" in r] for name in jobs}
     assert len(losses["straight"]) > 2 * AT
     assert losses["drained"] == losses["hung"] == losses["straight"]

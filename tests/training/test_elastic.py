@@ -10,6 +10,8 @@ from types import SimpleNamespace as Space
 from typing import Any
 
 import pytest
+from ray.train import FailureConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from minos_ray.cluster.bundles import bundles
 from minos_ray.cluster.connect import quiet_data
@@ -20,10 +22,11 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.trackers import TrackedRun
 from minos_ray.store.run import Run
 from minos_ray.study.trials import trials_at_once
-from minos_ray.training import checks, elastic
+from minos_ray.training import checks, elastic, spares
 from minos_ray.training.checkpoint import complete_checkpoints
 from minos_ray.training.log import Log, Record
 from minos_ray.training.reward import verifier_jobs
+from minos_ray.training.spares import NodeLeaves
 from minos_ray.training.trainer import fit, train, watch
 from tests.raylets import STORE, cluster_of_raylets
 from tests.training.trainings import changed, records
@@ -310,3 +313,21 @@ def test_each_model_has_its_line_of_how_many_workers_train_it(
     watch(run, [Space(name=name, steps=1) for name in ("orm-base", "prm-base")], done)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{name}: {start['text']}" for name in ("orm-base", "prm-base")]
+
+
+def test_a_group_that_leaves_a_node_starts_again_uncounted() -> None:
+    """Any other failure counts, also beside it."""
+    excusing = elastic.DrainsExcused(FailureConfig(max_failures=1))
+    drained = {rank: NodeLeaves("to go") for rank in range(2)}
+    decisions = [excusing.make_decision(WorkerGroupError("all", drained)) for _ in range(3)]
+    mixed = WorkerGroupError("one", {**drained, 1: ValueError("wrong")})
+    decisions += [excusing.make_decision(mixed) for _ in range(2)]
+    assert [decision.name for decision in decisions] == ["RETRY"] * 4 + ["RAISE"]
+
+
+def test_spares_start_where_workers_are_and_where_others_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {"a": 0.0, "b": 1.0, "c": 5.0, "d": 0.0}
+    monkeypatch.setattr(spares, "alive", lambda: [Space(id=name) for name in nodes])
+    monkeypatch.setattr(spares, "free_for", lambda need: [{"CPU": cpus} for cpus in nodes.values()])
+    workers = Workers(workers=4, cpus=1)
+    assert spares.counts(["a", "a", "x", "x"], ["x"], workers) == {"a": 2, "b": 1, "c": 2}
