@@ -13,6 +13,7 @@ from minos_ray.config.load import resolve
 from minos_ray.config.schema import Sample
 from minos_ray.errors import UserError
 from minos_ray.steps import encoding
+from minos_ray.store.model_files import load_tokenizer
 
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that fulfils it.\n\n"
@@ -32,6 +33,12 @@ def prompt_of(sample: Sample) -> Callable[[str, Any], list[int]]:
                 "it into a prompt of your own"
             )
     return partial(prompt, **options) if options else prompt
+
+
+def prompt_tokens(sample: Sample, path: str, trust_remote_code: bool, question: str | None) -> int:
+    """Tokens of a question's prompt; 0 without a question. UserError when the tokenizer or the prompt fails."""
+    tokenizer, prompt = load_tokenizer(path, trust_remote_code), prompt_of(sample)
+    return 0 if question is None else len(prompt(question, tokenizer))
 
 
 def plain(question: str, tokenizer: Any) -> list[int]:

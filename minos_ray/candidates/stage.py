@@ -23,6 +23,7 @@ from minos_ray.candidates.engine import ENGINE_DIED
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import GroupSampler, Sampler, Units, plan, task_units
 from minos_ray.cluster.bundles import Bundles
+from minos_ray.cluster.connect import join
 from minos_ray.config.load import Config, NamedFunction
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Model
@@ -32,8 +33,9 @@ from minos_ray.graph.lengths import DRAWN, PROMPT_TOO_LONG, require_room
 from minos_ray.graph.state import Todo
 from minos_ray.problems.split import read_problems
 from minos_ray.store.filesystem import prefetch
-from minos_ray.store.model_files import engine_bytes, is_hub_id, load_tokenizer, locate
+from minos_ray.store.model_files import engine_bytes, is_hub_id, locate
 from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
+from minos_ray.work.beside import beside
 from minos_ray.work.run_units import Work, compacted_before_pieces, mark_stored, run_units
 
 AMOUNTS = ("n_train", "n_test")
@@ -97,14 +99,19 @@ def read_targets(config: Config, run: Run) -> Targets:
 
 def check_prompt(config: Config, run: Run, targets: Targets) -> None:
     """Makes the prompt of the shortest question, to raise a UserError about the generator, its tokenizer, the prompt or
-    its length before any work."""
-    model = generator(config)
+    its length before any work.
+
+    It is made in another process, for transformers brings torch; meanwhile this one joins Ray.
+    """
+    model, questions = generator(config), targets.problems["question"]
     path = locate(model, run)
-    tokenizer = load_tokenizer(path, model.trust_remote_code)
-    prompt, questions = prompt_of(config.sample), targets.problems["question"]
-    if len(questions):
-        shortest = pc.index(characters := pc.utf8_length(questions), pc.min(characters)).as_py()
-        tokens = len(prompt(questions[shortest].as_py(), tokenizer))
+    shortest = pc.index(characters := pc.utf8_length(questions), pc.min(characters)).as_py() if len(questions) else None
+    question = None if shortest is None else questions[shortest].as_py()
+    call = ("minos_ray.candidates.prompts:prompt_tokens", config.sample, path, model.trust_remote_code, question)
+    with beside(*call) as value:
+        join(config.resources)
+        tokens = value()
+    if question is not None:
         require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path, tokens)
 
 

@@ -32,6 +32,8 @@ MAX_PARTS = 10_000
 # A task is this many times as long as what a worker is given at once: finished units are stored, so a long task loses
 # nothing, and engines run empty less often.
 BATCHES_PER_TASK = 16
+# With so many tasks for each actor they are as long as they need to be: more are only more for the driver to hand out.
+TASKS_PER_ACTOR = 1000
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def run_units(run: Run, artefact: str, units: pa.Table, work: Work, resources: R
         "part_units": -(-units.num_rows // MAX_PARTS),
         "batch_units": work.batch_units,
     }
-    most = work.most_units or max(work.batch_units * BATCHES_PER_TASK, constructor["part_units"])
+    longest = max(work.batch_units * BATCHES_PER_TASK, units.num_rows // (pool.actors * TASKS_PER_ACTOR))
+    most = work.most_units or max(longest, constructor["part_units"])
     sizes = task_sizes(units.num_rows, pool.actors, most, work.least_units or -(-work.batch_units // 8))
     outcome = Outcome(work, units.num_rows)
     try:
