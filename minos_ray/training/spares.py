@@ -51,11 +51,16 @@ class Spares:
 
 
 def counts(nodes: Sequence[str], leaving: Sequence[str], workers: Workers) -> Counter[str]:
-    """How many spares each node gets: as many as it has workers, and where others fit as many as will be missing."""
+    """How many spares each node gets: as many as it has workers, and for those that will be missing, which Ray may
+    place on any node where they fit, two each.
+    """
     spares = Counter(node for node in nodes if node not in leaving)
     missing, need = len(nodes) - spares.total(), bundles(workers)
+    more = 2 * missing
     for node, free in zip(alive(), free_for(need), strict=True):
-        spares[node.id] += min(missing, room(need, [free]))
+        fitting = min(missing, room(need, [free]), more)
+        spares[node.id] += fitting
+        more -= fitting
     return +spares
 
 

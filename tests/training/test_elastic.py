@@ -326,8 +326,8 @@ def test_a_group_that_leaves_a_node_starts_again_uncounted() -> None:
 
 
 def test_spares_start_where_workers_are_and_where_others_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = {"a": 0.0, "b": 1.0, "c": 5.0, "d": 0.0}
+    nodes = {"a": 0.0, "b": 1.0, "c": 5.0, "d": 0.0, "e": 1.0, "f": 1.0}
     monkeypatch.setattr(spares, "alive", lambda: [Space(id=name) for name in nodes])
     monkeypatch.setattr(spares, "free_for", lambda need: [{"CPU": cpus} for cpus in nodes.values()])
     workers = Workers(workers=4, cpus=1)
-    assert spares.counts(["a", "a", "x", "x"], ["x"], workers) == {"a": 2, "b": 1, "c": 2}
+    assert spares.counts(["a", "a", "x", "x"], ["x"], workers) == {"a": 2, "b": 1, "c": 2, "e": 1}
