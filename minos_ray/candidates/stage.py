@@ -101,7 +101,7 @@ def check_prompt(config: Config, run: Run, targets: Targets) -> None:
     """Makes the prompt of the shortest question, to raise a UserError about the generator, its tokenizer, the prompt or
     its length before any work.
 
-    It is made in another process, for transformers brings torch; meanwhile this one joins Ray.
+    It is made in another process, for transformers brings torch; meanwhile this one joins Ray, if rows are missing.
     """
     model, questions = generator(config), targets.problems["question"]
     path = locate(model, run)
@@ -109,7 +109,8 @@ def check_prompt(config: Config, run: Run, targets: Targets) -> None:
     question = None if shortest is None else questions[shortest].as_py()
     call = ("minos_ray.candidates.prompts:prompt_tokens", config.sample, path, model.trust_remote_code, question)
     with beside(*call) as value:
-        join(config.resources)
+        if sum(footer.rows for _, footer in run.artefact("candidates").part_footers()) < targets.rows:
+            join(config.resources)
         tokens = value()
     if question is not None:
         require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path, tokens)

@@ -5,7 +5,6 @@ its rows are a function of (seed, step) and its loss is divided by the number of
 """
 
 import math
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from minos_ray.training.log import Log, Record, classification, curve, held_out_
 from minos_ray.training.losses import Losses, Objective, disable_dropout, restore_dropout
 from minos_ray.training.packing import longest_together
 from minos_ray.training.rows import Rows
-from minos_ray.training.spares import NodeLeaves, Spares, forget
+from minos_ray.training.spares import NodeLeaves, Spares, forget, watched
 from minos_ray.training.verifier_losses import computed
 
 # Pairs' rows whose reference is stored at once: what a kill can cost.
@@ -131,8 +130,7 @@ class Training:
         """
         import ray.train
 
-        watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
-        if not watched or (info := ray.train.get_preemption_info()) is None:
+        if not watched() or (info := ray.train.get_preemption_info()) is None:
             return False
         nodes: list[Any] = [None] * self.world
         dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())

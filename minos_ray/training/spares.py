@@ -56,11 +56,11 @@ def counts(nodes: Sequence[str], leaving: Sequence[str], workers: Workers) -> Co
     """
     spares = Counter(node for node in nodes if node not in leaving)
     missing, need = len(nodes) - spares.total(), bundles(workers)
-    more = 2 * missing
+    extra = 2 * missing
     for node, free in zip(alive(), free_for(need), strict=True):
-        fitting = min(missing, room(need, [free]), more)
+        fitting = min(missing, room(need, [free]), extra)
         spares[node.id] += fitting
-        more -= fitting
+        extra -= fitting
     return +spares
 
 
@@ -99,10 +99,15 @@ def forget() -> None:
     _internal_kv_del(KEY, del_by_prefix=True)
 
 
+def watched() -> bool:
+    """Whether Ray Train watches for nodes that are to go."""
+    return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+
+
 def environment(module: str) -> dict[str, Any]:
     """The runtime environment of workers, of which each process calls `prepare`, spare or not, before its first task.
 
-    A setup hook of the user's own stays.
+    Empty where Ray does not watch its nodes; a setup hook of the user's own stays.
     """
     import ray
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
@@ -120,9 +125,8 @@ def environment(module: str) -> dict[str, Any]:
 
             logging.getLogger("minos_ray").exception("a process for a worker is not prepared ahead")
 
-    if WORKER_PROCESS_SETUP_HOOK_ENV_VAR in os.environ or ray.get_runtime_context().runtime_env.get("env_vars", {}).get(
-        WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-    ):
+    variables = {**os.environ, **ray.get_runtime_context().runtime_env.get("env_vars", {})}
+    if not watched() or WORKER_PROCESS_SETUP_HOOK_ENV_VAR in variables:
         return {}
     exported = export_setup_func_callable({}, set_up, global_worker)
     return {"env_vars": exported["env_vars"]}
