@@ -62,11 +62,12 @@ def one_stage(arguments: argparse.Namespace) -> None:
     if arguments.command == "evaluate":
         import json
 
-        from minos_ray.report.budget import budget_text
+        from minos_ray.report.budget import budget_table, peak_lines
         from minos_ray.report.statement import category_tables
 
         evaluation = json.loads(run.read_bytes(manifest.artefact))
-        for text in filter(None, (category_tables(evaluation), budget_text(evaluation))):
+        budgets, peaks = budget_table(evaluation), "\n".join(peak_lines(evaluation))
+        for text in filter(None, (category_tables(evaluation), budgets, peaks)):
             print(f"\n{text}")
 
 

@@ -19,20 +19,9 @@ OWN = {"model", "max_tokens", "temperature", "top_p", "reasoning_effort"}
 FIXED = {"messages", "response_format", "max_completion_tokens", "stream", "n"}
 
 
-def check_address(base_url: str) -> None:
-    """ValueError when an address holds a name and a password, or a key in its query, which logs would show."""
-    if holds_secret(base_url):
-        raise ValueError("base_url with a password or key would stand in logs; set the key in the environment")
-
-
 def holds_secret(url: str) -> bool:
     """Whether an address holds a name and a password, or a key in its query."""
     return "@" in urlsplit(url).netloc or any(map(SECRET.search, address(url)[1]))
-
-
-def on_loopback(base_url: str) -> bool:
-    """Whether an address is on this very machine."""
-    return "//127.0.0.1" in base_url or "//localhost" in base_url
 
 
 def address(base_url: str) -> tuple[str, dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, StringConstraints, model_validator
 
 from minos_ray.config.base import Section, Seed
-from minos_ray.config.endpoints import check_address, check_body, check_headers
+from minos_ray.config.endpoints import check_body, check_headers, holds_secret
 from minos_ray.config.resources import Observe, Resources
 from minos_ray.config.study import Study, Sweep
 from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Refine, Reward, Sft, StepEncoding, Teach, Train
@@ -198,7 +198,8 @@ class Critique(Section):
     @model_validator(mode="after")
     def requests_hold_no_secret(self) -> "Critique":
         """What is added to a request is fit to be sent, and to stand in the files of the run."""
-        check_address(self.base_url)
+        if holds_secret(self.base_url):
+            raise ValueError("base_url with a password or key would stand in logs; set the key in the environment")
         check_headers(self.extra_headers)
         check_body(self.extra_body)
         return self

@@ -17,10 +17,10 @@ from typing import Any
 from openai.types import Batch, BatchError
 
 from minos_ray.critiques import retry
-from minos_ray.critiques.batch_api import BatchAPI, most_in_batch, read_lines, request_line
+from minos_ray.critiques.batch_api import PRICE, BatchAPI, read_lines, request_line
 from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.endpoint import Endpoint
-from minos_ray.critiques.limits import Budget
+from minos_ray.critiques.limits import Budget, most_usd
 from minos_ray.critiques.prompts import Request, body
 from minos_ray.critiques.reply import NO_MONEY, Answer, Reader, RowError, status_of
 from minos_ray.critiques.retry import StopRules
@@ -198,7 +198,8 @@ class Batches:
         count = min(self.plan.trial, self.per_batch) if self.untried else self.per_batch
         for key in self.waiting:
             messages = self.requests[key].messages
-            line, usd = request_line(key, body(self.section, messages)), most_in_batch(self.section, messages)
+            line = request_line(key, body(self.section, messages))
+            usd = PRICE * most_usd(self.section, messages)
             if len(keys) == count or size + len(line) > self.plan.size:
                 break
             if not self.budget.fits(most + usd):

@@ -18,7 +18,6 @@ from openai.types import Batch
 from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
 from minos_ray.critiques.endpoint import PREFLIGHT_S, Endpoint
-from minos_ray.critiques.limits import most_usd
 from minos_ray.critiques.prompts import Messages
 from minos_ray.critiques.reply import Answer, BadReply, RowError, error_inside, quoted, read
 from minos_ray.errors import UserError, WorkStopped
@@ -177,8 +176,3 @@ def read_line(section: Critique, messages: Messages, line: dict[str, Any]) -> An
         raise RowError(http, error.code, error.message)
     answer = read(section, messages, content)
     return replace(answer, cost_usd=PRICE * answer.cost_usd)
-
-
-def most_in_batch(section: Critique, messages: Messages) -> float:
-    """The most that a request can cost in a batch, USD."""
-    return PRICE * most_usd(section, messages)

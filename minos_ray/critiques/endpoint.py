@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 import openai
 
-from minos_ray.config.endpoints import OFFLINE, address, on_loopback
+from minos_ray.config.endpoints import OFFLINE, address
 from minos_ray.config.load import secret
 from minos_ray.config.resources import Client
 from minos_ray.config.schema import Critique
@@ -38,7 +38,8 @@ class Endpoint:
         pool = type(openai.DEFAULT_CONNECTION_LIMITS)(
             max_connections=connections, max_keepalive_connections=connections
         )
-        trust_env = not on_loopback(self.base_url)
+        # A proxy of the environment does not know this machine by that name.
+        trust_env = "//127.0.0.1" not in self.base_url and "//localhost" not in self.base_url
         base_url, query = address(self.base_url)
         return openai.AsyncOpenAI(
             base_url=base_url,

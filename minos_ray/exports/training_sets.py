@@ -144,7 +144,14 @@ def export_prompt_completion(
     dropped = Counter[str]()
     rows = critiques(run, split, dropped) if source == "critiques" else notes(run, split, dropped)
     if form == "chat":
-        return write_file(out, COLUMNS[TURNS], map(as_turns, rows), Counter(), dropped)
+        turns = (
+            {
+                "prompt": critic_turns(row["question"], row["solution"]),
+                "completion": [{"role": "assistant", "content": row["completion"]}],
+            }
+            for row in rows
+        )
+        return write_file(out, COLUMNS[TURNS], turns, Counter(), dropped)
     texts = ({**row, "prompt": question_text(row["question"]) + row["solution"] + CRITIQUE} for row in rows)
     return write_file(out, COLUMNS[pa.string()], texts, Counter(), dropped)
 
@@ -179,9 +186,3 @@ def notes(run: Run, split: Split, dropped: Counter[str]) -> Iterator[Row]:
 def pair(question: str, steps: list[str], critique: str) -> Row:
     """One training pair."""
     return {"question": question, "solution": "".join(map(step_text, steps)), "completion": critique}
-
-
-def as_turns(row: Row) -> Row:
-    """One training pair as turns of a chat."""
-    completion = [{"role": "assistant", "content": row["completion"]}]
-    return {"prompt": critic_turns(row["question"], row["solution"]), "completion": completion}

@@ -194,14 +194,18 @@ class Collection:
 
         Where the gold answer is not given, the answer of a right solution is it; of several the first, counted.
         """
-        problem = self._problem(found)
+        fields = {"dataset": found.dataset, "split": found.split, "question": found.question}
+        default = {"problem_id": f"{self.prefix}-{len(self.problems)}", **fields, "answer": "", "solution": None}
+        problem = self.problems.setdefault((found.dataset, found.question), default)
         if problem["split"] != found.split:
             self.dropped[f"{found.split}: question also in {problem['split']}"] += 1
             return None
         if problem["answer"] and found.gold and found.gold != problem["answer"]:
             self.notes[OTHER_GOLD] += 1
         problem["answer"] = problem["answer"] or found.gold or (found.answer if found.correct else None) or ""
-        row_candidate = candidate(problem["problem_id"], self._index(problem), written(found.steps), found.model)
+        name = problem["problem_id"]
+        row_candidate = candidate(name, self.indices[name], written(found.steps), found.model)
+        self.indices[name] += 1
         labels, errors = after_first_error(found.step_labels, [], self.policy)
         row = label(row_candidate, found.answer, found.correct, found.steps, labels, found.source)
         row["error_types"] = errors
@@ -213,15 +217,6 @@ class Collection:
         self.keep("candidates", row_candidate)
         self.keep("labels", row)
         return row
-
-    def _problem(self, found: Solution) -> Row:
-        fields = {"dataset": found.dataset, "split": found.split, "question": found.question}
-        default = {"problem_id": f"{self.prefix}-{len(self.problems)}", **fields, "answer": "", "solution": None}
-        return self.problems.setdefault((found.dataset, found.question), default)
-
-    def _index(self, problem: Row) -> int:
-        self.indices[problem["problem_id"]] += 1
-        return self.indices[problem["problem_id"]] - 1
 
     def keep(self, name: str, row: Row) -> None:
         """One row more. Rows go into Arrow tables early: as Python objects they take ten times the memory."""

@@ -1,13 +1,11 @@
 """The note that comes with a made solution, in the form of a critique: what is wrong and what would have been right."""
 
-import random
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from minos_ray.grading.numbers import canonical
 from minos_ray.inserted.reading import Calculation, Token
-from minos_ray.steps.critique_text import critique_text
 
 
 class Remark(NamedTuple):
@@ -77,10 +75,3 @@ def expression(tokens: Sequence[Token]) -> str:
 def equation(calculation: Calculation) -> str:
     """`48 / 2 = 24`."""
     return f"{expression(calculation.tokens)} = {canonical(calculation.result)}"
-
-
-def write_note(remarks: Sequence[Remark], labels: Sequence[int], rng: random.Random) -> str:
-    """One line per step, the answer line included, then the verdict on the answer; the words are drawn by `rng`."""
-    texts = [rng.choice(WORDS[remark.kind]).format(**remark._asdict()) for remark in remarks]
-    steps = ((text[0].upper() + text[1:], bool(label)) for text, label in zip(texts, labels, strict=True))
-    return critique_text(steps, bool(labels[-1]))

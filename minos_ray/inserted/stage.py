@@ -14,7 +14,7 @@ from minos_ray.config.schema import Inserted, InsertedType
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.inserted.errors import Made, donors_of, insert, unchanged
-from minos_ray.inserted.notes import Remark, write_note
+from minos_ray.inserted.notes import WORDS, Remark
 from minos_ray.inserted.reading import Refused, Solution, read_solution, read_step
 from minos_ray.observe.progress import Progress
 from minos_ray.problems.split import (
@@ -26,7 +26,7 @@ from minos_ray.problems.split import (
     read_problems,
     rows_of_problems,
 )
-from minos_ray.steps.critique_text import agrees, parse_critique
+from minos_ray.steps.critique_text import agrees, critique_text, parse_critique
 from minos_ray.steps.own_text import without_thinking
 from minos_ray.steps.split import lines
 from minos_ray.store.columns import Row, table
@@ -207,7 +207,9 @@ def labelled(
 ) -> dict[str, Any]:
     """Steps, labels and note; the note must say what the labels say."""
     labels = [int(not error) for error in errors]
-    note = write_note(remarks, labels, rng)
+    texts = [rng.choice(WORDS[remark.kind]).format(**remark._asdict()) for remark in remarks]
+    sentences = ((text[0].upper() + text[1:], bool(label)) for text, label in zip(texts, labels, strict=True))
+    note = critique_text(sentences, bool(labels[-1]))
     if not agrees(parse_critique(note, len(steps)), labels, bool(labels[-1])):
         raise RuntimeError(f"the note of {solution.source_id} contradicts its labels: {note}")
     return {

@@ -114,13 +114,13 @@ def make_plan(config: Config, run: Run, graded: bool) -> Plan:
     quicker, the trees can only be larger.
     """
     assert config.label.rollouts is not None
-    answers = train_answers(run)
-    rows = chosen(run, list(answers), config.label.rollouts.candidates, config.seed)
+    problems = problems_by_id(run, "train", ["problem_id", "answer"])
+    rows = chosen(run, list(problems), config.label.rollouts.candidates, config.seed)
     statuses = ["wrong"] * len(rows)
     if graded:
         grader, workers = resolve(config.label.grader), len(os.sched_getaffinity(0))
         with Grading(grader, config.label.timeout_s, workers) as grading:
-            grades = grading([answers[row["problem_id"]] for row in rows], [row["text"] for row in rows])
+            grades = grading([problems[row["problem_id"]]["answer"] for row in rows], [row["text"] for row in rows])
         statuses = [grade.status for grade in grades]
     counts = Counter(f"candidate_{status}" for status in statuses if status not in GRADED)
     graded_rows = [(row, status == "correct") for row, status in zip(rows, statuses, strict=True) if status in GRADED]
@@ -133,11 +133,6 @@ def make_plan(config: Config, run: Run, graded: bool) -> Plan:
         steps += sum(len(cut) for cut, _, _ in cuts)
         trees.append(grow(problem_id, [(cut, correct) for cut, _, correct in cuts]))
     return Plan([tree for tree in trees if tree.parents], len(graded_rows), steps, counts)
-
-
-def train_answers(run: Run) -> dict[str, str]:
-    """Gold answer by problem id, of the train split."""
-    return {name: row["answer"] for name, row in problems_by_id(run, "train", ["problem_id", "answer"]).items()}
 
 
 def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> list[Row]:

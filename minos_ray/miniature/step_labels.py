@@ -114,15 +114,13 @@ class _Reader:
 
     def error(self, step: Calculation, gold: Gold | None) -> str:
         """The error type of a step that stands for `gold`; "" when it is right."""
-        if gold and self._is_gold(step, gold.calculation):
-            return ""
+        if gold:
+            right = gold.calculation
+            if _same(step, right.left, right.op, right.right) and step.result == right.result:
+                return ""
         if gold and _same(step, *self.operation(gold)):
             return "accumulation" if compute(step.left, step.op, step.right) == step.result else "calculation"
         return "logical" if {step.left, step.right} <= self.known else "unrelated"
-
-    @staticmethod
-    def _is_gold(step: Calculation, gold: Calculation) -> bool:
-        return _same(step, gold.left, gold.op, gold.right) and step.result == gold.result
 
     def take(self, step: Calculation, index: int | None) -> None:
         """Goes on from the step's own result."""

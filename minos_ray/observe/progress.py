@@ -224,35 +224,27 @@ class Progress:
         now = time.monotonic()
         if self.bar is None and now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
-            print(f"{self.label}: {self.done:,}/{self.total:,} {self._text()}{self._stall(now)}", flush=True)
+            quiet = now - self.moved
+            stall = f", nothing new for {duration(quiet)}" if quiet >= LINE_EVERY_S else ""
+            print(f"{self.label}: {self.done:,}/{self.total:,} {self._text()}{stall}", flush=True)
 
     def _seconds(self) -> float:
         return max(time.monotonic() - self.start, 1e-9)
 
     def _text(self) -> str:
-        rate = self._rate()
-        going_on = rate > 0 and self.done < self.total and not self.over.is_set()
-        remaining = f", {duration(self._remaining_s(rate))} left" if going_on else ""
+        # Up to the last unit that was done: units still in work do not lower the rate.
+        seconds = self._seconds() if self.over.is_set() else self.moved - self.start
+        rate, units, remaining = (self.done - self.first) / max(seconds, 1e-9), self.total - self.done, ""
+        if rate > 0 and units > 0 and not self.over.is_set():
+            # One unit has been in work since the last one was done.
+            remaining_s = max(units / rate - (time.monotonic() - self.moved), (units - 1) / rate)
+            remaining = f", {duration(remaining_s)} left"
         tokens = f", {self.numbers['tokens'] / self._seconds():,.0f} tokens/s" if self.numbers.get("tokens") else ""
         failed = f", failed {sum(self.failures.values()):,}" if any(self.failures.values()) else ""
         extra = "".join(f", {key} {value}" for key, value in self.shown.items())
         slow = 0 < rate < 0.5
         pace = f"{1 / rate:,.1f} s/{self.unit.removesuffix('s')}" if slow else f"{rate:,.1f} {self.unit}/s"
         return f"{pace}{remaining}{tokens}{extra}{failed}"
-
-    def _rate(self) -> float:
-        """Units a second, measured up to the last one that was done: units still in work do not lower it."""
-        seconds = self._seconds() if self.over.is_set() else self.moved - self.start
-        return (self.done - self.first) / max(seconds, 1e-9)
-
-    def _remaining_s(self, rate: float) -> float:
-        """Seconds for the remaining units, one of which has been in work since the last one was done."""
-        units = self.total - self.done
-        return max(units / rate - (time.monotonic() - self.moved), (units - 1) / rate)
-
-    def _stall(self, now: float) -> str:
-        quiet = now - self.moved
-        return f", nothing new for {duration(quiet)}" if quiet >= LINE_EVERY_S else ""
 
     def _record(self, state: str) -> dict[str, Any]:
         """A record for the meter. `done` counts the work of this process, `before` what was done before it."""

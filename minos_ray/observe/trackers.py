@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from minos_ray.config.base import leaves
-from minos_ray.config.load import NamedFunction, resolve
+from minos_ray.config.load import resolve
 from minos_ray.config.resources import Observe
 from minos_ray.errors import UserError
 from minos_ray.observe.failure import cause, without_secrets
@@ -49,12 +49,6 @@ class Tracker(Protocol):
 
     def finish(self) -> object:
         """Sends what is still to be sent."""
-
-
-def named_tracker(observe: Observe) -> list[NamedFunction]:
-    """The function that the config names, if it names one."""
-    name, key = observe.tracker, "observe.tracker"
-    return [NamedFunction(key, name, FORM, (None,), observe.options)] if name else []
 
 
 def require_library(observe: Observe) -> None:

@@ -20,7 +20,7 @@ from minos_ray.graph.models import hub_config, model_problems
 from minos_ray.graph.specs import APART
 from minos_ray.graph.state import State, Todo, status, todo_of
 from minos_ray.labels import stage as labels
-from minos_ray.observe.trackers import named_tracker, require_library
+from minos_ray.observe.trackers import FORM, require_library
 from minos_ray.problems import stage as problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import is_hub_id
@@ -145,8 +145,9 @@ def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
     """The functions of the config that the stages to be done will call."""
     for checks in (problems, candidates, labels, critiques, training):
         yield from checks.functions(config, stages)
-    if stages & TRACKED:
-        yield from named_tracker(config.tracking)
+    tracking = config.tracking
+    if stages & TRACKED and tracking.tracker:
+        yield NamedFunction("observe.tracker", tracking.tracker, FORM, (None,), tracking.options)
 
 
 def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:

@@ -71,12 +71,6 @@ def peak_lines(evaluation: Entry) -> list[str]:
     return lines
 
 
-def budget_text(evaluation: Entry) -> str:
-    """What `minos evaluate` prints: the table of budgets, then where best-of-n is best."""
-    parts = [budget_table(evaluation), "\n".join(peak_lines(evaluation))]
-    return "\n\n".join(part for part in parts if part)
-
-
 @drawn
 def accuracy_over_cost(evaluation: Entry) -> "tuple[Figure, str] | None":
     """A panel for each axis: every choice as a point, the vote and the best choice for each budget as lines."""

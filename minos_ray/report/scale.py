@@ -1,17 +1,15 @@
 """The scale-up study: its picture beside the paper's points, and the table of trends."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minos_ray.evaluation.trend import NAME, rising, slope_weights
+from minos_ray.evaluation.trend import rising, slope_weights
 from minos_ray.report import paper
 from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
 from minos_ray.report.results import first_upper
-from minos_ray.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,11 +41,6 @@ class TrendRow:
     exchanges: int
     exact: bool
     p_problems: float | None
-
-
-def read_trend(run: Run) -> dict[str, Any] | None:
-    """sweep/trend.json, None where there is no sweep or one of an earlier version."""
-    return json.loads(run.read_bytes(NAME)) if run.exists(NAME) else None
 
 
 def trend_rows(trend: Mapping[str, Any] | None) -> list[TrendRow]:

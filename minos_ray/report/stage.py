@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from minos_ray.config.load import Config
 from minos_ray.errors import UserError
+from minos_ray.evaluation.trend import NAME as TREND
 from minos_ray.graph.specs import begin, fresh, specs
 from minos_ray.report import budget, figures, paper
 from minos_ray.report.browser import Browser, browser
@@ -40,7 +41,7 @@ from minos_ray.report.results import (
     rows,
 )
 from minos_ray.report.samples import Gallery, gallery, looked_at
-from minos_ray.report.scale import read_trend, scale, trend_rows
+from minos_ray.report.scale import scale, trend_rows
 from minos_ray.report.statement import NOT_ADJUSTED, interval, percent, signed, state
 from minos_ray.report.tables import costs, error_rows, last_shares, min_rows, reaches, steps_by_split, type_rows
 from minos_ray.store.run import Manifest, Run
@@ -97,7 +98,7 @@ def gather(config: Config, run: Run) -> Facts:
         missing=[name for name in names if name not in manifests],
         curves={name: curve for name, curve in points.items() if any("f1" in point for point in curve)},
         trials=trials,
-        trend=read_trend(run),
+        trend=json.loads(run.read_bytes(TREND)) if run.exists(TREND) else None,
         looked_at=problems,
         calibration={v: evaluation.get("calibration", {}).get(v, []) for v in config.reward.verifiers},
         gallery=gallery(run, config.report.candidates, config.seed, problems),

@@ -175,7 +175,11 @@ class Pooling(Verifier):
         # An ORM with a logit at every token (a calibrated one) is read at the last by `classify`, too.
         self.task: Literal["token_classify", "classify"] = "token_classify" if self.every_step else "classify"
         self.raw = PoolingParams(use_activation=False)
-        settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), self.fitted(resources))
+        # The precision of the saved model: vLLM's `auto` would turn float32 into half precision.
+        saved = str(self.config.dtype or "float32").removeprefix("torch.")
+        dtype = saved if resources.dtype == "auto" else resources.dtype
+        fitted = resources.model_copy(update={"max_model_len": self.max_length, "dtype": dtype})
+        settings = arguments(model, Model(model=model, trust_remote_code=trust_remote_code), fitted)
         self.llm = LLM(model, runner="pooling", pooler_config=PoolerConfig(task=self.task), **settings)
         self.guards = kill_engine_with_parent(self.llm)
 
@@ -184,12 +188,6 @@ class Pooling(Verifier):
         shut_down(self.llm, self.guards)
         del self.llm
         free_memory()
-
-    def fitted(self, resources: Scoring) -> Scoring:
-        """Resources with the length and the precision of the model: vLLM's `auto` turns float32 into half precision."""
-        saved = str(self.config.dtype or "float32").removeprefix("torch.")
-        dtype = saved if resources.dtype == "auto" else resources.dtype
-        return resources.model_copy(update={"max_model_len": self.max_length, "dtype": dtype})
 
     def compute(self, sequences: list[list[int]], read: list[list[int]]) -> tuple[list[list[float]], int]:
         """Every distinct sequence once, those with a shared prefix after one another."""

@@ -153,7 +153,10 @@ def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
     ids = [rows.ids[first:last] for first, last in bounds]
     positions = [rows.row_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
     targets = [rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]] for row in chosen]
-    language = [rows.language_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
+    language = [  # indices from which the tokens of a right solution are predicted; none for a wrong one
+        rows.first[row] - 1 + np.arange(rows.language_counts[row], dtype=np.int64) + start
+        for row, start in zip(chosen, starts, strict=True)
+    ]
     numbers = [np.arange(rows.position_starts[row], rows.position_starts[row + 1], dtype=np.int64) for row in chosen]
     row_of = np.repeat(np.arange(len(chosen)), rows.position_counts[chosen])
     groups = row_of if rows.groups is None else np.cumsum(np.append(False, group_begins(chosen, rows.groups)))[row_of]

@@ -114,10 +114,6 @@ class Rows:
         """Trained indices of one row."""
         return self.positions[self.position_starts[row] : self.position_starts[row + 1]].astype(np.int64)
 
-    def language_positions(self, row: int) -> np.ndarray:
-        """Indices from which the tokens of a right solution are predicted; none for a wrong one."""
-        return self.first[row] - 1 + np.arange(self.language_counts[row], dtype=np.int64)
-
 
 def flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """All values of a list column [values], and where each row starts [rows + 1]."""

@@ -32,7 +32,7 @@ from minos_ray.evaluation.growing import (
 from minos_ray.evaluation.precision import PREDICTED, Precision, peak, predicted_accuracy, ranked
 from minos_ray.evaluation.robust import risks, selected_values, shrunk
 from minos_ray.evaluation.selection import best_of
-from minos_ray.report.budget import best_rows, budget_text, way_name
+from minos_ray.report.budget import best_rows, budget_table, peak_lines, way_name
 from minos_ray.store.run import Run
 from tests.evaluation.test_stage import VERIFIERS, evaluated
 from tests.evaluation.test_stage import scored as with_scores
@@ -305,11 +305,11 @@ def test_peaks_are_those_of_best_of_n(evaluation: dict[str, Any]) -> None:
 
 
 def test_the_text_names_budgets_and_peaks(evaluation: dict[str, Any]) -> None:
-    text, rows = budget_text(evaluation), best_rows(evaluation)
+    text, rows = budget_table(evaluation), best_rows(evaluation)
     assert text.startswith("budget, solutions  tokens") and [row["solutions"] for row in rows][:2] == [1, 2]
     assert all(way_name(row) in text for row in rows)
-    assert sum(line.startswith("prm-minos: best-of-n") for line in text.splitlines()) == 1
-    assert budget_text({}) == ""
+    assert sum(line.startswith("prm-minos: best-of-n") for line in peak_lines(evaluation)) == 1
+    assert (budget_table({}), peak_lines({})) == ("", [])
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ from minos_ray.grading.numbers import extract_number, same_number
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.labels.completer import Completer
 from minos_ray.labels.rollout_plan import prefix_id
-from minos_ray.labels.rollouts import chosen, cost, make_plan, rollouts, train_answers, unit_table
+from minos_ray.labels.rollouts import chosen, cost, make_plan, rollouts, unit_table
 from minos_ray.labels.stage import label
 from minos_ray.miniature import load
 from minos_ray.pipeline.check import check, findings
+from minos_ray.problems.split import problems_by_id
 from minos_ray.store.run import Manifest, Run
 from tests.runs import put
 
@@ -134,10 +135,10 @@ def test_every_prefix_once_with_a_killed_actor_and_a_rerun(
 def right_prefixes(run: Run) -> list[tuple[str, str]]:
     """Prefixes of right train candidates."""
     found = []
-    answers = train_answers(run)
+    problems = problems_by_id(run, "train", ["problem_id", "answer"])
     for row in run.artefact("candidates").read().to_pylist():
         answer = extract_number(row["text"])
-        gold = answers.get(row["problem_id"])
+        gold = problems.get(row["problem_id"], {}).get("answer")
         if gold is not None and answer is not None and same_number(gold, answer):
             lines = row["text"].split("\n")
             found += [(row["problem_id"], "\n".join(lines[:k]) + "\n") for k in range(1, len(lines))]
@@ -263,7 +264,7 @@ def test_imported_labels_are_not_passed_over_in_silence(tmp_path: Path) -> None:
 
 def test_a_limit_takes_problems_in_turn_and_a_larger_one_adds_to_it(tmp_path: Path) -> None:
     run = make_run(make_config(tmp_path))
-    problems = list(train_answers(run))
+    problems = list(problems_by_id(run, "train", ["problem_id"]))
     few, more = ({row["candidate_id"] for row in chosen(run, problems, limit, 0)} for limit in (12, 20))
     assert len(few) == 12 and few < more
     counts = [sum(name.startswith(f"{problem}/") for name in few) for problem in problems]
