@@ -148,9 +148,9 @@ def wait(process: "subprocess.Popen[str]", folder: str) -> int | str:
 def ours(given: dict[str, Any]) -> None:
     """The contender: `ask`, as `minos critique` calls it."""
     from minos_ray.config.load import Config
-    from minos_ray.critiques.cache import Cache
     from minos_ray.critiques.client import ask
     from minos_ray.critiques.prompts import Request, content_key
+    from minos_ray.critiques.reply import Cache
     from minos_ray.critiques.stage import critique_status
     from minos_ray.store.run import Run
 

@@ -21,9 +21,9 @@ from trainers import BATCH_ROWS, MICRO_TOKENS, Ours, Row
 from minos_ray.steps.split import lines
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import batches
-from minos_ray.training.dpo import encoded_pairs, pair_rows
 from minos_ray.training.pretrain import byte_level_bpe
 from minos_ray.training.rows import Rows
+from minos_ray.training.sft import encoded_pairs, pair_rows
 
 BETA = 0.1
 OURS = "minos_ray, packed, prompt shared"

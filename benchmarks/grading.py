@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from common import alternate, show
 from math_verify import parse, verify
 
-from minos_ray.grading.graders import Grader, gsm8k, math
-from minos_ray.grading.pool import Grading
+from minos_ray.grading.graders import Grader, Grading, gsm8k, math
 from minos_ray.miniature.problems import attempt, draw, gold_chain, solution_text
 
 Pairs = list[tuple[str, str]]

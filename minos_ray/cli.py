@@ -122,8 +122,7 @@ def run_pipeline(source: str, overrides: Sequence[str], command: str) -> None:
 
     from minos_ray.config.load import load_config
     from minos_ray.observe.progress import duration
-    from minos_ray.pipeline.check import require
-    from minos_ray.pipeline.run import run_all
+    from minos_ray.pipeline.run import require, run_all
     from minos_ray.report.statement import results_table
     from minos_ray.store.run import Run
     from minos_ray.work.lock import require_unlocked
@@ -140,7 +139,7 @@ def run_pipeline(source: str, overrides: Sequence[str], command: str) -> None:
 def check(arguments: argparse.Namespace) -> None:
     """`minos check CONFIG`."""
     from minos_ray.config.load import load_config
-    from minos_ray.pipeline.check import check as check_config
+    from minos_ray.pipeline.run import check as check_config
 
     with leaving_ray():
         check_config(load_config(arguments.config, arguments.overrides))

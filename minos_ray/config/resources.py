@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from minos_ray.config.base import Count, Section
-from minos_ray.config.endpoints import SECRET_KEY, holds_secret
+from minos_ray.config.base import SECRET_KEY, Count, Section, holds_secret
 
 # A project may be called sk-learn.
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"

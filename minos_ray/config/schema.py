@@ -8,11 +8,21 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
-from minos_ray.config.base import Section, Seed
-from minos_ray.config.endpoints import check_body, check_headers, holds_secret
+from minos_ray.config.base import Section, Seed, check_body, check_headers, holds_secret
 from minos_ray.config.resources import Observe, Resources
-from minos_ray.config.study import Study, Sweep
-from minos_ray.config.training import VERIFIERS, Dpo, Pretrain, Refine, Reward, Sft, StepEncoding, Teach, Train
+from minos_ray.config.training import (
+    VERIFIERS,
+    Dpo,
+    Pretrain,
+    Refine,
+    Reward,
+    Sft,
+    StepEncoding,
+    Study,
+    Sweep,
+    Teach,
+    Train,
+)
 
 ErrorType = Literal["unrelated", "accumulation", "calculation", "logical", "other"]
 InsertedType = Literal["calculation", "logical", "unrelated", "accumulation"]

@@ -18,11 +18,10 @@ from openai.types import Batch, BatchError
 
 from minos_ray.critiques import retry
 from minos_ray.critiques.batch_api import PRICE, BatchAPI, read_lines, request_line
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.endpoint import Endpoint
 from minos_ray.critiques.limits import Budget, most_usd
 from minos_ray.critiques.prompts import Request, body
-from minos_ray.critiques.reply import NO_MONEY, Answer, Reader, RowError, status_of
+from minos_ray.critiques.reply import NO_MONEY, Answer, Cache, Reader, RowError, status_of
 from minos_ray.critiques.retry import StopRules
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.failure import too_many_failed

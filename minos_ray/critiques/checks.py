@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Set
 
-from minos_ray.config.endpoints import OFFLINE
+from minos_ray.config.base import OFFLINE
 from minos_ray.config.load import Config, NamedFunction
 from minos_ray.critiques.limits import cost, has_prices, most_tokens, priced
 from minos_ray.critiques.prompts import EXAMPLE
@@ -77,7 +77,7 @@ def expected_cost(config: Config, run: Run) -> str:
 
 def costs(config: Config, run: Run) -> str:
     """Count x what one critique is likely to cost, or why that cannot be said."""
-    from minos_ray.critiques.cache import Cache
+    from minos_ray.critiques.reply import Cache
     from minos_ray.critiques.stage import chosen
 
     section = config.critique

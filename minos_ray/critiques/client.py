@@ -21,11 +21,10 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
 from minos_ray.critiques.batch import Batches, require_no_open_batches
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.endpoint import Endpoint, open_endpoint, preflight
 from minos_ray.critiques.limits import Budget, Pace, Usage, most_tokens, most_usd, priced
 from minos_ray.critiques.prompts import Request, body
-from minos_ray.critiques.reply import Answer, Reader, decoded, quoted, read, status_of, thought_only
+from minos_ray.critiques.reply import Answer, Cache, Reader, decoded, quoted, read, status_of, thought_only
 from minos_ray.critiques.retry import EndpointGone, StopRules
 from minos_ray.errors import StorageFailed, WorkStopped
 from minos_ray.observe.progress import Progress

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 import openai
 
-from minos_ray.config.endpoints import OFFLINE, address
+from minos_ray.config.base import OFFLINE, address
 from minos_ray.config.load import secret
 from minos_ray.config.resources import Client
 from minos_ray.config.schema import Critique

@@ -14,16 +14,15 @@ import numpy as np
 
 from minos_ray.config.load import Config
 from minos_ray.config.schema import ERROR_TYPES, Critique, ErrorType
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.client import ask
 from minos_ray.critiques.endpoint import with_model
 from minos_ray.critiques.prompts import MARKED, Case, Messages, Request, build_request, case_of
-from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.reply import Answer, Cache
 from minos_ray.critiques.select import Outlines
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.problems.split import problems_by_id, turns
-from minos_ray.steps.own_text import without_thinking
+from minos_ray.steps.split import without_thinking
 from minos_ray.store.columns import SCHEMAS, Row, table
 from minos_ray.store.run import Manifest, Run
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from minos_ray.config.load import resolve
 from minos_ray.config.schema import Critique
 from minos_ray.steps import encoding
-from minos_ray.steps.own_text import without_thinking
+from minos_ray.steps.split import without_thinking
 
 Messages = list[dict[str, str]]
 INSTRUCTION = """Answer as JSON. `steps` has one entry for each of these lines: `explanation` holds what the line would

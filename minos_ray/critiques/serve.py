@@ -27,8 +27,7 @@ from minos_ray.config.resources import Resources
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.graph.specs import FOR_SPEED
-from minos_ray.store.contents import of_model
-from minos_ray.store.model_files import is_hub_id, locate
+from minos_ray.store.model_files import is_hub_id, locate, of_model
 from minos_ray.store.run import Run
 
 KEY_ENV, VLLM_KEY_ENV = "MINOS_CRITIC_KEY", "VLLM_API_KEY"

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Critique
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.client import ask
 from minos_ray.critiques.endpoint import with_model
 from minos_ray.critiques.error_types import error_types
 from minos_ray.critiques.limits import has_prices
 from minos_ray.critiques.prompts import Request, build_request, case_of
-from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.reply import Answer, Cache
 from minos_ray.critiques.retry import advice
 from minos_ray.critiques.select import Selection, select_stored
 from minos_ray.errors import UserError, WorkStopped

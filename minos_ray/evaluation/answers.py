@@ -8,8 +8,8 @@ from functools import lru_cache
 from types import TracebackType
 
 from minos_ray.grading.forms import normal
+from minos_ray.grading.graders import Comparer, side_by_side
 from minos_ray.grading.numbers import MAX_DIGITS, canonical
-from minos_ray.grading.pool import Comparer, side_by_side
 
 RIGHT, NO_ANSWER = 0, -1
 KINDS = ("fast", "parsed", "unreadable", "timeout")

@@ -23,7 +23,7 @@ from minos_ray.evaluation.answers import NO_ANSWER, RIGHT, Keys, text_key
 from minos_ray.problems.split import MOST_OUTLINED, count_rows, drawn, read_problems
 from minos_ray.scoring.verifier import aggregate
 from minos_ray.store.run import Artefact, Run
-from minos_ray.training.calibration import Platt
+from minos_ray.training.heads import Platt
 
 ROWS = 65_536
 # Artefacts that are sorted into files at a time, and the files that each has open: together half of what a process may

@@ -32,7 +32,7 @@ from minos_ray.observe.progress import Progress
 from minos_ray.observe.trackers import Tracking
 from minos_ray.problems.split import NOT_DRAWN
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.calibration import Platt, platt_of
+from minos_ray.training.heads import Platt, platt_of
 
 NAME = "evaluation.json"
 

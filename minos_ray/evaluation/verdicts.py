@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.training.calibration import MARGIN, Platt
+from minos_ray.training.heads import MARGIN, Platt
 from minos_ray.training.log import auc
 
 THRESHOLD = 0.5

@@ -12,7 +12,7 @@ import pyarrow as pa
 from minos_ray.exports.write import Exported, Split, batched, problems_of, solutions, write_file
 from minos_ray.imports.steps import FIRST_STEP, TAG
 from minos_ray.steps.encoding import CRITIQUE, critic_turns, question_text, step_text
-from minos_ray.steps.own_text import without_thinking
+from minos_ray.steps.split import without_thinking
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Run
 

@@ -14,8 +14,7 @@ from minos_ray.config.resources import Actors
 from minos_ray.errors import UserError
 from minos_ray.files.read import is_nothing, kind, readable, written
 from minos_ray.files.slices import Reader, Rows, Slice, beside
-from minos_ray.grading.graders import STYLES
-from minos_ray.grading.pool import Grading
+from minos_ray.grading.graders import STYLES, Grading
 from minos_ray.observe.progress import Progress
 from minos_ray.store.columns import STATUSES
 from minos_ray.work.file_slices import on_actors

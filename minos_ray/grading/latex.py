@@ -3,9 +3,8 @@
 import re
 
 from minos_ray.grading.forms import LONGEST, bare
-from minos_ray.grading.numbers import HASHES, TRIES, canonical, first_number, last_number, simplify
-from minos_ray.grading.signs import latex_signs
-from minos_ray.steps.own_text import own_solution
+from minos_ray.grading.numbers import HASHES, TRIES, canonical, first_number, last_number, latex_signs, simplify
+from minos_ray.steps.split import own_solution
 
 BOXED = re.compile(r"\\f?boxed\s*(?=\{)|\\f?boxed\s+(?=[^\s{])")
 SAYS = re.compile(r"\banswer(?:s(?=\s+are\b))?\s*(?:\*+\s*)?(?:is|are|:|=)(?![a-zA-Z_])[\s:*]*", re.IGNORECASE)

@@ -5,17 +5,24 @@ from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
-from minos_ray.grading.forms import ADJACENT, PERCENT, bare, choice_with_text, normal, parsed, point, readable
-from minos_ray.grading.parts import (
+from minos_ray.grading.forms import (
+    ADJACENT,
     APPROXIMATES,
     HEDGE,
     NEGATED,
+    PERCENT,
     RELATION,
+    bare,
+    choice_with_text,
     conclusion,
     counted_out,
     elements,
     in_full,
     is_name,
+    normal,
+    parsed,
+    point,
+    readable,
     sides,
     split,
     value_side,

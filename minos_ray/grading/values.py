@@ -38,9 +38,8 @@ from sympy.core.relational import GreaterThan, StrictGreaterThan
 from sympy.logic.boolalg import Boolean, BooleanFunction
 from sympy.sets.fancysets import Reals
 
-from minos_ray.grading.forms import PERCENT, parsed, readable
+from minos_ray.grading.forms import PERCENT, parsed, readable, value_side
 from minos_ray.grading.numbers import canonical
-from minos_ray.grading.parts import value_side
 
 # Two quantities with units, such as feet and inches, of which math-verify reads the first only.
 UNIT = r"\\(?:text|mbox|mathrm)\s*\{(?!\s*(?:and|or)\b)[^{}]*[a-zA-Z]{2,}[^{}]*\}|(?!and\b)[a-zA-Z]{3,}\b"

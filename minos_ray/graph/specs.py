@@ -11,7 +11,7 @@ from minos_ray.config.moved import with_names_of_today
 from minos_ray.config.schema import Model
 from minos_ray.config.training import BINARY
 from minos_ray.graph.lengths import outgrown
-from minos_ray.store.contents import of_model, of_path
+from minos_ray.store.model_files import of_model, of_path
 from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
 
 # Raise a number when the text or layout it names changes: artefacts made with the old one become stale.

@@ -40,8 +40,7 @@ from minos_ray.imports.grouping import (
     write_rows,
 )
 from minos_ray.observe.progress import Progress
-from minos_ray.steps.own_text import own_solution, without_thinking
-from minos_ray.steps.split import paragraphs_or_lines
+from minos_ray.steps.split import own_solution, paragraphs_or_lines, without_thinking
 from minos_ray.store import columns
 from minos_ray.store.run import Artefact, Manifest, Run, open_path
 

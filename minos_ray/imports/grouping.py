@@ -15,7 +15,7 @@ from minos_ray.files.read import BadRow, download, is_hub, records
 from minos_ray.steps.split import after_first_error, paragraphs_or_lines
 from minos_ray.store import columns as schema
 from minos_ray.store.columns import Row
-from minos_ray.store.contents import of_path
+from minos_ray.store.model_files import of_path
 from minos_ray.store.run import Artefact, Manifest, Run
 
 CHUNK = 20_000

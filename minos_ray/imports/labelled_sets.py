@@ -1,4 +1,5 @@
-"""Sets on whose labels verifiers are judged, all in split test: ProcessBench, PRMBench and Hard2Verify.
+"""Sets of solutions whose steps people or models labelled: PRM800K, and those on which verifiers are judged, all in
+split test (ProcessBench, PRMBench and Hard2Verify).
 
 **ProcessBench**: solutions of many models with the first wrong step as people see it (0-based, -1: none). Columns: id,
 generator (may be empty), problem, steps, final_answer_correct, label. The data set is the part of the id before its
@@ -7,27 +8,34 @@ ProcessBench's steps: 521 of the 3,400 solutions have a right answer and a wrong
 where no step is wrong, and false in all other rows.
 
 **PRMBench** (2501.03124): right solutions rewritten so that certain steps are wrong, in nine classes. Columns: idx,
-classification, modified_question, modified_process, error_steps (1-based), original_question, original_process. Read
-as its own evaluation reads it: a class has each idx once, the solutions that were rewritten for class `redundency` are
-the right controls (`correct`), and error steps behind the last step do not count.
+classification, modified_question, modified_process, error_steps (1-based), original_question, original_process. Read as
+its own evaluation reads it: a class has each idx once, the solutions that were rewritten for class `redundency` are the
+right controls (`correct`), and error steps behind the last step do not count.
 
 **Hard2Verify** (2510.13744): proofs and solutions of frontier models whose every step people called right or wrong.
 Columns: unique_id, question, model_response_by_step, human_labels (1 or 0; a step that rests on an error is wrong),
 human_labels_first_error_idx (0-based, -1: none), canary. Against leaking into training data the public file has the
 four columns of text and labels encrypted, each with the row's own canary; rows that somebody has decrypted are read as
 well.
+
+**PRM800K** (2305.20050, section 2.4): solutions of MATH problems whose steps people rated -1, 0 or 1. In phase 1 the
+labelers chose among several completions at each step, or wrote one; in phase 2 they rated a solution that was there
+before, up to its first error.
 """
 
 import base64
 import json
+import os
 from hashlib import sha256
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from minos_ray.files.read import BadRow
+from minos_ray.grading.graders import Grader, Grading
 from minos_ray.grading.latex import extract_latex
+from minos_ray.grading.same import same_text
 from minos_ray.imports.grouping import Collection, Policy, Row, Solution, usable
-from minos_ray.problems.rows import text_of, text_or_none
+from minos_ray.problems.table import text_of, text_or_none
 from minos_ray.store.run import Manifest, Run
 
 RIGHT_BUT_WRONG = "right answer, wrong step"
@@ -35,6 +43,12 @@ CONTROLS = "redundency"
 BEYOND = "error steps beyond the last step"
 ENCRYPTED = ("question", "model_response_by_step", "human_labels", "human_labels_first_error_idx")
 ELSEWHERE = "first error elsewhere than 'human_labels_first_error_idx'"
+USED = ("solution", "found_error")
+SERVED_TO_ALL = {
+    "is_quality_control_question": "quality control question",
+    "is_initial_screening_question": "initial screening question",
+}
+ANSWER_MARK = "# Answer"
 
 
 def import_processbench(src: str, run: Run, *, after_first_error: Policy = "keep") -> list[Manifest]:
@@ -156,3 +170,135 @@ def steps_of(record: Row, column: str) -> list[str]:
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
         raise BadRow(f"'{column}' is not a list of texts")
     return steps
+
+
+class Choice(NamedTuple):
+    """A completion and its label (-1 without a rating); `others` were rated and not gone on with."""
+
+    text: str
+    label: int
+    others: list[tuple[str, int]]
+
+
+class Rated(NamedTuple):
+    """One row: the rated steps, and the rest of the solution that nobody rated."""
+
+    question: str
+    gold: str
+    choices: list[Choice]
+    unrated: list[str]
+
+
+def import_prm800k(
+    src: str,
+    run: Run,
+    *,
+    split: Literal["train", "test"] = "train",
+    neutral: Literal["right", "wrong"] = "right",
+    alternatives: bool = False,
+    quality_control: bool = False,
+    after_first_error: Policy = "keep",
+    timeout_s: float = 5.0,
+) -> list[Manifest]:
+    """Problems, candidates and labels. Steps behind the first error are kept and unlabelled.
+
+    A solution is right when our grader says so, since the ratings are about steps. `neutral` is what a rating of 0
+    counts as (the paper's best setting: right). `alternatives` also takes each completion that was rated and not gone
+    on with, as a solution that ends with it. As in the paper, questions of quality control are left out.
+    """
+    options = {"split": split, "neutral": neutral, "alternatives": alternatives, "quality_control": quality_control}
+    options["after_first_error"] = after_first_error
+    collection = Collection("prm800k", after_first_error)
+    rows: list[Solution] = []
+    for rated in usable("prm800k", src, collection.dropped, lambda r: parse(r, neutral == "right", quality_control)):
+        rows.append(complete_solution(rated, split))
+        branches = unfinished(rated, split)
+        collection.notes["alternatives" if alternatives else "alternatives left out"] += len(branches)
+        rows += branches if alternatives else []
+    grader = Grader(answer_of, same_text, slow="minos_ray.grading.same:same_value")
+    with Grading(grader, timeout_s, workers=os.cpu_count() or 1) as grading:
+        grades = grading([row.gold or "" for row in rows], ["\n".join(row.steps) for row in rows])
+    for row, grade in zip(rows, grades, strict=True):
+        collection.add(row._replace(answer=grade.answer, correct=grade.correct))
+    return collection.write(run, "prm800k", src, options)
+
+
+def parse(record: Row, neutral: bool, quality_control: bool = False) -> Rated:
+    """The rated steps of one row; BadRow for what was given up, served to all labelers, or has another shape."""
+    for column, name in SERVED_TO_ALL.items():
+        if record.get(column) and not quality_control:
+            raise BadRow(name)
+    try:
+        question, gold = record["question"]["problem"].strip(), record["question"]["ground_truth_answer"]
+        reason = record["label"]["finish_reason"]
+        written = record["question"].get("pre_generated_steps") or []
+        choices = gone_on_with(record["label"]["steps"], written, neutral)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BadRow("not the shape of PRM800K") from error
+    if reason not in USED:
+        raise BadRow(f"finished as '{reason}'")
+    if not choices or not gold or not question:
+        raise BadRow("no question, gold answer or steps")
+    rated = [choice.text for choice in choices]
+    others = [text for choice in choices for text, _ in choice.others]
+    if not all(isinstance(text, str) for text in (gold, *rated, *others, *written)):
+        raise BadRow("not the shape of PRM800K")
+    return Rated(question, gold, choices, written[len(rated) :] if rated == written[: len(rated)] else [])
+
+
+def gone_on_with(steps: list[dict[str, Any]], written: list[str], neutral: bool) -> list[Choice]:
+    """The completion of each step that the solution went on with; where it ended, the one that was there before."""
+    choices: list[Choice] = []
+    for number, step in enumerate(steps):
+        choice = chosen(step, written[number] if number < len(written) else None, neutral)
+        if choice is not None:
+            choices.append(choice)
+        if choice is None or (step["chosen_completion"] is None and not step.get("human_completion")):
+            break
+    return choices
+
+
+def chosen(step: dict[str, Any], before: str | None, neutral: bool) -> Choice | None:
+    """One step; None when it has no completion at all. A step that a person wrote is right."""
+    labels = {1: 1, 0: int(neutral), -1: 0, None: -1}
+    rated = [(completion["text"], labels[completion["rating"]]) for completion in step["completions"] or []]
+    human, place = step.get("human_completion"), step["chosen_completion"]
+    if place is None and human:
+        return Choice(human["text"] if isinstance(human, dict) else human, 1, distinct(rated, None))
+    if not rated:
+        return None
+    texts = [text for text, _ in rated]
+    text, label = rated[place if place is not None else texts.index(before) if before in texts else 0]
+    return Choice(text, label, distinct(rated, text))
+
+
+def distinct(rated: list[tuple[str, int]], taken: str | None) -> list[tuple[str, int]]:
+    """Other completions with a rating, each text once."""
+    return list({text: (text, label) for text, label in rated if label >= 0 and text != taken}.values())
+
+
+def complete_solution(rated: Rated, split: str) -> Solution:
+    """The solution as it was written, with the steps that nobody rated."""
+    steps = [choice.text for choice in rated.choices] + rated.unrated
+    labels = [choice.label for choice in rated.choices] + [-1] * len(rated.unrated)
+    return solution(rated, split, steps, labels)
+
+
+def unfinished(rated: Rated, split: str) -> list[Solution]:
+    """A solution for each completion not gone on with; it ends there."""
+    steps, labels = [choice.text for choice in rated.choices], [choice.label for choice in rated.choices]
+    return [
+        solution(rated, split, [*steps[:place], text], [*labels[:place], label])
+        for place, choice in enumerate(rated.choices)
+        for text, label in choice.others
+    ]
+
+
+def solution(rated: Rated, split: str, steps: list[str], labels: list[int]) -> Solution:
+    """A row not graded yet."""
+    return Solution(rated.question, "math", steps, labels, False, None, rated.gold, "prm800k", split)
+
+
+def answer_of(text: str) -> str | None:
+    """What stands behind the last `# Answer`, where every finished solution has its answer."""
+    return text.rpartition(ANSWER_MARK)[2].strip() or None if ANSWER_MARK in text else None

@@ -10,7 +10,7 @@ from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow, files, records
 from minos_ray.imports.grouping import OTHER_GOLD, Row, begin_import, candidate, require_rows, write_rows
 from minos_ray.problems import gsm8k, math, table
-from minos_ray.problems.rows import text_of
+from minos_ray.problems.table import text_of
 from minos_ray.store.run import Manifest, Run
 
 Split = Literal["train", "test"]

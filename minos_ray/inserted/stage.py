@@ -27,8 +27,7 @@ from minos_ray.problems.split import (
     rows_of_problems,
 )
 from minos_ray.steps.critique_text import agrees, critique_text, parse_critique
-from minos_ray.steps.own_text import without_thinking
-from minos_ray.steps.split import lines
+from minos_ray.steps.split import lines, without_thinking
 from minos_ray.store.columns import Row, table
 from minos_ray.store.run import Manifest, Run
 

@@ -16,16 +16,14 @@ from minos_ray.candidates.stage import length_problems
 from minos_ray.config.load import Config, NamedFunction, resolve
 from minos_ray.config.schema import Label, Model
 from minos_ray.errors import UserError, errors_of
-from minos_ray.grading.graders import Graded, Grader
-from minos_ray.grading.pool import Grading
+from minos_ray.grading.graders import Graded, Grader, Grading
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.graph.state import Todo
 from minos_ray.inserted.stage import inserted
 from minos_ray.labels.rollout_plan import prefix_id, prefixes
 from minos_ray.labels.rollouts import rollouts
 from minos_ray.problems.split import read_problems
-from minos_ray.steps.own_text import own_solution
-from minos_ray.steps.split import after_first_error, first_error
+from minos_ray.steps.split import after_first_error, first_error, own_solution
 from minos_ray.store import columns
 from minos_ray.store.columns import GRADED
 from minos_ray.store.run import Artefact, Manifest, Run

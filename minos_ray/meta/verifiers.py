@@ -1,10 +1,16 @@
-"""The labelled sets of `minos meta`, the verifiers that it judges on them, and their scores.
+"""The labelled sets of `minos meta`, the verifiers that it judges on them (also critics that minos_ray trained), and
+their scores.
 
 Sets are run directories with problems and labels, as `minos import` makes them. Verifiers are the run's own, published
 reward models and critics.
+
+Critics that minos_ray trained write critiques in actors, as `score.judge` says. The share of the critiques that accept
+a solution is its score. With `score.judge.soft` the same critiques make a second verifier, NAME-soft, by how likely
+their verdicts are.
 """
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -15,21 +21,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.config.load import Config
-from minos_ray.config.schema import ForeignModel, MetaCritic, Model
+from minos_ray.config.schema import ForeignModel, Judge, MetaCritic, Model
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Candidates, Scores, group_candidates, read_candidates, read_scores
 from minos_ray.evaluation.stage import platts_of
 from minos_ray.evaluation.verdicts import any_label
-from minos_ray.graph.lengths import limit
+from minos_ray.graph.lengths import limit, require_room
 from minos_ray.graph.specs import VERSIONS, fingerprint_of
 from minos_ray.meta import critics as meta_critics
-from minos_ray.meta import set_judge
+from minos_ray.meta.critics import solutions
 from minos_ray.problems.split import problems_by_id, read_problems
+from minos_ray.scoring import soft
 from minos_ray.scoring import stage as scoring
-from minos_ray.store.model_files import WEIGHTS, absolute, is_hub_id, locate
-from minos_ray.store.run import Run, fingerprint
-from minos_ray.training.calibration import Platt, platt_of
+from minos_ray.scoring.judge import UNITS, CriticJudge, finish, judge_missing, soft_scores
+from minos_ray.store.model_files import WEIGHTS, absolute, is_hub_id, load_tokenizer, locate
+from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
+from minos_ray.training.heads import Platt, platt_of
 
+SOFT = "-soft"
+# A solution, the number of steps that it has without an answer line that was added, and its one row of scores.
+SOLUTIONS = pa.schema([*UNITS, ("own_steps", pa.int32()), ("rows", pa.int32())])
 # The columns that scores of a set depend on: what a verifier or a critic is shown, and which solutions are scored.
 SCORED = {
     "problems": ["problem_id", "split", "question", "answer", "solution"],
@@ -41,6 +52,68 @@ FOREIGN_WORKER = "minos_ray.meta.foreign:ForeignScorers"
 FORMATS_VERSION = 2
 # The input of a critic's scores that are no votes.
 BY = "by"
+
+
+class SetJudge(CriticJudge):
+    """Judges units of the schema `SOLUTIONS`; an answer line that was added gets no score."""
+
+    def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Rows of scores and counts, as of `CriticJudge`."""
+        scores, numbers = super().__call__(batch)
+        lists = [name for name in ("step_scores", "steps_right") if name in scores.column_names]
+        rows = [
+            {**row, **{name: row[name][:count] for name in lists}}
+            for row, count in zip(scores.to_pylist(), batch["own_steps"].to_pylist(), strict=True)
+        ]
+        return pa.Table.from_pylist(rows, schema=scores.schema), numbers
+
+    @staticmethod
+    def failed(units: pa.Table, judge: Judge, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """As of `CriticJudge`."""
+        return CriticJudge.failed(units, judge)
+
+
+def check_critic(key: str, config: Config, model: Model, path: str) -> None:
+    """UserError when it is no language model, nothing says how it writes, or it lacks room or words to judge in."""
+    section = config.score.judge
+    kinds = json.loads((Path(path) / "config.json").read_text()).get("architectures") or []
+    if not any(name.endswith("ForCausalLM") for name in kinds):
+        raise UserError(f"{key}.model = '{model.model}' is {kinds}; kind critic needs a language model (*ForCausalLM)")
+    if section is None:
+        raise UserError(f"{key}.kind = critic: it judges as score.judge says, which is empty; set score.judge={{}}")
+    require_room("score.judge.max_tokens", section.max_tokens, "judge", config.resources.judge, path)
+    if section.soft:
+        soft.wording_of(load_tokenizer(path, model.trust_remote_code))
+
+
+def judge(config: Config, run: Run, model: Model, labelled: Run, artefact: Artefact, by_likelihood: bool) -> Manifest:
+    """Fills an artefact of `run` with one row of scores per solution of the set; a rerun judges what is missing.
+
+    The votes' artefact has the likelihoods, too; `by_likelihood` takes them from there.
+    """
+    if by_likelihood:
+        votes = run.artefact(artefact.name.removesuffix(SOFT)).manifest()
+        assert votes is not None, "the votes come first"
+        return soft_scores(run, votes, artefact)
+    start = time.monotonic()
+    rows = [
+        {
+            "unit_id": row["candidate_id"],
+            "candidate_ids": [row["candidate_id"]],
+            "problem_id": row["problem_id"],
+            "question": row["question"],
+            "steps": row["lines"] if row["steps"] else [],
+            "own_steps": len(row["steps"]),
+            "rows": 1,
+        }
+        for row in solutions(labelled)
+    ]
+    units = pa.Table.from_pylist(rows, schema=SOLUTIONS)
+    judge_missing(config, run, artefact, units, SetJudge, {"run": run.path, "model": model})
+    return finish(artefact, units, time.monotonic() - start)
+
+
+pass
 
 
 class LabelledSet(NamedTuple):
@@ -184,7 +257,7 @@ def foreign(config: Config, run: Run) -> list[Verifier]:
 
 def trained_critic(config: Config, run: Run, name: str, section: ForeignModel, path: str) -> list[Verifier]:
     """A critic that minos_ray trained, by its verdicts; with `score.judge.soft` also by how likely these are."""
-    set_judge.check_critic(f"meta.models.{name}", config, section, path)
+    check_critic(f"meta.models.{name}", config, section, path)
     assert config.score.judge is not None, "checked"
     located = absolute(section)
     inputs = {
@@ -196,7 +269,7 @@ def trained_critic(config: Config, run: Run, name: str, section: ForeignModel, p
     }
     verifiers = [Verifier(name, "critic", located, inputs, True)]
     if config.score.judge.soft:
-        verifiers.append(Verifier(f"{name}{set_judge.SOFT}", "critic", located, {**inputs, BY: "P(True)"}, True))
+        verifiers.append(Verifier(f"{name}{SOFT}", "critic", located, {**inputs, BY: "P(True)"}, True))
     return verifiers
 
 
@@ -244,7 +317,7 @@ def score_set(config: Config, run: Run, labelled: LabelledSet, judged: Sequence[
         if isinstance(verifier.section, MetaCritic):
             meta_critics.judge(config, run, verifier.name, verifier.section, labelled.run, artefact)
         elif verifier.kind == "critic":
-            set_judge.judge(config, run, verifier.section, labelled.run, artefact, BY in verifier.inputs)
+            judge(config, run, verifier.section, labelled.run, artefact, BY in verifier.inputs)
     return names
 
 

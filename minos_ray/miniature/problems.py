@@ -1,26 +1,151 @@
-"""Makes problems: seeded, with a train and a test split that share no chain of calculations."""
+"""The miniature's word problems: the sentences, what each one means and how it is misread; problems made with a seed,
+their train and test split without a chain of calculations in common.
+"""
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from minos_ray.errors import UserError
-from minos_ray.miniature.language import (
-    BY_NAME,
-    CLOSINGS,
-    HOLDER_CHANGES,
-    NAMES,
-    OPENINGS,
-    PHRASES,
-    THINGS,
-    Clause,
-    Phrase,
-    Problem,
-)
 
+NAMES = ("Tom", "Ann", "Ben", "Eva", "Sam", "Mia", "Leo", "Zoe", "Max", "Ida", "Kim", "Joe")
+THINGS = ("apples", "shells", "coins", "books", "cards", "stamps", "marbles", "eggs", "pens", "beads")
+OPENINGS = ("{n} has {a} {t}.", "{n} starts with {a} {t}.", "There are {a} {t} in the bag of {n}.")
+CLOSINGS = ("How many {t} are there now?", "How many {t} in the end?", "What is the number of {t}?")
+HOLDER_CHANGES = frozenset({"times", "fewer", "further"})
+_FIELDS = {"n": "[A-Z][a-z]+", "m": "[A-Z][a-z]+", "o": "[a-z]+", "t": "[a-z]+", "a": r"\d+", "b": r"\d+", "c": r"\d+"}
 START = -1
+Result = Callable[[int, str, int], int]
+TRICKY = ("gift", "borrow", "third", "friends", "fewer", "aside")
+TEST_SHARE = 5
+RATES = {name: 0.62 for name in TRICKY} | {
+    "return": 0.38, "give": 0.2, "times": 0.22, "share": 0.32, "quarter": 0.4, "bags": 0.35, "days": 0.32,
+    "children": 0.38, "further": 0.38, "age": 0.25, "grow": 0.35,
+}  # fmt: skip
+ORDINARY = 0.15
+POPULAR = 0.8
+CARE = (0.4, 1.0, 1.6)
+SLIPS = {True: 0.015, False: 0.003}
+STRAY = 0.03
+LARGEST = 199
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One sentence pattern. A reading is calculations on x (value before), y (result just found) and its numbers.
+
+    `wrong` holds the misreadings, the most popular first.
+    """
+
+    name: str
+    text: str
+    word: str
+    right: tuple[str, ...]
+    wrong: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A phrase with its numbers and names filled in."""
+
+    phrase: Phrase
+    numbers: Mapping[str, int]
+    words: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        return self.phrase.text.format(**self.numbers, **self.words)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem: who starts with how many of what, then clause after clause."""
+
+    name: str
+    thing: str
+    start: int
+    clauses: tuple[Clause, ...]
+    opening: str = field(default=OPENINGS[0])
+    closing: str = field(default=CLOSINGS[0])
+
+    @property
+    def question(self) -> str:
+        """The text that models see."""
+        first = self.opening.format(n=self.name, a=self.start, t=self.thing)
+        return " ".join([first, *(clause.text for clause in self.clauses), self.closing.format(t=self.thing)])
+
+
+PHRASES = (
+    Phrase("buy", "{n} buys {b} more.", "buys", ("x + b",), (("x - b",), ("x * b",))),
+    Phrase("find", "{n} finds {b} on the way.", "finds", ("x + b",), (("x - b",), ("x * b",))),
+    Phrase("gift", "{m} gives {n} {b} more.", "gift", ("x + b",), (("x - b",), ("x * b",))),
+    Phrase("return", "{m} returns {b} to {n}.", "returned", ("x + b",), (("x - b",), ("x - b", "y - b"))),
+    Phrase("lose", "{n} loses {b} of them.", "loses", ("x - b",), (("x + b",), ("x / b",))),
+    Phrase("give", "{n} gives {b} to {m}.", "gives", ("x - b",), (("x + b",), ("x / b",))),
+    Phrase("borrow", "{m} borrows {b} of them.", "lent", ("x - b",), (("x + b",), ("x / b",))),
+    Phrase("break", "{b} of them break.", "broken", ("x - b",), (("x + b",), ("x / b",))),
+    Phrase("double", "Then the number doubles.", "doubles", ("x * 2",), (("x + 2",), ("x / 2",))),
+    Phrase("times", "{m} has {c} times as many.", "times", ("x * c",), (("x + c",), ("x / c",))),
+    Phrase("grow", "The number grows by a factor of {c}.", "grows", ("x * c",), (("x + c",), ("x * c", "x + y"))),
+    Phrase("half", "{n} sells half of them.", "half", ("x / 2",), (("x - 2",), ("x * 2",))),
+    Phrase("share", "{n} keeps one of {c} equal shares.", "shares", ("x / c",), (("x - c",), ("x / c", "x - y"))),
+    Phrase("third", "{n} eats a third of them.", "third", ("x / 3", "x - y"), (("x / 3",), ("x - 3",))),
+    Phrase("quarter", "{n} spends a quarter of them.", "quarter", ("x / 4", "x - y"), (("x / 4",), ("x - 4",))),
+    Phrase("bags", "{n} buys {c} bags of {b}.", "bags", ("c * b", "x + y"), (("x + b",), ("c + b", "x + y"))),
+    Phrase("friends", "{c} friends bring {b} each.", "friends", ("c * b", "x + y"), (("x + b",), ("c + b", "x + y"))),
+    Phrase("days", "{n} uses {b} a day for {c} days.", "days", ("c * b", "x - y"), (("x - b",), ("c + b", "x - y"))),
+    Phrase("children", "{c} children take {b} each.", "children", ("c * b", "x - y"), (("x - b",), ("c * b", "x + y"))),
+    Phrase(
+        "fewer",
+        "{m} has {b} fewer than twice as many.",
+        "twice",
+        ("x * 2", "y - b"),
+        (("x - b", "y * 2"), ("x - b",)),
+    ),
+    Phrase(
+        "further",
+        "{m} has {b} more than twice as many.",
+        "twice",
+        ("x * 2", "y + b"),
+        (("x + b", "y * 2"), ("x + b",)),
+    ),
+    Phrase("aside", "{m} has {b} {o}.", "also", (), (("x + b",), ("x - b",))),
+    Phrase("age", "{m} is {b} years old.", "age", (), (("x + b",), ("x * b",))),
+)
+BY_NAME = {phrase.name: phrase for phrase in PHRASES}
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w)\}", template)
+    return re.compile("".join(f"(?P<{p}>{_FIELDS[p]})" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+
+
+def _first(templates: tuple[str, ...], sentence: str) -> tuple[str, dict[str, str]]:
+    for template in templates:
+        if match := _pattern(template).fullmatch(sentence):
+            return template, match.groupdict()
+    raise ValueError(f"not a sentence of the miniature: {sentence!r}")
+
+
+def read(question: str) -> Problem:
+    """The problem that a question text states; ValueError when the text is none of the miniature's."""
+    sentences = re.split(r"(?<=\.) ", question.strip())
+    opening, first = _first(OPENINGS, sentences[0])
+    closing, last = _first(CLOSINGS, sentences[-1])
+    clauses = []
+    for sentence in sentences[1:-1]:
+        template, match = _first(tuple(phrase.text for phrase in PHRASES), sentence)
+        phrase = next(phrase for phrase in PHRASES if phrase.text == template)
+        numbers = {key: int(value) for key, value in match.items() if key in "bc"}
+        clauses.append(Clause(phrase, numbers, {key: value for key, value in match.items() if key not in "bc"}))
+    return Problem(first["n"], last["t"], int(first["a"]), tuple(clauses), opening, closing)
+
+
 """In `Gold.left_from` and `Gold.right_from`: the operand is the number that the problem starts with."""
 
 
@@ -59,9 +184,6 @@ def compute(left: int, op: str, right: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[op]
 
 
-Result = Callable[[int, str, int], int]
-
-
 def follow(clause: Clause, reading: tuple[str, ...], x: int, result: Result = compute) -> list[Calculation]:
     """The calculations of one reading of a clause, from the running value `x`; `result` may make slips."""
     values = {"x": x, "y": x, **clause.numbers}
@@ -94,10 +216,8 @@ def solution_text(calculations: list[Calculation], answer: int) -> str:
     return "\n".join([*lines, f"The answer is: {answer}"])
 
 
-TRICKY = ("gift", "borrow", "third", "friends", "fewer", "aside")
 """Phrases that most people misread (see noise.RATES)."""
 PLAIN = tuple(phrase.name for phrase in PHRASES if phrase.name not in TRICKY)
-TEST_SHARE = 5
 """One chain in so many belongs to the test split."""
 
 
@@ -185,20 +305,10 @@ def load(
             yield row(problem, f"miniature-{split}-{seed}-{len(seen) - 1}", split)
 
 
-RATES = {name: 0.62 for name in TRICKY} | {
-    "return": 0.38, "give": 0.2, "times": 0.22, "share": 0.32, "quarter": 0.4, "bags": 0.35, "days": 0.32,
-    "children": 0.38, "further": 0.38, "age": 0.25, "grow": 0.35,
-}  # fmt: skip
 """Share of an ordinary author's misreadings, by phrase; `ORDINARY` for those not named."""
-ORDINARY = 0.15
-POPULAR = 0.8
 """Share of a phrase's most popular misreading among its misreadings."""
-CARE = (0.4, 1.0, 1.6)
 """Authors' care: what their rates of mistakes are multiplied by."""
-SLIPS = {True: 0.015, False: 0.003}
 """Wrong results: with a carry (or a product or quotient) and without one."""
-STRAY = 0.03
-LARGEST = 199
 
 
 def _result(rng: random.Random, care: float) -> Result:

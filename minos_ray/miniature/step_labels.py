@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from minos_ray.miniature.language import Problem, read
-from minos_ray.miniature.problems import START, Calculation, Gold, compute, gold_chain
+from minos_ray.miniature.problems import START, Calculation, Gold, Problem, compute, gold_chain, read
 
 _CALCULATION = re.compile(r"(?:(\w+):\s*)?(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(-?\d+)\b")
 _ANSWER = re.compile(r"The answer is:\s*(-?\d+)\b")

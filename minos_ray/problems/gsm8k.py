@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from minos_ray.files.read import BadRow
-from minos_ray.problems.rows import load_rows, text_of, with_answer
+from minos_ray.problems.table import load_rows, text_of, with_answer
 from minos_ray.steps.split import lines
 
 CALCULATION = re.compile(r"<<[^<>]*>>")

@@ -8,7 +8,7 @@ from typing import Any
 
 from minos_ray.files.read import BadRow
 from minos_ray.grading.latex import last_boxed
-from minos_ray.problems.rows import category_of, load_rows, text_of, text_or_none, with_answer
+from minos_ray.problems.table import category_of, load_rows, text_of, text_or_none, with_answer
 from minos_ray.steps.split import lines
 
 

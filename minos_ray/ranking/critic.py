@@ -16,11 +16,10 @@ import pyarrow as pa
 
 from minos_ray.config.load import Config, build, parse_override
 from minos_ray.config.schema import MetaCritic
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.client import ask
 from minos_ray.critiques.endpoint import with_model
 from minos_ray.critiques.limits import has_prices, priced
-from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.reply import Answer, Cache
 from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.files.slices import Rows

@@ -20,7 +20,7 @@ from minos_ray.files.slices import Reader, Slice
 from minos_ray.grading.graders import STYLES
 from minos_ray.scoring.scorer import LOWEST_SCORE
 from minos_ray.scoring.verifier import aggregate, kind_of
-from minos_ray.steps.own_text import own_solution
+from minos_ray.steps.split import own_solution
 from minos_ray.store.model_files import absolute, locate
 from minos_ray.store.run import Run
 

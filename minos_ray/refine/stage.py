@@ -23,13 +23,12 @@ from minos_ray.meta.measures import outcome_intervals
 from minos_ray.problems.split import round_robin
 from minos_ray.refine.sampled import HELD_OUT, SAMPLED, candidates, write_critiques
 from minos_ray.steps.critique_text import Status
-from minos_ray.steps.own_text import without_thinking
+from minos_ray.steps.split import without_thinking
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.dpo import preference_data, preference_job
 from minos_ray.training.job import Job, make_job, write_table
 from minos_ray.training.rows import base_tokenizer, read, require_rows, train_questions
-from minos_ray.training.sft import CONTROLS, critique_data, held_out_problems
+from minos_ray.training.sft import CONTROLS, critique_data, held_out_problems, preference_data, preference_job
 from minos_ray.training.trainer import fit
 
 NAME = "refine.json"

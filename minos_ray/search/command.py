@@ -19,8 +19,8 @@ from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model, Search
 from minos_ray.errors import UserError
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
-from minos_ray.graph.models import require_made, require_model
 from minos_ray.graph.specs import FUNCTIONS, fingerprint_of
+from minos_ray.graph.state import require_made, require_model
 from minos_ray.labels.stage import label_candidates
 from minos_ray.observe.failure import reported
 from minos_ray.pipeline.run import open_run
@@ -29,8 +29,7 @@ from minos_ray.scoring.stage import read_pieces, score_artefacts
 from minos_ray.scoring.verifier import kind_of
 from minos_ray.search.beams import is_guided
 from minos_ray.search.searcher import WITHOUT_SCORE, Searcher
-from minos_ray.store.contents import of_model
-from minos_ray.store.model_files import is_hub_id, load_tokenizer, locate
+from minos_ray.store.model_files import is_hub_id, load_tokenizer, locate, of_model
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.work.run_units import Work, run_units, stored_units
 

@@ -24,7 +24,7 @@ from minos_ray.scoring.prefix_cache import Branch, Growing, StepScorer
 from minos_ray.scoring.scorer import Scorer
 from minos_ray.scoring.verifier import aggregate
 from minos_ray.search.beams import Beam, ProblemSearch
-from minos_ray.steps.own_text import own_solution
+from minos_ray.steps.split import own_solution
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
 from minos_ray.work.actor import Finished, sum_stats

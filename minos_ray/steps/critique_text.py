@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from minos_ray.steps.own_text import without_thinking
+from minos_ray.steps.split import without_thinking
 
 # `**Critique of Step 2**:`, `### Paragraph 2`, `<paragraph_2>`, `Let's analyze the Paragraph 2 step by step`.
 SECTION = re.compile(

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minos_ray import __version__
 from minos_ray.errors import UserError
-from minos_ray.store import filesystem, parquet
+from minos_ray.store import filesystem
 from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.filesystem import open_path, prefetch
 
@@ -212,23 +212,23 @@ class Artefact:
         """Writes `part-NAME.parquet`; the same name overwrites. The footer holds `stats`, which are summed later, and
         the ids of the `units` of work that the rows came from.
         """
-        self.run.write_bytes(f"{self.name}/part-{name}.parquet", parquet.encode_part(rows, stats or {}, units))
+        self.run.write_bytes(f"{self.name}/part-{name}.parquet", filesystem.encode_part(rows, stats or {}, units))
 
     def part_names(self, start: str = "") -> list[str]:
         """Names (that begin with `start`) of parts. Torn ones are renamed to `.torn`, so their rows are made again."""
         return [name for name, _ in self.part_footers(start)]
 
-    def part_footers(self, start: str = "") -> Iterator[tuple[str, parquet.PartFooter]]:
+    def part_footers(self, start: str = "") -> Iterator[tuple[str, filesystem.PartFooter]]:
         """The names of `part_names` with the footers."""
         for file, footer in prefetch(self._footer_or_set_aside, self._part_files(start)):
             if footer is not None:
-                yield parquet.name_of(file), footer
+                yield filesystem.name_of(file), footer
 
     def _part_files(self, start: str = "") -> list[str]:
         return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
 
-    def _footer_or_set_aside(self, file: str) -> parquet.PartFooter | None:
-        footer = read_or_none_if_torn(self.run, f"{self.name}/{file}", parquet.read_footer)
+    def _footer_or_set_aside(self, file: str) -> filesystem.PartFooter | None:
+        footer = read_or_none_if_torn(self.run, f"{self.name}/{file}", filesystem.read_footer)
         if footer is None:
             path = f"{self.run.root}/{self.name}/{file}"
             with self.run.storage_errors("set aside", f"{self.name}/{file}"):
@@ -250,11 +250,11 @@ class Artefact:
     ) -> Iterator[tuple[str, pa.Table]]:
         """`parts` with their names."""
         for file, rows in prefetch(lambda file: self._read_part(file, columns, encoded), self._complete_files()):
-            yield parquet.name_of(file), rows
+            yield filesystem.name_of(file), rows
 
     def sizes_of_parts(self) -> Iterator[tuple[str, int]]:
         """Names of the parts and how many rows they have, without reading them. Raises UserError unless complete."""
-        for name, footer in prefetch(self.part_footer, map(parquet.name_of, self._complete_files())):
+        for name, footer in prefetch(self.part_footer, map(filesystem.name_of, self._complete_files())):
             yield name, footer.rows
 
     def _complete_files(self) -> list[str]:
@@ -294,12 +294,12 @@ class Artefact:
         """The rows of one part; columns `encoded` are dictionaries, which takes half the time where values repeat."""
         return self._read_part(f"part-{name}.parquet", columns, encoded)
 
-    def part_footer(self, name: str) -> parquet.PartFooter:
+    def part_footer(self, name: str) -> filesystem.PartFooter:
         """The footer of one part. Raises UserError when it is torn."""
-        return self._read_or_raise_torn(f"part-{name}.parquet", parquet.read_footer)
+        return self._read_or_raise_torn(f"part-{name}.parquet", filesystem.read_footer)
 
     def _read_part(self, file: str, columns: list[str] | None, encoded: Sequence[str] = ()) -> pa.Table:
-        return self._read_or_raise_torn(file, lambda source: parquet.read_rows(source, columns, encoded))
+        return self._read_or_raise_torn(file, lambda source: filesystem.read_rows(source, columns, encoded))
 
     def _read_or_raise_torn(self, file: str, read: Callable[[pa.NativeFile], T]) -> T:
         result = read_or_none_if_torn(self.run, f"{self.name}/{file}", read)
@@ -330,9 +330,9 @@ def read_or_none_if_torn(run: Run, name: str, read: Callable[[pa.NativeFile], T]
     try:
         with source:
             return read(source)
-    except parquet.TORN:
+    except filesystem.TORN:
         content = run.read_bytes(name)
     try:
         return read(pa.BufferReader(content))
-    except parquet.TORN:
+    except filesystem.TORN:
         return None

@@ -13,12 +13,11 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation.trend import NAME as TREND
 from minos_ray.graph.specs import NEUTRAL, NOT_STUDIED, begin, fresh
 from minos_ray.labels.stage import require_for_prms
-from minos_ray.pipeline.check import functions
-from minos_ray.pipeline.check import require as require_all
+from minos_ray.pipeline.run import functions
+from minos_ray.pipeline.run import require as require_all
 from minos_ray.store.run import Manifest, Run
 from minos_ray.study.comparison import compared, trends
-from minos_ray.study.data import SharedData, give_data, make_data
-from minos_ray.study.grid import Grid, Trial, study_grid, sweep_grid
+from minos_ray.study.grid import Grid, SharedData, Trial, give_data, make_data, study_grid, sweep_grid
 from minos_ray.study.statement import PICTURES, statement, write_figures
 from minos_ray.study.trials import result_rows, run_unfinished
 

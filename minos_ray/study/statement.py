@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minos_ray.config.study import LABEL_ARM
+from minos_ray.config.training import LABEL_ARM
+from minos_ray.report.budget import Rows, gains, levels
 from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
-from minos_ray.report.scale import Rows, gains, levels
 from minos_ray.study.grid import Grid, Trial
 from minos_ray.study.trials import Curve, learning_curve
 

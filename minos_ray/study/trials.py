@@ -22,8 +22,7 @@ from minos_ray.graph.state import state_of
 from minos_ray.observe.failure import cause, reported, without_secrets
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Manifest, Run
-from minos_ray.study.data import TRIAL_STAGES, artefacts_of, copy_fitting
-from minos_ray.study.grid import Grid, Trial
+from minos_ray.study.grid import TRIAL_STAGES, Grid, Trial, artefacts_of, copy_fitting
 from minos_ray.training.log import first_at
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.stage import generator, sample
 from minos_ray.config.load import Config
 from minos_ray.config.schema import NEXT_QUESTION, ErrorAnalysis, Inserted, Model
-from minos_ray.config.study import Study
-from minos_ray.config.training import Refine, StepEncoding, Teach
+from minos_ray.config.training import Refine, StepEncoding, Study, Teach
 from minos_ray.errors import UserError
 from minos_ray.evaluation.statistics import bounded_intervals
 from minos_ray.graph.specs import begin, fresh
@@ -36,7 +35,7 @@ from minos_ray.steps import encoding
 from minos_ray.store.columns import Row
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.study.data import copy
+from minos_ray.study.grid import copy
 from minos_ray.training.job import Job, make_job, write_table
 from minos_ray.training.rows import Data, chunks, language_row, require_rows, split_by_problem
 from minos_ray.training.trainer import finished, fit

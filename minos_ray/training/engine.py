@@ -6,7 +6,7 @@ import torch
 
 from minos_ray.config.resources import Workers
 from minos_ray.config.training import Train
-from minos_ray.training import lora, onednn
+from minos_ray.training import models, vocabulary
 from minos_ray.training.base import persistent
 from minos_ray.training.losses import Objective
 from minos_ray.training.vocabulary import backbone_of
@@ -36,9 +36,9 @@ def start(objective: Objective, section: Train, workers: Workers) -> Any:
     import deepspeed
 
     if section.lora is not None:
-        lora.attach(objective, section.lora, section.seed)
+        models.attach(objective, section.lora, section.seed)
     if workers.zero < 3:  # whose shards DeepSpeed gathers by its own linear function
-        onednn.take_over(backbone_of(objective.model))
+        vocabulary.take_layers(backbone_of(objective.model))
     if workers.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable({"use_reentrant": False})
     # The loop sets the rate of each step; a rate of 0 until then: DeepSpeed's own first step must not decay weights.

@@ -152,11 +152,11 @@ def make_job(
 ) -> Job:
     """The training of a table of rows; the artefact must have been begun. UserError when LoRA cannot be used."""
     if section.lora is not None:
-        from minos_ray.training import lora, memory
+        from minos_ray.training import memory, models
 
         key = f"{type(section).__name__.lower()}.lora"
-        lora.require_peft(key)
-        lora.require_targets(key, section.lora, memory.shape_of(start, run).linears)
+        models.require_peft(key)
+        models.require_targets(key, section.lora, memory.shape_of(start, run).linears)
     inputs = {"artefact": run.artefact(artefact).begun(), "train": table.train, "held_out": table.held_out}
     return Job(
         artefact=artefact,

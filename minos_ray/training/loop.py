@@ -19,7 +19,7 @@ from minos_ray.errors import UserError
 from minos_ray.observe.trackers import Tracking
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
-from minos_ray.training import batches, calibration, collectives, engine, heads, lora, models, trial
+from minos_ray.training import batches, collectives, engine, heads, models, trial
 from minos_ray.training.batches import pack
 from minos_ray.training.checkpoint import Checkpoints, from_rank_0
 from minos_ray.training.job import Job, card
@@ -290,15 +290,15 @@ class Training:
         weights = engine.full_weights(self.engine, self.job.workers.zero)
         if self.log is not None:
             details = self.details(weights_of) | ({"calibration": facts} if facts else {})
-            if platt := calibration.platt_of(facts):
-                calibration.fold(weights, heads.head_name(self.model), platt)
+            if platt := heads.platt_of(facts):
+                heads.fold(weights, heads.head_name(self.model), platt)
                 self.model.config.calibration = facts
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
                 if self.section.lora is not None:
                     base = (model_files.public_name(self.job.start, self.run), self.job.start.revision)
-                    lora.save(self.model, weights, self.section.lora, self.job.kind, base, folder)
-                    weights = lora.merged(weights, self.section.lora)
+                    models.save_adapter(self.model, weights, self.section.lora, self.job.kind, base, folder)
+                    weights = models.merged(weights, self.section.lora)
                 restore_dropout(self.dropout_rates)
                 models.save(
                     self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token, self.job.encoding
@@ -318,9 +318,9 @@ class Training:
         """`calibration.calibrate` of the weights that are saved, on the held-out rows; the same on every rank."""
         held_out = self.judge(self.held_out, np.arange(len(self.held_out)))
         rows, logits = (np.concatenate(arrays) for arrays in zip(*held_out[1], strict=True))
-        weights = calibration.natural_weights(self.held_out.correct[rows].astype(bool), self.job.table.right_share)
+        weights = heads.natural_weights(self.held_out.correct[rows].astype(bool), self.job.table.right_share)
         of_target = np.repeat(weights, self.held_out.position_counts[rows])
-        return calibration.calibrate(logits.astype(np.float64), self.held_out_targets(rows), of_target, len(rows))
+        return heads.calibrate(logits.astype(np.float64), self.held_out_targets(rows), of_target, len(rows))
 
     def pick(self) -> int:
         """Leaves the weights to be saved in the engine, those of the last step or the best ones; returns their step."""

@@ -16,7 +16,7 @@ from minos_ray.config.training import Reward, Train
 from minos_ray.errors import UserError
 from minos_ray.store.model_files import LOADING, locate
 from minos_ray.store.run import Run
-from minos_ray.training import lora
+from minos_ray.training import models
 
 ADAM = 8  # two moments in fp32
 MASTER = 4  # the fp32 copy of weights trained in bf16
@@ -31,7 +31,7 @@ STAGES = frozenset({"sft", "reward"})
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder; `linears` as `lora.linears` gives them."""
+    """The sizes of a decoder; `linears` as `models.linears` gives them."""
 
     parameters: int
     layers: int
@@ -79,7 +79,7 @@ def shape(config: Any, trust_remote_code: bool = False) -> Shape:
         kv=groups * head,
         vocabulary=config.vocab_size,
         head=0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size,
-        linears=lora.linears(model),
+        linears=models.linears(model),
     )
 
 
@@ -92,7 +92,7 @@ def estimate(model: Shape, section: Train, workers: Workers, kind: str) -> Estim
     backbone = model.parameters - (0 if with_head else model.head)
     added, trained = 0, backbone
     if section.lora is not None:
-        added = lora.size(section.lora, model.linears)
+        added = models.adapter_size(section.lora, model.linears)
         trained = added + (0 if with_head else model.hidden)
     # DeepSpeed keeps a copy of the weights in fp32 under bf16, and under ZeRO 1 and 2 always.
     copied = size == 2 or workers.zero in (1, 2)

@@ -24,7 +24,7 @@ from minos_ray.steps import encoding
 from minos_ray.steps.split import first_error
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.training.calibration import require_enough
+from minos_ray.training.heads import require_enough
 from minos_ray.training.job import Job, Table, make_job, write_table
 from minos_ray.training.rows import (
     Data,

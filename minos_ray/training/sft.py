@@ -1,6 +1,12 @@
-"""Stage 1: the base model learns to write critiques, or, as a control, reads plain text of as many tokens.
+"""Stage 1: the base model learns to write critiques, or, as a control, reads plain text of as many tokens; and direct
+preference optimisation of a critic.
 
 The paper has no such control: its baseline skips stage 1, and so also sees less text.
+
+With preferences, of two texts after one prompt the chosen one becomes likelier than the rejected one (Rafailov et al.
+2023, equation 7). The reference is the model that the training starts from; the workers compute its log-probabilities
+once, before the first step. Tokens that both texts begin with are computed once and have no loss: they cancel in the
+margin.
 """
 
 import random
@@ -13,12 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.config.load import Config
-from minos_ray.config.training import Reward, Sft, StepEncoding
+from minos_ray.config.schema import Model
+from minos_ray.config.training import Dpo, Reward, Sft, StepEncoding
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.inserted.reading import without_annotations
 from minos_ray.problems.split import read_problems
 from minos_ray.steps import encoding
-from minos_ray.steps.own_text import without_thinking
+from minos_ray.steps.split import without_thinking
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training.job import Job, make_job, write_table
@@ -42,6 +49,7 @@ CRITIC = "models/critic"
 CONTROLS = ("candidates", "solutions")
 # A fiftieth of the rows is held out to watch the loss on, at most this many.
 HELD_OUT_CRITIQUES = 200
+HELD_OUT_ROWS = 400  # a fiftieth of the rows, at most so many
 
 
 def sft(config: Config, run: Run) -> Manifest:
@@ -212,3 +220,50 @@ def own_solutions(run: Run) -> list[Document]:
             steps = [line for line in text.splitlines() if line.strip()]
             documents.append((row["problem_id"], row["question"], steps))
     return documents
+
+
+def preference_data(tokenizer: Any, pairs: Sequence[Row], section: Dpo, layout: StepEncoding = encoding.LINES) -> Data:
+    """Rows of pairs of critiques: `problem_id`, `question`, `steps`, and the texts `chosen` and `rejected`."""
+    dropped: Counter[str] = Counter()
+    rows = list(pair_rows(encoded_pairs(tokenizer, pairs, layout), section.max_length, dropped))
+    parts = split_by_problem(rows, min(HELD_OUT_ROWS, len(rows) // 50), None, section.seed)
+    train, held_out = ([{**row, "group": place // 2} for place, row in enumerate(part)] for part in parts)
+    return Data(train, held_out, dropped)
+
+
+def encoded_pairs(
+    tokenizer: Any, pairs: Sequence[Row], layout: StepEncoding
+) -> Iterator[tuple[str, list[int], list[int]]]:
+    """The problem of each pair, and the tokens of prompt and text, chosen and rejected."""
+    for chunk in chunks(pairs):
+        sides = [
+            encoding.encode_critiques(tokenizer, [(p["question"], p["steps"], p[side]) for p in chunk], layout)
+            for side in ("chosen", "rejected")
+        ]
+        for pair, (chosen, _), (rejected, _) in zip(chunk, *sides, strict=True):
+            yield pair["problem_id"], chosen, rejected
+
+
+def pair_rows(
+    pairs: Iterator[tuple[str, list[int], list[int]]], max_length: int, dropped: Counter[str]
+) -> Iterator[Row]:
+    """Two rows a pair, the chosen one first; the loss is on what follows the tokens that both begin with."""
+    for problem_id, chosen, rejected in pairs:
+        if max(len(chosen), len(rejected)) > max_length:
+            dropped["over_max_length"] += 1
+            continue
+        both = zip(chosen, rejected, strict=False)
+        shared = next((place for place, (one, other) in enumerate(both) if one != other), 0)
+        if not shared:
+            dropped["same_text"] += 1
+            continue
+        for ids, of_the_row_before in ((chosen, 0), (rejected, shared)):
+            row = language_row(problem_id, ids, shared)
+            yield {**row, "targets": [0.0] * len(row["positions"]), "shared": of_the_row_before}
+
+
+def preference_job(run: Run, artefact: str, start: Model, data: Data, config: Config) -> Job:
+    """The training of `artefact`, which has been begun, from `start`, which is its reference too."""
+    require_rows("dpo", data)
+    name = f"preferences-{artefact.rpartition('/')[2]}"
+    return make_job(run, artefact, "lm", start, write_table(run, name, data), config.dpo, config)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.cluster.ray_tables import draining
-from minos_ray.store.parquet import PartFooter
+from minos_ray.store.filesystem import PartFooter
 from minos_ray.store.run import Artefact, Run
 from minos_ray.work.poison import CrashLog, RestartBudget, node_is_lost
 

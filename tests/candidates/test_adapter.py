@@ -14,7 +14,7 @@ from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Config, Model
 from minos_ray.errors import UserError
 from minos_ray.graph import specs
-from minos_ray.graph.models import model_problems
+from minos_ray.graph.state import model_problems
 from minos_ray.store.model_files import load_tokenizer, locate_adapter
 from minos_ray.store.run import Run
 from tests.candidates.test_engine import GREEDY, QUESTIONS, RESOURCES, reference

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.client import Critic
 from minos_ray.critiques.endpoint import Endpoint, headers
 from minos_ray.critiques.prompts import Case, Request, content_key, label_aware
-from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.reply import Answer, Cache
 from minos_ray.critiques.stage import critique_status
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Run

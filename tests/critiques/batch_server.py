@@ -15,9 +15,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from minos_ray.critiques.batch import FOLDER, Batches, Plan
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.endpoint import Endpoint, headers
-from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.reply import Answer, Cache
 from minos_ray.critiques.stage import critique_status
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Run

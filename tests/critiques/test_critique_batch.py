@@ -16,8 +16,8 @@ import yaml
 
 from minos_ray.critiques import batch_api
 from minos_ray.critiques.batch import FOLDER, Plan, require_no_open_batches
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.limits import StopAtBudget, most_usd
+from minos_ray.critiques.reply import Cache
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError, WorkStopped
 from tests.critiques.asking import requests

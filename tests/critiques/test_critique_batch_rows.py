@@ -5,8 +5,8 @@ import json
 import pytest
 
 from minos_ray.critiques import batch_api
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.limits import most_usd
+from minos_ray.critiques.reply import Cache
 from minos_ray.errors import UserError, WorkStopped
 from tests.critiques.asking import requests
 from tests.critiques.batch_server import COST, PRICES, AskBatch, Fate, ServeBatch, question

@@ -9,10 +9,9 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from minos_ray.config.schema import Critique
-from minos_ray.critiques.cache import FOLDER, Cache
 from minos_ray.critiques.client import until_usable
 from minos_ray.critiques.prompts import Request, content_key, key_of
-from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.reply import FOLDER, Answer, Cache
 from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import StorageFailed
 from minos_ray.store.run import Run

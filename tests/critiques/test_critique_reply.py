@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from minos_ray.config.schema import Critique
 from minos_ray.critiques.batch_api import read_lines
-from minos_ray.critiques.cache import checked
 from minos_ray.critiques.reply import (
     BOUGHT,
     Answer,
@@ -19,6 +18,7 @@ from minos_ray.critiques.reply import (
     NotJson,
     RowError,
     canonical,
+    checked,
     decoded,
     read,
     thought_only,

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import yaml
 
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.prompts import INSTRUCTION
+from minos_ray.critiques.reply import Cache
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError
 from minos_ray.miniature.critic_server import MODEL

@@ -16,8 +16,8 @@ import httpx
 import psutil
 import pytest
 
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.prompts import Case, Messages
+from minos_ray.critiques.reply import Cache
 from minos_ray.critiques.serve import CriticServer, command, parse, served_name
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError, WorkStopped

@@ -60,7 +60,7 @@ def test_a_flipped_bit_gives_no_other_rows_units_or_numbers(
     tmp_path_factory: pytest.TempPathFactory, at: int, bit: int
 ) -> None:
     """Half of the bits are those of the footer. Without checksums of pages four in five of the others would be read as
-    other rows; see minos_ray/store/parquet.py."""
+    other rows; see minos_ray/store/filesystem.py."""
     units, stats = [f"unit {number}" for number in range(20)], {"tokens": 12.5, "refused": 3}
     artefact = Run(str(tmp_path_factory.mktemp("run"))).artefact("candidates")
     artefact.begin(INPUTS)

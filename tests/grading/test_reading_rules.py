@@ -7,13 +7,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minos_ray.evaluation.answers import quick
-from minos_ray.grading.forms import normal, readable
+from minos_ray.grading.forms import conclusion, elements, normal, readable, sides, value_side, without_condition
 from minos_ray.grading.graders import gsm8k, math
 from minos_ray.grading.latex import extract_latex, gold_latex
 from minos_ray.grading.numbers import extract_number
-from minos_ray.grading.parts import conclusion, elements, sides, value_side, without_condition
 from minos_ray.grading.same import same_text, same_value
-from minos_ray.steps.own_text import TURN, own_solution
+from minos_ray.steps.split import TURN, own_solution
 
 GSM8K = [
     ("12", "The answer is 12 pears, not 13.", True),

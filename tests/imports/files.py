@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minos_ray.steps.own_text import own_solution
-from minos_ray.steps.split import paragraphs_or_lines
+from minos_ray.steps.split import own_solution, paragraphs_or_lines
 from minos_ray.store import columns
 from minos_ray.store.run import Run
 

@@ -17,10 +17,10 @@ import pytest
 from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow
 from minos_ray.imports import FORMATS, bring
+from minos_ray.imports.labelled_sets import complete_solution, unfinished
+from minos_ray.imports.labelled_sets import parse as parse_prm
 from minos_ray.imports.labelled_sets import parse_processbench as parse_bench
-from minos_ray.imports.minos import read as read_minos
-from minos_ray.imports.prm800k import complete_solution, unfinished
-from minos_ray.imports.prm800k import parse as parse_prm
+from minos_ray.imports.steps import read as read_minos
 from minos_ray.imports.steps import read_shepherd
 from minos_ray.store.run import Run
 from tests.imports.files import jsonl, shepherd_row, stored

@@ -9,7 +9,7 @@ import pytest
 from minos_ray.config.training import Sft
 from minos_ray.errors import UserError
 from minos_ray.imports import bring
-from minos_ray.imports.minos import numbered, sources, step_verdicts
+from minos_ray.imports.steps import numbered, sources, step_verdicts
 from minos_ray.store.run import Run
 from tests.imports.files import TAG, found_again, jsonl, shepherd_row, stored
 from tests.tiny import tiny_tokenizer

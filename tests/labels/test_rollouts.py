@@ -17,12 +17,11 @@ from minos_ray.config.load import Config, build
 from minos_ray.errors import UserError
 from minos_ray.grading.numbers import extract_number, same_number
 from minos_ray.graph.specs import inputs, spec
-from minos_ray.labels.completer import Completer
 from minos_ray.labels.rollout_plan import prefix_id
-from minos_ray.labels.rollouts import chosen, cost, make_plan, rollouts, unit_table
+from minos_ray.labels.rollouts import Completer, chosen, cost, make_plan, rollouts, unit_table
 from minos_ray.labels.stage import label
 from minos_ray.miniature import load
-from minos_ray.pipeline.check import check, findings
+from minos_ray.pipeline.run import check, findings
 from minos_ray.problems.split import problems_by_id
 from minos_ray.store.run import Manifest, Run
 from tests.runs import put

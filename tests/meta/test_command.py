@@ -23,7 +23,7 @@ from minos_ray.meta.verifiers import Verifier, foreign, read_set, set_key
 from minos_ray.miniature.problems import load
 from minos_ray.store import columns
 from minos_ray.store.run import Run
-from minos_ray.training.calibration import Platt
+from minos_ray.training.heads import Platt
 from tests.critiques.conftest import labelled
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
 from tests.runs import config, make_run, put, scores

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
 from minos_ray.miniature import corpus, load
-from minos_ray.miniature.language import PHRASES, read
-from minos_ray.miniature.problems import TRICKY, gold_chain, split_of
+from minos_ray.miniature.problems import PHRASES, TRICKY, gold_chain, read, split_of
 from minos_ray.store import columns
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minos_ray.miniature import corpus, load
-from minos_ray.miniature.language import read
-from minos_ray.miniature.problems import gold_chain, solution_text
+from minos_ray.miniature.problems import gold_chain, read, solution_text
 from minos_ray.miniature.step_labels import labels_of
 
 QUESTION = (

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
-from minos_ray.pipeline.check import findings
+from minos_ray.pipeline.run import findings
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
 from minos_ray.training import models, rows
@@ -406,7 +406,7 @@ def test_the_hub_is_asked_for_its_models(hub: str, tmp_path: Path) -> None:
     code = f"""
 import json, os
 from minos_ray.errors import UserError
-from minos_ray.graph.models import require_model
+from minos_ray.graph.state import require_model
 from minos_ray.config.schema import Model
 from minos_ray.pipeline import check
 from minos_ray.store.run import Run
@@ -447,7 +447,7 @@ def test_without_a_network_only_what_is_surely_wrong_is_refused(tmp_path: Path) 
     """A relative path into a directory that is there is a typo; another name may be the hub's."""
     (tmp_path / "checkpoints").mkdir()
     code = """
-from minos_ray.graph.models import hub_config
+from minos_ray.graph.state import hub_config
 from minos_ray.errors import UserError
 for name in ("checkpoints/mistyped", "org/name"):
     try: print(hub_config(name, None))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
 from minos_ray.problems import gsm8k, math, table
-from minos_ray.problems.rows import draw
+from minos_ray.problems.table import draw
 from minos_ray.store import columns as schema
 
 NATALIA = {

@@ -8,7 +8,7 @@ from minos_ray.config.schema import ERROR_TYPES
 from minos_ray.evaluation.error_types import by_critic
 from minos_ray.report import paper
 from minos_ray.report.figures import confusion
-from minos_ray.report.tables import type_rows
+from minos_ray.report.statement import type_rows
 from minos_ray.store.run import Run
 from tests.report.synthetic import put_evaluation
 from tests.report.test_page import Page, page

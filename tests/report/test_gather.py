@@ -1,8 +1,8 @@
 import pytest
+from minos_ray.report.tables import costs, reach, tokens
 
 from minos_ray.errors import UserError
 from minos_ray.report.stage import gather, leading
-from minos_ray.report.tables import costs, reach, tokens
 from minos_ray.store.run import Run
 from tests.report.synthetic import config
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minos_ray.report.figures import where_min_falls
-from minos_ray.report.tables import last_shares, min_rows
+from minos_ray.report.statement import last_shares, min_rows
 from minos_ray.store.run import Run
 
 META = [

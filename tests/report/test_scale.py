@@ -8,7 +8,7 @@ import pytest
 
 from minos_ray.evaluation.trend import NAME, curve
 from minos_ray.report import paper
-from minos_ray.report.scale import trend_rows
+from minos_ray.report.budget import trend_rows
 from minos_ray.report.stage import gather, leading, render, trial_metrics
 from minos_ray.store.run import Run
 from tests.report.synthetic import config

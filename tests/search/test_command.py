@@ -13,8 +13,7 @@ from minos_ray.config.schema import Search
 from minos_ray.errors import UserError
 from minos_ray.graph.state import status
 from minos_ray.miniature import load
-from minos_ray.pipeline.check import findings
-from minos_ray.pipeline.run import saved_config
+from minos_ray.pipeline.run import findings, saved_config
 from minos_ray.search import command
 from minos_ray.search.searcher import Searcher
 from minos_ray.store.run import Run
@@ -204,7 +203,7 @@ def test_beams_that_an_earlier_release_chose_and_an_adapter_that_changed_are_sea
 
 def test_a_check_fetches_no_weights_of_a_verifier_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("minos_ray.graph.models.hub_config", lambda name, revision: asked.append(name))
+    monkeypatch.setattr("minos_ray.graph.state.hub_config", lambda name, revision: asked.append(name))
     monkeypatch.setattr("minos_ray.store.model_files._from_hub", lambda model: pytest.fail("it was fetched"))
     config = make_config(tmp_path, "search.verifier={model: some/prm}")
     command.check_search(config, Run(config.run))

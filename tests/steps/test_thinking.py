@@ -2,7 +2,7 @@
 
 import pytest
 
-from minos_ray.steps.own_text import without_thinking
+from minos_ray.steps.split import without_thinking
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from minos_ray.graph.specs import begin
 from minos_ray.graph.state import status
 from minos_ray.imports import bring
 from minos_ray.problems.stage import problems
-from minos_ray.store import contents
-from minos_ray.store.contents import of_model, of_path
+from minos_ray.store import model_files
+from minos_ray.store.model_files import of_model, of_path
 from minos_ray.store.run import Run
 from tests.tiny import tiny_model
 
@@ -116,12 +116,12 @@ def test_a_folder_is_its_files_and_their_names(tmp_path: Path) -> None:
 def test_pieces_of_a_large_file_tell_trained_weights_apart(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = of_model(Model(model=str(shipped)))
     for name, size in {"WHOLE": 1024, "PIECES": 16, "PIECE": 64}.items():
-        monkeypatch.setattr(contents, name, size)
-    contents.of_file.cache_clear()
+        monkeypatch.setattr(model_files, name, size)
+    model_files.of_file.cache_clear()
     by_pieces = of_model(Model(model=str(shipped)))
     weights = shipped / "model.safetensors"
     kept = weights.read_bytes()
     weights.write_bytes(kept[:2000] + bytes(byte ^ 1 for byte in kept[2000:]))
     assert len({whole, by_pieces, of_model(Model(model=str(shipped)))}) == 3
     weights.write_bytes(kept)
-    contents.of_file.cache_clear()
+    model_files.of_file.cache_clear()

@@ -12,24 +12,27 @@ import pyarrow.compute as pc
 import pytest
 
 from minos_ray.config.load import Config, build
-from minos_ray.critiques.cache import Cache
 from minos_ray.critiques.limits import StopAtBudget
-from minos_ray.critiques.reply import Answer
+from minos_ray.critiques.reply import Answer, Cache
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.run import Run
 from minos_ray.study import trials
-from minos_ray.study.data import (
+from minos_ray.study.grid import (
+    Arm,
+    Grid,
     SharedData,
+    Trial,
     chosen_problems,
     copy,
     copy_fitting,
     give_data,
     has_data,
+    study_grid,
+    sweep_grid,
     with_remaining_budget,
 )
-from minos_ray.study.grid import Arm, Grid, Trial, study_grid, sweep_grid
 from minos_ray.study.stage import check_labels
 from tests.training.world import fill
 
@@ -291,7 +294,7 @@ def test_of_too_many_labels_those_with_bought_critiques_stay(run: Run, monkeypat
     sizes = Counter(problem_of.values())
     most = 2 * sum(sizes[name] for name in paid)
     for bound, lost in ((most, False), (most // 2, True)):
-        monkeypatch.setattr("minos_ray.study.data.MOST", bound)
+        monkeypatch.setattr("minos_ray.study.grid.MOST", bound)
         inputs = shared(run)
         names = set(inputs.labels["problem_id"].to_pylist())
         assert inputs.not_drawn["labels"] == len(labels) - inputs.labels.num_rows > 0

@@ -11,17 +11,17 @@ from sklearn.metrics import roc_auc_score
 from minos_ray.config.training import Kind
 from minos_ray.errors import UserError
 from minos_ray.training import base, models
-from minos_ray.training.calibration import (
+from minos_ray.training.heads import (
     Platt,
     calibrate,
     fit,
     fold,
+    head_name,
     natural_weights,
     platt_of,
     require_enough,
     sigmoid,
 )
-from minos_ray.training.heads import head_name
 from tests.tiny import tiny_model
 
 

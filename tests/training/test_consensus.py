@@ -10,11 +10,10 @@ from minos_ray.config.schema import Config
 from minos_ray.config.training import Reward
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import spec
-from minos_ray.pipeline.check import findings
+from minos_ray.pipeline.run import findings
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
-from minos_ray.study.data import SharedData
-from minos_ray.study.grid import sweep_grid
+from minos_ray.study.grid import SharedData, sweep_grid
 from minos_ray.training.reward import in_consensus, require_blind, reward_data, reward_rows
 from minos_ray.training.rows import base_tokenizer
 from tests.training.world import world

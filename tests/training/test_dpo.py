@@ -13,10 +13,10 @@ from torch.nn import functional
 from minos_ray.errors import UserError
 from minos_ray.training import models, trial
 from minos_ray.training.batches import Room, layout, pack
-from minos_ray.training.dpo import pair_rows
 from minos_ray.training.losses import PACKED, Losses, Objective, Way
 from minos_ray.training.packing import Packed
 from minos_ray.training.rows import Rows, as_table
+from minos_ray.training.sft import pair_rows
 from tests.tiny import tiny_model
 from tests.training.trainings import Trained, losses, records
 

@@ -10,7 +10,7 @@ from minos_ray.config.training import Lora
 from minos_ray.errors import UserError
 from minos_ray.scoring.scorer import Scorer
 from minos_ray.store.model_files import load_tokenizer
-from minos_ray.training import heads, lora, models
+from minos_ray.training import heads, models
 from minos_ray.training.losses import Objective
 from tests.tiny import tiny_tokenizer
 
@@ -93,11 +93,11 @@ def test_a_verifier_is_saved_so_that_transformers_loads_it_and_scored_as_it_is(
 def test_an_adapter_is_trained_with_the_head_whatever_it_is_called(tmp_path: Path) -> None:
     base = language_model("gpt_neox", tmp_path)
     objective = Objective(models.load(base, "prm", "fp32", 0, {}), "prm")
-    lora.attach(objective, Lora(targets=("query_key_value",)), 0)
+    models.attach(objective, Lora(targets=("query_key_value",)), 0)
     trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     assert {"model.classifier.weight", "model.classifier.bias"} < trained
     assert all(".lora_" in name or ".classifier." in name for name in trained)
-    assert lora.peft_config(Lora(), objective.model).task_type == "TOKEN_CLS"
+    assert models.peft_config(Lora(), objective.model).task_type == "TOKEN_CLS"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.config.training import Lora, Refine
 from minos_ray.errors import UserError
-from minos_ray.pipeline.check import check
+from minos_ray.pipeline.run import check
 from minos_ray.store.run import Run
-from minos_ray.training import engine, lora, models
+from minos_ray.training import engine, models
 from minos_ray.training.batches import pack
 from minos_ray.training.log import read_log
 from minos_ray.training.losses import Objective
@@ -33,7 +33,7 @@ HEADS = {"lm": set(), "orm": {"score.weight"}, "prm": {"score.weight", "score.bi
 def objective(path: str, kind: Any, seed: int = 0, **changes: Any) -> Objective:
     """A model with an adapter, on this process alone."""
     made = Objective(models.load(path, kind, "fp32", seed, {}), kind)
-    lora.attach(made, Lora(**ADAPTER, **changes), seed)
+    models.attach(made, Lora(**ADAPTER, **changes), seed)
     return made
 
 
@@ -54,7 +54,7 @@ def test_only_the_adapter_and_the_scalar_head_are_trained(tmp_path: Path, kind: 
     path = tiny_model(tmp_path)
     model = models.load(path, kind, "fp32", 0, {})
     made = Objective(model, kind, None if kind == "lm" else models.vocabulary_head(model, path))
-    lora.attach(made, Lora(targets=("q_proj", "mlp.up_proj")), 0)
+    models.attach(made, Lora(targets=("q_proj", "mlp.up_proj")), 0)
     places = [f"model.model.layers.{n}.{layer}" for n in range(2) for layer in ("self_attn.q_proj", "mlp.up_proj")]
     matrices = {f"{place}.lora_{side}.default.weight" for place in places for side in "AB"}
     assert set(trained_names(made)) == matrices | {f"model.{name}" for name in HEADS[kind]}
@@ -88,7 +88,7 @@ def test_merging_is_done_in_fp32() -> None:
     weight, a, b = torch.randn(6, 5).bfloat16(), torch.randn(2, 5).bfloat16(), torch.randn(6, 2).bfloat16()
     parts = {"base_layer.weight": weight, "base_layer.bias": weight[:, 0], "lora_A.default.weight": a}
     state = {f"x.q_proj.{name}": part for name, part in {**parts, "lora_B.default.weight": b}.items()}
-    found = lora.merged({**state, "x.norm.weight": weight}, Lora(rank=2, alpha=6))
+    found = models.merged({**state, "x.norm.weight": weight}, Lora(rank=2, alpha=6))
     expected = (weight.double() + 3 * b.double() @ a.double()).bfloat16()
     assert found.keys() == {"x.q_proj.weight", "x.q_proj.bias", "x.norm.weight"}
     assert torch.equal(found["x.q_proj.weight"], expected) and torch.equal(found["x.norm.weight"], weight)
@@ -155,7 +155,7 @@ def test_killed_and_resumed_is_as_never_killed(trained: Trained, zero: int) -> N
         killed, whole = (trained.run.read_bytes(f"models/{name}{zero}/{file}") for name in ("killed", "whole"))
         assert killed == whole
     names = [name.removeprefix("model.") for name in trained.checkpointed[f"killed{zero}"]]
-    assert len(names) == 29 and all(map(lora.is_trained, names))
+    assert len(names) == 29 and all(map(models.is_trained, names))
 
 
 @pytest.mark.slow

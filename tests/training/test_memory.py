@@ -15,7 +15,7 @@ from minos_ray.config.schema import Config
 from minos_ray.config.training import Lora, Reward, Train
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run
-from minos_ray.training import lora, memory, models
+from minos_ray.training import memory, models
 from minos_ray.training.batches import pack
 from minos_ray.training.job import Job
 from minos_ray.training.losses import Objective
@@ -103,8 +103,8 @@ def test_lora_has_gradients_and_optimizer_for_its_matrices_only() -> None:
 def test_linear_layers_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
     model = models.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
     section, shape = Lora(rank=4, targets=("q_proj", "mlp.down_proj")), memory.shape(model.config)
-    lora.attach(Objective(model, "lm"), section, 0)
-    assert lora.size(section, shape.linears) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    models.attach(Objective(model, "lm"), section, 0)
+    assert models.size(section, shape.linears) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_plan_proposed_fits_and_the_given_one_is_kept_when_it_does() -> None:

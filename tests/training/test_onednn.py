@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from minos_ray.training import onednn
-from minos_ray.training.onednn import OneDnnLinear
+from minos_ray.training import vocabulary
+from minos_ray.training.vocabulary import OneDnnLinear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 def test_a_layer_and_its_gradients_are_those_of_torch(
     shape: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    monkeypatch.setattr(vocabulary, "is_faster", lambda: True)
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias)
     model = nn.Sequential(nn.Linear(24, 40, bias=bias))
     model[0].load_state_dict(plain.state_dict())
-    onednn.take_over(model)
+    vocabulary.take_layers(model)
     assert isinstance(model[0], OneDnnLinear)
     # A transposed input too: what attention gives is not contiguous.
     for hidden in (torch.randn(*shape, 24), torch.randn(24, *shape).movedim(0, -1)):
@@ -38,17 +38,17 @@ def test_a_layer_and_its_gradients_are_those_of_torch(
 
 
 def test_only_layers_in_fp32_on_the_cpu_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    monkeypatch.setattr(vocabulary, "is_faster", lambda: True)
     half, elsewhere = nn.Linear(4, 4, dtype=torch.bfloat16), nn.Linear(4, 4, device="meta")
-    onednn.take_over(nn.Sequential(half, elsewhere, nn.LayerNorm(4)))
+    vocabulary.take_layers(nn.Sequential(half, elsewhere, nn.LayerNorm(4)))
     assert type(half) is nn.Linear and type(elsewhere) is nn.Linear
 
 
 def test_a_frozen_layer_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the layers below a LoRA adapter."""
-    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    monkeypatch.setattr(vocabulary, "is_faster", lambda: True)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    onednn.take_over(model)
+    vocabulary.take_layers(model)
     model[0].requires_grad_(False)
     model(torch.randn(3, 4)).sum().backward()
     assert model[0].weight.grad is None and model[0].bias.grad is None
