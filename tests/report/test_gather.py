@@ -1,8 +1,8 @@
 import pytest
-from minos_ray.report.tables import costs, reach, tokens
 
 from minos_ray.errors import UserError
 from minos_ray.report.stage import gather, leading
+from minos_ray.report.statement import costs, reaches, tokens
 from minos_ray.store.run import Run
 from tests.report.synthetic import config
 
@@ -12,9 +12,10 @@ def points(values: list[float]) -> list[dict[str, float]]:
 
 
 def test_reach_finds_the_first_step_of_each_with_bases_final_f1() -> None:
-    found = reach("orm", points([0.5, 0.82, 0.8]), points([0.81, 0.83, 0.84]))
+    (found,) = reaches({"orm-base": points([0.5, 0.82, 0.8]), "orm-minos": points([0.81, 0.83, 0.84])})
     assert (found.f1, found.last, found.base, found.minos) == (0.8, 30, 20, 10)
-    assert reach("orm", points([0.5, 0.8]), points([0.6, 0.7])).minos is None
+    (never,) = reaches({"orm-base": points([0.5, 0.8]), "orm-minos": points([0.6, 0.7])})
+    assert never.minos is None
 
 
 def test_tokens_are_summed_but_rates_are_not() -> None:

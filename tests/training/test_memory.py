@@ -104,7 +104,7 @@ def test_linear_layers_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
     model = models.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
     section, shape = Lora(rank=4, targets=("q_proj", "mlp.down_proj")), memory.shape(model.config)
     models.attach(Objective(model, "lm"), section, 0)
-    assert models.size(section, shape.linears) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert models.adapter_size(section, shape.linears) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_plan_proposed_fits_and_the_given_one_is_kept_when_it_does() -> None:
