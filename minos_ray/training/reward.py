@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import accumulate
 from typing import Any, cast
 
@@ -139,10 +139,9 @@ def rows_of_many(
 ) -> tuple[list[Row], list[Row], Counter[str]]:
     """`reward_rows` of a run with more than `MOST` train `candidates`, without the rows of all problems in memory.
 
-    Problems are held out of all that have rows with labels, in the order of smaller runs: stage 1 and each verifier
-    leave out the same ones, whatever is trained on. Of at most `MOST` rows with labels the other problems are all
-    trained on, else those that are `drawn`. A `reward.rows` above a quarter of that doubles it; rows of the problems
-    that come with it have the next number as `layer`. Of equal solutions the first with labels is taken.
+    Problems are held out of all that have rows with labels: stage 1 and each verifier leave out the same ones, whatever
+    is trained on. Of the others some are trained on, each of whose rows has the problem's `layer`. Of equal solutions
+    the first with labels is taken.
     """
     labels, critiqued, agreeing = run.artefact("labels"), None, None
     if section.consensus and kind == "prm":
@@ -161,32 +160,53 @@ def rows_of_many(
     usable: Counter[str] = Counter()
     for part in usable_parts(labels, questions.keys(), kind, agreeing, Counter()):
         usable.update({row["values"]: row["counts"] for row in pc.value_counts(part["problem_id"]).to_pylist()})
-    order, size = held_out_order(usable, section.seed), 0
-    held_out: list[str] = []
-    chosen: list[Row] = []
-    while usable_rows(chosen, section.wrong_share) < section.eval_rows and size < len(order):
-        size = max(2 * size, 1 + sum(total < section.eval_rows for total in accumulate(usable[name] for name in order)))
-        by_problem, held_out, chosen = read(set(order[:size]), Counter()), [], []
-        for name in order[:size]:
-            if usable_rows(chosen, section.wrong_share) >= section.eval_rows:
-                break
-            held_out.append(name)
-            chosen += by_problem.get(name, [])
+    held_out = held_out_of_many(usable, lambda names: read(names, Counter()), section)
     others = {name: usable[name] for name in usable.keys() - set(held_out)}
-    layers: dict[str, int] = {}
-    most = MOST
-    while len(layers) < len(others):
-        for name in drawn(others, most)[0]:
-            layers.setdefault(name, most // MOST)
-        if most >= 4 * (section.rows or 0):
-            break
-        most *= 2
+    layers = layers_of(others, section.rows)
     not_drawn = others.keys() - layers.keys()
     dropped = Counter({NOT_DRAWN: sum(candidates[name] for name in not_drawn)})
     by_problem = read(questions.keys() - not_drawn, dropped)
     chosen = [row for name in held_out for row in by_problem.pop(name, [])]
     train = [{**row, "layer": layers[name]} for name in sorted(by_problem) for row in by_problem[name]]
     return train, chosen, +dropped
+
+
+def held_out_of_many(
+    usable: Mapping[str, int], read: Callable[[Set[str]], Mapping[str, list[Row]]], section: Reward
+) -> list[str]:
+    """The first problems, in the order of smaller runs, whose rows suffice; `usable` counts those of each with labels.
+
+    How many rows are of use is known when they are `read`: of as many problems as could do, then of twice as many.
+    """
+    order, size = held_out_order(usable, section.seed), 0
+    could_do = 1 + sum(total < section.eval_rows for total in accumulate(usable[name] for name in order))
+    held_out: list[str] = []
+    rows: list[Row] = []
+    while usable_rows(rows, section.wrong_share) < section.eval_rows and size < len(order):
+        size = max(2 * size, could_do)
+        by_problem, held_out, rows = read(set(order[:size])), [], []
+        for name in order[:size]:
+            if usable_rows(rows, section.wrong_share) >= section.eval_rows:
+                break
+            held_out.append(name)
+            rows += by_problem.get(name, [])
+    return held_out
+
+
+def layers_of(rows: Mapping[str, int], limit: int | None) -> dict[str, int]:
+    """The problems to train on, all or those that are `drawn`, each with the draw that has it first.
+
+    1 is the draw of `MOST` rows. A `limit` (`reward.rows`) above a quarter of that doubles it: 2, 4, ...
+    """
+    layers: dict[str, int] = {}
+    most = MOST
+    while len(layers) < len(rows):
+        for name in drawn(rows, most)[0]:
+            layers.setdefault(name, most // MOST)
+        if most >= 4 * (limit or 0):
+            break
+        most *= 2
+    return layers
 
 
 def usable_parts(

@@ -184,7 +184,7 @@ def sampled(rows: list[Row], limit: int | None, seed: object, reason: str, dropp
 
 def in_layers(items: Sequence[T], first_row: Callable[[T], Row], seed: object) -> list[T]:
     """All items in a seeded order. Those of rows that only larger limits have come last, so that they push none out:
-    `layer` numbers them, see `reward.rows_of_many`."""
+    `layer` numbers them, see `reward.layers_of`."""
     layers: dict[int, list[T]] = {}
     for item in items:
         layers.setdefault(first_row(item).get("layer", 0), []).append(item)
