@@ -107,7 +107,7 @@ def main() -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Alternating rounds; Ray runs all the time, as it does between the stages of a run."""
     start = time.perf_counter()
-    connect.connect(configured(Path("/"), arguments.cpus))
+    connect.join(configured(Path("/"), arguments.cpus).resources)
     found: dict[str, list[float]] = {"ray_seconds": [time.perf_counter() - start], "fit": [], "bare": [], "around": []}
     for _ in range(arguments.rounds):
         steps, seconds = fitted(arguments.rows, arguments.cpus)

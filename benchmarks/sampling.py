@@ -150,7 +150,7 @@ def connect() -> None:
 
     set_environment(ENGINE)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    cluster.connect(Config(run=".", base=MODEL))
+    cluster.join(Config(run=".", base=MODEL).resources)
 
 
 def main() -> None:

@@ -43,12 +43,12 @@ def undefined(path: Path) -> list[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("minos_ray", "tests"):
             names += [f"{node.module}.{alias.name}" for alias in node.names]
             modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    modules = {name: module for name, module in modules.items() if file_of(module)}
-    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    local = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    local |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    modules = {name: module for name, module in modules.items() if name not in local and file_of(module)}
     for node in ast.walk(tree):
         read = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        if read and node.value.id in modules.keys() - stored - arguments:
+        if read and node.value.id in modules:
             names.append(f"{modules[node.value.id]}.{node.attr}")
     return [name for name in dict.fromkeys(names) if not file_of(name) and not defines(*name.rsplit(".", 1))]
 

@@ -19,7 +19,6 @@ from minos_ray.cluster.bundles import KINDS, Bundles, amounts, bundles, lack, on
 from minos_ray.cluster.nodes import alive, by_address
 from minos_ray.cluster.ray_tables import free_by_node, holders
 from minos_ray.config.resources import Actors, Engine, Resources, Workers
-from minos_ray.config.schema import Config
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.progress import duration
 
@@ -38,13 +37,8 @@ POOLS = {"rollouts": "sample"}
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
-def connect(config: Config) -> None:
-    """Joins the cluster of `resources.address` (or RAY_ADDRESS), else starts Ray on this machine. Idempotent."""
-    join(config.resources)
-
-
 def join(resources: Resources) -> None:
-    """`connect` for work that has no config."""
+    """Joins the cluster of `resources.address` (or RAY_ADDRESS), else starts Ray on this machine. Idempotent."""
     import logging
 
     # Ray reads these when it is imported. What it tells the driver of dead processes is in its logs; we count them.

@@ -17,8 +17,7 @@ from typing import Any
 from openai.types import Batch, BatchError
 
 from minos_ray.critiques import retry
-from minos_ray.critiques.batch_api import PRICE, BatchAPI, read_lines, request_line
-from minos_ray.critiques.endpoint import Endpoint
+from minos_ray.critiques.endpoint import PRICE, BatchAPI, Endpoint, read_lines, request_line
 from minos_ray.critiques.limits import Budget, most_usd
 from minos_ray.critiques.prompts import Request, body
 from minos_ray.critiques.reply import NO_MONEY, Answer, Cache, Reader, RowError, status_of

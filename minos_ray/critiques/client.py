@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 
-from minos_ray.cluster.connect import connect, heed_sigterm, joins
+from minos_ray.cluster.connect import heed_sigterm, join, joins
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
@@ -333,7 +333,7 @@ def ask(
     ):
         heed_sigterm()
         if joins(config.resources):  # where the numbers of the progress become metrics of the cluster
-            connect(config)
+            join(config.resources)
         buyer = (Critic if online else Batches)(endpoint, cache, progress, reader, before, config.seed)
         answers = asyncio.run(buyer.ask(missing))
         return cache.answers | answers, buyer.details()

@@ -21,7 +21,7 @@ from minos_ray.files.read import BadRow, is_hub, is_nothing
 from minos_ray.grading.latex import extract_latex
 from minos_ray.imports.grouping import Collection, Policy, Row, Solution, critique, usable
 from minos_ray.problems.table import text_of, text_or_none
-from minos_ray.steps.split import lines, own_solution, paragraphs_or_lines, without_thinking
+from minos_ray.steps.split import is_texts, lines, own_solution, paragraphs_or_lines, without_thinking
 from minos_ray.store.run import Manifest, Run, open_path
 
 QUESTIONS, STEPS, LABELS = ("question", "prompt", "problem"), ("steps", "completions"), ("labels", "step_labels")
@@ -138,11 +138,6 @@ def step_texts(steps: Any) -> list[str]:
     if not is_texts(steps) or not steps or not all(step.strip() for step in steps):
         raise BadRow("'steps' is not a list of texts")
     return [step.strip() for step in steps]
-
-
-def is_texts(value: Any) -> bool:
-    """Whether a value is a list of texts."""
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def score(label: Any) -> float | None:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from minos_ray.config.schema import InsertedType
 from minos_ray.grading.numbers import canonical
-from minos_ray.inserted.notes import Remark, equation, expression
 from minos_ray.inserted.reading import (
     NUMBER_WORDS,
     Calculation,
@@ -36,6 +35,17 @@ UNTIDY, DOUBTFUL = "no wrong value that could stand there", "a later number may 
 Edit = tuple[int, int, str]
 Pair = tuple[Calculation, Calculation]
 """A right calculation and what it has become."""
+
+
+class Remark(NamedTuple):
+    """What is to be said of a step: the calculation it shows, its wrong part, what is right, where an error began."""
+
+    kind: str
+    shown: str = ""
+    wrong: str = ""
+    right: str = ""
+    instead: str = ""
+    cause: int = 0
 
 
 class Donor(NamedTuple):
@@ -374,3 +384,14 @@ def write_number(value: Fraction, like: str) -> str:
     if like.startswith(".") and integer == "0":
         integer = ""
     return f"{integer}.{part}" if part else integer
+
+
+def expression(tokens: Sequence[Token]) -> str:
+    """`48 / 2`, `(5 + 3) * 2`."""
+    text = " ".join(canonical(token) if isinstance(token, Fraction) else token for token in tokens)
+    return text.replace("( ", "(").replace(" )", ")")
+
+
+def equation(calculation: Calculation) -> str:
+    """`48 / 2 = 24`."""
+    return f"{expression(calculation.tokens)} = {canonical(calculation.result)}"

@@ -13,8 +13,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Inserted, InsertedType
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.inserted.errors import Made, donors_of, insert, unchanged
-from minos_ray.inserted.notes import WORDS, Remark
+from minos_ray.inserted.errors import Made, Remark, donors_of, insert, unchanged
 from minos_ray.inserted.reading import Refused, Solution, read_solution, read_step
 from minos_ray.observe.progress import Progress
 from minos_ray.problems.split import (
@@ -34,6 +33,54 @@ from minos_ray.store.run import Manifest, Run
 PART_ROWS = 5000
 MOST = 1 << 18  # right solutions among which is chosen, however many rows are asked for, as Python objects of 20 kB
 SLICE = 500  # solutions and rows between two lines of progress
+
+
+# What a note says of a step, for each kind of remark; the words are drawn.
+WORDS: dict[str, tuple[str, ...]] = {
+    "right": ("{shown} is right.", "{shown}, as it should be.", "the calculation {shown} holds.", "{shown}, yes."),
+    "plain": ("this fits the problem.", "nothing is wrong here.", "this agrees with the problem."),
+    "calculation": (
+        "{shown} is {right}, not {wrong}.",
+        "{wrong} is a wrong result: {shown} = {right}.",
+        "the calculation is off, {shown} gives {right} and not {wrong}.",
+    ),
+    "operation": (
+        "{shown} uses the wrong operation; it should be {right}.",
+        "the step takes {wrong} where {instead} is needed: {right}, not {shown}.",
+        "{shown} does not fit the problem, which asks for {right}.",
+    ),
+    "operand": (
+        "{shown} uses {wrong} in place of {instead}; it should be {right}.",
+        "{wrong} is the wrong number here: the problem needs {right}, not {shown}.",
+        "the step takes {wrong} instead of {instead}, so {shown} has to be {right}.",
+    ),
+    "skipped": (
+        "a step is left out: first {wrong}, then {right}, not {shown}.",
+        "{shown} forgets that {wrong} comes first; it should be {right}.",
+        "before {shown} one has to find {wrong}, and then {right}.",
+    ),
+    "unrelated": (
+        "{shown} has nothing to do with the question.",
+        "nothing in the problem leads to {shown}; the step has no bearing on the question.",
+        "the problem says nothing of this, {shown} belongs to no part of it.",
+    ),
+    "inherited": (
+        "{shown} uses the wrong result of Step {cause}; it should be {right}.",
+        "the arithmetic {shown} holds, but it carries on the mistake of Step {cause}: right is {right}.",
+        "because Step {cause} is wrong, this is {shown} where it should be {right}.",
+    ),
+    "repeated": (
+        "it repeats the wrong result of Step {cause}.",
+        "it builds on the mistake of Step {cause}.",
+        "the number comes from the mistake in Step {cause}.",
+    ),
+    "answer": (
+        "the answer is {right}, not {wrong}.",
+        "{wrong} follows from the mistake in Step {cause}; the answer is {right}.",
+        "it should be {right}; {wrong} comes from Step {cause}.",
+    ),
+    "right_answer": ("the answer is {right}.", "{right} is the answer.", "it is {right}."),
+}
 
 
 def inserted(config: Config, run: Run) -> Manifest | None:

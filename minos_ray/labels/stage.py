@@ -23,11 +23,11 @@ from minos_ray.inserted.stage import inserted
 from minos_ray.labels.rollout_plan import prefix_id, prefixes
 from minos_ray.labels.rollouts import rollouts
 from minos_ray.problems.split import read_problems
-from minos_ray.steps.split import after_first_error, first_error, own_solution
+from minos_ray.steps.split import after_first_error, first_error, is_texts, own_solution
 from minos_ray.store import columns
 from minos_ray.store.columns import GRADED
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, run_units, stored_units
+from minos_ray.work.run_units import Work, rows_of_units, run_units, stored_units
 
 COUNTED = ("rollouts", "consensus", "no_consensus")
 UNIT_ROWS = 2048
@@ -137,13 +137,13 @@ def label_candidates(config: Config, run: Run) -> Manifest:
         rollouts(config, run)
     target = begin(config, run, "labels")
     label_missing(config, run, target, units)
-    return finish(target, count_rows(units), time.monotonic() - start)
+    return finish(target, rows_of_units(units), time.monotonic() - start)
 
 
 def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -> None:
     """Labels the units that are not stored yet, on the actors of `resources.grade`."""
     missing = units.filter(pa.array(~stored_units(target, units["unit_id"].combine_chunks())))
-    rows = count_rows(units)
+    rows = rows_of_units(units)
     work = Work(
         label="grade",
         pool="grade",
@@ -151,14 +151,9 @@ def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -
         kwargs={"run": run.path, "label": config.label},
         batch_units=1,
         rows=rows,
-        rows_before=rows - count_rows(missing),
+        rows_before=rows - rows_of_units(missing),
     )
     run_units(run, "labels", missing, work, config.resources)
-
-
-def count_rows(units: pa.Table) -> int:
-    """Candidates of units."""
-    return pc.sum(units["rows"]).as_py() or 0
 
 
 def plan(candidates: Artefact) -> pa.Table:
@@ -243,17 +238,10 @@ def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:
         return
     label = config.label
     yield NamedFunction("label.grader", label.grader, "a minos_ray.grading.graders.Grader", kind=Grader)
-    yield NamedFunction(
-        "label.splitter", label.splitter, "(text) -> list of steps", (EXAMPLE,), is_right=is_list_of_texts
-    )
+    yield NamedFunction("label.splitter", label.splitter, "(text) -> list of steps", (EXAMPLE,), is_right=is_texts)
     if label.steps:
         form = "(question, solution, steps) -> labels and error types"
         yield NamedFunction("label.steps", label.steps, form, ("1 + 1?", None, EXAMPLE.split("\n")))
-
-
-def is_list_of_texts(value: object) -> bool:
-    """What a splitter gives."""
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def models(config: Config, stages: Set[str]) -> Iterator[tuple[str, Model]]:

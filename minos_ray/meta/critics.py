@@ -7,7 +7,7 @@ bought twice.
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from minos_ray.config.load import Config, resolve
@@ -81,11 +81,7 @@ def judge(config: Config, run: Run, name: str, section: MetaCritic, labelled: Ru
         answers, details = ask(config, section, [q.request for q in questions], Cache(run), critique_status)
     except UserError as error:
         raise UserError(f"meta.critics.{name}: {error}") from error
-    replies: list[list[Answer]] = [[] for _ in rows]
-    for question in questions:
-        replies[question.row].append(answers[question.request.key])
-    outcomes: Counter[str] = Counter()
-    scores = [rate(row, of_row, outcomes) for row, of_row in zip(rows, replies, strict=True)]
+    scores, outcomes = rated(rows, questions, answers)
     artefact.write_part("00000", columns.table("scores", scores))
     paid = {question.request.key: answers[question.request.key] for question in questions}
     details |= {"seconds": round(time.monotonic() - start, 2)}
@@ -96,6 +92,17 @@ def judge(config: Config, run: Run, name: str, section: MetaCritic, labelled: Ru
     if lacking := unanswered(manifest):
         print(f"meta.critics.{name}: {lacking} critiques got no answer and are not read; the same command asks again")
     return manifest
+
+
+def rated(
+    rows: Sequence[Mapping[str, Any]], questions: Iterable[Question], answers: Mapping[str, Answer]
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """A row of scores for each solution from its answers (by the key of the request), and critiques by outcome."""
+    replies: list[list[Answer]] = [[] for _ in rows]
+    for question in questions:
+        replies[question.row].append(answers[question.request.key])
+    outcomes: Counter[str] = Counter()
+    return [rate(row, of_row, outcomes) for row, of_row in zip(rows, replies, strict=True)], outcomes
 
 
 def unanswered(manifest: Manifest) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from minos_ray.candidates import stage as candidates
 from minos_ray.cluster import nodes, probe
 from minos_ray.cluster.bundles import Bundles, amounts, bundles, lack, room, summed
-from minos_ray.cluster.connect import connect
+from minos_ray.cluster.connect import join
 from minos_ray.cluster.nodes import Answer, Node, alive, by_address, settled, token
 from minos_ray.cluster.ray_tables import Growth, growth
 from minos_ray.config.schema import Config, Model
@@ -41,7 +41,7 @@ def findings(
     WorkStopped at the end where the work is about to start and nodes do not answer: that may pass.
     """
     try:
-        connect(config)
+        join(config.resources)
     except UserError as error:
         yield str(error)
         return

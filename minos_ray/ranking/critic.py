@@ -19,11 +19,11 @@ from minos_ray.config.schema import MetaCritic
 from minos_ray.critiques.client import ask
 from minos_ray.critiques.endpoint import with_model
 from minos_ray.critiques.limits import has_prices, priced
-from minos_ray.critiques.reply import Answer, Cache
+from minos_ray.critiques.reply import Cache
 from minos_ray.critiques.stage import critique_status
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.files.slices import Rows
-from minos_ray.meta.critics import check_prompt, depends_on, lines_shown, questions_of, rate
+from minos_ray.meta.critics import check_prompt, depends_on, lines_shown, questions_of, rated
 from minos_ray.ranking.scorer import CRITIC_OPTIONS, RESULT, SPLITTER, answer_of, as_text, steps_of
 from minos_ray.store.run import Run
 from minos_ray.work.lock import locked
@@ -93,13 +93,9 @@ def critiqued(rows: Rows, task: CriticTask) -> tuple[pa.Table, Counter[str]]:
     run = Run(task.config.run)
     with locked(run, "minos rank"), named_as_options():
         answers, _ = ask(task.config, critic, [q.request for q in questions], Cache(run), critique_status)
-    replies: list[list[Answer]] = [[] for _ in solutions]
-    for question in questions:
-        replies[question.row].append(answers[question.request.key])
-    outcomes: Counter[str] = Counter()
-    rated = [rate(row, of_row, outcomes) for row, of_row in zip(solutions, replies, strict=True)]
-    scores = [row["score"] if row["step_scores"] else None for row in rated]
-    columns = [scores, [row["step_scores"] for row in rated], [row["answer"] for row in solutions]]
+    score_rows, outcomes = rated(solutions, questions, answers)
+    scores = [row["score"] if row["step_scores"] else None for row in score_rows]
+    columns = [scores, [row["step_scores"] for row in score_rows], [row["answer"] for row in solutions]]
     return pa.table(columns, schema=RESULT), outcomes
 
 

@@ -30,7 +30,7 @@ from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, Worker, run_units, stored_units
+from minos_ray.work.run_units import Work, Worker, rows_of_units, run_units, stored_units
 
 NO_STEPS = "no_steps"
 SOFT = "scores/critic-soft"
@@ -301,9 +301,9 @@ def judge_missing(
         pool="judge",
         worker=worker,
         kwargs={**kwargs, "resources": resources, "judge": config.score.judge, "seed": config.seed},
-        batch_units=max(1, solutions * len(units) // max(1, size(units))),
-        rows=size(units),
-        rows_before=size(units) - size(missing),
+        batch_units=max(1, solutions * len(units) // max(1, rows_of_units(units))),
+        rows=rows_of_units(units),
+        rows_before=rows_of_units(units) - rows_of_units(missing),
         row_name="candidates",
     )
     run_units(run, artefact.name, missing, work, config.resources)
@@ -314,14 +314,9 @@ def stored(artefact: Artefact, units: pa.Table) -> np.ndarray:
     return stored_units(artefact, units["unit_id"].combine_chunks(), units["rows"].to_numpy())
 
 
-def size(units: pa.Table) -> int:
-    """Candidates of units."""
-    return pc.sum(units["rows"]).as_py() or 0
-
-
 def finish(artefact: Artefact, units: pa.Table, seconds: float) -> Manifest:
     """Writes the manifest; RuntimeError unless every candidate has its score."""
-    rows, expected = size(units.filter(pa.array(stored(artefact, units)))), size(units)
+    rows, expected = rows_of_units(units.filter(pa.array(stored(artefact, units)))), rows_of_units(units)
     if rows != expected:
         raise RuntimeError(f"the critic judged {rows} of {expected} candidates; run again")
     stats = {key: int(value) for key, value in artefact.stats().items()}

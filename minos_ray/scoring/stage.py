@@ -25,7 +25,7 @@ from minos_ray.graph.state import Todo
 from minos_ray.problems.split import read_problems
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, run_units, stored_units
+from minos_ray.work.run_units import Work, rows_of_units, run_units, stored_units
 
 # Dotted, so that the driver imports neither torch nor vLLM.
 WORKER = "minos_ray.scoring.scorer:Scorers"
@@ -123,7 +123,7 @@ def score_missing(
 ) -> None:
     """Scores the units that are not stored."""
     units = [missing(artefacts, pieces)]  # popped below, so that only Ray's object store holds the table
-    rows = size(pieces) * len(artefacts)
+    rows = rows_of_units(pieces) * len(artefacts)
     work = Work(
         label="score",
         pool="score",
@@ -138,15 +138,10 @@ def score_missing(
         },
         batch_units=resources.units_per_task,
         rows=rows,
-        rows_before=rows - size(units[0]),
+        rows_before=rows - rows_of_units(units[0]),
         row_name="scores",
     )
     run_units(run, "scores", units.pop(), work, config.resources.model_copy(update={"score": resources}))
-
-
-def size(pieces: pa.Table) -> int:
-    """Number of candidates."""
-    return pc.sum(pieces["rows"]).as_py() or 0
 
 
 def finish(artefact: Artefact, pieces: pa.Table, details: dict[str, Any]) -> Manifest:
@@ -163,7 +158,7 @@ def finish(artefact: Artefact, pieces: pa.Table, details: dict[str, Any]) -> Man
         "tokens": int(stats.get("tokens", 0)),
         "tokens_of_solutions": int(stats.get("tokens_of_solutions", 0)),
     }
-    counts = {"candidates": size(pieces), "problems": len(pieces["problem_id"].unique())}
+    counts = {"candidates": rows_of_units(pieces), "problems": len(pieces["problem_id"].unique())}
     return artefact.complete(counts, dropped, details)
 
 

@@ -11,6 +11,7 @@ The last step is the line with the answer. And the first wrong step, with what t
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import TypeGuard
 
 # DeepSeek-R1, QwQ, Qwen3 and most others, with a prefix (Seed-OSS, MiniMax M3, LongCat) or a suffix; Magistral; Kimi;
 # Command A; OpenThoughts; gpt-oss (harmony: the analysis channel); Gemma 4; Granite 3.2.
@@ -274,6 +275,11 @@ def markers(text: str) -> list[str]:
     blocks = MARKER.split(text)
     parts = [part for block in blocks for part in ANSWER_LINE.split(block)]
     return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def is_texts(value: object) -> TypeGuard[list[str]]:
+    """Whether a value is a list of texts, as splitters give."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def first_error(labels: Sequence[int]) -> int | None:

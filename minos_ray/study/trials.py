@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minos_ray.cluster.bundles import Bundles, bundles, on_one
-from minos_ray.cluster.connect import connect, quiet_data, require
+from minos_ray.cluster.connect import join, quiet_data, require
 from minos_ray.cluster.nodes import alive
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.resources import Actors, Resources, Workers
@@ -156,7 +156,7 @@ def run_unfinished(grid: Grid) -> int:
 
 def run_trials(grid: Grid, todo: Mapping[str, Trial]) -> None:
     """The trials, by name; WorkStopped when some failed."""
-    connect(grid.config)
+    join(grid.config.resources)
     resources, command = grid.config.resources, grid.command
     judges = any(grid.trial_config(trial).refine.rounds for trial in todo.values())
     names = ("train", "score", "judge") if judges else ("train", "score")

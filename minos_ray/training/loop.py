@@ -19,7 +19,7 @@ from minos_ray.errors import UserError
 from minos_ray.observe.trackers import Tracking
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
-from minos_ray.training import batches, collectives, engine, heads, models, trial
+from minos_ray.training import batches, engine, heads, models, trial
 from minos_ray.training.batches import pack
 from minos_ray.training.checkpoint import Checkpoints, from_rank_0
 from minos_ray.training.job import Job, card
@@ -370,14 +370,14 @@ def train_all(config: dict[str, Any]) -> None:
 def train_one(run: Run, place: str, job: Job) -> None:
     """As `Training.fit`. WorkStopped, which says who was waited for, when a collective takes longer than its limit."""
     training, limit_s = None, job.workers.collective_timeout_s
-    collectives.limit_all(limit_s)
-    nodes = collectives.addresses()
+    engine.limit_all(limit_s)
+    nodes = engine.addresses()
     try:
         training = Training(run, place, job)
         training.fit()
     except Exception as error:
         step = f"of step {training.now + 1}" if training else "before the first step"
-        hang = collectives.hang(error, limit_s, nodes, f"{step} of {job.name}")
+        hang = engine.hang(error, limit_s, nodes, f"{step} of {job.name}")
         if hang is None:
             raise
         run.write_bytes(f"{place}/{job.name}/{END}", str(hang).encode())

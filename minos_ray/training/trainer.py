@@ -35,7 +35,7 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     if not jobs:
         run.delete(folder)
         return
-    connect.connect(config)
+    connect.join(config.resources)
     connect.require("train", config.resources.train, config.resources.wait_s)
     start = config.base if stage == "reward" else jobs[0].start
     check_gpu_memory(run, jobs, start, config.resources.wait_s)

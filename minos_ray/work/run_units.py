@@ -102,6 +102,11 @@ def stored_units(artefact: Artefact, ids: pa.Array, rows: np.ndarray | None = No
     return mark_stored(artefact, claims(), len(ids))
 
 
+def rows_of_units(units: pa.Table) -> int:
+    """Rows of all units: the sum of their column `rows`."""
+    return pc.sum(units["rows"]).as_py() or 0
+
+
 def task_sizes(units: int, actors: int, most: int, least: int = 1) -> list[int]:
     """How many units the tasks have, in order: at first `most`, then ever fewer, so that all actors end together.
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minos_ray.critiques import batch_api
+from minos_ray.critiques import endpoint
 from minos_ray.critiques.limits import most_usd
 from minos_ray.critiques.reply import Cache
 from minos_ray.errors import UserError, WorkStopped
@@ -177,7 +177,7 @@ def test_odd_replies_of_a_batch_are_bought_once_and_read_past(ask_batch: AskBatc
 
 def test_lines_of_a_result_file_that_are_no_rows_are_left_out() -> None:
     content = b"[]\n" + b"[" * 100_000 + b'\n\xff\n{"custom_id": "a"}\n'
-    assert list(batch_api._objects(content)) == [{"custom_id": "a"}]
+    assert list(endpoint._objects(content)) == [{"custom_id": "a"}]
 
 
 def test_a_row_that_is_forbidden_is_set_aside(ask_batch: AskBatch, serve_batch: ServeBatch) -> None:

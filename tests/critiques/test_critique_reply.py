@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minos_ray.config.schema import Critique
-from minos_ray.critiques.batch_api import read_lines
+from minos_ray.critiques.endpoint import read_lines
 from minos_ray.critiques.reply import (
     BOUGHT,
     Answer,

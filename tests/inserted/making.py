@@ -3,8 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 
-from minos_ray.inserted.errors import Made, Mistake, mistaken, misuse, stray
-from minos_ray.inserted.notes import Remark
+from minos_ray.inserted.errors import Made, Mistake, Remark, mistaken, misuse, stray
 from minos_ray.inserted.reading import Refused, Solution, Token
 
 

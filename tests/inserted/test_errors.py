@@ -7,9 +7,8 @@ from fractions import Fraction
 import pytest
 
 from minos_ray.inserted.errors import donors_of, insert, slips, tidy, without, write_number
-from minos_ray.inserted.notes import WORDS
 from minos_ray.inserted.reading import Refused, read_expression, read_step
-from minos_ray.inserted.stage import right_row, wrong_row
+from minos_ray.inserted.stage import WORDS, right_row, wrong_row
 from minos_ray.steps.critique_text import agrees, parse_critique
 from tests.inserted.gsm8k_cases import BRANCHES, CHAIN, FOREIGN, MONEY, SAMPLES, SHARED, solution
 from tests.inserted.making import miscalculate, misuse_at, stray_after

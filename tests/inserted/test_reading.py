@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.grading.numbers import MAX_DIGITS
-from minos_ray.inserted.notes import equation
+from minos_ray.inserted.errors import equation
 from minos_ray.inserted.reading import (
     Refused,
     evaluate,

@@ -24,7 +24,6 @@ from minos_ray.scoring.judge import (
     rate,
     read_solutions,
     scores_schema,
-    size,
     verdicts,
 )
 from minos_ray.steps import encoding
@@ -32,6 +31,7 @@ from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
+from minos_ray.work.run_units import rows_of_units
 from tests.tiny import tiny_model
 
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
@@ -295,7 +295,7 @@ def test_solutions_are_told_apart_part_by_part(tmp_path: Path, monkeypatch: pyte
         ("p/2", ["p/2"], ["a\nb"]),
         ("q/0", ["q/0"], ["a"]),
     ]
-    assert {u["question"] for u in units.to_pylist()} == {QUESTION} and size(problems) == 6
+    assert {u["question"] for u in units.to_pylist()} == {QUESTION} and rows_of_units(problems) == 6
 
     class Echo:
         """A critic that accepts everything, and whose engine may have died."""
