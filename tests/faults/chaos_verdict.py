@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from minos_ray.store.parquet import UNITS
 
 from minos_ray.config.load import Config
 from minos_ray.critiques.stage import chosen
 from minos_ray.errors import UserError
+from minos_ray.store.filesystem import UNITS
 from minos_ray.store.run import Run
 from minos_ray.training.log import read_log
 from tests.faults.world import STAGES, Asking
