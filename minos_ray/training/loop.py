@@ -141,10 +141,11 @@ class Training:
     def leave(self) -> NoReturn:
         """Ends this attempt, whose last step is saved; the next one says why."""
         self.checkpoints.wait()
-        dist.barrier()
         reason = "the node of a worker is to go: its last step is saved, others go on"
         if self.rank == 0:
             self.run.write_bytes(f"{self.checkpoints.place}/{END}", reason.encode())
+            forget()
+        dist.barrier()  # the first of these errors ends all workers
         raise NodeLeaves(reason)
 
     def save(self, step: int, needed: bool) -> None:
