@@ -56,16 +56,16 @@ def main() -> int:
 
 
 def campaign(world: World, watch: Watch, options: argparse.Namespace) -> Iterator[Report]:
-    """The reference, then rounds until there were enough kills."""
-    references = {}
+    """Rounds until there were enough kills; the reference of a stage is made before its first round."""
     world.finish("problems", world.reference)
-    for name in tuple(STAGES)[: 1 + max(map(tuple(STAGES).index, options.stages))]:
-        references[name] = measure(world, watch, name)
-        print(f"reference: {name} took {references[name].seconds:.1f} s", flush=True)
-    kills = 0
+    references, unmeasured, kills = {}, list(STAGES), 0
     for number, (stage, victims) in enumerate(rounds(options)):
         if kills >= options.kills:
             return
+        while stage not in references:
+            name = unmeasured.pop(0)
+            references[name] = measure(world, watch, name)
+            print(f"reference: {name} took {references[name].seconds:.1f} s", flush=True)
         made = Round(world, watch, stage, references[stage], f"{number:03d}-{stage}", options.seed * 1000 + number)
         report = made.play(victims[: options.kills - kills])
         kills += len(report.kills)
