@@ -1,16 +1,18 @@
 """`minos search` beside its-hub, and beside sampling at equal tokens, on a run of the miniature.
 
 python benchmarks/search.py RUN [--its FOLDER] [--methods beam particles] [--problems 24] [--n 16] [--width 4]
-    [--rounds 3] [--seeds 5] [--verifier prm-base] [--out figures.json]
+    [--rounds 3] [--actors 2] [--server-threads 1] [--seeds 5] [--verifier prm-base] [--out figures.json]
 
 RUN is a finished demo (`minos demo --out RUN`): its generator, its PRM, its test problems and its samples are taken.
 FOLDER holds its-hub (`pip install --target FOLDER --no-deps its-hub==1.2.0 backoff`); without it that part is left
 out.
 
-its-hub gets a vLLM server of its own (float32, prefix caching, two threads like ours), all problems at once, and our
-PRM behind its interface: it reads whole texts, in one forest for each call. Equal budget: the same n, width and token
-limit. Problems per minute of wall time, CPU seconds of both processes (which a busy machine changes less), and the
-accuracy of the best candidate by the PRM. Rounds alternate.
+Ours are actors of Ray with one thread each, as `minos search` starts them; each has every nth problem. its-hub gets a
+vLLM server of its own (float32, prefix caching in blocks of 32, as ours), all problems at once, and our PRM behind its
+interface, in this process: it reads whole texts, in one forest for each call. So both sides have the whole machine.
+Equal budget: the same n, width and token limit. Start-up is left out on both sides. Problems per minute of wall time,
+CPU seconds of all processes of a side (which a busy machine changes less), and the accuracy of the best candidate by
+the PRM. Rounds alternate.
 
 Against sampling: every method with `--seeds` seeds. Of each problem's samples in RUN as many are drawn as have cost the
 tokens that the search generated for it, 20 times for each seed. Accuracies and paired differences with 95 % intervals
@@ -20,8 +22,8 @@ over problems, by best-of-n, weighted vote and vote.
 import argparse
 import asyncio
 import contextlib
-import copy
 import json
+import os
 import random
 import socket
 import statistics
@@ -36,15 +38,17 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import ray
 from serving import Server
 
+from minos_ray.cluster.connect import join
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model, Search
 from minos_ray.evaluation.statistics import intervals
 from minos_ray.pipeline.run import saved_config
 from minos_ray.scoring.scorer import Scorer
 from minos_ray.scoring.verifier import aggregate
-from minos_ray.search.searcher import Searcher
+from minos_ray.search.searcher import LocalPrm, Searcher
 from minos_ray.steps.split import lines
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
@@ -67,13 +71,14 @@ def main() -> None:
     config = saved_config(run)
     problems = [row for row in run.artefact("problems").read().to_pylist() if row["split"] == "test"]
     problems = problems[: arguments.problems]
-    searcher = made(config, run, arguments)
+    scorer = Scorer(locate(Model(model=f"run:models/{arguments.verifier}"), run), False, config.resources.score)
+    actors = started(config, run, arguments)
     figures: dict[str, Any] = {"arguments": vars(arguments)}
     if arguments.its:
         sys.path.append(arguments.its)
-        figures["its-hub"] = beside_its_hub(searcher, config, run, problems, arguments)
+        figures["its-hub"] = beside_its_hub(actors, scorer, config, run, problems, arguments)
     if arguments.seeds:
-        figures["sampling"] = beside_sampling(searcher, run, problems, arguments)
+        figures["sampling"] = beside_sampling(actors, scorer, run, problems, arguments)
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(figures, indent=1))
 
@@ -88,6 +93,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=16)
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--server-threads", type=int, default=1, help="of torch in its-hub's server")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--verifier", default="prm-base")
     parser.add_argument("--aggregation", default="min")
@@ -95,41 +102,56 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def made(config: Config, run: Run, arguments: argparse.Namespace) -> Searcher:
-    """Our worker, in this process."""
+class Actor(Searcher):
+    """Our worker, which also scores its candidates as its-hub does, to choose the best one."""
+
+    def candidates(self, problems: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, tuple[int, Scored]]:
+        """For each problem the tokens generated for it and its candidates."""
+        self.settings = self.settings.model_copy(update=settings)
+        names = {"unit_id": [p["problem_id"] for p in problems], "question": [p["question"] for p in problems]}
+        rows = self(pa.table(names))[0].to_pylist()
+        question = {problem["problem_id"]: problem["question"] for problem in problems}
+        assert isinstance(self.scorer, LocalPrm)
+        solutions = [(question[row["problem_id"]], row["text"]) for row in rows]
+        scores = score(self.scorer.scorer, self.settings.aggregation, solutions)
+        candidates: dict[str, tuple[int, Scored]] = {}
+        for row, value in zip(rows, scores, strict=True):
+            _, texts = candidates.setdefault(row["problem_id"], (row["problem_tokens"], []))
+            texts.append((row["text"], value))
+        return candidates
+
+
+def started(config: Config, run: Run, arguments: argparse.Namespace) -> list[Any]:
+    """Our actors, on the machine's Ray or one that is started."""
     assert config.generator is not None
+    join(config.resources.model_copy(update={"num_cpus": arguments.actors}))
     settings = Search(n=arguments.n, width=arguments.width, temperature=config.sample.temperature)
-    return Searcher(
-        run.path,
-        config.generator,
-        config.resources.sample,
-        config.sample,
-        settings.model_copy(update={"aggregation": arguments.aggregation}),
-        Model(model=f"run:models/{arguments.verifier}"),
-        config.resources.score,
-        config.label.splitter,
-    )
+    worker = ray.remote(Actor).options(num_cpus=1)
+    return [
+        worker.remote(
+            run.path,
+            config.generator,
+            config.resources.sample,
+            config.sample,
+            settings.model_copy(update={"aggregation": arguments.aggregation}),
+            Model(model=f"run:models/{arguments.verifier}"),
+            config.resources.score,
+            config.label.splitter,
+        )
+        for _ in range(arguments.actors)
+    ]
 
 
-def with_settings(searcher: Searcher, **settings: Any) -> Searcher:
-    """The same engine and PRM with other settings."""
-    other = copy.copy(searcher)
-    other.settings = searcher.settings.model_copy(update=settings)
-    return other
+def search(actors: list[Any], problems: list[dict[str, Any]], **settings: Any) -> dict[str, tuple[int, Scored]]:
+    """For each problem the tokens that we generated for it and our candidates."""
+    shares = [problems[place :: len(actors)] for place in range(len(actors))]
+    parts = ray.get([actor.candidates.remote(share, settings) for actor, share in zip(actors, shares, strict=True)])
+    return {name: values for part in parts for name, values in part.items()}
 
 
-def search(searcher: Searcher, problems: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of our candidates by problem."""
-    names = {"unit_id": [p["problem_id"] for p in problems], "question": [p["question"] for p in problems]}
-    rows = defaultdict(list)
-    for row in searcher(pa.table(names))[0].to_pylist():
-        rows[row["problem_id"]].append(row)
-    return rows
-
-
-def score(scorer: Scorer, aggregation: Any, question: str, texts: list[str]) -> list[float]:
-    """The PRM's score of each text."""
-    steps = scorer.score([(question, lines(text)) for text in texts])[0]
+def score(scorer: Scorer, aggregation: Any, solutions: list[tuple[str, str]]) -> list[float]:
+    """The PRM's score of each text for a question."""
+    steps = scorer.score([(question, lines(text)) for question, text in solutions])[0]
     flat = np.array([value for values in steps for value in values])
     return np.nan_to_num(aggregate(flat, np.array([len(values) for values in steps]), aggregation)).tolist()
 
@@ -159,7 +181,7 @@ class Theirs:
         from its_hub.core.lms.step_generation import StepGeneration
 
         assert config.generator is not None
-        self.server, address = vllm_server(locate(config.generator, run), folder, config)
+        self.server, address = vllm_server(locate(config.generator, run), folder, config, arguments.server_threads)
         self.n = arguments.n
         model = OpenAICompatibleLanguageModel(
             f"{address}/v1", "none", "generator", max_completion_tokens=config.sample.max_tokens
@@ -199,10 +221,10 @@ class Prm:
 
     async def ascore(self, prompt: str, responses: list[str]) -> list[float]:
         """The score of each text."""
-        return score(self.scorer, self.aggregation, prompt, responses)
+        return score(self.scorer, self.aggregation, [(prompt, response) for response in responses])
 
 
-def vllm_server(path: str, folder: str, config: Config) -> tuple[Server, str]:
+def vllm_server(path: str, folder: str, config: Config, threads: int) -> tuple[Server, str]:
     """vLLM's own server with the generator, and its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -215,27 +237,35 @@ def vllm_server(path: str, folder: str, config: Config) -> tuple[Server, str]:
     options += ["--disable-uvicorn-access-log", "--generation-config", "vllm"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, *options]
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment["OMP_NUM_THREADS"] = str(threads)
     server = Server(command, f"{folder}/vllm.log", environment)
     server.ready(f"http://127.0.0.1:{port}")
     return server, f"http://127.0.0.1:{port}"
 
 
 def beside_its_hub(
-    searcher: Searcher, config: Config, run: Run, problems: list[dict[str, Any]], arguments: argparse.Namespace
+    actors: list[Any],
+    scorer: Scorer,
+    config: Config,
+    run: Run,
+    problems: list[dict[str, Any]],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Alternating rounds of both; prints and returns what they took."""
-    assert searcher.scorer is not None
-    scorer, figures = searcher.scorer.scorer, {}
+    figures = {}
+    print(
+        f"minos_ray: {arguments.actors} actors of 1 thread; its-hub: a server of {arguments.server_threads} threads "
+        f"and this process, all {len(problems)} problems at once; n = {arguments.n}, width = {arguments.width}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         theirs = Theirs(config, run, scorer, folder, arguments)
         try:
             for method in [method for method in arguments.methods if method in theirs.algorithms]:
                 rounds: dict[str, list[dict[str, float]]] = {"minos_ray": [], "its-hub": []}
-                search(with_settings(searcher, method=method), problems[:2])
-                theirs.search(method, problems[:2])
+                search(actors, problems[:4], method=method)
+                theirs.search(method, problems[:4])
                 for turn in range(arguments.rounds):
-                    ours = with_settings(searcher, method=method, seed=turn)
-                    rounds["minos_ray"].append(our_round(ours, problems, arguments))
+                    rounds["minos_ray"].append(our_round(actors, theirs, method, turn, problems))
                     rounds["its-hub"].append(their_round(theirs, method, problems))
                 figures[method] = rounds
                 show(method, rounds, len(problems))
@@ -245,36 +275,34 @@ def beside_its_hub(
     return figures
 
 
-def our_round(searcher: Searcher, problems: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, float]:
-    """One round of ours; the best candidate is chosen by the PRM, which is counted."""
-    assert searcher.scorer is not None
-    wall, cpu = time.perf_counter(), time.process_time()
-    rows = search(searcher, problems)
-    chosen = []
-    for problem in problems:
-        texts = [row["text"] for row in rows[problem["problem_id"]]]
-        scores = score(searcher.scorer.scorer, arguments.aggregation, problem["question"], texts)
-        chosen.append(choose("best-of-n", list(zip(texts, scores, strict=True))))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    tokens = sum(of_problem[0]["problem_tokens"] for of_problem in rows.values())
+def our_round(
+    actors: list[Any], theirs: Theirs, method: str, seed: int, problems: list[dict[str, Any]]
+) -> dict[str, float]:
+    """One round of ours, with the CPU seconds of this process, of Ray and of the actors."""
+    wall, cpu = time.perf_counter(), cpu_of(os.getpid()) - cpu_of(theirs.server.process.pid)
+    candidates = search(actors, problems, method=method, seed=seed)
+    chosen = [choose("best-of-n", candidates[problem["problem_id"]][1]) for problem in problems]
+    wall = time.perf_counter() - wall
+    cpu = cpu_of(os.getpid()) - cpu_of(theirs.server.process.pid) - cpu
+    tokens = sum(tokens for tokens, _ in candidates.values())
     right = sum(a == problem["answer"] for a, problem in zip(chosen, problems, strict=True))
     return {"wall": wall, "cpu": cpu, "tokens": tokens, "right": right / len(problems)}
 
 
 def their_round(theirs: Theirs, method: str, problems: list[dict[str, Any]]) -> dict[str, float]:
-    """One round of its-hub, with the CPU seconds of its server."""
-    before, tokens = cpu_of(theirs.server), theirs.tokens()
+    """One round of its-hub, with the CPU seconds of this process and of its server."""
+    before, tokens = cpu_of(theirs.server.process.pid), theirs.tokens()
     wall, cpu = time.perf_counter(), time.process_time()
     chosen = theirs.search(method, problems)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     right = sum(a == problem["answer"] for a, problem in zip(chosen, problems, strict=True))
-    cpu += cpu_of(theirs.server) - before
+    cpu += cpu_of(theirs.server.process.pid) - before
     return {"wall": wall, "cpu": cpu, "tokens": theirs.tokens() - tokens, "right": right / len(problems)}
 
 
-def cpu_of(server: Server) -> float:
-    """CPU seconds of a server and all that it started."""
-    main_process = psutil.Process(server.process.pid)
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a process and all that it started."""
+    main_process = psutil.Process(pid)
     seconds = 0.0
     for process in (main_process, *main_process.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -299,17 +327,16 @@ def show(method: str, rounds: dict[str, list[dict[str, float]]], problems: int) 
 
 
 def beside_sampling(
-    searcher: Searcher, run: Run, problems: list[dict[str, Any]], arguments: argparse.Namespace
+    actors: list[Any], scorer: Scorer, run: Run, problems: list[dict[str, Any]], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Every method against the run's samples of the same tokens."""
-    assert searcher.scorer is not None
-    scorer, samples = searcher.scorer.scorer, defaultdict(list)
+    samples = defaultdict(list)
     names = [problem["problem_id"] for problem in problems]
     for row in run.artefact("candidates").read_where("problem_id", names).to_pylist():
         samples[row["problem_id"]].append(row)
     sampled = {
         p["problem_id"]: score(
-            scorer, arguments.aggregation, p["question"], [row["text"] for row in samples[p["problem_id"]]]
+            scorer, arguments.aggregation, [(p["question"], row["text"]) for row in samples[p["problem_id"]]]
         )
         for p in problems
     }
@@ -318,16 +345,13 @@ def beside_sampling(
         outcomes = {key: np.zeros((len(problems), arguments.seeds)) for key in keys()}
         tokens = np.zeros((len(problems), arguments.seeds))
         for seed in range(arguments.seeds):
-            rows = search(with_settings(searcher, method=method, seed=seed), problems)
+            candidates = search(actors, problems, method=method, seed=seed)
             for place, problem in enumerate(problems):
                 name = problem["problem_id"]
-                tokens[place, seed] = rows[name][0]["problem_tokens"]
-                texts = [row["text"] for row in rows[name]]
-                scores = score(scorer, arguments.aggregation, problem["question"], texts)
+                tokens[place, seed], texts = candidates[name]
                 draws = equal_draws(samples[name], sampled[name], tokens[place, seed], seed)
                 for selection in SELECTIONS:
-                    found = choose(selection, list(zip(texts, scores, strict=True)))
-                    outcomes["search", selection][place, seed] = found == problem["answer"]
+                    outcomes["search", selection][place, seed] = choose(selection, texts) == problem["answer"]
                     right = [choose(selection, draw) == problem["answer"] for draw in draws]
                     outcomes["samples", selection][place, seed] = np.mean(right)
         figures += compared(method, outcomes, tokens, arguments)
