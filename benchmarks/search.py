@@ -1,7 +1,8 @@
 """`minos search` beside its-hub, and beside sampling at equal tokens, on a run of the miniature.
 
 python benchmarks/search.py RUN [--its FOLDER] [--methods beam particles] [--problems 24] [--n 16] [--width 4]
-    [--rounds 3] [--actors 2] [--server-threads 1] [--seeds 5] [--verifier prm-base] [--out figures.json]
+    [--rounds 3] [--actors 2] [--server-threads 1] [--server-options=--api-server-count=2]
+    [--seeds 5] [--verifier prm-base] [--out figures.json]
 
 RUN is a finished demo (`minos demo --out RUN`): its generator, its PRM, its test problems and its samples are taken.
 FOLDER holds its-hub (`pip install --target FOLDER --no-deps its-hub==1.2.0 backoff`); without it that part is left
@@ -12,7 +13,7 @@ vLLM server of its own (float32, prefix caching in blocks of 32, as ours), all p
 interface, in this process: it reads whole texts, in one forest for each call. So both sides have the whole machine.
 Equal budget: the same n, width and token limit. Start-up is left out on both sides. Problems per minute of wall time,
 CPU seconds of all processes of a side (which a busy machine changes less), and the accuracy of the best candidate by
-the PRM. Rounds alternate.
+the PRM and of the weighted vote, with the paired difference and its 95 % interval over problems. Rounds alternate.
 
 Against sampling: every method with `--seeds` seeds. Of each problem's samples in RUN as many are drawn as have cost the
 tokens that the search generated for it, 20 times for each seed. Accuracies and paired differences with 95 % intervals
@@ -95,6 +96,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--server-threads", type=int, default=1, help="of torch in its-hub's server")
+    parser.add_argument("--server-options", default="", help="of its-hub's vLLM, as --api-server-count=2")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--verifier", default="prm-base")
     parser.add_argument("--aggregation", default="min")
@@ -181,7 +183,7 @@ class Theirs:
         from its_hub.core.lms.step_generation import StepGeneration
 
         assert config.generator is not None
-        self.server, address = vllm_server(locate(config.generator, run), folder, config, arguments.server_threads)
+        self.server, address = vllm_server(locate(config.generator, run), folder, config, arguments)
         self.n = arguments.n
         model = OpenAICompatibleLanguageModel(
             f"{address}/v1", "none", "generator", max_completion_tokens=config.sample.max_tokens
@@ -193,18 +195,19 @@ class Theirs:
             "beam": BeamSearch(steps, prm, max(1, arguments.n // arguments.width)),
             "particles": ParticleFiltering(steps, prm),
         }
-        self.model, self.address = model, address
+        self.model, self.address, self.prm = model, address, prm
 
-    def search(self, method: str, problems: list[dict[str, Any]]) -> list[str]:
-        """The answer to each problem, all of them at once."""
+    def search(self, method: str, problems: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+        """Its answer to each problem and the texts of its candidates, all problems at once."""
         warnings.simplefilter("ignore", DeprecationWarning)
 
         async def everything() -> list[Any]:
             algorithm = self.algorithms[method]
-            asked = (algorithm.ainfer(self.model, problem["question"], self.n) for problem in problems)
+            asked = (algorithm.ainfer(self.model, problem["question"], self.n, False) for problem in problems)
             return await asyncio.gather(*asked)
 
-        return [answer(message["content"]) for message in asyncio.run(everything())]
+        results = asyncio.run(everything())
+        return [(answer(r.the_one["content"]), [message["content"] for message in r.responses]) for r in results]
 
     def tokens(self) -> int:
         """Tokens that its server has generated so far."""
@@ -224,7 +227,7 @@ class Prm:
         return score(self.scorer, self.aggregation, [(prompt, response) for response in responses])
 
 
-def vllm_server(path: str, folder: str, config: Config, threads: int) -> tuple[Server, str]:
+def vllm_server(path: str, folder: str, config: Config, arguments: argparse.Namespace) -> tuple[Server, str]:
     """vLLM's own server with the generator, and its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -234,10 +237,10 @@ def vllm_server(path: str, folder: str, config: Config, threads: int) -> tuple[S
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "generator", "--enforce-eager"]
     options += ["--dtype", "float32", "--block-size", "32", "--max-model-len", str(engine.max_model_len)]
     options += ["--chat-template", str(template), "--max-num-seqs", str(engine.max_num_seqs)]
-    options += ["--disable-uvicorn-access-log", "--generation-config", "vllm"]
+    options += ["--disable-uvicorn-access-log", "--generation-config", "vllm", *arguments.server_options.split()]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, *options]
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    environment["OMP_NUM_THREADS"] = str(threads)
+    environment["OMP_NUM_THREADS"] = str(arguments.server_threads)
     server = Server(command, f"{folder}/vllm.log", environment)
     server.ready(f"http://127.0.0.1:{port}")
     return server, f"http://127.0.0.1:{port}"
@@ -255,13 +258,14 @@ def beside_its_hub(
     figures = {}
     print(
         f"minos_ray: {arguments.actors} actors of 1 thread; its-hub: a server of {arguments.server_threads} threads "
-        f"and this process, all {len(problems)} problems at once; n = {arguments.n}, width = {arguments.width}"
+        f"[{arguments.server_options}] and this process, all {len(problems)} problems at once; n = {arguments.n}, "
+        f"width = {arguments.width}"
     )
     with tempfile.TemporaryDirectory() as folder:
         theirs = Theirs(config, run, scorer, folder, arguments)
         try:
             for method in [method for method in arguments.methods if method in theirs.algorithms]:
-                rounds: dict[str, list[dict[str, float]]] = {"minos_ray": [], "its-hub": []}
+                rounds: dict[str, list[dict[str, Any]]] = {"minos_ray": [], "its-hub": []}
                 search(actors, problems[:4], method=method)
                 theirs.search(method, problems[:4])
                 for turn in range(arguments.rounds):
@@ -277,27 +281,36 @@ def beside_its_hub(
 
 def our_round(
     actors: list[Any], theirs: Theirs, method: str, seed: int, problems: list[dict[str, Any]]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """One round of ours, with the CPU seconds of this process, of Ray and of the actors."""
     wall, cpu = time.perf_counter(), cpu_of(os.getpid()) - cpu_of(theirs.server.process.pid)
     candidates = search(actors, problems, method=method, seed=seed)
-    chosen = [choose("best-of-n", candidates[problem["problem_id"]][1]) for problem in problems]
     wall = time.perf_counter() - wall
     cpu = cpu_of(os.getpid()) - cpu_of(theirs.server.process.pid) - cpu
     tokens = sum(tokens for tokens, _ in candidates.values())
-    right = sum(a == problem["answer"] for a, problem in zip(chosen, problems, strict=True))
-    return {"wall": wall, "cpu": cpu, "tokens": tokens, "right": right / len(problems)}
+    texts = [candidates[problem["problem_id"]][1] for problem in problems]
+    right = {name: right_of(problems, [choose(name, scored) for scored in texts]) for name in SELECTIONS[:2]}
+    return {"wall": wall, "cpu": cpu, "tokens": tokens, **right}
 
 
-def their_round(theirs: Theirs, method: str, problems: list[dict[str, Any]]) -> dict[str, float]:
+def their_round(theirs: Theirs, method: str, problems: list[dict[str, Any]]) -> dict[str, Any]:
     """One round of its-hub, with the CPU seconds of this process and of its server."""
     before, tokens = cpu_of(theirs.server.process.pid), theirs.tokens()
     wall, cpu = time.perf_counter(), time.process_time()
-    chosen = theirs.search(method, problems)
+    answers = theirs.search(method, problems)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    right = sum(a == problem["answer"] for a, problem in zip(chosen, problems, strict=True))
     cpu += cpu_of(theirs.server.process.pid) - before
-    return {"wall": wall, "cpu": cpu, "tokens": theirs.tokens() - tokens, "right": right / len(problems)}
+    votes = []
+    for problem, (_, texts) in zip(problems, answers, strict=True):
+        scores = score(theirs.prm.scorer, theirs.prm.aggregation, [(problem["question"], text) for text in texts])
+        votes.append(choose("weighted vote", list(zip(texts, scores, strict=True))))
+    right = {"best-of-n": right_of(problems, [a for a, _ in answers]), "weighted vote": right_of(problems, votes)}
+    return {"wall": wall, "cpu": cpu, "tokens": theirs.tokens() - tokens, **right}
+
+
+def right_of(problems: list[dict[str, Any]], answers: list[str]) -> list[bool]:
+    """Which answers are right."""
+    return [a == problem["answer"] for a, problem in zip(answers, problems, strict=True)]
 
 
 def cpu_of(pid: int) -> float:
@@ -310,18 +323,26 @@ def cpu_of(pid: int) -> float:
     return seconds
 
 
-def show(method: str, rounds: dict[str, list[dict[str, float]]], problems: int) -> None:
-    """Prints medians of the rounds."""
+def show(method: str, rounds: dict[str, list[dict[str, Any]]], problems: int) -> None:
+    """Prints medians of the rounds, and accuracies with intervals over problems."""
     print(f"{method}: {problems} problems, medians of {len(rounds['minos_ray'])} alternating rounds")
     medians: dict[str, dict[str, float]] = {}
     for name, turns in rounds.items():
-        medians[name] = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+        medians[name] = {key: statistics.median(turn[key] for turn in turns) for key in ("wall", "cpu", "tokens")}
     ours = medians["minos_ray"]
     for name, values in medians.items():
         print(
             f"  {name:10} {60 * problems / values['wall']:8.1f} problems/min   {values['cpu']:7.1f} CPU s   "
-            f"{values['tokens']:8,.0f} tokens   right {values['right']:.3f}   first is "
-            f"{values['wall'] / ours['wall']:.2f} x in wall, {values['cpu'] / ours['cpu']:.2f} x in CPU time",
+            f"{values['tokens']:8,.0f} tokens   first is {values['wall'] / ours['wall']:.2f} x in wall, "
+            f"{values['cpu'] / ours['cpu']:.2f} x in CPU time",
+            flush=True,
+        )
+    for selection in SELECTIONS[:2]:
+        first, second = (np.mean([turn[selection] for turn in turns], axis=0) for turns in rounds.values())
+        mean, low, high = intervals(np.stack([first, second, first - second], axis=1), 2000, 0)
+        print(
+            f"  {selection:14} minos_ray {mean[0]:.3f}   its-hub {mean[1]:.3f}   "
+            f"difference {mean[2]:+.3f} [{low[2]:+.3f}, {high[2]:+.3f}]",
             flush=True,
         )
 
