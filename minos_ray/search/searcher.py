@@ -4,6 +4,7 @@ Many problems are in flight in one engine. Each proposes a step for all of its b
 scored, selects, and proposes again. Meanwhile the steps of other problems keep the engine full.
 """
 
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from minos_ray.candidates.engine import ENGINE_DIED, Generator, Text, dead_engine, die, stable_seed
+from minos_ray.candidates.engine import (
+    ENGINE_DIED,
+    Generator,
+    Text,
+    cpu_dtype,
+    dead_engine,
+    die,
+    import_vllm,
+    stable_seed,
+)
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import candidates, numbers, sampling_of
 from minos_ray.cluster.bundles import on_nodes
@@ -60,7 +70,7 @@ class Searcher:
         wait_s: float = 600,
     ) -> None:
         path = locate(model, Run(run))
-        self.generator = Generator(path, model, with_whole_prefill(resources))
+        self.generator = Generator(path, model, for_steps(resources))
         self.tokenizer, self.prompt = load_tokenizer(path, model.trust_remote_code), prompt_of(sample)
         self.model, self.settings, self.splitter = model.model, settings, resolve(splitter)
         self.sampling, self.stops = sampling_of(sample, self.tokenizer), sample.stop
@@ -290,16 +300,22 @@ class OneProblem:
         return {**tokens, **counts}
 
 
-def with_whole_prefill(resources: Engine) -> Engine:
-    """On CPUs a request with a seed of its own must be prefilled at once: vLLM 0.32 fails where it is split."""
+def for_steps(resources: Engine) -> Engine:
+    """The engine's settings for requests of one step each, which matter on CPUs.
+
+    A request with a seed of its own must be prefilled at once there: vLLM 0.32 fails where it is split. And the smaller
+    the blocks of its cache, the less of a beam is computed again at each step (`small_blocks`).
+    """
     if resources.gpus:
         return resources
-    whole = {
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(resources.max_model_len, 8192),
-        **resources.extra,
-    }
-    return resources.model_copy(update={"extra": whole})
+    extra = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(resources.max_model_len, 8192)}
+    dtype = cpu_dtype() if resources.dtype == "auto" else resources.dtype
+    if dtype == "float32" and platform.machine() in ("x86_64", "AMD64"):
+        import_vllm(resources)
+        from minos_ray.search import small_blocks
+
+        extra["block_size"] = small_blocks.TOKENS
+    return resources.model_copy(update={"extra": {**extra, **resources.extra}})
 
 
 def rows_of(unit: dict[str, Any], texts: list[Text], model: str, costs: dict[str, float]) -> pa.Table:
