@@ -6,11 +6,13 @@ And what would stop the stage, and what it will write.
 import json
 import math
 import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -20,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.candidates.engine import ENGINE_DIED
-from minos_ray.candidates.prompts import prompt_of
+from minos_ray.candidates.prompts import prompt_of, prompt_tokens
 from minos_ray.candidates.sampler import GroupSampler, Sampler, Units, plan, task_units
 from minos_ray.cluster.bundles import Bundles
 from minos_ray.cluster.connect import join
@@ -101,14 +103,20 @@ def check_prompt(config: Config, run: Run, targets: Targets) -> None:
     """Makes the prompt of the shortest question, to raise a UserError about the generator, its tokenizer, the prompt or
     its length before any work.
 
-    It is made in another process, for transformers brings torch; meanwhile this one joins Ray, if rows are missing.
+    It is made in another process, for transformers brings torch, unless both are here already; meanwhile this one joins
+    Ray, if rows are missing.
     """
     model, questions = generator(config), targets.problems["question"]
     path = locate(model, run)
     shortest = pc.index(characters := pc.utf8_length(questions), pc.min(characters)).as_py() if len(questions) else None
     question = None if shortest is None else questions[shortest].as_py()
-    call = ("minos_ray.candidates.prompts:prompt_tokens", config.sample, path, model.trust_remote_code, question)
-    with beside(*call) as value:
+    arguments = (config.sample, path, model.trust_remote_code, question)
+    is_imported = "transformers" in sys.modules
+    with (
+        nullcontext(partial(prompt_tokens, *arguments))
+        if is_imported
+        else beside(f"{prompt_tokens.__module__}:{prompt_tokens.__name__}", *arguments)
+    ) as value:
         if sum(footer.rows for _, footer in run.artefact("candidates").part_footers()) < targets.rows:
             join(config.resources)
         tokens = value()
