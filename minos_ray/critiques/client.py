@@ -167,7 +167,10 @@ class Critic:
             await self.cache.add(row.request.key, answer)
             usd = answer.cost_usd
         except retry.ERRORS as error:
-            failure, usd = error, None if retry.maybe_billed(error) else 0.0
+            failure = error
+            # Without a status the request may have been answered, and billed, unless it was never sent.
+            unsent = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")
+            usd = 0.0 if unsent or isinstance(error, retry.STATED) else None
         except (OSError, StorageFailed) as error:
             return self.halt(EndpointGone(f"critique: an answer could not be stored: {error}"))
         finally:

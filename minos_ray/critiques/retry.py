@@ -123,13 +123,6 @@ def address_hint(base_url: str) -> str:
     return ""
 
 
-def maybe_billed(error: Exception) -> bool:
-    """Whether a request that ended like this may have been answered: it was sent, and no status came back."""
-    if isinstance(error, STATED):
-        return False
-    return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout", "PoolTimeout")
-
-
 def wait_s(error: Exception, attempt: int, rng: random.Random) -> float:
     """Seconds before attempt `attempt` + 1 (from 0): what the endpoint asks for, else exponential with jitter."""
     seconds = retry_after(error)

@@ -112,13 +112,6 @@ def tied_weights(model: Any) -> dict[str, str]:
     return model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def require_tied(model: Any, path: str) -> None:
-    """UserError when weights that the config ties were stored apart: transformers then leaves them apart."""
-    for name, other in tied_weights(model).items():
-        if model.get_parameter(name) is not model.get_parameter(other):
-            raise not_equal(name, other, path)
-
-
 def require_equal(weights: Stored, names: Mapping[str, str], path: str) -> None:
     """The same from the files, a part of the tensors at a time."""
     for name, other in names.items():
