@@ -26,6 +26,7 @@ before, up to its first error.
 import base64
 import json
 import os
+from collections.abc import Iterator
 from hashlib import sha256
 from itertools import cycle
 from typing import Any, Literal, NamedTuple
@@ -211,8 +212,8 @@ def import_prm800k(
     collection = Collection("prm800k", after_first_error)
     rows: list[Solution] = []
     for rated in usable("prm800k", src, collection.dropped, lambda r: parse(r, neutral == "right", quality_control)):
-        rows.append(complete_solution(rated, split))
-        branches = unfinished(rated, split)
+        complete, *branches = solutions_of(rated, split)
+        rows.append(complete)
         collection.notes["alternatives" if alternatives else "alternatives left out"] += len(branches)
         rows += branches if alternatives else []
     grader = Grader(answer_of, same_text, slow="minos_ray.grading.same:same_value")
@@ -277,26 +278,15 @@ def distinct(rated: list[tuple[str, int]], taken: str | None) -> list[tuple[str,
     return list({text: (text, label) for text, label in rated if label >= 0 and text != taken}.values())
 
 
-def complete_solution(rated: Rated, split: str) -> Solution:
-    """The solution as it was written, with the steps that nobody rated."""
-    steps = [choice.text for choice in rated.choices] + rated.unrated
-    labels = [choice.label for choice in rated.choices] + [-1] * len(rated.unrated)
-    return solution(rated, split, steps, labels)
-
-
-def unfinished(rated: Rated, split: str) -> list[Solution]:
-    """A solution for each completion not gone on with; it ends there."""
+def solutions_of(rated: Rated, split: str) -> Iterator[Solution]:
+    """Rows not graded yet: the solution as it was written, with the steps that nobody rated; then one for each
+    completion not gone on with, which ends there."""
     steps, labels = [choice.text for choice in rated.choices], [choice.label for choice in rated.choices]
-    return [
-        solution(rated, split, [*steps[:place], text], [*labels[:place], label])
-        for place, choice in enumerate(rated.choices)
-        for text, label in choice.others
-    ]
-
-
-def solution(rated: Rated, split: str, steps: list[str], labels: list[int]) -> Solution:
-    """A row not graded yet."""
-    return Solution(rated.question, "math", steps, labels, False, None, rated.gold, "prm800k", split)
+    texts = [([*steps, *rated.unrated], [*labels, *[-1] * len(rated.unrated)])]
+    for place, choice in enumerate(rated.choices):
+        texts += [([*steps[:place], text], [*labels[:place], label]) for text, label in choice.others]
+    for written, marks in texts:
+        yield Solution(rated.question, "math", written, marks, False, None, rated.gold, "prm800k", split)
 
 
 def answer_of(text: str) -> str | None:

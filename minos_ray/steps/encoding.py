@@ -296,9 +296,3 @@ def require_same(
             f"({differing}: {saved.get(differing)}, now {form.get(differing)}); train it again (minos sft), or set "
             "base.encoding as it was"
         )
-
-
-def require_layout(tokenizer: Any, layout: StepEncoding, key: str, critic: bool = False) -> None:
-    """UserError, beginning with `key`, when the tokenizer cannot be used with an encoding (`require_template`)."""
-    if layout.name == "chat":
-        require_template(tokenizer, layout.system, layout.chat_template_kwargs, key, critic)

@@ -245,7 +245,8 @@ def tokenizer_of(path: str, trust_remote_code: bool, critic: bool, layout: StepE
     tokenizer = load_tokenizer(path, trust_remote_code)
     if critic and tokenizer.eos_token_id is None:
         raise UserError(f"base.model: the tokenizer in {path} has no EOS token, which would end a critique; name one")
-    encoding.require_layout(tokenizer, layout, "base.encoding", critic)
+    if layout.name == "chat":
+        encoding.require_template(tokenizer, layout.system, layout.chat_template_kwargs, "base.encoding", critic)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     encoding.require_same(getattr(config, "step_encoding", None), tokenizer, layout, f"base.model: {path}")
     embeddings = config.get_text_config().vocab_size

@@ -17,9 +17,9 @@ import pytest
 from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow
 from minos_ray.imports import FORMATS, bring
-from minos_ray.imports.labelled_sets import complete_solution, unfinished
 from minos_ray.imports.labelled_sets import parse as parse_prm
 from minos_ray.imports.labelled_sets import parse_processbench as parse_bench
+from minos_ray.imports.labelled_sets import solutions_of
 from minos_ray.imports.steps import read as read_minos
 from minos_ray.imports.steps import read_shepherd
 from minos_ray.store.run import Run
@@ -174,7 +174,7 @@ def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 def texts_of_prm800k(row: dict[str, Any]) -> list[str]:
     """What the grader is given."""
     rated = parse_prm(row, True)
-    solutions = [complete_solution(rated, "train"), *unfinished(rated, "train")]
+    solutions = solutions_of(rated, "train")
     return ["\n".join([solution.gold or "", *solution.steps]) for solution in solutions]
 
 

@@ -136,7 +136,7 @@ def test_a_template_that_cannot_be_used_is_named(template: Any, asked: StepEncod
     own = byte_level(bos_token="<s>", eos_token="</s>")
     own.chat_template = template
     with pytest.raises(UserError, match=words) as raised:
-        encoding.require_layout(own, asked, "base.encoding", critic=True)
+        encoding.require_template(own, asked.system, asked.chat_template_kwargs, "base.encoding", critic=True)
     assert "\n" not in str(raised.value)
 
 
@@ -156,7 +156,7 @@ def test_a_template_that_cannot_be_used_is_named(template: Any, asked: StepEncod
 def test_what_is_set_makes_a_template_usable(template: str, asked: StepEncoding) -> None:
     own = byte_level(bos_token="<s>", eos_token="</s>")
     own.chat_template = template
-    encoding.require_layout(own, asked, "base.encoding")
+    encoding.require_template(own, asked.system, asked.chat_template_kwargs, "base.encoding", critic=False)
 
 
 def test_a_date_that_is_set_stands_for_today() -> None:
