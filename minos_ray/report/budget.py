@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minos_ray.evaluation.trend import rising, slope_weights
 from minos_ray.report import paper
 from minos_ray.report.canvas import BOUND, GROUPS, INK, MARKERS, MINOS, PAPER, VOTE, drawn, grid
 from minos_ray.report.results import METHOD_NAMES, first_upper
@@ -56,6 +55,9 @@ def trend_rows(trend: Mapping[str, Any] | None) -> list[TrendRow]:
     ours = [TrendRow(f"{title(c['measure'])}, {c['kind'].upper()}", *(c["trend"][key] for key in keys)) for c in curves]
     if not ours:
         return []
+    # scipy takes longer to import than `minos evaluate` to write its table of budgets, which needs none of it.
+    from minos_ray.evaluation.trend import rising, slope_weights
+
     # The paper has one training for each amount, so only the test over trials can be made.
     amounts, values = zip(*paper.SCALE[1:], strict=True)
     fractions = np.array(values) / 100
