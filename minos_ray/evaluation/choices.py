@@ -27,6 +27,7 @@ from minos_ray.evaluation.growing import (
     top_votes,
 )
 from minos_ray.evaluation.methods import CRITIC, without_nan
+from minos_ray.evaluation.selection import random_orders
 from minos_ray.evaluation.verdicts import THRESHOLD
 
 # Random orders of all problems together: with many problems one of each is enough, since problems differ more.
@@ -120,7 +121,7 @@ class Choices:
         for row, problem in enumerate(problem_ids):
             id_seed = int.from_bytes(blake2b(problem.encode(), digest_size=8).digest(), "big")
             rng = np.random.default_rng([self.section.seed, id_seed, 0])
-            orders[row] = rng.random((self.orders, size)).argsort(axis=1)[:, : self.headline]
+            orders[row] = random_orders(rng, self.orders, size)[:, : self.headline]
         return orders
 
     def answered(self, clusters: np.ndarray, scores: Mapping[str, np.ndarray], tokens: np.ndarray) -> Answered:

@@ -45,7 +45,8 @@ def errors(column: pa.ChunkedArray) -> Errors:
 
 def counts(errors: Errors) -> dict[str, dict[str, int]]:
     """By type: wrong steps, candidates with such a step, candidates whose first error it is."""
-    steps, first = Counter(errors.types.tolist()), Counter(errors.first().tolist())
+    steps = Counter(errors.types.tolist())
+    first = Counter(errors.types[np.unique(errors.owners, return_index=True)[1]].tolist())
     candidates = Counter(kind for _, kind in set(zip(errors.owners.tolist(), errors.types.tolist(), strict=True)))
     return {
         kind: {"steps": steps[kind], "candidates": candidates[kind], "first": first[kind]}
@@ -63,9 +64,10 @@ def rejected(scores: Mapping[str, np.ndarray], correct: np.ndarray, errors: Erro
 
     A candidate without a score (NaN) is not rejected.
     """
-    first = errors.first()
-    kinds = paper_types_first(first) if len(errors.owners) else [UNTYPED]
-    rows = {kind: ~correct & (first == kind) for kind in kinds}
+    rows = {UNTYPED: ~correct}
+    if len(errors.owners):
+        first = errors.first()
+        rows = {kind: ~correct & (first == kind) for kind in paper_types_first(first)}
     return {
         name: {
             kind: (int(mask.sum()), int((score[mask] < THRESHOLD).sum())) for kind, mask in rows.items() if mask.any()

@@ -84,8 +84,11 @@ def scored(order: Ordered, scores: np.ndarray) -> Scored:
 
 
 def powered(scores: np.ndarray, power: float) -> np.ndarray:
-    """Scores to a power; 0 where there is none."""
-    return np.where(np.isnan(scores), 0.0, np.maximum(scores, LEAST) ** power)
+    """Scores to a power, itself a power of two; 0 where there is none."""
+    values = np.where(np.isnan(scores), 0.0, np.maximum(scores, LEAST))
+    for _ in range(int(np.log2(power))):
+        values *= values
+    return values
 
 
 def shrunk_votes(order: Ordered, verifier: Scored) -> np.ndarray:

@@ -99,6 +99,33 @@ def best_ranked(order: np.ndarray, scores: np.ndarray, clusters: np.ndarray, bes
 
 
 @compiled
+def rank_tallies(
+    order: np.ndarray, values: np.ndarray, clusters: np.ndarray, threshold: float, unit: float
+) -> np.ndarray:
+    """[3, ranks]: over the problems the sums of how right the candidate of a rank is, of whether its value reaches the
+    `threshold`, and of how wrong it is where it does.
+
+    Arrays are as in `best_ranked`, with values above 0 for scores; shares of a tie are rounded to multiples of `unit`.
+    """
+    problems, size = order.shape
+    tallies = np.zeros((3, size))
+    for problem in range(problems):
+        first = 0
+        while first < size:
+            value, right, end = values[problem, order[problem, first]], 0, first
+            while end < size and values[problem, order[problem, end]] == value:
+                right += clusters[problem, order[problem, end]] == 0
+                end += 1
+            share = np.rint(right / (end - first) / unit) * unit
+            for rank in range(first, end):
+                tallies[0, rank] += share
+                tallies[1, rank] += value >= threshold
+                tallies[2, rank] += 1.0 - share if value >= threshold else 0.0
+            first = end
+    return tallies
+
+
+@compiled
 def tied_chance(totals: np.ndarray, counts: np.ndarray, present: np.ndarray, mean: float, least: float) -> float:
     """The chance of answer 0 among the `present` ones that have at least the total (by `mean`: the mean) `least`.
 
@@ -128,7 +155,7 @@ def count_votes(
     answers, voters = clusters.max() + 1, len(means)
     totals, counts = np.zeros((answers, voters)), np.zeros(answers)
     present, is_present = np.zeros(answers, np.uint64), np.zeros(answers, np.bool_)
-    best, second, value = np.zeros(voters), np.zeros(voters), np.zeros(voters)
+    best, second, least = np.zeros(voters), np.zeros(voters), np.zeros(voters)
     chances = np.zeros((len(ns), len(orders), voters))
     for row in range(len(orders)):
         is_present[:] = False
@@ -160,14 +187,14 @@ def count_votes(
                     lower = min(mean, best[voter])
                     best[voter] = max(mean, best[voter])
                     second[voter] = max(lower, second[voter])
+            chance, total, less, ties = chances[j, row], totals[0], 1.0 - 1.0 / counts[0], 0
             for voter in range(voters):
-                value[voter] = totals[0, voter] * (1.0 - means[voter] * (1.0 - 1.0 / counts[0]))
-            chance = chances[j, row]
-            for voter in range(voters):
-                least = best[voter] - TIE * abs(best[voter])
-                chance[voter] = 1.0 if value[voter] >= least else 0.0
-                if second[voter] >= least and (chance[voter] > 0.0 or best[voter] == 0.0):
-                    chance[voter] = tied_chance(totals[:, voter], counts, present[:number], means[voter], least)
+                least[voter] = best[voter] - TIE * abs(best[voter])
+                chance[voter] = 1.0 if total[voter] * (1.0 - means[voter] * less) >= least[voter] else 0.0
+                ties += second[voter] >= least[voter]
+            for voter in range(voters if ties else 0):
+                if second[voter] >= least[voter] and (chance[voter] > 0.0 or best[voter] == 0.0):
+                    chance[voter] = tied_chance(totals[:, voter], counts, present[:number], means[voter], least[voter])
     accuracy, variance = np.zeros((len(ns), voters)), np.zeros((len(ns), voters))
     for j in range(len(ns)):
         for row in range(len(orders)):

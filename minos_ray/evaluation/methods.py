@@ -88,7 +88,8 @@ def voters(
 
 def weighted(score: np.ndarray) -> Voter:
     """Scores as weights; a candidate without a score has weight 0, in a tier below all others."""
-    return Voter(np.nan_to_num(score), -np.isnan(score).astype(np.int8))
+    missing = np.isnan(score)
+    return Voter(np.where(missing, 0.0, score) if missing.any() else score, -missing.astype(np.int8))
 
 
 def without_nan(score: np.ndarray) -> np.ndarray:

@@ -39,15 +39,10 @@ def ranked(clusters: np.ndarray, scores: np.ndarray) -> np.ndarray:
     Candidates without an answer come last, before them those without a score (NaN). Candidates with equal scores are
     right as often as all of them: their order may tell, since imported ones often begin with the right ones.
     """
+    from minos_ray.evaluation.kernels import rank_tallies
+
     value = np.where(clusters < 0, -2.0, np.where(np.isnan(scores), -1.0, scores))
-    order = np.argsort(-value, axis=1, kind="stable")
-    right, value = (np.take_along_axis(rows, order, axis=1) for rows in (clusters == 0, value))
-    starts = np.ones(value.shape, dtype=bool)
-    starts[:, 1:] = value[:, 1:] != value[:, :-1]
-    tie = np.cumsum(starts) - 1
-    share = (np.bincount(tie, right.ravel()) / np.bincount(tie))[tie].reshape(value.shape)
-    share, accepted = np.rint(share / UNIT) * UNIT, value >= THRESHOLD
-    return np.stack([share.sum(axis=0), accepted.sum(axis=0), (accepted * (1 - share)).sum(axis=0)])
+    return rank_tallies(np.argsort(-value, axis=1), value, clusters, THRESHOLD, UNIT)
 
 
 def predicted_accuracy(precision: np.ndarray, ns: Sequence[int]) -> np.ndarray:

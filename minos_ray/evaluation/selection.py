@@ -73,7 +73,7 @@ def votes(
     places, at_end = slice(bisect(ns, 1), bisect(ns, 1) + len(sampled)), [n == size > 1 for n in ns]
     order, groups = same_tiers(voters)
     for problem in np.flatnonzero(right.any(axis=1) & ~right.all(axis=1)):
-        orders = rng_of(problem).random((trials, size)).argsort(axis=1)
+        orders = random_orders(rng_of(problem), trials, size)
         for columns, weights, tiers, means in groups:
             arrays = clusters[problem], weights[problem], tiers[problem], means
             shares, variances = count_votes(orders, sampled, *arrays)
@@ -81,6 +81,18 @@ def votes(
             accuracy[problem, at_end, columns] = count_votes(in_order, np.array([size]), *arrays)[0]
     accuracy, variance = (np.moveaxis(values, -1, 0)[np.argsort(order)] for values in (accuracy, variance))
     return accuracy, variance / max(1, trials - 1)
+
+
+def random_orders(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """[count, size]: random orders of so many candidates, those in which random numbers ascend."""
+    drawn = rng.random((count, size))
+    bits = size.bit_length()
+    if bits > 10:
+        return drawn.argsort(axis=1)
+    # Random numbers are multiples of 2 ** -53. A sort of whole numbers that end with the places takes a fifth.
+    packed = (drawn * 2.0**53).astype(np.int64) << bits | np.arange(size)
+    packed.sort(axis=1)
+    return packed & (1 << bits) - 1
 
 
 def same_tiers(voters: Sequence[Voter]) -> tuple[list[int], list[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]]:

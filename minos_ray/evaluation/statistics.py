@@ -76,18 +76,19 @@ def intervals(
     gaps = np.flatnonzero(~entering.all(axis=0))
     sums, sizes = np.where(entering, values, 0.0) if len(gaps) else values, entering.sum(axis=0)
     with_gaps = entering[:, gaps].astype(np.float64)
-    means = []
-    for weights in resamples(len(values), count, seed):
-        means.append(resampled_means(weights, sums, None))
-        if len(gaps):
-            with np.errstate(invalid="ignore", divide="ignore"):  # of a resample without any problem of a column
-                means[-1][:, gaps] *= len(values) / (weights @ with_gaps)
     a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    resampled = np.concatenate(means)
-    resampled = np.concatenate([resampled, resampled[:, a] - resampled[:, b]], axis=1)
     steps = np.concatenate([one_more(sums), one_more(sums[:, a] - sums[:, b])])
     sizes = np.concatenate([sizes, sizes[a]])
-    resampled += smoothing(count, seed, 1) * (steps / sizes)
+    noise, resampled, first = smoothing(count, seed, 1), np.empty((count, len(sizes))), 0
+    for weights in resamples(len(values), count, seed):
+        means = resampled_means(weights, sums, None)
+        if len(gaps):
+            with np.errstate(invalid="ignore", divide="ignore"):  # of a resample without any problem of a column
+                means[:, gaps] *= len(values) / (weights @ with_gaps)
+        block = slice(first, first + len(means))
+        np.concatenate([means, means[:, a] - means[:, b]], axis=1, out=resampled[block])
+        resampled[block] += noise[block] * (steps / sizes)
+        first += len(means)
     centre = sums.sum(axis=0)
     centre = np.concatenate([centre, centre[a] - centre[b]]) / sizes
     low, high = np.percentile(resampled, TAILS, axis=0)

@@ -53,7 +53,8 @@ def probabilities(scores: np.ndarray, truth: np.ndarray) -> dict[str, float | No
     if not len(scores):
         return dict.fromkeys(PROBABILITIES)
     # Of sorted scores: numpy sorts faster than it finds nine places.
-    quantiles = np.quantile(np.sort(scores), np.linspace(0, 1, BINS + 1)[1:-1])
+    quantiles = np.quantile(np.sort(scores).astype(np.float64), np.linspace(0, 1, BINS + 1)[1:-1])
+    scores = scores.astype(np.float64)
     bins = {"ece": equally_wide(scores), "ece_equal_mass": np.searchsorted(quantiles, scores)}
     sums = {name: bin_sums(scores, truth, place)[1:] for name, place in bins.items()}
     chances = np.clip(scores, MARGIN, 1 - MARGIN)
@@ -100,7 +101,7 @@ def bin_sums(scores: np.ndarray, truth: np.ndarray, place: np.ndarray) -> tuple[
 def calibration(scores: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
     """The bins that hold a scored example: mean score, fraction of right ones, and number of examples."""
     scored = ~np.isnan(scores)
-    scores, truth = scores[scored], truth[scored]
+    scores, truth = scores[scored].astype(np.float64), truth[scored]
     columns = zip(*bin_sums(scores, truth, equally_wide(scores)), strict=True)
     return [{"score": total / n, "correct": right / n, "rows": int(n)} for n, total, right in columns if n]
 
