@@ -27,6 +27,7 @@ from minos_ray.config.resources import Resources
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.evaluation.answers import Keys
 from minos_ray.evaluation.candidates import Block, Plan, Source, load, make_block, read_sources
+from minos_ray.scoring.verifier import keep_freed_memory
 from minos_ray.store.run import Run
 
 # A process takes a second to start, as long as three blocks take; a cluster pays from a million candidates on.
@@ -146,6 +147,7 @@ def serve() -> None:
     """What a process does: calls from standard input, results to standard output, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     sys.meta_path.insert(0, WithoutPandas)
+    keep_freed_memory()  # every block frees and takes the same arrays
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed does not mix with results
     while True:
