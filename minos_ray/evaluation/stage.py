@@ -21,12 +21,12 @@ from minos_ray.evaluation import outcomes, robust, verdicts
 from minos_ray.evaluation.answers import KINDS
 from minos_ray.evaluation.blocks import add_blocks, block_workers
 from minos_ray.evaluation.candidates import SAMPLING_COLUMNS, Block, columns_of, plan_blocks
-from minos_ray.evaluation.categories import by_category, read_categories
 from minos_ray.evaluation.choices import Choices
 from minos_ray.evaluation.comparison import Selected, compare
 from minos_ray.evaluation.compute import compute, prices, searched
 from minos_ray.evaluation.error_types import ErrorTally, by_critic
 from minos_ray.evaluation.methods import CRITIC, SOFT
+from minos_ray.evaluation.outcomes import by_category, read_categories
 from minos_ray.evaluation.precision import Precision
 from minos_ray.evaluation.statistics import Measured, fill_intervals
 from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
