@@ -27,7 +27,7 @@ from minos_ray.training.log import Log, Record, classification, curve, held_out_
 from minos_ray.training.losses import Losses, Objective, disable_dropout, restore_dropout
 from minos_ray.training.packing import longest_together
 from minos_ray.training.rows import Rows
-from minos_ray.training.spares import NodeLeaves, Spares, forget, watched
+from minos_ray.training.spares import NodeLeaves, Spares, watched
 from minos_ray.training.verifier_losses import computed
 
 # Pairs' rows whose reference is stored at once: what a kill can cost.
@@ -142,9 +142,9 @@ class Training:
         """Ends this attempt, whose last step is saved; the next one says why."""
         self.checkpoints.wait()
         reason = "the node of a worker is to go: its last step is saved, others go on"
-        if self.rank == 0:
+        if self.spares:
             self.run.write_bytes(f"{self.checkpoints.place}/{END}", reason.encode())
-            forget()
+            self.spares.forget()
         dist.barrier()  # the first of these errors ends all workers
         raise NodeLeaves(reason)
 
@@ -385,4 +385,4 @@ def train_one(run: Run, place: str, job: Job) -> None:
         raise hang from error
     finally:
         if training and training.spares:
-            forget()
+            training.spares.forget()

@@ -24,7 +24,7 @@ from minos_ray.errors import WorkStopped
 # Of the time until a node goes, so much may pass until new workers stand ready; the rest is for the last checkpoint.
 SHARE = 0.5
 ANSWER_S = 10.0
-# In Ray's table of keys and values: a node on which new processes are spares; after a slash, one that is ready.
+# In Ray's table of keys and values: after @ a node on which new processes are spares, after / whose and which is ready.
 KEY = "minos_ray.training.spares"
 
 
@@ -37,17 +37,29 @@ class Spares:
 
     def __init__(self, info: Any, nodes: Sequence[str], workers: Workers) -> None:
         """`info`: Ray's PreemptionInfo. `nodes`: the node of each rank."""
+        import ray
+
         notice_s = (info.deadline_ms or 0) / 1000 - time.time()
-        self.until, self.enough = time.time() + SHARE * notice_s, len(nodes)
+        self.until, self.owner = time.time() + SHARE * notice_s, ray.get_runtime_context().get_actor_id()
+        self.asked = Counter[str]()
         if notice_s > 0:
-            spares, kind = counts(nodes, info.preempted_node_ids, workers), "gpu" if workers.gpu else "cpu"
-            self.enough = max(self.enough, start(spares, f"{kind} {self.until}"))
+            order = f"{'gpu' if workers.gpu else 'cpu'} {self.until} {self.owner}"
+            self.asked = start(counts(nodes, info.preempted_node_ids, workers), order)
+        self.enough = max(len(nodes), self.asked.total())
 
     def hand_over(self, step_s: float) -> bool:
         """Whether they are all ready, enough for all workers, or another step of so many seconds would be too long."""
         from ray.experimental.internal_kv import _internal_kv_list
 
-        return time.time() + step_s > self.until or len(_internal_kv_list(f"{KEY}/")) >= self.enough
+        return time.time() + step_s > self.until or len(_internal_kv_list(f"{KEY}/{self.owner}/")) >= self.enough
+
+    def forget(self) -> None:
+        """Processes that start from now on are no spares."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        for node in self.asked:
+            _internal_kv_del(f"{KEY}@{node}")
+        _internal_kv_del(f"{KEY}/{self.owner}/", del_by_prefix=True)
 
 
 def counts(nodes: Sequence[str], leaving: Sequence[str], workers: Workers) -> Counter[str]:
@@ -64,39 +76,31 @@ def counts(nodes: Sequence[str], leaving: Sequence[str], workers: Workers) -> Co
     return +spares
 
 
-def start(counts: Counter[str], order: str) -> int:
-    """Has the raylets of these nodes start processes like this worker's, which read the order; how many."""
+def start(spares: Counter[str], order: str) -> Counter[str]:
+    """Has the raylets of these nodes start processes like this worker's, which read the order; those that do."""
     import grpc
     import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
     from ray.experimental.internal_kv import _internal_kv_put
 
-    context, asked = ray.get_runtime_context(), 0
+    context, asked = ray.get_runtime_context(), Counter[str]()
     request = node_manager_pb2.PrestartWorkersRequest(
         job_id=bytes.fromhex(context.get_job_id()), keep_alive_duration_secs=3600
     )
     request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()
-    for node in ray.nodes():
-        if request_workers := counts[node["NodeID"]]:
-            _internal_kv_put(f"{KEY}@{node['NodeID']}", order.encode())
-            request.num_workers = request_workers
-            channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
-            try:
-                node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_S)
-                asked += request_workers
-            except grpc.RpcError as error:  # its workers start later, as they would without spares
-                logging.getLogger(__name__).warning("no process starts ahead on %s: %s", node["NodeID"], error)
-            finally:
-                channel.close()
+    for node in (node for node in ray.nodes() if spares[node["NodeID"]]):
+        _internal_kv_put(f"{KEY}@{node['NodeID']}", order.encode())
+        request.num_workers = spares[node["NodeID"]]
+        channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+        try:
+            node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_S)
+            asked[node["NodeID"]] = request.num_workers
+        except grpc.RpcError as error:  # its workers start later, as they would without spares
+            logging.getLogger(__name__).warning("no process starts ahead on %s: %s", node["NodeID"], error)
+        finally:
+            channel.close()
     return asked
-
-
-def forget() -> None:
-    """Processes that start from now on are no spares."""
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    _internal_kv_del(KEY, del_by_prefix=True)
 
 
 def watched() -> bool:
@@ -149,6 +153,7 @@ def prepare(module: str) -> None:
     from minos_ray.training import engine
 
     import_module(module)
-    if words[0] == "cpu":
+    kind, _, owner = words
+    if kind == "cpu":
         engine.prepare(False)
-    _internal_kv_put(f"{KEY}/{ray.get_runtime_context().get_worker_id()}", b"")
+    _internal_kv_put(f"{KEY}/{owner}/{ray.get_runtime_context().get_worker_id()}", b"")
