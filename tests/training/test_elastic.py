@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import SimpleNamespace as Space
 from typing import Any
 
 import pytest
+import ray
+from ray.experimental import internal_kv
 from ray.train import FailureConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -331,3 +334,40 @@ def test_spares_start_where_workers_are_and_where_others_fit(monkeypatch: pytest
     monkeypatch.setattr(spares, "free_for", lambda need: [{"CPU": cpus} for cpus in nodes.values()])
     workers = Workers(workers=4, cpus=1)
     assert spares.counts(["a", "a", "x", "x"], ["x"], workers) == {"a": 2, "b": 1, "c": 2, "e": 1}
+
+
+def test_workers_leave_when_their_own_spares_are_ready_or_half_of_the_notice_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Spares of another training beside it do not count; after a hand-over new processes are none."""
+    table, started, owner = {}, [], "first"
+    context = Space(get_actor_id=lambda: owner, get_node_id=lambda: "b", get_worker_id=lambda: f"w{len(table)}")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", table.get)
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", table.__setitem__)
+    monkeypatch.setattr(internal_kv, "_internal_kv_list", lambda start: [key for key in table if key.startswith(start)])
+
+    def delete(start: str, del_by_prefix: bool = False) -> None:
+        for key in [key for key in table if key == start or (del_by_prefix and key.startswith(start))]:
+            del table[key]
+
+    def start(counts: Counter[str], order: str) -> Counter[str]:
+        started.append(counts)
+        table[f"{spares.KEY}@b"] = order.encode()
+        return counts
+
+    monkeypatch.setattr(internal_kv, "_internal_kv_del", delete)
+    monkeypatch.setattr(spares, "start", start)
+    monkeypatch.setattr(spares, "counts", lambda *_: Counter(b=2))
+    info = Space(deadline_ms=(time.time() + 600) * 1000, preempted_node_ids=["a"])
+    mine = spares.Spares(info, ["a", "b"], Workers(workers=2, gpu=True))
+    owner = "second"
+    other = spares.Spares(info, ["a", "b"], Workers(workers=2, gpu=True))
+    spares.prepare("json")
+    spares.prepare("json")
+    assert [mine.hand_over(1.0), other.hand_over(1.0), mine.hand_over(301.0)] == [False, True, True]
+    other.forget()
+    spares.prepare("json")
+    assert not table and len(started) == 2
+    info.deadline_ms = None
+    assert spares.Spares(info, ["a", "b"], Workers(workers=2)).hand_over(0.0) and len(started) == 2
