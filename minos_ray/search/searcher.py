@@ -159,6 +159,7 @@ class Searcher:
                     **self.sampling,
                     "max_tokens": self.sampling["max_tokens"] - len(beam.ids),
                     "stop": [*self.stops, self.settings.step_end],
+                    "skip_clone": True,  # they are of this request alone
                 }
                 if search.ahead:
                     values["temperature"] = 0.0
