@@ -1,4 +1,10 @@
-"""The actor of `run_units`: makes its worker once, then stores the units of each task as they are finished."""
+"""The actor of `run_units`: makes its worker once, then stores the units of each task as they are finished; and the log
+of what was in flight when an actor crashed.
+
+Crash logs are small files in the run directory, written before each attempt; they survive `kill -9`. They belong to one
+call of `run_units` and are deleted with it, so interrupting the driver does not count as a crash. A unit that was in
+flight when an actor crashed is a suspect, and is tried alone from then on.
+"""
 
 import atexit
 import gc
@@ -17,8 +23,11 @@ import pyarrow.compute as pc
 from minos_ray.cluster.ray_tables import draining
 from minos_ray.store.filesystem import PartFooter
 from minos_ray.store.run import Artefact, Run
-from minos_ray.work.poison import CrashLog, RestartBudget, node_is_lost
 
+# A unit is poisoned after it crashed this many actors: the first perhaps in company, the others alone.
+MAX_CRASHES = 3
+# An actor gives up after this many restarts with nothing stored in between. Two poisoned units in a row take six.
+MAX_RESTARTS = 8
 # Finished units wait at most this long for others to share a part with.
 PART_S = 60.0
 # How often an actor asks whether its node is to go, at most.
@@ -33,6 +42,75 @@ OUTCOME = pa.schema(
         ("gave_up", pa.bool_()),
     ]
 )
+
+
+class CrashLog:
+    """The crashes of one task: the units in flight, and how many crashes each unit was in flight at."""
+
+    def __init__(self, run: Run, name: str, node: str) -> None:
+        self.run, self.name, self.node = run, f"{name}.json", node
+        self.is_retry = run.exists(self.name)
+        state = json.loads(run.read_bytes(self.name)) if self.is_retry else {}
+        self.in_flight: set[str] = set(state.get("running", ()))
+        self.crashes: dict[str, int] = state.get("deaths", {})
+        self.last_node: str = state.get("node", "")
+        self.handed_back: bool = state.get("handed_back", False)
+
+    def count_crash(self, unfinished: Iterable[str]) -> None:
+        """The last attempt crashed: of its units in flight, those that are not stored are suspects."""
+        for unit in self.in_flight & set(unfinished):
+            self.crashes[unit] = self.crashes.get(unit, 0) + 1
+        self.clear_in_flight()
+
+    def clear_in_flight(self) -> None:
+        """No unit is in flight. Without `count_crash` before it, the end of the last attempt is no unit's fault."""
+        self.in_flight = set()
+        self.write()
+
+    def hand_back(self) -> None:
+        """The task is given back, for its node is to go: no actor crashed."""
+        self.in_flight, self.handed_back = set(), True
+        self.write()
+
+    def start(self, units: Iterable[str]) -> None:
+        """Must be called before units are tried."""
+        self.in_flight.update(units)
+        self.handed_back = False
+        self.write()
+
+    def finish(self, units: Iterable[str]) -> None:
+        """A later crash is not the fault of these units. Written with the next start, to save requests."""
+        self.in_flight.difference_update(units)
+
+    def is_poisoned(self, unit: str) -> bool:
+        """Whether the unit has crashed as many actors as it may."""
+        return self.crashes.get(unit, 0) >= MAX_CRASHES
+
+    def write(self) -> None:
+        """Stores the state."""
+        crashes, running = self.crashes, sorted(self.in_flight)
+        state = {"node": self.node, "running": running, "deaths": crashes, "handed_back": self.handed_back}
+        self.run.write_bytes(self.name, json.dumps(state).encode())
+
+
+class RestartBudget:
+    """How many times one actor was started since it last stored something; more than `limit` times it must not try."""
+
+    def __init__(self, run: Run, name: str, limit: int = MAX_RESTARTS) -> None:
+        self.run, self.name, self.limit = run, f"{name}.json", limit
+        self.starts = 1 + (json.loads(run.read_bytes(self.name)) if run.exists(self.name) else 0)
+        self.run.write_bytes(self.name, json.dumps(self.starts).encode())
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the actor must not try again."""
+        return self.starts > self.limit
+
+    def reset(self) -> None:
+        """Something was stored."""
+        if self.starts:
+            self.starts = 0
+            self.run.write_bytes(self.name, b"0")
 
 
 class Finished(NamedTuple):
@@ -122,6 +200,8 @@ class PartWriter:
 
     def do(self, artefact: str, units: pa.Table) -> dict[str, Any]:
         """Does units of one artefact, except those that an earlier attempt stored."""
+        import ray
+
         name, target = part_name(units), self.run.artefact(artefact)
         log = CrashLog(self.run, f"{self.crash_logs}/{artefact}/{name}", self.node)
         parts: list[PartFooter] = []
@@ -132,7 +212,7 @@ class PartWriter:
         if log.is_retry and not log.handed_back:
             self.tally.add.remote(0, {"actor_died": 1})
             # A lost node is not the units' fault.
-            if node_is_lost(log.last_node):
+            if any(entry["NodeID"] == log.last_node and not entry["Alive"] for entry in ray.nodes()):
                 log.clear_in_flight()
             else:
                 log.count_crash(unit_ids(missing))

@@ -15,8 +15,7 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store.run import Artefact, Run
 from minos_ray.work import run_units as run_units_module
 from minos_ray.work import tally
-from minos_ray.work.actor import Finished
-from minos_ray.work.poison import MAX_CRASHES
+from minos_ray.work.actor import MAX_CRASHES, Finished
 from minos_ray.work.run_units import Work, run_units
 from tests.raylets import all_is_free
 
