@@ -1,13 +1,25 @@
 """Calls in a process of their own: values, errors, what they print, and their end."""
 
 import os
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from minos_ray.errors import UserError
+from minos_ray.errors import StorageFailed, UserError
+from minos_ray.observe.failure import cause
+from minos_ray.work import beside as module
 from minos_ray.work.beside import beside
+
+
+class Picky(Exception):
+    """Cannot be made again from its arguments."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
 
 
 def add(a: int, b: int) -> tuple[int, int]:
@@ -20,8 +32,18 @@ def mistake(key: str) -> None:
     raise UserError(f"{key} is wrong")
 
 
-def fail() -> None:
-    raise ValueError("broken")
+def fail(kind: str) -> Any:
+    if kind == "chained":
+        try:
+            return {}["question"]
+        except KeyError as error:
+            raise ValueError("no prompt") from error
+    if kind == "picky":
+        raise Picky("a", "b")
+    if kind == "storage":
+        raise StorageFailed("no answer")
+    os.write(2, b"\xff dies")
+    os._exit(3)
 
 
 def sleep() -> None:
@@ -34,14 +56,44 @@ def test_a_call_beside_runs_in_another_process() -> None:
     assert total == 3 and process != os.getpid()
 
 
-def test_errors_of_the_user_are_raised_as_such_and_others_with_what_was_printed() -> None:
+def raised(kind: str) -> Exception:
+    """What a call of `fail` beside raises."""
+    with beside(f"{__name__}:fail", kind) as value, pytest.raises(Exception) as caught:
+        value()
+    return caught.value
+
+
+def test_what_a_call_raises_is_raised_here_with_its_cause_or_else_its_text() -> None:
     with beside(f"{__name__}:mistake", "a.b") as value, pytest.raises(UserError, match=r"^a\.b is wrong$"):
         value()
-    with (
-        beside(f"{__name__}:fail") as value,
-        pytest.raises(RuntimeError, match=r"(?s)test_beside:fail.*ValueError: broken"),
-    ):
+    error = raised("chained")
+    assert isinstance(error, ValueError) and cause(error) == "KeyError: 'question'"
+    assert "in fail" in "".join(error.__notes__), "the frames of the other process"
+    assert cause(raised("picky")) == "Picky: ab"
+    assert type(error := raised("storage")) is StorageFailed and not hasattr(error, "__notes__")
+
+
+def test_a_process_that_dies_leaves_what_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = raised("dies")
+    assert isinstance(error, RuntimeError) and "test_beside:fail" in str(error) and "\ufffd dies" in str(error)
+    monkeypatch.setattr(module, "COMMAND", "raise SystemExit('no room')")  # before it reads what is more than a pipe
+    with beside(f"{__name__}:add", "a" * 2**20, "b") as value, pytest.raises(RuntimeError, match="no room"):
         value()
+
+
+def test_modules_are_found_beside_whatever_their_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    (folder / "of_a_user.py").write_text("def double(x):\n    return 2 * x\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    (removed := tmp_path / "removed").mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    monkeypatch.syspath_prepend("")
+    with beside("of_a_user:double", 2) as value:
+        assert value() == 4
 
 
 def test_a_process_whose_value_nobody_waits_for_ends() -> None:
