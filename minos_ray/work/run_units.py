@@ -42,6 +42,8 @@ MAX_PARTS = 10_000
 # nothing, and engines run empty less often.
 BATCHES_PER_TASK = 16
 # With so many tasks for each actor they are as long as they need to be: more are only more for the driver to hand out.
+# `Outcome` judges poisoned units when a task ends. A thousandth is soon enough: a hundredth of all has to be poisoned
+# before the work stops for it, and the task of an actor that gives up ends at once.
 TASKS_PER_ACTOR = 1000
 
 
