@@ -10,9 +10,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -25,7 +24,7 @@ from minos_ray.candidates.engine import ENGINE_DIED
 from minos_ray.candidates.prompts import prompt_of, prompt_tokens
 from minos_ray.candidates.sampler import GroupSampler, Sampler, Units, plan, task_units
 from minos_ray.cluster.bundles import Bundles
-from minos_ray.cluster.connect import join
+from minos_ray.cluster.connect import joined_unless_failed
 from minos_ray.config.load import Config, NamedFunction
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Model
@@ -104,24 +103,24 @@ def check_prompt(config: Config, run: Run, targets: Targets) -> None:
     its length before any work.
 
     It is made in another process, for transformers brings torch, unless both are here already; meanwhile this one joins
-    Ray, if rows are missing.
+    Ray, if nothing is stored yet. Ray ends again when the check fails.
     """
     model, questions = generator(config), targets.problems["question"]
     path = locate(model, run)
     shortest = pc.index(characters := pc.utf8_length(questions), pc.min(characters)).as_py() if len(questions) else None
     question = None if shortest is None else questions[shortest].as_py()
     arguments = (config.sample, path, model.trust_remote_code, question)
-    is_imported = "transformers" in sys.modules
-    with (
-        nullcontext(partial(prompt_tokens, *arguments))
-        if is_imported
-        else beside(f"{prompt_tokens.__module__}:{prompt_tokens.__name__}", *arguments)
-    ) as value:
-        if sum(footer.rows for _, footer in run.artefact("candidates").part_footers()) < targets.rows:
-            join(config.resources)
-        tokens = value()
-    if question is not None:
-        require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path, tokens)
+    with ExitStack() as stack:
+        if "transformers" in sys.modules:
+            tokens = prompt_tokens(*arguments)
+        else:
+            value = stack.enter_context(beside(f"{prompt_tokens.__module__}:{prompt_tokens.__name__}", *arguments))
+            # One listing, not all footers: with parts there, whether rows are missing is seen when they are read.
+            if targets.rows and not any(file.startswith("part-") for file in run.files("candidates")):
+                stack.enter_context(joined_unless_failed(config.resources))
+            tokens = value()
+        if question is not None:
+            require_room("sample.max_tokens", config.sample.max_tokens, "sample", config.resources.sample, path, tokens)
 
 
 def extend(config: Config, run: Run) -> None:

@@ -193,6 +193,20 @@ def on_this_node() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+@contextmanager
+def joined_unless_failed(resources: Resources) -> Generator[None]:
+    """Joins Ray; leaves it again when the block fails, unless it was joined before."""
+    ray = sys.modules.get("ray")
+    was_joined = ray is not None and ray.is_initialized()
+    join(resources)
+    try:
+        yield
+    except BaseException:
+        if not was_joined:
+            disconnect()
+        raise
+
+
 @dataclass
 class Waiting:
     """The wait of one stage for one pool."""

@@ -289,3 +289,36 @@ def test_no_generator_is_one_line_and_clears_nothing(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"generator|nowhere"):
             sample(broken, run)
     assert artefact.part_names() == ["kept"]
+
+
+CHECKED = """
+import sys
+from minos_ray.candidates.stage import check_prompt, read_targets
+from minos_ray.config.schema import Config
+from minos_ray.errors import UserError
+from minos_ray.store.run import Run
+config = Config.model_validate_json(open(sys.argv[1]).read())
+run = Run(config.run)
+targets = read_targets(config, run)
+check_prompt(config, run, targets)
+print("ray" in sys.modules)
+run.delete("candidates")
+sample = config.sample.model_copy(update={"prompt": sys.argv[2]})
+try:
+    check_prompt(config.model_copy(update={"sample": sample}), run, targets)
+except UserError as error:
+    print(error, "ray" in sys.modules, sys.modules["ray"].is_initialized(), sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_ray_is_joined_while_the_prompt_is_made_if_nothing_is_stored_and_left_when_it_is_wrong(
+    tmp_path: Path, path: str
+) -> None:
+    config = make_config(tmp_path, path, actors=1)
+    make_run(config).artefact("candidates").write_part("stored", columns.table("candidates", []))
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", CHECKED, tmp_path / "config.json", "minos_ray.candidates.prompts:chat"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    with_stored, error, joined, still_joined = output.splitlines()
+    assert (with_stored, joined, still_joined) == ("False", "True", "False") and "has no chat template" in error
