@@ -84,11 +84,12 @@ def scored(order: Ordered, scores: np.ndarray) -> Scored:
 
 
 def powered(scores: np.ndarray, power: float) -> np.ndarray:
-    """Scores to a power, itself a power of two; 0 where there is none."""
+    """Scores to a power above 0; 0 where there is none."""
     values = np.where(np.isnan(scores), 0.0, np.maximum(scores, LEAST))
-    for _ in range(int(np.log2(power))):
+    while power >= 2 and power % 2 == 0:  # squares are cheap
         values *= values
-    return values
+        power /= 2
+    return values if power == 1 else values**power
 
 
 def shrunk_votes(order: Ordered, verifier: Scored) -> np.ndarray:
@@ -160,7 +161,10 @@ def adaptive_votes(clusters: np.ndarray, confidences: Sequence[float] = CONFIDEN
 
     `clusters` is [rows, N] in order. With v1 and v2 votes for the two, their share has the posterior Beta(v1 + 1,
     v2 + 1), and the leader is ahead with the probability that it exceeds 1/2. A row that never gets so sure uses all N.
+    ValueError unless the confidences ascend.
     """
     from minos_ray.evaluation.kernels import stopped_votes
 
+    if list(confidences) != sorted(confidences):
+        raise ValueError("confidences must ascend")
     return Stopped(*stopped_votes(clusters, chances_ahead(clusters.shape[1]), np.array(confidences)))

@@ -6,6 +6,7 @@ one. Whole-array numpy took three times as long: the tables of a problem (voters
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
@@ -34,9 +35,17 @@ OTHER, ODD = -1, -2
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function as machine code, from numba's cache where there is a folder for it."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        machine_code = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
         return numba.njit(function, nogil=True)
+    save = machine_code._cache.save_overload
+
+    def save_if_possible(*overload: Any) -> None:
+        with suppress(OSError):  # a full disk: the code that was compiled is in use already
+            save(*overload)
+
+    machine_code._cache.save_overload = save_if_possible
+    return machine_code
 
 
 @compiled
@@ -49,7 +58,8 @@ def id_keys(
     numbers: np.ndarray,
 ) -> np.ndarray:
     """[rows]: the number of each candidate's problem, then the bytes behind `PROBLEM/` in its id: they ascend as the
-    problems' numbers and the texts do. `OTHER` where that number is below 0, `ODD` for an id of another form.
+    problems' numbers and the texts do. `OTHER` where that number is below 0, `ODD` for an id of another form, also one
+    with a byte 0 behind `PROBLEM/`: 0 stands for the end.
 
     Candidate ids are `text[ends[row] : ends[row + 1]]`, those of problems the same; `rows` has the problem of each row,
     `numbers` that of each problem.
@@ -70,6 +80,7 @@ def id_keys(
             key, digits = np.int64(numbers[problem]), text[index : ends[row + 1]]
             for digit in digits:
                 key = key << 8 | np.int64(digit)
+                differing |= np.uint8(digit == 0)
             keys[row] = key << 8 * (INDEX_BYTES - len(digits)) if not differing else ODD
     return keys
 
@@ -87,7 +98,7 @@ def best_ranked(order: np.ndarray, scores: np.ndarray, clusters: np.ndarray, bes
         first = 0
         while first < size:
             score, right, end = scores[problem, order[problem, first]], 0, first
-            while end < size and scores[problem, order[problem, end]] == score:
+            while end == first or (end < size and scores[problem, order[problem, end]] == score):  # NaN equals nothing
                 right += clusters[problem, order[problem, end]] == 0
                 end += 1
             if right:
@@ -113,7 +124,7 @@ def rank_tallies(
         first = 0
         while first < size:
             value, right, end = values[problem, order[problem, first]], 0, first
-            while end < size and values[problem, order[problem, end]] == value:
+            while end == first or (end < size and values[problem, order[problem, end]] == value):
                 right += clusters[problem, order[problem, end]] == 0
                 end += 1
             share = np.rint(right / (end - first) / unit) * unit
@@ -284,7 +295,7 @@ def stopped_votes(
     """[confidences, rows]: the chance that the leading answer is right where `posterior` [votes, votes of the second]
     first reaches a confidence, and after how many candidates; `clusters` are [rows, candidates] in order.
 
-    A row that never gets so sure uses all, and of leaders with equally many votes any may be taken.
+    `confidences` ascend. A row that never gets so sure uses all; of leaders with equally many votes any may be taken.
     """
     rows, size = clusters.shape
     right, used = np.zeros((len(confidences), rows)), np.full((len(confidences), rows), size)

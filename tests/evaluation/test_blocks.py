@@ -1,6 +1,8 @@
 """Blocks of problems on processes and as Ray tasks: one result, to the last byte, and clear ends."""
 
 import dataclasses
+import errno
+import itertools
 import os
 import re
 import signal
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,6 +25,7 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.evaluation import blocks, candidates, outcomes
 from minos_ray.evaluation.answers import clusters
 from minos_ray.evaluation.blocks import Process, block_workers, call_function
+from minos_ray.evaluation.kernels import compiled
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import columns
 from minos_ray.store.run import Run
@@ -123,7 +127,7 @@ def test_modules_of_the_working_folder_are_not_imported(tmp_path: Path, monkeypa
 
 
 IDS = st.sampled_from(
-    ["p/0", "p/1", "p/10", "p/2", "p/1000000", "q/3", "q/x", "p2/0", "q2/1", "q2/01", "odd", "é/1", "p/é"]
+    ["p/0", "p/1", "p/10", "p/2", "p/1000000", "q/3", "q/x", "p/1\0", "p2/0", "q2/1", "q2/01", "odd", "é/1", "p/é"]
 )
 ANSWER = st.tuples(st.sampled_from([None, "1", "2", "2.0", "x", "\\frac{1}{2}", "0.5"]), st.booleans())
 
@@ -137,7 +141,7 @@ def test_candidates_are_sorted_joined_and_clustered_as_one_by_one(
     rows = [
         {
             "candidate_id": name,
-            "problem_id": name[:-2],
+            "problem_id": name.rstrip("\0")[:-2],
             "answer": answer,
             "correct": right,
             "status": "wrong",
@@ -162,7 +166,7 @@ def test_candidates_are_sorted_joined_and_clustered_as_one_by_one(
         # By numbers, which blocks of many candidates have in place of ids.
         number_of = {problem: number for number, problem in enumerate(problems)}
         regular = all(
-            re.fullmatch(rb"/.{1,5}", row["candidate_id"].removeprefix(row["problem_id"]).encode()) for row in rows
+            re.fullmatch(rb"/[^\0]{1,5}", row["candidate_id"].removeprefix(row["problem_id"]).encode()) for row in rows
         )
         if some:
             keys = [candidates.id_keys(rows_of, number_of) for rows_of in (found.rows, table)]
@@ -199,3 +203,42 @@ def test_a_difference_is_resampled_as_its_two_columns_are() -> None:
     columns_too = np.column_stack([values, *(values[:, a] - values[:, b] for a, b in pairs)])
     for found, expected in zip(intervals(values, 300, 4, pairs), intervals(columns_too, 300, 4), strict=True):
         assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_numbers_of_ids_ascend_as_their_texts_or_there_are_none() -> None:
+    forms = [
+        "",
+        "p",
+        "p/",
+        "p/\0",
+        "p/1",
+        "p/1\0",
+        "p/1\x002",
+        "p/12345",
+        "p/123456",
+        "p//",
+        "p/é",
+        "p/ééé",
+        "p-1",
+        "x/1",
+    ]
+    regular = set()
+    for ids in itertools.permutations(forms, 2):
+        keys = candidates.id_keys(pa.table({"problem_id": ["p", "p"], "candidate_id": ids}))
+        if keys is not None:
+            assert (keys[0] < keys[1]) == (ids[0].encode() < ids[1].encode()) and keys[0] != keys[1], ids
+            regular |= {*ids}
+    assert regular == {"p/1", "p/12345", "p//", "p/é"}
+
+
+def test_compiled_code_that_cannot_be_kept_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*overload: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", save)
+
+    @compiled
+    def double(value: int) -> int:
+        return 2 * value
+
+    assert double(21) == 42 and double.nopython_signatures

@@ -25,6 +25,7 @@ from minos_ray.evaluation.growing import (
     partly_verified_votes,
     pessimistic_votes,
     plain_votes,
+    powered,
     scored,
     shrunk_votes,
     top_votes,
@@ -78,9 +79,20 @@ def test_votes_weigh_scores_as_defined(drawn: tuple[np.ndarray, np.ndarray]) -> 
         first, values = clusters[r, :n], scores[r, :n]
         assert plain[j, r] == pytest.approx(winner(Counter(a for a in first.tolist() if a >= 0)))
         for p, power in enumerate(POWERS):
-            powered = weigh(first, values, lambda s, k=power: (s**k).sum())
-            assert shrunk[p, j, r] == pytest.approx(powered), (r, n, power)
+            power_sum = weigh(first, values, lambda s, k=power: (s**k).sum())
+            assert shrunk[p, j, r] == pytest.approx(power_sum), (r, n, power)
         assert pessimistic[j, r] == pytest.approx(weigh(first, values, lambda s: s.sum() / (len(s) + DOUBTS))), (r, n)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0, 6.0, 16.0])
+def test_scores_have_any_power(power: float) -> None:
+    values = powered(np.array([0.0, 0.3, 1.0, np.nan]), power)
+    assert values == pytest.approx([LEAST**power, 0.3**power, 1.0, 0.0])
+
+
+def test_confidences_must_ascend() -> None:
+    with pytest.raises(ValueError, match="ascend"):
+        adaptive_votes(np.zeros((2, 4), int), [0.9, 0.8])
 
 
 def test_unscored_candidates_count_as_much_as_the_scored_ones_of_their_answer(

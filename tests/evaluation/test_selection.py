@@ -164,3 +164,8 @@ def test_perfect_scores_reach_pass_at_and_inverted_ones_need_all_wrong_gone() ->
     ns = [1, 2, 4, 6]
     assert np.allclose(best_of(right, clusters, ns), pass_at(clusters, ns))
     assert best_of(1 - right, clusters, ns)[0, -1] == 0.0
+
+
+def test_candidates_without_a_score_come_last_one_by_one() -> None:
+    scores, clusters = np.array([[np.nan, 0.5, np.nan, 0.5]]), np.array([[0, 0, 1, 1]])
+    assert best_of(scores, clusters, [1, 3, 4]).tolist() == [[0.5, 0.5, 0.5]]
