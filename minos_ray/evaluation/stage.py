@@ -37,6 +37,8 @@ from minos_ray.store.run import Manifest, Run
 from minos_ray.training.heads import Platt, platt_of
 
 NAME = "evaluation.json"
+# Candidates of the verifiers that are judged at a time: each takes 54 bytes at the peak.
+JUDGED_AT_ONCE = 20_000_000
 
 
 def evaluate(config: Config, run: Run) -> Manifest:
@@ -196,7 +198,8 @@ class Judged:
     def rows(self) -> list[dict[str, Any]]:
         """Rows of `meta`: every verifier at the level of outcomes, then those that score labelled steps."""
         correct = np.concatenate(self.correct)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # numpy sorts without the interpreter's lock
+        threads = min(len(os.sched_getaffinity(0)), JUDGED_AT_ONCE // max(1, len(correct)))
+        with ThreadPoolExecutor(max(1, threads)) as pool:  # numpy sorts without the interpreter's lock
             rows = list(pool.map(lambda name: verdicts.outcome_row(name, self.scores_of(name), correct), self.scores))
         for row in rows:
             if parts := self.uncalibrated.get(row["verifier"]):

@@ -1,6 +1,8 @@
 """evaluate, end to end on runs made on the spot."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.evaluation import candidates, outcomes
+from minos_ray.evaluation import candidates, outcomes, stage, verdicts
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import columns
 from minos_ray.store.run import Run
@@ -228,6 +230,22 @@ def test_unscored_candidates_are_counted(tmp_path: Path) -> None:
     content = evaluated(run)
     assert content["counts"]["unscored"] == {"unscored by orm-base": 2}
     assert run.artefact("evaluation.json").manifest().dropped == {"unscored by orm-base": 2}
+
+
+def test_many_candidates_are_judged_by_few_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = scored(make_run(tmp_path, SIZES), *VERIFIERS)
+    judge, judging, most = verdicts.outcome_row, threading.Semaphore(2), []
+
+    def outcome_row(*arguments: Any) -> dict[str, Any]:
+        most.append(judging.acquire(blocking=False))
+        time.sleep(0.05)
+        judging.release()
+        return judge(*arguments)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    monkeypatch.setattr(verdicts, "outcome_row", outcome_row)
+    monkeypatch.setattr(stage, "JUDGED_AT_ONCE", 2 * sum(SIZES))
+    assert len(evaluated(run)["meta"]) >= len(VERIFIERS) and len(most) >= len(VERIFIERS) and all(most)
 
 
 def test_the_same_run_gives_the_same_file_and_is_skipped_when_fresh(tmp_path: Path) -> None:
