@@ -4,6 +4,7 @@ Many problems are in flight in one engine. Each proposes a step for all of its b
 scored, selects, and proposes again. Meanwhile the steps of other problems keep the engine full.
 """
 
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -311,8 +312,12 @@ def for_steps(resources: Engine) -> Engine:
         return resources
     extra = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(resources.max_model_len, 8192)}
     dtype = cpu_dtype() if resources.dtype == "auto" else resources.dtype
-    if dtype == "float32" and platform.machine() in ("x86_64", "AMD64"):
-        import_vllm(resources)
+    import_vllm(resources)  # sets the environment
+    # `small_blocks` tells this process alone, and its kernel takes them in float32 alone.
+    engine = {"dtype": dtype, "distributed_executor_backend": "uni", "kv_cache_dtype": "auto", **resources.extra}
+    in_process = os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and engine["distributed_executor_backend"] == "uni"
+    plain = engine["dtype"] == "float32" and engine["kv_cache_dtype"] == "auto" and "block_size" not in engine
+    if in_process and plain and platform.machine() in ("x86_64", "AMD64"):
         from minos_ray.search import small_blocks
 
         extra["block_size"] = small_blocks.TOKENS

@@ -1,6 +1,7 @@
 """vLLM's attention on CPUs with blocks of 16 tokens, against torch's on the same keys and values."""
 
 import platform
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from minos_ray.candidates.engine import import_vllm
 from minos_ray.config.resources import Engine
+from minos_ray.search.searcher import for_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(platform.machine() != "x86_64", reason="its kernel is x86's")]
 LENGTHS, NEW = (5, 16, 37, 90), (5, 1, 20, 3)  # of sequences, and of their last tokens that attend
 HEADS, KV_HEADS = 6, 2
 
 
-@pytest.mark.parametrize("size", [32, 64, 80, 96, 112, 128, 160, 192, 224, 256])
+@pytest.mark.parametrize("size", [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512])
 def test_tokens_attend_to_all_before_them_whatever_the_size_of_a_head(size: int) -> None:
     import_vllm(Engine())
     from vllm import _custom_ops as ops
@@ -51,3 +53,22 @@ def test_tokens_attend_to_all_before_them_whatever_the_size_of_a_head(size: int)
         parts = (part.transpose(0, 1)[None] for part in (asking, key, value))
         expected = scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
         torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("extra", "apart", "size"),
+    [
+        ({}, "0", 16),
+        ({"dtype": "float32"}, "0", 16),
+        ({}, "1", None),  # an engine in a process of its own knows no blocks of 16
+        ({"distributed_executor_backend": "mp"}, "0", None),
+        ({"dtype": "bfloat16"}, "0", None),
+        ({"kv_cache_dtype": "fp8"}, "0", None),
+        ({"block_size": 64}, "0", 64),
+    ],
+)
+def test_an_engine_has_small_blocks_where_they_are_known_and_computed(
+    extra: dict[str, Any], apart: str, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", apart)
+    assert for_steps(Engine(dtype="float32", extra=extra)).extra.get("block_size") == size
