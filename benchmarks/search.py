@@ -9,8 +9,9 @@ FOLDER holds its-hub (`pip install --target FOLDER --no-deps its-hub==1.2.0 back
 out.
 
 Ours are actors of Ray with one thread each, as `minos search` starts them; each has every nth problem. its-hub gets a
-vLLM server of its own (float32, prefix caching in blocks of 32, as ours), all problems at once, and our PRM behind its
-interface, in this process: it reads whole texts, in one forest for each call. So both sides have the whole machine.
+vLLM server of its own (float32, prefix caching: our blocks of 16, theirs of 32), all problems at once, and our PRM
+behind its interface, in this process: it reads whole texts, in one forest for each call. So both sides have the whole
+machine.
 Equal budget: the same n, width and token limit. Start-up is left out on both sides. Problems per minute of wall time,
 CPU seconds of all processes of a side (which a busy machine changes less), and the accuracy of the best candidate by
 the PRM and of the weighted vote, with the paired difference and its 95 % interval over problems. Rounds alternate.
@@ -42,7 +43,7 @@ import pyarrow as pa
 import ray
 from serving import Server
 
-from minos_ray.cluster.connect import join
+from minos_ray.cluster.connect import join, joins
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model, Search
 from minos_ray.evaluation.statistics import intervals
@@ -70,6 +71,8 @@ def main() -> None:
     arguments = parsed()
     run = Run(arguments.run)
     config = saved_config(run)
+    if arguments.its and joins(config.resources):
+        sys.exit("--its counts the CPU seconds of a Ray that it starts: unset RAY_ADDRESS and resources.address")
     problems = [row for row in run.artefact("problems").read().to_pylist() if row["split"] == "test"]
     problems = problems[: arguments.problems]
     scorer = Scorer(locate(Model(model=f"run:models/{arguments.verifier}"), run), False, config.resources.score)
@@ -147,7 +150,8 @@ def started(config: Config, run: Run, arguments: argparse.Namespace) -> list[Any
 def search(actors: list[Any], problems: list[dict[str, Any]], **settings: Any) -> dict[str, tuple[int, Scored]]:
     """For each problem the tokens that we generated for it and our candidates."""
     shares = [problems[place :: len(actors)] for place in range(len(actors))]
-    parts = ray.get([actor.candidates.remote(share, settings) for actor, share in zip(actors, shares, strict=True)])
+    work = zip(actors, shares, strict=True)
+    parts = ray.get([actor.candidates.remote(share, settings) for actor, share in work if share])
     return {name: values for part in parts for name, values in part.items()}
 
 
