@@ -30,8 +30,10 @@ from minos_ray.miniature.critic_server import MODEL, offline_critic
 PREFLIGHT_S = 30.0
 AnyCritique = TypeVar("AnyCritique", bound=Critique)
 PRICE = 0.5
+"""What a batch costs of the same requests sent one by one (OpenAI's Batch guide and price list)."""
 CHAT = "/v1/chat/completions"
 CHUNK = "minos_chunk"
+"""The key of a batch's metadata under which the name of our chunk stands."""
 T = TypeVar("T")
 
 
@@ -163,10 +165,6 @@ async def ask_nothing(endpoint: Endpoint, api: openai.AsyncOpenAI, unlisted: Exc
             raise doubt from error
     except retry.ERRORS:
         return
-
-
-"""The Batch API costs half of the same requests sent one by one (OpenAI's Batch guide and price list)."""
-"""The key of a batch's metadata under which the name of our chunk stands."""
 
 
 class BatchAPI:

@@ -69,6 +69,7 @@ _OPENING = re.compile(r"^\s*Step\s+\d+\s*:\s*")
 _CLOSING = re.compile(r"\s*\bThis step is (in)?correct\b\.?\s*$")
 FOLDER = "cache/critiques"
 DEAREST_USD = 1e9
+"""No answer costs more; an amount above it is none."""
 
 
 @dataclass(frozen=True)
@@ -300,9 +301,6 @@ def _verdict(value: dict[str, Any], name: str) -> bool:
     if not isinstance(value.get(name), bool):
         raise NotJson(f"'{name}' is neither true nor false")
     return value[name]
-
-
-"""No answer costs more; an amount above it is none."""
 
 
 def checked(text: Any, outcome: Any, prompt_tokens: Any = 0, completion_tokens: Any = 0, cost_usd: Any = 0.0) -> Answer:

@@ -113,9 +113,6 @@ def judge(config: Config, run: Run, model: Model, labelled: Run, artefact: Artef
     return finish(artefact, units, time.monotonic() - start)
 
 
-pass
-
-
 class LabelledSet(NamedTuple):
     """One run directory: its solutions in order of problems, and the data set of each, [solutions] of str."""
 

@@ -19,17 +19,24 @@ CLOSINGS = ("How many {t} are there now?", "How many {t} in the end?", "What is 
 HOLDER_CHANGES = frozenset({"times", "fewer", "further"})
 _FIELDS = {"n": "[A-Z][a-z]+", "m": "[A-Z][a-z]+", "o": "[a-z]+", "t": "[a-z]+", "a": r"\d+", "b": r"\d+", "c": r"\d+"}
 START = -1
+"""In `Gold.left_from` and `Gold.right_from`: the operand is the number that the problem starts with."""
 Result = Callable[[int, str, int], int]
 TRICKY = ("gift", "borrow", "third", "friends", "fewer", "aside")
+"""Phrases that most people misread (see `RATES`)."""
 TEST_SHARE = 5
+"""One chain in so many belongs to the test split."""
 RATES = {name: 0.62 for name in TRICKY} | {
     "return": 0.38, "give": 0.2, "times": 0.22, "share": 0.32, "quarter": 0.4, "bags": 0.35, "days": 0.32,
     "children": 0.38, "further": 0.38, "age": 0.25, "grow": 0.35,
 }  # fmt: skip
 ORDINARY = 0.15
+"""Share of an ordinary author's misreadings, of a phrase that `RATES` does not name."""
 POPULAR = 0.8
+"""Share of a phrase's most popular misreading among its misreadings."""
 CARE = (0.4, 1.0, 1.6)
+"""Authors' care: what their rates of mistakes are multiplied by."""
 SLIPS = {True: 0.015, False: 0.003}
+"""Wrong results: with a carry (or a product or quotient) and without one."""
 STRAY = 0.03
 LARGEST = 199
 
@@ -146,9 +153,6 @@ def read(question: str) -> Problem:
     return Problem(first["n"], last["t"], int(first["a"]), tuple(clauses), opening, closing)
 
 
-"""In `Gold.left_from` and `Gold.right_from`: the operand is the number that the problem starts with."""
-
-
 @dataclass(frozen=True)
 class Calculation:
     """`left op right = result`, with the word that names the clause."""
@@ -216,9 +220,7 @@ def solution_text(calculations: list[Calculation], answer: int) -> str:
     return "\n".join([*lines, f"The answer is: {answer}"])
 
 
-"""Phrases that most people misread (see noise.RATES)."""
 PLAIN = tuple(phrase.name for phrase in PHRASES if phrase.name not in TRICKY)
-"""One chain in so many belongs to the test split."""
 
 
 def split_of(problem: Problem) -> str:
@@ -303,12 +305,6 @@ def load(
         if split_of(problem) == split and problem.question not in seen:
             seen.add(problem.question)
             yield row(problem, f"miniature-{split}-{seed}-{len(seen) - 1}", split)
-
-
-"""Share of an ordinary author's misreadings, by phrase; `ORDINARY` for those not named."""
-"""Share of a phrase's most popular misreading among its misreadings."""
-"""Authors' care: what their rates of mistakes are multiplied by."""
-"""Wrong results: with a carry (or a product or quotient) and without one."""
 
 
 def _result(rng: random.Random, care: float) -> Result:

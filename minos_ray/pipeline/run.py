@@ -86,8 +86,6 @@ def require_lasting_folder(config: Config) -> None:
 
 def run_stage(config: Config, run: Run, stage: str, function: Callable[..., Manifest] | None = None) -> Manifest:
     """Runs one stage, by its own function or another; UserError with all that would stop it, before it begins."""
-    pass
-
     planned = [s for s in specs(config) if s.stage == stage]
     if not planned:
         remedy = f"; give {SWITCHES[stage]}" if stage in SWITCHES else ""

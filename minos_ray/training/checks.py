@@ -26,8 +26,6 @@ from minos_ray.training.batches import total_steps
 if TYPE_CHECKING:
     from minos_ray.training.memory import Shape
 
-pass
-
 CRITICS = frozenset({"sft", "refine"})  # both train as section `sft` says
 STAGES = CRITICS | {"reward"}
 # fp32 weights and Adam's two moments, in every checkpoint of a full training; bf16 weights come on top.
