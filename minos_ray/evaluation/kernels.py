@@ -38,6 +38,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         machine_code = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
         return numba.njit(function, nogil=True)
+    if machine_code is function:  # NUMBA_DISABLE_JIT, for a debugger
+        return function
     save = machine_code._cache.save_overload
 
     def save_if_possible(*overload: Any) -> None:
