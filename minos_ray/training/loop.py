@@ -39,8 +39,9 @@ END = "end.txt"
 class Training:
     """One model in training on this rank."""
 
-    def __init__(self, run: Run, place: str, job: Job) -> None:
-        self.run, self.job, self.section = run, job, job.section
+    def __init__(self, run: Run, place: str, job: Job, spares: Spares | None = None) -> None:
+        """`spares`: those of this attempt, where Ray watches for nodes that are to go."""
+        self.run, self.job, self.section, self.spares = run, job, job.section, spares
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         path = model_files.locate(job.start, run)
         options = {"revision": job.start.revision, "trust_remote_code": job.start.trust_remote_code}
@@ -67,9 +68,7 @@ class Training:
                 self.refer(rows, part)
         self.checkpoints = Checkpoints(run, place, job)
         self.first, self.history = self.checkpoints.resume(self.engine)
-        self.now, self.step_s = self.first, 0.0
-        # Whether a node is to go; on rank 0 also the processes that are to go on elsewhere.
-        self.leaving, self.spares = False, None
+        self.now, self.longest_s, self.leaving = self.first, 0.0, False
         elastic = job.workers.least < job.workers.most
         size = f"{self.world} of {job.workers.workers} workers, from step {self.first + 1}" if elastic else None
         notes = "; ".join(filter(None, [self.slower, size, self.last_end()])) or None
@@ -112,15 +111,16 @@ class Training:
             self.now, start = step, time.monotonic()
             if step % self.section.eval_every == 0:
                 self.evaluate(step)
-            noticed = self.leaving or self.notice()
-            leave = noticed and from_rank_0(bool(self.spares and self.spares.hand_over(self.step_s)))
+            noticed, leave = not self.leaving and self.notice(), self.leaving and self.hand_over()
+            saving = time.monotonic()
             if step > self.first:
-                self.save(step, leave or noticed > self.leaving)
-            self.leaving = noticed
+                self.save(step, noticed or leave)
+            if noticed:
+                leave = self.wait_for_checkpoint(saving)
             if leave:
                 self.leave()
             self.step(step)
-            self.step_s = time.monotonic() - start
+            self.longest_s = max(self.longest_s, time.monotonic() - start)
         self.evaluate(self.steps)
         self.finish()
 
@@ -130,19 +130,38 @@ class Training:
         """
         import ray.train
 
-        if not watched() or (info := ray.train.get_preemption_info()) is None:
+        if self.spares is None or (info := ray.train.get_preemption_info()) is None:
             return False
         nodes: list[Any] = [None] * self.world
         dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
         if self.rank == 0:
-            self.spares = Spares(info, nodes, self.job.workers)
+            self.spares.begin(info, nodes)
+        self.leaving = True
         return True
+
+    def hand_over(self) -> bool:
+        """Whether this attempt ends here, as rank 0 decides."""
+        import ray.train
+
+        info = ray.train.get_preemption_info()
+        return from_rank_0(bool(self.rank == 0 and self.spares and self.spares.hand_over(info, self.longest_s)))
+
+    def wait_for_checkpoint(self, since: float) -> bool:
+        """Waits until all ranks have stored the checkpoint of the notice; then `hand_over`, for which it is timed.
+
+        From now on the node can take only the steps after it.
+        """
+        self.checkpoints.wait()
+        dist.barrier()
+        if self.spares:
+            self.spares.saving_s = time.monotonic() - since
+        return self.hand_over()
 
     def leave(self) -> NoReturn:
         """Ends this attempt, whose last step is saved; the next one says why."""
         self.checkpoints.wait()
         reason = "the node of a worker is to go: its last step is saved, others go on"
-        if self.spares:
+        if self.rank == 0 and self.spares:
             self.run.write_bytes(f"{self.checkpoints.place}/{END}", reason.encode())
             self.spares.forget()
         dist.barrier()  # the first of these errors ends all workers
@@ -361,20 +380,25 @@ def train_all(config: dict[str, Any]) -> None:
     """The function of a Ray Train worker: one model after the other, without those that are complete."""
     run = Run(config["run"])
     place = config["checkpoints"]
-    for values in config["jobs"]:
-        job = Job.model_validate(values)
-        engine.prepare(job.workers.gpu)
-        if run.artefact(job.artefact).manifest() is None:
-            train_one(run, place, job)
+    jobs = [Job.model_validate(values) for values in config["jobs"]]
+    spares = Spares(jobs[0].workers) if watched() else None
+    try:
+        for job in jobs:
+            engine.prepare(job.workers.gpu)
+            if run.artefact(job.artefact).manifest() is None:
+                train_one(run, place, job, spares)
+    finally:
+        if spares:
+            spares.forget()
 
 
-def train_one(run: Run, place: str, job: Job) -> None:
+def train_one(run: Run, place: str, job: Job, spares: Spares | None) -> None:
     """As `Training.fit`. WorkStopped, which says who was waited for, when a collective takes longer than its limit."""
     training, limit_s = None, job.workers.collective_timeout_s
     engine.limit_all(limit_s)
     nodes = engine.addresses()
     try:
-        training = Training(run, place, job)
+        training = Training(run, place, job, spares)
         training.fit()
     except Exception as error:
         step = f"of step {training.now + 1}" if training else "before the first step"
@@ -383,6 +407,3 @@ def train_one(run: Run, place: str, job: Job) -> None:
             raise
         run.write_bytes(f"{place}/{job.name}/{END}", str(hang).encode())
         raise hang from error
-    finally:
-        if training and training.spares:
-            training.spares.forget()

@@ -153,7 +153,7 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
             storage_filesystem=run.fs,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=failures,
-            worker_runtime_env=spares.environment(train_all.__module__),
+            worker_runtime_env=spares.environment(train_all.__module__, workers.cpus),
         ),
     )
     excuse_drains(torch_trainer)

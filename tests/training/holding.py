@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+import torch
+
 from minos_ray.config.resources import Observe
 from minos_ray.observe.trackers import TrackedRun
 from minos_ray.training.log import Log, Record
@@ -20,7 +22,8 @@ def held_until(event: str, step: int, flag: Path) -> Observe:
     """The same, which goes on as soon as a file of this name is there.
 
     With DRAINED it goes on when its node is known to be drained, is held again at the next step until the processes
-    that are asked for then stand ready, and makes `flag`.spare when it then goes on in one of these.
+    that are asked for then stand ready, and makes `flag`.spare, with torch's number of threads, when it then goes on in
+    one of these.
     """
     return Observe(tracker=f"{__name__}:Holding", options={"step": step, "flag": str(flag), "until": event})
 
@@ -50,7 +53,7 @@ class Holding:
 
         add, first_life = Log.add, not Path(flag).exists()
         if not first_life and ray.get_runtime_context().get_worker_id() in Path(flag).read_text():
-            Path(f"{flag}.spare").touch()
+            Path(f"{flag}.spare").write_text(f"{torch.get_num_threads()} threads")
 
         def add_and_stay(log: Log, record: Record) -> None:
             held = log.name == run.name and record["step"] >= step and first_life

@@ -92,7 +92,8 @@ def test_drained_and_hung_trainings_end_as_undisturbed(
     assert f" of step {AT + 1} of hung waited {LIMIT_S} s (resources.train.collective_timeout_s)" in printed
     starts = {name: [r["step"] for r in read_log(run, name) if r["event"] == "start"] for name in jobs}
     assert starts == {"straight": [0], "drained": [0, AT + 1], "hung": [0, 4]}
-    assert Path(f"{flags['drained']}.spare").exists()
+    # As many as Ray gives a worker of one CPU, also where torch was imported before the process was one.
+    assert Path(f"{flags['drained']}.spare").read_text() == "1 threads"
     assert "drained: goes on from step 6: the node of a worker is to go: its last step is saved" in printed
     losses = {name: [r["loss"] for r in read_log(run, name) if "loss" in r] for name in jobs}
     assert len(losses["straight"]) > 2 * AT

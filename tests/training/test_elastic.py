@@ -336,38 +336,105 @@ def test_spares_start_where_workers_are_and_where_others_fit(monkeypatch: pytest
     assert spares.counts(["a", "a", "x", "x"], ["x"], workers) == {"a": 2, "b": 1, "c": 2, "e": 1}
 
 
-def test_workers_leave_when_their_own_spares_are_ready_or_half_of_the_notice_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Spares of another training beside it do not count; after a hand-over new processes are none."""
-    table, started, owner = {}, [], "first"
-    context = Space(get_actor_id=lambda: owner, get_node_id=lambda: "b", get_worker_id=lambda: f"w{len(table)}")
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(internal_kv, "_internal_kv_get", table.get)
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Ray's table of keys and values, of one process; it is told by `MINOS_RAY_...` that it can have spares."""
+    table: dict[str, bytes] = {}
     monkeypatch.setattr(internal_kv, "_internal_kv_put", table.__setitem__)
     monkeypatch.setattr(internal_kv, "_internal_kv_list", lambda start: [key for key in table if key.startswith(start)])
+    monkeypatch.setenv(spares.MARK, "1")
 
     def delete(start: str, del_by_prefix: bool = False) -> None:
         for key in [key for key in table if key == start or (del_by_prefix and key.startswith(start))]:
             del table[key]
 
-    def start(counts: Counter[str], order: str) -> Counter[str]:
-        started.append(counts)
-        table[f"{spares.KEY}@b"] = order.encode()
+    def start(counts: Counter[str], order: str, deadline: float) -> Counter[str]:
+        table[f"{spares.KEY}@b/{spares.owner()}"] = order.encode()
         return counts
 
     monkeypatch.setattr(internal_kv, "_internal_kv_del", delete)
     monkeypatch.setattr(spares, "start", start)
     monkeypatch.setattr(spares, "counts", lambda *_: Counter(b=2))
-    info = Space(deadline_ms=(time.time() + 600) * 1000, preempted_node_ids=["a"])
-    mine = spares.Spares(info, ["a", "b"], Workers(workers=2, gpu=True))
+    return table
+
+
+def drained(seconds: float) -> Space:
+    """What Ray Train tells of a node that is to go."""
+    return Space(deadline_ms=(time.time() + seconds) * 1000, preempted_node_ids=["a"])
+
+
+def test_workers_leave_when_their_own_spares_are_ready(
+    monkeypatch: pytest.MonkeyPatch, table: dict[str, bytes]
+) -> None:
+    """Spares of another training beside it do not count; its orders stand when the first one hands over."""
+    context = Space(get_actor_id=lambda: owner, get_worker_id=lambda: f"w{len(table)}")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    mine, other = (spares.Spares(Workers(workers=2, gpu=True)) for _ in range(2))
+    owner = "first"
+    mine.begin(drained(600), ["a", "b"])
     owner = "second"
-    other = spares.Spares(info, ["a", "b"], Workers(workers=2, gpu=True))
-    spares.prepare("json")
-    spares.prepare("json")
-    assert [mine.hand_over(1.0), other.hand_over(1.0), mine.hand_over(301.0)] == [False, True, True]
-    other.forget()
-    spares.prepare("json")
-    assert not table and len(started) == 2
-    info.deadline_ms = None
-    assert spares.Spares(info, ["a", "b"], Workers(workers=2)).hand_over(0.0) and len(started) == 2
+    other.begin(drained(600), ["a", "b"])
+    spares.prepare("json", {"second": "gpu"})
+    spares.prepare("json", {"second": "gpu"})
+    assert other.hand_over(drained(600), 1.0)
+    owner = "first"
+    assert not mine.hand_over(drained(600), 1.0)
+    spares.prepare("json", {"first": "gpu", "second": "gpu"})
+    spares.prepare("json", {"first": "gpu"})
+    assert mine.hand_over(drained(600), 1.0)
+    mine.forget()
+    assert {key.rpartition("@")[2] for key in table if "@" in key} == {"b/second"}
+    assert not any("/first/" in key for key in table)
+
+
+@pytest.mark.parametrize(
+    ("notice_s", "later_s", "step_s", "saving_s", "leaves"),
+    [
+        (600, 600, 1, 0, False),
+        (600, 600, 301, 0, True),  # half of the notice is over
+        (600, 600, 250, 180, True),  # two checkpoints would not fit behind it
+        (600, 30, 20, 0, True),  # another node goes sooner
+        (600, 30, 1, 0, False),
+        (-1, -1, 0, 0, True),
+    ],
+)
+def test_workers_leave_before_it_is_too_late(
+    monkeypatch: pytest.MonkeyPatch,
+    table: dict[str, bytes],
+    notice_s: float,
+    later_s: float,
+    step_s: float,
+    saving_s: float,
+    leaves: bool,
+) -> None:
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: Space(get_actor_id=lambda: "first"))
+    group = spares.Spares(Workers(workers=2))
+    group.begin(drained(notice_s), ["a", "b"])
+    group.saving_s = saving_s
+    assert group.hand_over(drained(later_s), step_s) == leaves
+
+
+@pytest.mark.parametrize("fails", ["start", "counts", "table", "mark", "deadline"])
+def test_workers_leave_at_once_where_nobody_gets_ready(
+    monkeypatch: pytest.MonkeyPatch, table: dict[str, bytes], fails: str
+) -> None:
+    """What goes wrong with spares, as when nodes come and go meanwhile, fails no training."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("gone")
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: Space(get_actor_id=lambda: "first"))
+    info = drained(600)
+    if fails == "table":
+        monkeypatch.setattr(internal_kv, "_internal_kv_list", fail)
+        monkeypatch.setattr(internal_kv, "_internal_kv_del", fail)
+    elif fails == "mark":  # a setup hook of the user's own
+        monkeypatch.delenv(spares.MARK)
+    elif fails == "deadline":
+        info.deadline_ms = None
+    else:
+        monkeypatch.setattr(spares, fails, fail)
+    group = spares.Spares(Workers(workers=2))
+    group.begin(info, ["a", "b"])
+    assert group.hand_over(info, 0.0)
+    group.forget()
