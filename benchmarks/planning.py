@@ -82,7 +82,7 @@ def run_case(case: str, folder: Path) -> dict[str, Any]:
     run, config = Run(str(folder)), planned.configured(folder)
     run.delete(FIRST)
     steps = Steps()
-    steps.follow(connect, "connect")
+    steps.follow(connect, "join")
     steps.follow(run_units, "task_results")
     work = prepared(case, config, run, steps)
     start, cpu = time.time(), time.process_time()
