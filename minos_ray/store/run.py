@@ -111,8 +111,9 @@ class Run:
 
     def _list(self, name: str, recursive: bool = False) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(f"{self.root}/{name}".rstrip("/"), allow_not_found=True, recursive=recursive)
-        with self.storage_errors("listed", name):
+        with self.storage_errors("listed", name), suppress(NotADirectoryError):  # an artefact that is one file
             return self.fs.get_file_info(selector)
+        return []
 
     def files(self, name: str) -> list[str]:
         """Sorted base names of the files directly in a folder."""

@@ -275,3 +275,10 @@ def test_rows_of_some_problems_are_read_from_every_part(tmp_path: Path) -> None:
     artefact.run.delete(f"{artefact.name}/part-1.parquet")
     with pytest.raises(UserError, match="has 2 parts where its manifest counts 3"):
         artefact.read_where("problem_id", ["a"])
+
+
+def test_an_artefact_that_is_one_file_has_no_parts(tmp_path: Path) -> None:
+    """Its manifest may be deleted to have it made again; what is asked of it then must not end the command."""
+    run = Run(str(tmp_path))
+    run.write_bytes("evaluation.json", b"{}")
+    assert run.files("evaluation.json") == run.artefact("evaluation.json").part_names() == []
