@@ -80,7 +80,7 @@ def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
 
 def loss_problems(config: Config, run: Run, todo: Todo) -> list[str]:
     """A loss that is none for what is trained, or that has nothing to compare as far as labels are there."""
-    from minos_ray.training import reward, verifier_losses  # late: they import torch
+    from minos_ray.training import groups, verifier_losses  # late: the losses import torch
 
     if errors_of(resolve, config.reward.loss):  # a line of its own, as of any function
         return []
@@ -89,7 +89,7 @@ def loss_problems(config: Config, run: Run, todo: Todo) -> list[str]:
         return lines
     labelled = run.artefact("labels").manifest() is not None and "labels" not in todo.artefacts
     compares = verifier_losses.compares_solutions(resolve(config.reward.loss))
-    return errors_of(reward.check_partners, config, run) if labelled and compares else []
+    return errors_of(groups.check_partners, config, run) if labelled and compares else []
 
 
 def check_base(config: Config, run: Run, stages: Set[str]) -> None:

@@ -20,9 +20,10 @@ from minos_ray.pipeline.run import require
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import models, verifier_losses
 from minos_ray.training.batches import Room, layout, pack, step_rows
+from minos_ray.training.groups import groups_of
 from minos_ray.training.log import pair_accuracy
 from minos_ray.training.losses import PACKED, Objective, Way
-from minos_ray.training.reward import groups_of, reward_data, verifier_jobs
+from minos_ray.training.reward import reward_data, verifier_jobs
 from minos_ray.training.rows import Rows, as_table, base_tokenizer
 from minos_ray.training.verifier_losses import check_loss, computed, pairwise
 from tests.runs import put
