@@ -32,7 +32,7 @@ from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
 from minos_ray.training.reward import MOST, labelled, reward_data
 from minos_ray.training.rows import as_table, write
-from minos_ray.work.run_units import MAX_PARTS
+from minos_ray.units.run_units import MAX_PARTS
 
 ARTEFACTS = ("problems", "candidates", "labels", "critiques")
 CASES = ("new", "half", "draw")

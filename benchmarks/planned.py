@@ -20,7 +20,7 @@ from minos_ray.graph import specs
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
-from minos_ray.work.actor import hash_ids
+from minos_ray.units.actor import hash_ids
 
 N, UNIT, ACTORS = 256, 32, 2
 VERIFIERS = ["orm-base", "orm-minos", "prm-base", "prm-minos"]

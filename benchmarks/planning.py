@@ -29,7 +29,7 @@ from minos_ray.config.load import Config
 from minos_ray.labels import stage as label_stage
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.run import Run
-from minos_ray.work import run_units
+from minos_ray.units import run_units
 
 FIRST = "first.json"
 KINDS = {"sample": "new", "resume": "half", "label": "sampled", "rescore": "scored", "score": "scored"}

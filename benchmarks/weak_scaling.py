@@ -38,7 +38,7 @@ from minos_ray.config.schema import Model
 from minos_ray.scoring.stage import read_pieces, score_artefacts
 from minos_ray.store import columns
 from minos_ray.store.run import Run
-from minos_ray.work.actor import Finished
+from minos_ray.units.actor import Finished
 
 SAMPLED, SCORED = 100.0, 300.0  # candidates a second of one actor
 TEXT = Text("Step 1: 3 + 4 = 7. " * 20, "stop", 125)

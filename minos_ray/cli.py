@@ -76,7 +76,7 @@ def working(config: "Config", command: str, alone: bool = True) -> "Generator[Ru
     """The run of a config; no other command works on it meanwhile. UserError where one does already."""
     from minos_ray.pipeline.run import open_run, require_lasting_folder
     from minos_ray.store.run import Run
-    from minos_ray.work.lock import locked
+    from minos_ray.units.lock import locked
 
     require_lasting_folder(config)
     with locked(Run(config.run), f"minos {command}") if alone else nullcontext(), leaving_ray():
@@ -125,7 +125,7 @@ def run_pipeline(source: str, overrides: Sequence[str], command: str) -> None:
     from minos_ray.pipeline.run import require, run_all
     from minos_ray.report.statement import results_table
     from minos_ray.store.run import Run
-    from minos_ray.work.lock import require_unlocked
+    from minos_ray.units.lock import require_unlocked
 
     start, config = time.monotonic(), load_config(source, overrides)
     require_unlocked(Run(config.run))
@@ -253,7 +253,7 @@ def import_(arguments: argparse.Namespace) -> None:
     from minos_ray.imports import bring
     from minos_ray.observe.failure import reported
     from minos_ray.store.run import Run
-    from minos_ray.work.lock import locked
+    from minos_ray.units.lock import locked
 
     options = dict(parse_override(o) for o in arguments.overrides)
     run = Run(arguments.run)

@@ -23,7 +23,7 @@ LAYERS = [
     "cluster",
     "steps",
     "miniature",
-    "work",
+    "units",
     "grading",
     "problems",
     "candidates",

@@ -17,7 +17,7 @@ from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, limit
 from minos_ray.store.model_files import adapter_config, locate_adapter
-from minos_ray.work.actor import long_lived_imports
+from minos_ray.units.actor import long_lived_imports
 
 ENGINE_DIED = "engine_died"
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}

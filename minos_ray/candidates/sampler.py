@@ -21,7 +21,7 @@ from minos_ray.config.schema import Model, Sample
 from minos_ray.store import columns
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
-from minos_ray.work.actor import Finished, sum_stats
+from minos_ray.units.actor import Finished, sum_stats
 
 # Problems that are planned at once, to bound memory.
 BLOCK = 1 << 15

@@ -36,8 +36,8 @@ from minos_ray.problems.split import read_problems
 from minos_ray.store.filesystem import prefetch
 from minos_ray.store.model_files import engine_bytes, is_hub_id, locate
 from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
-from minos_ray.work.beside import beside
-from minos_ray.work.run_units import Work, compacted_before_pieces, mark_stored, run_units
+from minos_ray.units.beside import beside
+from minos_ray.units.run_units import Work, compacted_before_pieces, mark_stored, run_units
 
 AMOUNTS = ("n_train", "n_test")
 # Units whose ids are made at once: one array holds no more than 2 GiB of them.

@@ -17,7 +17,7 @@ from minos_ray.files.slices import Reader, Rows, Slice, beside
 from minos_ray.grading.graders import STYLES, Grading
 from minos_ray.observe.progress import Progress
 from minos_ray.store.columns import STATUSES
-from minos_ray.work.file_slices import on_actors
+from minos_ray.units.file_slices import on_actors
 
 RESULT = pa.schema(
     [("answer", pa.string()), ("correct", pa.bool_()), ("status", pa.string()), ("correct_strict", pa.bool_())]

@@ -31,7 +31,7 @@ from minos_ray.store import columns
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, run_units, stored_units
+from minos_ray.units.run_units import Work, run_units, stored_units
 
 # A tree as the actors get it: `rollout_plan.Tree`, named by its problem.
 UNITS = pa.schema(

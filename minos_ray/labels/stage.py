@@ -27,7 +27,7 @@ from minos_ray.steps.split import after_first_error, first_error, is_texts, own_
 from minos_ray.store import columns
 from minos_ray.store.columns import GRADED
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, rows_of_units, run_units, stored_units
+from minos_ray.units.run_units import Work, rows_of_units, run_units, stored_units
 
 COUNTED = ("rollouts", "consensus", "no_consensus")
 UNIT_ROWS = 2048

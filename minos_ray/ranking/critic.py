@@ -26,7 +26,7 @@ from minos_ray.files.slices import Rows
 from minos_ray.meta.critics import check_prompt, depends_on, lines_shown, questions_of, rated
 from minos_ray.ranking.scorer import CRITIC_OPTIONS, RESULT, SPLITTER, answer_of, as_text, steps_of
 from minos_ray.store.run import Run
-from minos_ray.work.lock import locked
+from minos_ray.units.lock import locked
 
 NAME = "critic"  # under which the config has it
 KEYS = re.compile(rf"(?:config key ')?\b(?:meta\.critics\.{NAME}(?:\.(\w+))?|(?:critique|resources\.client)\.(\w+))'?")

@@ -25,7 +25,7 @@ from minos_ray.observe.progress import Progress
 from minos_ray.ranking.scorer import RESULT, SliceScorer, Task
 from minos_ray.store.model_files import WEIGHTS, locate
 from minos_ray.store.run import Run, fingerprint
-from minos_ray.work.file_slices import on_actors
+from minos_ray.units.file_slices import on_actors
 
 if TYPE_CHECKING:
     from minos_ray.ranking.critic import CriticTask

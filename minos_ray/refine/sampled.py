@@ -31,7 +31,7 @@ from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.training.reward import labelled
 from minos_ray.training.rows import train_questions
 from minos_ray.training.sft import held_out_problems
-from minos_ray.work.run_units import Work, run_units, stored_units
+from minos_ray.units.run_units import Work, run_units, stored_units
 
 SAMPLED, HELD_OUT = "sampled", "held-out"
 # Critiques of one unit at most: enough to keep an engine full, few enough to lose.

@@ -30,7 +30,7 @@ from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, Worker, rows_of_units, run_units, stored_units
+from minos_ray.units.run_units import Work, Worker, rows_of_units, run_units, stored_units
 
 NO_STEPS = "no_steps"
 SOFT = "scores/critic-soft"

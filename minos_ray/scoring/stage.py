@@ -25,7 +25,7 @@ from minos_ray.graph.state import Todo
 from minos_ray.problems.split import read_problems
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, rows_of_units, run_units, stored_units
+from minos_ray.units.run_units import Work, rows_of_units, run_units, stored_units
 
 # Dotted, so that the driver imports neither torch nor vLLM.
 WORKER = "minos_ray.scoring.scorer:Scorers"

@@ -31,7 +31,7 @@ from minos_ray.search.beams import is_guided
 from minos_ray.search.searcher import WITHOUT_SCORE, Searcher
 from minos_ray.store.model_files import is_hub_id, load_tokenizer, locate, of_model
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.work.run_units import Work, run_units, stored_units
+from minos_ray.units.run_units import Work, run_units, stored_units
 
 # To be raised when a verifier's scores choose other beams: a search that was stopped must not mix the two.
 SELECTION = 2

@@ -38,7 +38,7 @@ from minos_ray.search.beams import Beam, ProblemSearch
 from minos_ray.steps.split import own_solution
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
-from minos_ray.work.actor import Finished, sum_stats
+from minos_ray.units.actor import Finished, sum_stats
 
 # Beams in flight, as a multiple of those that the engine works on at once: the others wait in its queue, or are scored.
 IN_FLIGHT = 2

@@ -20,7 +20,7 @@ from minos_ray.training import models, vocabulary
 from minos_ray.training.base import persistent
 from minos_ray.training.losses import Objective
 from minos_ray.training.vocabulary import backbone_of
-from minos_ray.work.actor import long_lived_imports
+from minos_ray.units.actor import long_lived_imports
 
 # How long a worker whose collective has timed out waits for the others to say the same, at least.
 GRACE_S = 10.0

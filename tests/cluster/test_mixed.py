@@ -16,7 +16,7 @@ from minos_ray.config.resources import Actors, Engine, Resources, Scoring, Worke
 from minos_ray.errors import UserError
 from minos_ray.pipeline.run import machine_findings
 from minos_ray.store.run import Run
-from minos_ray.work.run_units import Work, run_units
+from minos_ray.units.run_units import Work, run_units
 from tests.raylets import STORE, all_is_free, cluster_of_raylets
 
 FAST, SLOW = "127.0.0.2", "127.0.0.3"

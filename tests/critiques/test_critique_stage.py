@@ -21,7 +21,7 @@ from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError
 from minos_ray.miniature.critic_server import MODEL
 from minos_ray.store.run import Manifest, Run
-from minos_ray.work.lock import born
+from minos_ray.units.lock import born
 from tests.critiques.scripted import KEY, MakeConfig, MakeRun, Reply, ScriptedServer, Serve, completion, faithful
 
 

@@ -29,7 +29,7 @@ from minos_ray.evaluation.kernels import compiled
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import columns
 from minos_ray.store.run import Run
-from minos_ray.work.lock import born
+from minos_ray.units.lock import born
 from tests.runs import config, make_run, put, scores
 
 SIZES = [8] * 20 + [5] * 10 + [96] * 21 + [1, 3]

@@ -9,7 +9,7 @@ import pytest
 from minos_ray.config.resources import Actors, Resources
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run
-from minos_ray.work.run_units import Work, run_units
+from minos_ray.units.run_units import Work, run_units
 
 FAILS_AT = "3"
 
@@ -43,7 +43,7 @@ def test_failed_work_holds_nothing(local_ray: None, tmp_path: Path, how: str, mo
     import ray
 
     if how == "driver":
-        monkeypatch.setattr("minos_ray.work.run_units.Outcome.add", lambda self, task: 1 / 0)
+        monkeypatch.setattr("minos_ray.units.run_units.Outcome.add", lambda self, task: 1 / 0)
     units = pa.table({"unit_id": [str(number) for number in range(100)]})
     work = Work("counts", "grade", Counts, {"folder": str(tmp_path), "how": how}, batch_units=1, rows=100)
     with pytest.raises((ray.exceptions.RayError, WorkStopped, ZeroDivisionError)) as caught:

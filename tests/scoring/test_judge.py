@@ -31,7 +31,7 @@ from minos_ray.steps.critique_text import Parsed, parse_critique
 from minos_ray.store import columns
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
-from minos_ray.work.run_units import rows_of_units
+from minos_ray.units.run_units import rows_of_units
 from tests.tiny import tiny_model
 
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"

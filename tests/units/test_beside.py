@@ -11,8 +11,8 @@ import pytest
 
 from minos_ray.errors import StorageFailed, UserError
 from minos_ray.observe.failure import cause
-from minos_ray.work import beside as module
-from minos_ray.work.beside import beside
+from minos_ray.units import beside as module
+from minos_ray.units.beside import beside
 
 
 class Picky(Exception):

@@ -20,7 +20,7 @@ from minos_ray.errors import WorkStopped
 from minos_ray.observe.failure import cause, too_many_failed
 from minos_ray.observe.progress import Progress
 from minos_ray.store.run import Artefact, Run
-from minos_ray.work.actor import (
+from minos_ray.units.actor import (
     MAX_CRASHES,
     MAX_RESTARTS,
     PartWriter,
@@ -31,7 +31,7 @@ from minos_ray.work.actor import (
     sum_stats,
     unit_ids,
 )
-from minos_ray.work.tally import progress_tally, show_numbers, stop_actors_on_exit
+from minos_ray.units.tally import progress_tally, show_numbers, stop_actors_on_exit
 
 __all__ = ["Work", "Worker", "compacted_before_pieces", "mark_stored", "part_name", "run_units", "stored_units"]
 

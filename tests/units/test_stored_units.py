@@ -10,8 +10,8 @@ import pytest
 from minos_ray.candidates.stage import Targets, stored_candidates
 from minos_ray.scoring import judge
 from minos_ray.store.run import Artefact, Run
-from minos_ray.work.actor import long_lived_imports
-from minos_ray.work.run_units import stored_units
+from minos_ray.units.actor import long_lived_imports
+from minos_ray.units.run_units import stored_units
 
 ROWS = 3
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.work.run_units import task_sizes
+from minos_ray.units.run_units import task_sizes
 
 
 @given(st.integers(0, 500), st.integers(1, 20), st.integers(1, 64), st.integers(1, 8))

@@ -13,8 +13,8 @@ import pytest
 from minos_ray.cli import main
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run
-from minos_ray.work import lock
-from minos_ray.work.lock import FILE, Holder, born, holder, locked, place, take
+from minos_ray.units import lock
+from minos_ray.units.lock import FILE, Holder, born, holder, locked, place, take
 
 ELSEWHERE = "another.host 1 pid:[7]"
 

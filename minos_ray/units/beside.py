@@ -17,7 +17,7 @@ from minos_ray.observe.failure import Remote, cause, deepest, is_for_users
 
 # `sys.path` comes with the call: in PYTHONPATH a folder may have no colon in its name.
 COMMAND = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import minos_ray.work.beside as b; b.answer()"
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import minos_ray.units.beside as b; b.answer()"
 )
 
 

@@ -14,8 +14,8 @@ from minos_ray.cluster.nodes import alive
 from minos_ray.cluster.ray_tables import draining
 from minos_ray.config.resources import Actors, Resources
 from minos_ray.store.run import Run
-from minos_ray.work.actor import ASK_S
-from minos_ray.work.run_units import Work, run_units
+from minos_ray.units.actor import ASK_S
+from minos_ray.units.run_units import Work, run_units
 from tests.raylets import STORE, cluster_of_raylets, drain
 
 pytestmark = pytest.mark.slow

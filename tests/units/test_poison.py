@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from minos_ray.store.run import Run
-from minos_ray.work.actor import MAX_CRASHES, MAX_RESTARTS, CrashLog, RestartBudget
+from minos_ray.units.actor import MAX_CRASHES, MAX_RESTARTS, CrashLog, RestartBudget
 
 
 @pytest.fixture

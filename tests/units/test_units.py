@@ -13,10 +13,10 @@ from minos_ray.cluster.connect import disconnect
 from minos_ray.config.resources import Actors, Engine, Resources
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store.run import Artefact, Run
-from minos_ray.work import run_units as run_units_module
-from minos_ray.work import tally
-from minos_ray.work.actor import MAX_CRASHES, Finished
-from minos_ray.work.run_units import Work, run_units
+from minos_ray.units import run_units as run_units_module
+from minos_ray.units import tally
+from minos_ray.units.actor import MAX_CRASHES, Finished
+from minos_ray.units.run_units import Work, run_units
 from tests.raylets import all_is_free
 
 pytestmark = pytest.mark.usefixtures("local_ray")
