@@ -14,8 +14,7 @@ from simulated import Population, population, scores
 
 from minos_ray.config.schema import Evaluate
 from minos_ray.evaluation.comparison import choose
-from minos_ray.evaluation.methods import Choice, rankings, voters
-from minos_ray.evaluation.selection import best_of
+from minos_ray.evaluation.selection import Choice, best_of, rankings, voters
 from minos_ray.evaluation.statistics import intervals, sign_test
 
 PROBLEMS, CANDIDATES = 20_000, 32

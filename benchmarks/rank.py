@@ -42,8 +42,8 @@ from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Kind
 from minos_ray.problems.split import read_problems, rows_of_problems
-from minos_ray.ranking.scorer import SPLITTER, SolutionScorer, Task, steps_of, verifier_of
 from minos_ray.scoring.verifier import Pooling, keep_freed_memory
+from minos_ray.serving.scorer import SPLITTER, SolutionScorer, Task, steps_of, verifier_of
 from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run

@@ -15,7 +15,7 @@ import numpy as np
 
 from minos_ray.config.schema import Model, Reward
 from minos_ray.evaluation.candidates import LABEL_COLUMNS, Candidates, group_candidates
-from minos_ray.evaluation.growing import (
+from minos_ray.evaluation.choices import (
     POWERS,
     ordered,
     pessimistic_votes,

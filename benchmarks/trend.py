@@ -4,7 +4,7 @@ A study: 7 amounts of critiques up to 30,000, 1,319 problems, accuracy 86.6 % wi
 at 30,000 (the paper: 1.6). Problems differ in difficulty, every training has a quality of its own (`noise`: standard
 deviation in points of accuracy), the rest is chance.
 
-    python benchmarks/trend.py [--studies 200] [--out trend.json]
+    python benchmarks/statistics.py [--studies 200] [--out statistics.json]
 """
 
 import argparse
@@ -15,7 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from minos_ray.evaluation import trend
+from minos_ray.evaluation import statistics
 
 AMOUNTS = tuple(range(0, 30_001, 5_000))
 PROBLEMS, START, DIFFICULTY = 1_319, 0.866, 2.0
@@ -36,11 +36,11 @@ def study(seeds: int, rise: float, noise: float, rng: np.random.Generator) -> np
 
 def verdicts(seeds: int, rise: float, noise: float, studies: int) -> Iterator[dict[str, bool]]:
     """Per study: whether intervals hold the truth, and whether each test finds a trend."""
-    slope = rise / 100 * trend.PER / AMOUNTS[-1]
+    slope = rise / 100 * statistics.PER / AMOUNTS[-1]
     for number in range(studies):
         rng = np.random.default_rng([seeds, round(100 * rise), round(100 * noise), number])
         values = study(seeds, rise, noise, rng)
-        found = trend.curve(values, AMOUNTS, RESAMPLES, number)
+        found = statistics.curve(values, AMOUNTS, RESAMPLES, number)
         first, rising = found["points"][0], found["trend"]
         yield {
             "mean held": first["ci_low"] <= START <= first["ci_high"],
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    trend.DRAWS = 999
+    statistics.DRAWS = 999
     table = []
     for seeds, rise, noise in SETTINGS:
         found = list(verdicts(seeds, rise, noise, arguments.studies))

@@ -11,8 +11,8 @@ from minos_ray.errors import UserError, WorkStopped
 
 if TYPE_CHECKING:
     from minos_ray.config.schema import Config
-    from minos_ray.ranking.critic import CriticTask
-    from minos_ray.ranking.scorer import Task
+    from minos_ray.serving.rank_file import CriticTask
+    from minos_ray.serving.scorer import Task
     from minos_ray.store.run import Run
 
 # What may be asked for while another command works on the run.
@@ -194,7 +194,7 @@ def grade(arguments: argparse.Namespace) -> None:
 
 def rank(arguments: argparse.Namespace) -> None:
     """`minos rank FILE`."""
-    from minos_ray.ranking.rank_file import rank_file
+    from minos_ray.serving.rank_file import rank_file
 
     task = critic_task(arguments) if arguments.critic else verifier_task(arguments)
     with leaving_ray():
@@ -204,7 +204,7 @@ def rank(arguments: argparse.Namespace) -> None:
 def verifier_task(arguments: argparse.Namespace) -> "Task":
     """What `minos rank --verifier` asks for."""
     from minos_ray.config.resources import Scoring
-    from minos_ray.ranking.scorer import CRITIC_OPTIONS, Task, verifier_of
+    from minos_ray.serving.scorer import CRITIC_OPTIONS, Task, verifier_of
 
     if lost := [name for name in (*CRITIC_OPTIONS, "set") if getattr(arguments, name) not in (None, [])]:
         raise UserError(f"--{lost[0].replace('_', '-')} is an option of --critic; --verifier takes none of it")
@@ -222,8 +222,8 @@ def verifier_task(arguments: argparse.Namespace) -> "Task":
 
 def critic_task(arguments: argparse.Namespace) -> "CriticTask":
     """What `minos rank --critic` asks for."""
-    from minos_ray.ranking.critic import CriticTask, critic_config
-    from minos_ray.ranking.scorer import CRITIC_OPTIONS
+    from minos_ray.serving.rank_file import CriticTask, critic_config
+    from minos_ray.serving.scorer import CRITIC_OPTIONS
 
     options = {name: getattr(arguments, name) for name in CRITIC_OPTIONS}
     config = critic_config(arguments.critic, f"{arguments.out}.critiques", options, arguments.set)

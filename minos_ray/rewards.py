@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
-from minos_ray.ranking.scorer import SPLITTER, Scores, SolutionScorer, Task, verifier_of
+from minos_ray.serving.scorer import SPLITTER, Scores, SolutionScorer, Task, verifier_of
 
 Read = Literal["outcome", "lowest"]
 # What minos_ray's plain prompt puts around a question (`steps.encoding.question_text`).

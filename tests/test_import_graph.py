@@ -40,7 +40,6 @@ LAYERS = [
     "search",
     "meta",
     "refine",
-    "ranking",
     "serving",
     "rewards",
     "study",

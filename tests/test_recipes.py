@@ -16,8 +16,8 @@ from minos_ray.cli import main
 from tests.critiques.scripted import KEY, Reply, Script, ScriptedServer, completion, scripted_servers
 from tests.imports.files import jsonl
 from tests.meta.foreign_models import make
-from tests.ranking.test_rank_critic import verdict
 from tests.scoring.test_parity import saved
+from tests.serving.test_rank_critic import verdict
 from tests.test_docs import BLOCK, anchors, text_of
 from tests.tiny import tiny_model
 from tests.training.world import candidate

@@ -1,5 +1,9 @@
 """Evaluation block by block, in processes of this machine or as Ray tasks on a cluster.
 
+A block holds all candidates of its problems, so that memory does not grow with the run. Parts hold problems in any
+order and a problem may lie in several parts. A run of more than `ROWS` candidates is therefore sorted into one
+temporary file per block and artefact (in $TMPDIR) first; a smaller one is a single block.
+
 Every part of the evaluation adds a block by itself, and what was added is merged in the order of the blocks. So the
 result is the same, to the last digit, however many processes there are and however large the blocks.
 """
@@ -22,20 +26,182 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from minos_ray.cluster.connect import join, joins
 from minos_ray.config.resources import Resources
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.evaluation.answers import Keys
-from minos_ray.evaluation.candidates import Block, Plan, Source, load, make_block, read_sources
+from minos_ray.evaluation.candidates import (
+    IDS,
+    KEY,
+    LABEL_COLUMNS,
+    SCORE_COLUMNS,
+    Block,
+    Keys,
+    align,
+    group_candidates,
+    id_keys,
+    places,
+)
+from minos_ray.problems.split import MOST_OUTLINED, count_rows, drawn, read_problems
 from minos_ray.scoring.verifier import keep_freed_memory
-from minos_ray.store.run import Run
+from minos_ray.store.run import Artefact, Run
 
+ROWS = 65_536
+# Artefacts that are sorted into files at a time, and the files that each has open: together half of what a process may
+# open on many systems.
+SPILLING, FILES = 2, 256
+MOST_PROBLEMS = 1 << 19  # 95 % intervals of accuracies are then .14 points wide to each side at most
 # A process takes a second to start, as long as three blocks take; a cluster pays from a million candidates on.
 FEWEST, FEWEST_REMOTE = 4, 16
 # So many processes of one machine are as fast as this process can read and merge for.
 MOST = 16
 # Small matrices in every process: more threads would wait for each other. Read when numpy and Arrow are imported.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+# The rows of one artefact in a block: a table, or a file of Arrow's stream format.
+Source = pa.Table | Path
+
+
+class Plan(NamedTuple):
+    """The numbers of candidates of a split's problems, in order of their ids, the problem ids of each block, and how
+    many candidates other problems have that were not drawn."""
+
+    sizes: np.ndarray
+    groups: list[pa.Array]
+    not_drawn: int
+
+
+def plan_blocks(run: Run, split: str | None) -> Plan:
+    """Problems of a split (of every split when None) with labelled candidates, in groups of about `ROWS` candidates.
+
+    Groups are larger where there would be more than `FILES`. Of too many candidates or problems, whose outcomes are
+    held in memory, those of some problems are planned, see `drawn`.
+    """
+    in_split = set(read_problems(run, split, ["problem_id"])["problem_id"].to_pylist())
+    sizes = count_rows(run.artefact("labels"), in_split)
+    names, _ = drawn(sizes, MOST_OUTLINED)
+    ids = sorted(drawn(dict.fromkeys(names, 1), MOST_PROBLEMS)[0])
+    counts = np.array([sizes[problem] for problem in ids], dtype=np.int64)
+    rows = max(ROWS, -(-int(counts.sum()) // FILES))
+    block = np.concatenate([[0], np.cumsum(counts)[:-1]]) // rows if ids else counts
+    groups = np.split(np.array(ids, dtype=object), np.flatnonzero(np.diff(block)) + 1)
+    not_drawn = sum(sizes.values()) - int(counts.sum())
+    return Plan(counts, [pa.array(group, pa.string()) for group in groups if len(group)], not_drawn)
+
+
+def read_blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None) -> Iterator[Block]:
+    """All labelled candidates of the plan, with the scores of the verifiers; `keys` as in `group_candidates`."""
+    with TemporaryDirectory(prefix="minos-blocks-") as folder:
+        for sources in read_sources(run, plan, columns_of(verifiers), Path(folder)):
+            yield make_block(sources, keys)
+
+
+def columns_of(verifiers: Sequence[str]) -> dict[str, list[str]]:
+    """The columns to be read of labels and of these verifiers' scores, by artefact."""
+    return {"labels": LABEL_COLUMNS, **{f"scores/{name}": SCORE_COLUMNS for name in verifiers}}
+
+
+def read_sources(run: Run, plan: Plan, tables: Mapping[str, list[str]], folder: Path) -> Iterator[dict[str, Source]]:
+    """For each group of the plan its rows of these artefacts, of which `tables` has the columns.
+
+    Rows are tables where there is one group, else files in `folder`, sorted by several threads.
+    """
+    artefacts = {name: run.artefact(name) for name in tables}
+    if len(plan.groups) < 2:
+        for group in plan.groups:
+            rows: dict[str, Source] = {}
+            for name, columns in tables.items():
+                parts = artefacts[name].parts(columns)
+                parts = [part.filter(pc.is_in(part["problem_id"], value_set=group)) for part in parts]
+                rows[name] = pa.concat_tables(parts) if parts else artefacts[name].empty_table(columns)
+            yield rows
+        return
+    with ThreadPoolExecutor(SPILLING) as pool:
+        for keyed in (True, False):
+            done = [pool.submit(spill, artefacts[name], tables[name], plan.groups, folder, keyed) for name in tables]
+            if all([spilled.result() for spilled in done]):
+                break
+    for number in range(len(plan.groups)):
+        paths = {name: spill_path(artefacts[name], number, folder) for name in tables}
+        yield {
+            name: path if path.exists() else artefacts[name].empty_table(tables[name]) for name, path in paths.items()
+        }
+
+
+def make_block(sources: Mapping[str, Source], keys: Keys | None) -> Block:
+    """The rows of `labels`, `scores/VERIFIER` and perhaps `candidates` of one group, joined."""
+    tables = {name: load(source) for name, source in sources.items()}
+    candidates = group_candidates(tables["labels"], keys)
+    names = [name for name in tables if name.startswith("scores/")]
+    scores = {name.removeprefix("scores/"): align(name, tables[name], candidates) for name in names}
+    sampling = tables.get("candidates")
+    if sampling is not None:
+        sampling = sampling.take(places(sampling, candidates))
+    return Block(candidates, scores, sampling, keys.kinds if keys else {})
+
+
+def load(source: Source) -> pa.Table:
+    """The rows of a source; its file is deleted."""
+    if isinstance(source, pa.Table):
+        return source
+    with pa.ipc.open_stream(str(source)) as reader:
+        table = reader.read_all()
+    source.unlink()
+    return table
+
+
+def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path, keyed: bool) -> bool:
+    """Appends the rows of every part to the file of their block; False where an id has no key.
+
+    With `keyed` rows have keys, and those of scores no ids.
+    """
+    block_of = {problem: number for number, group in enumerate(groups) for problem in group.to_pylist()}
+    number_of = {problem: number for number, problem in enumerate(block_of)}
+    without_ids = keyed and artefact.name != "labels"
+    with ExitStack() as files:
+        writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        for part in artefact.parts(columns, ["problem_id"]):
+            if keyed and part.num_rows:
+                keys = id_keys(part, number_of)
+                if keys is None:
+                    return False
+                part = part.append_column(KEY, pa.array(keys))
+            for number, rows in split_by_block(part, block_of):
+                if without_ids:
+                    rows = rows.drop_columns(IDS)
+                else:
+                    rows = rows.set_column(1, IDS[1], rows[IDS[1]].cast(pa.string()))
+                if number not in writers:
+                    # Numbers hardly get smaller, and to write and read them compressed takes ten times as long.
+                    options = pa.ipc.IpcWriteOptions(compression=None if without_ids else "lz4")
+                    path = str(spill_path(artefact, number, folder))
+                    writers[number] = files.enter_context(pa.ipc.new_stream(path, rows.schema, options=options))
+                writers[number].write_table(rows)
+    return True
+
+
+def split_by_block(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of a part, whose problem ids are a dictionary, by block; rows of other problems are left out."""
+    if not part.num_rows:
+        return
+    problems = part["problem_id"].combine_chunks()
+    block = np.array([block_of.get(problem, -1) for problem in problems.dictionary.to_pylist()], dtype=np.int64)
+    of_row = block[problems.indices.to_numpy()]
+    if (of_row[1:] < of_row[:-1]).any():
+        order = np.argsort(of_row, kind="stable")
+        part, of_row = part.take(order), of_row[order]
+    starts = np.flatnonzero(np.diff(of_row, prepend=of_row[0] - 1))
+    for first, end in zip(starts, [*starts[1:], len(of_row)], strict=True):
+        if of_row[first] >= 0:
+            yield int(of_row[first]), part.slice(first, end - first)
+
+
+def spill_path(artefact: Artefact, number: int, folder: Path) -> Path:
+    """The temporary file of a block."""
+    return folder / f"{artefact.name.replace('/', '-')}-{number}.arrow"
 
 
 class Part(Protocol):

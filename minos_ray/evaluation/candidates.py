@@ -1,16 +1,16 @@
-"""The labelled candidates of a run: sorted by problem, with answers as clusters and scores joined by id, in blocks.
+"""The labelled candidates of a run: sorted by problem, with answers as clusters and scores joined by id.
 
-A block holds all candidates of its problems, so that memory does not grow with the run. Parts hold problems in any
-order and a problem may lie in several parts. A run of more than `ROWS` candidates is therefore sorted into one
-temporary file per block and artefact (in $TMPDIR) first; a smaller one is a single block.
+Candidates with the same answer vote together: answers to one problem are clusters, by keys that are equal for answers
+of equal value.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from fractions import Fraction
+from functools import lru_cache
+from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,17 +19,144 @@ import pyarrow.compute as pc
 
 from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
-from minos_ray.evaluation.answers import NO_ANSWER, RIGHT, Keys, text_key
-from minos_ray.problems.split import MOST_OUTLINED, count_rows, drawn, read_problems
+from minos_ray.grading.forms import normal
+from minos_ray.grading.graders import Comparer, side_by_side
+from minos_ray.grading.numbers import MAX_DIGITS, canonical
+from minos_ray.problems.split import read_problems
 from minos_ray.scoring.verifier import aggregate
-from minos_ray.store.run import Artefact, Run
+from minos_ray.store.run import Run
 from minos_ray.training.heads import Platt
 
-ROWS = 65_536
-# Artefacts that are sorted into files at a time, and the files that each has open: together half of what a process may
-# open on many systems.
-SPILLING, FILES = 2, 256
-MOST_PROBLEMS = 1 << 19  # 95 % intervals of accuracies are then .14 points wide to each side at most
+RIGHT, NO_ANSWER = 0, -1
+KINDS = ("fast", "parsed", "unreadable", "timeout")
+LIMIT_S = 5.0  # CPU time for one answer
+VALUES = "minos_ray.grading.values:keys"
+
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,99}")
+NUMBER = re.compile(
+    r"(?P<minus>-?)(?:(?P<decimal>[0-9]+(?:\.[0-9]+)?)(?:/(?P<over>[0-9]+))?"
+    r"|(?P<integer>[0-9]*)\\frac\{(?P<above>-?[0-9]+)\}\{(?P<below>-?[0-9]+)\})"
+)
+ASSIGNED = re.compile(r"[a-zA-Z](?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]+\}))?=")  # x=, x_1=, a_{10}=
+GROUP = re.compile(r",[0-9]{3}(?![0-9])")  # the next item of a list, or thousands (`11,\! 111`)
+SHORTEST_WORD = 3  # letters; `ab` is a product
+
+
+class Keys:
+    """The keys of answers, equal for answers of equal value: clusters take linear time, and "the same" is transitive.
+
+    What `quick` cannot read is evaluated in `workers` processes, which start with the first such answer and are killed
+    after `timeout_s` seconds of CPU time for one answer.
+
+    `kinds` has the distinct answers of the last call by how their keys were found: `fast`, `parsed`, and the two kinds
+    whose key is their text: `unreadable` (no expression, or one without a value) and `timeout`. `counts` sums them
+    over all calls.
+    """
+
+    def __init__(self, timeout_s: float = LIMIT_S, workers: int = 1) -> None:
+        self.readers = [Comparer(VALUES, timeout_s) for _ in range(workers)]
+        self.counts: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
+        self.kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
+
+    def __call__(self, answers: Iterable[str]) -> dict[str, str]:
+        """A key for each distinct answer; one call for many problems keeps all processes busy."""
+        quick_keys = {answer: quick(answer) for answer in dict.fromkeys(answers)}
+        keys = {answer: key for answer, key in quick_keys.items() if key is not None}
+        unread = [answer for answer, key in quick_keys.items() if key is None]
+        self.kinds = {**{kind: [] for kind in KINDS}, "fast": list(keys)}
+        texts = {answer: normal(answer) for answer in unread}
+        # Of all spellings of a normal form only the first is evaluated.
+        first_spelling = {text: answer for answer, text in reversed(texts.items())}
+        replies = side_by_side(self.readers, [(answer,) for answer in first_spelling.values()]) if unread else []
+        values = dict(zip(first_spelling, replies, strict=True))
+        for answer, text in texts.items():
+            reply = values[text]  # None: its process was killed
+            key = reply[0] if reply else None
+            self.kinds["timeout" if reply is None else "unreadable" if key is None else "parsed"].append(answer)
+            keys[answer] = spelling(text) if key is None else key
+        self.counts.update({kind: len(texts) for kind, texts in self.kinds.items()})
+        return keys
+
+    def __enter__(self) -> "Keys":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes; the next answer that must be evaluated starts them again."""
+        for reader in self.readers:
+            reader.close()
+
+
+def clusters(
+    answers: Iterable[str | None], correct: Iterable[bool], key_of: Mapping[str, str] | None = None
+) -> list[int]:
+    """A cluster for each candidate: 0 for every answer graded right, -1 without an answer, 1, 2, ... for the others.
+
+    Wrong answers are the same when their keys are: those of `key_of` (made by `Keys` for all wrong answers), else those
+    that need no parser (numbers, and one expression written in the common ways).
+    """
+    numbers: dict[str, int] = {}
+    labels = []
+    for answer, right in zip(answers, correct, strict=True):
+        if right:
+            labels.append(RIGHT)
+        elif answer is None:
+            labels.append(NO_ANSWER)
+        else:
+            key = key_of[answer] if key_of is not None else text_key(answer)
+            labels.append(numbers.setdefault(key, len(numbers) + 1))
+    return labels
+
+
+def text_key(answer: str) -> str:
+    """The key of an answer that is not parsed."""
+    return quick(answer) or spelling(normal(answer))
+
+
+def spelling(text: str) -> str:
+    """The key of a text in the normal form that has no other value; case is ignored, as by the grader."""
+    return f"text {text.casefold()}"
+
+
+@lru_cache(maxsize=1_000_000)
+def quick(answer: str) -> str | None:
+    """The key of a number, of numbers in brackets or in a list, and of a word; None for what must be parsed."""
+    if INTEGER.fullmatch(answer):
+        return answer
+    text = normal(answer)
+    text = text[assigned.end() :] if (assigned := ASSIGNED.match(text)) else text
+    if len(text) >= SHORTEST_WORD and text.isalpha():
+        return spelling(text)
+    number = number_key(text)
+    if number is not None or "," not in text or answer.count(",") != text.count(",") or GROUP.search(text):
+        return number
+    ordered = text[0] == "(" and text[-1] == ")"
+    keys = [number_key(part) for part in (text[1:-1] if ordered else text).split(",")]
+    parts = [key for key in keys if key is not None]
+    if len(parts) < len(keys):
+        return None
+    if ordered:
+        return f"({'; '.join(parts)})"
+    return f"{{{'; '.join(sorted(set(parts)))}}}" if len(set(parts)) > 1 else parts[0]
+
+
+def number_key(text: str) -> str | None:
+    """The canonical form of a number in the normal form; None for anything else, and beyond `MAX_DIGITS` characters."""
+    match = NUMBER.fullmatch(text)
+    if match is None or len(text) > MAX_DIGITS:
+        return None
+    if match["decimal"]:
+        integer, numerator, denominator = 0, Fraction(match["decimal"]), int(match["over"] or "1")
+    else:
+        integer, numerator, denominator = int(match["integer"] or 0), Fraction(match["above"]), int(match["below"])
+    if not denominator:
+        return None
+    value = integer + numerator / denominator
+    return canonical(-value if match["minus"] else value)
+
+
 KEY = "key"  # see `id_keys`
 IDS = ["candidate_id", "problem_id"]  # the first columns
 LABEL_COLUMNS = [*IDS, "answer", "correct", "status", "step_labels", "error_types"]
@@ -109,149 +236,6 @@ class Block(NamedTuple):
     scores: dict[str, Scores]
     sampling: pa.Table | None
     answers: dict[str, list[str]]
-
-
-# The rows of one artefact in a block: a table, or a file of Arrow's stream format.
-Source = pa.Table | Path
-
-
-class Plan(NamedTuple):
-    """The numbers of candidates of a split's problems, in order of their ids, the problem ids of each block, and how
-    many candidates other problems have that were not drawn."""
-
-    sizes: np.ndarray
-    groups: list[pa.Array]
-    not_drawn: int
-
-
-def plan_blocks(run: Run, split: str | None) -> Plan:
-    """Problems of a split (of every split when None) with labelled candidates, in groups of about `ROWS` candidates.
-
-    Groups are larger where there would be more than `FILES`. Of too many candidates or problems, whose outcomes are
-    held in memory, those of some problems are planned, see `drawn`.
-    """
-    in_split = set(read_problems(run, split, ["problem_id"])["problem_id"].to_pylist())
-    sizes = count_rows(run.artefact("labels"), in_split)
-    names, _ = drawn(sizes, MOST_OUTLINED)
-    ids = sorted(drawn(dict.fromkeys(names, 1), MOST_PROBLEMS)[0])
-    counts = np.array([sizes[problem] for problem in ids], dtype=np.int64)
-    rows = max(ROWS, -(-int(counts.sum()) // FILES))
-    block = np.concatenate([[0], np.cumsum(counts)[:-1]]) // rows if ids else counts
-    groups = np.split(np.array(ids, dtype=object), np.flatnonzero(np.diff(block)) + 1)
-    not_drawn = sum(sizes.values()) - int(counts.sum())
-    return Plan(counts, [pa.array(group, pa.string()) for group in groups if len(group)], not_drawn)
-
-
-def read_blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None) -> Iterator[Block]:
-    """All labelled candidates of the plan, with the scores of the verifiers; `keys` as in `group_candidates`."""
-    with TemporaryDirectory(prefix="minos-blocks-") as folder:
-        for sources in read_sources(run, plan, columns_of(verifiers), Path(folder)):
-            yield make_block(sources, keys)
-
-
-def columns_of(verifiers: Sequence[str]) -> dict[str, list[str]]:
-    """The columns to be read of labels and of these verifiers' scores, by artefact."""
-    return {"labels": LABEL_COLUMNS, **{f"scores/{name}": SCORE_COLUMNS for name in verifiers}}
-
-
-def read_sources(run: Run, plan: Plan, tables: Mapping[str, list[str]], folder: Path) -> Iterator[dict[str, Source]]:
-    """For each group of the plan its rows of these artefacts, of which `tables` has the columns.
-
-    Rows are tables where there is one group, else files in `folder`, sorted by several threads.
-    """
-    artefacts = {name: run.artefact(name) for name in tables}
-    if len(plan.groups) < 2:
-        for group in plan.groups:
-            rows: dict[str, Source] = {}
-            for name, columns in tables.items():
-                parts = artefacts[name].parts(columns)
-                parts = [part.filter(pc.is_in(part["problem_id"], value_set=group)) for part in parts]
-                rows[name] = pa.concat_tables(parts) if parts else artefacts[name].empty_table(columns)
-            yield rows
-        return
-    with ThreadPoolExecutor(SPILLING) as pool:
-        for keyed in (True, False):
-            done = [pool.submit(spill, artefacts[name], tables[name], plan.groups, folder, keyed) for name in tables]
-            if all([spilled.result() for spilled in done]):
-                break
-    for number in range(len(plan.groups)):
-        paths = {name: spill_path(artefacts[name], number, folder) for name in tables}
-        yield {
-            name: path if path.exists() else artefacts[name].empty_table(tables[name]) for name, path in paths.items()
-        }
-
-
-def make_block(sources: Mapping[str, Source], keys: Keys | None) -> Block:
-    """The rows of `labels`, `scores/VERIFIER` and perhaps `candidates` of one group, joined."""
-    tables = {name: load(source) for name, source in sources.items()}
-    candidates = group_candidates(tables["labels"], keys)
-    names = [name for name in tables if name.startswith("scores/")]
-    scores = {name.removeprefix("scores/"): align(name, tables[name], candidates) for name in names}
-    sampling = tables.get("candidates")
-    if sampling is not None:
-        sampling = sampling.take(places(sampling, candidates))
-    return Block(candidates, scores, sampling, keys.kinds if keys else {})
-
-
-def load(source: Source) -> pa.Table:
-    """The rows of a source; its file is deleted."""
-    if isinstance(source, pa.Table):
-        return source
-    with pa.ipc.open_stream(str(source)) as reader:
-        table = reader.read_all()
-    source.unlink()
-    return table
-
-
-def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], folder: Path, keyed: bool) -> bool:
-    """Appends the rows of every part to the file of their block; False where an id has no key.
-
-    With `keyed` rows have keys, and those of scores no ids.
-    """
-    block_of = {problem: number for number, group in enumerate(groups) for problem in group.to_pylist()}
-    number_of = {problem: number for number, problem in enumerate(block_of)}
-    without_ids = keyed and artefact.name != "labels"
-    with ExitStack() as files:
-        writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
-        for part in artefact.parts(columns, ["problem_id"]):
-            if keyed and part.num_rows:
-                keys = id_keys(part, number_of)
-                if keys is None:
-                    return False
-                part = part.append_column(KEY, pa.array(keys))
-            for number, rows in split_by_block(part, block_of):
-                if without_ids:
-                    rows = rows.drop_columns(IDS)
-                else:
-                    rows = rows.set_column(1, IDS[1], rows[IDS[1]].cast(pa.string()))
-                if number not in writers:
-                    # Numbers hardly get smaller, and to write and read them compressed takes ten times as long.
-                    options = pa.ipc.IpcWriteOptions(compression=None if without_ids else "lz4")
-                    path = str(spill_path(artefact, number, folder))
-                    writers[number] = files.enter_context(pa.ipc.new_stream(path, rows.schema, options=options))
-                writers[number].write_table(rows)
-    return True
-
-
-def split_by_block(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of a part, whose problem ids are a dictionary, by block; rows of other problems are left out."""
-    if not part.num_rows:
-        return
-    problems = part["problem_id"].combine_chunks()
-    block = np.array([block_of.get(problem, -1) for problem in problems.dictionary.to_pylist()], dtype=np.int64)
-    of_row = block[problems.indices.to_numpy()]
-    if (of_row[1:] < of_row[:-1]).any():
-        order = np.argsort(of_row, kind="stable")
-        part, of_row = part.take(order), of_row[order]
-    starts = np.flatnonzero(np.diff(of_row, prepend=of_row[0] - 1))
-    for first, end in zip(starts, [*starts[1:], len(of_row)], strict=True):
-        if of_row[first] >= 0:
-            yield int(of_row[first]), part.slice(first, end - first)
-
-
-def spill_path(artefact: Artefact, number: int, folder: Path) -> Path:
-    """The temporary file of a block."""
-    return folder / f"{artefact.name.replace('/', '-')}-{number}.arrow"
 
 
 def read_candidates(run: Run, split: str | None = "test") -> Candidates:

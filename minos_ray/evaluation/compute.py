@@ -22,10 +22,9 @@ import pyarrow.fs as pafs
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
-from minos_ray.evaluation.choices import Choices, Way
-from minos_ray.evaluation.growing import CONFIDENCES
-from minos_ray.evaluation.methods import CRITIC, JUDGES
+from minos_ray.evaluation.choices import CONFIDENCES, Choices, Way
 from minos_ray.evaluation.robust import FOLDS, VOTE, Columns, way_entry
+from minos_ray.evaluation.selection import CRITIC, JUDGES
 from minos_ray.evaluation.statistics import Measured
 from minos_ray.graph.specs import critic_chosen
 from minos_ray.store.model_files import is_hub_id, locate

@@ -17,18 +17,23 @@ import pyarrow.compute as pc
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
-from minos_ray.evaluation import outcomes, robust, verdicts
-from minos_ray.evaluation.answers import KINDS
-from minos_ray.evaluation.blocks import add_blocks, block_workers
-from minos_ray.evaluation.candidates import SAMPLING_COLUMNS, Block, columns_of, plan_blocks
+from minos_ray.evaluation import robust, verdicts
+from minos_ray.evaluation.blocks import add_blocks, block_workers, columns_of, plan_blocks
+from minos_ray.evaluation.candidates import KINDS, SAMPLING_COLUMNS, Block
 from minos_ray.evaluation.choices import Choices
-from minos_ray.evaluation.comparison import Selected, compare
+from minos_ray.evaluation.comparison import (
+    OUTCOMES_FILE,
+    Selected,
+    by_category,
+    compare,
+    read_categories,
+    write_outcomes,
+)
 from minos_ray.evaluation.compute import compute, prices, searched
-from minos_ray.evaluation.error_types import ErrorTally, by_critic
-from minos_ray.evaluation.methods import CRITIC, SOFT
-from minos_ray.evaluation.outcomes import by_category, read_categories
-from minos_ray.evaluation.precision import Precision
+from minos_ray.evaluation.robust import Precision
+from minos_ray.evaluation.selection import CRITIC, SOFT
 from minos_ray.evaluation.statistics import Measured, fill_intervals
+from minos_ray.evaluation.verdicts import ErrorTally, by_critic
 from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
 from minos_ray.observe.progress import Progress
 from minos_ray.observe.trackers import Tracking
@@ -55,7 +60,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
         raise UserError("evaluate: no labelled candidate belongs to a problem of split 'test'")
     selected = Selected.for_sizes(plan.sizes, config.evaluate)
     artefact = begin(config, run, NAME)
-    run.delete(outcomes.NAME)
+    run.delete(OUTCOMES_FILE)
     start = time.monotonic()
     judges = [CRITIC, *([SOFT] if config.score.judge and config.score.judge.soft else [])]
     names = [*config.reward.verifiers, *judges]
@@ -104,7 +109,7 @@ def evaluate(config: Config, run: Run) -> Manifest:
         "peaks": precision.rows(),
         "compute": costs,
     }
-    outcomes.write(run, values, selected.headline, pa.array(selected.problems, pa.string()))
+    write_outcomes(run, values, selected.headline, pa.array(selected.problems, pa.string()))
     run.write_bytes(NAME, json.dumps(content, indent=1, allow_nan=False).encode())
     tracked = track(config, run, content)
     counts = {name: tally.sums[name] for name in ("problems", "candidates")}

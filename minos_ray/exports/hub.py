@@ -19,7 +19,7 @@ from minos_ray import __version__
 from minos_ray.config.load import secret
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.evaluation.outcomes import headline_of
+from minos_ray.evaluation.comparison import headline_of
 from minos_ray.exports.write import Exported, aside, require_new_folder
 from minos_ray.graph.specs import is_made_from
 from minos_ray.observe.failure import cause

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minos_ray.report import paper
-from minos_ray.report.canvas import BOUND, GROUPS, INK, MARKERS, MINOS, PAPER, VOTE, drawn, grid
-from minos_ray.report.results import METHOD_NAMES, first_upper
+from minos_ray.report.figures import BOUND, GROUPS, INK, MARKERS, MINOS, PAPER, VOTE, drawn, grid
+from minos_ray.report.results import METHOD_NAMES, PAPER_SCALE, PAPER_TABLE, first_upper
 from minos_ray.report.statement import interval, percent, signed, text_table
 
 if TYPE_CHECKING:
@@ -56,10 +55,10 @@ def trend_rows(trend: Mapping[str, Any] | None) -> list[TrendRow]:
     if not ours:
         return []
     # scipy takes longer to import than `minos evaluate` to write its table of budgets, which needs none of it.
-    from minos_ray.evaluation.trend import rising, slope_weights
+    from minos_ray.evaluation.statistics import rising, slope_weights
 
     # The paper has one training for each amount, so only the test over trials can be made.
-    amounts, values = zip(*paper.SCALE[1:], strict=True)
+    amounts, values = zip(*PAPER_SCALE[1:], strict=True)
     fractions = np.array(values) / 100
     p = rising(fractions[None], amounts, 0)
     slope = float(fractions @ slope_weights(amounts))
@@ -146,8 +145,8 @@ def gains(axis: "Axes", trials: Rows, curves: Rows) -> None:
 
 def papers(axes: "Sequence[Axes]") -> None:
     """The paper's points, and below them their difference to its ORM with the vote, which has no critiques."""
-    amounts, values = zip(*paper.SCALE, strict=True)
-    start, vote = (paper.TABLE[method]["gsm8k"] for method in (("weighted-vote", "orm-base"), ("self-consistency", "")))
+    amounts, values = zip(*PAPER_SCALE, strict=True)
+    start, vote = (PAPER_TABLE[method]["gsm8k"] for method in (("weighted-vote", "orm-base"), ("self-consistency", "")))
     axes[0].plot(amounts[1:], values[1:], color=GROUPS["minos"], marker="o", linewidth=1.2, label="SC + ORM")
     axes[0].plot([0], [start], "s", color=GROUPS["base"], label="SC + base ORM")
     axes[0].plot([0], values[:1], "D", color=GROUPS["bound"], label="its 0: the ORM alone")

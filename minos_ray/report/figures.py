@@ -1,23 +1,123 @@
-"""The pictures of the report, as inline SVG."""
+"""The pictures of the report: from matplotlib to SVG that lives inside the page, whose text is text, and which follows
+the page's colours.
+"""
 
+import functools
+import io
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from minos_ray.report import paper
-from minos_ray.report.canvas import BOUND, GROUPS, INK, MARKERS, MINOS, OTHER, PAPER, VOTE, drawn, grid
-from minos_ray.report.results import MAIN, METHOD_NAMES, Difference, first_upper, gap_name, headline
+from markupsafe import Markup
+
+from minos_ray.report.results import (
+    MAIN,
+    METHOD_NAMES,
+    PAPER_CONVERGENCE,
+    PAPER_CONVERGENCE_STEPS,
+    PAPER_DATASETS,
+    Difference,
+    first_upper,
+    gap_name,
+    headline,
+    paper_error_shares,
+)
 from minos_ray.report.statement import MinRow, Reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
+
+# Stand-ins that matplotlib draws with; the page says what they are in light and in dark.
+INK, PAPER = "#010203", "#fdfcfb"
+THEME = {INK: "currentColor", PAPER: "var(--card)"}
+
+# Colours that stay apart for colour-blind eyes and on white as on near-black.
+MINOS, BASE, VOTE, BOUND, OTHER = "#2a7fc9", "#d9822b", "#7d838b", "#b4577f", "#2f9e77"
+GROUPS = {"minos": MINOS, "base": BASE, "vote": VOTE, "bound": BOUND, "other": OTHER}
+# From 0 over 0.5 to 1: orange, grey, blue.
+HEAT = ((217, 122, 30), (150, 152, 158), (36, 118, 200))
+TINT = 0.42  # how much of it lies behind text; more would cost the text its contrast
+MARKERS = {"minos": "o", "base": "s", "vote": "", "bound": "", "other": "D"}
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.minor.size": 0,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    **dict.fromkeys(
+        ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"], INK
+    ),
+}
+
 COLUMNS = 3
 PAPER_REACH = Reach("orm", f1=0.859, last=900, base=420, minos=120)
 SHOWN = 8  # steps with a bar of their own; later ones share one
 SIDES = {"before": BOUND, "at": MINOS, "after": OTHER}
 Curves = Mapping[str, Sequence[Mapping[str, float]]]
+
+
+def drawn(draw: "Callable[P, tuple[Figure, str] | None]") -> "Callable[P, Markup | None]":
+    """Turns a function that draws a figure and says what it shows into one that gives inline SVG, or None."""
+
+    @functools.wraps(draw)
+    def inline(*args: P.args, **kwargs: P.kwargs) -> Markup | None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        style: Any = {**STYLE, "svg.hashsalt": inline.__name__}  # ids that are the same in every run
+        with matplotlib.rc_context(style):
+            picture = draw(*args, **kwargs)
+            return svg(*picture, inline.__name__) if picture else None
+
+    return inline
+
+
+def grid(
+    rows: int, columns: int, height: float = 2.3, width: float = 9.6, **options: Any
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of equal axes, as a flat list; sizes in inches."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def svg(figure: "Figure", alt: str, name: str) -> Markup:
+    """The figure as inline SVG with ids of its own, without metadata; the figure is closed."""
+    import matplotlib.pyplot as plt
+
+    sink = io.StringIO()
+    nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
+    figure.savefig(sink, format="svg", bbox_inches="tight", pad_inches=0.04, metadata=nothing)
+    plt.close(figure)
+    text = sink.getvalue()
+    text = re.sub(r'\bid="', f'id="{name}-', text[text.index("<svg") :])
+    text = text.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    for stand_in, colour in THEME.items():
+        text = text.replace(stand_in, colour)
+    text = re.sub(r'^<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"<svg \1", text, count=1)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(alt)}" ', 1))
 
 
 def split(verifier: str) -> tuple[str, str]:
@@ -149,10 +249,10 @@ def in_place_of(figure: "Figure", empty: "Axes") -> "Axes":
 def papers(figure: "Figure", empty: "Axes") -> None:
     """The paper's F1 of its ORM, on axes of its own."""
     axis = in_place_of(figure, empty)
-    for name, values in paper.CONVERGENCE.items():
+    for name, values in PAPER_CONVERGENCE.items():
         start = split(name)[1]
-        axis.plot(paper.CONVERGENCE_STEPS, values, color=GROUPS[start], linewidth=1.2, label=f"paper {name}")
-    axis.axhline(paper.CONVERGENCE["orm-base"][-1], color=GROUPS["base"], linewidth=0.8, linestyle=(0, (3, 3)))
+        axis.plot(PAPER_CONVERGENCE_STEPS, values, color=GROUPS[start], linewidth=1.2, label=f"paper {name}")
+    axis.axhline(PAPER_CONVERGENCE["orm-base"][-1], color=GROUPS["base"], linewidth=0.8, linestyle=(0, (3, 3)))
     axis.set_title("Paper, ORM: F1 (own scale)", fontweight="normal")
     axis.legend(fontsize=7.5, loc="lower right")
     axis.set_xlabel("training step", fontsize=8)
@@ -204,7 +304,7 @@ def errors(splits: Mapping[str, Mapping[str, int]], dataset: str) -> "tuple[Figu
     if not splits:
         return None
     groups = {split: {k: v / sum(kinds.values()) for k, v in kinds.items()} for split, kinds in splits.items()}
-    groups[f"paper, {paper.DATASETS[dataset]}"] = paper.error_shares(dataset)
+    groups[f"paper, {PAPER_DATASETS[dataset]}"] = paper_error_shares(dataset)
     kinds = list(dict.fromkeys(kind for values in groups.values() for kind in values))
     colours = {"train": GROUPS["base"], "test": GROUPS["minos"]}
     figure, (axis,) = grid(1, 1, height=2.3, width=6.4)

@@ -20,13 +20,14 @@ from markupsafe import Markup
 
 from minos_ray.config.load import Config
 from minos_ray.errors import UserError
-from minos_ray.evaluation.trend import NAME as TREND
 from minos_ray.graph.specs import begin, fresh, specs
-from minos_ray.report import budget, figures, paper
-from minos_ray.report.browser import Browser, browser
+from minos_ray.report import budget, figures
+from minos_ray.report.browser import Browser, Gallery, browser, gallery, looked_at
 from minos_ray.report.budget import scale, trend_rows
-from minos_ray.report.canvas import HEAT, TINT
+from minos_ray.report.figures import HEAT, TINT
 from minos_ray.report.results import (
+    PAPER_DATASETS,
+    PAPER_SOURCE,
     Row,
     aggregation_rows,
     categories,
@@ -38,10 +39,10 @@ from minos_ray.report.results import (
     group,
     headline,
     largest_error,
+    paper_error_shares,
     paper_gains,
     rows,
 )
-from minos_ray.report.samples import Gallery, gallery, looked_at
 from minos_ray.report.statement import (
     NOT_ADJUSTED,
     costs,
@@ -110,7 +111,7 @@ def gather(config: Config, run: Run) -> Facts:
         missing=[name for name in names if name not in manifests],
         curves={name: curve for name, curve in points.items() if any("f1" in point for point in curve)},
         trials=trials,
-        trend=json.loads(run.read_bytes(TREND)) if run.exists(TREND) else None,
+        trend=json.loads(run.read_bytes("sweep/trend.json")) if run.exists("sweep/trend.json") else None,
         looked_at=problems,
         calibration={v: evaluation.get("calibration", {}).get(v, []) for v in config.reward.verifiers},
         gallery=gallery(run, config.report.candidates, config.seed, problems),
@@ -206,13 +207,13 @@ def context(facts: Facts) -> dict[str, Any]:
         "way_name": budget.way_name,
         "not_adjusted": NOT_ADJUSTED,
         "has_p": any(d.p is not None for d in differences(evaluation)),
-        "dataset": paper.DATASETS[dataset],
-        "paper": paper,
+        "dataset": PAPER_DATASETS[dataset],
+        "paper_source": PAPER_SOURCE,
         "paper_gains": paper_gains(dataset),
         "reaches": reaches(facts.curves),
-        "error_rows": error_rows(evaluation["errors"], paper.error_shares(dataset)),
+        "error_rows": error_rows(evaluation["errors"], paper_error_shares(dataset)),
         "sorted": evaluation["errors"].get("critic"),
-        "type_rows": type_rows(evaluation["errors"].get("critic"), paper.error_shares(dataset)),
+        "type_rows": type_rows(evaluation["errors"].get("critic"), paper_error_shares(dataset)),
         "costs": costs(facts.manifests),
         "further": further_rows(evaluation),
         "taught": taught(facts),

@@ -27,8 +27,8 @@ from minos_ray.config.load import resolve
 from minos_ray.config.resources import Actors, Resources, Scoring
 from minos_ray.config.schema import Aggregation, Model
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.ranking.scorer import SPLITTER, SolutionScorer, Task, verifier_of
 from minos_ray.serving.contracts import PLAIN_PROMPT, Pairs, Reply, Served, size_of
+from minos_ray.serving.scorer import SPLITTER, SolutionScorer, Task, verifier_of
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
 

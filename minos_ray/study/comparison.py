@@ -1,4 +1,4 @@
-"""What the trials say together: trend.json of a sweep, study.json of a study.
+"""The results of trials: a row of each, and what they say together: trend.json of a sweep, study.json of a study.
 
 **Sweep.** All trials have the same problems, so that seeds and problems are resampled together; see `evaluation.trend`.
 
@@ -14,21 +14,42 @@ reach. Curves that share no value count with all that the amounts span, towards 
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from scipy.optimize import isotonic_regression
 
+from minos_ray.config.load import Config
 from minos_ray.errors import WorkStopped
-from minos_ray.evaluation import outcomes, trend
-from minos_ray.evaluation.statistics import one_more, resampled_means, resamples
+from minos_ray.evaluation.comparison import SINGLE, headline_of, outcomes_of, read_outcomes
+from minos_ray.evaluation.statistics import Ends, curve, one_more, percentiles, resampled_means, resamples, student
+from minos_ray.graph.specs import critic_chosen, critic_name
+from minos_ray.store.run import Manifest, Run
 from minos_ray.study.grid import Arm, Grid, Trial
-from minos_ray.study.trials import METHODS
+from minos_ray.training.log import first_at
 
+if TYPE_CHECKING:
+    pass
+
+METHODS = {"best_of_n": "best-of-n", "weighted_vote": "weighted-vote", "self_consistency": "self-consistency"}
+SELECTION = [f"{name}{end}" for name in METHODS for end in ("", "_low", "_high")]
+# The tables of results, a row per trial and kind.
+COLUMNS = {
+    "sweep": [
+        *("critiques", "kind", "seed", "verifier", "trained_critiques", "n", "problems", *SELECTION),
+        *("accuracy", "f1", "auc", "seconds"),
+    ],
+    "study": [
+        *("arm", "critiques", "kind", "seed", "verifier", "stage_1_rows", "stage_1_steps", "stage_1_tokens"),
+        *("n", "problems", "accuracy", "f1", "auc", "step_f1", *SELECTION),
+        *("one_sample", "oracle", "steps", "steps_to_base"),
+    ],
+}
+Curve = list[dict[str, Any]]
 OVER_PROBLEMS = ("best_of_n", "weighted_vote")
 OVER_SEEDS = ("f1", "auc")
 MEASURES = ("f1", "auc", "accuracy", "step_f1", "best_of_n", "weighted_vote")
@@ -37,6 +58,74 @@ SHARED = 1e-9  # values that curves over labels share, at least
 WITHOUT_VERIFIER = ("one_sample", "self_consistency", "oracle")
 Row = Mapping[str, Any]
 Numbers = dict[str, Any]
+
+
+def result_rows(grid: Grid, trial: Trial) -> Iterator[Numbers]:
+    """The trial's rows of the table of results, one per kind; selection is measured at the headline n."""
+    run = grid.trial_run(trial)
+    evaluation = json.loads(run.read_bytes("evaluation.json"))
+    critics = trained_critics(grid.trial_config(trial), run) if trial.arm.critiques else []
+    rows = sum(critic.counts["rows"] for critic in critics)
+    for kind, verifier in zip(grid.kinds, grid.verifiers(trial.arm), strict=True):
+        row = {
+            "arm": trial.arm.name,
+            "critiques": trial.arm.critiques,
+            "kind": kind,
+            "seed": trial.seed,
+            "verifier": verifier,
+            **measures(evaluation, verifier),
+        }
+        if grid.command == "sweep":
+            parts = [run.artefact(f"{part}/{verifier}").manifest() for part in ("models", "scores")]
+            seconds = sum(manifest.details["seconds"] for manifest in (*critics, *parts) if manifest)
+            row |= {"trained_critiques": rows, "seconds": round(seconds)}
+        else:
+            base = grid.trial_run(Trial(grid.amounts[0], trial.seed))
+            curve, goal = learning_curve(run, verifier), learning_curve(base, f"{kind}-base")[-1]["f1"]
+            row |= {
+                "stage_1_rows": rows,
+                "stage_1_steps": sum(critic.details["steps"] for critic in critics),
+                "stage_1_tokens": sum(critic.details["tokens"] for critic in critics),
+                "steps": curve[-1]["step"],
+                "steps_to_base": first_at(curve, goal),
+            }
+        yield {name: row[name] for name in COLUMNS[grid.command]}
+
+
+def trained_critics(config: Config, run: Run) -> list[Manifest]:
+    """The critic of stage 1, and those of the rounds up to the one that stage 2 starts from."""
+    names = ["models/critic"]
+    while names[-1] != critic_chosen(config, run):
+        names.append(f"models/{critic_name(len(names))}")
+    return [manifest for name in names if (manifest := run.artefact(name).manifest())]
+
+
+def measures(evaluation: Mapping[str, Any], verifier: str) -> Numbers:
+    """What evaluation.json says of one verifier, and of what needs none; None for what it does not have."""
+    methods, n = evaluation["methods"], headline_of(evaluation["methods"])
+    levels = {entry["level"]: entry for entry in evaluation["meta"] if entry["verifier"] == verifier}
+    row = {"n": n, "problems": method_at(methods, METHODS["self_consistency"], n)["problems"]}
+    for column, method in METHODS.items():
+        entry = method_at(methods, method, n, verifier)
+        row |= {column: entry["accuracy"], f"{column}_low": entry["ci_low"], f"{column}_high": entry["ci_high"]}
+    row |= {measure: levels["outcome"][measure] for measure in ("accuracy", "f1", "auc")}
+    row["step_f1"] = levels["step"]["first_error_f1"] if "step" in levels else None
+    return row | {
+        "one_sample": method_at(methods, SINGLE, 1)["accuracy"],
+        "oracle": method_at(methods, "pass@n", n)["accuracy"],
+    }
+
+
+def method_at(methods: Sequence[Mapping[str, Any]], name: str, n: int, verifier: str = "") -> Mapping[str, Any]:
+    """The entry of a method at n, with this verifier or with none."""
+    return next(m for m in methods if (m["method"], m["n"]) == (name, n) and m["verifier"] in (verifier, ""))
+
+
+def learning_curve(run: Run, verifier: str) -> Curve:
+    """What was measured on held-out rows while a verifier was trained."""
+    manifest = run.artefact(f"models/{verifier}").manifest()
+    assert manifest is not None
+    return manifest.details["curve"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +154,8 @@ class Results:
         """[problems]: what a method of selection reached on each problem; NaN where candidates are too few."""
         name, verifier = self.grid.name(trial), self.grid.verifiers(trial.arm)[self.grid.kinds.index(kind)]
         if name not in self.outcomes:
-            self.outcomes[name] = outcomes.read(self.grid.trial_run(trial))
-        return outcomes.values(self.outcomes[name], METHODS[measure], verifier)
+            self.outcomes[name] = read_outcomes(self.grid.trial_run(trial))
+        return outcomes_of(self.outcomes[name], METHODS[measure], verifier)
 
     @property
     def measured(self) -> list[tuple[str, str]]:
@@ -81,7 +170,7 @@ class Results:
     def minus(self, arm: Arm, other: Arm, kind: str, measure: str) -> Numbers:
         """Mean of one arm minus the other over the seeds, its intervals, and each seed's own; fractions."""
         differences = self.values(arm, kind, measure) - self.values(other, kind, measure)
-        numbers = {"mean": float(differences.mean()), **trend.student(differences), "seeds": differences.tolist()}
+        numbers = {"mean": float(differences.mean()), **student(differences), "seeds": differences.tolist()}
         if measure not in OVER_PROBLEMS:
             return numbers
         pairs = [
@@ -127,7 +216,7 @@ def sweep_curve(results: Results, kind: str, measure: str) -> Numbers:
         "problems_left_out": int((~problems).sum()),
         "points": [],
         "trend": None,
-        **(trend.curve(entering, amounts, settings.bootstrap, settings.seed) if entering.size else {}),
+        **(curve(entering, amounts, settings.bootstrap, settings.seed) if entering.size else {}),
     }
 
 
@@ -155,8 +244,8 @@ def compared(grid: Grid, rows: Sequence[Row]) -> Numbers:
     curves: list[Numbers] = []
     for kind, measure in measured:
         values, settings = results.over_amounts(kind, measure)[:, :, None], grid.config.evaluate
-        curve = trend.curve(values, [arm.critiques for arm in grid.amounts], settings.bootstrap, settings.seed)
-        curves.append({"kind": kind, "measure": measure, "seeds": len(values)} | curve)
+        points = curve(values, [arm.critiques for arm in grid.amounts], settings.bootstrap, settings.seed)
+        curves.append({"kind": kind, "measure": measure, "seeds": len(values)} | points)
     # Each arm's mean, and what it has more than base and than Minos.
     arms: list[Numbers] = []
     for (kind, measure), arm in product(measured, grid.arms):
@@ -196,7 +285,7 @@ def label_efficiency(results: Results, kind: str, measure: str) -> Numbers:
     grid = results.grid
     amounts, *sides = zip(*grid.labels, strict=True)
     values = [np.stack([results.values(arm, kind, measure) for arm in arms], axis=1) for arms in sides]
-    points = [[{"mean": float(column.mean()), **trend.student(column)} for column in side.T] for side in values]
+    points = [[{"mean": float(column.mean()), **student(column)} for column in side.T] for side in values]
     tables = [[[results.table[arm.name, kind, seed] for arm in arms] for seed in grid.seeds] for arms in sides]
     steps = [np.array([[row["steps"] + row["stage_1_steps"] for row in rows] for rows in side]) for side in tables]
     entry: Numbers = {"kind": kind, "measure": measure, "amounts": list(amounts)}
@@ -204,7 +293,7 @@ def label_efficiency(results: Results, kind: str, measure: str) -> Numbers:
     for name, (base, minos) in {"ratio": [np.tile(amounts, (len(grid.seeds), 1))] * 2, "steps_ratio": steps}.items():
         of_seeds = [log_ratio(*curves) for curves in zip(base, values[0], minos, values[1], strict=True)]
         logs = np.array([log for log, _ in of_seeds])
-        ends = {key: None if end is None else math.exp(end) for key, end in trend.student(logs).items()}
+        ends = {key: None if end is None else math.exp(end) for key, end in student(logs).items()}
         bounded = sum(not shared for _, shared in of_seeds)
         entry[name] = {"mean": math.exp(logs.mean()), **ends, "seeds": np.exp(logs).tolist(), "bounded": bounded}
     return entry
@@ -241,13 +330,13 @@ def critics(grid: Grid) -> list[Numbers]:
             number = answer["chosen"] if section.start_round is None else section.start_round
             aucs[place] = [answer["rounds"][0]["auc"], answer["rounds"][number]["auc"]]
         differences = aucs[:, 1] - aucs[:, 0]
-        minus = {"mean": float(differences.mean()), **trend.student(differences), "seeds": differences.tolist()}
+        minus = {"mean": float(differences.mean()), **student(differences), "seeds": differences.tolist()}
         bought, refined = aucs.mean(axis=0).tolist()
         compared_critics.append({"arm": arm.name, "bought": bought, "refined": refined, "refined_minus_bought": minus})
     return compared_critics
 
 
-def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> trend.Ends:
+def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> Ends:
     """Interval for the mean over seeds of the means over their problems, which are resampled within each seed.
 
     `differences` [seeds][problems], NaN where a problem has too few candidates; `count` resamples. Smoothed as the
@@ -260,4 +349,4 @@ def over_problems(differences: Sequence[np.ndarray], count: int, seed: int) -> t
         resampled = np.concatenate([resampled_means(weights, entering, None) for weights in draws])[:, 0]
         noise = np.random.default_rng([seed, place, 1]).standard_normal(count)
         means += (resampled + noise * one_more(entering)[0] / len(entering)) / len(differences)
-    return trend.percentiles(means)
+    return percentiles(means)

@@ -10,9 +10,9 @@ import numpy as np
 
 from minos_ray.config.training import LABEL_ARM
 from minos_ray.report.budget import Rows, gains, levels
-from minos_ray.report.canvas import GROUPS, INK, PAPER, drawn, grid
+from minos_ray.report.figures import GROUPS, INK, PAPER, drawn, grid
+from minos_ray.study.comparison import Curve, learning_curve
 from minos_ray.study.grid import Grid, Trial
-from minos_ray.study.trials import Curve, learning_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

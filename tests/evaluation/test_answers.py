@@ -12,7 +12,7 @@ import sympy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minos_ray.evaluation.answers import Keys, clusters, quick, spelling
+from minos_ray.evaluation.candidates import Keys, clusters, quick, spelling
 from minos_ray.grading.forms import normal, parsed
 from minos_ray.grading.latex import gold_latex
 from minos_ray.grading.numbers import canonical

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 
 from minos_ray.config.resources import Resources
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.evaluation import blocks, candidates, outcomes
-from minos_ray.evaluation.answers import clusters
+from minos_ray.evaluation import blocks, candidates
 from minos_ray.evaluation.blocks import Process, block_workers, call_function
+from minos_ray.evaluation.candidates import clusters
+from minos_ray.evaluation.comparison import OUTCOMES_FILE
 from minos_ray.evaluation.kernels import compiled
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import columns
@@ -53,7 +54,7 @@ def evaluated(run: Run, **sections: Any) -> tuple[bytes, bytes]:
     """The files that an evaluation writes."""
     run.delete("evaluation.json.manifest.json")
     evaluate(config(run, evaluate={"trials": 10, "bootstrap": 100, "groups": 2}, **sections), run)
-    return run.read_bytes("evaluation.json"), run.read_bytes(outcomes.NAME)
+    return run.read_bytes("evaluation.json"), run.read_bytes(OUTCOMES_FILE)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def expected(run: Run) -> Iterator[tuple[bytes, bytes]]:
 def test_files_are_equal_for_any_blocks_and_processes(
     run: Run, expected: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch, rows: int, processes: int
 ) -> None:
-    monkeypatch.setattr(candidates, "ROWS", rows)
+    monkeypatch.setattr(blocks, "ROWS", rows)
     monkeypatch.setattr(blocks, "FEWEST", 1 if processes else 1000)
     monkeypatch.setattr(blocks, "MOST", processes)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
@@ -78,7 +79,7 @@ def test_files_are_equal_for_any_blocks_and_processes(
 def test_files_are_equal_as_ray_tasks(
     run: Run, expected: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch, local_ray: None
 ) -> None:
-    monkeypatch.setattr(candidates, "ROWS", 100)
+    monkeypatch.setattr(blocks, "ROWS", 100)
     monkeypatch.setattr(blocks, "FEWEST_REMOTE", 2)
     monkeypatch.setattr(blocks, "Process", None)
     import ray
@@ -91,7 +92,7 @@ def test_a_mistake_in_a_block_is_the_users_in_every_process(run: Run, monkeypatc
     rows = [{"candidate_id": f"p30/{i}", "problem_id": "p30", "score": 1.0 + i, "step_scores": []} for i in range(2)]
     whole = run.artefact("scores/orm-base").read().to_pylist()
     put(run, "scores/orm-base", [row for row in whole if row["problem_id"] != "p30"] + rows)
-    monkeypatch.setattr(candidates, "ROWS", 50)
+    monkeypatch.setattr(blocks, "ROWS", 50)
     monkeypatch.setattr(blocks, "FEWEST", 1)
     try:
         with pytest.raises(UserError, match=r"scores/orm-base: the score of 'p30/1' is 2\.0"):
@@ -190,7 +191,7 @@ def test_ids_of_any_form_are_sorted_into_blocks(tmp_path: Path, monkeypatch: pyt
         rows = run.artefact(name).read().to_pylist()
         put(run, name, [{**row, "candidate_id": row["candidate_id"].replace("p3/", "p3#")} for row in rows])
     together = evaluated(run)
-    monkeypatch.setattr(candidates, "ROWS", 13)
+    monkeypatch.setattr(blocks, "ROWS", 13)
     assert evaluated(run) == together
 
 

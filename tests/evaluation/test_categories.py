@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minos_ray.evaluation import outcomes
+from minos_ray.evaluation.comparison import read_outcomes
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.report.statement import NOT_ADJUSTED, category_tables
 from minos_ray.store.run import Run
@@ -38,7 +38,7 @@ def test_every_number_is_that_of_the_categorys_own_problems(tmp_path: Path) -> N
     assert list(content["categories"]) == ["level", "number"]
     assert [entry["value"] for entry in content["categories"]["level"]] == ["1", "5", "10", None]
     level_of = {row["problem_id"]: row["level"] for row in run.artefact("problems").read().to_pylist()}
-    table = outcomes.read(run).to_pylist()
+    table = read_outcomes(run).to_pylist()
     by_method: dict[tuple[str, str], dict[str, float]] = {}
     for row in table:
         if row["outcome"] is not None:

@@ -12,14 +12,15 @@ from scipy.integrate import quad
 from scipy.stats import beta
 
 from minos_ray.config.schema import Evaluate, Model
-from minos_ray.evaluation import candidates
-from minos_ray.evaluation.choices import Answered, Choices, Way
-from minos_ray.evaluation.compute import Prices, Size, size_of
-from minos_ray.evaluation.growing import (
+from minos_ray.evaluation import blocks
+from minos_ray.evaluation.choices import (
     DOUBTS,
     LEAST,
     POWERS,
     TOP,
+    Answered,
+    Choices,
+    Way,
     adaptive_votes,
     ordered,
     partly_verified_votes,
@@ -30,8 +31,17 @@ from minos_ray.evaluation.growing import (
     shrunk_votes,
     top_votes,
 )
-from minos_ray.evaluation.precision import PREDICTED, Precision, peak, predicted_accuracy, ranked
-from minos_ray.evaluation.robust import risks, selected_values, shrunk
+from minos_ray.evaluation.compute import Prices, Size, size_of
+from minos_ray.evaluation.robust import (
+    PREDICTED,
+    Precision,
+    peak,
+    predicted_accuracy,
+    ranked,
+    risks,
+    selected_values,
+    shrunk,
+)
 from minos_ray.evaluation.selection import best_of
 from minos_ray.report.budget import best_rows, budget_table, peak_lines, way_name
 from minos_ray.store.run import Run
@@ -341,7 +351,7 @@ def test_blocks_of_any_size_give_the_same_content(tmp_path: Path, monkeypatch: p
     run = with_scores(make_run(tmp_path, [8] * 9), "orm-base", "prm-minos", "critic")
     together = evaluated(run)
     run.delete("evaluation.json.manifest.json")
-    monkeypatch.setattr(candidates, "ROWS", 20)
+    monkeypatch.setattr(blocks, "ROWS", 20)
     by_block = evaluated(run)
     for name in ("robust", "adaptive", "selective", "peaks"):
         assert by_block[name] == together[name]

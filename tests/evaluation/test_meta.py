@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.evaluation import error_types, verdicts
+from minos_ray.evaluation import verdicts
 
 # Truth: error at 1, error at 0, all right, all right, unknown. Said: 1, none, none, 2, 0.
 LABELS = [[1, 0, 0], [0, 1], [1, 1], [1, 1, 1], [1, -1]]
@@ -95,13 +95,13 @@ def test_first_errors_are_those_found_one_by_one(labels: list[list[int]]) -> Non
 
 def test_error_types_are_counted_by_their_first_and_by_what_is_rejected() -> None:
     rows = [["", "logical", "accumulation"], ["calculation"], [], [""], ["", ""], ["logical", "logical"]]
-    errors = error_types.errors(pa.chunked_array([rows[:2], rows[2:]], pa.list_(pa.string())))
-    found = error_types.counts(errors)
+    errors = verdicts.errors(pa.chunked_array([rows[:2], rows[2:]], pa.list_(pa.string())))
+    found = verdicts.counts(errors)
     assert found["logical"] == {"steps": 3, "candidates": 2, "first": 2}
     assert found["accumulation"] == {"steps": 1, "candidates": 1, "first": 0}
     assert found["unrelated"] == {"steps": 0, "candidates": 0, "first": 0}
     correct = np.array([False, False, False, True, True, False])
-    rejected = error_types.rejected({"v": np.array([0.1, 0.9, 0.2, 0.9, 0.9, 0.5])}, correct, errors)["v"]
+    rejected = verdicts.rejected({"v": np.array([0.1, 0.9, 0.2, 0.9, 0.9, 0.5])}, correct, errors)["v"]
     assert rejected["logical"] == (2, 1)
     assert rejected["calculation"] == (1, 0)
     assert rejected["untyped"] == (1, 1)

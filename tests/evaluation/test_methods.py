@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from minos_ray.evaluation.methods import Choice, log_odds, rankings, voters
-from minos_ray.evaluation.selection import best_of, votes
+from minos_ray.evaluation.selection import Choice, best_of, log_odds, rankings, voters, votes
 
 
 def test_log_odds_undo_the_sigmoid_and_stay_finite() -> None:

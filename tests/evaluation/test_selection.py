@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.evaluation.methods import Voter
-from minos_ray.evaluation.selection import best_of, pass_at, votes
+from minos_ray.evaluation.selection import Voter, best_of, pass_at, votes
 
 CLUSTERS = st.lists(st.integers(-1, 3), min_size=1, max_size=7)
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.evaluation import candidates, outcomes, stage, verdicts
+from minos_ray.evaluation import blocks, stage, verdicts
+from minos_ray.evaluation.comparison import read_outcomes
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import columns
 from minos_ray.store.run import Run
@@ -168,7 +169,7 @@ def test_methods_are_compared_where_nearly_all_problems_have_as_many_candidates(
     assert content["n"] == 16 and entry(content, "pass@1", "", 1)["problems"] == 100
     assert [entry(content, "best-of-n", "orm-base", n)["problems"] for n in (16, 32, 64)] == [100, 60, 1]
     assert {p["n"] for p in content["paired"]} == {16}
-    assert {m["n"] for m in outcomes.read(run).to_pylist()} == {1, 16}
+    assert {m["n"] for m in read_outcomes(run).to_pylist()} == {1, 16}
     nearly = evaluated(run, evaluate={"ns": [1, 32, 64]})
     assert nearly["n"] == 1  # of 60 problems at 32 and 1 at 64
     few = evaluated(run, evaluate={"ns": [32, 64]})
@@ -276,8 +277,8 @@ def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatc
     beside_other_rows(run)
     whole = evaluated(run)
     run.delete("evaluation.json.manifest.json")
-    monkeypatch.setattr(candidates, "ROWS", 40)
-    assert len(candidates.plan_blocks(run, "test").groups) == 5
+    monkeypatch.setattr(blocks, "ROWS", 40)
+    assert len(blocks.plan_blocks(run, "test").groups) == 5
     parts = evaluated(run)
     assert parts.keys() == whole.keys()
     for content in (parts, whole):
@@ -288,19 +289,19 @@ def test_blocks_of_problems_give_what_one_block_gives(tmp_path: Path, monkeypatc
 
 def test_blocks_are_larger_where_they_would_be_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, SIZES)
-    monkeypatch.setattr(candidates, "ROWS", 1)
-    every = candidates.plan_blocks(run, "test")
+    monkeypatch.setattr(blocks, "ROWS", 1)
+    every = blocks.plan_blocks(run, "test")
     for files in (1, 2, 3):
-        monkeypatch.setattr(candidates, "FILES", files)
-        plan = candidates.plan_blocks(run, "test")
+        monkeypatch.setattr(blocks, "FILES", files)
+        plan = blocks.plan_blocks(run, "test")
         assert 1 <= len(plan.groups) <= files < len(every.groups)
         assert pa.concat_arrays(plan.groups) == pa.concat_arrays(every.groups)
 
 
 def test_of_too_many_problems_some_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = scored(make_run(tmp_path, SIZES), *VERIFIERS)
-    monkeypatch.setattr(candidates, "MOST_PROBLEMS", len(SIZES) - 1)
-    drawn = {name for group in candidates.plan_blocks(run, "test").groups for name in group.to_pylist()}
+    monkeypatch.setattr(blocks, "MOST_PROBLEMS", len(SIZES) - 1)
+    drawn = {name for group in blocks.plan_blocks(run, "test").groups for name in group.to_pylist()}
     left_out = sum(size for number, size in enumerate(SIZES) if f"p{number}" not in drawn)
     content = evaluated(run)
     assert 0 < len(drawn) < len(SIZES) and content["counts"]["problems"] == len(drawn)
@@ -314,9 +315,9 @@ def test_train_candidates_that_are_left_out_of_the_error_types_are_counted(
     run = scored(make_run(tmp_path, [4] * 6), VERIFIERS[0])
     problems = run.artefact("problems").read().to_pylist()
     put(run, "problems", [{**row, "split": "train" if number >= 2 else "test"} for number, row in enumerate(problems)])
-    monkeypatch.setattr(candidates, "MOST_PROBLEMS", 3)
+    monkeypatch.setattr(blocks, "MOST_PROBLEMS", 3)
     content, dropped = evaluated(run), run.artefact("evaluation.json").manifest().dropped
-    left_out = 4 * (4 - len(pa.concat_arrays(candidates.plan_blocks(run, "train").groups)))
+    left_out = 4 * (4 - len(pa.concat_arrays(blocks.plan_blocks(run, "train").groups)))
     assert dropped["train_problem_not_drawn"] == content["counts"]["train_problem_not_drawn"] == left_out > 0
     assert "problem_not_drawn" not in dropped and content["counts"]["problems"] == 2
 
@@ -338,7 +339,7 @@ def beside_other_rows(run: Run) -> None:
 def test_labels_that_are_not_complete_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     run = scored(make_run(tmp_path, SIZES), "orm-base")
     run.delete("labels/manifest.json")
-    monkeypatch.setattr(candidates, "ROWS", rows)
+    monkeypatch.setattr(blocks, "ROWS", rows)
     with pytest.raises(UserError, match="labels is not complete"):
         evaluated(run)
 

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from minos_ray.evaluation import trend
-from minos_ray.evaluation.statistics import intervals
-from minos_ray.evaluation.trend import curve, replicates, rising, slope_weights
+from minos_ray.evaluation import statistics
+from minos_ray.evaluation.statistics import curve, intervals, replicates, rising, slope_weights
 
 AMOUNTS = (0, 1000, 2000, 4000)
 blocks = st.integers(2, 3).flatmap(
@@ -43,17 +42,17 @@ def test_one_seed_is_the_exact_permutation_test_of_the_slope(values: list[float]
 def test_drawn_exchanges_come_close_to_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(3).random((3, 4)) + np.linspace(0, 0.3, 4)
     every = rising(values, AMOUNTS, 0)
-    monkeypatch.setattr(trend, "EXACT", 1)
+    monkeypatch.setattr(statistics, "EXACT", 1)
     drawn, again = rising(values, AMOUNTS, 0), rising(values, AMOUNTS, 0)
-    assert (every.exact, drawn.exact, drawn.exchanges) == (True, False, trend.DRAWS)
+    assert (every.exact, drawn.exact, drawn.exchanges) == (True, False, statistics.DRAWS)
     assert drawn == again
-    assert drawn.p == pytest.approx(every.p, abs=4 * (every.p / trend.DRAWS) ** 0.5)
+    assert drawn.p == pytest.approx(every.p, abs=4 * (every.p / statistics.DRAWS) ** 0.5)
 
 
 def test_pieces_of_draws_give_what_one_piece_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     values = (np.random.default_rng(5).random((40, 4)) < 0.5).astype(float)
     whole = rising(values, AMOUNTS, 0)
-    monkeypatch.setattr(trend, "BLOCK", 40 * 4 * 1000)
+    monkeypatch.setattr(statistics, "BLOCK", 40 * 4 * 1000)
     assert rising(values, AMOUNTS, 0) == whole
 
 
@@ -162,7 +161,7 @@ def test_more_seeds_and_a_steeper_rise_are_found_more_often() -> None:
 def test_p_over_problems_is_uniform_for_equal_verifiers_and_taken_in_by_lucky_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trend, "DRAWS", 199)
+    monkeypatch.setattr(statistics, "DRAWS", 199)
     equal = np.array([rising(v[0].T, FIVE, 0).p for v in studies(300, 1, 0.0, 0.0)])
     lucky = np.array([rising(v[0].T, FIVE, 0).p for v in studies(150, 1, 0.0, 0.08)])
     assert stats.kstest(equal, "uniform").pvalue > 0.01

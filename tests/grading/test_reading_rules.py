@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minos_ray.evaluation.answers import quick
+from minos_ray.evaluation.candidates import quick
 from minos_ray.grading.forms import conclusion, elements, normal, readable, sides, value_side, without_condition
 from minos_ray.grading.graders import gsm8k, math
 from minos_ray.grading.latex import extract_latex, gold_latex

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from minos_ray.evaluation.answers import clusters
+from minos_ray.evaluation.candidates import clusters
 from minos_ray.report.stage import gather, heat, render
 from minos_ray.store.run import Run
 from tests.report.browsing import HOSTILE_AT, NO_ANSWER, TWIN_OF, make_browsing_run

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from minos_ray.evaluation.kernels import TIE
-from minos_ray.report.canvas import TINT
+from minos_ray.report.figures import TINT
 from minos_ray.report.stage import gather, heat, render
 from minos_ray.store.run import Run
 from tests.report.synthetic import config, evaluation, put, put_evaluation

@@ -11,10 +11,9 @@ import pyarrow.compute as pc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.evaluation.answers import Keys
-from minos_ray.evaluation.candidates import plan_blocks, read_blocks
-from minos_ray.report.browser import Content, Critique, browser, columns, pack
-from minos_ray.report.samples import gallery
+from minos_ray.evaluation.blocks import plan_blocks, read_blocks
+from minos_ray.evaluation.candidates import Keys
+from minos_ray.report.browser import Content, Critique, browser, columns, gallery, pack
 from minos_ray.store import columns as schema
 from minos_ray.store.run import Run
 from tests.report.test_page import Page, page

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from minos_ray.config.schema import ERROR_TYPES
-from minos_ray.evaluation.error_types import by_critic
-from minos_ray.report import paper
+from minos_ray.evaluation.verdicts import by_critic
 from minos_ray.report.figures import confusion
+from minos_ray.report.results import paper_error_shares
 from minos_ray.report.statement import type_rows
 from minos_ray.store.run import Run
 from tests.report.synthetic import put_evaluation
@@ -26,11 +26,11 @@ ROWS = [
 
 
 def test_rows_beside_the_papers_shares() -> None:
-    rows = {row.kind: row for row in type_rows(by_critic(ROWS), paper.error_shares("gsm8k"))}
+    rows = {row.kind: row for row in type_rows(by_critic(ROWS), paper_error_shares("gsm8k"))}
     assert rows["accumulation"].steps == {"candidate": 13, "inserted": 9}
     assert rows["accumulation"].shares["candidate"] == 1 and rows["logical"].shares["inserted"] == pytest.approx(9 / 40)
     assert rows["accumulation"].paper == pytest.approx(1566 / 3781)
-    assert type_rows(None, paper.error_shares("gsm8k")) == []
+    assert type_rows(None, paper_error_shares("gsm8k")) == []
 
 
 def test_the_matrix_shows_every_number_and_leaves_out_types_that_were_not_inserted() -> None:

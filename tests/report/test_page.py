@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import pytest
 
-from minos_ray.report.canvas import TINT
+from minos_ray.report.figures import TINT
 from minos_ray.report.results import MAIN, categories, rows
 from minos_ray.report.stage import Strips, gather, heat, number, render, typeset
 from minos_ray.report.statement import NOT_ADJUSTED

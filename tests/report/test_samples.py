@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.report.samples import gallery, looked_at, steps, take
+from minos_ray.report.browser import gallery, looked_at, steps, take
 from minos_ray.store.run import Run
 
 

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from minos_ray.evaluation.trend import NAME, curve
-from minos_ray.report import paper
+from minos_ray.evaluation.statistics import curve
 from minos_ray.report.budget import trend_rows
+from minos_ray.report.results import PAPER_SCALE
 from minos_ray.report.stage import gather, leading, render, trial_metrics
 from minos_ray.store.run import Run
 from tests.report.synthetic import config
@@ -28,7 +28,7 @@ def put_trend(run: Run, seeds: int = 3) -> dict:
         {"kind": "orm", "measure": "f1", **numbers, "points": [], "trend": None},
     ]
     found = {"amounts": list(AMOUNTS), "seeds": list(range(seeds)), "n": 64, "bootstrap": 200, "curves": curves}
-    run.write_bytes(NAME, json.dumps(found).encode())
+    run.write_bytes("sweep/trend.json", json.dumps(found).encode())
     return found
 
 
@@ -56,7 +56,7 @@ def test_slope_interval_p_and_the_name_of_the_test_are_beside_the_picture(copy: 
 def test_the_papers_points_go_through_the_same_test(copy: Run) -> None:
     row = trend_rows(put_trend(copy))[-1]
     assert row.name.startswith("Paper") and (row.low, row.p_problems) == (None, None)
-    amounts, accuracies = zip(*paper.SCALE[1:], strict=True)
+    amounts, accuracies = zip(*PAPER_SCALE[1:], strict=True)
     assert 100 * row.slope == pytest.approx(10_000 * np.polyfit(amounts, accuracies, 1)[0])
     assert row.exchanges == 720
     assert row.p_trials == pytest.approx(2 / 720)  # one tie among points that never fall

@@ -15,15 +15,13 @@ from scipy import stats
 
 from minos_ray.config.load import Config, build
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.evaluation import outcomes
-from minos_ray.evaluation.outcomes import Method
-from minos_ray.evaluation.trend import student
+from minos_ray.evaluation.comparison import OUTCOMES_FILE, Method, write_outcomes
+from minos_ray.evaluation.statistics import student
 from minos_ray.store.run import Run
-from minos_ray.study.comparison import compared, critics, log_ratio, over_problems, trends
+from minos_ray.study.comparison import compared, critics, log_ratio, measures, over_problems, trends
 from minos_ray.study.grid import Arm, Grid, Trial, study_grid, sweep_grid
 from minos_ray.study.stage import named_before
 from minos_ray.study.statement import over_labels, statement
-from minos_ray.study.trials import measures
 
 SEEDS, N = (3, 4, 5, 6), 8
 PROBLEMS = [f"p{i}" for i in range(40)]
@@ -46,7 +44,7 @@ def finished(run: Run) -> tuple[Grid, list[dict[str, Any]]]:
         drawn = (rng.random(len(PROBLEMS)) < level).astype(float)
         verifier = grid.verifiers(trial.arm)[0]
         found = {Method(name, verifier, N): drawn for name in ("best-of-n", "weighted-vote")}
-        outcomes.write(grid.trial_run(trial), found, N, pa.array(PROBLEMS))
+        write_outcomes(grid.trial_run(trial), found, N, pa.array(PROBLEMS))
         row = {"arm": trial.arm.name, "kind": "orm", "seed": trial.seed, "n": N, "critiques": trial.arm.critiques}
         row |= {"stage_1_rows": 7, "stage_1_steps": 3, "stage_1_tokens": 100}
         row |= {"f1": f1, "auc": f1, "accuracy": f1, "step_f1": None, "steps": 40, "steps_to_base": None}
@@ -237,7 +235,7 @@ def swept(run: Run) -> tuple[Grid, list[dict[str, Any]]]:
         for verifier in grid.verifiers(trial.arm):
             names, critiques = ("best-of-n", "weighted-vote"), trial.arm.critiques
             found = {Method(name, verifier, n): outcome(critiques, trial.seed, name) for name in names for n in (4, N)}
-            outcomes.write(grid.trial_run(trial), found, N, pa.array(FEW))
+            write_outcomes(grid.trial_run(trial), found, N, pa.array(FEW))
             values = {"f1": 0.5 + critiques / 1000, "auc": 0.75 if trial.seed else None}
             rows.append({"critiques": critiques, "seed": trial.seed, "kind": "orm", "n": N, **values})
     return grid, rows
@@ -273,7 +271,7 @@ def test_seeds_without_a_value_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_a_trial_without_outcomes_by_problem_is_named(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     grid, rows = swept(run)
-    grid.trial_run(Trial(Arm("critiques-000050", 50, {}), 1)).delete(outcomes.NAME)
+    grid.trial_run(Trial(Arm("critiques-000050", 50, {}), 1)).delete(OUTCOMES_FILE)
     with pytest.raises(UserError, match=r"critiques-000050-seed-1/outcomes\.parquet is not there"):
         trends(grid, rows)
 

@@ -18,7 +18,7 @@ from minos_ray.errors import UserError
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.run import Run
-from minos_ray.study import trials
+from minos_ray.study import comparison, stage
 from minos_ray.study.grid import (
     Arm,
     Grid,
@@ -110,9 +110,9 @@ def test_an_arm_takes_the_critic_that_it_would_train_as_minos_did(
         give_data(grid, each)
     put(grid.trial_config(minos), grid.trial_run(minos), "models/critic", [1])
     stages: list[str] = []
-    monkeypatch.setattr(trials, "resolve", lambda name: lambda config, run: stages.append(name.rpartition(":")[2]))
+    monkeypatch.setattr(stage, "resolve", lambda name: lambda config, run: stages.append(name.rpartition(":")[2]))
     for each in ablations:
-        trials.run_trial(grid, each)
+        stage.run_trial(grid, each)
     critics = [grid.trial_run(each).artefact("models/critic").manifest() for each in ablations]
     assert critics == [grid.trial_run(minos).artefact("models/critic").manifest(), None]
     assert stages == ["sft", "refine", "reward", "score", "evaluate", "sft", "reward", "score", "evaluate"]
@@ -120,13 +120,13 @@ def test_an_arm_takes_the_critic_that_it_would_train_as_minos_did(
     refined = ablations[0]
     put(grid.trial_config(refined), grid.trial_run(refined), "models/critic", [3])
     own = grid.trial_run(refined).artefact("models/critic").manifest()
-    trials.run_trial(grid, refined)
+    stage.run_trial(grid, refined)
     assert own != critics[0] and grid.trial_run(refined).artefact("models/critic").manifest() == own
     # What stage 1 cost: all trainings up to the critic that stage 2 starts from.
     put(grid.trial_config(refined), grid.trial_run(refined), "models/critic-1", [3])
     for chosen in (0, 1):
         grid.trial_run(refined).write_bytes("refine.json", json.dumps({"chosen": chosen}).encode())
-        trained = trials.trained_critics(grid.trial_config(refined), grid.trial_run(refined))
+        trained = comparison.trained_critics(grid.trial_config(refined), grid.trial_run(refined))
         assert [m.artefact for m in trained] == ["models/critic", "models/critic-1"][: chosen + 1]
 
 

@@ -11,8 +11,7 @@ from minos_ray.config.load import Config, load_config
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run
 from minos_ray.study.grid import Trial, study_grid
-from minos_ray.study.stage import study
-from minos_ray.study.trials import is_done, run_trial
+from minos_ray.study.stage import is_done, run_trial, study
 from tests.raylets import all_is_free
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

@@ -9,7 +9,7 @@ import pytest
 
 from minos_ray.config.load import Config
 from minos_ray.errors import WorkStopped
-from minos_ray.evaluation import outcomes
+from minos_ray.evaluation.comparison import outcomes_of, read_outcomes
 from minos_ray.store.run import Manifest, Run
 from minos_ray.study.grid import Arm, Trial, sweep_grid
 from minos_ray.study.stage import sweep
@@ -88,10 +88,10 @@ def check_trend(config: Config, run: Run, rows: list[dict]) -> None:
     found = json.loads(run.read_bytes("sweep/trend.json"))
     assert (found["amounts"], found["seeds"], found["n"], len(found["curves"])) == ([0, 60], [1], 8, 8)
     for row in rows:
-        table = outcomes.read(trial_run(config, run, row["critiques"]))
+        table = read_outcomes(trial_run(config, run, row["critiques"]))
         for column, method in (("best_of_n", "best-of-n"), ("weighted_vote", "weighted-vote")):
             assert row[f"{column}_low"] <= row[column] <= row[f"{column}_high"]
-            assert np.mean(outcomes.values(table, method, row["verifier"])) == pytest.approx(row[column])
+            assert np.mean(outcomes_of(table, method, row["verifier"])) == pytest.approx(row[column])
             mine = next(c for c in found["curves"] if (c["kind"], c["measure"]) == (row["kind"], column))
             at = {p["critiques"]: p["mean"] for p in mine["points"]}
             assert at[row["critiques"]] == pytest.approx(row[column])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.config.resources import Resources
-from minos_ray.study.trials import trials_at_once
+from minos_ray.study.stage import trials_at_once
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from minos_ray.config.resources import Engine
-from minos_ray.ranking.scorer import SolutionScorer, Task, verifier_of
 from minos_ray.scoring.scorer import Scorer
+from minos_ray.serving.scorer import SolutionScorer, Task, verifier_of
 from minos_ray.steps import encoding
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import models

@@ -24,7 +24,7 @@ from minos_ray.config.resources import Elastic, Observe, Resources, Workers
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.trackers import TrackedRun
 from minos_ray.store.run import Run
-from minos_ray.study.trials import trials_at_once
+from minos_ray.study.stage import trials_at_once
 from minos_ray.training import checks, elastic, spares
 from minos_ray.training.checkpoint import complete_checkpoints
 from minos_ray.training.log import Log, Record

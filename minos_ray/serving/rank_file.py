@@ -1,41 +1,68 @@
-"""`minos rank`: scores the solutions in any file; ranks those that belong together, and votes weighted by score."""
+"""`minos rank`: scores the solutions in any file; ranks those that belong together, and votes weighted by score.
 
+A critic's endpoint is a verifier, too: a solution's score is the share of its critiques that accept it. Critiques are
+requested, rate-limited, paid for and cached as those of `minos meta` are. What was bought is kept in `OUT.critiques`,
+so the same command buys nothing twice.
+"""
+
+import itertools
 import os
+import re
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from minos_ray import __version__
-from minos_ray.config.load import resolve
-from minos_ray.critiques.reply import BOUGHT, Outcome
-from minos_ray.errors import UserError
-from minos_ray.evaluation.answers import Keys
+from minos_ray.config.load import Config, build, parse_override, resolve
+from minos_ray.config.schema import MetaCritic
+from minos_ray.critiques.reply import BOUGHT, Cache, Outcome
+from minos_ray.errors import UserError, WorkStopped
+from minos_ray.evaluation.candidates import Keys
 from minos_ray.files.slices import SLICE_ROWS, Rows, Slice, beside, require_texts
 from minos_ray.grading.grade_file import require_writable
 from minos_ray.observe.progress import Progress
-from minos_ray.ranking.scorer import RESULT, SliceScorer, Task
+from minos_ray.serving.scorer import CRITIC_OPTIONS, RESULT, SPLITTER, SliceScorer, Task, answer_of, as_text, steps_of
 from minos_ray.store.model_files import WEIGHTS, locate
 from minos_ray.store.run import Run, fingerprint
 from minos_ray.units.file_slices import on_actors
-
-if TYPE_CHECKING:
-    from minos_ray.ranking.critic import CriticTask
+from minos_ray.units.lock import locked
 
 GROUP = pa.schema([("rank", pa.int64()), ("answer", pa.string()), ("vote", pa.string()), ("vote_margin", pa.float64())])
 SCORES = pa.schema([field for field in RESULT if field.name != "answer"])
 WAIT_S = 600.0  # for the first actor, as `resources.wait_s` of a config
+NAME = "critic"  # under which the config has it
+KEYS = re.compile(rf"(?:config key ')?\b(?:meta\.critics\.{NAME}(?:\.(\w+))?|(?:critique|resources\.client)\.(\w+))'?")
+SPREAD = 0.7  # the temperature of several critiques of one solution, which must be able to differ
 
 
-def rank_file(file: str, out: str, task: "Task | CriticTask", group: str | None = None) -> dict[str, int]:
+@dataclass(frozen=True)
+class CriticTask:
+    """What is scored, as in `scorer.Task`, by the critic of `config.meta.critics`; its run keeps what was bought."""
+
+    config: Config
+    question: str
+    text: str
+    style: str
+    splitter: str = SPLITTER
+
+    @property
+    def critic(self) -> MetaCritic:
+        """The critic, with the name of the model that answers."""
+        from minos_ray.critiques.endpoint import with_model
+
+        return with_model(self.config.meta.critics[NAME])
+
+
+def rank_file(file: str, out: str, task: Task | CriticTask, group: str | None = None) -> dict[str, int]:
     """Scores column `task.text` of any file or folder of rows and writes all rows, in order, with `score` and
     `step_scores` added, to the Parquet file `out`; with `group` also `rank`, `answer`, `vote` and `vote_margin`.
 
@@ -57,8 +84,6 @@ def rank_file(file: str, out: str, task: "Task | CriticTask", group: str | None 
         if isinstance(task, Task):
             table = scored(rows, inputs_of(rows, staged, file, task), parts, task)
         else:
-            from minos_ray.ranking.critic import critiqued  # late: brings the client of the endpoint along
-
             table, outcomes = critiqued(rows, task)
         added = grouped(rows, table, group) if group else table.select(SCORES.names)
         write(rows, added, aside)
@@ -77,7 +102,7 @@ def rank_file(file: str, out: str, task: "Task | CriticTask", group: str | None 
     return counts
 
 
-def require_columns(rows: Rows, file: str, task: "Task | CriticTask", group: str | None) -> None:
+def require_columns(rows: Rows, file: str, task: Task | CriticTask, group: str | None) -> None:
     """UserError for a column that the file lacks, or of texts that holds neither texts, nor chats or lists of texts."""
     for option, column in (("--question", task.question), ("--text", task.text), ("--group", group)):
         if column is not None and column not in rows.schema.names:
@@ -205,7 +230,7 @@ def write(rows: Rows, added: pa.Table, aside: str) -> None:
             writer.write_table(block.cast(schema))
 
 
-def say(out: str, task: "Task | CriticTask", counts: dict[str, int], outcomes: Counter[str], seconds: float) -> None:
+def say(out: str, task: Task | CriticTask, counts: dict[str, int], outcomes: Counter[str], seconds: float) -> None:
     """What was scored and why the others were not, and what the columns of groups mean."""
     groups = (
         f"; {counts['groups']:,} groups: the best has rank 1, `vote` is weighted by score (answers: {task.style})"
@@ -263,3 +288,81 @@ def weighted_vote(scores: Sequence[float | None], answers: Sequence[str | None],
     (winner, most), *others = sorted(weights.items(), key=lambda item: -item[1])
     runner_up = others[0][1] if others else 0.0
     return Vote(spelled[winner][1], (most - runner_up) / sum(weights.values()))
+
+
+def critic_config(model: str, folder: str, options: dict[str, Any], settings: list[str]) -> Config:
+    """The config of a critic, from options of the command line (None where not given) and `key=value` settings."""
+    from minos_ray.critiques.limits import priced
+    from minos_ray.meta.critics import check_prompt, depends_on
+
+    values = {key: value for key, value in options.items() if value is not None}
+    client = {"concurrency": values.pop("concurrency")} if "concurrency" in values else {}
+    if values.get("samples", 1) > 1:
+        values.setdefault("temperature", SPREAD)
+    section = {"model": model, **values, **dict(map(parse_override, settings))}
+    sections = {"meta": {"critics": {NAME: section}}, "resources": {"client": client}}
+    with named_as_options():
+        config = build({"run": folder, "base": {"model": "none"}, **sections})
+        critic = config.meta.critics[NAME]
+        check_prompt(NAME, critic.prompt)
+        if depends_on(critic.prompt, answer="3"):
+            raise UserError(f"critique.prompt = {critic.prompt} shows the right answer, which a file does not have")
+        priced(critic)
+    return config
+
+
+@contextmanager
+def named_as_options() -> Generator[None]:
+    """Errors about keys of a config name the options of `minos rank` in their place."""
+    try:
+        yield
+    except (UserError, WorkStopped) as error:
+        raise type(error)(KEYS.sub(option, str(error))) from error
+
+
+def option(match: re.Match[str]) -> str:
+    """How a key of the critic is given on the command line."""
+    key = match[1] or match[2] or "model"
+    if key == "model":
+        return "--critic"
+    return f"--{key.replace('_', '-')}" if key in CRITIC_OPTIONS else f"--set {key}"
+
+
+def critiqued(rows: Rows, task: CriticTask) -> tuple[pa.Table, Counter[str]]:
+    """A row of `RESULT` for each row of the file, null where no critique gave a verdict; critiques by outcome."""
+    from minos_ray.critiques.client import ask  # late: takes two seconds
+    from minos_ray.critiques.limits import has_prices
+    from minos_ray.critiques.stage import critique_status
+    from minos_ray.meta.critics import questions_of, rated
+
+    critic, solutions = task.critic, list(solutions_of(rows, task))
+    if not has_prices(critic):
+        print(f"rank: no price of model '{critic.model}' is known; costs count as 0 USD")
+    questions = [question for number, row in enumerate(solutions) for question in questions_of(critic, number, row)]
+    run = Run(task.config.run)
+    with locked(run, "minos rank"), named_as_options():
+        answers, _ = ask(task.config, critic, [q.request for q in questions], Cache(run), critique_status)
+    score_rows, outcomes = rated(solutions, questions, answers)
+    scores = [row["score"] if row["step_scores"] else None for row in score_rows]
+    columns = [scores, [row["step_scores"] for row in score_rows], [row["answer"] for row in solutions]]
+    return pa.table(columns, schema=RESULT), outcomes
+
+
+def solutions_of(rows: Rows, task: CriticTask) -> Iterator[dict[str, Any]]:
+    """The solutions of the file as `minos meta` shows them to critics. Nothing is known of them: no gold, no labels."""
+    from minos_ray.meta.critics import lines_shown
+
+    number = itertools.count()
+    for block in rows.blocks():
+        for question, solution in zip(block[task.question].to_pylist(), block[task.text].to_pylist(), strict=True):
+            steps, answer = steps_of(solution, task.splitter), answer_of(solution, task.style)
+            yield {
+                "candidate_id": str(next(number)),
+                "problem_id": "",
+                "question": as_text(question, "user"),
+                "steps": steps,
+                "lines": lines_shown(steps, answer),
+                "answer": answer,
+                "gold": "",
+                "solution": None,
+            }

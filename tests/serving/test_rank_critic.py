@@ -16,7 +16,7 @@ import pytest
 
 from minos_ray.cli import main
 from tests.critiques.scripted import KEY, Reply, Script, ScriptedServer, scripted_servers
-from tests.ranking.test_rank_file import rows, write_rows
+from tests.serving.test_rank_file import rows, write_rows
 
 Start = Callable[[Script], ScriptedServer]
 

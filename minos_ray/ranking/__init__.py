@@ -1,1 +1,0 @@
-"""Scoring and ranking solutions that lie outside of a run."""
