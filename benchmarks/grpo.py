@@ -21,7 +21,7 @@ import numpy as np
 
 from minos_ray.config.load import Config, resolve
 from minos_ray.evaluation.statistics import student
-from minos_ray.pipeline.run import saved_config
+from minos_ray.pipeline import saved_config
 from minos_ray.report.figures import GROUPS, drawn, grid
 from minos_ray.steps.encoding import question_text
 from minos_ray.store.model_files import load_tokenizer, locate

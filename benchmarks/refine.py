@@ -23,7 +23,7 @@ import torch
 from trainers import Ours
 
 from minos_ray.config.load import Config
-from minos_ray.pipeline.run import saved_config
+from minos_ray.pipeline import saved_config
 from minos_ray.store.run import Run
 from minos_ray.training import batches, engine, models
 from minos_ray.training.losses import Objective

@@ -47,7 +47,7 @@ from minos_ray.cluster.connect import join, joins
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model, Search
 from minos_ray.evaluation.statistics import intervals
-from minos_ray.pipeline.run import saved_config
+from minos_ray.pipeline import saved_config
 from minos_ray.scoring.scorer import Scorer
 from minos_ray.scoring.verifier import aggregate
 from minos_ray.search.searcher import LocalPrm, Searcher

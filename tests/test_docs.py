@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from minos_ray import load_config
-from minos_ray.arguments import parser
+from minos_ray.cli import parser
 from tests.test_import_graph import LAYERS
 
 ROOT = Path(__file__).parents[1]

@@ -44,7 +44,6 @@ LAYERS = [
     "rewards",
     "study",
     "teach",
-    "arguments",
     "cli",
     "__main__",
 ]

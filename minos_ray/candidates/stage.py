@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 from minos_ray.candidates.engine import ENGINE_DIED
 from minos_ray.candidates.prompts import prompt_of, prompt_tokens
 from minos_ray.candidates.sampler import GroupSampler, Sampler, Units, plan, task_units
-from minos_ray.cluster.bundles import Bundles
 from minos_ray.cluster.connect import joined_unless_failed
+from minos_ray.cluster.room import Bundles
 from minos_ray.config.load import Config, NamedFunction
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Model

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from minos_ray.cluster.bundles import KINDS, Bundles, amounts, bundles, lack, on_nodes, room, summed
 from minos_ray.cluster.nodes import alive, by_address
-from minos_ray.cluster.ray_tables import free_by_node, holders
+from minos_ray.cluster.room import KINDS, Bundles, amounts, bundles, free_by_node, holders, lack, on_nodes, room, summed
 from minos_ray.config.resources import Actors, Engine, Resources, Workers
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.progress import duration

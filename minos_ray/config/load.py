@@ -1,5 +1,5 @@
-"""Reading the configuration: YAML files, shipped configs, dotted `key=value` overrides, errors in one line; and the
-functions that a config or a format names: each must be there, and take and give what it is for.
+"""Reading the configuration: YAML files, shipped configs, overrides `key=value`, former names, errors in one line;
+and the functions that a config or a format names: each must be there, and take and give what it is for.
 """
 
 import difflib
@@ -16,12 +16,26 @@ from typing import Any, NamedTuple, get_type_hints
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from minos_ray.config.base import leaves
-from minos_ray.config.moved import with_names_of_today
+from minos_ray.config.resources import leaves
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
 
 __all__ = ["Config", "leaves", "load_config", "resolve"]
+
+# Names that configs and manifests of earlier versions use for what has another place now: modules whose functions a
+# config may name, and the model that is shipped.
+MOVED = {
+    "minos_ray.labels.answers:": "minos_ray.grading.graders:",
+    "minos_ray.labels.miniature:": "minos_ray.miniature.step_labels:",
+    "minos_ray.labels.same:": "minos_ray.grading.same:",
+    "minos_ray.labels.steps:": "minos_ray.steps.split:",
+    "minos_ray.labels.values:": "minos_ray.grading.values:",
+    "minos_ray.problems.miniature:": "minos_ray.miniature:",
+    "minos_ray.problems.miniature.tokenizer:": "minos_ray.miniature.tokenizer:",
+    "minos_ray.training.corpora:": "minos_ray.training.pretrain:",
+    "minos_ray.training.tokenizer:": "minos_ray.training.pretrain:",
+    "package:problems/miniature/model": "package:miniature/model",
+}
 
 
 def resolve(name: str) -> Callable[..., Any]:
@@ -57,6 +71,19 @@ def find_own_modules(config: str | None) -> None:
 def shipped() -> list[str]:
     """Names of the configs inside the package, usable instead of a path."""
     return sorted(f.name.removesuffix(".yaml") for f in files("minos_ray.config").iterdir() if f.name.endswith(".yaml"))
+
+
+def with_names_of_today(value: Any) -> Any:
+    """A value of a config, or all values in it, with each moved name replaced."""
+    if isinstance(value, dict):
+        return {key: with_names_of_today(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_names_of_today(item) for item in value]
+    if isinstance(value, str):
+        for former, today in MOVED.items():
+            if value.startswith(former):
+                return today + value.removeprefix(former)
+    return value
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:

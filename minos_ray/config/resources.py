@@ -1,19 +1,34 @@
-"""The sections `resources` and `observe`: with what the work is done and where it is watched. They are in no
-fingerprint."""
+"""The sections `resources` and `observe`: with what the work is done and where it is watched, in no fingerprint.
 
+And what may be set of an endpoint and added to each request, or to a tracker: secrets stay in the environment.
+"""
+
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from minos_ray.config.base import SECRET_KEY, Count, Section, holds_secret
+from minos_ray.config import Count, Section
 
 # A project may be called sk-learn.
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 # A key may have a domain in front, as ray.io/availability-zone.
 LABEL_KEY = re.compile(rf"(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]{{0,251}}[A-Za-z0-9])?/)?{LABEL}")
 LABEL_CONDITION = re.compile(rf"!?{LABEL}|!?in\({LABEL}(?:, ?{LABEL})*\)")
+# The base_url that starts the miniature's own critic.
+OFFLINE = "offline"
+SECRET = re.compile(r"auth|key|token|secret|pass|cookie|credential|signature", re.IGNORECASE)
+SECRET_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
+SECRET_VALUE = re.compile(r"(?:bearer|basic)\s|sk-", re.IGNORECASE)
+SECRET_KEY = re.compile(
+    r"api.?key|secret|password|authorization|credential|(?:access|auth|bearer).?token", re.IGNORECASE
+)
+HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+OWN = {"model", "max_tokens", "temperature", "top_p", "reasoning_effort"}
+FIXED = {"messages", "response_format", "max_completion_tokens", "stream", "n"}
 LOOKS_LIKE_KEY = re.compile(r"bearer\s|basic\s+[a-z0-9+/]{8,}=*$|(?:sk-|hf_|wandb_)\S{16,}", re.IGNORECASE)
 
 
@@ -187,16 +202,65 @@ class Resources(Section):
     wandb: bool = Field(False, description="the same as observe.tracker: minos_ray.observe.trackers:wandb")
 
 
-def named_values(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings and lists; the items of a list have its key."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from named_values(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(values, list) and values:
-        for value in values:
-            yield from named_values(value, name)
-    else:
-        yield name, values
+def leaves(values: Any, prefix: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings; with `into_lists` also the items of a list, which have its key."""
+    items: list[tuple[str, Any]] = []
+    if isinstance(values, dict):
+        items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in values.items()]
+    elif into_lists and isinstance(values, list):
+        items = [(prefix, value) for value in values]
+    for key, value in items:
+        yield from leaves(value, key, into_lists)
+    if not items:
+        yield prefix, values
+
+
+def holds_secret(url: str) -> bool:
+    """Whether an address holds a name and a password, or a key in its query."""
+    return "@" in urlsplit(url).netloc or any(map(SECRET.search, address(url)[1]))
+
+
+def address(base_url: str) -> tuple[str, dict[str, str]]:
+    """The address and the parameters that each request has besides, as Azure's `?api-version=...`."""
+    parts = urlsplit(base_url)
+    return urlunsplit(parts._replace(query="")), dict(parse_qsl(parts.query, keep_blank_values=True))
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """ValueError for a header that no request can have, or that holds a secret rather than the name of a variable."""
+    for name, value in headers.items():
+        if not HEADER.fullmatch(name) or not value.isascii() or not value.isprintable():
+            raise ValueError(f"extra_headers.{name}: no request can have this header")
+        says_so, names_variable = SECRET.search(name), SECRET_VARIABLE.fullmatch(value)
+        secret = says_so and not SECRET.search(value) if names_variable else says_so or SECRET_VALUE.match(value)
+        if secret:
+            raise ValueError(
+                f"extra_headers.{name} may hold a secret, which no config should: set a variable of the environment, "
+                "with KEY or TOKEN in its name, and write $NAME"
+            )
+
+
+def check_body(extra: Mapping[str, Any]) -> None:
+    """ValueError for what has a key of its own in the config, for what is no JSON, and for secrets."""
+    for name in extra.keys() & (OWN | FIXED):
+        remedy = f"; set critique.{name}" if name in OWN else ""
+        raise ValueError(f"extra_body.{name} is set by each request itself{remedy}")
+    for name in names(extra):
+        if SECRET_KEY.search(name):
+            raise ValueError(f"extra_body: {name} may hold a secret, which would stand in the files of the run")
+    try:
+        json.dumps(extra, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra_body is no JSON: {error}") from error
+
+
+def names(value: Any) -> Iterator[str]:
+    """The keys of all mappings in a JSON value."""
+    for key, inner in (
+        value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ())
+    ):
+        yield str(key)
+        yield from names(inner)
 
 
 class Observe(Section):
@@ -208,7 +272,7 @@ class Observe(Section):
     @model_validator(mode="after")
     def options_hold_no_secret(self) -> "Observe":
         """Trackers read their keys in the environment."""
-        for name, value in named_values(self.options):
+        for name, value in leaves(self.options, into_lists=True):
             secret_name = SECRET_KEY.search(name) or name.lower().endswith("token")
             if secret_name or (isinstance(value, str) and (LOOKS_LIKE_KEY.match(value) or holds_secret(value))):
                 raise ValueError(

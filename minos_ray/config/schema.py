@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
-from minos_ray.config.base import Section, Seed, check_body, check_headers, holds_secret
-from minos_ray.config.resources import Observe, Resources
+from minos_ray.config import Section, Seed
+from minos_ray.config.resources import Observe, Resources, check_body, check_headers, holds_secret
 from minos_ray.config.training import (
     VERIFIERS,
     Dpo,

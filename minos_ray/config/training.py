@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from minos_ray.config.base import Section, Seed, leaves
+from minos_ray.config import Section, Seed
+from minos_ray.config.resources import leaves
 
 # `candidates` (those that have a critique) and `solutions` (the problems' own) are controls: text without a critique.
 Source = Literal["critiques", "inserted", "both", "candidates", "solutions"]

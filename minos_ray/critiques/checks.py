@@ -4,8 +4,8 @@ import asyncio
 import re
 from collections.abc import Iterator, Set
 
-from minos_ray.config.base import OFFLINE
 from minos_ray.config.load import Config, NamedFunction
+from minos_ray.config.resources import OFFLINE
 from minos_ray.critiques.limits import cost, has_prices, most_tokens, priced
 from minos_ray.critiques.prompts import EXAMPLE
 from minos_ray.errors import errors_of

@@ -17,9 +17,8 @@ from typing import Any, NoReturn, TypeVar
 import openai
 from openai.types import Batch
 
-from minos_ray.config.base import OFFLINE, address
 from minos_ray.config.load import secret
-from minos_ray.config.resources import Client
+from minos_ray.config.resources import OFFLINE, Client, address
 from minos_ray.config.schema import Critique
 from minos_ray.critiques import retry
 from minos_ray.critiques.prompts import Messages

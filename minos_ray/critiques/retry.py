@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from minos_ray.config.base import address
+from minos_ray.config.resources import address
 from minos_ray.config.schema import Critique
 from minos_ray.critiques.reply import NO_MONEY, BadReply, RowError
 from minos_ray.errors import UserError, WorkStopped

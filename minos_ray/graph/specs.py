@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minos_ray import __version__
-from minos_ray.config.load import Config
-from minos_ray.config.moved import with_names_of_today
+from minos_ray.config.load import Config, with_names_of_today
 from minos_ray.config.schema import Model
 from minos_ray.config.training import BINARY
 from minos_ray.graph.lengths import outgrown

@@ -16,7 +16,7 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from minos_ray.config.base import Count
+from minos_ray.config import Count
 from minos_ray.errors import UserError
 from minos_ray.files.read import (
     BadRow,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
-from minos_ray.config.base import Count
+from minos_ray.config import Count
 from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow, files, records
 from minos_ray.imports.grouping import OTHER_GOLD, Row, begin_import, candidate, require_rows, write_rows

@@ -12,9 +12,8 @@ from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from minos_ray.config.base import leaves
 from minos_ray.config.load import resolve
-from minos_ray.config.resources import Observe
+from minos_ray.config.resources import Observe, leaves
 from minos_ray.errors import UserError
 from minos_ray.observe.failure import cause, without_secrets
 from minos_ray.store.run import Run, fingerprint

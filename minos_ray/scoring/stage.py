@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.candidates.stage import length_problems, weight_problems
-from minos_ray.cluster.bundles import Bundles
+from minos_ray.cluster.room import Bundles
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model

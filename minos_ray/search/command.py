@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from minos_ray.candidates.engine import ENGINE_DIED
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.stage import count_reasons, generator
-from minos_ray.cluster.bundles import bundles
 from minos_ray.cluster.connect import can_grow, join
+from minos_ray.cluster.room import bundles
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model, Search
 from minos_ray.errors import UserError
@@ -23,7 +23,7 @@ from minos_ray.graph.specs import FUNCTIONS, fingerprint_of
 from minos_ray.graph.state import require_made, require_model
 from minos_ray.labels.stage import label_candidates
 from minos_ray.observe.failure import reported
-from minos_ray.pipeline.run import open_run
+from minos_ray.pipeline import open_run
 from minos_ray.problems.split import read_problems
 from minos_ray.scoring.stage import read_pieces, score_artefacts
 from minos_ray.scoring.verifier import kind_of

@@ -26,7 +26,7 @@ from minos_ray.candidates.engine import (
 )
 from minos_ray.candidates.prompts import prompt_of
 from minos_ray.candidates.sampler import candidates, numbers, sampling_of
-from minos_ray.cluster.bundles import on_nodes
+from minos_ray.cluster.room import on_nodes
 from minos_ray.config.load import resolve
 from minos_ray.config.resources import Engine, Scoring
 from minos_ray.config.schema import Model, Sample, Search

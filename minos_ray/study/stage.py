@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minos_ray.cluster.bundles import Bundles, bundles, on_one
 from minos_ray.cluster.connect import join, quiet_data, require
 from minos_ray.cluster.nodes import alive
+from minos_ray.cluster.room import Bundles, bundles, on_one
 from minos_ray.config.load import Config, leaves, resolve
 from minos_ray.config.resources import Actors, Resources, Workers
 from minos_ray.errors import UserError, WorkStopped
@@ -27,8 +27,8 @@ from minos_ray.graph.state import state_of
 from minos_ray.labels.stage import require_for_prms
 from minos_ray.observe.failure import cause, reported, without_secrets
 from minos_ray.observe.progress import Progress
-from minos_ray.pipeline.run import functions
-from minos_ray.pipeline.run import require as require_all
+from minos_ray.pipeline import functions
+from minos_ray.pipeline import require as require_all
 from minos_ray.store.run import Manifest, Run
 from minos_ray.study.comparison import compared, result_rows, trends
 from minos_ray.study.grid import (

@@ -28,7 +28,7 @@ from minos_ray.config.training import Refine, StepEncoding, Study, Teach
 from minos_ray.errors import UserError
 from minos_ray.evaluation.statistics import bounded_intervals
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.pipeline.run import open_run, run_all
+from minos_ray.pipeline import open_run, run_all
 from minos_ray.problems.split import problems_by_id
 from minos_ray.scoring.stage import read_pieces, score_artefacts
 from minos_ray.steps import encoding

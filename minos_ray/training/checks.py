@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from minos_ray.cluster.bundles import bundles, room
 from minos_ray.cluster.connect import joins
+from minos_ray.cluster.room import bundles, room
 from minos_ray.config.load import NamedFunction, resolve
 from minos_ray.config.resources import Resources, Workers
 from minos_ray.config.schema import Config, Model

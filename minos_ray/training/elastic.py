@@ -21,9 +21,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
-from minos_ray.cluster.bundles import Bundles, bundles, room
 from minos_ray.cluster.connect import free_for
-from minos_ray.cluster.ray_tables import held_by_this_actor
+from minos_ray.cluster.room import Bundles, bundles, held_by_this_actor, room
 from minos_ray.config.resources import Workers
 from minos_ray.errors import StorageFailed, WorkStopped
 from minos_ray.store.run import Run

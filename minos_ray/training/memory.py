@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from minos_ray.cluster import probe
+from minos_ray.cluster import nodes
 from minos_ray.cluster.connect import joins
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Config, Model
@@ -179,7 +179,7 @@ def summary(config: Config, run: Run, todo: Set[str] = STAGES) -> Iterator[str]:
 def check(config: Config, run: Run, todo: Set[str] = STAGES) -> None:
     """UserError when a GPU of `resources.train.gpu_memory_gb`, or of this machine if it is to train, cannot hold it."""
     workers = config.resources.train
-    gpu_gb = workers.gpu_memory_gb or (None if joins(config.resources) else probe.gpu_memory_gb())
+    gpu_gb = workers.gpu_memory_gb or (None if joins(config.resources) else nodes.gpu_memory_gb())
     model = shape_of(config.base, run)
     for name, section, kind in trainings(config, todo):
         require_room(name, model, section, workers, kind, gpu_gb)

@@ -16,9 +16,9 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from minos_ray.cluster.bundles import bundles, room
 from minos_ray.cluster.connect import free_for
 from minos_ray.cluster.nodes import alive
+from minos_ray.cluster.room import bundles, room
 from minos_ray.config.resources import Workers
 from minos_ray.errors import WorkStopped
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from minos_ray.cluster import connect
-from minos_ray.cluster.bundles import bundles, on_nodes
 from minos_ray.cluster.connect import Waiting
+from minos_ray.cluster.room import bundles, on_nodes
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Model
@@ -82,11 +82,11 @@ def memory_of_a_gpu(workers: Workers, wait_s: float) -> float | None:
     import ray
     from ray.exceptions import GetTimeoutError
 
-    from minos_ray.cluster import probe
+    from minos_ray.cluster import nodes
 
     # A trial of Ray Tune would hold its tasks to its own placement group, which has no GPU.
     options = {"num_cpus": 0, "num_gpus": 1, "scheduling_strategy": "DEFAULT", **on_nodes(workers)}
-    answer = ray.remote(probe.gpu_memory_gb).options(**options).remote()
+    answer = ray.remote(nodes.gpu_memory_gb).options(**options).remote()
     try:
         return ray.get(answer, timeout=wait_s)
     except GetTimeoutError:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.cluster.ray_tables import draining
+from minos_ray.cluster.room import draining
 from minos_ray.store.filesystem import PartFooter
 from minos_ray.store.run import Artefact, Run
 

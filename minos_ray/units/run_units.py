@@ -1,12 +1,18 @@
 """Work in units, on Ray Data: an actor pool takes tasks of several units and stores each unit when it is finished.
 
 A part is named after its units and written in one move, so a unit that was done twice is stored once, and stored rows
-are never torn. A rerun plans only the units whose rows are missing.
+are never torn. A rerun plans only the units whose rows are missing. Each actor reports what it stored, and the driver
+shows it while it waits for tasks.
 """
 
+import gc
 import json
+import threading
+import time
+import traceback
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.cluster.connect import join, placed, require
+from minos_ray.cluster.connect import join, on_this_node, placed, require
 from minos_ray.config.resources import Actors, Resources
 from minos_ray.errors import WorkStopped
 from minos_ray.observe.failure import cause, too_many_failed
-from minos_ray.observe.progress import Progress
+from minos_ray.observe.progress import Progress, duration
 from minos_ray.store.run import Artefact, Run
 from minos_ray.units.actor import (
     MAX_CRASHES,
@@ -31,7 +37,6 @@ from minos_ray.units.actor import (
     sum_stats,
     unit_ids,
 )
-from minos_ray.units.tally import progress_tally, show_numbers, stop_actors_on_exit
 
 __all__ = ["Work", "Worker", "compacted_before_pieces", "mark_stored", "part_name", "run_units", "stored_units"]
 
@@ -45,6 +50,15 @@ BATCHES_PER_TASK = 16
 # `Outcome` judges poisoned units when a task ends. A thousandth is soon enough: a hundredth of all has to be poisoned
 # before the work stops for it, and the task of an actor that gives up ends at once.
 TASKS_PER_ACTOR = 1000
+POLL_S = 2.0
+ANSWER_S = 30.0
+# Work that stores nothing for this long hangs. How long a task takes says nothing, since it has many units.
+STALL_S = 4 * 3600.0
+# Numbers of workers that count failures; so do all that begin with `refused_`.
+FAILURES = {
+    *("engine_died", "actor_died", "prompt_too_long", "timeout", "candidate of an unknown problem"),
+    *("no_steps", "empty", "no_verdict", "wrong_step_count", "unclear_step"),
+}
 
 
 @dataclass(frozen=True)
@@ -254,3 +268,128 @@ class Outcome:
         """Raises WorkStopped."""
         hint = "memory, or a setting of the engine? Ray's logs say more"
         raise WorkStopped(f"{self.work.label}: {reason} ({hint}); what is finished is kept, a rerun does the rest")
+
+
+class Tally:
+    """The actor that sums the rows and the numbers that workers report."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.numbers: dict[str, float] = {}
+        self.actors: list[Any] = []
+
+    def join(self, actor: Any) -> None:
+        """Called by each actor as it starts."""
+        self.actors.append(actor)
+
+    def joined(self) -> list[Any]:
+        """All actors that have started."""
+        return self.actors
+
+    def add(self, rows: int, numbers: Mapping[str, float]) -> None:
+        """Adds stored rows and their numbers."""
+        self.rows += rows
+        for key, value in numbers.items():
+            self.numbers[key] = self.numbers.get(key, 0) + value
+
+    def total(self) -> tuple[int, dict[str, float]]:
+        """All rows and numbers so far."""
+        return self.rows, self.numbers
+
+
+def show_numbers(progress: Progress, numbers: Mapping[str, float], queue: int) -> None:
+    """Shows the tokens and the failures among the numbers of workers, and how many rows are missing."""
+    failures = {k: int(v) for k, v in numbers.items() if k in FAILURES or k.startswith("refused_")}
+    tokens = {"tokens": numbers["tokens"]} if "tokens" in numbers else {}
+    progress.note(failures, queue=queue, **tokens)
+
+
+@contextmanager
+def progress_tally(progress: Progress) -> Generator[Any]:
+    """A tally whose numbers the progress shows until the block ends. When the block fails, the actors are killed.
+
+    Ray Data ends its actors when nothing refers to them any more, which may be long after. They are killed too when
+    nothing was stored for `STALL_S`, which raises WorkStopped.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    tally: Any = ray.remote(Tally).options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
+    first = progress.done
+    stalled = threading.Event()
+
+    def kill_actors() -> None:
+        for actor in ray.get(tally.joined.remote(), timeout=ANSWER_S):
+            ray.kill(actor)
+
+    def show_total() -> None:
+        rows, numbers = ray.get(tally.total.remote(), timeout=ANSWER_S)
+        show_numbers(progress, numbers, queue=progress.total - first - rows)
+        progress.advance(first + rows - progress.done)
+        if time.monotonic() - progress.moved > STALL_S:
+            stalled.set()
+            kill_actors()
+
+    try:
+        with polling(show_total):
+            yield tally
+    except BaseException as error:
+        with suppress(RayError):  # the tally died with this node, and so did the actors
+            kill_actors()
+        if stalled.is_set():
+            raise WorkStopped(
+                f"{progress.label}: nothing was stored for {duration(STALL_S)}, the actors hang; what is finished is "
+                "kept, a rerun does the rest"
+            ) from error
+        raise
+    finally:
+        ray.kill(tally)
+
+
+@contextmanager
+def stop_actors_on_exit(results: Generator[Any]) -> Generator[Iterator[Any]]:
+    """Ends the actors of a Ray Data pipeline with the block.
+
+    Without this, actors of failed work keep running until garbage collection: the traceback holds frames, and the
+    frames hold the actor handles.
+    """
+    try:
+        with closing(results):
+            yield results
+    except BaseException as error:
+        clear_traceback_frames(error)
+        gc.collect()
+        raise
+
+
+def clear_traceback_frames(error: BaseException) -> None:
+    """Empties the frames of an exception and of its causes. Their line numbers stay."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        exception = pending.pop()
+        if exception is not None and id(exception) not in seen:
+            seen.add(id(exception))
+            traceback.clear_frames(exception.__traceback__)
+            pending += [exception.__cause__, exception.__context__]
+
+
+@contextmanager
+def polling(poll: Callable[[], None]) -> Generator[None]:
+    """Calls `poll` every two seconds until the block ends, whether or not its actor answers."""
+    from ray.exceptions import RayError
+
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(POLL_S):
+            with suppress(RayError):
+                poll()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from minos_ray.cluster.bundles import Bundles, bundles, lack, on_nodes
 from minos_ray.cluster.connect import quiet_data, require
 from minos_ray.cluster.nodes import alive, by_address
+from minos_ray.cluster.room import Bundles, bundles, lack, on_nodes
 from minos_ray.config.load import build
 from minos_ray.config.resources import Actors, Engine, Resources, Scoring, Workers
 from minos_ray.errors import UserError
-from minos_ray.pipeline.run import machine_findings
+from minos_ray.pipeline import machine_findings
 from minos_ray.store.run import Run
 from minos_ray.units.run_units import Work, run_units
 from tests.raylets import STORE, all_is_free, cluster_of_raylets

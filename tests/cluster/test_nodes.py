@@ -1,8 +1,6 @@
 """Nodes that say nothing while a stage starts, and what nodes say of disks and of storage that is not there."""
 
-from minos_ray.cluster.nodes import Answer, Node, settled
-from minos_ray.cluster.probe import storage
-from minos_ray.pipeline.on_cluster import disks
+from minos_ray.cluster.nodes import Answer, Node, disk_findings, settled, storage
 
 NODES = {name: Node(name, f"10.0.0.{at}", {"CPU": 1.0}) for at, name in enumerate("abcd")}
 
@@ -43,6 +41,8 @@ def test_a_kind_of_storage_that_a_node_does_not_know_is_named() -> None:
 def test_disks_are_held_against_what_each_node_itself_needs() -> None:
     said = {"free": 3e9, "temporary": "/tmp"}
     trains = Answer(Node("e", "10.0.0.9", {"GPU": 2.0}), said)
-    found = list(disks([Answer(NODES["a"], said), trains, silent("b")], lambda has: 1e9 + 2e9 * has.get("GPU", 0)))
+    found = list(
+        disk_findings([Answer(NODES["a"], said), trains, silent("b")], lambda has: 1e9 + 2e9 * has.get("GPU", 0))
+    )
     line = "/tmp has 3.00 GB free, logs, spilled blocks and checkpoints on their way take about 5.00"
     assert found == [("10.0.0.9", f"{line}; free some or set TMPDIR on that node")]

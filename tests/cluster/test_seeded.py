@@ -12,7 +12,7 @@ from minos_ray.cluster import nodes
 from minos_ray.cluster.connect import disconnect
 from minos_ray.config.load import Config, load_config
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.pipeline.run import check, findings, require, run_stage
+from minos_ray.pipeline import check, findings, require, run_stage
 from minos_ray.store.run import Run
 from tests.cluster import world
 from tests.cluster.world import KEY, ODD, OTHER, SEEDED

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from minos_ray.cluster.bundles import bundles, room
+from minos_ray.cluster.room import bundles, room
 from minos_ray.config.load import load_config
 from minos_ray.config.resources import Resources
 

@@ -21,10 +21,10 @@ import psutil
 import pytest
 import yaml
 
-from minos_ray.arguments import STAGES
+from minos_ray.cli import STAGES
 from minos_ray.config.load import load_config
 from minos_ray.errors import UserError
-from minos_ray.pipeline.run import open_run
+from minos_ray.pipeline import open_run
 from tests.raylets import free_ports
 from tests.runs import make_run
 

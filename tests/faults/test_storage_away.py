@@ -179,7 +179,7 @@ def test_an_option_that_actors_would_not_get_is_refused() -> None:
 def open_elsewhere(folder: Path, uri: str) -> None:
     """Starts a run whose problems lie at the address."""
     from minos_ray.config.load import load_config
-    from minos_ray.pipeline.run import open_run
+    from minos_ray.pipeline import open_run
 
     open_run(load_config("gsm8k-mistral-7b", [f"run={folder / 'run'}", f"problems.test.path={uri}"]))
 

@@ -11,7 +11,7 @@ import pytest
 
 from minos_ray.errors import WorkStopped
 from minos_ray.labels.stage import label
-from minos_ray.pipeline.run import run_stage
+from minos_ray.pipeline import run_stage
 from minos_ray.store.run import Run
 from tests import runs
 from tests.training.world import candidate

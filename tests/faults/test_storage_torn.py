@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
-from minos_ray.pipeline.run import run_stage
+from minos_ray.pipeline import run_stage
 from minos_ray.store.columns import table
 from minos_ray.store.run import Artefact, Manifest, Run
 from tests import runs

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.config.load import Config, load_config, resolve
-from minos_ray.config.moved import MOVED
+from minos_ray.config.load import MOVED, Config, load_config, resolve
 from minos_ray.config.resources import Resources
 from minos_ray.errors import UserError
 from minos_ray.graph import specs as stages
 from minos_ray.graph.specs import FUNCTIONS, begin, fresh, specs
 from minos_ray.graph.state import difference, status
-from minos_ray.pipeline.run import open_run, run_stage, saved_config
+from minos_ray.pipeline import open_run, run_stage, saved_config
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run, fingerprint
 

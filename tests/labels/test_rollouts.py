@@ -21,7 +21,7 @@ from minos_ray.labels.rollout_plan import prefix_id
 from minos_ray.labels.rollouts import Completer, chosen, cost, make_plan, rollouts, unit_table
 from minos_ray.labels.stage import label
 from minos_ray.miniature import load
-from minos_ray.pipeline.run import check, findings
+from minos_ray.pipeline import check, findings
 from minos_ray.problems.split import problems_by_id
 from minos_ray.store.run import Manifest, Run
 from tests.runs import put

@@ -14,7 +14,7 @@ from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.failure import cause, from_text, redacted, reported
-from minos_ray.pipeline.run import run_stage
+from minos_ray.pipeline import run_stage
 from minos_ray.store.run import Run
 from tests.runs import put
 from tests.training.world import world

@@ -13,7 +13,7 @@ from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.errors import WorkStopped
-from minos_ray.pipeline.run import run_stage
+from minos_ray.pipeline import run_stage
 from minos_ray.store.run import Run
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
 from tests.raylets import STORE, all_is_free, cluster_of_raylets

@@ -20,7 +20,7 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.observe import trackers
 from minos_ray.observe.trackers import TrackedRun, Tracking
-from minos_ray.pipeline.run import require
+from minos_ray.pipeline import require
 from minos_ray.store.run import Run
 from minos_ray.training.job import Job, Table
 from minos_ray.training.log import Log, read_log

@@ -8,7 +8,7 @@ import pytest
 from minos_ray.config.schema import Config, Model
 from minos_ray.errors import UserError
 from minos_ray.graph.state import State, Todo, require_model, todo_of
-from minos_ray.pipeline.run import bytes_to_write, check, findings, in_words, models
+from minos_ray.pipeline import bytes_to_write, check, findings, in_words, models
 from minos_ray.store.model_files import engine_bytes, parameters, weight_files
 from minos_ray.store.run import Run
 from minos_ray.training import checks as training

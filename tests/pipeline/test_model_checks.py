@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError
-from minos_ray.pipeline.run import findings
+from minos_ray.pipeline import findings
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
 from minos_ray.training import models, rows

@@ -15,7 +15,7 @@ from minos_ray.config.resources import Engine
 from minos_ray.critiques.stage import critique
 from minos_ray.errors import UserError
 from minos_ray.graph.lengths import limit, positions
-from minos_ray.pipeline.run import findings
+from minos_ray.pipeline import findings
 from minos_ray.store.run import Run
 from minos_ray.training.reward import reward
 from tests.runs import make_run

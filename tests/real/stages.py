@@ -11,7 +11,7 @@ import psutil
 
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
-from minos_ray.pipeline.run import open_run, run_stage
+from minos_ray.pipeline import open_run, run_stage
 from minos_ray.store.run import Manifest, Run
 
 CHAT = "minos_ray.candidates.prompts:chat"

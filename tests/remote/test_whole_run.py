@@ -10,7 +10,7 @@ import pytest
 from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.load import load_config
 from minos_ray.config.schema import Config
-from minos_ray.pipeline.run import open_run, run_all
+from minos_ray.pipeline import open_run, run_all
 from minos_ray.store.run import Manifest, Run
 from tests.raylets import STORE, cluster_of_raylets
 from tests.remote.server import KEYS, Bucket, bucket

@@ -13,7 +13,7 @@ from minos_ray.config.schema import Search
 from minos_ray.errors import UserError
 from minos_ray.graph.state import status
 from minos_ray.miniature import load
-from minos_ray.pipeline.run import findings, saved_config
+from minos_ray.pipeline import findings, saved_config
 from minos_ray.search import command
 from minos_ray.search.searcher import Searcher
 from minos_ray.store.run import Run

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minos_ray.config.load import Config, build, leaves, load_config
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import sections_of, specs
-from minos_ray.pipeline.run import findings
+from minos_ray.pipeline import findings
 from minos_ray.store.run import Run
 from minos_ray.study.grid import Arm, Trial, study_grid, sweep_grid
 from minos_ray.study.stage import study as run_study

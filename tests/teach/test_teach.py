@@ -15,7 +15,7 @@ from minos_ray.config.training import Teach
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import specs
 from minos_ray.graph.state import status
-from minos_ray.pipeline.run import run_stage
+from minos_ray.pipeline import run_stage
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
 from minos_ray.teach import stage

@@ -10,7 +10,7 @@ from minos_ray.config.schema import Config
 from minos_ray.config.training import Reward
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import spec
-from minos_ray.pipeline.run import findings
+from minos_ray.pipeline import findings
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
 from minos_ray.study.grid import SharedData, sweep_grid

@@ -16,9 +16,8 @@ from ray.experimental import internal_kv
 from ray.train import FailureConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from minos_ray.cluster.bundles import bundles
 from minos_ray.cluster.connect import quiet_data
-from minos_ray.cluster.ray_tables import free_by_node
+from minos_ray.cluster.room import bundles, free_by_node
 from minos_ray.config.load import build
 from minos_ray.config.resources import Elastic, Observe, Resources, Workers
 from minos_ray.errors import UserError, WorkStopped

@@ -14,7 +14,7 @@ from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.config.training import Lora, Refine
 from minos_ray.errors import UserError
-from minos_ray.pipeline.run import check
+from minos_ray.pipeline import check
 from minos_ray.store.run import Run
 from minos_ray.training import engine, models
 from minos_ray.training.batches import pack

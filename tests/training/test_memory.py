@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minos_ray.cluster import probe
+from minos_ray.cluster import nodes
 from minos_ray.config.load import build
 from minos_ray.config.resources import Elastic, Workers
 from minos_ray.config.schema import Config
@@ -150,7 +150,7 @@ def seven_billion(folder: Path) -> Config:
 
 
 def test_what_the_gpu_has_is_asked_of_it(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert probe.gpu_memory_gb() == pytest.approx(25.8, abs=0.05)
+    assert nodes.gpu_memory_gb() == pytest.approx(25.8, abs=0.05)
     config = seven_billion(tmp_path)
     with pytest.raises(
         UserError, match=r"sft needs about \d+ GB on each GPU, which has 26 .*this fits: .*zero=3 .*offload=optimizer"
@@ -189,5 +189,5 @@ def test_advice_names_the_keys_to_change() -> None:
 
 def test_a_driver_that_hangs_tells_nothing(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(probe, "SMI_S", 0.3)
-    assert probe.gpu_memory_gb() is None
+    monkeypatch.setattr(nodes, "SMI_S", 0.3)
+    assert nodes.gpu_memory_gb() is None

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from minos_ray.config.training import Reward
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import sections_of, spec
-from minos_ray.pipeline.run import require
+from minos_ray.pipeline import require
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import models, verifier_losses
 from minos_ray.training.batches import Room, layout, pack, step_rows

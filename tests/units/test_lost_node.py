@@ -11,7 +11,7 @@ import pytest
 
 from minos_ray.cluster.connect import quiet_data
 from minos_ray.cluster.nodes import alive
-from minos_ray.cluster.ray_tables import draining
+from minos_ray.cluster.room import draining
 from minos_ray.config.resources import Actors, Resources
 from minos_ray.store.run import Run
 from minos_ray.units.actor import ASK_S

@@ -6,14 +6,32 @@ What is about a stage is asked of its own `checks`; here is what is about the ru
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 
 from minos_ray.candidates import stage as candidates
-from minos_ray.cluster.bundles import ACCELERATOR, Bundles, amounts, bundles, lack
-from minos_ray.cluster.connect import joins
-from minos_ray.cluster.nodes import alive, by_address, token
-from minos_ray.cluster.probe import free, gpu_count, gpu_memory_gb
+from minos_ray.cluster.connect import join, joins
+from minos_ray.cluster.nodes import (
+    CONFIGS,
+    Answer,
+    Node,
+    alive,
+    ask,
+    by_address,
+    disk_findings,
+    free,
+    gpu_count,
+    gpu_memory_gb,
+    grouped,
+    model_findings,
+    module_findings,
+    settled,
+    storage_findings,
+    token,
+    version_findings,
+    versions,
+)
+from minos_ray.cluster.room import ACCELERATOR, Bundles, Growth, amounts, bundles, growth, lack, room, summed
 from minos_ray.config.load import Config, NamedFunction, build, leaves, resolve
 from minos_ray.config.schema import Model, Search
 from minos_ray.critiques import checks as critiques
@@ -27,7 +45,7 @@ from minos_ray.observe.trackers import FORM, require_library
 from minos_ray.problems import stage as problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.filesystem import require_no_key
-from minos_ray.store.model_files import is_hub_id
+from minos_ray.store.model_files import absolute, is_hub_id
 from minos_ray.store.run import Manifest, Run
 from minos_ray.training import checks as training
 
@@ -68,9 +86,8 @@ def open_run(config: Config) -> Run:
     require_lasting_folder(config)
     run = Run(config.run)
     values = config.model_dump(mode="json")
-    for key, value in leaves(values):
-        for text in value if isinstance(value, list) else [value]:
-            require_no_key(key, str(text))
+    for key, value in leaves(values, into_lists=True):
+        require_no_key(key, str(value))
     try:
         run.write_bytes("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
     except StorageFailed as error:
@@ -144,7 +161,7 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
     for state in states:
         log(f"  {state.artefact:18} {state.state}{f' ({state.why})' if state.why else ''}")
     needs = pools(config, todo_of(state for state in states if state.stage not in APART))
-    for name, need in sorted(needs.items()):
+    for name, need in needs.items():
         log(f"resources.{name}: {amounts(need.total)}")
     todo = todo_of(states)
     with suppress(UserError, StorageFailed):  # `require` names it, with everything else that is wrong
@@ -159,8 +176,6 @@ def check(config: Config, log: Callable[[str], None] = print) -> None:
         log(line)
     log("config, files, models, credentials: fine")
     if joins(config.resources) and needs:
-        from minos_ray.pipeline.on_cluster import summary
-
         for line in summary(needs):
             log(line)
     if "train" in needs:
@@ -213,11 +228,7 @@ def findings(config: Config, run: Run, stages: Set[str] | None = None) -> Iterat
     if not joins(config.resources):
         yield from machine_findings(config, run, needs)
     elif needs:
-        from minos_ray.pipeline import on_cluster
-
-        names = [function.name for function in functions(config, todo.stages)]
-        keys = on_cluster.model_keys(models(config, todo.stages))
-        yield from on_cluster.findings(config, run, todo.stages, needs, keys, names, waits=stages is not None)
+        yield from cluster_findings(config, run, todo.stages, needs, waits=stages is not None)
 
 
 def states_of(config: Config, run: Run) -> list[State]:
@@ -298,6 +309,82 @@ def machine_findings(config: Config, run: Run, needs: dict[str, Bundles]) -> Ite
     if any("GPU" in need.bundle for need in needs.values()) and gpu_count() and (size := gpu_memory_gb()):
         yield from candidates.gpu_problems(config, run, needs, size)
         yield from scoring.gpu_problems(config, run, needs, size)
+
+
+def cluster_findings(
+    config: Config, run: Run, stages: Set[str], needs: Mapping[str, Bundles], waits: bool
+) -> Iterator[str]:
+    """One line for each thing wrong; every node is asked at once. `waits`: the work waits for room by itself.
+
+    WorkStopped at the end where the work is about to start and nodes do not answer: that may pass.
+    """
+    try:
+        join(config.resources)
+    except UserError as error:
+        yield str(error)
+        return
+    present = alive()
+    if not waits:
+        growing = growth()
+        lines = (no_room(f"resources.{name}", need, by_address(present, need), growing) for name, need in needs.items())
+        yield from filter(None, lines)
+    keys = model_keys(models(config, stages))
+    names = [function.name for function in functions(config, stages)]
+    modules = sorted({name.partition(":")[0] for name in names if not name.startswith("minos_ray.")})
+    with suppress(UserError), token(run) as folder:  # one that cannot be written is named without the cluster
+
+        def ask_nodes(nodes: Sequence[Node]) -> list[Answer]:
+            return ask(run, folder, list(keys), modules, nodes, patient=waits)
+
+        answers = settled(ask_nodes(present), ask_nodes, alive) if waits else ask_nodes(present)
+        silent = list(grouped((a.node.address, a.error) for a in answers if a.report is None))
+        yield from [] if waits else silent
+        yield from grouped(version_findings(answers, versions()))
+        yield from grouped(storage_findings(answers, run, folder))
+        yield from grouped(model_findings(answers, keys))
+        yield from grouped(module_findings(answers))
+        bytes_on_node = training.node_bytes(config, run, stages)
+        yield from grouped(disk_findings(answers, bytes_on_node, bundles(config.resources.train)))
+        sizes = [(a.node, a.report["gpu_gb"]) for a in answers if a.report and a.report["gpu_gb"]]
+        for name, need in needs.items():
+            offers = [(need.offer(node.resources, node.labels), size) for node, size in sizes]
+            gpu_gb = min((size for offer, size in offers if all(map(offer.get, need.conditions))), default=None)
+            if gpu_gb is not None:
+                yield from training.gpu_problems(config, run, stages, gpu_gb) if name == "train" else ()
+                yield from candidates.gpu_problems(config, run, {name: need}, gpu_gb)
+                yield from scoring.gpu_problems(config, run, {name: need}, gpu_gb)
+        if waits and silent:
+            raise WorkStopped("\n  ".join(silent))
+
+
+def model_keys(models: Iterable[tuple[str, Model]]) -> dict[str, str]:
+    """Path -> config key of models and adapters that lie in directories here, outside the run and the package."""
+    paths = {}
+    for key, model in models:
+        paths[absolute(model).model] = key
+        if model.adapter:
+            paths[absolute(Model(model=model.adapter)).model] = f"{key.removesuffix('.model')}.adapter"
+    return {path: key for path, key in paths.items() if any(os.path.isfile(f"{path}/{name}") for name in CONFIGS)}
+
+
+def no_room(key: str, need: Bundles, present: Mapping[str, Mapping[str, float]], growing: Growth) -> str | None:
+    """One line for a pool that does not fit on the nodes, nor on any that could come."""
+    line = lack(key, need, present)
+    if line and not growing.possible:
+        return f"{line}; lower it or add nodes"
+    if line and growing.types is not None and not room(need.without_conditions(), growing.types):
+        return f"{line}; the autoscaler has no type of node that holds one ({', '.join(map(amounts, growing.types))})"
+    return None
+
+
+def summary(needs: Mapping[str, Bundles]) -> Iterator[str]:
+    """What the cluster is, and what of the pools has yet to come."""
+    present = alive()
+    amount = amounts(summed([node.resources for node in present]))
+    yield f"cluster: {len(present)} nodes with {amount}: same versions, storage shared"
+    for name, need in needs.items():
+        if line := lack(f"resources.{name}", need, by_address(present, need)):
+            yield f"{line}; an autoscaler runs, the stage asks it for nodes and waits up to resources.wait_s"
 
 
 def require_writable(run: Run) -> None:

@@ -1,1 +1,0 @@
-"""Running all stages in order, and checking everything beforehand."""
