@@ -1,4 +1,4 @@
-"""The command `minos` and its arguments. Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line)."""
+"""The command `minos`. Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one clear line)."""
 
 import argparse
 import sys

@@ -167,7 +167,7 @@ def quiet_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
-    # It counts ended tasks only; `work.tally.progress_tally` watches what is stored.
+    # It counts ended tasks only; `run_units.progress_tally` watches what is stored.
     context.execution_no_progress_timeout_s = -1
     # `max_task_retries` of an actor pool has no other way in this release.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")

@@ -1,5 +1,12 @@
 """Nodes that say nothing while a stage starts, and what nodes say of disks and of storage that is not there."""
 
+import json
+import subprocess
+import sys
+
+from ray import cloudpickle
+
+from minos_ray.cluster import nodes
 from minos_ray.cluster.nodes import Answer, Node, disk_findings, settled, storage
 
 NODES = {name: Node(name, f"10.0.0.{at}", {"CPU": 1.0}) for at, name in enumerate("abcd")}
@@ -46,3 +53,23 @@ def test_disks_are_held_against_what_each_node_itself_needs() -> None:
     )
     line = "/tmp has 3.00 GB free, logs, spilled blocks and checkpoints on their way take about 5.00"
     assert found == [("10.0.0.9", f"{line}; free some or set TMPDIR on that node")]
+
+
+def test_a_node_without_minos_ray_is_asked_too() -> None:
+    cloudpickle.register_pickle_by_value(nodes)
+    try:
+        task = cloudpickle.dumps(nodes.look)
+    finally:
+        cloudpickle.unregister_pickle_by_value(nodes)
+    code = f"""
+import importlib.util, json, pickle, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "minos_ray" else find_spec(name)
+sys.modules["minos_ray"] = None
+print(json.dumps(pickle.loads({task!r})("/nowhere", "f", "me", ["/nowhere"], ["json"], False)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert "minos_ray" not in report["versions"] and report["modules"] == {"json": True}
+    assert report["models"] == {"/nowhere": "!No such file or directory"}

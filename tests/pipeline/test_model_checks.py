@@ -408,7 +408,7 @@ import json, os
 from minos_ray.errors import UserError
 from minos_ray.graph.state import require_model
 from minos_ray.config.schema import Model
-from minos_ray.pipeline import run as check
+import minos_ray.pipeline as check
 from minos_ray.store.run import Run
 from minos_ray.training.checks import check_base
 from tests.pipeline.test_model_checks import config

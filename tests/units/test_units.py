@@ -14,7 +14,6 @@ from minos_ray.config.resources import Actors, Engine, Resources
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store.run import Artefact, Run
 from minos_ray.units import run_units as run_units_module
-from minos_ray.units import tally
 from minos_ray.units.actor import MAX_CRASHES, Finished
 from minos_ray.units.run_units import Work, run_units
 from tests.raylets import all_is_free
@@ -275,7 +274,7 @@ def test_what_is_stored_counts_as_progress_and_work_that_hangs_is_ended(
             while not whole(artefact, range(4, 5)) and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:
-            monkeypatch.setattr(tally, "STALL_S", 5.0)
+            monkeypatch.setattr(run_units_module, "STALL_S", 5.0)
 
     shortening = threading.Thread(target=shorten_when_stored)
     shortening.start()
