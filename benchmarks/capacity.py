@@ -23,7 +23,7 @@ import numpy as np
 from planned import MODEL, UNIT, none_stored
 from planning import peak
 
-from minos_ray.candidates.sampler import plan
+from minos_ray.candidates.stage import plan
 from minos_ray.config.training import Reward
 from minos_ray.imports.genrm import import_genrm
 from minos_ray.problems.split import MOST_OUTLINED, drawn

@@ -26,8 +26,7 @@ import pyarrow.compute as pc
 from planned import VERIFIERS
 from planning import peak
 
-from minos_ray.critiques.select import select_stored
-from minos_ray.problems.split import read_problems
+from minos_ray.problems.split import read_problems, select_stored
 from minos_ray.scoring import judge
 from minos_ray.store import columns as schema
 from minos_ray.store.run import Run

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sampling import MODEL, questions
 
-from minos_ray.candidates.sampler import plan
-from minos_ray.candidates.stage import read_targets
+from minos_ray.candidates.stage import plan, read_targets
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Actors, Engine, Resources, Scoring
 from minos_ray.config.schema import Sample

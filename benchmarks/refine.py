@@ -69,7 +69,7 @@ def sample(run: Run, config: Config, rank: int, ranks: int, store: str) -> None:
     """One engine of the sampling: vLLM's own `generate` on the texts that the round's engines were given."""
     from minos_ray.candidates.engine import arguments, import_vllm
     from minos_ray.config.schema import Model
-    from minos_ray.refine.sampled import candidates
+    from minos_ray.rounds.refine import candidates
     from minos_ray.steps import encoding
     from minos_ray.store.model_files import load_tokenizer
 

@@ -14,8 +14,7 @@ from collections.abc import Callable
 
 from minos_ray.candidates.engine import Request
 from minos_ray.config.load import Config, build
-from minos_ray.labels.rollout_plan import ROOT, Draw, decide, forest, prefixes
-from minos_ray.labels.rollouts import Completer, Draws, Plan, make_plan
+from minos_ray.labels.rollouts import ROOT, Completer, Draw, Draws, Plan, decide, forest, make_plan, prefixes
 from minos_ray.miniature.problems import draw, row
 from minos_ray.miniature.step_labels import label_steps
 from minos_ray.steps.split import first_error, lines

@@ -29,8 +29,7 @@ import planned
 import pyarrow as pa
 
 from minos_ray.candidates import stage
-from minos_ray.candidates.engine import Text
-from minos_ray.candidates.sampler import candidates, numbers
+from minos_ray.candidates.engine import Text, candidates, numbers
 from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Scoring

@@ -34,7 +34,7 @@ from minos_ray.cluster.nodes import (
 from minos_ray.cluster.room import ACCELERATOR, Bundles, Growth, amounts, bundles, growth, lack, room, summed
 from minos_ray.config.load import Config, NamedFunction, build, leaves, resolve
 from minos_ray.config.schema import Model, Search
-from minos_ray.critiques import checks as critiques
+from minos_ray.critiques import stage as critiques
 from minos_ray.errors import StorageFailed, UserError, WorkStopped, errors_of
 from minos_ray.graph.specs import APART, FUNCTIONS, specs
 from minos_ray.graph.state import State, Todo, hub_config, model_problems, state_of, status, todo_of
@@ -42,7 +42,7 @@ from minos_ray.labels import stage as labels
 from minos_ray.observe.failure import reported
 from minos_ray.observe.progress import duration
 from minos_ray.observe.trackers import FORM, require_library
-from minos_ray.problems import stage as problems
+from minos_ray.problems import loaders as problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.filesystem import require_no_key
 from minos_ray.store.model_files import absolute, is_hub_id
@@ -75,7 +75,7 @@ POOLS = {
 }
 # Folders that lie above this one: a study runs whole pipelines, and rounds of the critic are measured as `meta` does.
 STUDY = "minos_ray.study.stage:check_study"
-ROUNDS = "minos_ray.refine.stage:check_rounds"
+ROUNDS = "minos_ray.rounds.refine:check_rounds"
 SEARCH = "minos_ray.search.command:check_search"
 
 

@@ -35,7 +35,7 @@ ELSEWHERE = {
     "a-prm-from-labelled-steps": "tests.imports.test_step_labels",
     "an-orm-from-pairs": "tests.training.test_verifier_losses",
     "a-reward-in-openrlhf": "tests.serving.test_serve",
-    "critiques-for-free": "tests.inserted.test_inserted_stage",
+    "critiques-for-free": "tests.labels.test_inserted",
     "a-critic-of-your-own": "tests.critiques.test_critique_stage",
     "critiques-at-half-the-price": "tests.critiques.test_critique_batch",
     "do-critiques-help-on-my-data": "tests.study.test_study",

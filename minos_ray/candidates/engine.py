@@ -1,4 +1,8 @@
-"""vLLM inside an actor: builds the engine for CPU or GPU, keeps it full of requests, and ends it with the actor."""
+"""vLLM inside an actor: builds the engine for CPU or GPU, keeps it full of requests, and ends it with the actor.
+
+And the worker that samples candidates with it. Its unit is one request: `count` candidates of one problem with indices
+`first`, `first + 1`, ...
+"""
 
 import math
 import os
@@ -7,17 +11,23 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
+import pyarrow as pa
+
+from minos_ray.candidates.prompts import prompt_of, sampling_of
 from minos_ray.config.resources import Engine
-from minos_ray.config.schema import Model
+from minos_ray.config.schema import Model, Sample
 from minos_ray.errors import UserError
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, limit
-from minos_ray.store.model_files import adapter_config, locate_adapter
-from minos_ray.units.actor import long_lived_imports
+from minos_ray.store import columns
+from minos_ray.store.model_files import adapter_config, load_tokenizer, locate, locate_adapter
+from minos_ray.store.run import Run
+from minos_ray.units.actor import Finished, long_lived_imports, sum_stats
 
 ENGINE_DIED = "engine_died"
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -154,6 +164,99 @@ class Generator:
         )
         # vLLM returns its number of a request with random characters behind it; an output has the number alone.
         return {name.partition("-")[0]: place for name, place in zip(added, places, strict=True)}
+
+
+class Sampler:
+    """Samples the candidates of units with its own engine.
+
+    A unit is `count` candidates of the problem `problem_id` with indices from `first` on; it brings the `question`.
+    """
+
+    def __init__(self, run: str, model: Model, resources: Engine, sample: Sample, seed: int) -> None:
+        path = locate(model, Run(run))
+        self.generator = Generator(path, model, resources)
+        self.tokenizer, self.prompt = load_tokenizer(path, model.trust_remote_code), prompt_of(sample)
+        self.model, self.seed = model.model, seed
+        self.sampling = sampling_of(sample, self.tokenizer)
+
+    def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Candidates of all units at once, and their numbers."""
+        finished = list(self.stream(units, lambda names: True))
+        return pa.concat_tables([unit.rows for unit in finished]), sum_stats(unit.stats for unit in finished)
+
+    def stream(self, batch: pa.Table, starting: Callable[[list[str]], bool]) -> Iterator[Finished]:
+        """The candidates of each unit as it is finished, and their numbers: tokens, seconds, finish reasons."""
+        units = batch.to_pylist()
+        requests = [Request(self.prompt(unit["question"], self.tokenizer), unit["count"]) for unit in units]
+        since = time.monotonic()
+        for place, texts in self.generator.stream(
+            requests,
+            self.sampling,
+            f"{self.seed} {units[0]['unit_id']}",
+            lambda places: starting([units[place]["unit_id"] for place in places]),
+        ):
+            now = time.monotonic()
+            stats, since = numbers(texts, now - since), now
+            yield Finished([units[place]["unit_id"]], candidates(units[place], texts, self.model), stats)
+
+    @staticmethod
+    def failed(units: pa.Table, model: Model, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """Empty candidates of poisoned units, so that every (problem, index) has a row."""
+        empty = Text("", ENGINE_DIED, 0)
+        tables = [candidates(unit, [empty] * unit["count"], model.model) for unit in units.to_pylist()]
+        rows = pa.concat_tables(tables)
+        return rows, {ENGINE_DIED: rows.num_rows}
+
+
+class GroupSampler:
+    """Samples groups of units, each with a random stream of its own and an empty prefix cache.
+
+    A unit of work is a group (column `units`: those of `Sampler`). Where groups are always the same ones, their texts
+    are too, whatever was killed before.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.sampler = Sampler(**kwargs)
+
+    def __call__(self, groups: pa.Table) -> tuple[pa.Table, dict[str, float]]:
+        """Candidates of all units, and their numbers."""
+        tables, stats = [], []
+        for units in groups["units"].to_pylist():
+            # What the engine has kept of other groups would change the last digits of what it computes for this one.
+            self.sampler.generator.llm.reset_prefix_cache()
+            rows, counts = self.sampler(pa.Table.from_pylist(units))
+            tables.append(rows)
+            stats.append(counts)
+        return pa.concat_tables(tables), sum_stats(stats)
+
+    @staticmethod
+    def failed(groups: pa.Table, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
+        """Empty candidates of groups that crashed every engine."""
+        units = [unit for group in groups["units"].to_pylist() for unit in group]
+        return Sampler.failed(pa.Table.from_pylist(units), **kwargs)
+
+
+def candidates(unit: dict[str, Any], texts: list[Text], model: str) -> pa.Table:
+    """The rows of a unit."""
+    problem_id, first = unit["problem_id"], unit["first"]
+    rows = [
+        {
+            "candidate_id": f"{problem_id}/{index}",
+            "problem_id": problem_id,
+            "index": index,
+            "text": text.text,
+            "finish_reason": text.reason,
+            "num_tokens": text.tokens,
+            "model": model,
+        }
+        for index, text in enumerate(texts, first)
+    ]
+    return columns.table("candidates", rows)
+
+
+def numbers(texts: list[Text], seconds: float) -> dict[str, float]:
+    """Numbers that are summed over all units: seconds of all actors, tokens, texts by finish reason."""
+    return {"seconds": seconds, "tokens": sum(t.tokens for t in texts), **Counter(t.reason for t in texts)}
 
 
 def arguments(path: str, model: Model, resources: Engine) -> dict[str, Any]:

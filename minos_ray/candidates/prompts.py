@@ -1,9 +1,11 @@
-"""Prompts of a generator, as token ids. `sample.prompt` names one; each takes (question, tokenizer).
+"""What a generator is asked: prompts as token ids, and how texts are drawn.
 
-One that also takes `system` or `chat_template_kwargs`, as `chat` does, gets the values of the section `sample`.
+`sample.prompt` names a prompt; each takes (question, tokenizer). One that also takes `system` or
+`chat_template_kwargs`, as `chat` does, gets the values of the section `sample`.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -19,6 +21,12 @@ INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that fulfils it.\n\n"
     "### Instruction:\n{question}\n\n### Response: Let's think step by step.\n"
 )
+# Keys of section `sample` that vLLM knows by the same names.
+SAMPLING = {
+    *("temperature", "top_p", "top_k", "min_p", "max_tokens"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+}
+THINKING_SIGN = re.compile(r"think|thought|reasoning|channel", re.IGNORECASE)
 
 
 def prompt_of(sample: Sample) -> Callable[[str, Any], list[int]]:
@@ -82,3 +90,15 @@ def chat(
             ) from error
 
     return encoding.question_ids(tokenizer, question, render)
+
+
+def sampling_of(sample: Sample, tokenizer: Any) -> dict[str, Any]:
+    """Arguments of vLLM's SamplingParams."""
+    values = sample.model_dump(include=SAMPLING)
+    stops = {"stop": list(sample.stop) or None, "stop_token_ids": list(sample.stop_token_ids) or None}
+    # Special tokens that begin and end a model's thinking (Magistral, gpt-oss) stay in the text; without them the
+    # thinking would look like the solution.
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    thinks = any(map(THINKING_SIGN.search, special))
+    return {**values, **stops, **({"skip_special_tokens": False} if thinks else {})}

@@ -1,6 +1,7 @@
 """Stage `sample`: n candidates of every problem, each exactly once, whatever happened before.
 
-And what would stop the stage, and what it will write.
+The plan of those that are missing works on columns, since a million problems are four million units. And what would
+stop the stage, and what it will write.
 """
 
 import json
@@ -9,7 +10,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -20,9 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.candidates.engine import ENGINE_DIED
+from minos_ray.candidates.engine import ENGINE_DIED, GroupSampler, Sampler
 from minos_ray.candidates.prompts import prompt_of, prompt_tokens
-from minos_ray.candidates.sampler import GroupSampler, Sampler, Units, plan, task_units
 from minos_ray.cluster.connect import joined_unless_failed
 from minos_ray.cluster.room import Bundles
 from minos_ray.config.load import Config, NamedFunction
@@ -39,6 +39,8 @@ from minos_ray.store.run import Artefact, Manifest, Run, fingerprint
 from minos_ray.units.beside import beside
 from minos_ray.units.run_units import Work, compacted_before_pieces, mark_stored, run_units
 
+# Problems that are planned at once, to bound memory.
+BLOCK = 1 << 15
 AMOUNTS = ("n_train", "n_test")
 # Units whose ids are made at once: one array holds no more than 2 GiB of them.
 IDS_AT_ONCE = 1 << 20
@@ -161,6 +163,64 @@ def stored_candidates(artefact: Artefact, targets: Targets) -> np.ndarray:
     return mark_stored(artefact, claims(), len(targets.amounts) * width).reshape(len(targets.amounts), width)
 
 
+@dataclass(frozen=True)
+class Units:
+    """Columns (int32) of units: the number of the problem, the first index, and how many candidates."""
+
+    problem: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.problem)
+
+    def shuffled(self, seed: int) -> "Units":
+        """Problems in a seeded order, so that all tasks are about equally long. Units of a problem stay together.
+
+        Most problems are then in one task and in one part, and their prompt is computed once.
+        """
+        if not len(self):
+            return self
+        rank = np.random.default_rng(seed).permutation(int(self.problem.max()) + 1)
+        order = np.argsort(rank[self.problem], kind="stable")
+        return Units(self.problem[order], self.first[order], self.count[order])
+
+
+def plan(counts: Sequence[int] | np.ndarray, stored: np.ndarray, size: int) -> Units:
+    """Units of at most `size` candidates for all that are missing of the first `counts[p]` candidates of problem p.
+
+    `stored` says which are stored, [problems, candidates]; a gap in it is cut into units from its first index on.
+    """
+    amounts = np.asarray(counts, dtype=np.int64)
+    blocks = range(0, len(amounts), BLOCK)
+    planned = [plan_block(i, amounts[i : i + BLOCK], stored[i : i + BLOCK], size) for i in blocks]
+    empty = np.zeros(0, np.int32)
+    return Units(*map(np.concatenate, zip(*planned, strict=True))) if planned else Units(empty, empty, empty)
+
+
+def plan_block(first_problem: int, counts: np.ndarray, stored: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """The units of a block of problems, `counts` [problems] and `stored` [problems, candidates]."""
+    width = stored.shape[1]
+    # 1 where a candidate is missing, with a column of zeros on both sides: gaps lie between steps up and steps down.
+    is_missing = np.zeros((len(counts), width + 2), dtype=np.int8)
+    np.greater(np.arange(width) < counts.reshape(-1, 1), stored, out=is_missing[:, 1:-1].view(bool))
+    edges = np.diff(is_missing, axis=1)
+    problem, start = np.nonzero(edges == 1)
+    stop = np.nonzero(edges == -1)[1]
+    # Each gap [start, stop) in chunks of `size`, its last one smaller.
+    chunks = -(-(stop - start) // size)
+    gap = np.repeat(np.arange(len(problem)), chunks)
+    number = np.arange(len(gap)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+    first = start[gap] + number * size
+    columns = (problem[gap] + first_problem, first, np.minimum(stop[gap] - first, size))
+    return tuple(column.astype(np.int32) for column in columns)
+
+
+def task_units(units: Units, rows: int) -> int:
+    """How many units hold about `rows` candidates."""
+    return max(1, round(rows * len(units) / units.count.sum())) if len(units) else 1
+
+
 def missing(config: Config, artefact: Artefact, targets: Targets) -> Units:
     """The units that are not stored."""
     return plan(targets.amounts, stored_candidates(artefact, targets), config.sample.unit).shuffled(config.seed)
@@ -247,10 +307,8 @@ def finish(config: Config, artefact: Artefact, targets: Targets, before: int, se
     if missing_rows := targets.rows - int(stored_candidates(artefact, targets).sum()):
         raise RuntimeError(f"{missing_rows} candidates are missing; run again")
     artefact.run.delete(f"{artefact.name}/attempts")
-    if not artefact.run.exists(f"{artefact.name}/{DRAWN}"):
-        artefact.run.write_bytes(
-            f"{artefact.name}/{DRAWN}", b""
-        )  # from now on a lost candidate is one that others may rest on
+    if not artefact.run.exists(f"{artefact.name}/{DRAWN}"):  # from now on others may rest on a candidate that is lost
+        artefact.run.write_bytes(f"{artefact.name}/{DRAWN}", b"")
     reasons, tokens = count_reasons(artefact)
     counts = {"candidates": targets.rows, "problems": len(targets.amounts), "tokens": tokens}
     dropped = {"truncated_at_max_tokens": reasons.get("length", 0)}
@@ -321,14 +379,11 @@ def weight_problems(pool: str, engine: Engine, model: Model, run: Run, gpu_gb: f
 
 def bytes_of_candidates(config: Config, run: Run) -> float:
     """Bytes of all candidates; 0 when it is not known how many problems there are."""
+    problems: dict[str, int | None] = {}
+    if manifest := run.artefact("problems").manifest():
+        problems = dict(manifest.counts)
+    elif config.problems:
+        problems = {"train": config.problems.train.limit, "test": config.problems.test.limit}
     counts = {"train": config.sample.n_train, "test": config.sample.n_test}
-    rows = sum(count * problems_in(config, run, split) for split, count in counts.items())
+    rows = sum(count * (problems.get(split) or 0) for split, count in counts.items())
     return rows * config.sample.max_tokens * TOKEN_BYTES
-
-
-def problems_in(config: Config, run: Run, split: str) -> int:
-    """Problems of a split: counted, else the limit of the config, else 0."""
-    manifest = run.artefact("problems").manifest()
-    if manifest is not None:
-        return manifest.counts.get(split, 0)
-    return (getattr(config.problems, split).limit or 0) if config.problems else 0

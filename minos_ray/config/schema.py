@@ -34,7 +34,7 @@ AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 class Source(Section):
     """Where problems come from: `loader` is called with path, split, limit, seed and `options`."""
 
-    loader: str = "minos_ray.problems.gsm8k:load"
+    loader: str = "minos_ray.problems.loaders:gsm8k"
     path: str | None = None
     limit: int | None = Field(None, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)

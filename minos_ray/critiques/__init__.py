@@ -1,1 +1,1 @@
-"""Critiques: prompts, client, cache, parser, the miniature's own server."""
+"""Critiques: prompts, client, limits, cache, and a critic of one's own behind vLLM."""

@@ -10,18 +10,28 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from openai.types import Batch, BatchError
+from openai.types import Batch
 
-from minos_ray.critiques import retry
-from minos_ray.critiques.endpoint import PRICE, BatchAPI, Endpoint, read_lines, request_line
-from minos_ray.critiques.limits import Budget, most_usd
-from minos_ray.critiques.prompts import Request, body
-from minos_ray.critiques.reply import NO_MONEY, Answer, Cache, Reader, RowError, status_of
-from minos_ray.critiques.retry import StopRules
+from minos_ray.config.schema import Critique
+from minos_ray.critiques.endpoint import CHAT, BatchAPI, Endpoint, meaning_of
+from minos_ray.critiques.limits import Budget, StopRules, most_usd
+from minos_ray.critiques.prompts import Messages, Request, body
+from minos_ray.critiques.reply import (
+    NO_MONEY,
+    Answer,
+    BadReply,
+    Cache,
+    Reader,
+    RowError,
+    error_inside,
+    quoted,
+    read,
+    status_of,
+)
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.failure import too_many_failed
 from minos_ray.observe.progress import Progress, duration
@@ -30,6 +40,8 @@ from minos_ray.store.run import Run
 FOLDER = "cache/batches"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 QUEUE_FULL = "token_limit_exceeded"
+PRICE = 0.5
+"""What a batch costs of the same requests sent one by one (OpenAI's Batch guide and price list)."""
 
 
 @dataclass
@@ -162,15 +174,11 @@ class Batches:
                     continue
                 chunk.batch_id = batch.id
                 chunk.record(run)
-            self.add_open(chunk)
+            self.open.append(chunk)
+            self.budget.reserve(chunk.most_usd)  # until it is read it counts at the most that it can cost
             covered.update(chunk.keys)
         self.waiting.extend(key for key in self.requests if key not in covered)
         self.sent.update(covered)
-
-    def add_open(self, chunk: Chunk) -> None:
-        """A batch is open; until it is read it counts at the most that it can cost."""
-        self.open.append(chunk)
-        self.budget.reserve(chunk.most_usd)
 
     async def send(self) -> None:
         """Creates batches until nothing waits, money does not suffice or the endpoint's queue is full."""
@@ -183,7 +191,8 @@ class Batches:
             chunk.record(self.cache.run)
             chunk.batch_id = (await self.api.find_or_create(name, content)).id
             chunk.record(self.cache.run)
-            self.add_open(chunk)
+            self.open.append(chunk)
+            self.budget.reserve(most)
             self.sent.update(keys)
             for _ in keys:
                 self.waiting.popleft()
@@ -263,12 +272,24 @@ class Batches:
     def sort_missing(
         self, missing: list[str], results: dict[str, Answer | Exception], chunk: Chunk, batch: Batch
     ) -> None:
-        """Requests without an answer: sent again, set aside, or a reason to stop."""
+        """Requests without an answer: sent again, at most `plan.resends` times, set aside, or a reason to stop."""
         errors = batch.errors.data or [] if batch.errors else []
         if QUEUE_FULL in {error.code for error in errors}:
-            return self.send_later(missing)
+            # The endpoint's queue of tokens is full: sent later, in smaller batches if nothing of ours is in it.
+            self.queue_full = True
+            if not self.open:
+                self.per_batch = max(1, len(missing) // 2)
+            self.waiting.extendleft(reversed(missing))
+            self.sent.subtract(missing)
+            return
         if batch.status == "failed":
-            results = self.errors_of_lines(chunk, errors)
+            # It was not begun: the account is empty, the whole is refused, or some lines of it are.
+            code = next((error.code for error in errors if error.code in NO_MONEY), None)
+            lines = {chunk.keys[e.line - 1]: e for e in errors if e.line and e.line <= len(chunk.keys)}
+            if code or not lines:
+                message = str(errors[0].message or errors[0].code) if errors else "no reason given"
+                self.halt_refused(RowError(402 if code else 400, code, message))
+            results = {key: RowError(400, error.code, str(error.message)) for key, error in lines.items()}
         elif batch.status == "cancelled" and missing:
             self.halt(
                 WorkStopped(
@@ -279,38 +300,18 @@ class Batches:
         for key in missing:
             error = results.get(key) or RowError(503, None, "no row in the files of its batch")
             assert isinstance(error, Exception)
-            self.sort_row(key, error)
+            meaning = meaning_of(error)
+            if meaning in ("no_access", "no_quota"):
+                self.halt_refused(error)
+                continue
+            self.complaints[self.endpoint.message(error)] += 1
+            if meaning == "again" and self.sent[key] <= self.plan.resends:
+                self.waiting.append(key)
+            else:  # set aside under its own name
+                self.answers[key] = Answer("", "failed" if meaning == "again" else "bad_request")
+                self.rules.statuses[self.answers[key].outcome] += 1
+                self.progress.advance(1)
         self.check_rules(chunk)
-
-    def send_later(self, missing: list[str]) -> None:
-        """The endpoint's queue of tokens is full: sent later, in smaller batches if nothing of ours is in it."""
-        self.queue_full = True
-        if not self.open:
-            self.per_batch = max(1, len(missing) // 2)
-        self.waiting.extendleft(reversed(missing))
-        self.sent.subtract(missing)
-
-    def errors_of_lines(self, chunk: Chunk, errors: list[BatchError]) -> dict[str, Answer | Exception]:
-        """A batch that was not begun: the account is empty, the whole is refused, or some lines of it are."""
-        message = str(errors[0].message or errors[0].code) if errors else "no reason given"
-        code = next((error.code for error in errors if error.code in NO_MONEY), None)
-        lines = {chunk.keys[e.line - 1]: e for e in errors if e.line and e.line <= len(chunk.keys)}
-        if code or not lines:
-            self.halt_refused(RowError(402 if code else 400, code, message))
-        return {key: RowError(400, error.code, str(error.message)) for key, error in lines.items()}
-
-    def sort_row(self, key: str, error: Exception) -> None:
-        """A passing error is sent again at most `plan.resends` times; the rest is set aside under its own name."""
-        meaning = retry.meaning(error)
-        if meaning in ("no_access", "no_quota"):
-            return self.halt_refused(error)
-        self.complaints[self.endpoint.message(error)] += 1
-        if meaning == "again" and self.sent[key] <= self.plan.resends:
-            self.waiting.append(key)
-        else:
-            self.answers[key] = Answer("", "failed" if meaning == "again" else "bad_request")
-            self.rules.statuses[self.answers[key].outcome] += 1
-            self.progress.advance(1)
 
     def halt(self, why: Exception) -> None:
         """Nothing more is sent; the first reason is raised when all that has ended is kept."""
@@ -340,3 +341,40 @@ class Batches:
                     f"critique: {failed} requests failed in {times} batches each ({message}); run again to go on"
                 )
             )
+
+
+def request_line(key: str, body: dict[str, Any]) -> bytes:
+    """One row of an input file."""
+    return json.dumps({"custom_id": key, "method": "POST", "url": CHAT, "body": body}).encode() + b"\n"
+
+
+def read_lines(
+    section: Critique, messages: Mapping[str, Messages], lines: list[dict[str, Any]]
+) -> dict[str, Answer | Exception]:
+    """What came back for each request; an answer counts more than an error on the same one."""
+    results: dict[str, Answer | Exception] = {}
+    for line in lines:
+        key = str(line.get("custom_id"))
+        if isinstance(results.get(key), Answer):
+            continue
+        try:
+            results[key] = read_line(section, messages.get(key, []), line)
+        except (RowError, BadReply) as error:
+            results[key] = error
+    return results
+
+
+def read_line(section: Critique, messages: Messages, line: dict[str, Any]) -> Answer:
+    """The answer of one row, at the price of the Batch API. Raises RowError or BadReply for any other row."""
+    reply = line.get("response")
+    if not isinstance(reply, dict) or not reply:
+        error = error_inside({"error": line.get("error")}, {}) or RowError(503, None, "no response")
+        invalid = (error.code or "").startswith("invalid")
+        raise RowError(400 if invalid else error.status_code, error.code, error.message)
+    status, content = reply.get("status_code"), reply.get("body")
+    if status != 200:
+        error = error_inside(content, {}) or RowError(503, None, quoted(content or status))
+        http = status if isinstance(status, int) and status >= 400 else error.status_code
+        raise RowError(http, error.code, error.message)
+    answer = read(section, messages, content)
+    return replace(answer, cost_usd=PRICE * answer.cost_usd)

@@ -9,8 +9,8 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,22 @@ import openai
 from minos_ray.cluster.connect import heed_sigterm, join, joins
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Critique
-from minos_ray.critiques import retry
 from minos_ray.critiques.batch import Batches, require_no_open_batches
-from minos_ray.critiques.endpoint import Endpoint, open_endpoint, preflight
-from minos_ray.critiques.limits import Budget, Pace, Usage, most_tokens, most_usd, priced
+from minos_ray.critiques.endpoint import (
+    ERRORS,
+    STATED,
+    Endpoint,
+    hold_s,
+    meaning_of,
+    name_of,
+    open_endpoint,
+    pause_s,
+    preflight,
+    wait_s,
+)
+from minos_ray.critiques.limits import Budget, EndpointGone, Pace, StopRules, Usage, most_tokens, most_usd, priced
 from minos_ray.critiques.prompts import Request, body
 from minos_ray.critiques.reply import Answer, Cache, Reader, decoded, quoted, read, status_of, thought_only
-from minos_ray.critiques.retry import EndpointGone, StopRules
 from minos_ray.errors import StorageFailed, WorkStopped
 from minos_ray.observe.progress import Progress
 
@@ -35,7 +44,7 @@ would take all of the CPU."""
 IN_HAND = 2
 """Rows begun for each slot: those in flight, and those that wait to be sent again."""
 TIMEOUTS = 3
-"""A request that takes too long is given twice the time when it is sent again, and is sent so often at most."""
+"""A request that takes too long is sent so often at most."""
 DRAIN_S = 10.0
 """After Ctrl-C: what is in flight is paid for, and may still arrive for so long."""
 
@@ -147,9 +156,14 @@ class Critic:
         try:
             pause: float | None = 0.0
             while pause is not None:
-                await self._sleep(pause)
-                async with self._slot() as api:
+                if pause:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self.stopped.wait(), pause)
+                api = await self.slots.get()
+                try:
                     pause = await self._attempt(api, row)
+                finally:
+                    self.slots.put_nowait(api)
         except Stopped:
             return
         except Exception as error:  # nobody awaits this task: the error ends the work, once all in flight is stored
@@ -162,59 +176,52 @@ class Critic:
         failure: Exception | None = None
         usd: float | None = None  # perhaps billed, never seen
         try:
-            raw, headers = await self._send(api, row)
+            # A request that takes too long is given twice the time when it is sent again.
+            within_s = self.limits.timeout_s * 2**row.timeouts
+            fields = body(self.section, row.request.messages)
+            model, messages = fields.pop("model"), fields.pop("messages")
+            async with asyncio.timeout(within_s):
+                reply = await api.chat.completions.with_raw_response.create(
+                    model=model, messages=messages, extra_body=fields, timeout=within_s
+                )
+            raw, headers = decoded(reply.content), reply.headers
             answer = read(self.section, row.request.messages, raw, headers)
             await self.cache.add(row.request.key, answer)
             usd = answer.cost_usd
-        except retry.ERRORS as error:
+        except ERRORS as error:
             failure = error
             # Without a status the request may have been answered, and billed, unless it was never sent.
             unsent = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")
-            usd = 0.0 if unsent or isinstance(error, retry.STATED) else None
+            usd = 0.0 if unsent or isinstance(error, STATED) else None
         except (OSError, StorageFailed) as error:
             return self.halt(EndpointGone(f"critique: an answer could not be stored: {error}"))
         finally:
             self._release(reservation, usd, answer)
         if failure is not None:
             return self._failed(row, failure)
-        self._pause(retry.hold_s(headers, reservation.size / 4 + self.section.max_tokens))
+        self._pause(hold_s(headers, reservation.size / 4 + self.section.max_tokens))
         assert answer is not None  # else there is a failure
-        return self._answered(row, answer, raw)
-
-    async def _send(self, api: openai.AsyncOpenAI, row: Row) -> tuple[Any, Mapping[str, str]]:
-        """The JSON that came back, and its headers."""
-        within_s = self.limits.timeout_s * 2**row.timeouts
-        fields = body(self.section, row.request.messages)
-        model, messages = fields.pop("model"), fields.pop("messages")
-        async with asyncio.timeout(within_s):
-            raw = await api.chat.completions.with_raw_response.create(
-                model=model, messages=messages, extra_body=fields, timeout=within_s
-            )
-        return decoded(raw.content), raw.headers
-
-    def _answered(self, row: Row, answer: Answer, raw: Any) -> None:
-        """Counts an answer by what its reader makes of it."""
         status, message = status_of(answer, row.request, self.reader), ""
         if status != "ok" and answer.text:
             message = f"one begins {quoted(answer.text)!r}"
         if status != "ok" and thought_only(raw):
             message = "the text is in 'reasoning_content'"
         self.token_count += answer.prompt_tokens + answer.completion_tokens
-        self._end(row, answer, status, message)
+        return self._end(row, answer, status, message)
 
     def _failed(self, row: Row, error: Exception) -> float | None:
         """Stops everything, sets the row aside, or has it sent again after the seconds that are returned."""
-        meaning, message, name = retry.meaning(error), self.endpoint.message(error), retry.name(error)
+        meaning, message, name = meaning_of(error), self.endpoint.message(error), name_of(error)
         if meaning in ("no_access", "no_quota"):
             return self.halt(self.endpoint.key_refused(error))
         self.complaints[message] += 1
         row.timeouts += name == "timeout"
-        self._pause(retry.pause_s(error))
+        self._pause(pause_s(error))
         if why := self.rules.attempt_failed(name, message):
             self.halt(why)
         if meaning == "again" and row.attempt < self.limits.max_retries and row.timeouts < TIMEOUTS:
             self.retries[name] += 1
-            seconds = retry.wait_s(error, row.attempt, self.rng)
+            seconds = wait_s(error, row.attempt, self.rng)
             row.attempt += 1
             self._show(0)
             return seconds
@@ -276,24 +283,6 @@ class Critic:
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self.changed.wait()
-
-    async def _sleep(self, seconds: float) -> None:
-        """Waits; raises Stopped as soon as nothing more is sent."""
-        if seconds and not self.stop:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self.stopped.wait()
-        if self.stop:
-            raise Stopped
-
-    @asynccontextmanager
-    async def _slot(self) -> AsyncGenerator[openai.AsyncOpenAI]:
-        """One of the connections."""
-        api = await self.slots.get()
-        try:
-            yield api
-        finally:
-            self.slots.put_nowait(api)
 
     def _show(self, ended: int) -> None:
         """The progress: statuses, retries, cost so far and expected in all."""

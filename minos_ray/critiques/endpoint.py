@@ -1,18 +1,23 @@
-"""Where the critic is, with which key and headers it is asked, what its errors mean to the user, and the calls of its
-Batch API, with what one row of a result file means.
+"""Where the critic is, with which key and headers it is asked, the calls of its Batch API, and what its errors mean:
+send again, set this row aside, or tell the user what to change.
 
 Every batch call but `create` can be repeated without harm. A create whose reply is lost may have happened, so the list
 of batches is searched before it is sent again.
 """
 
 import asyncio
+import email.utils
 import json
 import random
+import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, TypeVar
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import openai
 from openai.types import Batch
@@ -20,20 +25,36 @@ from openai.types import Batch
 from minos_ray.config.load import secret
 from minos_ray.config.resources import OFFLINE, Client, address
 from minos_ray.config.schema import Critique
-from minos_ray.critiques import retry
-from minos_ray.critiques.prompts import Messages
-from minos_ray.critiques.reply import Answer, BadReply, RowError, clean, decoded, error_inside, quoted, read
+from minos_ray.critiques.reply import NO_MONEY, BadReply, RowError, clean, decoded, quoted
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.miniature.critic_server import MODEL, offline_critic
+from minos_ray.miniature.critic_server import offline_critic
 
 PREFLIGHT_S = 30.0
-AnyCritique = TypeVar("AnyCritique", bound=Critique)
-PRICE = 0.5
-"""What a batch costs of the same requests sent one by one (OpenAI's Batch guide and price list)."""
 CHAT = "/v1/chat/completions"
 CHUNK = "minos_chunk"
 """The key of a batch's metadata under which the name of our chunk stands."""
 T = TypeVar("T")
+Meaning = Literal["again", "bad_request", "forbidden", "no_access", "no_quota"]
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
+LONGEST_RETRY_AFTER_S = 600.0
+PASSING = {408, 409, 425, 429}
+SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+# A complaint about a parameter itself, not about its value or what stands in the prompt.
+UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
+UNSUPPORTED = re.compile(
+    r"unsupported|not supported|(?:not|n't) support|unrecognized|unknown (?:parameter|argument|field)|extra inputs?\b"
+    r"|not (?:permitted|allowed|available)|deprecated|cannot both",
+    re.IGNORECASE,
+)
+FLAGGED = re.compile(r"\bflagged\b|moderation", re.IGNORECASE)
+CHAT_PATH = re.compile(r"/(?:chat/completions|chat|completions|responses|messages|models)/*$")
+
+STATED = (openai.APIStatusError, RowError)
+"""Errors with a status of the endpoint."""
+# asyncio.timeout raises TimeoutError; the client a ValueError for what it cannot take in.
+ERRORS = (openai.APIError, RowError, BadReply, ValueError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -68,16 +89,16 @@ class Endpoint:
 
     def key_refused(self, error: Exception) -> UserError:
         """For a key that does not open the endpoint, or whose account is empty; the key is not in the line."""
-        key, code = f"the key in ${self.section.api_key_env}", retry.name(error)
-        if retry.meaning(error) == "no_quota":
+        key, code = f"the key in ${self.section.api_key_env}", name_of(error)
+        if meaning_of(error) == "no_quota":
             return UserError(f"critic: the account of {key} has no quota left ({code}); top it up and run again")
         return UserError(f"critic refused {key} ({code}) at critique.base_url = '{self.base_url}'; set a valid one")
 
     def message(self, error: Exception) -> str:
         """What the endpoint said, on one short line without the key, nor what headers hold of the environment."""
-        if retry.name(error) == "timeout":
+        if name_of(error) == "timeout":
             return f"timeout: no answer in resources.client.timeout_s = {self.limits.timeout_s:g}"
-        text = " ".join(f"{retry.name(error)}: {getattr(error, 'message', '') or error}".split())
+        text = " ".join(f"{name_of(error)}: {getattr(error, 'message', '') or error}".split())
         configured = self.section.extra_headers
         secrets = [value for name, value in self.headers.items() if configured.get(name, "").startswith("$")]
         for value in filter(None, (self.key, *secrets)):
@@ -86,13 +107,13 @@ class Endpoint:
 
     def doubt(self, error: Exception) -> UserError | None:
         """The reason to stop should others be refused like this one: an error that is likely to be meant for all."""
-        meaning, message = retry.meaning(error), self.message(error)
-        if meaning == "forbidden" and not retry.FLAGGED.search(message):
+        meaning, message = meaning_of(error), self.message(error)
+        if meaning == "forbidden" and not FLAGGED.search(message):
             return UserError(f"{self.key_refused(error)}: {message}")
         if meaning != "bad_request":
             return None
-        missing = retry.name(error) in ("404", "405")
-        advice = retry.address_hint(self.base_url) if missing else retry.hint(error, self.section)
+        missing = name_of(error) in ("404", "405")
+        advice = address_hint(self.base_url) if missing else parameter_hint(error, self.section)
         critic = f"critique.model = '{self.section.model}' at critique.base_url = '{self.base_url}'"
         return UserError(f"{critic}: every request is refused: {message}{advice}") if missing or advice else None
 
@@ -120,11 +141,6 @@ def open_endpoint(section: Critique, limits: Client, seed: int) -> Generator[End
     yield Endpoint(section, limits, section.base_url, secret(section.api_key_env), headers(section))
 
 
-def with_model(section: AnyCritique) -> AnyCritique:
-    """The section with the name of the model that answers: the offline critic has one of its own."""
-    return section.model_copy(update={"model": MODEL}) if section.base_url == OFFLINE else section
-
-
 async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
     """One free request: is anybody there, is the key good? An endpoint without a list of models passes."""
     try:
@@ -138,7 +154,7 @@ async def preflight(endpoint: Endpoint, within_s: float = PREFLIGHT_S) -> None:
                     await ask_nothing(endpoint, api, error)
     except (openai.APIConnectionError, TimeoutError) as error:
         endpoint.raise_unreachable(error, within_s)
-    except retry.ERRORS:
+    except ERRORS:
         return
 
 
@@ -151,23 +167,143 @@ async def ask_nothing(endpoint: Endpoint, api: openai.AsyncOpenAI, unlisted: Exc
     try:
         decoded((await api.chat.completions.with_raw_response.create(**body)).content)
     except BadReply as error:
-        hint = retry.address_hint(endpoint.base_url)
+        hint = address_hint(endpoint.base_url)
         raise UserError(f"critique.base_url = '{endpoint.base_url}' answers with {error}{hint}") from error
     except openai.APIStatusError as error:
         if error.status_code in (401, 403):
             raise endpoint.key_refused(error) from error
         absent = error.status_code in (404, 405, 501)
-        if absent and retry.meaning(unlisted) in ("no_access", "forbidden"):
+        if absent and meaning_of(unlisted) in ("no_access", "forbidden"):
             raise endpoint.key_refused(unlisted) from error
-        doubt = endpoint.doubt(error) if absent else None
-        if doubt:
+        if absent and (doubt := endpoint.doubt(error)):
             raise doubt from error
-    except retry.ERRORS:
+    except ERRORS:
         return
 
 
+def meaning_of(error: Exception) -> Meaning:
+    """Sorts an error of the client into the things that can be done about it.
+
+    `forbidden` may be meant for one request (a moderated input) or for the key.
+    """
+    if not isinstance(error, STATED):
+        return "again"
+    if error.status_code == 402 or names_of(error) & NO_MONEY:
+        return "no_quota"
+    if error.status_code in (401, 403):
+        return "no_access" if error.status_code == 401 else "forbidden"
+    return "again" if error.status_code in PASSING or error.status_code >= 500 else "bad_request"
+
+
+def names_of(error: Exception) -> set[str]:
+    """What the endpoint calls the error: its code and its type, where it gives them as words."""
+    return {name for name in (getattr(error, "code", None), getattr(error, "type", None)) if isinstance(name, str)}
+
+
+def name_of(error: Exception) -> str:
+    """A short name for counting: the status code, `timeout`, `connection` or `bad_reply`."""
+    if isinstance(error, STATED):
+        return str(error.status_code)
+    if isinstance(error, (openai.APITimeoutError, TimeoutError)):
+        return "timeout"
+    return "connection" if isinstance(error, openai.APIConnectionError) else "bad_reply"
+
+
+def parameter_hint(error: Exception, section: Critique) -> str:
+    """What to change in the config when a 400 says that the model does not take a parameter that we send, or nothing.
+
+    A parameter is named in the field `param` of the error, or else in its words.
+    """
+    message, param = str(getattr(error, "message", "") or error), getattr(error, "param", None)
+    if not (names_of(error) & UNSUPPORTED_CODES or UNSUPPORTED.search(message)):
+        return ""
+    subject = param if isinstance(param, str) and param else message
+    other = "max_tokens" if section.token_limit == "max_completion_tokens" else "max_completion_tokens"
+    advice = {
+        r"max_(?:completion_)?tokens": f"set critique.token_limit={other}",
+        "temperature": "leave critique.temperature empty" if section.temperature is not None else "",
+        r"response_format|json_schema": "set critique.structured=false" if section.structured else "",
+        "top_p": "leave critique.top_p empty" if section.top_p is not None else "",
+        "reasoning_effort": "leave critique.reasoning_effort empty" if section.reasoning_effort else "",
+        **{re.escape(name): f"take critique.extra_body.{name} out" for name in section.extra_body},
+    }
+    return next((text for word, text in advice.items() if text and re.search(rf"\b(?:{word})\b", subject)), "")
+
+
+def address_hint(base_url: str) -> str:
+    """What may be wrong with an address at which nothing is found: it ends too late, or its `/v1` is missing."""
+    url, _ = address(base_url)
+    if CHAT_PATH.search(url):
+        return f"; leave the end out: critique.base_url={CHAT_PATH.sub('', url)}"
+    if not re.search(r"\bv\d", urlsplit(url).path):
+        return f"; is it critique.base_url={url.rstrip('/')}/v1 ?"
+    return ""
+
+
+def wait_s(error: Exception, attempt: int, rng: random.Random) -> float:
+    """Seconds before attempt `attempt` + 1 (from 0): what the endpoint asks for, else exponential with jitter."""
+    if (seconds := retry_after(error)) is not None:
+        return min(seconds, LONGEST_RETRY_AFTER_S)
+    return min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * rng.uniform(0.5, 1.0)
+
+
+def pause_s(error: Exception) -> float:
+    """Seconds that the endpoint asks for; all wait so long, since its limits are for all.
+
+    Gateways that put the error into a reply of 200 lose the header; their 429 makes all wait a moment.
+    """
+    if isinstance(error, RowError) and error.status_code == 429 and retry_after(error) is None:
+        return FIRST_WAIT_S
+    return min(retry_after(error) or 0.0, LONGEST_RETRY_AFTER_S)
+
+
+def retry_after(error: Exception) -> float | None:
+    """Seconds of the header Retry-After (a number or an HTTP date) or retry-after-ms; None without one."""
+    if not isinstance(error, STATED):
+        return None
+    headers = error.headers if isinstance(error, RowError) else error.response.headers
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        if "retry-after" not in headers:
+            return None
+        with suppress(ValueError):
+            return max(0.0, float(headers["retry-after"]))
+        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def hold_s(headers: Mapping[str, str], tokens: float) -> float:
+    """Seconds that all should wait because the endpoint says that nothing is left for one more request of `tokens`.
+
+    `x-ratelimit-reset-*` tells when everything is there again, `x-ratelimit-limit-*` how much that is; so much as one
+    request needs is there after its fraction of that time.
+    """
+    return max(_refill_s(headers, "requests", 1), _refill_s(headers, "tokens", tokens))
+
+
+def _refill_s(headers: Mapping[str, str], kind: str, need: float) -> float:
+    try:
+        remaining = float(headers.get(f"x-ratelimit-remaining-{kind}", "inf"))
+        limit = float(headers.get(f"x-ratelimit-limit-{kind}", "0"))
+    except ValueError:
+        return 0.0
+    if remaining >= need:
+        return 0.0
+    text, reset = headers.get(f"x-ratelimit-reset-{kind}", ""), 0.0
+    parts = SPAN.findall(text)
+    if parts and "".join(a + b for a, b in parts) == text:  # `6m0s`, `20ms`
+        reset = sum(float(amount) * SECONDS[unit] for amount, unit in parts)
+    else:
+        with suppress(ValueError):  # `1.5`, or a Unix time
+            reset = max(0.0, float(text) - time.time() if float(text) > 1e9 else float(text))
+    fraction = min(1.0, (need - remaining) / (limit - remaining)) if limit > remaining else 1.0
+    return min(reset * fraction, LONGEST_RETRY_AFTER_S)
+
+
 class BatchAPI:
-    """The Batch API of an endpoint. Calls are repeated as `retry` says; what no repetition helps is one clear line."""
+    """The Batch API of an endpoint. Calls are repeated as `wait_s` says; what no repetition helps is one clear line."""
 
     def __init__(self, endpoint: Endpoint, seed: int) -> None:
         self.endpoint = endpoint
@@ -182,26 +318,24 @@ class BatchAPI:
                 await self.client.batches.list(limit=1)
         except (openai.APIConnectionError, TimeoutError) as error:
             self.endpoint.raise_unreachable(error, PREFLIGHT_S)
-        except retry.ERRORS as error:
-            if retry.meaning(error) != "again":
+        except ERRORS as error:
+            if meaning_of(error) != "again":
                 self.raise_refused(error)
 
     async def find_or_create(self, chunk: str, content: bytes) -> Batch:
         """The batch of that chunk, newly created; found again where a create went through though its reply was lost."""
         name = f"minos-{chunk}.jsonl"
         file = await self._call(lambda: self.client.files.create(file=(name, content), purpose="batch"))
-        attempt = 0
-        while True:
+        for attempt in count():
             try:
                 return await self.client.batches.create(
                     input_file_id=file.id, endpoint=CHAT, completion_window="24h", metadata={CHUNK: chunk}
                 )
-            except retry.ERRORS as error:
+            except ERRORS as error:
                 await self._pause(error, attempt)
-            batch = await self.find(chunk)
-            if batch is not None:
+            if batch := await self.find(chunk):
                 return batch
-            attempt += 1
+        raise AssertionError("`_pause` ends the attempts")
 
     async def find(self, chunk: str) -> Batch | None:
         """The batch whose metadata names the chunk; all pages of the list are read."""
@@ -222,18 +356,14 @@ class BatchAPI:
         """The rows of a result file; what is no JSON object is left out (its request then counts as missing)."""
         if file_id is None:
             return []
-
-        async def download() -> bytes:
-            return (await self.client.files.content(file_id)).content
-
-        return list(_objects(await self._call(download, f"result file {file_id}", record)))
+        file = await self._call(lambda: self.client.files.content(file_id), f"result file {file_id}", record)
+        return list(_objects(file.content))
 
     async def _call(self, send: Callable[[], Awaitable[T]], what: str = "", record: str = "") -> T:
-        attempt = 0
-        while True:
+        for attempt in count():
             try:
                 return await send()
-            except retry.ERRORS as error:
+            except ERRORS as error:
                 if what and isinstance(error, openai.NotFoundError):
                     key = f"the key in ${self.endpoint.section.api_key_env}"
                     raise UserError(
@@ -241,25 +371,25 @@ class BatchAPI:
                         f"bought with, or delete {record} to buy it again"
                     ) from error
                 await self._pause(error, attempt)
-            attempt += 1
+        raise AssertionError("`_pause` ends the attempts")
 
     async def _pause(self, error: Exception, attempt: int) -> None:
         """Waits before the next attempt, or raises the line that says why there is none."""
-        if retry.meaning(error) != "again":
+        if meaning_of(error) != "again":
             self.raise_refused(error)
         if attempt >= self.endpoint.limits.max_retries:
             url, message = self.endpoint.base_url, self.endpoint.message(error)
             raise WorkStopped(f"critique: {url} does not answer ({message}); run again") from error
-        self.retries[retry.name(error)] += 1
-        await asyncio.sleep(retry.wait_s(error, attempt, self.rng))
+        self.retries[name_of(error)] += 1
+        await asyncio.sleep(wait_s(error, attempt, self.rng))
 
     def raise_refused(self, error: Exception) -> NoReturn:
         """UserError for an error that no repetition helps; the key is not in it."""
-        if retry.meaning(error) in ("no_quota", "no_access", "forbidden"):
+        if meaning_of(error) in ("no_quota", "no_access", "forbidden"):
             raise self.endpoint.key_refused(error) from error
         url, code = f"critique.base_url = '{self.endpoint.base_url}'", getattr(error, "status_code", 0)
         if code in (404, 405):
-            hint = retry.address_hint(self.endpoint.base_url)
+            hint = address_hint(self.endpoint.base_url)
             raise UserError(
                 f"critique.mode = 'batch': {url} has no Batch API ({code}); use critique.mode = 'online'{hint}"
             ) from error
@@ -274,40 +404,3 @@ def _objects(content: bytes) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(value, dict):
             yield value
-
-
-def request_line(key: str, body: dict[str, Any]) -> bytes:
-    """One row of an input file."""
-    return json.dumps({"custom_id": key, "method": "POST", "url": CHAT, "body": body}).encode() + b"\n"
-
-
-def read_lines(
-    section: Critique, messages: Mapping[str, Messages], lines: list[dict[str, Any]]
-) -> dict[str, Answer | Exception]:
-    """What came back for each request; an answer counts more than an error on the same one."""
-    results: dict[str, Answer | Exception] = {}
-    for line in lines:
-        key = str(line.get("custom_id"))
-        if isinstance(results.get(key), Answer):
-            continue
-        try:
-            results[key] = read_line(section, messages.get(key, []), line)
-        except (RowError, BadReply) as error:
-            results[key] = error
-    return results
-
-
-def read_line(section: Critique, messages: Messages, line: dict[str, Any]) -> Answer:
-    """The answer of one row, at the price of the Batch API. Raises RowError or BadReply for any other row."""
-    reply = line.get("response")
-    if not isinstance(reply, dict) or not reply:
-        error = error_inside({"error": line.get("error")}, {}) or RowError(503, None, "no response")
-        invalid = (error.code or "").startswith("invalid")
-        raise RowError(400 if invalid else error.status_code, error.code, error.message)
-    status, content = reply.get("status_code"), reply.get("body")
-    if status != 200:
-        error = error_inside(content, {}) or RowError(503, None, quoted(content or status))
-        http = status if isinstance(status, int) and status >= 400 else error.status_code
-        raise RowError(http, error.code, error.message)
-    answer = read(section, messages, content)
-    return replace(answer, cost_usd=PRICE * answer.cost_usd)

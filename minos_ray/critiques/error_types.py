@@ -15,13 +15,12 @@ import numpy as np
 from minos_ray.config.load import Config
 from minos_ray.config.schema import ERROR_TYPES, Critique, ErrorType
 from minos_ray.critiques.client import ask
-from minos_ray.critiques.endpoint import with_model
+from minos_ray.critiques.limits import with_model
 from minos_ray.critiques.prompts import MARKED, Case, Messages, Request, build_request, case_of
 from minos_ray.critiques.reply import Answer, Cache
-from minos_ray.critiques.select import Outlines
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.problems.split import problems_by_id, turns
+from minos_ray.problems.split import Outlines, problems_by_id, turns
 from minos_ray.steps.split import without_thinking
 from minos_ray.store.columns import SCHEMAS, Row, table
 from minos_ray.store.run import Manifest, Run
@@ -137,17 +136,15 @@ def plan(config: Config, run: Run) -> tuple[list[Task], dict[str, int]]:
     if config.inserted.count:
         rows = run.artefact("inserted").read().to_pylist()
         sources["inserted"] = [row for row in rows if not row["correct"]][:count]
-    tasks = [task(config, source, row, problems[row["problem_id"]]) for source, rows in sources.items() for row in rows]
+    section, prompt, tasks = critic(config), config.error_analysis.prompt, []
+    for source, rows in sources.items():
+        for row in rows:
+            case, steps = case_of(row, problems[row["problem_id"]]), tuple(wrong_steps(row["step_labels"]))
+            request = build_request(section, prompt, case, steps)
+            tasks.append(Task(source, row, row["error_types"] if source == "inserted" else None, request))
     if not tasks:
         raise UserError("error_analysis: no wrong train candidate has a labelled wrong step, and no error was inserted")
     return tasks, dict(passed_over)
-
-
-def task(config: Config, source: Literal["candidate", "inserted"], row: Row, problem: Row) -> Task:
-    """The request that asks for the types of one solution's wrong steps."""
-    steps = tuple(wrong_steps(row["step_labels"]))
-    request = build_request(critic(config), config.error_analysis.prompt, case_of(row, problem), steps)
-    return Task(source, row, row["error_types"] if source == "inserted" else None, request)
 
 
 def critic(config: Config) -> Critique:

@@ -1,14 +1,21 @@
-"""What requests may take: money (prices, `critique.max_usd`), requests per minute, tokens per minute."""
+"""What requests may take: money (prices, `critique.max_usd`), requests and tokens per minute, and failures, after which
+everything stops before more is spent.
+"""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from math import inf
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
+from minos_ray.config.resources import OFFLINE
 from minos_ray.config.schema import Critique
 from minos_ray.critiques.prompts import Messages
 from minos_ray.errors import UserError, WorkStopped
+from minos_ray.observe.failure import too_many_failed
 
 TABLE = Path(__file__).with_name("prices.yaml")
 USED = 0.97
@@ -17,6 +24,29 @@ SLACK_S = 0.5
 """So much unused time may be caught up with, but not what passed before the first start."""
 BYTES_PER_TOKEN = 3.0
 """Until an answer says better; English text has about four."""
+BAD_IN_A_ROW = 16
+"""So many answers of which none can be used stop the stage."""
+FEW_AT_FIRST, DOUBTS_IN_A_ROW = 3, 5
+"""So many refusals that look as if they were meant for every request: when nothing was answered yet, and after that."""
+
+MEANING = {
+    "bad_request": "every request is refused",
+    "bad_json": "no answer is JSON of the given schema; set critique.structured=false",
+    "bad_reply": "no reply is a chat completion; see critique.base_url",
+    "refused": "every answer is refused (content filter); see {prompt}",
+    "truncated": "answers are cut off at critique.max_tokens = {max_tokens}; raise critique.max_tokens (a model that "
+    "thinks before it writes needs several thousand), or set critique.reasoning_effort",
+    "empty": "answers hold no text; a model that thinks may have used up critique.max_tokens = {max_tokens}: raise it, "
+    "or set critique.reasoning_effort",
+    **dict.fromkeys(("unreadable_line", "unknown_type", "wrong_steps"), "no answer could be read; see {errors}"),
+}
+FORM = "no answer has the form of a critique; see {prompt}, or set critique.structured=true"
+
+AnyCritique = TypeVar("AnyCritique", bound=Critique)
+
+
+class EndpointGone(WorkStopped):
+    """The endpoint, or the storage of its answers, is down; a rerun goes on."""
 
 
 class StopAtBudget(WorkStopped):
@@ -25,18 +55,21 @@ class StopAtBudget(WorkStopped):
     tells_all = True
 
 
-@cache
-def price_table() -> dict[str, tuple[float, float]]:
-    """Model -> USD per million input and output tokens."""
-    sources = yaml.safe_load(TABLE.read_text())
-    return {model: (input, output) for source in sources for model, (input, output) in source["prices"].items()}
-
-
 def prices(section: Critique) -> tuple[float | None, float | None]:
     """USD per million input and output tokens: the config's, else the table's, else None."""
-    input, output = price_table().get(section.model, (None, None))
+    table = {model: usd for source in yaml.safe_load(TABLE.read_text()) for model, usd in source["prices"].items()}
     configured = section.usd_per_million_input, section.usd_per_million_output
+    input, output = table.get(section.model, (None, None))
     return (input if configured[0] is None else configured[0], output if configured[1] is None else configured[1])
+
+
+def with_model(section: AnyCritique) -> AnyCritique:
+    """The section with the name of the model that answers: the offline critic has one of its own."""
+    if section.base_url != OFFLINE:
+        return section
+    from minos_ray.miniature.critic_server import MODEL  # late: `minos check` needs no server
+
+    return section.model_copy(update={"model": MODEL})
 
 
 def has_prices(section: Critique) -> bool:
@@ -157,3 +190,72 @@ class Usage:
         """Tokens of a prompt of `size` bytes and its answer."""
         per_byte = self.prompt / self.bytes if self.bytes else 1 / BYTES_PER_TOKEN
         return size * per_byte + (self.completion / self.answers if self.answers else self.max_tokens)
+
+
+def advice(section: Critique, statuses: Counter[str]) -> str:
+    """What the most frequent of these statuses means, and which key would help."""
+    [(status, _)] = statuses.most_common(1)
+    keys = {"prompt": f"critique.prompt = {section.prompt}", "errors": "error_analysis.prompt"}
+    return MEANING.get(status, FORM).format(max_tokens=section.max_tokens, **keys)
+
+
+class StopRules:
+    """Counts how rows end, among `before` ones of earlier runs too, and says when to stop.
+
+    A status is what a reader made of an answer (`ok`: it can be used), or the outcome of a row without one.
+    """
+
+    def __init__(self, section: Critique, total: int, before: Mapping[str, int]) -> None:
+        self.section, self.total = section, total
+        self.critic = f"critique.model = '{section.model}' at critique.base_url = '{section.base_url}'"
+        self.before = Counter(before)
+        self.statuses: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.messages: dict[str, str] = {}
+        self.doubts = 0
+
+    def attempt_failed(self, error: str, message: str) -> Exception | None:
+        """A request came to nothing, whether it will be sent again or is set aside; `error` is its short name."""
+        self.errors[error] += 1
+        if error == "bad_reply" and not self._answers() and self.errors[error] >= BAD_IN_A_ROW:
+            return UserError(f"{self.critic}: {MEANING['bad_reply']}: {message}")
+        return None
+
+    def row_ended(self, status: str, message: str, doubt: Exception | None, in_flight: int) -> Exception | None:
+        """The last attempt of a row ended so. `doubt` is a reason to stop when others end like it.
+
+        A refusal comes at once, an answer takes its time: what is in flight is waited for before such a stop.
+        """
+        self.statuses[status] += 1
+        self.messages[status] = message
+        self.doubts = self.doubts + bool(doubt) if status in ("bad_request", "failed") else 0
+        if doubt and self.doubts >= self._doubts_to_stop() and not in_flight:
+            return doubt
+        if why := self.none_usable(message):
+            return why
+        if too_many_failed(failed := self.statuses["failed"], self.total):
+            return EndpointGone(f"critique: {failed} requests failed after all retries ({message}); run again to go on")
+        return None
+
+    def room(self) -> float:
+        """How many requests may be in flight: after a refusal only as many as it takes to be sure."""
+        return max(1, self._doubts_to_stop() - self.doubts) if self.doubts else inf
+
+    def none_usable(self, message: str) -> UserError | None:
+        """When none of the first answers can be used. Where these are all, the stage itself says what they are."""
+        seen = self.before + self.statuses
+        failed, usable = seen.pop("failed", 0), seen.pop("ok", 0)
+        count, refused = seen.total(), any(seen.total() == seen[kind] for kind in ("bad_request", "bad_json"))
+        if usable or count < min(BAD_IN_A_ROW, self.total) or (count + failed >= self.total and not refused):
+            return None
+        none = f"none of {count} answers can be used ({dict(seen.most_common())}): {advice(self.section, seen)}"
+        [(most_frequent, _)] = seen.most_common(1)  # what the advice is about; other rows may have ended last
+        message = self.messages.get(most_frequent) or message
+        return UserError(f"{self.critic}: {none}{f': {message}' if message else ''}")
+
+    def _doubts_to_stop(self) -> int:
+        return min(DOUBTS_IN_A_ROW if self._answers() else FEW_AT_FIRST, self.total)
+
+    def _answers(self) -> int:
+        seen = self.before + self.statuses
+        return seen.total() - seen["failed"] - seen["bad_request"]

@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -207,16 +207,13 @@ def error_inside(reply: Any, choice: Mapping[str, Any], headers: Mapping[str, st
     code = next((name for name in sorted(names, key=lambda name: name not in NO_MONEY) if not name.isdigit()), None)
     message = error.get("message")
     text = quoted(message if isinstance(message, str) else error)
-    return RowError(http_status(error.get("code"), names), code, text, headers)
-
-
-def http_status(code: Any, names: list[str]) -> int:
-    """The HTTP status that an error stands for: its code, else what its names mean, else that it may pass."""
-    if isinstance(code, str) and code.isdecimal() and len(code) == 3:
-        code = int(code)
-    if isinstance(code, int) and 400 <= code <= 599:
-        return code
-    return next((STATUS_OF[name] for name in names if name in STATUS_OF), 503)
+    # The HTTP status that it stands for: its code, else what its names mean, else that it may pass.
+    status = error.get("code")
+    if isinstance(status, str) and status.isdecimal() and len(status) == 3:
+        status = int(status)
+    if not isinstance(status, int) or not 400 <= status <= 599:
+        status = next((STATUS_OF[name] for name in names if name in STATUS_OF), 503)
+    return RowError(status, code, text, headers)
 
 
 def tokens(reply: Any, name: str) -> int | None:
@@ -328,26 +325,18 @@ class Cache:
         """What all answers of this run directory have cost so far."""
         names = (f"{FOLDER}/{name}" for name in run.files(FOLDER) if name.endswith(".jsonl"))
         for _, content in prefetch(run.read_bytes, names):
-            self._load(content.split(b"\n"))
+            for line in filter(None, content.split(b"\n")):
+                try:
+                    row = json.loads(line)
+                    key = row.pop("key")
+                    self.answers[key] = answer = checked(**row)
+                    self.spent_usd += answer.cost_usd
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    self.unreadable += 1  # torn by a crash: asked for again
         self.name = f"{FOLDER}/{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.parts = 0
         self.waiting: list[bytes] = []
         self.lock = asyncio.Lock()
-
-    def _load(self, lines: Iterable[bytes]) -> None:
-        """Takes in whole lines; one torn by a crash is counted and asked for again."""
-        for line in filter(None, lines):
-            try:
-                row = json.loads(line)
-                key = row.pop("key")
-                self.take(key, checked(**row))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                self.unreadable += 1
-
-    def take(self, key: str, answer: Answer) -> None:
-        """Takes in a row that is stored already."""
-        self.answers[key] = answer
-        self.spent_usd += answer.cost_usd
 
     async def add(self, key: str, answer: Answer) -> None:
         """Keeps a row for good."""
@@ -361,7 +350,8 @@ class Cache:
                     # Whoever waits tries again, behind the end of a line that is torn now.
                     self.waiting = [b"\n", *rows, *self.waiting]
                     raise
-        self.take(key, answer)
+        self.answers[key] = answer
+        self.spent_usd += answer.cost_usd
 
     def _write(self, content: bytes) -> None:
         """Local: appended and synced. Remote, where nothing can be appended: a small file of its own."""

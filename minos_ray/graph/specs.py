@@ -92,18 +92,18 @@ class Spec:
 # stage -> the function that does it
 FUNCTIONS = {
     "pretrain": "minos_ray.training.pretrain:pretrain",
-    "problems": "minos_ray.problems.stage:problems",
+    "problems": "minos_ray.problems.loaders:problems",
     "sample": "minos_ray.candidates.stage:sample",
     "label": "minos_ray.labels.stage:label",
     "critique": "minos_ray.critiques.stage:critique",
     "sft": "minos_ray.training.sft:sft",
-    "refine": "minos_ray.refine.stage:refine",
+    "refine": "minos_ray.rounds.refine:refine",
     "reward": "minos_ray.training.reward:reward",
     "score": "minos_ray.scoring.stage:score",
     "evaluate": "minos_ray.evaluation.stage:evaluate",
     "sweep": "minos_ray.study.stage:sweep",
     "study": "minos_ray.study.stage:study",
-    "teach": "minos_ray.teach.stage:teach",
+    "teach": "minos_ray.rounds.teach:teach",
     "report": "minos_ray.report.stage:report",
 }
 # Stages whose trials do other stages' work.

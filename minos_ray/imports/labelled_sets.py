@@ -36,7 +36,7 @@ from minos_ray.grading.graders import Grader, Grading
 from minos_ray.grading.latex import extract_latex
 from minos_ray.grading.same import same_text
 from minos_ray.imports.grouping import Collection, Policy, Row, Solution, usable
-from minos_ray.problems.table import text_of, text_or_none
+from minos_ray.problems.loaders import text_of, text_or_none
 from minos_ray.store.run import Manifest, Run
 
 RIGHT_BUT_WRONG = "right answer, wrong step"

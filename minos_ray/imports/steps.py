@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 from minos_ray.files.read import BadRow, is_hub, is_nothing
 from minos_ray.grading.latex import extract_latex
 from minos_ray.imports.grouping import Collection, Policy, Row, Solution, critique, usable
-from minos_ray.problems.table import text_of, text_or_none
+from minos_ray.problems.loaders import text_of, text_or_none
 from minos_ray.steps.split import is_texts, lines, own_solution, paragraphs_or_lines, without_thinking
 from minos_ray.store.run import Manifest, Run, open_path
 

@@ -9,8 +9,8 @@ from minos_ray.config import Count
 from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow, files, records
 from minos_ray.imports.grouping import OTHER_GOLD, Row, begin_import, candidate, require_rows, write_rows
-from minos_ray.problems import gsm8k, math, table
-from minos_ray.problems.table import text_of
+from minos_ray.problems import loaders
+from minos_ray.problems.loaders import text_of
 from minos_ray.store.run import Manifest, Run
 
 Split = Literal["train", "test"]
@@ -27,7 +27,7 @@ def import_gsm8k(
     calculations: bool = False,
 ) -> list[Manifest]:
     """Problems of a GSM8K file (with `split`), or of a folder with a file for each split."""
-    rows = loaded(gsm8k.load, src, split, limit, seed, calculations=calculations)
+    rows = loaded(loaders.gsm8k, src, split, limit, seed, calculations=calculations)
     options = {"split": split, "limit": limit, "seed": seed, "calculations": calculations}
     return [write_problems(run, "gsm8k", src, rows, options)]
 
@@ -36,7 +36,7 @@ def import_math(
     src: str, run: Run, *, split: Split | None = None, limit: Count | None = None, seed: int = 0
 ) -> list[Manifest]:
     """Problems of a MATH file (with `split`), or of a folder with a file for each split."""
-    rows = loaded(math.load, src, split, limit, seed)
+    rows = loaded(loaders.math, src, split, limit, seed)
     return [write_problems(run, "math", src, rows, {"split": split, "limit": limit, "seed": seed})]
 
 
@@ -85,7 +85,7 @@ def import_jsonl(
     model: str = "imported",
 ) -> list[Manifest]:
     """Problems of any jsonl, json, csv or Parquet file; `columns` and `categories` as in
-    `minos_ray.problems.table`.
+    `minos_ray.problems.loaders`.
 
     With `text` (the column of a candidate's text) rows are candidates: those with the same question (or the same id)
     belong to one problem, in file order.
@@ -93,12 +93,12 @@ def import_jsonl(
     options = {"split": split, "columns": columns, "dataset": dataset, "text": text, "model": model}
     if categories:  # so that an import without them is what it was to earlier versions
         options["categories"] = list(categories)
-    table.require_known_fields(columns or {})
-    table.require_new_columns(categories)
+    loaders.require_known_fields(columns or {})
+    loaders.require_new_columns(categories)
     if text is None:
-        rows = loaded(table.load, src, split, None, 0, columns=columns, dataset=dataset, categories=categories)
+        rows = loaded(loaders.table, src, split, None, 0, columns=columns, dataset=dataset, categories=categories)
         return [write_problems(run, "jsonl", src, rows, options)]
-    convert = partial(table.convert, names=columns or {}, categories=categories)
+    convert = partial(loaders.table_row, names=columns or {}, categories=categories)
     problems, candidates, dropped = grouped(src, split, convert, dataset, text, model)
     require_rows(candidates, src, dropped)
     artefacts = begin_import(run, ("problems", "candidates"), "jsonl", src, **options)
@@ -112,7 +112,7 @@ def grouped(
     src: str, split: str, convert: Callable[[Row], Row], dataset: str | None, text: str, model: str
 ) -> tuple[list[Row], list[Row], Counter[str]]:
     """Problems and their candidates from rows of one candidate each, which agree on the problem."""
-    dataset = table.dataset_name(src, dataset)
+    dataset = loaders.dataset_name(src, dataset)
     problems: dict[str, Row] = {}
     candidates: list[Row] = []
     dropped: Counter[str] = Counter()

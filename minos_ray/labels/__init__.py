@@ -1,1 +1,1 @@
-"""Stage `label`: grades answers and labels steps, by a function or by rollouts."""
+"""Stage `label`: grades answers, labels steps by a function or by rollouts, and puts errors into right solutions."""

@@ -1,11 +1,18 @@
-"""The artefact `rollouts`: labels of prefixes from their completions (Math-Shepherd), resumed problem by problem; and
-its worker: a batch of prefix trees in, one row per prefix out.
+"""The artefact `rollouts`: labels of prefixes of solutions from their completions (Math-Shepherd, arXiv 2312.08935).
+
+The prefixes of a problem's candidates form a tree: each distinct prefix once, its parent one step shorter. A prefix is
+*reached* when some continuation of it ends in the gold answer: a completion of its own, the remaining steps of a right
+candidate, or a continuation of a longer prefix, which also continues every shorter one.
 """
 
 import os
 import random
+import re
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from hashlib import blake2b
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -13,9 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
-from minos_ray.candidates.prompts import prompt_of
-from minos_ray.candidates.sampler import sampling_of
+from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request
+from minos_ray.candidates.prompts import prompt_of, sampling_of
 from minos_ray.candidates.stage import generator
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.resources import Engine
@@ -24,8 +30,8 @@ from minos_ray.errors import UserError
 from minos_ray.grading.graders import Grading
 from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import PROMPT_TOO_LONG, require_room
-from minos_ray.labels.rollout_plan import Tree, decide, forest, grow, ids_after, prefix_id, prefixes
 from minos_ray.problems.split import MOST_OUTLINED, count_rows, drawn, problems_by_id, rows_of_problems, turns
+from minos_ray.steps.encoding import token_ids
 from minos_ray.steps.split import own_solution
 from minos_ray.store import columns
 from minos_ray.store.columns import GRADED, Row
@@ -33,7 +39,154 @@ from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.units.run_units import Work, run_units, stored_units
 
-# A tree as the actors get it: `rollout_plan.Tree`, named by its problem.
+# The last tokens of the prompt that are decoded, to see how the first word of the solution reads behind them.
+CONTEXT = 8
+Statuses = Sequence[str]
+# draw(prefixes, count): statuses of `count` new completions of each of these prefixes; none where there is no room.
+Draw = Callable[[list[int], int], Sequence[Statuses]]
+ROOT = -1
+
+
+def prefixes(text: str, steps: Sequence[str]) -> tuple[list[str], bool]:
+    """The text up to the end of each step but the last, and whether the steps are parts of the text.
+
+    A prefix ends behind the step and the line breaks that follow it, where the author began the next step. When the
+    splitter rewrote more of the text than its white space, the flag is False and the steps are joined anew, one a
+    line.
+    """
+    ends = step_ends(text, steps)
+    if ends is None:
+        return ["".join(f"{step}\n" for step in steps[:k]) for k in range(1, len(steps))], False
+    return [text[:end] for end in ends[:-1]], True
+
+
+def step_ends(text: str, steps: Sequence[str]) -> list[int] | None:
+    """Where each step ends in the text; None when the steps are not its words in their order."""
+    ends, end = [], 0
+    for step in steps:
+        start = end + len(text[end:]) - len(text[end:].lstrip())
+        end = start + len(step)
+        if not text.startswith(step, start):  # white space may differ
+            match = re.compile(r"\s+".join(map(re.escape, step.split()))).match(text, start)
+            if match is None:
+                return None
+            end = match.end()
+        # Behind the last line break that follows. A space is left to the completer, whose tokens mostly begin with it.
+        gap = len(text[end:]) - len(text[end:].lstrip())
+        ends.append(max(end, text.rfind("\n", end, end + gap) + 1))
+    return ends
+
+
+def prefix_id(problem_id: str, prefix: str) -> str:
+    """A name for a prefix: the same for the same text of the same problem."""
+    return blake2b(f"{problem_id}\0{prefix}".encode(), digest_size=12).hexdigest()
+
+
+def ids_after(tokenizer: Any, prompt: Sequence[int], texts: Sequence[str]) -> list[tuple[list[int], bool]]:
+    """For each text its token ids behind the prompt, and whether prompt and ids then read exactly as prompt and text.
+
+    SentencePiece puts a space before a text that stands alone; behind a line break it does not, so the text is also
+    tokenised behind one.
+    """
+    decode, context = partial(tokenizer.decode, clean_up_tokenization_spaces=False), list(prompt[-CONTEXT:])
+    before, tokenised = decode(context), []
+    for text, ids in zip(texts, token_ids(tokenizer, texts), strict=True):
+        exact = decode([*context, *ids]) == before + text
+        if not exact:
+            line_break, both = token_ids(tokenizer, ["\n", f"\n{text}"])
+            behind = both[len(line_break) :]
+            exact = decode([*context, *behind]) == before + text
+            ids = behind if exact else ids
+        tokenised.append((ids, exact))
+    return tokenised
+
+
+class Tree(NamedTuple):
+    """The prefixes of one problem: the parent of each (an earlier prefix, or ROOT), the text it adds to its parent, and
+    whether a right candidate continues it."""
+
+    problem_id: str
+    parents: list[int]
+    pieces: list[str]
+    proven: list[bool]
+
+    def texts(self) -> list[str]:
+        """Every prefix in full."""
+        texts: list[str] = []
+        for parent, piece in zip(self.parents, self.pieces, strict=True):
+            texts.append(piece if parent == ROOT else texts[parent] + piece)
+        return texts
+
+
+class Decided(NamedTuple):
+    """Whether each prefix is reached, and the statuses of its own completions."""
+
+    reached: list[bool]
+    outcomes: list[list[str]]
+
+    def label(self, prefix: int) -> int:
+        """The hard label: 1 reached, 0 not reached by any completion, -1 without completions."""
+        return 1 if self.reached[prefix] else 0 if self.outcomes[prefix] else -1
+
+
+def grow(problem_id: str, solutions: Iterable[tuple[Sequence[str], bool]]) -> Tree:
+    """The tree of solutions, each given by its prefixes from short to long and whether it is right."""
+    tree = Tree(problem_id, [], [], [])
+    numbers: dict[str, int] = {}
+    for prefixes, correct in solutions:
+        parent, before = ROOT, ""
+        for prefix in prefixes:
+            if prefix not in numbers:
+                numbers[prefix] = len(tree.parents)
+                tree.parents.append(parent)
+                tree.pieces.append(prefix[len(before) :])
+                tree.proven.append(False)
+            parent, before = numbers[prefix], prefix
+            tree.proven[parent] |= correct
+    return tree
+
+
+def rounds(completions: int) -> list[int]:
+    """Completions of each round: 1, 1, 2, 4, ... so that at most half of a prefix's completions were not needed."""
+    counts: list[int] = []
+    while (done := sum(counts)) < completions:
+        counts.append(min(max(1, done), completions - done))
+    return counts
+
+
+def decide(parents: Sequence[int], proven: Sequence[bool], completions: int, soft: bool, draw: Draw) -> Decided:
+    """Completes each prefix `completions` times (`soft`), or in rounds until it is reached."""
+    decided = Decided([False] * len(parents), [[] for _ in parents])
+    for prefix in (prefix for prefix, right in enumerate(proven) if right):
+        reach(decided.reached, parents, prefix)
+    for count in [completions] if soft else rounds(completions):
+        undecided = [prefix for prefix, reached in enumerate(decided.reached) if soft or not reached]
+        if not undecided:
+            break
+        for prefix, statuses in zip(undecided, draw(undecided, count), strict=True):
+            decided.outcomes[prefix] += statuses
+            if "correct" in statuses:
+                reach(decided.reached, parents, prefix)
+    return decided
+
+
+def reach(reached: list[bool], parents: Sequence[int], prefix: int) -> None:
+    """Marks a prefix and all shorter ones of its branch."""
+    while prefix != ROOT and not reached[prefix]:
+        reached[prefix] = True
+        prefix = parents[prefix]
+
+
+def forest(trees: Sequence[Tree]) -> tuple[list[int], list[bool]]:
+    """Parents and proofs of several trees as one: the prefixes are numbered through."""
+    parents: list[int] = []
+    for tree in trees:
+        first = len(parents)
+        parents += [parent if parent == ROOT else parent + first for parent in tree.parents]
+    return parents, [proven for tree in trees for proven in tree.proven]
+
+
+# A tree as the actors get it: the fields of `Tree`, named by its problem.
 UNITS = pa.schema(
     [
         ("unit_id", pa.string()),
@@ -62,24 +215,23 @@ class Completer:
     def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """A row for each prefix of the batch, and its numbers: seconds, prefixes that went wrong by reason."""
         start = time.monotonic()
-        trees = [tree_of(row) for row in batch.to_pylist()]
+        trees = [Tree(*row.values()) for row in batch.to_pylist()]
         draws = Draws(self, trees)
         decided = decide(*forest(trees), self.rollouts.completions, self.rollouts.soft, draws)
-        rows = [draws.row(prefix, decided.label(prefix), statuses) for prefix, statuses in enumerate(decided.outcomes)]
+        rows = []
+        for prefix, (name, statuses) in enumerate(zip(draws.prefixes, decided.outcomes, strict=True)):
+            counts = {status: statuses.count(status) for status in ("correct", "no_answer", "timeout")}
+            counts |= {"completions": len(statuses), "tokens": draws.tokens[prefix]}
+            rows.append({**unlabelled(*name), "label": decided.label(prefix), **counts})
         stats = {INEXACT: draws.inexact, PROMPT_TOO_LONG: sum(row["label"] < 0 for row in rows)}
         return columns.table("rollouts", rows), {"seconds": time.monotonic() - start, **stats}
 
     @staticmethod
     def failed(units: pa.Table, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
         """The prefixes of poisoned problems: no completions, no label."""
-        trees = [tree_of(row) for row in units.to_pylist()]
+        trees = [Tree(*row.values()) for row in units.to_pylist()]
         rows = [unlabelled(tree.problem_id, text) for tree in trees for text in tree.texts()]
         return columns.table("rollouts", rows), {ENGINE_DIED: len(rows)}
-
-
-def tree_of(row: dict[str, Any]) -> Tree:
-    """A row of `UNITS` as a tree."""
-    return Tree(row["unit_id"], row["parents"], row["pieces"], row["proven"])
 
 
 def unlabelled(problem_id: str, text: str) -> dict[str, Any]:
@@ -89,22 +241,20 @@ def unlabelled(problem_id: str, text: str) -> dict[str, Any]:
 
 
 class Draws:
-    """The prefixes of a batch as requests. Called for completions, it samples and grades them (`rollout_plan.Draw`)."""
+    """The prefixes of a batch as requests. Called for completions, it samples and grades them (`Draw`)."""
 
     def __init__(self, completer: Completer, trees: list[Tree]) -> None:
         self.completer, self.round, self.inexact = completer, 0, 0
         self.prefixes = [(tree.problem_id, text) for tree in trees for text in tree.texts()]
-        self.ids = [ids for tree in trees for ids in self.encode(tree)]
+        # What each completion continues: the prompt and the prefix.
+        self.ids: list[list[int]] = []
+        for tree in trees:
+            prompt = completer.prompt(completer.problems[tree.problem_id]["question"], completer.tokenizer)
+            tokenised = ids_after(completer.tokenizer, prompt, tree.texts())
+            self.inexact += sum(not exact for _, exact in tokenised)
+            self.ids += [[*prompt, *ids] for ids, _ in tokenised]
         self.tokens = [0] * len(self.prefixes)
         self.name = f"{completer.seed} rollouts {trees[0].problem_id}"
-
-    def encode(self, tree: Tree) -> list[list[int]]:
-        """The ids that each completion continues: those of the prompt and of the prefix."""
-        question = self.completer.problems[tree.problem_id]["question"]
-        prompt = self.completer.prompt(question, self.completer.tokenizer)
-        tokenised = ids_after(self.completer.tokenizer, prompt, tree.texts())
-        self.inexact += sum(not exact for _, exact in tokenised)
-        return [[*prompt, *ids] for ids, _ in tokenised]
 
     def __call__(self, prefixes: list[int], count: int) -> list[list[str]]:
         """Statuses of `count` new completions of each of these prefixes; none where there is no room for them."""
@@ -118,24 +268,14 @@ class Draws:
             for text in texts
             if text.reason != PROMPT_TOO_LONG
         ]
+        # Each is graded together with its prefix, as a candidate would be.
+        golds = [self.completer.problems[self.prefixes[prefix][0]]["answer"] for prefix, _ in completions]
+        grades = self.completer.grading(golds, [self.prefixes[prefix][1] + text.text for prefix, text in completions])
         outcomes: dict[int, list[str]] = {prefix: [] for prefix in prefixes}
-        for (prefix, text), status in zip(completions, self.grade(completions), strict=True):
-            outcomes[prefix].append(status)
+        for (prefix, text), grade in zip(completions, grades, strict=True):
+            outcomes[prefix].append(grade.status)
             self.tokens[prefix] += text.tokens
         return list(outcomes.values())
-
-    def grade(self, completions: list[tuple[int, Text]]) -> list[str]:
-        """The outcome of each completion, graded together with its prefix, as a candidate would be."""
-        problems = [self.completer.problems[self.prefixes[prefix][0]] for prefix, _ in completions]
-        texts = [self.prefixes[prefix][1] + text.text for prefix, text in completions]
-        return [graded.status for graded in self.completer.grading([p["answer"] for p in problems], texts)]
-
-    def row(self, prefix: int, label: int, statuses: list[str]) -> dict[str, Any]:
-        """One row of the artefact."""
-        problem_id, text = self.prefixes[prefix]
-        counts = {status: statuses.count(status) for status in ("correct", "no_answer", "timeout")}
-        row = {**unlabelled(problem_id, text), "label": label}
-        return {**row, "completions": len(statuses), **counts, "tokens": self.tokens[prefix]}
 
 
 class Plan(NamedTuple):
@@ -248,10 +388,8 @@ def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> li
     names = set(problem_ids)
     if limit is not None:
         names &= drawn(count_rows(run.artefact("candidates"), names), MOST_OUTLINED)[0]
-    columns, order = (
-        ["candidate_id", "problem_id", "text"],
-        [("problem_id", "ascending"), ("candidate_id", "ascending")],
-    )
+    columns = ["candidate_id", "problem_id", "text"]
+    order = [("problem_id", "ascending"), ("candidate_id", "ascending")]
     ids = rows_of_problems(run.artefact("candidates"), columns[:2], names).sort_by(order)
     if limit is None or limit >= len(ids):
         rows = rows_of_problems(run.artefact("candidates"), columns, names)
@@ -265,8 +403,8 @@ def chosen(run: Run, problem_ids: list[str], limit: int | None, seed: int) -> li
 def complete_missing(config: Config, run: Run, target: Artefact, plan: Plan, model: Model) -> int:
     """Completes the trees that are not stored; returns how many prefixes were stored before.
 
-    A problem that is stored with another number of prefixes is plan again: grading has a time limit, so that one call
-    can leave out a candidate that the next one grades.
+    A problem that is stored with another number of prefixes is completed again: grading has a time limit, so that one
+    call can leave out a candidate that the next one grades.
     """
     assert config.label.rollouts is not None
     rows = np.array([len(tree.parents) for tree in plan.trees], np.int64)

@@ -19,9 +19,8 @@ from minos_ray.errors import UserError, errors_of
 from minos_ray.grading.graders import Graded, Grader, Grading
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.graph.state import Todo
-from minos_ray.inserted.stage import inserted
-from minos_ray.labels.rollout_plan import prefix_id, prefixes
-from minos_ray.labels.rollouts import rollouts
+from minos_ray.labels.inserted import inserted
+from minos_ray.labels.rollouts import prefix_id, prefixes, rollouts
 from minos_ray.problems.split import read_problems
 from minos_ray.steps.split import after_first_error, first_error, is_texts, own_solution
 from minos_ray.store import columns
@@ -123,8 +122,7 @@ def label(config: Config, run: Run) -> Manifest:
 
 def label_candidates(config: Config, run: Run) -> Manifest:
     """Labels every candidate of the run; a rerun labels only the slices of candidates that are missing."""
-    done = fresh(config, run, "labels")
-    if done is not None:
+    if done := fresh(config, run, "labels"):
         if config.label.rollouts and "import" in done.inputs:  # no stage replaces what was imported
             raise UserError(
                 "label.rollouts is set, but the labels of this run were imported; delete its folder labels/"
@@ -136,12 +134,6 @@ def label_candidates(config: Config, run: Run) -> Manifest:
     if config.label.rollouts:
         rollouts(config, run)
     target = begin(config, run, "labels")
-    label_missing(config, run, target, units)
-    return finish(target, rows_of_units(units), time.monotonic() - start)
-
-
-def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -> None:
-    """Labels the units that are not stored yet, on the actors of `resources.grade`."""
     missing = units.filter(pa.array(~stored_units(target, units["unit_id"].combine_chunks())))
     rows = rows_of_units(units)
     work = Work(
@@ -154,6 +146,7 @@ def label_missing(config: Config, run: Run, target: Artefact, units: pa.Table) -
         rows_before=rows - rows_of_units(missing),
     )
     run_units(run, "labels", missing, work, config.resources)
+    return finish(target, rows, time.monotonic() - start)
 
 
 def plan(candidates: Artefact) -> pa.Table:
@@ -196,40 +189,38 @@ class Labeller:
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Labels of all candidates of the units, and how many had which status."""
-        candidates = [row for unit in units.to_pylist() for row in self._rows(unit)]
-        problems = self._problems({row["problem_id"] for row in candidates})
+        candidates = []
+        for unit in units.to_pylist():
+            # The last part stays in memory, since its slices follow one another.
+            if self.part is None or self.part[0] != unit["part"]:
+                columns_read = ["candidate_id", "problem_id", "text"]
+                self.part = (unit["part"], self.candidates.read_part(unit["part"], columns_read))
+            candidates += self.part[1].slice(unit["first"], unit["rows"]).to_pylist()
+        # Those of a large run would not fit into every actor as objects.
+        names = pa.array({row["problem_id"] for row in candidates}, pa.string())
+        asked = self.problems.filter(pc.is_in(self.problems["problem_id"], value_set=names)).to_pylist()
+        problems = {row["problem_id"]: row for row in asked}
         rows = [row for row in candidates if row["problem_id"] in problems]
         golds = [problems[row["problem_id"]]["answer"] for row in rows]
         grades = self.grading(golds, [row["text"] for row in rows])
         self.label_steps.counts.clear()
-        labels = [self._label(row, problems[row["problem_id"]], g) for row, g in zip(rows, grades, strict=True)]
+        labels = [
+            {
+                "candidate_id": row["candidate_id"],
+                "problem_id": row["problem_id"],
+                "answer": grade.answer,
+                "correct": grade.correct,
+                "status": grade.status,
+                **self.label_steps(problems[row["problem_id"]], row["text"], grade),
+            }
+            for row, grade in zip(rows, grades, strict=True)
+        ]
         stats: Counter[str] = Counter(grade.status for grade in grades)
         stats.update(self.label_steps.counts)
         stats["stepless"] = sum(not row["steps"] for row in labels)
         stats["strict_correct"] = sum(self.grading.strict(golds, [row["text"] for row in rows]))
         stats[NO_PROBLEM] = len(candidates) - len(rows)
         return columns.table("labels", labels), dict(stats)
-
-    def _rows(self, unit: dict[str, Any]) -> list[dict[str, Any]]:
-        """The candidates of a unit. The last part stays in memory, since its slices follow one another."""
-        if self.part is None or self.part[0] != unit["part"]:
-            self.part = (unit["part"], self.candidates.read_part(unit["part"], ["candidate_id", "problem_id", "text"]))
-        return self.part[1].slice(unit["first"], unit["rows"]).to_pylist()
-
-    def _problems(self, names: set[str]) -> dict[str, dict[str, Any]]:
-        """These problems by id; those of a large run would not fit into every actor as objects."""
-        rows = self.problems.filter(pc.is_in(self.problems["problem_id"], value_set=pa.array(names, pa.string())))
-        return {row["problem_id"]: row for row in rows.to_pylist()}
-
-    def _label(self, candidate: dict[str, Any], problem: dict[str, Any], grade: Graded) -> dict[str, Any]:
-        return {
-            "candidate_id": candidate["candidate_id"],
-            "problem_id": candidate["problem_id"],
-            "answer": grade.answer,
-            "correct": grade.correct,
-            "status": grade.status,
-            **self.label_steps(problem, candidate["text"], grade),
-        }
 
 
 def functions(config: Config, stages: Set[str]) -> Iterator[NamedFunction]:

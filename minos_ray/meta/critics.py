@@ -12,13 +12,11 @@ from typing import Any, NamedTuple, get_args
 
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import MetaCritic
-from minos_ray.critiques.checks import prompt_function
 from minos_ray.critiques.client import ask
-from minos_ray.critiques.endpoint import with_model
-from minos_ray.critiques.limits import has_prices
+from minos_ray.critiques.limits import has_prices, with_model
 from minos_ray.critiques.prompts import EXAMPLE, Case, Request, build_request
 from minos_ray.critiques.reply import BOUGHT, Answer, Cache, Outcome
-from minos_ray.critiques.stage import critique_status
+from minos_ray.critiques.stage import critique_status, prompt_function
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import UNSET, VERSIONS, without_neutral
 from minos_ray.problems.split import read_problems

@@ -1,1 +1,1 @@
-"""Problems: one loader per format, and the miniature."""
+"""Stage `problems`: its loaders; and choices among the rows of a split, for all later stages."""

@@ -18,14 +18,15 @@ from minos_ray.candidates.engine import (
     ENGINE_DIED,
     Generator,
     Text,
+    candidates,
     cpu_dtype,
     dead_engine,
     die,
     import_vllm,
+    numbers,
     stable_seed,
 )
-from minos_ray.candidates.prompts import prompt_of
-from minos_ray.candidates.sampler import candidates, numbers, sampling_of
+from minos_ray.candidates.prompts import prompt_of, sampling_of
 from minos_ray.cluster.room import on_nodes
 from minos_ray.config.load import resolve
 from minos_ray.config.resources import Engine, Scoring

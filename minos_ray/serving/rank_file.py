@@ -57,7 +57,7 @@ class CriticTask:
     @property
     def critic(self) -> MetaCritic:
         """The critic, with the name of the model that answers."""
-        from minos_ray.critiques.endpoint import with_model
+        from minos_ray.critiques.limits import with_model
 
         return with_model(self.config.meta.critics[NAME])
 

@@ -23,12 +23,11 @@ from minos_ray.config.load import Config, assign, build
 from minos_ray.config.training import VerifierKind
 from minos_ray.critiques.limits import StopAtBudget
 from minos_ray.critiques.reply import Cache
-from minos_ray.critiques.select import select
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import Spec, fingerprint_of, inputs, is_fresh, specs
 from minos_ray.graph.state import state_of
 from minos_ray.pipeline import ORDER, open_run, run_all
-from minos_ray.problems.split import NOT_DRAWN, count_rows, drawn, rows_of_problems
+from minos_ray.problems.split import NOT_DRAWN, count_rows, drawn, rows_of_problems, select
 from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.model_files import absolute
 from minos_ray.store.run import Artefact, Run, fingerprint

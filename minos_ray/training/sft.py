@@ -22,7 +22,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Dpo, Reward, Sft, StepEncoding
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.inserted.reading import without_annotations
+from minos_ray.labels.calculations import without_annotations
 from minos_ray.problems.split import read_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.split import without_thinking

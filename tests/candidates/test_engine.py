@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from minos_ray.candidates.engine import Generator, Request, Text, arguments, cpu_dtype, stable_seed
-from minos_ray.candidates.prompts import plain
-from minos_ray.candidates.sampler import sampling_of
+from minos_ray.candidates.prompts import plain, sampling_of
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Model, Sample
 from minos_ray.graph.lengths import longest

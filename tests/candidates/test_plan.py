@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.candidates import stage
-from minos_ray.candidates.sampler import Units, plan, task_units
+from minos_ray.candidates.stage import Units, plan, task_units
 
 WANTED = st.lists(st.integers(0, 40), max_size=6)
 
@@ -70,7 +70,7 @@ def test_blocks_of_problems_are_planned_as_one(monkeypatch: pytest.MonkeyPatch) 
     table = none_stored(wanted)
     table[[0, 2, 2], [1, 0, 6]] = True
     whole = rows(plan(wanted, table, 3))
-    monkeypatch.setattr("minos_ray.candidates.sampler.BLOCK", 2)
+    monkeypatch.setattr("minos_ray.candidates.stage.BLOCK", 2)
     assert rows(plan(wanted, table, 3)) == whole
 
 

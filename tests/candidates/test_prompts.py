@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from minos_ray.candidates import prompts
-from minos_ray.candidates.sampler import sampling_of
+from minos_ray.candidates.prompts import sampling_of
 from minos_ray.config.schema import Sample
 from minos_ray.errors import UserError
 from minos_ray.steps import encoding

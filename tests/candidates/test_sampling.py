@@ -16,9 +16,8 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from minos_ray.candidates.engine import Text
-from minos_ray.candidates.sampler import Sampler, candidates, plan
-from minos_ray.candidates.stage import extend, read_targets, sample, stored_candidates
+from minos_ray.candidates.engine import Sampler, Text, candidates
+from minos_ray.candidates.stage import extend, plan, read_targets, sample, stored_candidates
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Resources
 from minos_ray.config.schema import Model, Sample

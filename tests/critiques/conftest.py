@@ -94,14 +94,14 @@ def serve() -> Iterator[Callable[[Script], ScriptedServer]]:
 @pytest.fixture
 def ask(tmp_path: Path, serve: Serve, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """A client and a server; the first wait of a retry, when the endpoint asks for none, is short."""
-    monkeypatch.setattr("minos_ray.critiques.retry.FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr("minos_ray.critiques.endpoint.FIRST_WAIT_S", 0.05)
     return Ask(tmp_path, serve, make_config)
 
 
 @pytest.fixture
 def serve_batch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeBatch]:
     """`serve_batch(script, fate)` starts a server; retries of a call come at once."""
-    monkeypatch.setattr("minos_ray.critiques.retry.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("minos_ray.critiques.endpoint.FIRST_WAIT_S", 0.01)
     servers: list[BatchServer] = []
 
     def start(script: BatchScript = lambda *_: Reply(), fate: Callable[[int], Fate] = lambda _: Fate()) -> BatchServer:

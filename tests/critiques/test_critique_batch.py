@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from minos_ray.critiques import endpoint
-from minos_ray.critiques.batch import FOLDER, Plan, require_no_open_batches
+from minos_ray.critiques.batch import FOLDER, Plan, request_line, require_no_open_batches
 from minos_ray.critiques.limits import StopAtBudget, most_usd
 from minos_ray.critiques.reply import Cache
 from minos_ray.critiques.stage import critique
@@ -46,7 +45,7 @@ def test_what_is_sent_is_what_is_sent_online(ask_batch: AskBatch, serve_batch: S
 
 def test_chunks_stay_under_both_limits(ask_batch: AskBatch, serve_batch: ServeBatch) -> None:
     server = serve_batch()
-    line = len(endpoint.request_line(requests(1)[0].key, {"messages": requests(1)[0].messages}))
+    line = len(request_line(requests(1)[0].key, {"messages": requests(1)[0].messages}))
     answers, details = ask_batch(server, rows=10, plan=Plan(requests=4, size=3 * line + 600, first_pause_s=0.02))
     sizes = [file.count(b"\n") for file in (server.files[b["input_file_id"]] for b in server.batches.values())]
     assert sum(sizes) == 10 and max(sizes) <= 4 and len(sizes) == len(details["batches"]) >= 3
@@ -181,7 +180,7 @@ def test_the_list_is_searched_over_all_its_pages(ask_batch: AskBatch, serve_batc
     with pytest.raises(WorkStopped, match="does not answer"):
         ask_batch(server, client={"max_retries": 0})
     server.hooks.clear()
-    other = server.keep(endpoint.request_line("another", {}))
+    other = server.keep(request_line("another", {}))
     for _ in range(5):
         fixed = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": None}
         server.create({"input_file_id": other, **fixed})

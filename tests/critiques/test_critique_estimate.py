@@ -2,9 +2,8 @@
 
 import asyncio
 
-from minos_ray.critiques.checks import expected_cost
 from minos_ray.critiques.reply import Answer, Cache
-from minos_ray.critiques.stage import chosen
+from minos_ray.critiques.stage import chosen, expected_cost
 from minos_ray.store.run import Run
 from tests.critiques.scripted import MakeConfig, MakeRun
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.config.schema import Critique
+from minos_ray.critiques.endpoint import hold_s
 from minos_ray.critiques.limits import (
     SLACK_S,
     TABLE,
@@ -25,7 +26,6 @@ from minos_ray.critiques.limits import (
     priced,
     prices,
 )
-from minos_ray.critiques.retry import hold_s
 from minos_ray.errors import UserError
 from tests.critiques.asking import Ask, requests
 from tests.critiques.scripted import Reply

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minos_ray.critiques.endpoint import Endpoint, preflight
-from minos_ray.critiques.retry import EndpointGone
+from minos_ray.critiques.limits import EndpointGone
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run
 from tests.critiques.asking import Ask, only

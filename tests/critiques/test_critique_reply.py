@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minos_ray.config.schema import Critique
-from minos_ray.critiques.endpoint import read_lines
+from minos_ray.critiques.batch import read_lines
+from minos_ray.critiques.endpoint import meaning_of
 from minos_ray.critiques.reply import (
     BOUGHT,
     Answer,
@@ -23,7 +24,6 @@ from minos_ray.critiques.reply import (
     read,
     thought_only,
 )
-from minos_ray.critiques.retry import meaning
 from minos_ray.steps.critique_text import parse_critique
 
 SECTION = Critique(max_tokens=100, usd_per_million_input=1e6, usd_per_million_output=1e6)
@@ -176,7 +176,7 @@ SAID = "Rate limit exceeded: free-models-per-day"
 def test_an_error_in_a_reply_of_200_counts_as_itself(value: Any, sorted_as: str, told: str) -> None:
     with pytest.raises(RowError) as error:
         read(SECTION, MESSAGES, value)
-    assert meaning(error.value) == sorted_as and told in str(error.value)
+    assert meaning_of(error.value) == sorted_as and told in str(error.value)
 
 
 def test_text_that_is_all_beside_the_content() -> None:
@@ -209,7 +209,7 @@ def test_any_json_is_an_answer_or_an_error_that_is_known(value: Any, section: Cr
         answer = read(section, MESSAGES, value)
     except (BadReply, RowError) as error:
         str(error).encode()
-        assert meaning(error) in ("again", "bad_request", "forbidden", "no_access", "no_quota")
+        assert meaning_of(error) in ("again", "bad_request", "forbidden", "no_access", "no_quota")
         return
     assert answer.outcome in BOUGHT and answer.cost_usd >= 0
     pa.Table.from_pylist([vars(answer)], schema=pa.schema([("text", pa.string()), ("prompt_tokens", pa.int64())]))

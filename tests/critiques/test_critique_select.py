@@ -9,8 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minos_ray.critiques.error_types import wrong_steps
-from minos_ray.critiques.select import OUTLINED, Outlines, Row, distinct, select, select_stored
-from minos_ray.problems.split import count_rows, quota, round_robin
+from minos_ray.problems.split import (
+    OUTLINED,
+    Outlines,
+    Row,
+    count_rows,
+    distinct,
+    quota,
+    round_robin,
+    select,
+    select_stored,
+)
 from minos_ray.problems.split import drawn as drawn_problems
 from minos_ray.store import columns
 from minos_ray.store.run import Run
@@ -139,7 +148,7 @@ def test_choosing_without_texts_chooses_the_same_rows(
     found, expected = select_stored(labels, train, count, share, 3), select(of_train, count, share, 3)
     assert found == expected and all(list(row) == OUTLINED for row in found.rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minos_ray.critiques.select.MOST_OUTLINED", 5)
+        patch.setattr("minos_ray.problems.split.MOST_OUTLINED", 5)
         chosen, left_out = drawn_problems(count_rows(labels, train), 5)
         expected = select([row for row in of_train if row["problem_id"] in chosen], count, share, 3)
         expected.passed_over |= {"problem_not_drawn": left_out} if left_out else {}

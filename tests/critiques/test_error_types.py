@@ -13,7 +13,7 @@ from minos_ray.critiques.error_types import DEFINITIONS, classify, error_types, 
 from minos_ray.critiques.prompts import Case
 from minos_ray.errors import UserError
 from minos_ray.evaluation.verdicts import by_critic
-from minos_ray.inserted.stage import inserted
+from minos_ray.labels.inserted import inserted
 from minos_ray.miniature.critic_server import MODEL, read_prompt
 from minos_ray.store.columns import validate
 from minos_ray.store.run import Run

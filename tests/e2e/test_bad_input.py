@@ -95,7 +95,7 @@ def test_duplicate_ids(config: Path, tmp_path: Path) -> None:
     rows = [{"id": "a", "q": "one?", "a": "1"}, {"id": "a", "q": "two?", "a": "2"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = "{columns: {question: q, answer: a, id: id}}"
-    override = [f"problems.train.options={columns}", "problems.train.loader=minos_ray.problems.table:load"]
+    override = [f"problems.train.options={columns}", "problems.train.loader=minos_ray.problems.loaders:table"]
     refused(minos("problems", str(config), *override), "'a'", "id")
 
 

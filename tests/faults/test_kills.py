@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from minos_ray.cluster.connect import disconnect
-from minos_ray.problems.stage import problems
+from minos_ray.problems.loaders import problems
 from minos_ray.store import columns
 from tests.faults.chaos_processes import Watch
 from tests.faults.chaos_round import Round, measure

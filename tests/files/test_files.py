@@ -16,7 +16,7 @@ from minos_ray.errors import UserError
 from minos_ray.files.read import BadRow, read_parquet, records
 from minos_ray.grading.grade_file import grade_file
 from minos_ray.imports import bring
-from minos_ray.problems.table import load
+from minos_ray.problems.loaders import table as load
 from minos_ray.store.run import Run
 
 HEAD = "question,answer\n"

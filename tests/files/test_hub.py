@@ -52,7 +52,7 @@ def hub() -> Iterator[str]:
 def load(path: str, hub: str, home: Path, offline: str = "0") -> subprocess.CompletedProcess[str]:
     """The rows of a hub file, read in a process of its own (the hub's address is read at import)."""
     code = (
-        "from minos_ray.problems.gsm8k import load\nfrom minos_ray.errors import UserError\n"
+        "from minos_ray.problems.loaders import gsm8k as load\nfrom minos_ray.errors import UserError\n"
         f"try: print([row['answer'] for row in load({path!r}, 'train', None, 0)])\n"
         "except UserError as error: print('refused:', error)"
     )

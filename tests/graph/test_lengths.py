@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from minos_ray.candidates import stage
-from minos_ray.candidates.engine import Text
-from minos_ray.candidates.sampler import candidates
+from minos_ray.candidates.engine import Text, candidates
 from minos_ray.config.load import Config
 from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import Length, make_again

@@ -18,8 +18,8 @@ from minos_ray.store.run import Run, fingerprint
 CONFIG = """
 run: {run}
 problems:
-  train: {{loader: "minos_ray.problems.gsm8k:load", path: train.jsonl}}
-  test: {{loader: "minos_ray.problems.gsm8k:load", path: test.jsonl}}
+  train: {{loader: "minos_ray.problems.loaders:gsm8k", path: train.jsonl}}
+  test: {{loader: "minos_ray.problems.loaders:gsm8k", path: test.jsonl}}
 generator: {{model: run:models/base}}
 base: {{model: run:models/base}}
 pretrain: {{corpus: "a:b"}}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from minos_ray.candidates.prompts import chat, plain
 from minos_ray.config.schema import Model
-from minos_ray.labels.rollout_plan import ids_after, prefix_id, prefixes
+from minos_ray.labels.rollouts import ids_after, prefix_id, prefixes
 from minos_ray.steps import split as splitters
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minos_ray.labels.rollout_plan import ROOT, Draw, decide, forest, grow, rounds
+from minos_ray.labels.rollouts import ROOT, Draw, decide, forest, grow, rounds
 
 # Solutions as prefixes of letters: "ab" has the prefixes "a" and "ab"; many share their beginnings.
 SOLUTIONS = st.lists(st.tuples(st.text("ab", min_size=1, max_size=4), st.booleans()), min_size=1, max_size=6)

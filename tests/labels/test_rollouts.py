@@ -17,8 +17,7 @@ from minos_ray.config.load import Config, build
 from minos_ray.errors import UserError
 from minos_ray.grading.numbers import extract_number, same_number
 from minos_ray.graph.specs import inputs, spec
-from minos_ray.labels.rollout_plan import prefix_id
-from minos_ray.labels.rollouts import Completer, chosen, cost, make_plan, rollouts, unit_table
+from minos_ray.labels.rollouts import Completer, chosen, cost, make_plan, prefix_id, rollouts, unit_table
 from minos_ray.labels.stage import label
 from minos_ray.miniature import load
 from minos_ray.pipeline import check, findings

@@ -7,7 +7,7 @@ import pytest
 
 from minos_ray.config.schema import Label
 from minos_ray.grading.graders import graded
-from minos_ray.labels.rollout_plan import prefix_id
+from minos_ray.labels.rollouts import prefix_id
 from minos_ray.labels.stage import StepLabeller
 from minos_ray.store.run import Run
 from tests.runs import put

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
-from minos_ray.problems import gsm8k, math, table
-from minos_ray.problems.table import draw
+from minos_ray.problems import loaders
+from minos_ray.problems.loaders import draw
 from minos_ray.store import columns as schema
 
 NATALIA = {
@@ -30,25 +30,25 @@ def jsonl(path: Path, *rows: Any) -> str:
 
 
 def test_gsm8k_row(tmp_path: Path) -> None:
-    rows = list(gsm8k.load(jsonl(tmp_path / "a.jsonl", NATALIA), "train", None, 0))
+    rows = list(loaders.gsm8k(jsonl(tmp_path / "a.jsonl", NATALIA), "train", None, 0))
     solution = "In May: 48/2 = 24 clips.\nTogether 48+24 = 1,072 clips.\nThe answer is: 1072"
     expected = {"problem_id": "gsm8k-train-0", "dataset": "gsm8k", "split": "train", "question": NATALIA["question"]}
     assert rows == [{**expected, "answer": "1072", "solution": solution}]
-    kept = list(gsm8k.load(jsonl(tmp_path / "a.jsonl", NATALIA), "train", None, 0, calculations=True))
+    kept = list(loaders.gsm8k(jsonl(tmp_path / "a.jsonl", NATALIA), "train", None, 0, calculations=True))
     assert "48/2 = <<48/2=24>>24 clips." in kept[0]["solution"]
 
 
 def test_gsm8k_of_the_hub_is_the_same(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([NATALIA]), tmp_path / "train-00000-of-00001.parquet")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(NATALIA).encode()))
-    plain = list(gsm8k.load(jsonl(tmp_path / "a.jsonl", NATALIA), "train", None, 0))
+    plain = list(loaders.gsm8k(jsonl(tmp_path / "a.jsonl", NATALIA), "train", None, 0))
     for other in ("train-00000-of-00001.parquet", "a.jsonl.gz"):
-        assert list(gsm8k.load(str(tmp_path / other), "train", None, 0)) == plain
+        assert list(loaders.gsm8k(str(tmp_path / other), "train", None, 0)) == plain
 
 
 def test_math_row(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", CIRCLE, {**CIRCLE, "answer": "\\frac{\\sqrt{2}}{2}"})
-    boxed, given_ = list(math.load(path, "test", None, 0))
+    boxed, given_ = list(loaders.math(path, "test", None, 0))
     assert boxed["answer"] == "\\frac{1}{\\sqrt{2}}" and boxed["problem_id"] == "math-test-0"
     assert boxed["solution"].splitlines()[-1] == "The answer is: \\frac{1}{\\sqrt{2}}"
     assert given_["answer"] == "\\frac{\\sqrt{2}}{2}"
@@ -64,13 +64,13 @@ def test_math_row(tmp_path: Path) -> None:
     ],
 )
 def test_levels_and_subjects_of_math(tmp_path: Path, columns: dict[str, Any], expected: dict[str, str]) -> None:
-    (row,) = math.load(jsonl(tmp_path / "a.jsonl", {**CIRCLE, **columns}), "test", None, 0)
+    (row,) = loaders.math(jsonl(tmp_path / "a.jsonl", {**CIRCLE, **columns}), "test", None, 0)
     assert {name: row[name] for name in ("level", "subject") if name in row} == expected
 
 
 def test_table_with_categories(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"question": "1+1?", "answer": 2, "grade": 1, "topic": None})
-    (row,) = table.load(path, "test", None, 0, categories=["grade", "topic"])
+    (row,) = loaders.table(path, "test", None, 0, categories=["grade", "topic"])
     assert (row["grade"], row["topic"]) == ("1", None)
     for categories, words in (
         (["age"], "no column 'age'"),
@@ -78,20 +78,20 @@ def test_table_with_categories(tmp_path: Path) -> None:
         ("grade", "no list"),
     ):
         with pytest.raises(UserError, match=words):
-            list(table.load(path, "test", None, 0, categories=categories))
+            list(loaders.table(path, "test", None, 0, categories=categories))
 
 
 def test_table_with_a_column_map(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "mine.jsonl", {"q": "1+1?", "a": 2, "key": "x7", "why": "count"})
     columns = {"question": "q", "answer": "a", "id": "key", "solution": "why"}
-    rows = list(table.load(path, "test", None, 0, columns=columns))
+    rows = list(loaders.table(path, "test", None, 0, columns=columns))
     fields = {"problem_id": "x7", "dataset": "mine", "split": "test"}
     assert rows == [{**fields, "question": "1+1?", "answer": "2", "solution": "count"}]
 
 
 def test_table_of_csv_with_the_usual_names(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('question,answer\n"1+1, in words?",two\n')
-    rows = list(table.load(str(tmp_path / "a.csv"), "test", None, 0, dataset="words"))
+    rows = list(loaders.table(str(tmp_path / "a.csv"), "test", None, 0, dataset="words"))
     fields = {"problem_id": "words-test-0", "dataset": "words", "split": "test", "solution": None}
     assert rows == [{**fields, "question": "1+1, in words?", "answer": "two"}]
 
@@ -106,7 +106,7 @@ def test_bad_rows_are_set_aside_with_reasons(tmp_path: Path) -> None:
         {"question": ["x"], "answer": "#### 1"},
         {"question": "x", "answer": None},
     ]
-    rows = list(gsm8k.load(jsonl(tmp_path / "a.jsonl", bad[0], NATALIA, *bad[1:]), "train", None, 0))
+    rows = list(loaders.gsm8k(jsonl(tmp_path / "a.jsonl", bad[0], NATALIA, *bad[1:]), "train", None, 0))
     assert [row["problem_id"] for row in rows if "error" not in row] == ["gsm8k-train-1"]
     assert [(row["row"], row["error"]) for row in rows if "error" in row] == [
         (1, "not valid JSON"),
@@ -131,7 +131,7 @@ Load = Callable[..., Iterator[dict[str, Any]]]
         ("not json\n", "none of its 1 rows can be used: not valid JSON"),
     ],
 )
-@pytest.mark.parametrize("load", [gsm8k.load, table.load])
+@pytest.mark.parametrize("load", [loaders.gsm8k, loaders.table])
 def test_files_that_are_refused(tmp_path: Path, load: Load, content: str, words: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(UserError, match=words):
@@ -156,17 +156,17 @@ def test_paths_that_are_refused(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "torn.json").write_text("[1,")
     (tmp_path / "object.json").write_text("{}")
     with pytest.raises(UserError, match=words):
-        list(gsm8k.load(str(tmp_path / name), "train", None, 0))
+        list(loaders.gsm8k(str(tmp_path / name), "train", None, 0))
 
 
 def test_a_path_is_needed() -> None:
     with pytest.raises(UserError, match=r"problems\.train\.path is missing"):
-        list(gsm8k.load(None, "train", None, 0))
+        list(loaders.gsm8k(None, "train", None, 0))
 
 
 def test_an_unknown_field_in_the_column_map(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'gold' is none of question, answer, solution, id"):
-        list(table.load(jsonl(tmp_path / "a.jsonl", {}), "train", None, 0, columns={"gold": "a"}))
+        list(loaders.table(jsonl(tmp_path / "a.jsonl", {}), "train", None, 0, columns={"gold": "a"}))
 
 
 @given(st.integers(0, 60), st.integers(1, 60), st.integers(0, 5))
@@ -180,20 +180,20 @@ def test_a_draw_is_a_seeded_subset_in_order(rows: int, limit: int, seed: int) ->
 def test_a_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         jsonl(tmp_path / name, {"question": name, "answer": "1"})
-    assert [row["question"] for row in table.load(str(tmp_path), "train", None, 0)] == ["a.jsonl", "b.jsonl"]
+    assert [row["question"] for row in loaders.table(str(tmp_path), "train", None, 0)] == ["a.jsonl", "b.jsonl"]
 
 
 def test_real_gsm8k(shared_data: Path) -> None:
     for split, count in {"train": 7473, "test": 1319}.items():
-        rows = list(gsm8k.load(str(shared_data / "gsm8k" / f"{split}.jsonl"), split, None, 0))
+        rows = list(loaders.gsm8k(str(shared_data / "gsm8k" / f"{split}.jsonl"), split, None, 0))
         assert len(rows) == count
         schema.validate("problems", schema.table("problems", rows))
         assert not any("<<" in row["solution"] or "####" in row["solution"] for row in rows)
         assert all(row["answer"].replace(".", "").lstrip("-").isdigit() for row in rows)
-    assert len(list(gsm8k.load(str(shared_data / "gsm8k" / "test.jsonl"), "test", 100, 7))) == 100
+    assert len(list(loaders.gsm8k(str(shared_data / "gsm8k" / "test.jsonl"), "test", 100, 7))) == 100
 
 
 def test_real_math500(shared_data: Path) -> None:
-    rows = list(math.load(str(shared_data / "math500" / "test.jsonl"), "test", None, 0))
+    rows = list(loaders.math(str(shared_data / "math500" / "test.jsonl"), "test", None, 0))
     assert len(rows) == 500 and not any("error" in row for row in rows)
     schema.validate("problems", schema.table("problems", rows))

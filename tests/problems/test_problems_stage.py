@@ -8,11 +8,11 @@ import pytest
 
 from minos_ray.config.load import Config
 from minos_ray.errors import UserError
-from minos_ray.problems.stage import key, problems
+from minos_ray.problems.loaders import key, problems
 from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.run import Run
 
-TABLE = "minos_ray.problems.table:load"
+TABLE = "minos_ray.problems.loaders:table"
 
 
 def rows(*questions: str) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from minos_ray.graph import specs
 from minos_ray.graph.specs import begin
 from minos_ray.graph.state import status
 from minos_ray.imports import bring
-from minos_ray.problems.stage import problems
+from minos_ray.problems.loaders import problems
 from minos_ray.store import model_files
 from minos_ray.store.model_files import of_model, of_path
 from minos_ray.store.run import Run

@@ -12,7 +12,7 @@ from minos_ray.config.schema import Config
 from minos_ray.config.training import Reward, Sft
 from minos_ray.errors import UserError
 from minos_ray.problems.split import NOT_DRAWN
-from minos_ray.refine.sampled import candidates
+from minos_ray.rounds.refine import candidates
 from minos_ray.steps import encoding
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run

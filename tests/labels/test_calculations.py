@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.grading.numbers import MAX_DIGITS
-from minos_ray.inserted.errors import equation
-from minos_ray.inserted.reading import (
+from minos_ray.labels.calculations import (
     Refused,
     evaluate,
     given_numbers,
@@ -18,7 +17,8 @@ from minos_ray.inserted.reading import (
     read_solution,
     read_step,
 )
-from tests.inserted.gsm8k_cases import SAMPLES, SHARED, solution
+from minos_ray.labels.mistakes import equation
+from tests.labels.gsm8k_cases import SAMPLES, SHARED, solution
 
 TREES = st.recursive(
     st.integers(0, 99).map(str),

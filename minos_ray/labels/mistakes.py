@@ -1,4 +1,4 @@
-"""One error of a chosen type in a right solution, with all that follows from it.
+"""One error of a chosen type put into a right solution, with all that follows from it.
 
 Every later step that uses a wrong value is worked out again, its words and its answer too. A value is followed by what
 it is: where the same number may have come from elsewhere, the error is refused.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from minos_ray.config.schema import InsertedType
 from minos_ray.grading.numbers import canonical
-from minos_ray.inserted.reading import (
+from minos_ray.labels.calculations import (
     NUMBER_WORDS,
     Calculation,
     Piece,

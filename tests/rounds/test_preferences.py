@@ -9,11 +9,11 @@ from minos_ray.config.load import Config
 from minos_ray.config.training import Dpo, Refine, Reward
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin
-from minos_ray.refine.stage import agreeing, check_rounds, preferences, round_job
+from minos_ray.rounds.refine import agreeing, check_rounds, preferences, round_job
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
 from minos_ray.training.rows import Rows
-from tests.refine.test_refine import TEXTS, bought, config_of, label
+from tests.rounds.test_refine import TEXTS, bought, config_of, label
 from tests.runs import put
 from tests.scoring.test_judge import QUESTION
 from tests.tiny import tiny_model

@@ -19,8 +19,8 @@ from minos_ray.errors import WorkStopped
 from minos_ray.graph.specs import critic_chosen
 from minos_ray.graph.state import status
 from minos_ray.meta.measures import outcome_intervals
-from minos_ray.refine import sampled as sampling
-from minos_ray.refine.stage import refine
+from minos_ray.rounds import refine as sampling
+from minos_ray.rounds.refine import refine
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
 from minos_ray.training.log import read_log

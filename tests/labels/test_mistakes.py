@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import pytest
 
-from minos_ray.inserted.errors import donors_of, insert, slips, tidy, without, write_number
-from minos_ray.inserted.reading import Refused, read_expression, read_step
-from minos_ray.inserted.stage import WORDS, right_row, wrong_row
+from minos_ray.labels.calculations import Refused, read_expression, read_step
+from minos_ray.labels.inserted import WORDS, right_row, wrong_row
+from minos_ray.labels.mistakes import donors_of, insert, slips, tidy, without, write_number
 from minos_ray.steps.critique_text import agrees, parse_critique
-from tests.inserted.gsm8k_cases import BRANCHES, CHAIN, FOREIGN, MONEY, SAMPLES, SHARED, solution
-from tests.inserted.making import miscalculate, misuse_at, stray_after
+from tests.labels.gsm8k_cases import BRANCHES, CHAIN, FOREIGN, MONEY, SAMPLES, SHARED, solution
+from tests.labels.making import miscalculate, misuse_at, stray_after
 
 TYPES = ("calculation", "logical", "unrelated", "accumulation")
 DONORS = donors_of([solution(FOREIGN, "f")])

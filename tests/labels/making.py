@@ -3,8 +3,8 @@
 from dataclasses import replace
 from fractions import Fraction
 
-from minos_ray.inserted.errors import Made, Mistake, Remark, mistaken, misuse, stray
-from minos_ray.inserted.reading import Refused, Solution, Token
+from minos_ray.labels.calculations import Refused, Solution, Token
+from minos_ray.labels.mistakes import Made, Mistake, Remark, mistaken, misuse, stray
 
 
 def miscalculate(solution: Solution, at: int, wrong: int) -> Made:

@@ -1,6 +1,6 @@
 """A few word problems of our own, written and annotated as GSM8K's are."""
 
-from minos_ray.inserted.reading import Solution, read_solution
+from minos_ray.labels.calculations import Solution, read_solution
 
 SHARED = (
     "Rosa picks 48 plums and half as many pears. She packs all the fruit into bags of 9. How many bags does she fill?",

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Inserted
 from minos_ray.errors import UserError
-from minos_ray.inserted.stage import Rows, inserted, read_solutions
+from minos_ray.labels.inserted import Rows, inserted, read_solutions
 from minos_ray.miniature.problems import load
 from minos_ray.miniature.step_labels import labels_of
-from minos_ray.problems.gsm8k import load as load_gsm8k
+from minos_ray.problems.loaders import gsm8k as load_gsm8k
 from minos_ray.steps.critique_text import agrees, parse_critique
 from minos_ray.store.columns import validate
 from minos_ray.store.run import Run
-from tests.inserted.gsm8k_cases import SAMPLES
+from tests.labels.gsm8k_cases import SAMPLES
 from tests.runs import config, put
 
 TYPES = ("calculation", "logical", "unrelated", "accumulation")
@@ -118,9 +118,9 @@ def test_of_too_many_right_solutions_those_of_some_problems_are_taken_whatever_t
     run = made_run(tmp_path, problems)
     texts = {problem["problem_id"]: problem["solution"].split("\n") for problem in problems}
     put(run, "labels", [label(f"{name}/{k}", name, texts[name], 2 if k else 0) for name in texts for k in range(9)])
-    monkeypatch.setattr("minos_ray.inserted.stage.MOST", 40)
+    monkeypatch.setattr("minos_ray.labels.inserted.MOST", 40)
     assert inserted(config(run, inserted={"count": 1, "source": source}), run).dropped == {}, "wrong ones do not count"
-    monkeypatch.setattr("minos_ray.inserted.stage.MOST", 20)
+    monkeypatch.setattr("minos_ray.labels.inserted.MOST", 20)
     made = {}
     for count in (4, 90):
         made[count] = inserted(config(run, inserted={"count": count, "source": source}), run)

@@ -13,8 +13,8 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Inserted, InsertedType
 from minos_ray.errors import UserError
 from minos_ray.graph.specs import begin, fresh
-from minos_ray.inserted.errors import Made, Remark, donors_of, insert, unchanged
-from minos_ray.inserted.reading import Refused, Solution, read_solution, read_step
+from minos_ray.labels.calculations import Refused, Solution, read_solution, read_step
+from minos_ray.labels.mistakes import Made, Remark, donors_of, insert, unchanged
 from minos_ray.observe.progress import Progress
 from minos_ray.problems.split import (
     NOT_DRAWN,

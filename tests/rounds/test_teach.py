@@ -16,10 +16,10 @@ from minos_ray.errors import UserError
 from minos_ray.graph.specs import specs
 from minos_ray.graph.state import status
 from minos_ray.pipeline import run_stage
+from minos_ray.rounds import teach as stage
+from minos_ray.rounds.teach import chosen_solutions, solution_rows
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
-from minos_ray.teach import stage
-from minos_ray.teach.stage import chosen_solutions, solution_rows
 from tests.tiny import tiny_model
 from tests.training.world import world
 

@@ -29,7 +29,7 @@ from minos_ray.errors import UserError
 from minos_ray.evaluation.statistics import bounded_intervals
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.pipeline import open_run, run_all
-from minos_ray.problems.split import problems_by_id
+from minos_ray.problems.split import problems_by_id, read_problems
 from minos_ray.scoring.stage import read_pieces, score_artefacts
 from minos_ray.steps import encoding
 from minos_ray.store.columns import Row
@@ -107,9 +107,14 @@ def sample_round(config: Config, run: Run, number: int) -> Run:
     if not number and generator(config).model == f"run:{base}" and place.artefact(base).manifest() is None:
         copy(run.artefact(base), place.artefact(base))
     problems = place.artefact("problems")
-    if problems.manifest() is None:
+    if problems.manifest() is None:  # all test problems, and the train problems of the round
+        table = run.artefact("problems").read().sort_by("problem_id")
+        is_test = pc.equal(table["split"], "test")
+        test, train = table.filter(is_test), table.filter(pc.invert(is_test))
+        count = min(config.teach.problems or train.num_rows, train.num_rows)
+        drawn = random.Random(f"teach {config.seed} {number}").sample(range(train.num_rows), count)
         problems.begin({"import": "teach"})
-        problems.write_part("0", problems_of_round(config, run, number))
+        problems.write_part("0", pa.concat_tables([train.take(sorted(drawn)), test]))
         problems.complete({})
     say = functools.partial(print, f"teach: round {number}:", flush=True)
     run_all(settings, open_run(settings), say, STAGES, {"sample": functools.partial(sample, grouped=True)})
@@ -121,15 +126,6 @@ def sample_round(config: Config, run: Run, number: int) -> Run:
     return place
 
 
-def problems_of_round(config: Config, run: Run, number: int) -> pa.Table:
-    """All test problems, and the train problems of a round."""
-    problems = run.artefact("problems").read().sort_by("problem_id")
-    train = problems.filter(pc.not_equal(problems["split"], "test"))
-    count = min(config.teach.problems or train.num_rows, train.num_rows)
-    drawn = random.Random(f"teach {config.seed} {number}").sample(range(train.num_rows), count)
-    return pa.concat_tables([train.take(sorted(drawn)), problems.filter(pc.equal(problems["split"], "test"))])
-
-
 def scores_of(config: Config, run: Run, number: int) -> Artefact | None:
     """The judge's scores of a round's solutions; None where the labels are the judge."""
     judge = config.teach.judge
@@ -138,22 +134,17 @@ def scores_of(config: Config, run: Run, number: int) -> Artefact | None:
 
 def judged(config: Config, run: Run, place: Run, number: int, split: str) -> list[Row]:
     """The solutions of a split: candidate, problem, text, outcome, and the judge's `score` (gold: 1 or 0)."""
-    problems = place.artefact("problems").read(["problem_id", "split"])
-    in_split = set(problems.filter(pc.equal(problems["split"], split))["problem_id"].to_pylist())
+    in_split = set(read_problems(place, split, ["problem_id"])["problem_id"].to_pylist())
     columns = ["candidate_id", "problem_id", "index", "text", "finish_reason", "num_tokens"]
     candidates = place.artefact("candidates").read_where("problem_id", in_split, columns)
     labels = place.artefact("labels").read_where("problem_id", in_split, ["candidate_id", "correct"])
     correct = dict(zip(labels["candidate_id"].to_pylist(), labels["correct"].to_pylist(), strict=True))
     rows = candidates.sort_by([("problem_id", "ascending"), ("index", "ascending")]).to_pylist()
-    for row in rows:
-        row["correct"] = bool(correct[row["candidate_id"]])
-        row["score"] = float(row["correct"])
+    score: dict[str, float] = {name: float(right) for name, right in correct.items()}
     if (scores := scores_of(config, run, number)) is not None:
         table = scores.read_where("problem_id", in_split, ["candidate_id", "score"])
         score = dict(zip(table["candidate_id"].to_pylist(), table["score"].to_pylist(), strict=True))
-        for row in rows:
-            row["score"] = score[row["candidate_id"]]
-    return rows
+    return [row | {"correct": bool(correct[row["candidate_id"]]), "score": score[row["candidate_id"]]} for row in rows]
 
 
 def train_policy(config: Config, run: Run, number: int, dropped: Counter[str]) -> dict[str, Any]:

@@ -1,1 +1,0 @@
-"""Errors put into right solutions on purpose."""
