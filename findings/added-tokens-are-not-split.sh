@@ -4,7 +4,7 @@
 # one token. And `skip_special_tokens=True`, vLLM's default, takes signs of thinking out of a text where they are special
 # (Magistral's [THINK]): what was thought can then not be told from the answer.
 # Output seen:  <think> 1 1 kept | [THINK] 1 7 lost | <|im_end|> 1 10 lost   (tokens; split; decoded without special tokens)
-# In minos_ray: training/encoding.py (`plain_ids`), candidates/sampler.py (`has_thinking_signs`).
+# In minos_ray: steps/encoding.py (`plain_ids`), candidates/prompts.py.
 set -e
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,7 +7,7 @@
 #   bf16: 512 gradients of 1 make 256.0
 #   grad_accum_dtype fp32: NotImplementedError
 #   grad_dtype float32: 512 gradients of 1 make 512.0
-# In minos_ray: training/engine.py, `add_up_in_fp32` and `settings`.
+# In minos_ray: training/engine.py, which adds them up in fp32, and its `settings`.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # spells out the end of a turn ends it. `tokenizer_kwargs={"split_special_tokens": True}` keeps the question's text as text,
 # and takes the template's own signs apart as well: then no turn ends at all.
 # Output seen:  ends of turns: 2, with split_special_tokens 0; wanted 1
-# In minos_ray: steps/tokens.py (`question_ids` tokenises such a question apart from the template's words).
+# In minos_ray: steps/encoding.py (`question_ids` tokenises such a question apart from the template's words).
 set -e
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -5,7 +5,7 @@
 # ZeRO 3) is another one than the model that is loaded.
 # Seen with torch 2.13.0, rotary size 16, 2,048 positions:
 #   made: torch.float32, loaded: torch.float32; largest difference 0.36
-# In minos_ray: training/buffers.py `copy` computes the buffers a second time.
+# In minos_ray: training/models.py `copy_buffers` computes the buffers a second time.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

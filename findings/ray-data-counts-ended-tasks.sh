@@ -4,7 +4,7 @@
 # Seen with ray 2.60.0, one actor, one task of 24 s that writes a file each second, a limit of 10 s:
 #   ExecutionTimeoutError after about 10 s of work; files written by then: more than 5
 #   with the limit at -1: 24 files, no error
-# In minos_ray: cluster.py `quiet_data` sets -1, live.py `followed` counts what is stored instead.
+# In minos_ray: cluster/connect.py `quiet_data` sets -1, units/run_units.py `progress_tally` counts what is stored instead.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -4,7 +4,7 @@
 # chat templates of the Llama 3 kind (`<|start_header_id|>`) are such tokens: who looks a user's text through for
 # `all_special_tokens`, before he puts it into the template, lets them pass, and a question can open a turn.
 # Output seen:  in all_special_tokens: False, in all_special_ids: False, special in added_tokens_decoder: True
-# In minos_ray: steps/tokens.py (`question_ids` asks `added_tokens_decoder` as well).
+# In minos_ray: steps/encoding.py (`question_ids` asks `added_tokens_decoder` as well).
 set -e
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -4,7 +4,7 @@
 # with `tie_word_embeddings: true`. `from_config` of the same config ties them, and so do engines that follow the config.
 # Seen with torch 2.13.0, a Llama of one layer:
 #   loaded: tied False; from the config: tied True; saved again: lm_head.weight stored True, tie_word_embeddings True
-# In minos_ray: training/base_weights.py `require_tied` and `require_same`.
+# In minos_ray: training/base.py `require_equal`.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

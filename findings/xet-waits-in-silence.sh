@@ -4,7 +4,7 @@
 # falls back to the hub itself, which takes the same file within seconds where HF_HUB_DISABLE_XET=1.
 # Output seen:  xet: still waiting after 90 s, 0 lines printed | without xet: uploaded
 # (Progress bars are off, as in a job. Left alone it ended after 424 s, with ConnectionError.)
-# In minos_ray: exports/upload.py (the remedy in its line), docs/formats.md.
+# In minos_ray: exports/hub.py (the remedy in its line), docs/formats.md.
 set -e
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

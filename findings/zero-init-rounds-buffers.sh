@@ -6,7 +6,7 @@
 # Seen with torch 2.13.0 on a CPU, a Llama of head size 32:
 #   torch.arange(4, dtype=torch.float32) inside: torch.bfloat16
 #   rotary frequencies: torch.bfloat16 inside, torch.float32 loaded; largest relative difference 0.0040
-# In minos_ray: training/buffers.py, called by training/architecture.py `load_partitioned`.
+# In minos_ray: training/models.py `copy_buffers` and `fill_buffers`, called by `load_partitioned`.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
