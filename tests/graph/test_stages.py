@@ -276,6 +276,9 @@ def test_a_config_may_use_the_names_of_an_earlier_version(tmp_path: Path) -> Non
     for name in (
         "minos_ray.labels.answers:gsm8k",
         "minos_ray.labels.miniature:label_steps",
+        "minos_ray.problems.gsm8k:load",
+        "minos_ray.problems.math:load",
+        "minos_ray.problems.table:load",
         "minos_ray.training.corpora:right_solutions",
         "minos_ray.training.tokenizer:byte_level_bpe",
     ):
