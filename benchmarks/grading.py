@@ -16,7 +16,7 @@ from common import alternate, show
 from math_verify import parse, verify
 
 from minos_ray.grading.graders import Grader, Grading, gsm8k, math
-from minos_ray.miniature.problems import attempt, draw, gold_chain, solution_text
+from minos_ray.miniature import attempt, draw, gold_chain, solution_text
 
 Pairs = list[tuple[str, str]]
 SHARED = Path(os.environ.get("MINOS_SHARED") or Path(__file__).parents[2] / "shared" / "data")

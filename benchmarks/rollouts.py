@@ -15,7 +15,7 @@ from collections.abc import Callable
 from minos_ray.candidates.engine import Request
 from minos_ray.config.load import Config, build
 from minos_ray.labels.rollouts import ROOT, Completer, Draw, Draws, Plan, decide, forest, make_plan, prefixes
-from minos_ray.miniature.problems import draw, row
+from minos_ray.miniature import draw, row
 from minos_ray.miniature.step_labels import label_steps
 from minos_ray.steps.split import first_error, lines
 from minos_ray.store import columns

@@ -24,7 +24,7 @@ from minos_ray.candidates.stage import sample
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine, Resources
 from minos_ray.config.schema import Model, Sample
-from minos_ray.miniature.problems import draw
+from minos_ray.miniature import draw
 from minos_ray.store import columns
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run

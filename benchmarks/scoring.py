@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
-from minos_ray.miniature.problems import attempt, draw, solution_text
+from minos_ray.miniature import attempt, draw, solution_text
 from minos_ray.scoring.scorer import load
 from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate

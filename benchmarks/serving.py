@@ -38,7 +38,7 @@ import psutil
 from scoring import SHAPES, save_model
 
 from minos_ray.config.schema import Model
-from minos_ray.miniature.problems import attempt, draw, solution_text
+from minos_ray.miniature import attempt, draw, solution_text
 from minos_ray.serving.scorer import SolutionScorer, Task, verifier_of
 from minos_ray.steps.encoding import NAME, VERSION, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate

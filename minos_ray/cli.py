@@ -202,7 +202,7 @@ def search(arguments: argparse.Namespace) -> None:
 
 def grade(arguments: argparse.Namespace) -> None:
     """`minos grade FILE`."""
-    from minos_ray.grading.grade_file import grade_file
+    from minos_ray.grading.graders import grade_file
 
     with leaving_ray():
         grade_file(arguments.file, arguments.gold, arguments.text, arguments.out, arguments.style)

@@ -30,6 +30,7 @@ MOVED = {
     "minos_ray.labels.same:": "minos_ray.grading.same:",
     "minos_ray.labels.steps:": "minos_ray.steps.split:",
     "minos_ray.labels.values:": "minos_ray.grading.values:",
+    "minos_ray.miniature.problems:": "minos_ray.miniature:",
     "minos_ray.problems.gsm8k:load": "minos_ray.problems.loaders:gsm8k",
     "minos_ray.problems.math:load": "minos_ray.problems.loaders:math",
     "minos_ray.problems.miniature:": "minos_ray.miniature:",

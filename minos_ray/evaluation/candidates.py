@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
+from minos_ray.grading.child import Comparer, side_by_side
 from minos_ray.grading.forms import normal
-from minos_ray.grading.graders import Comparer, side_by_side
 from minos_ray.grading.numbers import MAX_DIGITS, canonical
 from minos_ray.problems.split import read_problems
 from minos_ray.scoring.verifier import aggregate

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minos_ray.exports.write import Exported
+    from minos_ray.exports.training_sets import Exported
     from minos_ray.store.run import Run
 
 # format -> function (run, out, *, options) -> what was written
 FORMATS = {
-    "huggingface": "minos_ray.exports.huggingface:export_huggingface",
+    "huggingface": "minos_ray.exports.hub:export_huggingface",
     "hub": "minos_ray.exports.hub:export_hub",
     "math-shepherd": "minos_ray.exports.training_sets:export_shepherd",
     "orm": "minos_ray.exports.training_sets:export_orm",

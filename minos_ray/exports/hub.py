@@ -1,18 +1,23 @@
-"""A trained model as a folder for the model hub: its files without paths of this machine, and a full model card.
+"""Folders for the Hugging Face hub: a trained model (its files without paths of this machine, and a full model card);
+the artefacts of a run as a dataset (Parquet shards per artefact and split, and a card that says which files are which).
 
 A folder is uploaded with the token in HF_TOKEN; what the hub refuses is one line.
 """
 
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import yaml
 
 from minos_ray import __version__
@@ -20,11 +25,12 @@ from minos_ray.config.load import secret
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.evaluation.comparison import headline_of
-from minos_ray.exports.write import Exported, aside, require_new_folder
+from minos_ray.exports.training_sets import Exported, aside, require_new_folder
 from minos_ray.graph.specs import is_made_from
 from minos_ray.observe.failure import cause
+from minos_ray.problems.split import read_problems
 from minos_ray.store.model_files import TOKENIZERS, is_hub_id, locate
-from minos_ray.store.run import Run
+from minos_ray.store.run import Manifest, Run
 
 CARD = "README.md"
 # What a model is made of; anything else, such as states of an optimizer, is left out.
@@ -46,6 +52,11 @@ ON_HUB = {
 METHODS = {"best-of-n": "best of {n}", "weighted-vote": "weighted vote of {n}"}
 MEASURES = {"accuracy": "accuracy", "f1": "F1", "auc": "AUC"}
 Kind = Literal["model", "dataset"]
+# What a dataset is made of.
+ARTEFACTS = ("problems", "candidates", "labels", "critiques", "inserted")
+SCORES = "scores"
+SPLITS = ("train", "test")
+TAGS = ["mathematical-reasoning", "reward-model", "verifier"]
 
 
 class Source(NamedTuple):
@@ -86,7 +97,7 @@ def export_hub(
     base = base_of(source, base_model)
     stated = {"license": license, "license_name": license_name, "license_link": license_link}
     terms = terms_of(source, base, stated if license else head_of_base(base, source.run))
-    text = card(source, base, terms, [datasets] if isinstance(datasets, str) else datasets or [])
+    text = model_card(source, base, terms, [datasets] if isinstance(datasets, str) else datasets or [])
     if upload is not None:
         create_repo(upload, "model", private, update)
         text = text.replace('steps = "."', f'steps = "{upload}"', 1)
@@ -171,7 +182,7 @@ def terms_of(source: Source, base: Base, stated: dict[str, Any]) -> dict[str, st
     return terms
 
 
-def card(source: Source, base: Base, terms: dict[str, str], datasets: list[str]) -> str:
+def model_card(source: Source, base: Base, terms: dict[str, str], datasets: list[str]) -> str:
     """The card that training wrote, with licence, base model, data sets and results of the evaluation in its head."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -187,6 +198,7 @@ def card(source: Source, base: Base, terms: dict[str, str], datasets: list[str])
         names = sorted(set(rows["dataset"].to_pylist()))
         tested = sorted(set(rows.filter(pc.equal(rows["split"], "test"))["dataset"].to_pylist()))
     ids = datasets or [ON_HUB[name] for name in names if name in ON_HUB]
+    measures = measured(source)
     results = [
         EvalResult(
             task_type=str(head.get("pipeline_tag")),
@@ -197,12 +209,12 @@ def card(source: Source, base: Base, terms: dict[str, str], datasets: list[str])
             metric_name=row.name,
             metric_value=round(row.value, 4),
         )
-        for row in measured(source)
+        for row in measures
     ]
     evaluated: dict[str, Any] = {"model_name": source.name, "eval_results": results} if results else {}
     content.data = ModelCardData(**head, datasets=ids or None, **evaluated)
-    rows = "".join(f"| {row.name} | {row.value:.4f} | {row.interval} |\n" for row in measured(source))
-    table = f"\n## On the test problems\n\n| measure | | 95 % interval |\n|---|---|---|\n{rows}" if rows else ""
+    lines = "".join(f"| {row.name} | {row.value:.4f} | {row.interval} |\n" for row in measures)
+    table = f"\n## On the test problems\n\n| measure | | 95 % interval |\n|---|---|---|\n{lines}" if lines else ""
     return f"{content}{table}"
 
 
@@ -314,3 +326,109 @@ def hub_errors(name: str, remedy: str = "") -> Generator[None]:
         raise WorkStopped(f"export: upload: the hub does not answer ({cause(error)}){without}{remedy}") from error
     except ValueError as error:  # of the form of a name, or of the head of the card
         raise UserError(f"export: upload: {' '.join(str(error).split())}{remedy}") from error
+
+
+class DatasetConfig(NamedTuple):
+    """One artefact as a configuration of the dataset: its rows by split."""
+
+    name: str
+    manifest: Manifest
+    tables: dict[str, pa.Table]
+
+
+def export_huggingface(
+    run: Run,
+    out: str,
+    *,
+    split: Literal["train", "test", "all"] = "all",
+    shard_rows: int = 100_000,
+    license: str | None = None,
+    upload: str | None = None,
+    private: bool = True,
+    update: bool = False,
+) -> Exported:
+    """Problems, candidates, labels, critiques, inserted errors and scores, as far as the run has them complete.
+
+    A row goes where its problem is; `shard_rows` is the size of a file. `load_dataset(OUT, "labels")` reads it, and
+    with `upload=NAMESPACE/NAME` it is a data set of the hub.
+    """
+    if shard_rows < 1:
+        raise UserError(f"export huggingface: shard_rows = {shard_rows} is less than 1")
+    require_new_folder("export huggingface", out)
+    names, dropped = present(run), Counter[str]()
+    problems = read_problems(run, None if split == "all" else split, ["problem_id", "split"])
+    configs = [dataset_config(run, name, problems, dropped) for name in names]
+    configs = [part for part in configs if part.tables]
+    if not configs:
+        raise UserError(f"export huggingface: '{run.path}' has no rows of split {split}")
+    if upload is not None:
+        create_repo(upload, "dataset", private, update)
+    with aside(out) as (fs, path):
+        for part in configs:
+            fs.create_dir(f"{path}/{config_name(part.name)}", recursive=True)
+            for name, table in part.tables.items():
+                count = -(-len(table) // shard_rows)
+                for number in range(count):
+                    shard = f"{path}/{config_name(part.name)}/{name}-{number:05d}-of-{count:05d}.parquet"
+                    with fs.open_output_stream(shard) as stream:
+                        pq.write_table(table.slice(number * shard_rows, shard_rows), stream, compression="zstd")
+        with fs.open_output_stream(f"{path}/README.md") as stream:
+            stream.write(dataset_card(configs, license).encode())
+    counts = {config_name(part.name): sum(map(len, part.tables.values())) for part in configs}
+    places = f"{out}, {upload_folder(out, upload, 'dataset')}" if upload else out
+    return Exported(places, counts, {reason: rows for reason, rows in dropped.items() if rows})
+
+
+def present(run: Run) -> list[str]:
+    """The row artefacts of a run that are complete; UserError without problems, which say the split of all others."""
+    if run.artefact("problems").manifest() is None:
+        raise UserError(f"export huggingface: '{run.path}' has no complete problems")
+    info = run.fs.get_file_info(pafs.FileSelector(f"{run.root}/{SCORES}", allow_not_found=True))
+    names = [*ARTEFACTS, *sorted(f"{SCORES}/{i.base_name}" for i in info if i.type == pafs.FileType.Directory)]
+    return [name for name in names if run.artefact(name).manifest() is not None]
+
+
+def config_name(name: str) -> str:
+    """The configuration of an artefact: `scores-orm-base`."""
+    return re.sub(r"\W+", "-", name)
+
+
+def dataset_config(run: Run, name: str, wanted: pa.Table, dropped: Counter[str]) -> DatasetConfig:
+    """One artefact by split; rows of no wanted problem (`problem_id, split`) are counted."""
+    artefact = run.artefact(name)
+    table, manifest = artefact.read(), artefact.manifest()
+    assert manifest is not None
+    if "problem_id" in table.column_names:
+        problem_ids = table["problem_id"]
+    else:  # a critique has the problem of its candidate
+        labels = run.artefact("labels").read(["candidate_id", "problem_id"])
+        label_rows = pc.index_in(table["candidate_id"], value_set=labels["candidate_id"].combine_chunks())
+        problem_ids = labels["problem_id"].take(label_rows)
+    of_row = pc.index_in(problem_ids, value_set=wanted["problem_id"].combine_chunks())
+    splits = wanted["split"].take(of_row)
+    dropped[f"{name}: of no exported problem"] += splits.null_count
+    parts = {split: table.filter(pc.fill_null(pc.equal(splits, split), False)) for split in SPLITS}
+    return DatasetConfig(name, manifest, {split: part for split, part in parts.items() if len(part)})
+
+
+def dataset_card(configs: list[DatasetConfig], license: str | None = None) -> str:
+    """README.md: the head that `load_dataset` reads, then rows, origin and what was left out when they were made."""
+    entries = []
+    for part in configs:
+        name = config_name(part.name)
+        files = [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in part.tables]
+        entries.append({"config_name": name, "data_files": files} | ({"default": True} if name == "problems" else {}))
+    terms = {"license": license} if license else {}
+    values = {**terms, "tags": TAGS, "configs": entries}
+    head = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    table = ["| configuration | rows | made by | left out when it was made |", "|---|---|---|---|"]
+    for name, manifest, tables in configs:
+        sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in tables.items())
+        imported = manifest.inputs.get("import")
+        form = imported.get("format") if isinstance(imported, dict) else None  # never the path
+        origin = f"import {form}" if form else "minos_ray"
+        reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in manifest.dropped.items())
+        left_out = reasons.replace("|", "\\|").replace("\n", " ") or "nothing"
+        table.append(f"| {config_name(name)} | {sizes} | {origin} | {left_out} |")
+    text = f"Artefacts of a minos_ray {__version__} run; the columns are described in its docs/run-directory.md."
+    return "\n".join([f"---\n{head}---", "# Mathematical verification data", "", text, "", *table, ""])

@@ -169,7 +169,10 @@ def readable(answer: str) -> str:
     text = text.replace("[\\begin{matrix}", "\\begin{bmatrix}").replace("\\end{matrix}]", "\\end{bmatrix}")
     text = BOLD.sub(lambda m: m[1].replace(" ", ""), text)
     text = HALF.sub(lambda m: f"{m[1].lower()}m", PLAIN_PI.sub(r"\\pi ", SUBSCRIPT.sub(r"_{\1}", text)))
-    text = thousands_joined(CURRENCY.sub("", text))
+    text = JOINED.sub("", CURRENCY.sub("", text))
+    if "(" not in text and "[" not in text and "\\{" not in text:  # in brackets a comma separates: (12,102) is a pair
+        text = THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+    text = SPACED.sub(lambda m: m[0].replace(" ", ""), text)
     text = NOTE.sub(
         "", PLAIN_UNIT.sub("", UNIT.sub("", bare(UNIT_RATIO.sub("", ORDINAL.sub("", DEGREES.sub("", text))))))
     )
@@ -183,22 +186,11 @@ def readable(answer: str) -> str:
     )
     text = SHORT_ROOT.sub(r"\\sqrt{\1}", SHORT_BELOW.sub(r"\1{\2}", SHORT_ABOVE.sub(r"\\frac{\1}", text)))
     text = SHORT_CHOICE.sub(r"\\binom{\1}{\2}", text)
-    text = CHOOSE.sub(r"\\binom{\1}{\2}", MIXED.sub(mixed_number, BARE_POWER.sub(r"^{\1}", text)))
+    text = BARE_POWER.sub(r"^{\1}", text)
+    text = MIXED.sub(lambda m: m[1] + (f"\\frac{{{m[2]}}}{{{m[3]}}}" if m[2] else ""), text)
+    text = CHOOSE.sub(r"\\binom{\1}{\2}", text)
     text = REPEATING.sub(repeating_decimal, LEADING_DOT.sub("0.", text))
     return bare(re.sub(r"\s+", " ", FACTORS.sub(r"\g<0>\\cdot ", text))) or answer.strip().strip("$")
-
-
-def thousands_joined(text: str) -> str:
-    """Numbers in groups of three digits as one; in brackets a comma separates (`(12,102)` is a pair)."""
-    text = JOINED.sub("", text)
-    if "(" not in text and "[" not in text and "\\{" not in text:
-        text = THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
-    return SPACED.sub(lambda m: m[0].replace(" ", ""), text)
-
-
-def mixed_number(found: re.Match[str]) -> str:
-    """`3\\frac{1}{2}` for 3 1/2."""
-    return found[1] + (f"\\frac{{{found[2]}}}{{{found[3]}}}" if found[2] else "")
 
 
 def repeating_decimal(match: re.Match[str]) -> str:

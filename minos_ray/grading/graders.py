@@ -1,31 +1,37 @@
-"""Graders: what a text answers, and whether that is the gold answer; and grading many texts: cheap comparisons here,
-slow ones in child processes that can be killed, each pair once. Gold comes first everywhere.
+"""Graders: what a text answers, and whether that is the gold answer; grading many texts: cheap comparisons here, slow
+ones in child processes that can be killed, each pair once; and `minos grade`, which grades the texts of any file. Gold
+comes first everywhere.
 
 Beside its own comparison each has the strict one behind the published tables (MetaMATH's evaluation, used by
 Math-Minos), which knows one mark, rounds numbers, and compares expressions as strings: only to state what it says.
 """
 
-import contextlib
-import json
+import os
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
-from queue import SimpleQueue
-from types import TracebackType
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from minos_ray.config.load import resolve
+from minos_ray.config.resources import Actors
+from minos_ray.errors import UserError
+from minos_ray.files import is_nothing, kind, readable, written
+from minos_ray.grading.child import Comparer, side_by_side
 from minos_ray.grading.latex import extract_latex, gold_latex
 from minos_ray.grading.numbers import extract_number, gold_number
 from minos_ray.grading.same import same_text
-from minos_ray.store.columns import Status
+from minos_ray.observe.progress import Progress
+from minos_ray.store.columns import STATUSES, Status
+from minos_ray.units.file_slices import Reader, Rows, Slice, beside, on_actors
 
 MARK = "The answer is: "
 LARGEST, LONGEST = 10**300, 300  # value and digits beyond which no float compares numbers
@@ -34,6 +40,13 @@ DEGREES = re.compile(r"\^(?:\{\\circ\}|\\circ)")
 QUOTIENT = re.compile(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)")
 SLOW = "minos_ray.grading.same:same_value"
 Pair = tuple[str, str]
+RESULT = pa.schema(
+    [("answer", pa.string()), ("correct", pa.bool_()), ("status", pa.string()), ("correct_strict", pa.bool_())]
+)
+ADDED = tuple(RESULT.names)
+# Below, starting Ray costs more than its actors save (docs/grading.md has the measurement).
+RAY_ROWS = 1_000_000
+WAIT_S = 600.0  # for the first CPU, as `resources.wait_s` of a config
 REMEMBERED = 100_000  # verdicts; answers are short, so some 30 MB
 
 
@@ -162,78 +175,6 @@ math_marked = Grader(partial(extract_latex, fallback=False), same_text, SLOW, go
 STYLES = {"gsm8k": gsm8k, "math": math}
 
 
-class Comparer:
-    """One child process that calls a function of texts, as a rule to compare a pair; a call that exceeds its limits
-    ends it, and the next starts a new one."""
-
-    def __init__(self, function: str, timeout_s: float) -> None:
-        self.command = [sys.executable, "-m", "minos_ray.grading.child", function, str(timeout_s)]
-        self.child: subprocess.Popen[str] | None = None
-
-    def __call__(self, *texts: str) -> Any:
-        """What the function says of the texts; None when that was not decided within the limits of time and memory.
-
-        SIGKILL is none of its limits: a child that something else killed has a second try.
-        """
-        reply = self._ask(texts)
-        if not reply and self.close() == -signal.SIGKILL:
-            reply = self._ask(texts)
-        if reply:
-            return json.loads(reply)
-        self.close()
-        return None
-
-    def _ask(self, texts: tuple[str, ...]) -> str:
-        """The line that the child writes, empty when it ended before."""
-        child = self.child if self.child is not None and self.child.poll() is None else self._start()
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            child.stdin.write(json.dumps(texts) + "\n")
-            child.stdin.flush()
-        except BrokenPipeError:
-            return ""
-        return child.stdout.readline()
-
-    def _start(self) -> "subprocess.Popen[str]":
-        pipe = subprocess.PIPE
-        for _ in range(2):
-            child = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-            self.child = child
-            assert child.stdout is not None
-            if child.stdout.readline() == "ready\n":
-                return child
-            if self.close() != -signal.SIGKILL:
-                break
-        raise RuntimeError(f"the comparing process did not start: {' '.join(self.command)}")
-
-    def close(self) -> int | None:
-        """Ends the child; how it ended (minus the signal), None when there was none."""
-        if self.child is None:
-            return None
-        child, self.child = self.child, None
-        child.kill()
-        with contextlib.suppress(BrokenPipeError):
-            child.communicate()
-        return child.returncode
-
-
-def side_by_side(comparers: Sequence[Comparer], calls: Iterable[tuple[str, ...]]) -> list[Any]:
-    """The answers to all calls, in order, each from whichever comparer is idle."""
-    idle: SimpleQueue[Comparer] = SimpleQueue()
-    for comparer in comparers:
-        idle.put(comparer)
-
-    def call(texts: tuple[str, ...]) -> Any:
-        comparer = idle.get()
-        try:
-            return comparer(*texts)
-        finally:
-            idle.put(comparer)
-
-    with ThreadPoolExecutor(len(comparers)) as pool:
-        return list(pool.map(call, calls))
-
-
 class Verdicts:
     """Verdicts by (gold, answer), the `limit` last used: bounded, however many rows come."""
 
@@ -252,14 +193,18 @@ class Verdicts:
             del self.known[pair]
 
 
-class Grading:
-    """Grades lists of texts with `workers` comparers; verdicts are remembered by (gold, answer), timeouts too."""
+class Grading(ExitStack):
+    """Grades lists of texts with `workers` comparers, which `close` ends; verdicts are remembered by (gold, answer),
+    timeouts too."""
 
     def __init__(self, grader: Callable[[str, str], Graded], timeout_s: float, workers: int = 1) -> None:
+        super().__init__()
         self.grader = grader
         slow = grader.slow if isinstance(grader, Grader) else None
         self.comparers = [Comparer(slow, timeout_s) for _ in range(workers)] if slow else []
         self.verdicts = Verdicts()
+        for comparer in self.comparers:
+            self.callback(comparer.close)
 
     def __call__(self, golds: Sequence[str], texts: Sequence[str]) -> list[Graded]:
         """One outcome per (gold, text), in order."""
@@ -268,7 +213,17 @@ class Grading:
         expected = {gold: self.grader.gold(gold) for gold in dict.fromkeys(golds)}
         answers = [self.grader.extract(text) for text in texts]
         pairs = [(expected[gold], answer) for gold, answer in zip(golds, answers, strict=True)]
-        verdicts = self._verdicts({(gold, a): None for gold, a in pairs if gold is not None and a is not None})
+        # A verdict on each pair: remembered, cheap, or slow.
+        comparable = {(gold, a): None for gold, a in pairs if gold is not None and a is not None}
+        verdicts = self.verdicts.recall(comparable)
+        compared: dict[Pair, bool | None] = {
+            pair: self.grader.same(*pair) for pair in comparable if pair not in verdicts
+        }
+        unequal = [pair for pair in compared if not compared[pair]]
+        if self.comparers and unequal:
+            compared.update(zip(unequal, side_by_side(self.comparers, unequal), strict=True))
+        self.verdicts.learn(compared)
+        verdicts |= compared
         return [
             graded(answer, gold is not None and answer is not None and verdicts[gold, answer]) for gold, answer in pairs
         ]
@@ -280,24 +235,129 @@ class Grading:
             return [grade.correct for grade in self(golds, texts)]
         return [strict(gold, text) for gold, text in zip(golds, texts, strict=True)]
 
-    def _verdicts(self, pairs: Iterable[Pair]) -> dict[Pair, bool | None]:
-        """A verdict on each pair: remembered, cheap, or slow."""
-        assert isinstance(self.grader, Grader)
-        recalled = self.verdicts.recall(pairs)
-        compared: dict[Pair, bool | None] = {pair: self.grader.same(*pair) for pair in pairs if pair not in recalled}
-        unequal = [pair for pair in compared if not compared[pair]]
-        if self.comparers and unequal:
-            compared.update(zip(unequal, side_by_side(self.comparers, unequal), strict=True))
-        self.verdicts.learn(compared)
-        return recalled | compared
 
-    def __enter__(self) -> "Grading":
-        return self
+def grade_file(
+    file: str, gold: str, text: str, out: str, style: str = "gsm8k", timeout_s: float = 5.0, ray_rows: int = RAY_ROWS
+) -> dict[str, int]:
+    """Grades column `text` against column `gold` of any file or folder of rows and writes all rows, in order, with
+    `answer`, `correct`, `status` and `correct_strict` added, to the Parquet file `out`.
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+    From `ray_rows` rows on Ray Data actors do the work, and on a cluster that is joined. Returns the rows by status,
+    `strict_correct`, and how many rows only one of the two comparisons calls correct.
+    """
+    if style not in STYLES:
+        raise UserError(f"--style '{style}' is not known; there are {', '.join(STYLES)}")
+    start, aside, staged = time.monotonic(), f"{out}.{os.getpid()}.tmp", f"{out}.{os.getpid()}.rows.tmp"
+    try:
+        require_writable(file, out, aside)
+        rows = Rows(file, staged, (gold, text))
+        for option, column in (("--gold", gold), ("--text", text)):
+            if column not in rows.schema.names:
+                names = ", ".join(rows.schema.names)
+                raise UserError(f"{option} '{column}': {file} has no such column; it has {names}")
+        slices = rows.slices()
+        if not slices:
+            raise UserError(f"file '{file}' is empty: no rows")
+        total = sum(part.rows for part in slices)
+        use_ray = total >= ray_rows or "RAY_ADDRESS" in os.environ
+        results = (on_ray if use_ray else in_process)(slices, SliceGrader(gold, text, style, timeout_s))
+        counts = write_results(rows, results, total, aside)
+        os.replace(aside, out)
+    finally:
+        for path in (aside, staged):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    seconds = time.monotonic() - start
+    shares = ", ".join(f"{status} {counts[status]:,} ({counts[status] / total:.1%})" for status in STATUSES)
+    print(f"{out}: {total:,} rows, {total / max(seconds, 1e-9):,.0f} rows/s: {shares}")
+    strict = counts["strict_correct"]
+    print(
+        f"strict comparison of published tables: correct {strict:,} ({strict / total:.1%}); "
+        f"{counts['only_here']:,} rows are correct only here, {counts['only_strict']:,} only there"
+    )
+    return counts
 
-    def close(self) -> None:
-        """Ends all children."""
-        for comparer in self.comparers:
-            comparer.close()
+
+def require_writable(file: str, out: str, aside: str) -> None:
+    """UserError when the output cannot be written, or would take the place of rows in another format, found out before
+    any work."""
+    if os.path.isdir(out):
+        raise UserError(f"--out '{out}' is a folder; it must name a Parquet file")
+    if kind(file) != ".parquet" and os.path.exists(file) and os.path.exists(out) and os.path.samefile(file, out):
+        raise UserError(f"--out '{out}' is the file with the rows itself, and would become Parquet; name another one")
+    try:
+        open(aside, "xb").close()
+    except OSError as error:
+        raise UserError(f"--out '{out}' cannot be written: {error.strerror}") from error
+
+
+class SliceGrader:
+    """What grades slices, here or in an actor; processes start with the first slice, so it can be sent."""
+
+    def __init__(self, gold: str, text: str, style: str, timeout_s: float, workers: int = 1) -> None:
+        self.gold, self.text, self.style, self.timeout_s, self.workers = gold, text, style, timeout_s, workers
+        self.read = Reader([gold, text])
+        self.grading: Grading | None = None
+
+    def __call__(self, part: Slice) -> pa.Table:
+        """The result columns of a slice."""
+        self.grading = self.grading or Grading(STYLES[self.style], self.timeout_s, self.workers)
+        rows = self.read(part)
+        with readable(part.file):
+            golds, texts = strings(rows, self.gold), strings(rows, self.text)
+        grades, strict = self.grading(golds, texts), self.grading.strict(golds, texts)
+        columns = [[getattr(grade, name) for grade in grades] for name in ADDED[:3]]
+        return pa.table([*columns, strict], schema=RESULT)
+
+
+def strings(rows: pa.Table, column: str) -> list[str]:
+    """A column as texts; an empty cell, or a file without it, is an empty text, which answers nothing."""
+    if column not in rows.column_names:
+        return [""] * rows.num_rows
+    return ["" if is_nothing(value) else written(value) for value in rows[column].to_pylist()]
+
+
+def in_process(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
+    """Results in order, graded in this process with as many comparing processes as there are CPUs."""
+    grader.workers = len(os.sched_getaffinity(0))
+    try:
+        yield from map(grader, slices)
+    finally:
+        if grader.grading is not None:
+            grader.grading.close()
+
+
+def on_ray(slices: list[Slice], grader: SliceGrader) -> Iterator[pa.Table]:
+    """Results in order, graded by Ray Data actors on all CPUs; only results that came early wait in memory."""
+    early: dict[int, pa.Table] = {}
+    following = 0
+    for number, results in on_actors("grade", dict(enumerate(slices)), grader, Actors(), actors, WAIT_S):
+        early[number] = results
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def actors(slices: int, cpus: int, grows: bool) -> tuple[int, int]:
+    """The least and the most actors for so many slices: one on each CPU, and more where nodes may come."""
+    least = max(1, min(cpus, slices))
+    return least, max(least, slices) if grows else least
+
+
+def write_results(rows: Rows, results: Iterator[pa.Table], total: int, aside: str) -> dict[str, int]:
+    """Writes rows and results as they come; returns the counts."""
+    fields = [field for field in rows.schema if field.name not in ADDED]
+    schema = pa.schema([*fields, *RESULT], rows.schema.metadata)
+    counts: Counter[str] = Counter()
+    with pq.ParquetWriter(aside, schema) as writer, Progress("grade", total) as progress:
+        for block in beside(rows.blocks(), results, ADDED):
+            writer.write_table(block.cast(schema))
+            ours, strict = block["correct"], block["correct_strict"]
+            for status in block["status"].value_counts().to_pylist():
+                counts[status["values"]] += status["counts"]
+            counts["strict_correct"] += pc.sum(strict).as_py()
+            counts["only_here"] += pc.sum(pc.and_not(ours, strict)).as_py()
+            counts["only_strict"] += pc.sum(pc.and_not(strict, ours)).as_py()
+            progress.advance(block.num_rows)
+    names = (*STATUSES, "strict_correct", "only_here", "only_strict")
+    return {name: counts[name] for name in names}

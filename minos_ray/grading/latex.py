@@ -197,21 +197,13 @@ def unmarked(text: str) -> str | None:
     text = TAGS.sub(" ", text[-TAIL:])
     formulas = [match for match in MATHS.finditer(text) if not EMPTY.fullmatch(bare(formula(match)))]
     tail = text[formulas[-1].end() :] if formulas else text
-    signed = signed_value(tail)
-    if signed is not None:
-        return signed
+    signs = [] if tail.isascii() else list(SIGNED.finditer(tail))
+    if signs and not re.search(r"[0-9]", tail[signs[-1].end() :]):
+        return bare(latex_signs(signs[-1][0]))  # The side is 2\sqrt{3}, with a sign of Unicode.
     behind = last_number(simplify(tail))
     if behind is not None or not formulas:
         return None if behind is None else canonical(behind)
     return ", ".join(joined(text, formulas)) or None
-
-
-def signed_value(text: str) -> str | None:
-    """The last value of a text where that is written with a sign of Unicode: `The side is 2\u221a3.`"""
-    matches = None if text.isascii() else list(SIGNED.finditer(text))
-    if not matches or re.search(r"[0-9]", text[matches[-1].end() :]):
-        return None
-    return bare(latex_signs(matches[-1][0]))
 
 
 def joined(text: str, found: list[re.Match[str]]) -> list[str]:

@@ -5,117 +5,39 @@ Unicode's mathematical signs as LaTeX.
 import re
 from fractions import Fraction
 from functools import lru_cache
+from unicodedata import normalize
 
 from minos_ray.steps.split import own_solution
 
-WORDS = {
-    "\u00d7": "times",
-    "\u00b7": "cdot",
-    "\u22c5": "cdot",
-    "\u00f7": "div",
-    "\u00b1": "pm",
-    "\u2213": "mp",
-    "\u221e": "infty",
-    "\u2264": "le",
-    "\u2265": "ge",
-    "\u2a7d": "le",
-    "\u2a7e": "ge",
-    "\u2260": "ne",
-    "\u2248": "approx",
-    "\u2261": "equiv",
-    "\u21d2": "Rightarrow",
-    "\u27f9": "Rightarrow",
-    "\u21d4": "Leftrightarrow",
-    "\u2192": "to",
-    "\u2234": "therefore",
-    "\u222a": "cup",
-    "\u2229": "cap",
-    "\u2208": "in",
-    "\u2209": "notin",
-    "\u2205": "emptyset",
-    "\u2282": "subset",
-    "\u2286": "subseteq",
-    "\u2216": "setminus",
-    "\u2220": "angle",
-    "\u25b3": "triangle",
-    "\u230a": "lfloor",
-    "\u230b": "rfloor",
-    "\u2308": "lceil",
-    "\u2309": "rceil",
-    "\u2211": "sum",
-    "\u220f": "prod",
-    "\u222b": "int",
-    "\u2026": "ldots",
-    "\u22ef": "cdots",
-    "\u03c0": "pi",
-    "\u03b1": "alpha",
-    "\u03b2": "beta",
-    "\u03b3": "gamma",
-    "\u03b4": "delta",
-    "\u03b5": "epsilon",
-    "\u03b8": "theta",
-    "\u03bb": "lambda",
-    "\u03bc": "mu",
-    "\u03c1": "rho",
-    "\u03c3": "sigma",
-    "\u03c4": "tau",
-    "\u03c6": "phi",
-    "\u03d5": "phi",
-    "\u03c9": "omega",
-    "\u0394": "Delta",
-    "\u03a3": "Sigma",
-    "\u03a9": "Omega",
-}
-OTHERS = {
-    "\u00b0": "^\\circ",
-    "\u00ba": "^\\circ",
-    "\u02da": "^\\circ",
-    "\u2115": "\\mathbb{N}",
-    "\u2124": "\\mathbb{Z}",
-    "\u211a": "\\mathbb{Q}",
-    "\u211d": "\\mathbb{R}",
-    "\u2102": "\\mathbb{C}",
-    "\u2032": "'",
-    "\u2019": "'",
-    "\u2044": "/",
-    "\u2215": "/",
-    "\u2236": ":",
-    "\uff0c": ",",
-    "\uff1a": ":",
-    "\uff1d": "=",
-    "\uff08": "(",
-    "\uff09": ")",
-    "\u3002": ".",
-} | dict.fromkeys("\u2212\u2013\u2012\u2010\u2011\uff0d", "-")
-SPACES = dict.fromkeys("\u00a0\u2009\u202f\u2007\u200a\u2002\u2003\u3000", " ") | dict.fromkeys(
-    "\u200b\u2060\ufeff", ""
-)
+# Code points, each with its word in LaTeX: `\times`.
+WORDS = """
+00d7 times  00b7 cdot  22c5 cdot  00f7 div  00b1 pm  2213 mp  221e infty  2264 le  2265 ge  2a7d le  2a7e ge
+2260 ne  2248 approx  2261 equiv  21d2 Rightarrow  27f9 Rightarrow  21d4 Leftrightarrow  2192 to  2234 therefore
+222a cup  2229 cap  2208 in  2209 notin  2205 emptyset  2282 subset  2286 subseteq  2216 setminus  2220 angle
+25b3 triangle  230a lfloor  230b rfloor  2308 lceil  2309 rceil  2211 sum  220f prod  222b int  2026 ldots
+22ef cdots  03c0 pi  03b1 alpha  03b2 beta  03b3 gamma  03b4 delta  03b5 epsilon  03b8 theta  03bb lambda  03bc mu
+03c1 rho  03c3 sigma  03c4 tau  03c6 phi  03d5 phi  03c9 omega  0394 Delta  03a3 Sigma  03a9 Omega
+"""
+# `1/2` for each sign of a fraction.
 FRACTIONS = {
-    "\u00bd": "12",
-    "\u00bc": "14",
-    "\u00be": "34",
-    "\u2153": "13",
-    "\u2154": "23",
-    "\u2155": "15",
-    "\u2156": "25",
-    "\u2157": "35",
-    "\u2158": "45",
-    "\u2159": "16",
-    "\u215a": "56",
-    "\u215b": "18",
-    "\u215c": "38",
-    "\u215d": "58",
-    "\u215e": "78",
+    sign: normalize("NFKC", sign).split("\u2044") for sign in map(chr, (0xBC, 0xBD, 0xBE, *range(0x2153, 0x215F)))
 }
+OTHERS = (
+    dict.fromkeys("\u00b0\u00ba\u02da", "^\\circ")
+    | {sign: f"\\mathbb{{{name}}}" for sign, name in zip("\u2115\u2124\u211a\u211d\u2102", "NZQRC", strict=True)}
+    | dict(zip("\u2032\u2019\u2044\u2215\u2236\uff0c\uff1a\uff1d\uff08\uff09\u3002", "''//:,:=().", strict=True))
+    | dict.fromkeys("\u2212\u2013\u2012\u2010\u2011\uff0d", "-")
+    | dict.fromkeys("\u00a0\u2009\u202f\u2007\u200a\u2002\u2003\u3000", " ")
+    | dict.fromkeys("\u200b\u2060\ufeff", "")
+    | {"\uff5b": "\\{", "\uff5d": "\\}"}
+)
 WIDE = {chr(0xFF10 + digit): str(digit) for digit in range(10)} | {"\ufe63": "-", "\uff0d": "-", "\uff0e": "."}
 """Digits and signs as wide as a Chinese character."""
 SIGNS = str.maketrans(
-    {sign: f"\\{word} " for sign, word in WORDS.items()}
+    {int(code, 16): f"\\{word} " for code, word in zip(WORDS.split()[::2], WORDS.split()[1::2], strict=True)}
+    | {sign: f"\\frac{{{above}}}{{{below}}}" for sign, (above, below) in FRACTIONS.items()}
     | OTHERS
-    | SPACES
     | WIDE
-    | {"\uff5b": "\\{", "\uff5d": "\\}"}
-    | {sign: f"\\frac{{{digits[0]}}}{{{digits[1]}}}" for sign, digits in FRACTIONS.items()}
 )
 RAISED, LOWERED = (
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207f",
@@ -123,6 +45,8 @@ RAISED, LOWERED = (
 )
 RAISED_RUN, LOWERED_RUN = re.compile(f"[{RAISED}]+"), re.compile(f"[{LOWERED}]+")
 PLAIN_RAISED, PLAIN_LOWERED = str.maketrans(RAISED, "0123456789-n"), str.maketrans(LOWERED, "0123456789")
+# `\sqrt{3}` for a root sign before 3, (3) or {3}.
+ROOTS = {"\u221a": "", "\u221b": "[3]"}
 ROOT = re.compile("([\u221a\u221b])\\s*(?:\\(([^()]*)\\)|\\{([^{}]*)\\}|([0-9]+(?:\\.[0-9]+)?|[a-zA-Z]))")
 CURRENCY = r"[$\u20ac\u00a3\u00a5\u20b9]"
 # 1,234,567.89  16,80,000 (Indian)  1.234,50 and 1.234.567 (European)  2,75 (money, alone)  1234.5  .5
@@ -147,7 +71,7 @@ APOSTROPHE = re.compile(r"(?<=[0-9])'(?=[0-9]{3}(?![0-9]))")  # 1'000, as in Swi
 NARROW = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
 PLAIN = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u00d7": "*"}
-    | {sign: f" {digits[0]}/{digits[1]}" for sign, digits in FRACTIONS.items()}
+    | {sign: f" {above}/{below}" for sign, (above, below) in FRACTIONS.items()}
     | WIDE
 )
 SAYS = re.compile(r"\b[aA](?:nswer|NSWER)\s*(?:\*+\s*)?(?:is|are|IS|ARE|:|=)(?![a-zA-Z_])[\s:=*]*")
@@ -178,13 +102,8 @@ def latex_signs(text: str) -> str:
         return text
     text = RAISED_RUN.sub(lambda m: f"^{{{m[0].translate(PLAIN_RAISED)}}}", text)
     text = LOWERED_RUN.sub(lambda m: f"_{{{m[0].translate(PLAIN_LOWERED)}}}", text)
-    return ROOT.sub(root, text).translate(SIGNS)
-
-
-def root(found: re.Match[str]) -> str:
-    """`\\sqrt{3}` for √3, √(3) and √{3}."""
-    below = found[2] or found[3] or found[4] or ""
-    return f"\\sqrt{'[3]' if found[1] == chr(0x221B) else ''}{{{below}}}"
+    text = ROOT.sub(lambda m: f"\\sqrt{ROOTS[m[1]]}{{{m[2] or m[3] or m[4] or ''}}}", text)
+    return text.translate(SIGNS)
 
 
 def extract_number(text: str, fallback: bool = True) -> str | None:
@@ -219,15 +138,11 @@ def simplify(text: str) -> str:
     text = text if text.isascii() else NARROW.sub(",", IRRATIONAL.sub(" ", text)).translate(PLAIN)
     if "\\" in text or "{,}" in text:
         text = THIN.sub(lambda m: "," if m[0] == "{,}" else "", text)
-        text = LATEX_FRACTION.sub(plain_fraction, text).replace("\\times", "*").replace("\\cdot", "*")
+        # `3/4` for \frac{3}{4}, and `1 3/4` when a digit stands before it.
+        text = LATEX_FRACTION.sub(lambda m: f"{m[1] + ' ' if m[1] else ''}{m[2] or m[3]}/{m[4] or m[5]}", text)
+        text = text.replace("\\times", "*").replace("\\cdot", "*")
     text = APOSTROPHE.sub(",", text)
     return text.replace("\\$", "$").replace("\\%", "%")
-
-
-def plain_fraction(match: re.Match[str]) -> str:
-    """`3/4` for \\frac{3}{4}, and `1 3/4` when a digit stands before it."""
-    integer, above, short_above, below, short_below = match.groups()
-    return f"{integer + ' ' if integer else ''}{above or short_above}/{below or short_below}"
 
 
 def number_after(text: str, start: int) -> Fraction | None:
@@ -290,22 +205,17 @@ def value_of(found: re.Match[str], text: str) -> tuple[Fraction | None, int]:
     if value is not None and power:
         value, end = value * Fraction(10) ** int(power["long"] or power["short"]), power.end()
     elif value is not None and mixed:
-        part = quotient(magnitude(mixed["above"]), magnitude(mixed["below"]))
-        value, end = value if part is None else value + part, mixed.end()
+        above, below = magnitude(mixed["above"]), magnitude(mixed["below"])
+        value, end = value + above / below if above is not None and below else value, mixed.end()
     elif value is not None and fraction:
-        fraction_value = quotient(value, magnitude(fraction["below"]))
-        value, end = value if fraction_value is None else fraction_value, fraction.end()
+        below = magnitude(fraction["below"])
+        value, end = value / below if below else value, fraction.end()
     return -value if value is not None and (found["minus"] or found["inner"]) else value, end
 
 
 def magnitude(digits: str) -> Fraction | None:
     """`1000.50` as an exact value."""
     return Fraction(digits) if len(digits) <= MAX_DIGITS else None
-
-
-def quotient(above: Fraction | None, below: Fraction | None) -> Fraction | None:
-    """`above / below`, None when it has no value."""
-    return above / below if above is not None and below else None
 
 
 def canonical(value: Fraction) -> str:
@@ -322,8 +232,3 @@ def canonical(value: Fraction) -> str:
         return f"{value.numerator}/{value.denominator}"
     digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
     return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
-
-
-def same_number(gold: str, answer: str) -> bool:
-    """Whether a gold answer and a canonical number have the same value."""
-    return gold_number(gold) == answer

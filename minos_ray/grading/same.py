@@ -1,9 +1,8 @@
 """When two answers in mathematics are the same: by their string forms, else by what math-verify says of their parts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import gcd
-from typing import Any
 
 from minos_ray.grading.forms import (
     ADJACENT,
@@ -107,21 +106,23 @@ def same_list(gold: str, answer: str) -> bool:
     if len(golds) != len(answers):
         return len(set(golds)) == len(set(answers)) and verified(gold, answer)
     if ("()" in (outer, brackets) and "{}" in (outer, brackets)) or outer == brackets == "()":
-        return in_order(unnamed(golds), unnamed(answers))
+        return in_order(map(value_side, golds), map(value_side, answers))
     if len(golds) == 2 and ("[" in outer + brackets or "]" in outer + brackets):
         return outer == brackets and in_order(golds, answers)
     # Values of different unknowns, `a=3, b=4`, have an order; roots are `x=3, x=4` or `x_1=3, x_2=4`.
     unknowns = [sides(gold)[0].strip() for gold in golds if len(sides(gold)) > 1]
     names = len(unknowns) == len(golds) == len({*unknowns}) and all(map(UNKNOWN.fullmatch, unknowns))
     if "()" in (outer, brackets) or names:
-        if in_order(by_name(golds), by_name(answers)) or (names and in_order(unnamed(golds), unnamed(answers))):
+        if in_order(by_name(golds), by_name(answers)) or (
+            names and in_order(map(value_side, golds), map(value_side, answers))
+        ):
             return True
         if outer == "()" or names:
             return False
     return in_any_order(golds, answers)
 
 
-def in_order(golds: Sequence[str], answers: Sequence[str]) -> bool:
+def in_order(golds: Iterable[str], answers: Iterable[str]) -> bool:
     """Whether the elements are the same, one by one."""
     return all(same_element(gold, answer) for gold, answer in zip(golds, answers, strict=True))
 
@@ -148,11 +149,6 @@ def in_any_order(golds: Sequence[str], answers: Sequence[str]) -> bool:
 def same_element(gold: str, answer: str) -> bool:
     """Whether two elements of lists are the same."""
     return same_text(gold, answer) or same_list(gold, answer)
-
-
-def unnamed(parts: Sequence[str]) -> list[str]:
-    """The values of `(x=1, y=2)`."""
-    return [value_side(part) for part in parts]
 
 
 def by_name(parts: Sequence[str]) -> list[str]:
@@ -252,33 +248,24 @@ def is_time(found: re.Match[str] | None) -> bool:
 
 
 def verified(gold: str, answer: str) -> bool:
-    """What math-verify says, corrected where its fifteen digits or its reading of `i` as a letter are not enough."""
+    """What math-verify says, corrected where its fifteen digits or its reading of `i` as a letter are not enough: exact
+    constants are the same when their values are."""
     from math_verify import verify
 
-    expected, received = parsed(gold), parsed(answer)
-    if is_rational(expected) and is_rational(received):
-        return expected[0] == received[0]
-    verdict = verify(
-        expected, received, timeout_seconds=None, allow_set_relation_comp=INTERVAL.search(gold) is not None
-    )
-    return settled(verdict, expected, received)
-
-
-def is_rational(read: Sequence[Any]) -> bool:
-    """Whether an exact fraction was read, which needs no further thought."""
-    return bool(read) and getattr(read[0], "is_Rational", False)
-
-
-def settled(said: bool, expected: Sequence[Any], given: Sequence[Any]) -> bool:
-    """The verdict on two expressions: exact constants are the same when their values are."""
     from minos_ray.grading.values import exact_key, has_imaginary, key_of
 
-    if not expected or not given:
-        return said
-    if said:
-        keys = [exact_key(read[0]) for read in (expected, given)]
+    expected, received = parsed(gold), parsed(answer)
+    # An exact fraction needs no further thought.
+    if all(read and getattr(read[0], "is_Rational", False) for read in (expected, received)):
+        return expected[0] == received[0]
+    intervals = INTERVAL.search(gold) is not None
+    same = verify(expected, received, timeout_seconds=None, allow_set_relation_comp=intervals)
+    if not expected or not received:
+        return same
+    if same:
+        keys = [exact_key(read[0]) for read in (expected, received)]
         return None in keys or keys[0] == keys[1]
-    if has_imaginary(expected[0]) or has_imaginary(given[0]):
-        keys = [key_of(read[0]) for read in (expected, given)]
+    if has_imaginary(expected[0]) or has_imaginary(received[0]):
+        keys = [key_of(read[0]) for read in (expected, received)]
         return None not in keys and keys[0] == keys[1]
     return False

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from minos_ray.config import Count
 from minos_ray.errors import UserError
-from minos_ray.files.read import (
+from minos_ray.files import (
     BadRow,
     check_no_lfs_pointer,
     files,
@@ -29,7 +29,7 @@ from minos_ray.files.read import (
     readable,
 )
 from minos_ray.grading.graders import gsm8k
-from minos_ray.imports.grouping import (
+from minos_ray.imports.tables import (
     OTHER_GOLD,
     Row,
     begin_import,
@@ -109,7 +109,11 @@ def import_genrm(
     start = time.monotonic()
     paths = files(src)
     ids, rows = question_ids(paths)
-    split_by_question = divide(ids, test_fraction, seed, questions)
+    # By position in an order that depends on the seed and the id only.
+    in_order = sorted(ids, key=lambda question: blake2b(f"{seed}/{question}".encode(), digest_size=8).digest())
+    chosen = in_order[:questions]
+    tests = round(test_fraction * len(chosen))
+    split_by_question = {question: "test" if place < tests else "train" for place, question in enumerate(chosen)}
     options = {"test_fraction": test_fraction, "seed": seed, "questions": questions}
     artefacts = begin_import(run, ("problems", *ROW_ARTEFACTS), "genrm", src, **options)
     importer = Importer(artefacts, split_by_question)
@@ -119,17 +123,6 @@ def import_genrm(
             progress.advance(len(batch))
     require_rows(importer.problems, src, importer.dropped)
     return importer.finish(time.monotonic() - start)
-
-
-def divide(ids: Iterable[int], test_fraction: float, seed: int, limit: int | None) -> dict[int, str]:
-    """The split of each question kept, by position in an order that depends on the seed and the id only."""
-
-    def place(question: int) -> bytes:
-        return blake2b(f"{seed}/{question}".encode(), digest_size=8).digest()
-
-    chosen = sorted(ids, key=place)[:limit]
-    tests = round(test_fraction * len(chosen))
-    return {question: "test" if i < tests else "train" for i, question in enumerate(chosen)}
 
 
 class Importer:
@@ -158,7 +151,15 @@ class Importer:
     def _keep(self, row: Row) -> bool:
         """Whether a row is usable and wanted; remembers its problem."""
         empty = next((f"empty {name}" for name in COLUMNS if is_nothing(row[name]) or row[name] == ""), None)
-        reason = row.get("unread") or empty or oddity(row) or self._again(row)
+        reason = row.get("unread") or empty or oddity(row)
+        if not reason:  # does it go with those before it?
+            first = self.problems.get(row["question_id"], row)
+            if (row["question_id"], row["candidate_id"]) in self.ids:
+                reason = "repeated candidate_id"
+            elif row["question"] != first["question"]:
+                reason = "another question for the same id"
+            elif row["target"] != first["target"]:
+                reason = OTHER_GOLD
         if reason:
             self.dropped[reason] += 1
             return False
@@ -167,15 +168,6 @@ class Importer:
         self.ids.add((row["question_id"], row["candidate_id"]))
         self.problems.setdefault(row["question_id"], row)
         return True
-
-    def _again(self, row: Row) -> str | None:
-        """Why a row does not go with those before it."""
-        if (row["question_id"], row["candidate_id"]) in self.ids:
-            return "repeated candidate_id"
-        first = self.problems.get(row["question_id"], row)
-        if row["question"] != first["question"]:
-            return "another question for the same id"
-        return OTHER_GOLD if row["target"] != first["target"] else None
 
     def _label(self, row: Row, own: Row) -> Row:
         """The label as given, with the answer that our grader reads; counts where it judges otherwise."""
@@ -202,16 +194,15 @@ class Importer:
     def finish(self, seconds: float) -> list[Manifest]:
         """Writes the problems and completes all artefacts."""
         details = {"seconds": round(seconds, 1)}
-        splits = {split: self._problems(split) for split in ("train", "test")}
+        questions = sorted(self.problems, key=lambda question: (isinstance(question, str), question))
+        splits = {
+            split: [problem(self.problems[question], split) for question in questions if self.wanted[question] == split]
+            for split in ("train", "test")
+        }
         manifests = [write_rows(self.artefacts["problems"], splits, {}, **details)]
         for name, counts in zip(ROW_ARTEFACTS, (Counter(), self.labels, self.critiques), strict=True):
             manifests.append(self.artefacts[name].complete({"rows": len(self.ids), **counts}, self.dropped, details))
         return manifests
-
-    def _problems(self, split: str) -> list[Row]:
-        questions = [question for question in self.problems if self.wanted[question] == split]
-        questions.sort(key=lambda question: (isinstance(question, str), question))
-        return [problem(self.problems[question], split) for question in questions]
 
 
 def oddity(row: Row) -> str | None:
@@ -317,9 +308,9 @@ def read_verdict(critique: str) -> Verdict:
     """The final verdict of one critique; the last one counts."""
     text = plain(critique)
     for form in STATED:
-        match = last(form, text[-TAIL:]) or last(form, text)
-        if match:
-            return Verdict(match["verdict"].lower() in GOOD, "stated")
+        matches = list(form.finditer(text[-TAIL:])) or list(form.finditer(text))
+        if matches:
+            return Verdict(matches[-1]["verdict"].lower() in GOOD, "stated")
     closing = CLOSING.match(text.strip().rpartition("\n\n")[2]) or ANSWER_LINE.search(text[-TAIL:])
     if closing:
         return Verdict((closing["verdict"].lower() in GOOD) != bool(closing["not"]), "stated")
@@ -332,14 +323,6 @@ def plain(text: str) -> str:
     """The text without bold type and headings; single stars stay, they multiply."""
     text = text.replace("**", "").replace("##", "").replace("`", "")
     return TAGS.sub("", text) if "<" in text else text
-
-
-def last(form: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The last match in a text."""
-    latest = None
-    for match in form.finditer(text):
-        latest = match
-    return latest
 
 
 def training_text(critique: str, verdict: Verdict) -> str:

@@ -31,17 +31,15 @@ from hashlib import sha256
 from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
-from minos_ray.files.read import BadRow
+from minos_ray.files import BadRow
 from minos_ray.grading.graders import Grader, Grading
 from minos_ray.grading.latex import extract_latex
 from minos_ray.grading.same import same_text
-from minos_ray.imports.grouping import Collection, Policy, Row, Solution, usable
+from minos_ray.imports.tables import Collection, Policy, Row, Solution, Split
 from minos_ray.problems.loaders import text_of, text_or_none
 from minos_ray.store.run import Manifest, Run
 
-RIGHT_BUT_WRONG = "right answer, wrong step"
 CONTROLS = "redundency"
-BEYOND = "error steps beyond the last step"
 ENCRYPTED = ("question", "model_response_by_step", "human_labels", "human_labels_first_error_idx")
 ELSEWHERE = "first error elsewhere than 'human_labels_first_error_idx'"
 USED = ("solution", "found_error")
@@ -58,10 +56,10 @@ def import_processbench(src: str, run: Run, *, after_first_error: Policy = "keep
     Steps behind the first wrong one have no label there; with after_first_error=inherited they are wrong.
     """
     collection = Collection("processbench", after_first_error)
-    for solution in usable("processbench", src, collection.dropped, parse_processbench):
+    for solution in collection.usable(src, parse_processbench):
         collection.add(solution)
-        collection.notes[RIGHT_BUT_WRONG] += solution.correct and 0 in solution.step_labels
-    return collection.write(run, "processbench", src, {"after_first_error": after_first_error})
+        collection.notes["right answer, wrong step"] += solution.correct and 0 in solution.step_labels
+    return collection.write(run, src, {"after_first_error": after_first_error})
 
 
 def parse_processbench(record: Row) -> Solution:
@@ -90,15 +88,15 @@ def import_prmbench(src: str, run: Run, *, after_first_error: Policy = "keep") -
     """
     collection = Collection("prmbench", after_first_error)
     seen: set[tuple[str, str]] = set()
-    for identity, solutions, beyond in usable("prmbench", src, collection.dropped, parse_prmbench):
+    for identity, solutions, beyond in collection.usable(src, parse_prmbench):
         if identity in seen:
             collection.dropped["repeated idx in its class"] += 1
             continue
         seen.add(identity)
-        collection.notes[BEYOND] += beyond
+        collection.notes["error steps beyond the last step"] += beyond
         for solution in solutions:
             collection.add(solution)
-    return collection.write(run, "prmbench", src, {"after_first_error": after_first_error})
+    return collection.write(run, src, {"after_first_error": after_first_error})
 
 
 def parse_prmbench(record: Row) -> tuple[tuple[str, str], list[Solution], int]:
@@ -111,17 +109,15 @@ def parse_prmbench(record: Row) -> tuple[tuple[str, str], list[Solution], int]:
     if wrong and not inside:
         raise BadRow("no error step is a step of the solution")
     labels = [int(number not in inside) for number in range(1, len(steps) + 1)]
-    solutions = [solution_of(text_of(record, "modified_question"), kind, steps, labels)]
+    texts = [(text_of(record, "modified_question"), kind, steps, labels)]
     if kind == CONTROLS:
         right = steps_of(record, "original_process")
-        solutions.append(solution_of(text_of(record, "original_question"), "correct", right, [1] * len(right)))
+        texts.append((text_of(record, "original_question"), "correct", right, [1] * len(right)))
+    solutions = []
+    for question, of_class, written, marks in texts:  # the data have no gold answers
+        facts = (0 not in marks, extract_latex("\n".join(written), fallback=False), None, "prmbench", "test")
+        solutions.append(Solution(question, f"prmbench-{of_class}", written, marks, *facts))
     return (kind, name), solutions, len(set(wrong) - inside)
-
-
-def solution_of(question: str, kind: str, steps: list[str], labels: list[int]) -> Solution:
-    """A row of one class of PRMBench; the data have no gold answers."""
-    answer = extract_latex("\n".join(steps), fallback=False)
-    return Solution(question, f"prmbench-{kind}", steps, labels, 0 not in labels, answer, None, "prmbench", "test")
 
 
 def import_hard2verify(src: str, run: Run, *, after_first_error: Policy = "keep") -> list[Manifest]:
@@ -130,11 +126,11 @@ def import_hard2verify(src: str, run: Run, *, after_first_error: Policy = "keep"
     There are no gold answers.
     """
     collection = Collection("hard2verify", after_first_error)
-    for solution, first in usable("hard2verify", src, collection.dropped, parse_hard2verify):
+    for solution, first in collection.usable(src, parse_hard2verify):
         if collection.add(solution):
             labels = solution.step_labels
             collection.notes[ELSEWHERE] += first is not None and first != (labels.index(0) if 0 in labels else -1)
-    return collection.write(run, "hard2verify", src, {"after_first_error": after_first_error})
+    return collection.write(run, src, {"after_first_error": after_first_error})
 
 
 def parse_hard2verify(record: Row) -> tuple[Solution, int | None]:
@@ -194,7 +190,7 @@ def import_prm800k(
     src: str,
     run: Run,
     *,
-    split: Literal["train", "test"] = "train",
+    split: Split = "train",
     neutral: Literal["right", "wrong"] = "right",
     alternatives: bool = False,
     quality_control: bool = False,
@@ -211,7 +207,7 @@ def import_prm800k(
     options["after_first_error"] = after_first_error
     collection = Collection("prm800k", after_first_error)
     rows: list[Solution] = []
-    for rated in usable("prm800k", src, collection.dropped, lambda r: parse(r, neutral == "right", quality_control)):
+    for rated in collection.usable(src, lambda r: parse(r, neutral == "right", quality_control)):
         complete, *branches = solutions_of(rated, split)
         rows.append(complete)
         collection.notes["alternatives" if alternatives else "alternatives left out"] += len(branches)
@@ -221,7 +217,7 @@ def import_prm800k(
         grades = grading([row.gold or "" for row in rows], ["\n".join(row.steps) for row in rows])
     for row, grade in zip(rows, grades, strict=True):
         collection.add(row._replace(answer=grade.answer, correct=grade.correct))
-    return collection.write(run, "prm800k", src, options)
+    return collection.write(run, src, options)
 
 
 def parse(record: Row, neutral: bool, quality_control: bool = False) -> Rated:

@@ -13,24 +13,22 @@ its rows are counted and left out.
 import re
 from collections.abc import Iterator, Sequence
 from math import isfinite
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from minos_ray.files.read import BadRow, is_hub, is_nothing
+from minos_ray.files import BadRow, is_hub, is_nothing
 from minos_ray.grading.latex import extract_latex
-from minos_ray.imports.grouping import Collection, Policy, Row, Solution, critique, usable
+from minos_ray.imports.tables import Collection, Policy, Row, Solution, Split, critique
 from minos_ray.problems.loaders import text_of, text_or_none
 from minos_ray.steps.split import is_texts, lines, own_solution, paragraphs_or_lines, without_thinking
 from minos_ray.store.run import Manifest, Run, open_path
 
 QUESTIONS, STEPS, LABELS = ("question", "prompt", "problem"), ("steps", "completions"), ("labels", "step_labels")
 GOLDS = ("answer", "gold")
-SOFT, SAME = "soft labels", "chosen is rejected"
 TAG = "\u043a\u0438"
 FIRST_STEP = re.compile(r"step 1:", re.IGNORECASE)
 SIGNS = {"+": 1, "-": 0}
-TAG_IN_QUESTION, UNNUMBERED = "tag inside the question", "no 'Step 1:', divided at the question mark"
 DATASET, CRITIC, PROMPT = "math-minos", "gpt-4", "math-minos-30k"
 SHORT_TAG = "\u0438"
 NUMBER = re.compile(r"Step ?(\d{1,4}) ?:")
@@ -38,14 +36,13 @@ ANSWER_LINE = re.compile(r"\n\s*(?=The answer is)")
 FINAL = re.compile(r"final answer is:?\W*(true|false)\b", re.IGNORECASE)
 # Words that call a step wrong in the first sentence on it, as in the paper's meta-evaluation.
 WRONG = ("incorrect", "not correct", "wrong", "false")
-OTHER_STEPS = "critiques that do not follow the steps"
 
 
 def import_steps(
     src: str,
     run: Run,
     *,
-    split: Literal["train", "test"] = "train",
+    split: Split = "train",
     question: str | None = None,
     steps: str | None = None,
     labels: str | None = None,
@@ -61,18 +58,18 @@ def import_steps(
     """
     collection = Collection("steps", after_first_error)
     names = (question, steps, labels, correct)
-    for solution in usable("steps", src, collection.dropped, lambda record: labelled(record, names, threshold, split)):
+    for solution in collection.usable(src, lambda record: labelled(record, names, threshold, split)):
         if collection.add(solution) and solution.step_scores:
-            collection.notes[SOFT] += 1
+            collection.notes["soft labels"] += 1
     options = {"split": split, "threshold": threshold, "after_first_error": after_first_error}
-    return collection.write(run, "steps", src, {**options, "columns": list(names)})
+    return collection.write(run, src, {**options, "columns": list(names)})
 
 
 def import_pairs(
     src: str,
     run: Run,
     *,
-    split: Literal["train", "test"] = "train",
+    split: Split = "train",
     question: str | None = None,
     chosen: str = "chosen",
     rejected: str = "rejected",
@@ -82,10 +79,10 @@ def import_pairs(
     Both are texts, lists of steps or chats. Steps have no labels, so an ORM can learn from them and a PRM cannot.
     """
     collection, names = Collection("pairs", "keep"), (question, chosen, rejected)
-    for pair in usable("pairs", src, collection.dropped, lambda record: both(record, *names, split)):
+    for pair in collection.usable(src, lambda record: both(record, *names, split)):
         for solution in pair:
             collection.add(solution)
-    return collection.write(run, "pairs", src, {"split": split, "columns": list(names)})
+    return collection.write(run, src, {"split": split, "columns": list(names)})
 
 
 def labelled(record: Row, names: tuple[str | None, ...], threshold: float, split: str) -> Solution:
@@ -114,14 +111,19 @@ def both(record: Row, question: str | None, chosen: str, rejected: str, split: s
     solutions = []
     for name, correct in ((chosen, True), (rejected, False)):
         value = column(record, name, ())
-        steps = step_texts(value if is_texts(value) else paragraphs_or_lines(own_solution(text_of_reply(value, name))))
+        if not is_texts(value):  # a text, or the last turn of a chat
+            text = value[-1].get("content") if isinstance(value, list) and isinstance(value[-1], dict) else value
+            if not isinstance(text, str) or not text.strip():
+                raise BadRow(f"'{name}' is no text")
+            value = paragraphs_or_lines(own_solution(text))
+        steps = step_texts(value)
         answer = extract_latex("\n".join(steps))
         unlabelled = [-1] * len(steps)
         solutions.append(
             Solution(asked, "pairs", steps, unlabelled, correct, answer, split=split, source="none", stated=True)
         )
     if solutions[0].steps == solutions[1].steps:
-        raise BadRow(SAME)
+        raise BadRow("chosen is rejected")
     return solutions
 
 
@@ -158,25 +160,16 @@ def text_of_prompt(prompt: Any) -> str:
     return text.strip()
 
 
-def text_of_reply(reply: Any, name: str) -> str:
-    """The solution: a text, or the last turn of a chat."""
-    if isinstance(reply, list) and reply and isinstance(reply[-1], dict):
-        reply = reply[-1].get("content")
-    if not isinstance(reply, str) or not reply.strip():
-        raise BadRow(f"'{name}' is no text")
-    return reply
-
-
 def import_shepherd(
-    src: str, run: Run, *, split: Literal["train", "test"] = "train", after_first_error: Policy = "keep"
+    src: str, run: Run, *, split: Split = "train", after_first_error: Policy = "keep"
 ) -> list[Manifest]:
     """Problems, candidates and labels; a solution is right when its last step is."""
     collection = Collection("math-shepherd", after_first_error)
-    for solution, note in usable("math-shepherd", src, collection.dropped, lambda record: read_shepherd(record, split)):
+    for solution, note in collection.usable(src, lambda record: read_shepherd(record, split)):
         collection.add(solution)
         if note:
             collection.notes[note] += 1
-    return collection.write(run, "math-shepherd", src, {"split": split, "after_first_error": after_first_error})
+    return collection.write(run, src, {"split": split, "after_first_error": after_first_error})
 
 
 def read_shepherd(record: Row, split: str, tag: str = TAG) -> tuple[Solution, str]:
@@ -200,11 +193,11 @@ def divided(texts: list[str]) -> tuple[str, str, int, str]:
         match = FIRST_STEP.search(text)
         if match:
             question = " ".join(part.strip() for part in [*texts[:number], text[: match.start()]])
-            return question.strip(), text[match.start() :].strip(), number, TAG_IN_QUESTION if number else ""
+            return question.strip(), text[match.start() :].strip(), number, "tag inside the question" if number else ""
     question, mark, first = texts[0].partition("?")
     if not mark:
         raise BadRow("no 'Step 1:' and no question mark")
-    return f"{question.strip()}?", first.strip(), 0, UNNUMBERED
+    return f"{question.strip()}?", first.strip(), 0, "no 'Step 1:', divided at the question mark"
 
 
 def pieces(tagged: str, signed: str, tag: str) -> Iterator[tuple[str, int]]:
@@ -235,9 +228,7 @@ class ParsedRow(NamedTuple):
     note: str = ""
 
 
-def import_minos(
-    src: str, run: Run, *, split: Literal["train", "test"] = "train", after_first_error: Policy = "keep"
-) -> list[Manifest]:
+def import_minos(src: str, run: Run, *, split: Split = "train", after_first_error: Policy = "keep") -> list[Manifest]:
     """Problems, candidates, labels and, where there are some, critiques, of a file or of a folder with train and eval.
 
     Critiques have no label of their own: the critic was told the labels, so its verdict is the outcome. Their steps are
@@ -245,21 +236,17 @@ def import_minos(
     """
     collection = Collection("math-minos", after_first_error)
     for path, part in sources(src, split):
-        for row in usable("math-minos", path, collection.dropped, lambda record, part=part: read(record, part)):
+        for row in collection.usable(path, lambda record, part=part: read(record, part)):
             add(collection, row)
-    return collection.write(run, "math-minos", src, {"split": split, "after_first_error": after_first_error})
+    return collection.write(run, src, {"split": split, "after_first_error": after_first_error})
 
 
 def sources(src: str, split: str) -> Iterator[tuple[str, str]]:
     """Paths with their splits: the folders `train` and `eval` of a saved dataset, or all of `src`."""
     parts = {f"{src.rstrip('/')}/{name}": part for name, part in (("train", "train"), ("eval", "test"))}
-    yield from parts.items() if not is_hub(src) and all(map(is_folder, parts)) else [(src, split)]
-
-
-def is_folder(path: str) -> bool:
-    """Whether there is a folder."""
-    fs, root = open_path(path)
-    return fs.get_file_info(root).type == pafs.FileType.Directory
+    places = [] if is_hub(src) else [open_path(path) for path in parts]
+    saved = places and all(fs.get_file_info(root).type == pafs.FileType.Directory for fs, root in places)
+    yield from parts.items() if saved else [(src, split)]
 
 
 def add(found: Collection, row: ParsedRow) -> None:
@@ -270,7 +257,7 @@ def add(found: Collection, row: ParsedRow) -> None:
     if label is not None and row.critique is not None:
         verdicts, final = step_verdicts(row.critique, len(label["steps"])), final_verdict(row.critique)
         status = "no_verdict" if final is None else "ok"
-        found.notes[OTHER_STEPS] += not verdicts
+        found.notes["critiques that do not follow the steps"] += not verdicts
         found.keep("critiques", critique(label, CRITIC, PROMPT, row.critique, verdicts, final, status))
 
 
@@ -281,7 +268,12 @@ def read(record: Row, split: str) -> ParsedRow:
     if "query" in record:
         return read_query(record, split)
     if isinstance(record.get("label"), str):
-        return read_tagged(record, split)
+        # A row of the PRM set; the long tag ends in the short one, so it is looked for first.
+        tagged = record.get("input", record.get("text"))
+        tag = TAG if isinstance(tagged, str) and TAG in tagged else SHORT_TAG
+        parsed, note = read_shepherd({"task": DATASET, **record, "input": tagged}, split, tag)
+        question = parsed.question.removeprefix("Human:").removesuffix("Assistant:").strip()
+        return ParsedRow(parsed._replace(question=question), note=note)
     text, right = text_of(record, "text"), record.get("label")
     if right not in (0, 1):
         raise BadRow("'label' is neither 0 nor 1")
@@ -293,31 +285,17 @@ def read_query(record: Row, split: str) -> ParsedRow:
     text = text_or_none(record, "response")
     response = None if text is None else without_thinking(text)
     judged = record.get("label")
-    if judged is not None:
-        return ParsedRow(judged_solution(text_of(record, "query"), judged), response)
+    if judged is not None:  # `y_pred` is the answer, `[invalid]` without one; `acc` True or False, as text
+        query = text_of(record, "query")
+        if not isinstance(judged, dict) or str(judged.get("acc")) not in ("True", "False"):
+            raise BadRow("'label' has no 'acc' True or False")
+        stated = "" if is_nothing(judged.get("y_pred")) else str(judged["y_pred"]).strip()
+        answer = None if stated in ("", "[invalid]") else stated
+        return ParsedRow(solution(query, str(judged["acc"]) == "True", "test")._replace(answer=answer), response)
     verdict = final_verdict(response or "")
     if verdict is None:
         raise BadRow("neither a verdict in 'response' nor a 'label'")
     return ParsedRow(solution(text_of(record, "query"), verdict, split), response)
-
-
-def judged_solution(query: str, judged: Any) -> Solution:
-    """A solution with `y_pred` (its answer, `[invalid]` without one) and `acc` (True or False, as text)."""
-    if not isinstance(judged, dict) or str(judged.get("acc")) not in ("True", "False"):
-        raise BadRow("'label' has no 'acc' True or False")
-    answer = judged.get("y_pred")
-    text = "" if is_nothing(answer) else str(answer).strip()
-    answer_text = None if text in ("", "[invalid]") else text
-    return solution(query, str(judged["acc"]) == "True", "test")._replace(answer=answer_text)
-
-
-def read_tagged(record: Row, split: str) -> ParsedRow:
-    """A row of the PRM set; the long tag ends in the short one, so it is looked for first."""
-    tagged = record.get("input", record.get("text"))
-    tag = TAG if isinstance(tagged, str) and TAG in tagged else SHORT_TAG
-    parsed, note = read_shepherd({"task": DATASET, **record, "input": tagged}, split, tag)
-    question = parsed.question.removeprefix("Human:").removesuffix("Assistant:").strip()
-    return ParsedRow(parsed._replace(question=question), note=note)
 
 
 def solution(text: str, correct: bool, split: str) -> Solution:

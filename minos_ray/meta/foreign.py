@@ -4,7 +4,7 @@ Positions at which a model is read are known by construction. Where a format tok
 places in the text are known and the tokenizer says which token covers them; a token id is never searched for. Nothing
 stands behind the last position: these models read from left to right.
 
-Raise `verifiers.FORMATS_VERSION` when what a model reads changes.
+Raise `command.FORMATS_VERSION` when what a model reads changes.
 """
 
 import re
@@ -37,27 +37,8 @@ class Reading(NamedTuple):
     positions: list[int]
 
 
-Encode = Callable[[str, Sequence[str]], Reading]
-Format = Callable[..., Reading]  # of tokenizer, question and steps
 Places = tuple[Any, Any]  # tensors [places]: rows and columns of a batch
 Logits = Callable[[dict[str, Any], Places], Any]
-
-
-class Kind(NamedTuple):
-    """The ending of a kind's architecture, the numbers of labels that it may have (any when empty), and the class of
-    transformers that loads it."""
-
-    ending: str
-    labels: tuple[int, ...]
-    loader: str = ""
-
-
-KINDS = {
-    "sequence": Kind("ForSequenceClassification", (1,), "AutoModelForSequenceClassification"),
-    "tokens": Kind("ForTokenClassification", (1, 2), "AutoModelForTokenClassification"),
-    "shepherd": Kind("ForCausalLM", (), "AutoModelForCausalLM"),
-    "qwen": Kind("Qwen2ForProcessRewardModel", ()),
-}
 
 
 class ForeignScorers(Scorers):
@@ -314,10 +295,25 @@ def covering(offsets: Iterable[tuple[int, int]], ends: Sequence[int]) -> list[in
     return [spans[bisect_left(starts, end) - 1][1] for end in ends]
 
 
-FORMATS: dict[str, Format] = {"sequence": sequence, "tokens": tokens, "shepherd": shepherd, "qwen": qwen}
+class Kind(NamedTuple):
+    """What a kind reads, the ending of its architecture, the numbers of labels that it may have (any when empty), and
+    the class of transformers that loads it."""
+
+    read: Callable[..., Reading]  # of tokenizer, question and steps
+    ending: str
+    labels: tuple[int, ...] = ()
+    loader: str = ""
 
 
-def format_of(model: ForeignModel, tokenizer: Any) -> Encode:
+KINDS = {
+    "sequence": Kind(sequence, "ForSequenceClassification", (1,), "AutoModelForSequenceClassification"),
+    "tokens": Kind(tokens, "ForTokenClassification", (1, 2), "AutoModelForTokenClassification"),
+    "shepherd": Kind(shepherd, "ForCausalLM", loader="AutoModelForCausalLM"),
+    "qwen": Kind(qwen, "Qwen2ForProcessRewardModel"),
+}
+
+
+def format_of(model: ForeignModel, tokenizer: Any) -> Callable[[str, Sequence[str]], Reading]:
     """The function that encodes solutions for a model; UserError when its tokenizer cannot be used."""
     name = f"the tokenizer of model '{model.model}'"
     if model.kind in ("shepherd", "qwen") and not tokenizer.is_fast:
@@ -328,7 +324,7 @@ def format_of(model: ForeignModel, tokenizer: Any) -> Encode:
         return partial(tokens, tokenizer, separator=model.separator)
     if model.kind == "qwen" and (not tokenizer.chat_template or len(ids_of(tokenizer, QWEN_SEPARATOR)) != 1):
         raise UserError(f"{name} has no chat template or no token {QWEN_SEPARATOR}; kind 'qwen' needs both")
-    return partial(FORMATS[model.kind], tokenizer)
+    return partial(KINDS[model.kind].read, tokenizer)
 
 
 def sign_ids(tokenizer: Any) -> list[int]:

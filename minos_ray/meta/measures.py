@@ -52,16 +52,14 @@ def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """First-error F1 averaged over ProcessBench's sets, as published, and over the others; over all without any."""
     bench = [row for row in rows if row["set"].startswith(PROCESSBENCH)]
     others = [row for row in rows if not row["set"].startswith(PROCESSBENCH)]
-    return {MEAN: mean_f1(bench or others), f"{MEAN}_of_others": mean_f1(others if bench else [])}
-
-
-def mean_f1(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """First-error F1 of each verifier, averaged over the sets where it is defined."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row.get("first_error_f1") is not None:
-            values.setdefault(row["verifier"], []).append(row["first_error_f1"])
-    return {name: float(np.mean(of_sets)) for name, of_sets in values.items()}
+    content = {}
+    for key, sets in ((MEAN, bench or others), (f"{MEAN}_of_others", others if bench else [])):
+        values: dict[str, list[float]] = {}
+        for row in sets:
+            if row.get("first_error_f1") is not None:
+                values.setdefault(row["verifier"], []).append(row["first_error_f1"])
+        content[key] = {name: float(np.mean(of_sets)) for name, of_sets in values.items()}
+    return content
 
 
 def prmbench(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -72,19 +70,17 @@ def prmbench(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         if name and row["level"] == "step":
             # Added up, for a class may lie in several sets.
             counts.setdefault(row["verifier"], {}).setdefault(name, Counter()).update(row["confusion"])
-    return {verifier: prm_scores(classes) for verifier, classes in counts.items()}
-
-
-def prm_scores(classes: Mapping[str, Confusion]) -> dict[str, Any]:
-    """The scores of one verifier from its confusion counts by class."""
-    by_class = {
-        name: f1(counts["tp"], counts["fp"], counts["fn"]) if name == WITHOUT_WRONG else macro_f1(counts)
-        for name, counts in classes.items()
-    }
-    complete = len(classes) == len(CLASSES)
-    pooled = {key: sum(counts[key] for counts in classes.values()) for key in ("tp", "fp", "tn", "fn")}
-    classes_in_order = {name: by_class[name] for name in CLASSES.values() if name in by_class}
-    return {"overall": macro_f1(pooled) if complete else None, **groups(by_class), "classes": classes_in_order}
+    scores = {}
+    for verifier, classes in counts.items():
+        by_class = {
+            name: f1(of_class["tp"], of_class["fp"], of_class["fn"]) if name == WITHOUT_WRONG else macro_f1(of_class)
+            for name, of_class in classes.items()
+        }
+        pooled = {key: sum(of_class[key] for of_class in classes.values()) for key in ("tp", "fp", "tn", "fn")}
+        overall = macro_f1(pooled) if len(classes) == len(CLASSES) else None
+        in_order = {name: by_class[name] for name in CLASSES.values() if name in by_class}
+        scores[verifier] = {"overall": overall, **groups(by_class), "classes": in_order}
+    return scores
 
 
 def groups(by_class: Mapping[str, float]) -> dict[str, float | None]:
@@ -256,10 +252,15 @@ def step_intervals(steps: Aligned, threshold: float, problem: np.ndarray, settin
     hit = (steps.scored.values[labelled] >= threshold) == (steps.labelled.values[labelled] == 1)
     of_step = np.repeat(problem[steps.complete], steps.labelled.lengths)[labelled]
     sizes = sum_by_problem(of_step, np.ones((len(hit), 1)))
+    # First-error F1 of a resample has no value where it has no wrong or no right solution.
     predicted, truth = steps.predicted_first_errors(threshold), first_errors(steps.labels)
+    sides = np.stack([truth >= 0, truth == ALL_RIGHT], axis=1)
+    determined = sides.any(axis=1)
+    hits = sum_by_problem(problem[determined], (sides & (predicted == truth)[:, None])[determined])
+    of_sides = ratios(hits, sum_by_problem(problem[determined], sides[determined]), settings)
     return {
         "accuracy_ci": interval(ratios(sum_by_problem(of_step, hit[:, None]), sizes, settings)),
-        "first_error_f1_ci": interval(first_error_f1s(predicted, truth, problem, settings)),
+        "first_error_f1_ci": interval(harmonic_means(of_sides)),
     }
 
 
@@ -281,14 +282,6 @@ def ratios(hits: np.ndarray, sizes: np.ndarray, settings: Evaluate) -> np.ndarra
     mean_size = np.where(sizes.any(axis=0), sizes.mean(axis=0), 1.0)
     step = one_more(hits / mean_size) / len(hits)
     return np.clip(bootstrap(hits, sizes, step, settings.bootstrap, settings.seed, hits.shape[1]), 0, 1)
-
-
-def first_error_f1s(predicted: np.ndarray, truth: np.ndarray, problem: np.ndarray, settings: Evaluate) -> np.ndarray:
-    """[resamples]: first-error F1 of each; NaN where it has no wrong or no right solution. Arrays are [solutions]."""
-    sides = np.stack([truth >= 0, truth == ALL_RIGHT], axis=1)
-    determined = sides.any(axis=1)
-    hits = sum_by_problem(problem[determined], (sides & (predicted == truth)[:, None])[determined])
-    return harmonic_means(ratios(hits, sum_by_problem(problem[determined], sides[determined]), settings))
 
 
 def harmonic_means(pairs: np.ndarray) -> np.ndarray:

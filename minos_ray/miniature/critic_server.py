@@ -24,7 +24,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from minos_ray.miniature.problems import Clause, Problem, read, reading
+from minos_ray.miniature import Clause, Problem, read, reading
 from minos_ray.miniature.step_labels import Verdict, judged, labels_of, parse_step
 from minos_ray.steps.critique_text import critique_text
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from minos_ray.miniature.problems import START, Calculation, Gold, Problem, compute, gold_chain, read
+from minos_ray.miniature import START, Calculation, Gold, Problem, compute, gold_chain, read
 
 _CALCULATION = re.compile(r"(?:(\w+):\s*)?(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(-?\d+)\b")
 _ANSWER = re.compile(r"The answer is:\s*(-?\d+)\b")
@@ -44,19 +44,6 @@ def _same(step: Calculation, left: int, op: str, right: int) -> bool:
     return step.op == op and ((step.left, step.right) == (left, right) or swapped)
 
 
-def _cost(step: Calculation, gold: Gold) -> float:
-    calculation = gold.calculation
-    numbers = {step.left, step.right}
-    plain = [
-        value
-        for value, origin in ((calculation.left, gold.left_from), (calculation.right, gold.right_from))
-        if origin is None
-    ]
-    fits = step.op == calculation.op and all(value in numbers for value in plain)
-    stranger = numbers.isdisjoint({calculation.left, calculation.right})
-    return _OTHER_WORD * (step.word != calculation.word) + _OTHER_CALCULATION * (not fits) + _NO_NUMBER * stranger
-
-
 def align(steps: list[Calculation | None], chain: list[Gold]) -> list[int | None]:
     """For each step the index of the gold step that it stands for (None: none), by least edit cost, in order."""
     rows, columns = len(steps), len(chain)
@@ -80,7 +67,13 @@ def _moves(
     moves = []
     step = steps[i] if i < len(steps) else None
     if step and j < len(chain):
-        moves.append((_cost(step, chain[j]) + best[i + 1][j + 1], i + 1, j + 1))
+        gold, calculation = chain[j], chain[j].calculation
+        operands = ((calculation.left, gold.left_from), (calculation.right, gold.right_from))
+        numbers = {step.left, step.right}
+        fits = step.op == calculation.op and {value for value, origin in operands if origin is None} <= numbers
+        cost = _OTHER_WORD * (step.word != calculation.word) + _OTHER_CALCULATION * (not fits)
+        cost += _NO_NUMBER * numbers.isdisjoint({calculation.left, calculation.right})
+        moves.append((cost + best[i + 1][j + 1], i + 1, j + 1))
     if i < len(steps):
         moves.append((_UNPAIRED * (step is not None) + best[i + 1][j], i + 1, j))
     if j < len(chain):
@@ -121,12 +114,6 @@ class _Reader:
             return "accumulation" if compute(step.left, step.op, step.right) == step.result else "calculation"
         return "logical" if {step.left, step.right} <= self.known else "unrelated"
 
-    def take(self, step: Calculation, index: int | None) -> None:
-        """Goes on from the step's own result."""
-        self.last = self.last if index is None else index
-        self.values[self.last] = self.running = step.result
-        self.known.add(step.result)
-
 
 def judge(question: str, steps: list[str]) -> list[Verdict]:
     """A verdict on every step of a candidate; ValueError when the question is none of the miniature's."""
@@ -154,8 +141,11 @@ def judged(problem: Problem, steps: list[str]) -> list[Verdict]:
             error = reader.error(calculation, gold)
             skipped = () if index is None else tuple(chain[done:index])
             out.append(Verdict(int(not error), error, gold, skipped))
-            reader.take(calculation, index)
-            done = done if index is None else index + 1
+            # The candidate goes on from its own result.
+            if index is not None:
+                reader.last, done = index, index + 1
+            reader.values[reader.last] = reader.running = calculation.result
+            reader.known.add(calculation.result)
     return out
 
 

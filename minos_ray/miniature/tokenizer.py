@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
+from minos_ray.miniature import LARGEST, corpus
 from minos_ray.miniature.critic_server import write_critique
-from minos_ray.miniature.problems import LARGEST, corpus
 from minos_ray.miniature.step_labels import labels_of
 
 PIECE = (

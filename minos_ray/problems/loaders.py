@@ -18,7 +18,7 @@ from typing import Any
 from minos_ray.config.load import Config, NamedFunction, resolve
 from minos_ray.config.schema import Source
 from minos_ray.errors import UserError
-from minos_ray.files.read import BadRow, is_nothing, records, written
+from minos_ray.files import BadRow, is_nothing, records, written
 from minos_ray.grading.latex import last_boxed
 from minos_ray.graph.specs import begin, fresh
 from minos_ray.graph.state import Todo

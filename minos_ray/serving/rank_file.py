@@ -27,13 +27,12 @@ from minos_ray.config.schema import MetaCritic
 from minos_ray.critiques.reply import BOUGHT, Cache, Outcome
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.evaluation.candidates import Keys
-from minos_ray.files.slices import SLICE_ROWS, Rows, Slice, beside, require_texts
-from minos_ray.grading.grade_file import require_writable
+from minos_ray.grading.graders import require_writable
 from minos_ray.observe.progress import Progress
 from minos_ray.serving.scorer import CRITIC_OPTIONS, RESULT, SPLITTER, SliceScorer, Task, answer_of, as_text, steps_of
 from minos_ray.store.model_files import WEIGHTS, locate
 from minos_ray.store.run import Run, fingerprint
-from minos_ray.units.file_slices import on_actors
+from minos_ray.units.file_slices import SLICE_ROWS, Rows, Slice, beside, on_actors, require_texts
 from minos_ray.units.lock import locked
 
 GROUP = pa.schema([("rank", pa.int64()), ("answer", pa.string()), ("vote", pa.string()), ("vote_margin", pa.float64())])

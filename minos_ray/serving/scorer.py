@@ -15,14 +15,14 @@ from minos_ray.config.load import resolve
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Aggregation, ForeignModel, Model
 from minos_ray.errors import UserError
-from minos_ray.files.read import is_nothing, written
-from minos_ray.files.slices import Reader, Slice
+from minos_ray.files import is_nothing, written
 from minos_ray.grading.graders import STYLES
 from minos_ray.scoring.scorer import LOWEST_SCORE
 from minos_ray.scoring.verifier import aggregate, kind_of
 from minos_ray.steps.split import own_solution
 from minos_ray.store.model_files import absolute, locate
 from minos_ray.store.run import Run
+from minos_ray.units.file_slices import Reader, Slice
 
 Scores = list[list[float]]
 SPLITTER = "minos_ray.steps.split:paragraphs_or_lines"

@@ -95,12 +95,10 @@ def read_published(text: str, num_steps: int) -> list[int] | None:
     if marks and judged is None:
         return None
     verdicts = by_index(text, index, sections, num_steps, trusted=bool(marks))
-    return (judged or verdicts) if judged is None or first_wrong(judged) == first_wrong(verdicts) else None
-
-
-def first_wrong(verdicts: list[int] | None) -> int | None:
-    """The place of the first wrong step; past the end when there is none."""
-    return None if verdicts is None else [*verdicts, 0].index(0)
+    if judged is None or verdicts is None:
+        return None if judged else verdicts
+    # Both must have the same first wrong step, or none.
+    return judged if [*judged, 0].index(0) == [*verdicts, 0].index(0) else None
 
 
 def in_order(headings: Sequence[re.Match[str]]) -> list[re.Match[str]]:
@@ -199,7 +197,9 @@ def _parse(text: str, num_steps: int) -> Parsed:
     lines = list(filter(None, (line.translate(EMPHASIS).strip(EDGE) for line in marked)))
     if not lines:
         return Parsed([], None, "empty")
-    final = _final_verdict(lines)
+    # What the last line says, unless another line says the opposite.
+    match, mentions = FINAL.fullmatch(lines[-1]), set(map(_says, FINAL_MENTION.finditer("\n".join(lines))))
+    final = match[1].lower() == "true" if match and len(mentions) == 1 else None
     if final is None:
         published = read_published(text, num_steps) if num_steps > 0 else None
         return Parsed(published, bool(published[-1]), "ok") if published else Parsed([], None, "no_verdict")
@@ -239,30 +239,13 @@ def agreement(prompt: str, rows: Sequence[Mapping[str, Any]], correct: Sequence[
     Published pipelines without labels in the prompt keep about 78 % (GenRM's critiques 77.6 % of right and 78.7 % of
     wrong solutions); with labels in the prompt the text agrees trivially.
     """
-
-    def share(values: Sequence[bool]) -> float | None:
-        return sum(values) / len(values) if values else None
-
-    kinds = {
-        right: [bool(r["agrees"]) for r, c in zip(rows, correct, strict=True) if c is right] for right in (True, False)
-    }
-    return {
-        "prompt": prompt,
-        "can_be_read": share([row["status"] == "ok" for row in rows]),
-        "kept": share([*kinds[True], *kinds[False]]),
-        "kept_of_right": share(kinds[True]),
-        "kept_of_wrong": share(kinds[False]),
-        "published": PUBLISHED_KEPT,
-    }
-
-
-def _final_verdict(lines: list[str]) -> bool | None:
-    """What the last line says; None when it is no final verdict, or when another line says the opposite."""
-    match = FINAL.fullmatch(lines[-1])
-    if not match:
-        return None
-    mentions = set(map(_says, FINAL_MENTION.finditer("\n".join(lines))))
-    return match[1].lower() == "true" if len(mentions) == 1 else None
+    of_right, of_wrong = (
+        [bool(r["agrees"]) for r, c in zip(rows, correct, strict=True) if c is right] for right in (True, False)
+    )
+    kinds = {"kept": [*of_right, *of_wrong], "kept_of_right": of_right, "kept_of_wrong": of_wrong}
+    counted = {"can_be_read": [row["status"] == "ok" for row in rows], **kinds}
+    shares = {name: sum(values) / len(values) if values else None for name, values in counted.items()}
+    return {"prompt": prompt, **shares, "published": PUBLISHED_KEPT}
 
 
 def _says(mention: re.Match[str]) -> bool:

@@ -10,7 +10,7 @@ The last step is the line with the answer. And the first wrong step, with what t
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import TypeGuard
 
 # DeepSeek-R1, QwQ, Qwen3 and most others, with a prefix (Seed-OSS, MiniMax M3, LongCat) or a suffix; Magistral; Kimi;
@@ -143,7 +143,9 @@ def paragraphs_or_lines(text: str) -> list[str]:
     Displayed formulas, code and tables stay in one piece, and with the words before them; so does a list that a colon
     introduces. A line `Step k` begins a step, and so does a line with the answer.
     """
-    blocks = [grouped(block, belongs) for block in paragraphs_of(pieces(text))]
+    # Lines between empty ones.
+    runs = groupby(pieces(text), key=lambda line: bool(line.strip()))
+    blocks = [grouped(block, belongs) for written, block in runs if written]
     divided = [grouped(block, goes_on) for block in blocks]
     breaks = sum(map(len, blocks)) - sum(map(len, divided))
     empty = sum(not ANSWER.match(block[0].lstrip()) for block in blocks) - 1
@@ -180,17 +182,6 @@ def closings(text: str) -> Iterator[tuple[int, int]]:
             yield match.start(), position
 
 
-def paragraphs_of(lines: list[str]) -> list[list[str]]:
-    """Lines between empty ones."""
-    blocks: list[list[str]] = [[]]
-    for line in lines:
-        if line.strip():
-            blocks[-1].append(line)
-        else:
-            blocks.append([])
-    return [block for block in blocks if block]
-
-
 def grouped(parts: Iterable[str], same: Callable[[str, list[str]], bool]) -> list[str]:
     """Parts put together where one is of the same group as those before it."""
     groups: list[list[str]] = []
@@ -217,13 +208,9 @@ def belongs(part: str, step: list[str]) -> bool:
         return before.endswith(":") or last.startswith(ROW)
     if BULLET.match(words):
         listed = (len(step) > 1 or "\n" in before) and BULLET.match(last)
-        return before.endswith(":") or bool(listed) or indent(part) >= indent(step[0]) + 2
+        indents = [len(text) - len(text.lstrip()) for text in (step[0], part)]
+        return before.endswith(":") or bool(listed) or indents[1] >= indents[0] + 2
     return False
-
-
-def indent(part: str) -> int:
-    """Blanks before the first word."""
-    return len(part) - len(part.lstrip())
 
 
 def lines(text: str) -> list[str]:
@@ -242,18 +229,15 @@ def sentences(text: str) -> list[str]:
     No sentence ends behind an abbreviation, an initial or a number that stands before an item, nor inside of what goes
     over several lines (a displayed formula, code).
     """
-    texts = [piece.strip() for piece in pieces(text) if piece.strip()]
-    return [sentence for piece in texts for sentence in ([piece] if "\n" in piece else sentences_of(piece))]
-
-
-def sentences_of(line: str) -> Iterator[str]:
-    """The sentences of one line."""
-    start = 0
-    for gap in GAP.finditer(line):
-        if is_end(line[start : gap.start()], line[gap.end() : gap.end() + 20]):
-            yield line[start : gap.start()]
-            start = gap.end()
-    yield line[start:]
+    sentences = []
+    for piece in filter(None, map(str.strip, pieces(text))):
+        start = 0
+        for gap in [] if "\n" in piece else GAP.finditer(piece):
+            if is_end(piece[start : gap.start()], piece[gap.end() : gap.end() + 20]):
+                sentences.append(piece[start : gap.start()])
+                start = gap.end()
+        sentences.append(piece[start:])
+    return sentences
 
 
 def is_end(before: str, after: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from minos_ray.config.load import Config
-from minos_ray.miniature.problems import attempt, load, read, solution_text
+from minos_ray.miniature import attempt, load, read, solution_text
 from minos_ray.miniature.step_labels import labels_of
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.files.read import BadRow, read_parquet, records
-from minos_ray.grading.grade_file import grade_file
+from minos_ray.files import BadRow, read_parquet, records
+from minos_ray.grading.graders import grade_file
 from minos_ray.imports import bring
 from minos_ray.problems.loaders import table as load
 from minos_ray.store.run import Run

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.files.read import download
+from minos_ray.files import download
 
 CONTENT = json.dumps({"question": "1+1?", "answer": "#### 2"}).encode() + b"\n"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

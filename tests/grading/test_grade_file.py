@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.files import slices
-from minos_ray.files.slices import beside
-from minos_ray.grading import grade_file as grade_file_module
-from minos_ray.grading.grade_file import SliceGrader, actors, grade_file
+from minos_ray.grading import graders
+from minos_ray.grading.graders import SliceGrader, actors, grade_file
+from minos_ray.units import file_slices as slices
+from minos_ray.units.file_slices import beside
 
 ROWS = [
     {"target": "5", "output": "The answer is: 5.0", "n": 1},
@@ -129,7 +129,7 @@ def test_a_cluster_that_grows_gets_more_actors(slices: int, cpus: int, grows: bo
 def test_grading_waits_for_a_cpu_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr(grade_file_module, "WAIT_S", 0.5)
+    monkeypatch.setattr(graders, "WAIT_S", 0.5)
     path, out = write_jsonl(tmp_path / "in.jsonl", [{"gold": "5", "text": "5"}]), str(tmp_path / "out.parquet")
     held = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     ray.get(held.ready())

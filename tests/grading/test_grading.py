@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from minos_ray.grading.graders import Comparer, Graded, Grader, Grading, Verdicts, gsm8k, math
+from minos_ray.grading.child import Comparer
+from minos_ray.grading.graders import Graded, Grader, Grading, Verdicts, gsm8k, math
 
 TOWER = "9^{9^{9^{9^{9}}}}"
 
@@ -78,7 +79,7 @@ def test_workers_side_by_side_keep_the_order() -> None:
 
 def test_the_child_ends_with_its_parent() -> None:
     code = (
-        "from minos_ray.grading.graders import Comparer\n"
+        "from minos_ray.grading.child import Comparer\n"
         "import os, sys\n"
         "c = Comparer('minos_ray.grading.same:same_value', 2.0)\n"
         "c('1', '2')\n"

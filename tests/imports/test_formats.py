@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from minos_ray.errors import UserError
-from minos_ray.files.read import BadRow
+from minos_ray.files import BadRow
 from minos_ray.imports import FORMATS, bring
 from minos_ray.imports.labelled_sets import parse as parse_prm
 from minos_ray.imports.labelled_sets import parse_processbench as parse_bench

@@ -13,7 +13,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Inserted
 from minos_ray.errors import UserError
 from minos_ray.labels.inserted import Rows, inserted, read_solutions
-from minos_ray.miniature.problems import load
+from minos_ray.miniature import load
 from minos_ray.miniature.step_labels import labels_of
 from minos_ray.problems.loaders import gsm8k as load_gsm8k
 from minos_ray.steps.critique_text import agrees, parse_critique

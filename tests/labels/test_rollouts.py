@@ -15,7 +15,7 @@ import yaml
 from minos_ray import cli
 from minos_ray.config.load import Config, build
 from minos_ray.errors import UserError
-from minos_ray.grading.numbers import extract_number, same_number
+from minos_ray.grading.numbers import extract_number, gold_number
 from minos_ray.graph.specs import inputs, spec
 from minos_ray.labels.rollouts import Completer, chosen, cost, make_plan, prefix_id, rollouts, unit_table
 from minos_ray.labels.stage import label
@@ -137,7 +137,7 @@ def right_prefixes(run: Run) -> list[tuple[str, str]]:
     for row in run.artefact("candidates").read().to_pylist():
         answer = extract_number(row["text"])
         gold = problems.get(row["problem_id"], {}).get("answer")
-        if gold is not None and answer is not None and same_number(gold, answer):
+        if gold is not None and answer is not None and gold_number(gold) == answer:
             lines = row["text"].split("\n")
             found += [(row["problem_id"], "\n".join(lines[:k]) + "\n") for k in range(1, len(lines))]
     return found

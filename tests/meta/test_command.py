@@ -17,10 +17,9 @@ from minos_ray.config.schema import Meta, Model
 from minos_ray.errors import UserError
 from minos_ray.evaluation.candidates import Scores, align
 from minos_ray.imports import bring
-from minos_ray.meta.command import best_thresholds, judge, meta
+from minos_ray.meta.command import Verifier, best_thresholds, foreign, judge, meta, read_set, set_key
 from minos_ray.meta.measures import Threshold, calibration_lines, means
-from minos_ray.meta.verifiers import Verifier, foreign, read_set, set_key
-from minos_ray.miniature.problems import load
+from minos_ray.miniature import load
 from minos_ray.store import columns
 from minos_ray.store.run import Run
 from minos_ray.training.heads import Platt

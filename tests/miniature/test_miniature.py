@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minos_ray.errors import UserError
-from minos_ray.miniature import corpus, load
-from minos_ray.miniature.problems import PHRASES, TRICKY, gold_chain, read, split_of
+from minos_ray.miniature import PHRASES, TRICKY, corpus, gold_chain, load, read, split_of
 from minos_ray.store import columns
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")

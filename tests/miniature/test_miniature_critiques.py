@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from minos_ray.miniature import corpus
+from minos_ray.miniature import PHRASES, attempt, corpus, draw, gold_chain, read, solution_text
 from minos_ray.miniature.critic_server import misread, short, write_critique
-from minos_ray.miniature.problems import PHRASES, attempt, draw, gold_chain, read, solution_text
 from minos_ray.miniature.step_labels import judge, judged, labels_of
 
 QUESTION = "Tom has 12 apples. Tom eats a third of them. Ann gives Tom 5 more. How many apples are there now?"

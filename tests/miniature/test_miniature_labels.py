@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.miniature import corpus, load
-from minos_ray.miniature.problems import gold_chain, read, solution_text
+from minos_ray.miniature import corpus, gold_chain, load, read, solution_text
 from minos_ray.miniature.step_labels import labels_of
 
 QUESTION = (

@@ -12,7 +12,7 @@ from minos_ray.config.resources import Engine, Resources
 from minos_ray.config.schema import ForeignModel, Judge, Meta, Model, Score
 from minos_ray.config.training import StepEncoding
 from minos_ray.errors import UserError
-from minos_ray.meta.verifiers import read_set, score_set, verifiers
+from minos_ray.meta.command import read_set, score_set, verifiers
 from minos_ray.scoring import judge as judging
 from minos_ray.scoring.judge import (
     UNITS,

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minos_ray.cli import main
-from minos_ray.files import slices
 from minos_ray.serving.rank_file import ranks, weighted_vote
 from minos_ray.serving.scorer import SliceScorer
 from minos_ray.steps.encoding import encode_solutions
 from minos_ray.store.model_files import load_tokenizer
+from minos_ray.units import file_slices as slices
 from tests.scoring.test_parity import at, padded, saved, whole
 from tests.tiny import tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minos_ray.imports.grouping import written
+from minos_ray.imports.tables import written
 from minos_ray.steps.split import lines, markers, paragraphs, paragraphs_or_lines, sentences
 
 SOLUTION = "Step 1: 2 + 3 = 5\n\n  Step 2: 5 * 2 = 10  \nThe answer is: 10\n"

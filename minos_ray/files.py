@@ -21,7 +21,6 @@ from minos_ray.errors import UserError
 from minos_ray.store.columns import Row
 from minos_ray.store.run import open_path
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 BINARY = {".parquet": "Parquet file", ".arrow": "Arrow stream"}
 # What stands in place of a large file where only its name was cloned.
 POINTERS = {
@@ -32,9 +31,7 @@ POINTERS = {
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowInvalid, pa.ArrowNotImplementedError)
 LARGEST_CELL = 1 << 26  # characters in csv; far more than any solution, and less than what a lost quote would swallow
 GZIP = b"\x1f\x8b"
-NOT_UTF8, NESTED, SURROGATE = "not UTF-8", "nested too deeply", "half of a surrogate pair"
-TOO_MANY, TOO_FEW = "more fields than the header names", "fewer fields than the header names"
-QUOTES = "text behind a closing quote"
+NOT_UTF8, NESTED = "not UTF-8", "nested too deeply"
 
 
 class BadRow(Exception):
@@ -68,7 +65,7 @@ def files(path: str) -> list[str]:
         return [path]
     inside = sorted(i.base_name for i in fs.get_file_info(pafs.FileSelector(root)) if kind(i.base_name))
     if not inside:
-        raise UserError(f"folder '{path}' holds no file of kind {', '.join(SUFFIXES)}")
+        raise UserError(f"folder '{path}' holds no file of kind {', '.join(READERS)}")
     rows = [name for name in inside if kind(name) == ".arrow"] or inside
     return [f"{path.rstrip('/')}/{name}" for name in rows]
 
@@ -76,7 +73,7 @@ def files(path: str) -> list[str]:
 def kind(path: str) -> str | None:
     """The suffix that says how to read a file, `.gz` aside."""
     name = path.removesuffix(".gz")
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return next((suffix for suffix in READERS if name.endswith(suffix)), None)
 
 
 @contextmanager
@@ -105,7 +102,7 @@ def read_file(path: str) -> Iterator[Row | BadRow]:
     """The rows of one file. UserError where it cannot be read."""
     suffix = kind(path)
     if suffix is None:
-        raise UserError(f"file '{path}' is of no known kind; accepted are {', '.join(SUFFIXES)} (jsonl also gzipped)")
+        raise UserError(f"file '{path}' is of no known kind; accepted are {', '.join(READERS)} (jsonl also gzipped)")
     with readable(path):
         check_no_lfs_pointer(path)
         yield from READERS[suffix](path)
@@ -137,20 +134,17 @@ def read_lines(path: str) -> Iterator[Row | BadRow]:
     """The objects of jsonl."""
     with opened(path) as stream:
         require_lines(path, stream)
-        yield from (parse_line(line) for line in stream if line.strip())
-
-
-def parse_line(line: bytes) -> Row | BadRow:
-    """The object on one line of jsonl."""
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return BadRow(NOT_UTF8)
-    except ValueError:
-        return BadRow("not valid JSON")
-    except RecursionError:
-        return BadRow(NESTED)
-    return whole(value, b"\\ud" in line or b"\\uD" in line)
+        for line in filter(bytes.strip, stream):
+            try:
+                value = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                yield BadRow(NOT_UTF8)
+            except ValueError:
+                yield BadRow("not valid JSON")
+            except RecursionError:
+                yield BadRow(NESTED)
+            else:
+                yield whole(value, b"\\ud" in line or b"\\uD" in line)
 
 
 def whole(value: Any, escapes: bool) -> Row | BadRow:
@@ -161,7 +155,7 @@ def whole(value: Any, escapes: bool) -> Row | BadRow:
         if escapes:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return BadRow(SURROGATE)
+        return BadRow("half of a surrogate pair")
     except RecursionError:
         return BadRow(NESTED)
     return value
@@ -199,24 +193,20 @@ def read_csv(path: str) -> Iterator[Row | BadRow]:
             except csv.Error as error:
                 if "expected after" not in str(error):  # the rest of the file is lost: no end of a quote, a huge cell
                     raise UserError(f"file '{path}', line {rows.line_num}: {error}; is a quote missing?") from error
-                yield BadRow(QUOTES)
+                yield BadRow("text behind a closing quote")
                 continue
-            if fields and header:
-                yield named(header, fields)
-            elif fields:
+            if fields and not header:
                 header = fields
                 require_unique(path, header)
-
-
-def named(header: list[str], fields: list[str]) -> Row | BadRow:
-    """One row of csv."""
-    if len(fields) != len(header):
-        return BadRow(TOO_MANY if len(fields) > len(header) else TOO_FEW)
-    try:
-        "".join(fields).encode()
-    except UnicodeEncodeError:
-        return BadRow(NOT_UTF8)
-    return dict(zip(header, fields, strict=True))
+            elif fields and len(fields) != len(header):
+                yield BadRow(f"{'more' if len(fields) > len(header) else 'fewer'} fields than the header names")
+            elif fields:
+                try:
+                    "".join(fields).encode()
+                except UnicodeEncodeError:
+                    yield BadRow(NOT_UTF8)
+                else:
+                    yield dict(zip(header, fields, strict=True))
 
 
 def read_parquet(path: str, columns: list[str] | None = None) -> Iterator[Row | BadRow]:
@@ -270,7 +260,6 @@ def written(value: str | float | Decimal) -> str:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-PREFIX = "hf://datasets/"
 FORM = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
@@ -283,7 +272,7 @@ def download(path: str) -> str:
     """The local path of a file of the hub, from the hub's cache when it is there; UserError when it cannot be had."""
     match = FORM.fullmatch(path)
     if not match:
-        raise UserError(f"'{path}' is not of the form {PREFIX}ORG/NAME[@REVISION]/FILE")
+        raise UserError(f"'{path}' is not of the form hf://datasets/ORG/NAME[@REVISION]/FILE")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -1,1 +1,0 @@
-"""Foreign jsonl, csv, parquet and hub files."""
