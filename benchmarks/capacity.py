@@ -30,8 +30,8 @@ from minos_ray.problems.split import MOST_OUTLINED, drawn
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
+from minos_ray.training.data import as_table, write_rows
 from minos_ray.training.reward import MOST, labelled, reward_data
-from minos_ray.training.rows import as_table, write
 from minos_ray.units.run_units import MAX_PARTS
 
 ARTEFACTS = ("problems", "candidates", "labels", "critiques")
@@ -61,7 +61,7 @@ def bytes_per_row(run: Run) -> dict[str, float]:
     run.artefact("scores/prm").write_part("0", made)
     found["scores"] = sum(run.sizes("scores/prm").values()) / len(scores)
     data = reward_data(run, load_tokenizer(locate(MODEL, run)), Reward(), "orm").train
-    write(run, "rows", as_table(data))
+    write_rows(run, "rows", as_table(data))
     found["training rows"] = sum(run.sizes("train").values()) / len(data)
     return found
 

@@ -20,15 +20,15 @@ from trainers import BATCH_ROWS, MICRO_TOKENS, Ours, Row
 
 from minos_ray.steps.split import lines
 from minos_ray.store.model_files import load_tokenizer
-from minos_ray.training import batches
+from minos_ray.training import data
+from minos_ray.training.data import Rows
 from minos_ray.training.pretrain import byte_level_bpe
-from minos_ray.training.rows import Rows
 from minos_ray.training.sft import encoded_pairs, pair_rows
 
 BETA = 0.1
 OURS = "minos_ray, packed, prompt shared"
 PEER = "TRL DPOTrainer"
-ROOM = batches.Room(MICRO_TOKENS)
+ROOM = data.Room(MICRO_TOKENS)
 
 
 def real_pairs(count: int, start: str | None) -> tuple[Any, list[Row]]:
@@ -56,12 +56,12 @@ class Packed(Ours):
         """The reference, then one pass over all pairs."""
         rows, pairs = self.rows, len(self.rows) // 2
         rows.targets = self.reference(rows)
-        for step in range(batches.total_steps(pairs, 1, BATCH_ROWS // 2)):
-            self.step(rows.of_groups(batches.step_rows(pairs, 1, BATCH_ROWS // 2, 0, step)))
+        for step in range(data.total_steps(pairs, 1, BATCH_ROWS // 2)):
+            self.step(rows.of_groups(data.step_rows(pairs, 1, BATCH_ROWS // 2, 0, step)))
 
     def micros(self, chosen: np.ndarray) -> list[np.ndarray]:
         """Packs of the chosen rows."""
-        return batches.layout(chosen, self.rows.lengths - self.rows.shared, 1, ROOM, self.rows.groups)[0]
+        return data.layout(chosen, self.rows.lengths - self.rows.shared, 1, ROOM, self.rows.groups)[0]
 
     def step(self, chosen: np.ndarray) -> None:
         """One optimizer step."""

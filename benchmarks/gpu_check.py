@@ -31,14 +31,13 @@ from minos_ray.candidates.engine import Generator, Request, shut_down
 from minos_ray.config.resources import Engine, Scoring, Workers
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Sft
-from minos_ray.scoring.scorer import Scorer, Scorers
-from minos_ray.scoring.verifier import free_memory
+from minos_ray.scoring.verifier import Scorer, Scorers, free_memory
 from minos_ray.steps.encoding import Encoded
 from minos_ray.store.model_files import parameters
 from minos_ray.store.run import Run
-from minos_ray.training import batches, engine, job, memory, models, packing, rows
+from minos_ray.training import data, engine, models, packing, trainer
 from minos_ray.training.loop import Training
-from minos_ray.training.losses import Objective, Way
+from minos_ray.training.objective import Objective, Way
 from tests.real import smollm2
 from tests.tiny import tiny_tokenizer
 
@@ -202,15 +201,15 @@ def language_rows(count: int, place: Place) -> list[dict[str, Any]]:
     """Rows of random tokens and of many lengths."""
     longest = 64 if place.dry else 1024
     lengths = np.random.default_rng(0).integers(longest // 4, longest, count).tolist()
-    return [rows.language_row(str(row), random_ids(row, length), 1) for row, length in enumerate(lengths)]
+    return [data.language_row(str(row), random_ids(row, length), 1) for row, length in enumerate(lengths)]
 
 
 def attention(place: Place) -> Iterator[Row]:
     """Varlen flash attention against the grid of rows, when dry the grid against padded rows: loss and gradients."""
     engine.prepare(not place.dry)
     model = models.load(f"{place.folder}/few", "lm", place.precision, 0, {}).to(place.device)
-    objective, packed = Objective(model, "lm"), rows.Rows(rows.as_table(language_rows(8 if place.dry else 32, place)))
-    batch = [torch.from_numpy(array).to(place.device) for array in batches.pack(packed, np.arange(len(packed)))]
+    objective, packed = Objective(model, "lm"), data.Rows(data.as_table(language_rows(8 if place.dry else 32, place)))
+    batch = [torch.from_numpy(array).to(place.device) for array in packing.pack(packed, np.arange(len(packed)))]
     takes, taken = packing.takes_varlen, []
     packing.takes_varlen = lambda *asked: taken.append(takes(*asked)) or taken[-1]
 
@@ -252,10 +251,10 @@ def training_of(place: Place, name: str, model: str, steps: int, batch: int, **w
     run = Run(f"{place.folder}/run")
     section = Sft(epochs=1, batch_rows=batch, lr=1e-4, precision=place.precision, warmup_ratio=0)
     settings = Workers(gpu=not place.dry, micro_tokens=256 if place.dry else 8192, **workers)
-    data = rows.Data(language_rows(steps * batch, place), [], Counter())
-    table, start = job.write_table(run, f"rows-{steps * batch}", data), Model(model=f"{place.folder}/{model}")
+    tokenised = data.Data(language_rows(steps * batch, place), [], Counter())
+    table, start = data.write_table(run, f"rows-{steps * batch}", tokenised), Model(model=f"{place.folder}/{model}")
     named: dict[str, Any] = {"artefact": f"models/{name}", "kind": "lm", "start": start, "table": table, "key": name}
-    return Training(run, "checkpoints", job.Job(**named, section=section, workers=settings))
+    return Training(run, "checkpoints", data.Job(**named, section=section, workers=settings))
 
 
 def train(training: Training, steps: range) -> tuple[list[float], float, float]:
@@ -270,7 +269,7 @@ def zero(place: Place) -> Iterator[Row]:
     """Every ZeRO stage and offload on one rank: the losses of ZeRO 0, and memory against its estimate."""
     from transformers import AutoConfig
 
-    shape = memory.shape(AutoConfig.from_pretrained(f"{place.folder}/causal"))
+    shape = trainer.shape(AutoConfig.from_pretrained(f"{place.folder}/causal"))
     steps, batch = (2, 4) if place.dry else (4, 48)
     expected: list[float] = []
     for name, workers in LAYOUTS.items():
@@ -279,7 +278,7 @@ def zero(place: Place) -> Iterator[Row]:
             torch.cuda.reset_peak_memory_stats()
         training = training_of(place, name.replace(" ", "-"), "causal", steps, batch, **workers)
         losses, tokens, seconds = train(training, range(steps))
-        estimate = memory.estimate(shape, training.section, training.job.workers, "lm").gpu
+        estimate = trainer.estimate(shape, training.section, training.job.workers, "lm").gpu
         training.engine.destroy()
         del training
         expected = expected or losses

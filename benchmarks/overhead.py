@@ -23,10 +23,9 @@ from minos_ray.cluster import connect
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.store.run import Run
-from minos_ray.training import batches
-from minos_ray.training.job import make_job, write_table
-from minos_ray.training.log import read_log
-from minos_ray.training.rows import Data
+from minos_ray.training import data
+from minos_ray.training.data import Data, make_job, write_table
+from minos_ray.training.results import read_log
 from minos_ray.training.trainer import fit
 
 MODEL = "models/prm-base"
@@ -67,8 +66,8 @@ def fitted(rows: int, cpus: int) -> tuple[Steps, float]:
 def bare(rows: int) -> Steps:
     """The same steps in this process, without Ray and DeepSpeed."""
     ours, steps = trainers.Ours(trainers.verifier_rows(rows, "prm")[1], "prm", "fp32", deepspeed=False), []
-    for step in range(batches.total_steps(rows, 1, trainers.BATCH_ROWS)):
-        chosen = batches.step_rows(rows, 1, trainers.BATCH_ROWS, 0, step)
+    for step in range(data.total_steps(rows, 1, trainers.BATCH_ROWS)):
+        chosen = data.step_rows(rows, 1, trainers.BATCH_ROWS, 0, step)
         start = time.perf_counter()
         ours.step(chosen)
         steps.append({"tokens": int(ours.rows.lengths[chosen].sum()), "seconds": time.perf_counter() - start})

@@ -48,7 +48,7 @@ from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
 from minos_ray.training import models
-from minos_ray.training.heads import auto_class, labels, saved_class, scalar_head
+from minos_ray.training.base import auto_class, labels, saved_class, scalar_head
 
 MINIATURE = Model(model="package:miniature/model")
 # Problems, solutions of each, and on how many of all the size of padded batches is chosen: two idle cores take some

@@ -25,9 +25,9 @@ from trainers import Ours
 from minos_ray.config.load import Config
 from minos_ray.pipeline import saved_config
 from minos_ray.store.run import Run
-from minos_ray.training import batches, engine, models
-from minos_ray.training.losses import Objective
-from minos_ray.training.rows import Rows
+from minos_ray.training import data, engine, models
+from minos_ray.training.data import Rows
+from minos_ray.training.objective import Objective
 
 CRITIC, ROUND = "critic", "critic-1"
 
@@ -45,14 +45,14 @@ class Alone(Ours):
     def run(self) -> None:
         """All epochs of the round."""
         section, epochs = self.config.sft, self.config.refine.epochs or self.config.sft.epochs
-        for step in range(batches.total_steps(len(self.rows), epochs, section.batch_rows)):
-            self.step(batches.step_rows(len(self.rows), epochs, section.batch_rows, section.seed, step))
+        for step in range(data.total_steps(len(self.rows), epochs, section.batch_rows)):
+            self.step(data.step_rows(len(self.rows), epochs, section.batch_rows, section.seed, step))
 
     def step(self, chosen: np.ndarray) -> None:
         """One optimizer step."""
         targets = int(self.rows.position_counts[chosen].sum())
-        room = batches.Room(self.config.resources.train.micro_tokens)
-        for micro in batches.layout(chosen, self.rows.lengths, self.ranks, room)[self.rank]:
+        room = data.Room(self.config.resources.train.micro_tokens)
+        for micro in data.layout(chosen, self.rows.lengths, self.ranks, room)[self.rank]:
             self.engine.backward(self.forward(micro).main * self.ranks / targets)
         self.engine.step()
 

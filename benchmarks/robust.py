@@ -25,7 +25,7 @@ from minos_ray.evaluation.choices import (
     top_votes,
 )
 from minos_ray.problems.split import problems_by_id, rows_of_problems
-from minos_ray.scoring.scorer import Scorer
+from minos_ray.scoring.verifier import Scorer
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run
 from minos_ray.training.sft import held_out_problems

@@ -26,11 +26,11 @@ from transformers.utils import logging
 from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
 from minos_ray.miniature import attempt, draw, solution_text
-from minos_ray.scoring.scorer import load
+from minos_ray.scoring.verifier import load
 from minos_ray.steps.encoding import Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Run
-from minos_ray.training.heads import auto_class, saved_class
+from minos_ray.training.base import auto_class, saved_class
 from minos_ray.training.pretrain import byte_level_bpe
 
 Scores = list[list[float]]

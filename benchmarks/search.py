@@ -48,8 +48,7 @@ from minos_ray.config.load import Config
 from minos_ray.config.schema import Model, Search
 from minos_ray.evaluation.statistics import intervals
 from minos_ray.pipeline import saved_config
-from minos_ray.scoring.scorer import Scorer
-from minos_ray.scoring.verifier import aggregate
+from minos_ray.scoring.verifier import Scorer, aggregate
 from minos_ray.search.searcher import LocalPrm, Searcher
 from minos_ray.steps.split import lines
 from minos_ray.store.model_files import locate

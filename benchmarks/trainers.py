@@ -22,11 +22,11 @@ from minos_ray.config.training import Train
 from minos_ray.steps import encoding
 from minos_ray.steps.split import lines
 from minos_ray.store.model_files import load_tokenizer
-from minos_ray.training import batches, engine, models
-from minos_ray.training.batches import pack
-from minos_ray.training.losses import Losses, Objective
+from minos_ray.training import data, engine, models
+from minos_ray.training.data import Rows, as_table, language_row
+from minos_ray.training.objective import Losses, Objective
+from minos_ray.training.packing import pack
 from minos_ray.training.pretrain import byte_level_bpe
-from minos_ray.training.rows import Rows, as_table, language_row
 
 SIZE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
 HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048}
@@ -108,13 +108,13 @@ class Ours:
 
     def run(self) -> None:
         """One pass over all rows."""
-        for step in range(batches.total_steps(len(self.rows), 1, BATCH_ROWS)):
-            self.step(batches.step_rows(len(self.rows), 1, BATCH_ROWS, 0, step))
+        for step in range(data.total_steps(len(self.rows), 1, BATCH_ROWS)):
+            self.step(data.step_rows(len(self.rows), 1, BATCH_ROWS, 0, step))
 
     def step(self, chosen: np.ndarray) -> None:
         """One optimizer step."""
         targets = int(self.rows.position_counts[chosen].sum())
-        for micro in batches.layout(chosen, self.rows.lengths, 1, batches.Room(MICRO_TOKENS))[0]:
+        for micro in data.layout(chosen, self.rows.lengths, 1, data.Room(MICRO_TOKENS))[0]:
             loss = self.forward(micro).main / targets
             self.engine.backward(loss) if self.engine else loss.backward()
         self.update()

@@ -4,7 +4,7 @@
 # hundreds of megabytes. ONEDNN_PRIMITIVE_CACHE_CAPACITY, the documented limit, halves that only; ideep, between torch and
 # oneDNN, has a second cache (LRU_CACHE_CAPACITY).
 # Output seen (MiB for 600 numbers of rows):  default 409 | ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 257 | both 16 16
-# In minos_ray: scoring/attention.py (`ROWS`: rows are padded to multiples of 64).
+# In minos_ray: training/vocabulary.py (`ROWS`: rows are padded to multiples of 64).
 set -e
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

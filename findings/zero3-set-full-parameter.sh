@@ -6,7 +6,7 @@
 # Seen with torch 2.13.0 on a CPU, two ranks, a vector of 7 elements:
 #   zero 2: rank 0 sets 7.0; rank 1 sets 7.0
 #   zero 3: rank 0 sets 7.0; rank 1 RuntimeError: start (4) + length (4) exceeds dimension size (7).
-# In minos_ray: training/repartition.py computes and fills the flat tensors itself.
+# In minos_ray: training/engine.py computes and fills the flat tensors itself.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -25,7 +25,7 @@ from minos_ray.grading.numbers import MAX_DIGITS, canonical
 from minos_ray.problems.split import read_problems
 from minos_ray.scoring.verifier import aggregate
 from minos_ray.store.run import Run
-from minos_ray.training.heads import Platt
+from minos_ray.training.results import Platt
 
 RIGHT, NO_ANSWER = 0, -1
 KINDS = ("fast", "parsed", "unreadable", "timeout")

@@ -39,7 +39,7 @@ from minos_ray.observe.progress import Progress
 from minos_ray.observe.trackers import Tracking
 from minos_ray.problems.split import NOT_DRAWN
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.heads import Platt, platt_of
+from minos_ray.training.results import Platt, platt_of
 
 NAME = "evaluation.json"
 # Candidates of the verifiers that are judged at a time: each takes 54 bytes at the peak.

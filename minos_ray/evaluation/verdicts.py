@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 from minos_ray.config.schema import ERROR_TYPES
 from minos_ray.evaluation.candidates import Block
 from minos_ray.evaluation.statistics import wilson
-from minos_ray.training.heads import MARGIN, Platt
-from minos_ray.training.log import auc
+from minos_ray.training.results import MARGIN, Platt, auc
 
 THRESHOLD = 0.5
 BINS = 10

@@ -29,7 +29,7 @@ from minos_ray.problems.split import problems_by_id, read_problems
 from minos_ray.scoring import stage as scoring
 from minos_ray.store.model_files import WEIGHTS, absolute, is_hub_id, locate
 from minos_ray.store.run import Run, fingerprint
-from minos_ray.training.heads import Platt, platt_of
+from minos_ray.training.results import Platt, platt_of
 
 NAME = "meta.json"
 GIVEN = "given"

@@ -25,8 +25,7 @@ from minos_ray.errors import UserError
 from minos_ray.graph.lengths import require_room
 from minos_ray.graph.specs import UNSET, VERSIONS, without_neutral
 from minos_ray.problems.split import read_problems
-from minos_ray.scoring import soft
-from minos_ray.scoring.judge import UNITS, CriticJudge, finish, judge_missing, soft_scores, verdicts
+from minos_ray.scoring.judge import UNITS, CriticJudge, finish, judge_missing, soft_scores, verdicts, wording_of
 from minos_ray.steps.critique_text import parse_critique
 from minos_ray.store import columns
 from minos_ray.store.model_files import load_tokenizer
@@ -198,7 +197,7 @@ def check_critic(key: str, config: Config, model: Model, path: str) -> None:
         raise UserError(f"{key}.kind = critic: it judges as score.judge says, which is empty; set score.judge={{}}")
     require_room("score.judge.max_tokens", section.max_tokens, "judge", config.resources.judge, path)
     if section.soft:
-        soft.wording_of(load_tokenizer(path, model.trust_remote_code))
+        wording_of(load_tokenizer(path, model.trust_remote_code))
 
 
 def judge_by_model(

@@ -19,8 +19,7 @@ import numpy as np
 
 from minos_ray.config.schema import ForeignModel
 from minos_ray.errors import UserError
-from minos_ray.scoring.scorer import Scorers
-from minos_ray.scoring.verifier import device_of, free_memory
+from minos_ray.scoring.verifier import Scorers, device_of, free_memory
 from minos_ray.store.model_files import LOADING, load_tokenizer
 
 CPU_TOKENS, GPU_TOKENS = 2048, 16_384  # of one batch, padding included

@@ -23,7 +23,7 @@ from minos_ray.report.results import (
     rows,
 )
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.log import first_at
+from minos_ray.training.results import first_at
 
 NOT_ADJUSTED = (
     "Each interval stands for itself: they are not adjusted for how many groups and methods are compared, so of twenty "

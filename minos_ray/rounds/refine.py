@@ -38,9 +38,9 @@ from minos_ray.store import columns
 from minos_ray.store.columns import Row
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.training.job import Job, make_job, write_table
+from minos_ray.training.base import base_tokenizer
+from minos_ray.training.data import Job, make_job, read, require_rows, train_questions, write_table
 from minos_ray.training.reward import labelled
-from minos_ray.training.rows import base_tokenizer, read, require_rows, train_questions
 from minos_ray.training.sft import CONTROLS, critique_data, held_out_problems, preference_data, preference_job
 from minos_ray.training.trainer import finished, fit
 from minos_ray.units.run_units import Work, run_units, stored_units

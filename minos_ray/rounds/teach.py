@@ -36,8 +36,16 @@ from minos_ray.store.columns import Row
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.study.grid import copy
-from minos_ray.training.job import Job, make_job, write_table
-from minos_ray.training.rows import Data, chunks, language_row, require_rows, split_by_problem
+from minos_ray.training.data import (
+    Data,
+    Job,
+    encoded,
+    language_row,
+    make_job,
+    require_rows,
+    split_by_problem,
+    write_table,
+)
 from minos_ray.training.trainer import finished, fit
 
 RESULTS, MADE_FROM = "teach/results.parquet", "teach/made-from.txt"
@@ -235,14 +243,18 @@ def policy_job(config: Config, run: Run, artefact: str, start: Model, chosen: li
 def solution_rows(config: Config, run: Run, tokenizer: Any, chosen: list[Row], dropped: Counter[str]) -> list[Row]:
     """Rows of a language model: the prompt, the text of the solution and EOS."""
     questions, prompt, rows = problems_by_id(run, "train", ["problem_id", "question"]), prompt_of(config.sample), []
-    for chunk in chunks(chosen):
-        # Special tokens that a sampler leaves in a text, as those around a thought, are the policy's own.
-        texts = tokenizer([row["text"] for row in chunk], add_special_tokens=False)["input_ids"]
-        for row, text in zip(chunk, texts, strict=True):
-            asked = prompt(questions[row["problem_id"]]["question"], tokenizer)
-            ids = [*asked, *text, tokenizer.eos_token_id]
-            if len(ids) > config.teach.max_length:
-                dropped["over_max_length"] += 1
-            else:
-                rows.append(language_row(row["problem_id"], ids, len(asked)))
+    # Special tokens that a sampler leaves in a text, as those around a thought, are the policy's own.
+    texts = encoded(
+        chosen,
+        lambda row: row["text"],
+        lambda tokenizer, some, _: tokenizer(some, add_special_tokens=False)["input_ids"],
+        tokenizer,
+    )
+    for row, text in texts:
+        asked = prompt(questions[row["problem_id"]]["question"], tokenizer)
+        ids = [*asked, *text, tokenizer.eos_token_id]
+        if len(ids) > config.teach.max_length:
+            dropped["over_max_length"] += 1
+        else:
+            rows.append(language_row(row["problem_id"], ids, len(asked)))
     return rows

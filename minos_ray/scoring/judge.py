@@ -1,17 +1,24 @@
 """The critic as a generative verifier: it writes critiques of test candidates, and its verdicts are the score.
 
-Equal solutions of a problem are judged once, and all their candidates get the same score. With `score.judge.soft` a
-second score comes from the same critiques: how likely their verdicts were (`scores/critic-soft`). A unit of work is a
-problem: the driver knows in which parts its candidates lie, and the actors read them.
+Equal solutions of a problem are judged once, and all their candidates get the same score. A unit of work is a problem:
+the driver knows in which parts its candidates lie, and the actors read them.
+
+With `score.judge.soft` a second score comes from the same critiques (`scores/critic-soft`): how likely the critic was
+to write `True`, from the tokens with which it wrote its verdicts. P(True) = p("True") / (p("True") + p("False")) at the
+token of the final verdict, after the critique that leads to it (GenRM, arXiv:2408.15240, equation 6, there with Yes and
+No), and likewise of `correct` and `incorrect` for each step. Log-probabilities are those of the model itself, before
+any temperature.
 """
 
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +28,13 @@ from minos_ray.candidates.engine import ENGINE_DIED, Generator, Request, Text
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Engine
 from minos_ray.config.schema import Judge, Model
+from minos_ray.errors import UserError
 from minos_ray.graph import lengths, specs
 from minos_ray.graph.lengths import require_room
-from minos_ray.scoring import soft
 from minos_ray.scoring.stage import read_pieces
 from minos_ray.steps import encoding
 from minos_ray.steps.critique_text import Parsed, parse_critique
+from minos_ray.steps.encoding import token_ids
 from minos_ray.store import columns as schema
 from minos_ray.store.model_files import load_tokenizer, locate
 from minos_ray.store.run import Artefact, Manifest, Run
@@ -36,7 +44,6 @@ NO_STEPS = "no_steps"
 SOFT = "scores/critic-soft"
 # (text, what the parser reads in it) -> P(True), and P(correct) of each step
 Soften = Callable[[Text, Parsed], tuple[float, list[float]]]
-
 # What a critic is given: a distinct solution, with the id of its first candidate, and all the candidates that have it.
 UNITS = pa.schema(
     [
@@ -47,6 +54,81 @@ UNITS = pa.schema(
         ("steps", pa.list_(pa.string())),
     ]
 )
+STEP = re.compile(r"This step is (correct|incorrect)\b")
+FINAL = re.compile(r"The final answer is (True|False)\b")
+
+
+class Wording(NamedTuple):
+    """The tokens that decide: the first ones in which both wordings of a verdict differ, of a good and of a bad one."""
+
+    step: tuple[int, int]
+    final: tuple[int, int]
+
+
+def wording_of(tokenizer: Any) -> Wording:
+    """The tokens of our own critiques' verdicts; UserError where the tokenizer cannot say which text each
+    token stands for."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise UserError(
+            f"score.judge.soft: needs a fast tokenizer, and {type(tokenizer).__name__} is none; set it to false"
+        )
+    texts = [
+        "This step is correct.",
+        "This step is incorrect.",
+        "The final answer is True.",
+        "The final answer is False.",
+    ]
+    good, bad, true, false = token_ids(tokenizer, texts)
+    return Wording(first_difference(good, bad), first_difference(true, false))
+
+
+def first_difference(a: list[int], b: list[int]) -> tuple[int, int]:
+    """The first pair of differing tokens."""
+    return next((x, y) for x, y in zip(a, b, strict=False) if x != y)
+
+
+def soft_verdicts(tokenizer: Any, wording: Wording, text: Text, critique: Parsed) -> tuple[float, list[float]]:
+    """P(True) of the final verdict, and P(correct) of each step, the answer line last, whose verdict is the final one.
+
+    `critique` is what the parser reads in the text, and readable. A verdict that is worded in other tokens counts as
+    certain: 1 or 0.
+    """
+    certain = [float(verdict) for verdict in critique.step_verdicts]
+    steps, finals = list(STEP.finditer(text.text)), list(FINAL.finditer(text.text))
+    if text.logprobs is None or len(finals) != 1 or len(steps) not in (len(certain) - 1, len(certain)):
+        return certain[-1], certain
+    ends = token_ends(tokenizer, text)
+    soft = [
+        probability(text, ends, match.start(1), wording.step, verdict)
+        for match, verdict in zip(steps, certain[:-1], strict=False)
+    ]
+    final = probability(text, ends, finals[0].start(1), wording.final, certain[-1])
+    return final, [*soft, final]
+
+
+def probability(text: Text, ends: list[int], start: int, pair: tuple[int, int], verdict: float) -> float:
+    """The probability of the good one of two tokens, where the word that begins at `start` was written."""
+    place = next((place for place, end in enumerate(ends) if end > start), None)
+    if place is None or text.ids[place] not in pair:
+        return verdict
+    good, bad = (text.logprobs[place][token].logprob for token in pair)
+    return 1 / (1 + math.exp(min(bad - good, 700.0)))
+
+
+def token_ends(tokenizer: Any, text: Text) -> list[int]:
+    """[tokens]: where the text of each generated token ends, in characters of the whole text.
+
+    Counted from the end of the text: some tokenizers drop a space before its first word. Empty where the tokens do
+    not spell the text.
+    """
+    from tokenizers.decoders import DecodeStream
+
+    stream, ends, spelt = DecodeStream(skip_special_tokens=True), [], ""
+    for token in text.ids:
+        spelt += stream.step(tokenizer.backend_tokenizer, token) or ""
+        ends.append(len(spelt))
+    shift = len(text.text) - len(spelt)
+    return [end + shift for end in ends] if text.text.endswith(spelt) else []
 
 
 class CriticJudge:
@@ -82,19 +164,20 @@ class CriticJudge:
         return pa.Table.from_pylist(rows, schema=scores_schema(judge)), total
 
     @cached_property
-    def wording(self) -> soft.Wording:
+    def wording(self) -> Wording:
         """The tokens of verdicts."""
-        return soft.wording_of(self.tokenizer)
+        return wording_of(self.tokenizer)
 
     def soft_verdicts(self, text: Text, critique: Parsed) -> tuple[float, list[float]]:
-        """See `soft.soft_verdicts`."""
-        return soft.soft_verdicts(self.tokenizer, self.wording, text, critique)
+        """`soft_verdicts` in the tokens of this critic."""
+        return soft_verdicts(self.tokenizer, self.wording, text, critique)
 
     def critiques(self, units: list[dict[str, Any]], judge: Judge) -> list[list[Text]]:
         """The critiques of every unit (`unit_id`, `question`, `steps`); none for a solution without steps."""
         sampling: dict[str, Any] = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
         if judge.soft:
-            sampling |= {"logprob_token_ids": self.wording.ids, "flat_logprobs": True}
+            deciding = list(dict.fromkeys([*self.wording.step, *self.wording.final]))
+            sampling |= {"logprob_token_ids": deciding, "flat_logprobs": True}
         judged = [unit for unit in units if unit["steps"]]
         requests = [
             Request(
@@ -221,7 +304,7 @@ def judge_by_vote(config: Config, run: Run, section: Judge) -> Manifest:
     """`scores/critic`."""
     path = locate(critic(config, run), run)
     if section.soft:
-        soft.wording_of(load_tokenizer(path, config.base.trust_remote_code))
+        wording_of(load_tokenizer(path, config.base.trust_remote_code))
     require_room("score.judge.max_tokens", section.max_tokens, "judge", config.resources.judge, path)
     units = plan(run)
     artefact = specs.begin(config, run, "scores/critic")

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from minos_ray.scoring.attention import GPU_KEYS, KEYS, Backbone
-from minos_ray.scoring.scorer import Scorer
+from minos_ray.scoring.forest import GPU_KEYS, KEYS, Backbone, shared_prefix
+from minos_ray.scoring.verifier import Scorer
 from minos_ray.steps import encoding
 from minos_ray.training import packing
 
@@ -48,7 +48,7 @@ class Chain(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """As `attention.Layout`: queries by token of the pass, keys by place in the cache, an additive mask."""
+    """As `forest.Layout`: queries by token of the pass, keys by place in the cache, an additive mask."""
 
     queries: torch.Tensor
     keys: torch.Tensor
@@ -91,7 +91,7 @@ class PrefixCache:
 
 
 class View:
-    """Chains for one pass, as `attention.View` of a forest; their keys and values go into the cache at `nodes`."""
+    """Chains for one pass, as `forest.View` of a forest; their keys and values go into the cache at `nodes`."""
 
     def __init__(
         self, chains: Sequence[Chain], nodes: Sequence[np.ndarray], cache: PrefixCache, model: Backbone
@@ -114,10 +114,6 @@ class View:
             )
             self.everywhere.append(everywhere)
             self.read += read
-
-    def with_cached(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all places of the cache, with those of this pass."""
-        return self.cache.put(layer, self.nodes, key, value)
 
 
 def grouped(sizes: Sequence[int], most: int) -> list[list[int]]:
@@ -170,7 +166,7 @@ def tensors(
 class StepScorer:
     """A verifier with a score for each step, for solutions that grow.
 
-    Models that take no cached keys and values here (`backbone.Masked`, `Padded`; sequences beyond a sliding window)
+    Models that take no cached keys and values here (`forest.Masked`, `Padded`; sequences beyond a sliding window)
     give the same scores from the whole text.
     """
 
@@ -228,7 +224,7 @@ class StepScorer:
         parts = []
         for solution, (ids, positions, _) in zip(solutions, encoded, strict=True):
             branch = solution.branch if solution.branch.ids else self.questions[solution.name]
-            common = shared(branch.ids, ids)
+            common = shared_prefix(branch.ids, ids)
             # Where the text before was split otherwise, a step's end may be cached, but was not read.
             common = next((p for p in positions if p < common and p not in branch.scores), common)
             prefix, read = branch.places[:common], [p - common for p in positions if p >= common]
@@ -277,11 +273,3 @@ class StepScorer:
             (places, {position: next(values) for position in chain.read})
             for places, chain in zip(nodes, chains, strict=True)
         ]
-
-
-def shared(first: list[int], second: list[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    if second[: len(first)] == first:
-        return len(first)
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -28,7 +28,7 @@ from minos_ray.store.run import Artefact, Manifest, Run
 from minos_ray.units.run_units import Work, rows_of_units, run_units, stored_units
 
 # Dotted, so that the driver imports neither torch nor vLLM.
-WORKER = "minos_ray.scoring.scorer:Scorers"
+WORKER = "minos_ray.scoring.verifier:Scorers"
 # What a worker gets: a unit with its solutions.
 UNITS = pa.schema(
     [
@@ -181,21 +181,15 @@ def read_pieces(run: Run, split: str | None) -> pa.Table:
         in_split = problem.is_valid()
         if in_split.true_count:
             part = part[in_split.to_numpy(zero_copy_only=False)]
-            return as_pieces(pa.array(parts), part, problems, problem.drop_null(), rows.filter(in_split))
+            number, problem = pa.array(part, pa.int32()), problem.drop_null()
+            columns = {name: problems[name].combine_chunks() for name in ("problem_id", "question")}
+            # Dictionaries, so that each name and question is stored once.
+            encoded = {name: pa.DictionaryArray.from_arrays(problem, column) for name, column in columns.items()}
+            names, ids = pa.array(parts), columns["problem_id"].take(problem)
+            piece = pc.binary_join_element_wise(names.take(number), ids, " ")
+            part_names, rows = pa.DictionaryArray.from_arrays(number, names), rows.filter(in_split).cast(pa.int32())
+            return pa.table({"piece": piece, "part": part_names, **encoded, "rows": rows})
     raise UserError(f"score: no labelled candidate belongs to a problem of split '{split}'")
-
-
-def as_pieces(parts: pa.Array, part: np.ndarray, problems: pa.Table, problem: pa.Array, rows: pa.Array) -> pa.Table:
-    """The table of `read_pieces`; columns are dictionaries, so that each name and question is stored once.
-
-    `part`, `problem` and `rows` are [pieces]: numbers of a part and of a problem, and how many candidates.
-    """
-    number = pa.array(part, pa.int32())
-    columns = {name: problems[name].combine_chunks() for name in ("problem_id", "question")}
-    encoded = {name: pa.DictionaryArray.from_arrays(problem, column) for name, column in columns.items()}
-    piece = pc.binary_join_element_wise(parts.take(number), columns["problem_id"].take(problem), " ")
-    part_names = pa.DictionaryArray.from_arrays(number, parts)
-    return pa.table({"piece": piece, "part": part_names, **encoded, "rows": rows.cast(pa.int32())})
 
 
 def missing(artefacts: Sequence[Artefact], pieces: pa.Table) -> pa.Table:
@@ -221,12 +215,12 @@ class Reader:
 
     def __call__(self, units: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """The worker's rows and counts for the units with their solutions (`UNITS`)."""
-        return self.worker(pa.Table.from_pylist([self.with_solutions(u) for u in units.to_pylist()], schema=UNITS))
-
-    def with_solutions(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """A unit with its solutions, in order of their ids."""
-        if self.part is None or self.part[0] != unit["part"]:
-            rows = self.labels.read_part(unit["part"], ["candidate_id", "problem_id", "steps"])
-            self.part = unit["part"], rows
-        rows = self.part[1].filter(pc.equal(self.part[1]["problem_id"], unit["problem_id"])).sort_by("candidate_id")
-        return {**unit, "candidate_ids": rows["candidate_id"].to_pylist(), "steps": rows["steps"].to_pylist()}
+        with_solutions = []
+        for unit in units.to_pylist():
+            if self.part is None or self.part[0] != unit["part"]:
+                rows = self.labels.read_part(unit["part"], ["candidate_id", "problem_id", "steps"])
+                self.part = unit["part"], rows
+            rows = self.part[1].filter(pc.equal(self.part[1]["problem_id"], unit["problem_id"])).sort_by("candidate_id")
+            solutions = {"candidate_ids": rows["candidate_id"].to_pylist(), "steps": rows["steps"].to_pylist()}
+            with_solutions.append({**unit, **solutions})
+        return self.worker(pa.Table.from_pylist(with_solutions, schema=UNITS))

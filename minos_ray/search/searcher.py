@@ -33,8 +33,7 @@ from minos_ray.config.resources import Engine, Scoring
 from minos_ray.config.schema import Model, Sample, Search
 from minos_ray.graph.lengths import PROMPT_TOO_LONG
 from minos_ray.scoring.prefix_cache import Branch, Growing, StepScorer
-from minos_ray.scoring.scorer import Scorer
-from minos_ray.scoring.verifier import aggregate
+from minos_ray.scoring.verifier import Scorer, aggregate
 from minos_ray.search.beams import Beam, ProblemSearch
 from minos_ray.steps.split import own_solution
 from minos_ray.store.model_files import load_tokenizer, locate

@@ -17,8 +17,7 @@ from minos_ray.config.schema import Aggregation, ForeignModel, Model
 from minos_ray.errors import UserError
 from minos_ray.files import is_nothing, written
 from minos_ray.grading.graders import STYLES
-from minos_ray.scoring.scorer import LOWEST_SCORE
-from minos_ray.scoring.verifier import aggregate, kind_of
+from minos_ray.scoring.verifier import LOWEST_SCORE, aggregate, kind_of
 from minos_ray.steps.split import own_solution
 from minos_ray.store.model_files import absolute, locate
 from minos_ray.store.run import Run
@@ -138,7 +137,7 @@ def load_scorer(verifier: ForeignModel, resources: Scoring) -> Any:
     """What scores (question, steps) with a verifier."""
     path = locate(verifier, Run("."))
     if verifier.kind == "minos":
-        from minos_ray.scoring.scorer import load
+        from minos_ray.scoring.verifier import load
 
         return load(path, verifier.trust_remote_code, resources)
     from minos_ray.meta.foreign import ForeignScorer

@@ -100,7 +100,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
     # One row per critique that a critic of ours wrote (`held-out` has the same columns): beside its verdicts whether
-    # they agree with the labels, and how likely they were (`minos_ray.scoring.soft`; empty where nobody asked, or
+    # they agree with the labels, and how likely they were (`minos_ray.scoring.judge`; empty where nobody asked, or
     # nothing could be read).
     "sampled": pa.schema(
         [

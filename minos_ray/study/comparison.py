@@ -30,7 +30,7 @@ from minos_ray.evaluation.statistics import Ends, curve, one_more, percentiles, 
 from minos_ray.graph.specs import critic_chosen, critic_name
 from minos_ray.store.run import Manifest, Run
 from minos_ray.study.grid import Arm, Grid, Trial
-from minos_ray.training.log import first_at
+from minos_ray.training.results import first_at
 
 if TYPE_CHECKING:
     pass

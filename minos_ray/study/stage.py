@@ -156,8 +156,8 @@ def check_data(grid: Grid) -> None:
 
 def check_labels(grid: Grid) -> None:
     """UserError where a seed's data have fewer labels than the largest amount; trials would train on what there is."""
+    from minos_ray.training.data import usable_rows
     from minos_ray.training.reward import reward_rows
-    from minos_ray.training.rows import usable_rows
     from minos_ray.training.verifier_losses import compares_solutions, resolve_loss
 
     for (count, _, arm), seed, kind in product(grid.labels[-1:], grid.seeds, grid.kinds):

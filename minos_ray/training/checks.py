@@ -15,16 +15,16 @@ from minos_ray.cluster.room import bundles, room
 from minos_ray.config.load import NamedFunction, resolve
 from minos_ray.config.resources import Resources, Workers
 from minos_ray.config.schema import Config, Model
-from minos_ray.config.training import BINARY, Kind, Lora, Train
+from minos_ray.config.training import BINARY, Kind, Train
 from minos_ray.errors import UserError, errors_of
 from minos_ray.graph.state import Todo, hub_config, require_model
 from minos_ray.labels.stage import require_for_prms
 from minos_ray.store.model_files import is_hub_id, load_tokenizer, locate, parameters
 from minos_ray.store.run import Run
-from minos_ray.training.batches import total_steps
+from minos_ray.training.data import total_steps
 
 if TYPE_CHECKING:
-    from minos_ray.training.memory import Shape
+    from minos_ray.training.trainer import Shape
 
 CRITICS = frozenset({"sft", "refine"})  # both train as section `sft` says
 STAGES = CRITICS | {"reward"}
@@ -67,7 +67,11 @@ def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
     yield from errors_of(require_memory, config, run, todo.stages)
     for name, section in config.trainings(todo.stages):
         if section.lora is not None:
-            yield from lora_problems(f"{name}.lora", section.lora, config, run)
+            from minos_ray.training.models import require_peft, require_targets
+
+            yield from errors_of(require_peft, f"{name}.lora")
+            if base_is_known(config):
+                yield from errors_of(require_targets, f"{name}.lora", section.lora, config.base, run)
     if "reward" in todo.stages and config.reward.loss != BINARY:
         yield from loss_problems(config, run, todo)
     if config.reward.consensus and "reward" in todo.stages:
@@ -80,7 +84,7 @@ def problems_of(config: Config, run: Run, todo: Todo) -> Iterator[str]:
 
 def loss_problems(config: Config, run: Run, todo: Todo) -> list[str]:
     """A loss that is none for what is trained, or that has nothing to compare as far as labels are there."""
-    from minos_ray.training import groups, verifier_losses  # late: the losses import torch
+    from minos_ray.training import verifier_losses
 
     if errors_of(resolve, config.reward.loss):  # a line of its own, as of any function
         return []
@@ -89,13 +93,12 @@ def loss_problems(config: Config, run: Run, todo: Todo) -> list[str]:
         return lines
     labelled = run.artefact("labels").manifest() is not None and "labels" not in todo.artefacts
     compares = verifier_losses.compares_solutions(resolve(config.reward.loss))
-    return errors_of(groups.check_partners, config, run) if labelled and compares else []
+    return errors_of(verifier_losses.check_partners, config, run) if labelled and compares else []
 
 
 def check_base(config: Config, run: Run, stages: Set[str]) -> None:
     """The base must have the classes that are trained, and where its weights lie here all that these need."""
-    from minos_ray.training.base import check, require_vocabulary_head  # late: it imports torch
-    from minos_ray.training.rows import tokenizer_of
+    from minos_ray.training.base import check, require_vocabulary_head, tokenizer_of
 
     base = config.base
     if base.model.startswith("run:"):
@@ -144,15 +147,6 @@ def trained_kinds(config: Config, stages: Set[str]) -> list[Kind]:
     return [*dict.fromkeys([*language, *verifiers])]
 
 
-def lora_problems(key: str, section: Lora, config: Config, run: Run) -> Iterator[str]:
-    """An adapter needs peft, and a base that has the layers named."""
-    from minos_ray.training import memory, models
-
-    yield from errors_of(models.require_peft, key)
-    if base_is_known(config):
-        yield from errors_of(lambda: models.require_targets(key, section, memory.shape_of(config.base, run).linears))
-
-
 def base_is_known(config: Config) -> bool:
     """Whether the base model is neither on a hub nor still to be made."""
     return not is_hub_id(config.base.model) and not config.base.model.startswith("run:")
@@ -171,20 +165,20 @@ def gpu_problems(config: Config, run: Run, stages: Set[str], gpu_gb: float | Non
     workers = config.resources.train
     if not trains_on_gpus(config, stages) or (gpu_gb or 0.0) >= (workers.gpu_memory_gb or math.inf):
         return []
-    from minos_ray.training import memory
+    from minos_ray.training import trainer
 
     if gpu_gb is not None:
         smaller = workers.model_copy(update={"gpu_memory_gb": gpu_gb})
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"train": smaller})})
-    return errors_of(memory.check, config, run, stages)
+    return errors_of(trainer.check_memory, config, run, stages)
 
 
 def estimates(config: Config, run: Run, stages: Set[str]) -> Iterator[str]:
     """What each training takes of a GPU, or of the memory of a machine."""
     if trains_on_gpus(config, stages):
-        from minos_ray.training import memory
+        from minos_ray.training import trainer
 
-        yield from memory.summary(config, run, stages)
+        yield from trainer.summary(config, run, stages)
     yield from memory_estimates(config, run, stages)
 
 
@@ -254,10 +248,10 @@ def needs(config: Config, run: Run, stages: Set[str]) -> Iterator[Need]:
     )
     if shape is None:
         return
-    from minos_ray.training import memory
+    from minos_ray.training import trainer
 
-    for name, section, kind in memory.trainings(config, stages):
-        gb = memory.estimate(shape, section, config.resources.train, kind)
+    for name, section, kind in trainer.trainings(config, stages):
+        gb = trainer.estimate(shape, section, config.resources.train, kind)
         held = gb.parameters + gb.gradients + gb.optimizer + gb.host + PROCESS_GB
         yield Need(name, held + gb.update, held + max(gb.update, gb.activations))
 
@@ -267,7 +261,7 @@ def shape_of_base(config: Config, run: Run) -> "Shape | None":
     size = parameters(config.base, run)
     if not size:
         return None
-    from minos_ray.training.memory import Shape
+    from minos_ray.training.trainer import Shape
 
     try:
         values = json.loads((Path(locate(config.base, run)) / "config.json").read_bytes())

@@ -7,27 +7,28 @@ its rows are a function of (seed, step) and its loss is divided by the number of
 import math
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from minos_ray.config.load import resolve
 from minos_ray.errors import UserError
 from minos_ray.observe.trackers import Tracking
 from minos_ray.store import model_files
 from minos_ray.store.run import Run
-from minos_ray.training import batches, engine, heads, models, trial
-from minos_ray.training.batches import pack
-from minos_ray.training.checkpoint import Checkpoints, from_rank_0
-from minos_ray.training.job import Job, card
-from minos_ray.training.log import Log, Record, classification, curve, held_out_losses, losses, pair_accuracy
-from minos_ray.training.losses import Losses, Objective, disable_dropout, restore_dropout
-from minos_ray.training.packing import longest_together
-from minos_ray.training.rows import Rows
-from minos_ray.training.spares import NodeLeaves, Spares, watched
+from minos_ray.training import data, engine, models, results
+from minos_ray.training.base import head_name, own_class
+from minos_ray.training.data import Job, Rows
+from minos_ray.training.elastic import NodeLeaves, Spares, hang, watched
+from minos_ray.training.engine import Checkpoints, from_rank_0, gathered
+from minos_ray.training.objective import Losses, Objective, choose_way, disable_dropout, restore_dropout
+from minos_ray.training.packing import longest_together, pack
+from minos_ray.training.results import Log, Record, card, classification, curve, held_out_losses, losses, pair_accuracy
 from minos_ray.training.verifier_losses import computed
 
 # Pairs' rows whose reference is stored at once: what a kill can cost.
@@ -48,13 +49,13 @@ class Training:
         self.tokenizer = model_files.load_tokenizer(path, job.start.trust_remote_code)
         self.model = self.load(path, options)
         self.dropout_rates = disable_dropout(self.model)
-        vocabulary = models.vocabulary_head(self.model, path) if job.lm_weight else None
-        self.loss = resolve(job.loss)
+        vocabulary = models.vocabulary_head(self.model, path) if job.verifier.lm_weight else None
+        self.loss = resolve(job.verifier.loss)
         objective = Objective(self.model, job.kind, vocabulary, job.dropout, self.loss, job.beta)
         self.engine = engine.start(objective, job.section, job.workers)
-        self.slower = trial.choose(self.forward, objective, job.workers.packing, job.start.model)
+        self.slower = choose_way(self.forward, objective, job.workers.packing, job.start.model)
         padded, together = not objective.way.packed, longest_together(self.model.config.get_text_config())
-        self.room = batches.Room(job.workers.micro_tokens, padded, together)
+        self.room = data.Room(job.workers.micro_tokens, padded, together)
         self.train, self.held_out = (Rows.read(run, f"{job.table.name}-{part}") for part in ("train", "held-out"))
         if self.train.groups is not None and self.train.lengths.max() > together:
             section = "reward" if job.beta is None else "dpo"
@@ -132,8 +133,7 @@ class Training:
 
         if self.spares is None or (info := ray.train.get_preemption_info()) is None:
             return False
-        nodes: list[Any] = [None] * self.world
-        dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+        nodes = gathered(ray.get_runtime_context().get_node_id())
         if self.rank == 0:
             self.spares.begin(info, nodes)
         self.leaving = True
@@ -179,7 +179,7 @@ class Training:
         """One optimizer step: all micro-batches of this rank, then the update."""
         start = time.monotonic()
         section = self.section
-        units = batches.step_rows(self.job.units, section.epochs, self.job.batch, section.seed, step)
+        units = data.step_rows(self.job.units, section.epochs, self.job.batch, section.seed, step)
         chosen = self.train.of_groups(units)
         micros = self.micro_batches(self.train, chosen)
         count = self.count(self.train, micros) or 1
@@ -187,25 +187,25 @@ class Training:
         salt = section.seed * 1_000_003 + step
         torch.manual_seed(salt * self.world + self.rank)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = batches.learning_rate(step, self.steps, section.lr, section.warmup_ratio)
+            group["lr"] = data.learning_rate(step, self.steps, section.lr, section.warmup_ratio)
         total = torch.zeros(2, device=self.engine.device)
         for micro in micros[self.rank]:
             sums = self.forward(self.train, micro, salt)
             # DeepSpeed averages gradients over ranks; the loss of a step is the mean over all that it counts.
-            loss = sums.main / count + sums.language * (self.job.lm_weight / lm_tokens)
+            loss = sums.main / count + sums.language * (self.job.verifier.lm_weight / lm_tokens)
             self.engine.backward(loss * self.world)
             total += torch.stack([sums.main.detach(), sums.language.detach()])
         engine.update(self.engine)
         dist.all_reduce(total)
         main, language = total.tolist()
-        numbers = {"loss": main / count} | ({"lm_loss": language / lm_tokens} if self.job.lm_weight else {})
+        numbers = {"loss": main / count} | ({"lm_loss": language / lm_tokens} if self.job.verifier.lm_weight else {})
         tokens = int(self.train.lengths[chosen].sum())
         self.record("train", step + 1, start, **numbers, lr=group["lr"], tokens=tokens)
 
     def micro_batches(self, rows: Rows, chosen: np.ndarray) -> list[list[np.ndarray]]:
         """The packs of each rank, of the chosen rows."""
         lengths = rows.lengths if self.room.padded else rows.lengths - rows.shared
-        return batches.layout(chosen, lengths, self.world, self.room, rows.groups)
+        return data.layout(chosen, lengths, self.world, self.room, rows.groups)
 
     @torch.no_grad()
     def refer(self, rows: Rows, part: str) -> None:
@@ -215,11 +215,10 @@ class Training:
             last = min(first + REFERENCE_ROWS, len(rows))
             block, name = slice(*rows.position_starts[[first, last]]), f"{self.reference}/{part}-{first}.float32"
             if not from_rank_0(self.run.exists(name)):
-                parts = self.judge(rows, np.arange(first, last))[1]
-                for chosen, logs in parts:
-                    of_row = np.split(logs, np.cumsum(rows.position_counts[chosen])[:-1])
-                    for row, values in zip(chosen, of_row, strict=True):
-                        rows.targets[rows.position_starts[row] : rows.position_starts[row + 1]] = values
+                _, chosen, logs = self.judge(rows, np.arange(first, last))
+                of_row = np.split(logs, np.cumsum(rows.position_counts[chosen])[:-1])
+                for row, values in zip(chosen, of_row, strict=True):
+                    rows.targets[rows.position_starts[row] : rows.position_starts[row + 1]] = values
                 if self.rank == 0:
                     self.run.write_bytes(name, rows.targets[block].tobytes())
                 dist.barrier()
@@ -251,12 +250,12 @@ class Training:
         if not len(self.held_out) or step in held_out_losses(self.history):
             return
         start = time.monotonic()
-        loss, parts = self.judge(self.held_out, np.arange(len(self.held_out)))
-        self.record("eval", step, start, loss=loss, **self.measures(parts))
+        loss, rows, logits = self.judge(self.held_out, np.arange(len(self.held_out)))
+        self.record("eval", step, start, loss=loss, **self.measures(rows, logits))
 
     @torch.no_grad()
-    def judge(self, rows: Rows, chosen: np.ndarray) -> tuple[float, list[tuple[np.ndarray, np.ndarray]]]:
-        """The mean loss on the chosen rows, and of every rank its rows and their logits: log-probabilities of pairs."""
+    def judge(self, rows: Rows, chosen: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """The mean loss on the chosen rows, these rank by rank, and their logits (of pairs, log-probabilities)."""
         self.engine.eval()
         layout = self.micro_batches(rows, chosen)
         micros, needed = layout[self.rank], self.job.kind != "lm" or self.job.beta is not None
@@ -267,20 +266,18 @@ class Training:
             logits.append(sums.logits.cpu().numpy() if needed else np.zeros(0))
         self.engine.train()
         dist.all_reduce(total)
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, (np.concatenate(micros), np.concatenate(logits)))
-        return total.item() / (self.count(rows, layout) or 1), parts
+        parts = gathered((np.concatenate(micros), np.concatenate(logits)))
+        return total.item() / (self.count(rows, layout) or 1), *map(np.concatenate, zip(*parts, strict=True))
 
     def held_out_targets(self, rows: np.ndarray) -> np.ndarray:
         """The targets of these held-out rows, one row after the other, as their logits are."""
         counts, starts = self.held_out.position_counts[rows], self.held_out.position_starts[rows]
         return np.concatenate([self.held_out.targets[s : s + n] for s, n in zip(starts, counts, strict=True)])
 
-    def measures(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
-        """Metrics of a verifier over all ranks' logits; for a PRM also of its lowest step against the outcome."""
+    def measures(self, rows: np.ndarray, logits: np.ndarray) -> dict[str, float | None]:
+        """Metrics of a verifier on held-out rows; for a PRM also of its lowest step against the outcome."""
         if self.job.kind == "lm" and self.job.beta is None:
             return {}
-        rows, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         counts = self.held_out.position_counts[rows]
         if self.job.beta is not None:
             sums = np.add.reduceat(logits - self.held_out_targets(rows), np.cumsum(counts) - counts)
@@ -310,8 +307,8 @@ class Training:
         weights = engine.full_weights(self.engine, self.job.workers.zero)
         if self.log is not None:
             details = self.details(weights_of) | ({"calibration": facts} if facts else {})
-            if platt := heads.platt_of(facts):
-                heads.fold(weights, heads.head_name(self.model), platt)
+            if platt := results.platt_of(facts):
+                results.fold(weights, head_name(self.model), platt)
                 self.model.config.calibration = facts
             artefact = self.run.artefact(self.job.artefact)
             with tempfile.TemporaryDirectory() as folder:
@@ -323,8 +320,7 @@ class Training:
                 models.save(
                     self.model, weights, self.tokenizer, self.job.kind, folder, self.job.every_token, self.job.encoding
                 )
-                own_class = heads.own_class(self.model, self.job.kind)
-                (Path(folder) / "README.md").write_text(card(self.job, details, own_class))
+                (Path(folder) / "README.md").write_text(card(self.job, details, own_class(self.model, self.job.kind)))
                 self.run.upload(folder, artefact.name)
             tracked = self.log.close()
             table = self.job.table
@@ -335,12 +331,11 @@ class Training:
         self.engine.destroy()
 
     def calibrate(self) -> dict[str, Any]:
-        """`calibration.calibrate` of the weights that are saved, on the held-out rows; the same on every rank."""
-        held_out = self.judge(self.held_out, np.arange(len(self.held_out)))
-        rows, logits = (np.concatenate(arrays) for arrays in zip(*held_out[1], strict=True))
-        weights = heads.natural_weights(self.held_out.correct[rows].astype(bool), self.job.table.right_share)
+        """`results.calibrate` of the weights that are saved, on the held-out rows; the same on every rank."""
+        _, rows, logits = self.judge(self.held_out, np.arange(len(self.held_out)))
+        weights = results.natural_weights(self.held_out.correct[rows].astype(bool), self.job.table.right_share)
         of_target = np.repeat(weights, self.held_out.position_counts[rows])
-        return heads.calibrate(logits.astype(np.float64), self.held_out_targets(rows), of_target, len(rows))
+        return results.calibrate(logits.astype(np.float64), self.held_out_targets(rows), of_target, len(rows))
 
     def pick(self) -> int:
         """Leaves the weights to be saved in the engine, those of the last step or the best ones; returns their step."""
@@ -394,16 +389,21 @@ def train_all(config: dict[str, Any]) -> None:
 
 def train_one(run: Run, place: str, job: Job, spares: Spares | None) -> None:
     """As `Training.fit`. WorkStopped, which says who was waited for, when a collective takes longer than its limit."""
+    import ray
+
     training, limit_s = None, job.workers.collective_timeout_s
-    engine.limit_all(limit_s)
-    nodes = engine.addresses()
+    # Of groups that are made later (DeepSpeed's); that of all workers has its limit from Ray. DeepSpeed 0.19 gives
+    # `new_group` no limit, so that it takes torch's default.
+    limit = timedelta(seconds=limit_s)
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
+    nodes = gathered(ray.util.get_node_ip_address())
     try:
         training = Training(run, place, job, spares)
         training.fit()
     except Exception as error:
         step = f"of step {training.now + 1}" if training else "before the first step"
-        hang = engine.hang(error, limit_s, nodes, f"{step} of {job.name}")
-        if hang is None:
+        late = hang(error, limit_s, nodes, f"{step} of {job.name}")
+        if late is None:
             raise
-        run.write_bytes(f"{place}/{job.name}/{END}", str(hang).encode())
-        raise hang from error
+        run.write_bytes(f"{place}/{job.name}/{END}", str(late).encode())
+        raise late from error

@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from minos_ray.config.schema import Model
 from minos_ray.config.training import Kind, Lora, StepEncoding
 from minos_ray.errors import UserError
 from minos_ray.steps import encoding
+from minos_ray.store.model_files import LOADING, locate
+from minos_ray.store.run import Run
 from minos_ray.training import base
-from minos_ray.training.heads import (
+from minos_ray.training.base import (
     CAUSAL,
     HEADS,
     SEQUENCE,
@@ -51,9 +54,8 @@ def load(path: str, kind: Kind, precision: str, seed: int, options: dict[str, An
     loading = {"dtype": DTYPES[precision], "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = auto.from_pretrained(path, **labels(kind), **options, **loading)
     base.require_complete(model, kind, info, path)
-    for name, other in base.tied_weights(model).items():  # transformers leaves those apart that were stored apart
-        if model.get_parameter(name) is not model.get_parameter(other):
-            raise base.not_equal(name, other, path)
+    # transformers leaves those apart that were stored apart
+    base.require_equal(model, path, lambda name, other: model.get_parameter(name) is not model.get_parameter(other))
     if kind != "lm":
         reset_head(scalar_head(model, calibrated), seed)
     return model
@@ -84,7 +86,7 @@ def load_partitioned(
         copy_buffers(auto.from_config(config, dtype=DTYPES[precision], **trusted), model)
     head = None if kind == "lm" else scalar_head(model, calibrated)
     with base.Stored(path) as weights:
-        base.require_equal(weights, base.tied_weights(model), path)
+        base.require_equal(model, path, weights.differ)
         fill_buffers(model, weights, path)
         for name, parameter in model.named_parameters():
             if head is None or all(parameter is not made_anew for made_anew in head.parameters()):
@@ -232,12 +234,24 @@ def require_peft(key: str) -> None:
         raise UserError(f"{key} needs the package peft, which is not installed: pip install 'minos_ray[lora]'")
 
 
-def require_targets(key: str, lora: Lora, linears: Mapping[str, int]) -> None:
-    """UserError when a target is none of the model's linear layers."""
+def require_targets(key: str, lora: Lora, start: Model, run: Run) -> None:
+    """UserError when a target is none of the linear layers of the model, by its config alone."""
+    from transformers import AutoConfig
+
+    trusted = start.trust_remote_code
+    names = linears(on_meta(AutoConfig.from_pretrained(locate(start, run), trust_remote_code=trusted), trusted))
     for target in lora.targets:
-        if not any(is_target(name, (target,)) for name in linears):
-            layers = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+        if not any(is_target(name, (target,)) for name in names):
+            layers = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
             raise UserError(f"{key}.targets: the model has no linear layer '{target}'; it has {layers}")
+
+
+def on_meta(config: Any, trust_remote_code: bool = False) -> Any:
+    """The language model of a transformers config, without memory."""
+    from transformers import AutoModelForCausalLM
+
+    with LOADING, torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def linears(model: Any) -> dict[str, int]:
@@ -269,8 +283,11 @@ def attach(objective: Any, lora: Lora, seed: int) -> None:
 
     inject_adapter_in_model(peft_config(lora, objective.model), objective.model)
     for name, parameter in objective.model.named_parameters():
-        if ".lora_A." in name:
-            reset(name, parameter, seed)
+        if ".lora_A." in name:  # uniform as peft's own, +-1 / sqrt(inputs)
+            digest = blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
+            generator, bound = torch.Generator().manual_seed(int.from_bytes(digest)), parameter.shape[1] ** -0.5
+            with torch.no_grad():
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(is_trained(name.removeprefix("model.")))
 
@@ -292,15 +309,6 @@ def peft_config(lora: Lora, model: Any, **options: Any) -> Any:
 def is_trained(name: str) -> bool:
     """Whether a parameter of the transformers model belongs to the adapter or is the scalar head."""
     return ".lora_" in name or name.partition(".")[0] in HEADS
-
-
-@torch.no_grad()
-def reset(name: str, matrix: torch.Tensor, seed: int) -> None:
-    """Uniform as peft's own, +-1 / sqrt(inputs), drawn from the seed and the name."""
-    digest = blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest))
-    bound = matrix.shape[1] ** -0.5
-    matrix.copy_(torch.empty(matrix.shape).uniform_(-bound, bound, generator=generator))
 
 
 def merged(state: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.Tensor]:

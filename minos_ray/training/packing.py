@@ -4,14 +4,17 @@ Registered with transformers as the attention `minos_packed`. On GPUs in half pr
 attention, where head size and GPU allow it; elsewhere queries, keys and values alone are laid out as a grid of rows for
 one causal attention, and all the rest of the model works on real tokens only. Scores that are capped (Gemma 2) or
 shared with a sink (gpt-oss) are written out. Whatever else a model asks of its attention is refused: it is trained on
-padded rows then (`trial.py`).
+padded rows then (`objective`).
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional
+
+from minos_ray.training.data import Rows, group_begins
 
 NAME = "minos_packed"
 # What models hand on to their attention that says nothing about it.
@@ -59,6 +62,54 @@ def attend(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+class Micro(NamedTuple):
+    """A packed micro-batch: the rows one after the other, as `Objective.forward` takes it.
+
+    `ids` [tokens], `lengths` [rows]; the first `shared` [rows] tokens of a row are those of the row before it, and are
+    left out of `ids`. `positions` [n] are trained indices into the rows one after the other, with their `targets` [n]
+    (none for a language model); `language`, the indices of a verifier's language loss; `element_ids` [n], a number for
+    each trained position that no other has in this table and salt, from which dropout is drawn; `rows` [n] and
+    `problems` [n], the numbers of the row and of the group of rows that each trained position belongs to.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    shared: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+    language: np.ndarray
+    element_ids: np.ndarray
+    rows: np.ndarray
+    problems: np.ndarray
+
+
+def pack(rows: Rows, chosen: np.ndarray, salt: int = 0) -> Micro:
+    """Packs the chosen rows. No rows give one token at which nothing is trained: every rank makes as many passes."""
+    if not len(chosen):
+        none = np.zeros(0, np.int64)
+        zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+        return Micro(zero, one, zero, none, np.zeros(0, np.float32), none, none, none, none)
+    lengths = rows.lengths[chosen].astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    follows = np.append(False, np.diff(chosen) == 1)  # a row alone has its first tokens itself
+    shared = np.where(follows, rows.shared[chosen], 0).astype(np.int64)
+    bounds = zip(rows.starts[chosen] + shared, rows.starts[chosen + 1], strict=True)
+    ids = [rows.ids[first:last] for first, last in bounds]
+    positions = [rows.row_positions(row) + start for row, start in zip(chosen, starts, strict=True)]
+    targets = [rows.targets[rows.target_starts[row] : rows.target_starts[row + 1]] for row in chosen]
+    language = [  # indices from which the tokens of a right solution are predicted; none for a wrong one
+        rows.first[row] - 1 + np.arange(rows.language_counts[row], dtype=np.int64) + start
+        for row, start in zip(chosen, starts, strict=True)
+    ]
+    numbers = [np.arange(rows.position_starts[row], rows.position_starts[row + 1], dtype=np.int64) for row in chosen]
+    row_of = np.repeat(np.arange(len(chosen)), rows.position_counts[chosen])
+    groups = row_of if rows.groups is None else np.cumsum(np.append(False, group_begins(chosen, rows.groups)))[row_of]
+    element_ids = np.concatenate(numbers) + (salt % (1 << 31) << 32)
+    texts = np.concatenate(ids).astype(np.int64)
+    joined_up = map(np.concatenate, (positions, targets, language))
+    return Micro(texts, lengths, shared, *joined_up, element_ids, row_of, groups)
 
 
 class NotPackable(Exception):

@@ -4,34 +4,44 @@ import inspect
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from minos_ray.config.load import Config, resolve
 from minos_ray.config.schema import Model
-from minos_ray.config.training import Pretrain
-from minos_ray.graph.specs import begin, fresh
+from minos_ray.config.training import Pretrain, StepEncoding
 from minos_ray.problems.split import NOT_DRAWN
 from minos_ray.steps import encoding
+from minos_ray.store.columns import Row
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.job import make_job, write_table
+from minos_ray.training.data import (
+    Data,
+    Job,
+    encoded,
+    language_row,
+    make_job,
+    require_rows,
+    split_by_problem,
+    write_table,
+)
 from minos_ray.training.reward import labelled
-from minos_ray.training.rows import Data, document_rows, require_rows, split_by_problem
-from minos_ray.training.trainer import finished, fit
+from minos_ray.training.trainer import fit_one
 
 BASE = "models/base"
 START = "train/start"
 HELD_OUT = 200
 PAD, EOS = "<pad>", "</s>"
-Document = tuple[str, str]  # question, solution
+# What keeps a document apart from others (a problem's id), question, steps.
+Document = tuple[str, str, list[str]]
 
 
 def pretrain(config: Config, run: Run) -> Manifest:
     """Trains `models/base` on the corpus: the loss is on every token of question, solution and EOS."""
-    if done := fresh(config, run, BASE):
-        fit(config, run, "pretrain", [])
-        return done
-    begin(config, run, BASE)
+    return fit_one(config, run, "pretrain", BASE, lambda: base_job(config, run))
+
+
+def base_job(config: Config, run: Run) -> Job:
+    """The training of an untrained model on the corpus, with a tokenizer made for it."""
     section = config.pretrain
     assert section is not None
     corpus, dropped = resolve(section.corpus), Counter[str]()
@@ -51,12 +61,27 @@ def pretrain(config: Config, run: Run) -> Manifest:
     data = Data(*split_by_problem(rows, min(HELD_OUT, len(rows) // 50), None, section.seed), dropped)
     require_rows("pretrain", data)
     table = write_table(run, "documents", data)
-    job = make_job(run, BASE, "lm", Model(model=f"run:{START}"), table, section, config)
-    fit(config, run, "pretrain", [job])
-    return finished(run, BASE)
+    return make_job(run, BASE, "lm", Model(model=f"run:{START}"), table, section, config)
 
 
-def right_solutions(run: Run, seed: int, rows: int, dropped: Counter[str] | None = None) -> Iterator[Document]:
+def document_rows(
+    tokenizer: Any,
+    documents: Sequence[Document],
+    max_length: int,
+    dropped: Counter[str],
+    layout: StepEncoding = encoding.LINES,
+) -> Iterator[Row]:
+    """Rows with the loss on every token of question, solution and EOS; longer ones than `max_length` are counted."""
+    solutions = encoded(documents, lambda document: document[1:], encoding.encode_solutions, tokenizer, layout)
+    for (problem_id, _, _), solution in solutions:
+        ids = [*solution.ids, tokenizer.eos_token_id]
+        if len(ids) > max_length:
+            dropped["over_max_length"] += 1
+        else:
+            yield language_row(problem_id, ids, 1)
+
+
+def right_solutions(run: Run, seed: int, rows: int, dropped: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
     """A corpus out of the run itself: `rows` right candidates of the train split, each distinct solution once.
 
     Those of problems that are not drawn are counted in `dropped`.

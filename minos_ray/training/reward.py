@@ -22,22 +22,24 @@ from minos_ray.steps import encoding
 from minos_ray.steps.split import first_error
 from minos_ray.store.columns import GRADED, Row
 from minos_ray.store.run import Artefact, Manifest, Run
-from minos_ray.training.groups import in_groups, require_groups
-from minos_ray.training.heads import require_enough
-from minos_ray.training.job import Job, Table, make_job, write_table
-from minos_ray.training.rows import (
+from minos_ray.training.base import base_tokenizer
+from minos_ray.training.data import (
     Data,
-    base_tokenizer,
-    chunks,
+    Job,
+    Table,
+    encoded,
     held_out_order,
+    make_job,
     require_rows,
     sampled,
     split_by_problem,
     train_questions,
     usable_rows,
+    write_table,
 )
+from minos_ray.training.results import require_enough
 from minos_ray.training.trainer import finished, fit
-from minos_ray.training.verifier_losses import check_loss, compares_solutions, resolve_loss
+from minos_ray.training.verifier_losses import check_loss, compares_solutions, in_groups, require_groups, resolve_loss
 
 # Candidates among which rows are chosen: they are Python objects, of 2 kB each.
 MOST = 1 << 21
@@ -87,7 +89,7 @@ def reward_data(run: Run, tokenizer: Any, section: Reward, kind: str, layout: St
     # Limits and groups are of rows that can be used; where all are taken `verifier_rows` drops what is too long, and
     # nothing is tokenised twice.
     short = [
-        short_enough(tokenizer, part, section, dropped, layout)
+        [row for row, _ in within_length(tokenizer, part, section, dropped, layout)]
         if compares or section.wrong_share is not None or (limit is not None and limit < len(part))
         else part
         for part, limit in zip(parts, limits, strict=True)
@@ -264,19 +266,16 @@ def distinct(labels: pa.Table, questions: Mapping[str, str], dropped: Counter[st
     return rows
 
 
-def short_enough(
-    tokenizer: Any, rows: list[Row], section: Reward, dropped: Counter[str], layout: StepEncoding
-) -> list[Row]:
-    """The rows within `max_length`; the others are counted."""
-    short = []
-    for chunk in chunks(rows):
-        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk], layout)
-        for row, solution in zip(chunk, encoded, strict=True):
-            if reason := encoding.refusal(solution, section.max_length):
-                dropped[reason] += 1
-            else:
-                short.append(row)
-    return short
+def within_length(
+    tokenizer: Any, rows: Sequence[Row], section: Reward, dropped: Counter[str], layout: StepEncoding
+) -> Iterator[tuple[Row, encoding.Encoded]]:
+    """Rows and their tokens; what is too long or has no steps is counted in `dropped`."""
+    solutions = encoded(rows, lambda row: (row["question"], row["steps"]), encoding.encode_solutions, tokenizer, layout)
+    for row, solution in solutions:
+        if reason := encoding.refusal(solution, section.max_length):
+            dropped[reason] += 1
+        else:
+            yield row, solution
 
 
 def balanced(
@@ -297,36 +296,31 @@ def balanced(
 def verifier_rows(
     tokenizer: Any, rows: list[Row], kind: str, section: Reward, dropped: Counter[str], layout: StepEncoding
 ) -> Iterator[Row]:
-    """Rows of `minos_ray.training.rows` with their targets; what is too long or has no steps is counted in `dropped`.
+    """Rows of `minos_ray.training.data` with their targets, those `within_length`.
 
     A PRM has each labelled step's label at the step's end. An ORM has the outcome at the last step's end, or at every
     token of the solution (Cobbe et al. 2021, section 4.2), where its score is still the last one.
     """
-    for chunk in chunks(rows):
-        encoded = encoding.encode_solutions(tokenizer, [(row["question"], row["steps"]) for row in chunk], layout)
-        for row, solution in zip(chunk, encoded, strict=True):
-            if reason := encoding.refusal(solution, section.max_length):
-                dropped[reason] += 1
-                continue
-            if kind == "prm":
-                labels = row["step_labels"]
-                if section.soft_labels and row["step_scores"]:  # fractions of rollouts that succeed, where known
-                    pairs = zip(labels, row["step_scores"], strict=True)
-                    labels = [label if label < 0 or share is None else share for label, share in pairs]
-                targets = [pair for pair in zip(solution.positions, labels, strict=True) if pair[1] >= 0]
-            elif section.orm_positions == "every_token":
-                targets = [(position, row["correct"]) for position in range(solution.first, len(solution.ids))]
-            else:
-                targets = [(solution.positions[-1], row["correct"])]
-            yield {
-                "problem_id": row["problem_id"],
-                "ids": solution.ids,
-                "positions": [position for position, _ in targets],
-                "targets": [float(target) for _, target in targets],
-                "first": solution.first,
-                "correct": row["correct"],
-                **({"group": row["group"]} if "group" in row else {}),
-            }
+    for row, solution in within_length(tokenizer, rows, section, dropped, layout):
+        if kind == "prm":
+            labels = row["step_labels"]
+            if section.soft_labels and row["step_scores"]:  # fractions of rollouts that succeed, where known
+                pairs = zip(labels, row["step_scores"], strict=True)
+                labels = [label if label < 0 or share is None else share for label, share in pairs]
+            targets = [pair for pair in zip(solution.positions, labels, strict=True) if pair[1] >= 0]
+        elif section.orm_positions == "every_token":
+            targets = [(position, row["correct"]) for position in range(solution.first, len(solution.ids))]
+        else:
+            targets = [(solution.positions[-1], row["correct"])]
+        yield {
+            "problem_id": row["problem_id"],
+            "ids": solution.ids,
+            "positions": [position for position, _ in targets],
+            "targets": [float(target) for _, target in targets],
+            "first": solution.first,
+            "correct": row["correct"],
+            **({"group": row["group"]} if "group" in row else {}),
+        }
 
 
 def in_consensus(run: Run, rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:

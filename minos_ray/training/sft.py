@@ -21,29 +21,29 @@ import pyarrow.compute as pc
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.config.training import Dpo, Reward, Sft, StepEncoding
-from minos_ray.graph.specs import begin, fresh
 from minos_ray.labels.calculations import without_annotations
 from minos_ray.problems.split import read_problems
 from minos_ray.steps import encoding
 from minos_ray.steps.split import without_thinking
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.job import Job, make_job, write_table
-from minos_ray.training.reward import reward_rows
-from minos_ray.training.rows import (
+from minos_ray.training.base import base_tokenizer
+from minos_ray.training.data import (
     Data,
-    Document,
-    base_tokenizer,
-    chunks,
-    document_rows,
+    Job,
+    encoded,
     language_row,
+    make_job,
     read,
     require_rows,
     sampled,
     split_by_problem,
     train_questions,
+    write_table,
 )
-from minos_ray.training.trainer import finished, fit
+from minos_ray.training.pretrain import Document, document_rows
+from minos_ray.training.reward import reward_rows
+from minos_ray.training.trainer import fit_one
 
 CRITIC = "models/critic"
 CONTROLS = ("candidates", "solutions")
@@ -57,12 +57,7 @@ def sft(config: Config, run: Run) -> Manifest:
 
     As a control it is trained on plain text instead (`plain_text`).
     """
-    if done := fresh(config, run, CRITIC):
-        fit(config, run, "sft", [])
-        return done
-    begin(config, run, CRITIC)
-    fit(config, run, "sft", [critic_job(config, run)])
-    return finished(run, CRITIC)
+    return fit_one(config, run, "sft", CRITIC, lambda: critic_job(config, run))
 
 
 def critic_job(config: Config, run: Run) -> Job:
@@ -159,14 +154,18 @@ def language_rows(
     tokenizer: Any, rows: list[Row], max_length: int, dropped: Counter[str], layout: StepEncoding
 ) -> Iterator[Row]:
     """Rows of the critic: the loss is on the critique and EOS."""
-    for chunk in chunks(rows):
-        asked = [(row["question"], row["steps"], row["critique"]) for row in chunk]
-        encoded = encoding.encode_critiques(tokenizer, asked, layout)
-        for row, (ids, first) in zip(chunk, encoded, strict=True):
-            if len(ids) > max_length:
-                dropped["over_max_length"] += 1
-            else:
-                yield {**language_row(row["problem_id"], ids, first), "source": row["source"]}
+    texts = encoded(
+        rows,
+        lambda row: (row["question"], row["steps"], row["critique"]),
+        encoding.encode_critiques,
+        tokenizer,
+        layout,
+    )
+    for row, (ids, first) in texts:
+        if len(ids) > max_length:
+            dropped["over_max_length"] += 1
+        else:
+            yield {**language_row(row["problem_id"], ids, first), "source": row["source"]}
 
 
 def plain_text(
@@ -235,13 +234,18 @@ def encoded_pairs(
     tokenizer: Any, pairs: Sequence[Row], layout: StepEncoding
 ) -> Iterator[tuple[str, list[int], list[int]]]:
     """The problem of each pair, and the tokens of prompt and text, chosen and rejected."""
-    for chunk in chunks(pairs):
-        sides = [
-            encoding.encode_critiques(tokenizer, [(p["question"], p["steps"], p[side]) for p in chunk], layout)
-            for side in ("chosen", "rejected")
-        ]
-        for pair, (chosen, _), (rejected, _) in zip(chunk, *sides, strict=True):
-            yield pair["problem_id"], chosen, rejected
+    sides = [
+        encoded(
+            pairs,
+            lambda pair, side=side: (pair["question"], pair["steps"], pair[side]),
+            encoding.encode_critiques,
+            tokenizer,
+            layout,
+        )
+        for side in ("chosen", "rejected")
+    ]
+    for (pair, (chosen, _)), (_, (rejected, _)) in zip(*sides, strict=True):
+        yield pair["problem_id"], chosen, rejected
 
 
 def pair_rows(

@@ -1,29 +1,45 @@
-"""The driver's side of training: one Ray Train run per stage, its models one after the other in one worker group."""
+"""The driver's side of training: what it needs of each GPU, before anything is loaded, and one Ray Train run per stage,
+its models one after the other in one worker group.
+
+Bytes per parameter after ZeRO (Rajbhandari et al. 2020, section 3); activations counted from what autograd keeps of a
+decoder layer with flash attention and a gated MLP.
+"""
 
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from minos_ray.cluster import connect
-from minos_ray.cluster.connect import Waiting
+from minos_ray.cluster import connect, nodes
+from minos_ray.cluster.connect import Waiting, joins
 from minos_ray.cluster.room import bundles, on_nodes
-from minos_ray.config.load import Config
 from minos_ray.config.resources import Workers
-from minos_ray.config.schema import Model
+from minos_ray.config.schema import Config, Model
+from minos_ray.config.training import Reward, Train
 from minos_ray.errors import StorageFailed, UserError, WorkStopped
+from minos_ray.graph.specs import begin, fresh
 from minos_ray.observe.failure import cause, deepest, first_to_fail
 from minos_ray.observe.progress import Progress
+from minos_ray.store.model_files import locate
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.job import Job
-from minos_ray.training.log import Record, log_name, read_log
+from minos_ray.training.data import Job
+from minos_ray.training.results import Record, log_name, read_log
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 POLL_S, REMOTE_POLL_S = 1.0, 15.0
+ADAM = 8  # two moments in fp32
+MASTER = 4  # the fp32 copy of weights trained in bf16
+SUM = 4  # gradients are added up in fp32
+CHUNK_BYTES = 2**26  # of logits, as `vocabulary.CHUNK_BYTES`
+LIVE = 10**9  # DeepSpeed's stage3_max_live_parameters and sub_group_size
+# CUDA context, buffers of NCCL and of DeepSpeed's buckets, fragmentation.
+OVERHEAD_GB = 3.0
+GB = 1e9
 
 
 def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
@@ -53,6 +69,16 @@ def fit(config: Config, run: Run, stage: str, jobs: Sequence[Job]) -> None:
     run.delete(folder)
 
 
+def fit_one(config: Config, run: Run, stage: str, artefact: str, job: Callable[[], Job]) -> Manifest:
+    """Trains one model unless it is complete; `job` is called when its artefact has been begun."""
+    jobs = []
+    if not fresh(config, run, artefact):
+        begin(config, run, artefact)
+        jobs.append(job())
+    fit(config, run, stage, jobs)
+    return finished(run, artefact)
+
+
 def finished(run: Run, artefact: str) -> Manifest:
     """The manifest of a model that has just been trained."""
     manifest = run.artefact(artefact).manifest()
@@ -66,23 +92,19 @@ def check_gpu_memory(run: Run, jobs: Sequence[Job], start: Model, wait_s: float)
 
     `start` has the sizes of the models they start from.
     """
-    from minos_ray.training import memory
-
     workers = jobs[0].workers
     if not workers.gpu:
         return
     gpu_gb = workers.gpu_memory_gb or memory_of_a_gpu(workers, wait_s)
-    shape = memory.shape_of(start, run)
+    shape = shape_of(start, run)
     for job in jobs:
-        memory.require_room(job.name, shape, job.section, workers, job.kind, gpu_gb)
+        require_room(job.name, shape, job.section, workers, job.kind, gpu_gb)
 
 
 def memory_of_a_gpu(workers: Workers, wait_s: float) -> float | None:
     """GB of a GPU where the workers may be, None when no node answers in time: Ray Train then waits for GPUs itself."""
     import ray
     from ray.exceptions import GetTimeoutError
-
-    from minos_ray.cluster import nodes
 
     # A trial of Ray Tune would hold its tasks to its own placement group, which has no GPU.
     options = {"num_cpus": 0, "num_gpus": 1, "scheduling_strategy": "DEFAULT", **on_nodes(workers)}
@@ -99,7 +121,7 @@ def require_resumable(run: Run, folder: str, jobs: Sequence[Job]) -> None:
 
     Other numbers of workers, and stages 1 to 3, go on from the same checkpoint.
     """
-    from minos_ray.training.checkpoint import complete_checkpoints
+    from minos_ray.training.engine import complete_checkpoints
 
     zero = jobs[0].workers.zero
     for job in jobs:
@@ -117,8 +139,7 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from minos_ray.training import spares
-    from minos_ray.training.elastic import LOOK_EVERY_S, START_S, excuse_drains, follow_cluster
+    from minos_ray.training.elastic import LOOK_EVERY_S, START_S, follow_cluster, worker_environment
     from minos_ray.training.loop import train_all
 
     workers = jobs[0].workers
@@ -153,12 +174,10 @@ def trainer(run: Run, folder: str, jobs: Sequence[Job], wait_s: float) -> "Torch
             storage_filesystem=run.fs,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=failures,
-            worker_runtime_env=spares.environment(train_all.__module__, workers.cpus),
+            worker_runtime_env=worker_environment(train_all.__module__, workers.cpus),
         ),
     )
-    excuse_drains(torch_trainer)
-    if elastic:
-        follow_cluster(torch_trainer, workers, wait_s, run.path, [(f"{folder}/{job.name}", job.key) for job in jobs])
+    follow_cluster(torch_trainer, workers, wait_s, run.path, [(f"{folder}/{job.name}", job.key) for job in jobs])
     return torch_trainer
 
 
@@ -242,3 +261,187 @@ def refresh(run: Run, job: Job, records: list[Record]) -> list[Record]:
     with suppress(StorageFailed):
         records[:] = read_log(run, job.name)
     return records
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder; `linears` as `models.linears` gives them."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv: int
+    vocabulary: int
+    head: int = 0  # parameters of a vocabulary head of its own
+    linears: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """GB on one GPU, and in the memory of its node for each GPU when something is offloaded."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    host: float = 0.0
+    update: float = 0.0  # the gradients again, while they are applied: activations are gone by then
+
+    @property
+    def gpu(self) -> float:
+        """All that must fit on the GPU."""
+        held = self.parameters + self.gradients + self.optimizer
+        return held + max(self.activations, self.update) + OVERHEAD_GB
+
+
+def shape(config: Any, trust_remote_code: bool = False) -> Shape:
+    """The sizes that a transformers config names; parameters are counted on a model without memory."""
+    from minos_ray.training import models
+
+    model = models.on_meta(config, trust_remote_code)
+    config = config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        kv=groups * head,
+        vocabulary=config.vocab_size,
+        head=0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size,
+        linears=models.linears(model),
+    )
+
+
+def estimate(model: Shape, section: Train, workers: Workers, kind: str) -> Estimate:
+    """The peak of one training step of one worker; `kind` is lm, orm or prm."""
+    size = 2 if section.precision == "bf16" else 4
+    ranks = workers.least  # with more, each has less of it
+    # A verifier with a language loss trains the vocabulary head along.
+    with_head = kind == "lm" or (isinstance(section, Reward) and section.lm_weight > 0)
+    backbone = model.parameters - (0 if with_head else model.head)
+    added, trained = 0, backbone
+    if section.lora is not None:
+        from minos_ray.training import models
+
+        added = models.adapter_size(section.lora, model.linears)
+        trained = added + (0 if with_head else model.hidden)
+    # DeepSpeed keeps a copy of the weights in fp32 under bf16, and under ZeRO 1 and 2 always.
+    copied = size == 2 or workers.zero in (1, 2)
+    optimizer = trained * (ADAM + (MASTER if copied else 0)) / (ranks if workers.zero >= 1 else 1)
+    gradients, update = gradient_bytes(trained, size, workers)
+    # Beside an optimizer in host memory lie the gradients that its rank applies.
+    aside = gradients if workers.offload != "none" and workers.zero >= 2 else 0
+    parameters = (backbone + added) * size / (ranks if workers.zero == 3 else 1)
+    host = aside + (optimizer if workers.offload != "none" else 0) + (parameters if workers.offload == "all" else 0)
+    # Partitioned weights are gathered layer by layer, and kept while so many more are not needed before them.
+    gathered = max(2 * model.parameters / model.layers, min(backbone, LIVE)) * size if workers.zero == 3 else 0
+    return Estimate(
+        parameters=(gathered + (0 if workers.offload == "all" else parameters)) / GB,
+        gradients=(gradients - aside) / GB,
+        optimizer=(0 if workers.offload != "none" else optimizer) / GB,
+        activations=activation_bytes(model, workers, with_head, size) / GB,
+        host=host / GB,
+        update=(update if workers.offload == "none" else 0) / GB,
+    )
+
+
+def gradient_bytes(trained: int, size: int, workers: Workers) -> tuple[float, float]:
+    """Of the gradients' sums in fp32, and of their copy while they are applied; as DeepSpeed 0.19 keeps them."""
+    sums, copied = SUM * trained, SUM * trained / workers.least
+    if workers.zero == 0:
+        return sums, 0
+    if workers.zero == 1:
+        # Sums of all weights; those of a pass in bf16 stay beside them, and DeepSpeed then applies its part in place.
+        return (sums + size * trained, 0) if size == 2 else (sums, copied)
+    return copied, copied if workers.zero == 2 else min(copied, SUM * LIVE)
+
+
+def activation_bytes(model: Shape, workers: Workers, with_head: bool, size: int) -> float:
+    """Of what autograd keeps for one packed micro-batch, and of the vocabulary's logits."""
+    # Residuals, norms, queries and attention output: 9 hidden; keys and values, rotated too: 3; the MLP: 4.
+    layer = size * (9 * model.hidden + 3 * model.kv + 4 * model.intermediate)
+    checkpointed = model.layers * size * model.hidden + layer
+    per_token = checkpointed if workers.gradient_checkpointing else model.layers * layer
+    # The vocabulary head works chunk by chunk, with the gradient of its weights in fp32 (`vocabulary`).
+    head = 3 * CHUNK_BYTES + SUM * model.vocabulary * model.hidden if with_head else 0
+    return workers.micro_tokens * per_token + head
+
+
+def plans(workers: Workers) -> Iterator[Workers]:
+    """The plan itself, then ones that need less and less of the GPU, the cheapest change first."""
+    yield workers
+    changes: dict[str, Any] = {"gradient_checkpointing": True}
+    yield workers.model_copy(update=changes)
+    for zero in range(max(workers.zero, 1) + 1, 4):
+        changes["zero"] = zero
+        yield workers.model_copy(update=changes)
+    for offload in ("optimizer", "all"):
+        changes |= {"zero": 3, "offload": offload}
+        yield workers.model_copy(update=changes)
+    tokens = workers.micro_tokens
+    while tokens > 1024:
+        tokens //= 2
+        yield workers.model_copy(update=changes | {"micro_tokens": tokens})
+
+
+def first_fit(model: Shape, section: Train, workers: Workers, kind: str, gpu_gb: float) -> Workers | None:
+    """The first plan that fits into so many GB, None when none does."""
+    return next((plan for plan in plans(workers) if estimate(model, section, plan, kind).gpu <= gpu_gb), None)
+
+
+def trainings(config: Config, todo: Set[str]) -> list[tuple[str, Train, str]]:
+    """Name, section and kind of the stages to be done."""
+    return [(name, section, "prm" if name == "reward" else "lm") for name, section in config.trainings(todo)]
+
+
+def summary(config: Config, run: Run, todo: Set[str]) -> Iterator[str]:
+    """A line for each stage to be done; UserError when the base model is not there."""
+    model, workers = shape_of(config.base, run), config.resources.train
+    for name, section, kind in trainings(config, todo):
+        e = estimate(model, section, workers, kind)
+        host = f" and {e.host:.1f} GB of host memory for each" if e.host else ""
+        yield (
+            f"resources.train: {name} needs about {e.gpu:.1f} GB on each GPU (weights {e.parameters:.1f}, gradients "
+            f"{e.gradients:.1f}, optimizer {e.optimizer:.1f}, activations {e.activations:.1f}, the rest "
+            f"{OVERHEAD_GB:.1f}){host}"
+        )
+
+
+def check_memory(config: Config, run: Run, todo: Set[str]) -> None:
+    """UserError when a GPU of `resources.train.gpu_memory_gb`, or of this machine if it is to train, cannot hold it."""
+    workers = config.resources.train
+    gpu_gb = workers.gpu_memory_gb or (None if joins(config.resources) else nodes.gpu_memory_gb())
+    model = shape_of(config.base, run)
+    for name, section, kind in trainings(config, todo):
+        require_room(name, model, section, workers, kind, gpu_gb)
+
+
+def require_room(name: str, model: Shape, section: Train, workers: Workers, kind: str, gpu_gb: float | None) -> None:
+    """UserError when GPUs of so many GB cannot hold one training, with the first plan that fits."""
+    needed = estimate(model, section, workers, kind).gpu
+    if gpu_gb is not None and needed > gpu_gb:
+        plan = first_fit(model, section, workers, kind, gpu_gb)
+        raise UserError(
+            f"resources.train: {name} needs about {needed:.0f} GB on each GPU, which has {gpu_gb:.0f} "
+            f"(resources.train.gpu_memory_gb, else what nvidia-smi says); {advice(workers, plan)}"
+        )
+
+
+def advice(workers: Workers, plan: Workers | None) -> str:
+    """What to change so that the training fits."""
+    if plan is None:
+        return "no setting fits: take more workers"
+    present = workers.model_dump()
+    changes = {key: value for key, value in plan.model_dump().items() if value != present[key]}
+    return "this fits: " + " ".join(f"resources.train.{key}={value}" for key, value in changes.items())
+
+
+def shape_of(model: Model, run: Run) -> Shape:
+    """The sizes of a model, from its config alone."""
+    from transformers import AutoConfig
+
+    trusted = model.trust_remote_code
+    return shape(AutoConfig.from_pretrained(locate(model, run), trust_remote_code=trusted), trusted)

@@ -9,6 +9,7 @@ computes 110 GFLOP/s, and oneDNN, which comes with torch as well, 230 (`benchmar
 oneDNN for its layers too. The operator is the one that torch.compile emits for a linear layer; it has no gradient.
 """
 
+import platform
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,9 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from minos_ray.training.models import on_meta
+
 CHUNK_BYTES = 2**26  # of fp32 logits that exist at once
 # Logits that are put in to see what comes out: one that no cap changes, one that every cap does.
 LOW, HIGH = 2.0**-10, 1e30
+ROWS = 64  # oneDNN keeps half a megabyte of code for every number of rows that it meets: multiples of this only
 
 
 class Scales(NamedTuple):
@@ -191,7 +195,11 @@ def scales_of(model: Any, kind: str) -> Scales | None:
 
     None when it does more than scale and cap (another layer before the head, say): then only itself gives its logits.
     """
-    language = language_model_on_meta(model, kind)
+    if kind == "lm":
+        with torch.device("meta"):
+            language = type(model)(model.config)
+    else:  # code from beside a model was trusted when that was loaded
+        language = on_meta(model.config, type(model).__module__.startswith("transformers_modules"))
     head, seen = language.get_output_embeddings(), []
     if type(head) is not nn.Linear:
         return None
@@ -233,18 +241,6 @@ class BackboneOutput(dict):
 def backbone_of(model: Any) -> Any:
     """The decoder below the head, which gives hidden states; some models do not say which of their parts it is."""
     return model.base_model if model.base_model is not model else model.model
-
-
-def language_model_on_meta(model: Any, kind: str) -> Any:
-    """A language model of the same kind and config, on the device `meta`."""
-    from transformers import AutoModelForCausalLM
-
-    # Code from beside a model was trusted when that was loaded.
-    trusted = type(model).__module__.startswith("transformers_modules")
-    with torch.device("meta"):
-        if kind == "lm":
-            return type(model)(model.config)
-        return AutoModelForCausalLM.from_config(model.config, trust_remote_code=trusted)
 
 
 class OneDnnLinear(nn.Linear):
@@ -310,3 +306,35 @@ def take_layers(backbone: nn.Module) -> None:
     for module in backbone.modules():
         if type(module) is nn.Linear and (module.weight.device.type, module.weight.dtype) == ("cpu", torch.float32):
             module.__class__ = OneDnnLinear
+
+
+class PackedLinear(nn.Module):
+    """A float32 linear layer for inference on x86 CPUs, whose weights are laid out for oneDNN once, not in every call.
+
+    Measured with torch 2.13 on one core with AVX-512: 2.3 times as fast as `nn.Linear` for 2,048 tokens of width 256 or
+    576. The operators are private to torch: those that its compiler (Inductor) calls for a frozen model.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = linear.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        rows = hidden.flatten(0, -2)
+        if padding := -len(rows) % ROWS:
+            rows = torch.cat([rows, rows.new_zeros(padding, rows.shape[1])])
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+        return out[: len(rows) - padding].unflatten(0, hidden.shape[:-1])
+
+
+def pack_linear(module: nn.Module) -> None:
+    """Replaces the float32 linear layers of a module on an x86 CPU by `PackedLinear`; others stay as they are."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return
+    for name, child in module.named_children():
+        if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
+            setattr(module, name, PackedLinear(child))
+        else:
+            pack_linear(child)

@@ -16,7 +16,7 @@ from minos_ray.evaluation.comparison import read_outcomes
 from minos_ray.evaluation.stage import evaluate
 from minos_ray.store import columns
 from minos_ray.store.run import Run
-from minos_ray.training.heads import Platt
+from minos_ray.training.results import Platt
 from tests.runs import config, make_run, put, scores
 
 VERIFIERS = ("orm-base", "orm-minos", "prm-base", "prm-minos")

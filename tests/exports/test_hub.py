@@ -24,9 +24,10 @@ from minos_ray.config.schema import Model
 from minos_ray.config.training import Reward
 from minos_ray.exports import send
 from minos_ray.exports.hub import measured, source_of
-from minos_ray.scoring.scorer import load
+from minos_ray.scoring.verifier import load
 from minos_ray.store.run import Run
-from minos_ray.training.job import Job, Table, card
+from minos_ray.training.data import Job, Table
+from minos_ray.training.results import card
 from tests.runs import make_run, scores
 from tests.scoring.test_parity import saved
 

@@ -15,7 +15,7 @@ from minos_ray.critiques.stage import chosen
 from minos_ray.errors import UserError
 from minos_ray.store.filesystem import UNITS
 from minos_ray.store.run import Run
-from minos_ray.training.log import read_log
+from minos_ray.training.results import read_log
 from tests.faults.world import STAGES, Asking
 
 Done = dict[str, Any]

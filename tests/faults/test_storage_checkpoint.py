@@ -13,9 +13,9 @@ from minos_ray.config.load import Config
 from minos_ray.config.resources import Workers
 from minos_ray.errors import WorkStopped
 from minos_ray.store.run import Run
-from minos_ray.training.checkpoint import complete_checkpoints
-from minos_ray.training.job import Job
-from minos_ray.training.log import read_log
+from minos_ray.training.data import Job
+from minos_ray.training.engine import complete_checkpoints
+from minos_ray.training.results import read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
 from tests.raylets import STORE, cluster_of_raylets

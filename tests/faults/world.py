@@ -21,7 +21,7 @@ from minos_ray.miniature.critic_server import Handler, Teacher
 from minos_ray.miniature.critic_server import Server as Critic
 from minos_ray.observe.trackers import TrackedRun
 from minos_ray.store.run import Run
-from minos_ray.training.log import Log, Record
+from minos_ray.training.results import Log, Record
 from tests.raylets import STORE, drain
 
 KEY = "key-of-the-counting-critic"

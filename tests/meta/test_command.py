@@ -22,7 +22,7 @@ from minos_ray.meta.measures import Threshold, calibration_lines, means
 from minos_ray.miniature import load
 from minos_ray.store import columns
 from minos_ray.store.run import Run
-from minos_ray.training.heads import Platt
+from minos_ray.training.results import Platt
 from tests.critiques.conftest import labelled
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
 from tests.runs import config, make_run, put, scores

@@ -22,8 +22,8 @@ from minos_ray.observe import trackers
 from minos_ray.observe.trackers import TrackedRun, Tracking
 from minos_ray.pipeline import require
 from minos_ray.store.run import Run
-from minos_ray.training.job import Job, Table
-from minos_ray.training.log import Log, read_log
+from minos_ray.training.data import Job, Table
+from minos_ray.training.results import Log, read_log
 from minos_ray.training.trainer import watch
 from tests.runs import config, make_run, scores
 

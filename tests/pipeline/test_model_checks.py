@@ -20,8 +20,8 @@ from minos_ray.errors import UserError
 from minos_ray.pipeline import findings
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
-from minos_ray.training import models, rows
-from minos_ray.training.base import Stored, check, meta_model
+from minos_ray.training import models
+from minos_ray.training.base import Stored, check, meta_model, tokenizer_of
 from minos_ray.training.checks import encoding_note
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -197,7 +197,7 @@ def test_the_tokenizer_must_fit_the_embeddings(tmp_path: Path) -> None:
     tokenizer.save_pretrained(base)
     assert "the first is '<step>'" in said(tmp_path, base, {"reward"})[0]
     with pytest.raises(UserError, match="without resizing the model"):
-        rows.tokenizer_of(base, False, critic=False)
+        tokenizer_of(base, False, critic=False)
 
 
 def test_the_check_says_which_encoding_a_base_can_have(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def by_engine(engine: str) -> Callable[[str, list[tuple[str, list[str]]]], list[
         import gc
 
         from minos_ray.config.resources import Scoring
-        from minos_ray.scoring.scorer import load
+        from minos_ray.scoring.verifier import load
 
         verifier = load(path, False, Scoring(engine=engine, kv_cache_gb=0.1, max_model_len=1024))
         scores, _ = verifier.score(asked)

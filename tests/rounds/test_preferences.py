@@ -12,7 +12,7 @@ from minos_ray.graph.specs import begin
 from minos_ray.rounds.refine import agreeing, check_rounds, preferences, round_job
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
-from minos_ray.training.rows import Rows
+from minos_ray.training.data import Rows
 from tests.rounds.test_refine import TEXTS, bought, config_of, label
 from tests.runs import put
 from tests.scoring.test_judge import QUESTION

@@ -23,7 +23,7 @@ from minos_ray.rounds import refine as sampling
 from minos_ray.rounds.refine import refine
 from minos_ray.store.columns import Row
 from minos_ray.store.run import Run
-from minos_ray.training.log import read_log
+from minos_ray.training.results import read_log
 from tests.runs import put
 from tests.scoring.test_judge import CRITIQUES, QUESTION, RIGHT, WRONG, memorise
 from tests.scoring.test_soft import logits_oracle

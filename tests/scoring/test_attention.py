@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from minos_ray.errors import UserError
-from minos_ray.scoring import attention
-from minos_ray.scoring.attention import Backbone
-from minos_ray.scoring.backbone import BY_RUNS, backbone_of
-from minos_ray.scoring.forest import forests
-from minos_ray.training.heads import scalar_head
+from minos_ray.scoring import forest as layouts
+from minos_ray.scoring.forest import BY_RUNS, Backbone, backbone_of, forests
+from minos_ray.training.base import scalar_head
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -59,7 +57,7 @@ def tree(sequences: int) -> list[list[int]]:
 )
 @torch.inference_mode()
 def test_every_node_is_as_alone(family: str, more: dict[str, Any], run: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "RUN", run)
+    monkeypatch.setattr(layouts, "RUN", run)
     model, sequences = verifier(family, **more), tree(20)
     expected = [model.base_model(input_ids=torch.tensor([s])).last_hidden_state[0] for s in sequences]
     backbone = Backbone(model)
@@ -118,8 +116,8 @@ def test_many_keys_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     (forest,) = forests(sequences, range(len(sequences)), 10_000)
     places, backbone = np.arange(len(forest.ids)), Backbone(model)
     whole = backbone(forest, places)
-    monkeypatch.setattr(attention, "KEYS", 100)
-    assert len(attention.View(forest, places, whole.device, whole.dtype).read) > 5
+    monkeypatch.setattr(layouts, "KEYS", 100)
+    assert len(layouts.View(forest, places, whole.device, whole.dtype).read) > 5
     assert torch.allclose(backbone(forest, places), whole, atol=1e-5)
 
 
@@ -127,7 +125,7 @@ def test_numbers_of_rows_cost_no_memory() -> None:
     """oneDNN keeps code for every shape: 512 of them would be a quarter of a gigabyte."""
     linear = torch.nn.Linear(256, 256)
     layers = torch.nn.Sequential(linear)
-    attention.pack_linear(layers)
+    layouts.pack_linear(layers)
     rows = torch.randn(1, 512, 256)
     with torch.inference_mode():
         expected = linear(rows)

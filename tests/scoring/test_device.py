@@ -20,8 +20,7 @@ from minos_ray.config.schema import ForeignModel, Model
 from minos_ray.errors import UserError
 from minos_ray.meta.foreign import ForeignScorer
 from minos_ray.scoring.forest import Forest, forests
-from minos_ray.scoring.scorer import Scorer, Scorers
-from minos_ray.scoring.verifier import device, keep_freed_memory
+from minos_ray.scoring.verifier import Scorer, Scorers, device, keep_freed_memory
 from tests.tiny import tiny_model
 
 
@@ -86,7 +85,7 @@ def scores_of_both(orms: list[str], resources: Scoring) -> dict[str, Any]:
 
     import psutil
 
-    from minos_ray.scoring import scorer
+    from minos_ray.scoring import verifier
 
     def engines() -> list[int]:
         found = []
@@ -95,7 +94,7 @@ def scores_of_both(orms: list[str], resources: Scoring) -> dict[str, Any]:
                 found += [child.pid] if "EngineCore" in child.name() else []
         return found
 
-    plain, seen = scorer.load, []
+    plain, seen = verifier.load, []
 
     def load(*arguments: Any) -> Any:
         gc.collect()
@@ -103,7 +102,7 @@ def scores_of_both(orms: list[str], resources: Scoring) -> dict[str, Any]:
         seen.append({"engines": len(engines()), "embeddings": weights})
         return plain(*arguments)
 
-    scorer.load = load
+    verifier.load = load
     worker = Scorers("/tmp", {str(number): Model(model=path) for number, path in enumerate(orms)}, "min", resources)
     for number in range(2):
         worker.scorer_of(str(number))

@@ -12,11 +12,11 @@ from transformers import AutoConfig
 
 from minos_ray.config.resources import Scoring
 from minos_ray.config.training import StepEncoding
-from minos_ray.scoring.scorer import load
+from minos_ray.scoring.verifier import load
 from minos_ray.steps.encoding import LINES, Encoded, encode_solutions
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import models, packing
-from minos_ray.training.heads import saved_class
+from minos_ray.training.base import saved_class
 from tests.tiny import tiny_model
 
 Scores = list[list[float]]

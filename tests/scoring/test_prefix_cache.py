@@ -7,7 +7,7 @@ import pytest
 
 from minos_ray.config.resources import Scoring
 from minos_ray.scoring.prefix_cache import Branch, Growing, PrefixCache, StepScorer
-from minos_ray.scoring.scorer import Scorer
+from minos_ray.scoring.verifier import Scorer
 from tests.tiny import tiny_model
 
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from minos_ray.config.schema import AGGREGATIONS
 from minos_ray.errors import UserError
-from minos_ray.scoring.scorer import Scorer, score_units
-from minos_ray.scoring.verifier import aggregate
+from minos_ray.scoring.verifier import Scorer, aggregate, score_units
 from minos_ray.steps.encoding import encode_solution
 from tests.tiny import tiny_model
 

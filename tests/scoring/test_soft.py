@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from minos_ray.candidates.engine import Text
-from minos_ray.scoring.soft import Wording, first_difference, soft_verdicts, token_ends, wording_of
+from minos_ray.scoring.judge import Wording, first_difference, soft_verdicts, token_ends, wording_of
 from minos_ray.steps import encoding
 from minos_ray.steps.critique_text import parse_critique
 from minos_ray.store.model_files import load_tokenizer

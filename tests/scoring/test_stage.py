@@ -8,8 +8,8 @@ import pytest
 
 from minos_ray.config.load import Config
 from minos_ray.errors import UserError
-from minos_ray.scoring.scorer import Scorer
 from minos_ray.scoring.stage import score
+from minos_ray.scoring.verifier import Scorer
 from minos_ray.store.run import Run
 from tests.runs import config, make_run, put
 from tests.tiny import tiny_model

@@ -21,7 +21,7 @@ from minos_ray.config.resources import Scoring
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
 from minos_ray.rewards import VerifierReward, verl_score
-from minos_ray.scoring.scorer import load
+from minos_ray.scoring.verifier import load
 from minos_ray.steps.encoding import question_text
 from minos_ray.store.model_files import locate
 from minos_ray.store.run import Run

@@ -7,8 +7,8 @@ import torch
 
 from minos_ray.config.resources import Observe
 from minos_ray.observe.trackers import TrackedRun
-from minos_ray.training.log import Log, Record
-from minos_ray.training.spares import KEY
+from minos_ray.training.elastic import KEY
+from minos_ray.training.results import Log, Record
 
 DRAINED = "drained"
 

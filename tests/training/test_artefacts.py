@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from minos_ray.config.resources import Engine
-from minos_ray.scoring.scorer import Scorer
+from minos_ray.scoring.verifier import Scorer
 from minos_ray.serving.scorer import SolutionScorer, Task, verifier_of
 from minos_ray.steps import encoding
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import models
-from minos_ray.training.heads import by_token
+from minos_ray.training.base import by_token
 from tests.training.trainings import KINDS, WAYS, Trained, layout_name
 from tests.training.world import candidate
 

@@ -11,12 +11,12 @@ from sklearn.metrics import roc_auc_score
 from minos_ray.config.training import Kind
 from minos_ray.errors import UserError
 from minos_ray.training import base, models
-from minos_ray.training.heads import (
+from minos_ray.training.base import head_name
+from minos_ray.training.results import (
     Platt,
     calibrate,
-    fit,
+    fit_platt,
     fold,
-    head_name,
     natural_weights,
     platt_of,
     require_enough,
@@ -37,7 +37,7 @@ def test_the_fit_is_that_of_scikit_learn(weighted: bool) -> None:
     logits, targets = drawn(800, 0.3, -0.7)
     weights = np.random.default_rng(1).uniform(0.2, 3.0, 800) if weighted else np.ones(800)
     theirs = _SigmoidCalibration().fit(logits, targets, sample_weight=weights)
-    platt = fit(logits, targets, weights)
+    platt = fit_platt(logits, targets, weights)
     assert platt.scale == pytest.approx(-theirs.a_, abs=1e-4) and platt.shift == pytest.approx(-theirs.b_, abs=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_it_comes_back_to_the_truth_and_leaves_the_order() -> None:
 
 def test_logits_that_separate_the_classes_give_a_finite_line() -> None:
     logits = np.array([-2.0] * 40 + [2.0] * 40)
-    platt = fit(logits, (logits > 0).astype(float), np.ones(80))
+    platt = fit_platt(logits, (logits > 0).astype(float), np.ones(80))
     assert sigmoid(2 * platt.scale + platt.shift) == pytest.approx(41 / 42, abs=1e-4)
 
 
@@ -83,8 +83,8 @@ def test_balanced_rows_are_calibrated_to_the_share_before_balancing() -> None:
     assert kept.mean() == pytest.approx(0.5, abs=0.02) and share > 0.6
     weights = natural_weights(kept.astype(bool), float(share))
     assert np.average(kept, weights=weights) == pytest.approx(share)
-    assert fit(logits[keep], kept, weights).shift == pytest.approx(1.5, abs=0.1)
-    assert fit(logits[keep], kept, np.ones(len(kept))).shift < 1.3
+    assert fit_platt(logits[keep], kept, weights).shift == pytest.approx(1.5, abs=0.1)
+    assert fit_platt(logits[keep], kept, np.ones(len(kept))).shift < 1.3
 
 
 def test_too_few_or_one_sided_rows_are_refused_before_the_training() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from minos_ray.config.resources import Scoring
-from minos_ray.config.training import StepEncoding
-from minos_ray.scoring.scorer import load
+from minos_ray.config.training import Kind, StepEncoding
+from minos_ray.scoring.verifier import load
 from minos_ray.steps.encoding import LINES, encode_solution
-from minos_ray.training.job import Kind, scoring_lines
+from minos_ray.training.results import scoring_lines
 from tests.scoring.test_parity import CHAT, saved
 from tests.steps.chat_tokenizers import CHATS
 

@@ -16,8 +16,8 @@ from minos_ray.rewards import VerifierReward
 from minos_ray.steps import encoding
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
+from minos_ray.training.base import base_tokenizer
 from minos_ray.training.reward import reward, verifier_jobs
-from minos_ray.training.rows import base_tokenizer
 from minos_ray.training.sft import critique_data
 from tests.tiny import tiny_model
 from tests.training.world import world

@@ -28,8 +28,8 @@ def saved(base: str, path: str) -> dict[str, Any]:
     import torch
 
     from minos_ray.training import engine, models
-    from minos_ray.training.checkpoint import Checkpoints, complete_checkpoints
-    from minos_ray.training.losses import Objective
+    from minos_ray.training.engine import Checkpoints, complete_checkpoints
+    from minos_ray.training.objective import Objective
 
     engine.prepare(gpu=False)
     os.environ["LOCAL_RANK"] = "0"

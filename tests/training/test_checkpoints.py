@@ -11,8 +11,8 @@ import pytest
 from minos_ray.config.resources import Workers
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run, fingerprint
-from minos_ray.training.checkpoint import best, clear, complete_checkpoints
-from minos_ray.training.job import Job
+from minos_ray.training.data import Job
+from minos_ray.training.engine import best, clear, complete_checkpoints
 from minos_ray.training.trainer import require_resumable
 
 PLACE = "checkpoints/reward/orm-base"
@@ -102,9 +102,9 @@ def saved_and_resumed(base: str, path: str) -> tuple[list[float], int, list[dict
     import torch
 
     from minos_ray.training import engine, models
-    from minos_ray.training.batches import pack
-    from minos_ray.training.checkpoint import Checkpoints
-    from minos_ray.training.losses import Objective
+    from minos_ray.training.engine import Checkpoints
+    from minos_ray.training.objective import Objective
+    from minos_ray.training.packing import pack
     from tests.training.test_losses import rows
 
     engine.prepare(gpu=False)

@@ -14,8 +14,8 @@ from minos_ray.pipeline import findings
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
 from minos_ray.study.grid import SharedData, sweep_grid
+from minos_ray.training.base import base_tokenizer
 from minos_ray.training.reward import in_consensus, require_blind, reward_data, reward_rows
-from minos_ray.training.rows import base_tokenizer
 from tests.training.world import world
 
 BLIND = "minos_ray.critiques.prompts:blind"

@@ -11,8 +11,9 @@ from minos_ray.errors import UserError
 from minos_ray.steps.encoding import encode_solutions
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
+from minos_ray.training.base import base_tokenizer
+from minos_ray.training.data import Data, require_rows, train_questions
 from minos_ray.training.reward import reward_data
-from minos_ray.training.rows import Data, base_tokenizer, require_rows, train_questions
 from minos_ray.training.sft import critic_job, critique_data, held_out_problems, plain_text
 from tests.training.world import world
 

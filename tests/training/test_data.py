@@ -16,9 +16,10 @@ from minos_ray.rounds.refine import candidates
 from minos_ray.steps import encoding
 from minos_ray.store.columns import table
 from minos_ray.store.run import Run
+from minos_ray.training.base import base_tokenizer
+from minos_ray.training.data import Data, as_table, require_rows, usable_rows, write_rows
 from minos_ray.training.pretrain import right_solutions
 from minos_ray.training.reward import labelled, reward_data, reward_rows
-from minos_ray.training.rows import Data, as_table, base_tokenizer, require_rows, usable_rows, write
 from minos_ray.training.sft import critique_data, held_out_problems
 from tests.runs import put
 from tests.training.world import candidate, world
@@ -123,7 +124,8 @@ def test_same_rows_whatever_the_parts(small: tuple[Config, Run, Any], tmp_path: 
             artefact.write_part(part, table(name, chosen[::-1]))
         artefact.complete({"rows": len(rows)})
     digests = {
-        write(where, "orm", as_table(reward_data(where, tokenizer, section(), "orm").train)) for where in (run, other)
+        write_rows(where, "orm", as_table(reward_data(where, tokenizer, section(), "orm").train))
+        for where in (run, other)
     }
     assert len(digests) == 1
 

@@ -12,8 +12,8 @@ import pytest
 from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.resources import Workers
 from minos_ray.store.run import Run
-from minos_ray.training.job import Job
-from minos_ray.training.log import read_log
+from minos_ray.training.data import Job
+from minos_ray.training.results import read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
 from tests.raylets import STORE, cluster_of_raylets, drain

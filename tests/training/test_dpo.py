@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from minos_ray.errors import UserError
-from minos_ray.training import models, trial
-from minos_ray.training.batches import Room, layout, pack
-from minos_ray.training.losses import PACKED, Losses, Objective, Way
-from minos_ray.training.packing import Packed
-from minos_ray.training.rows import Rows, as_table
+from minos_ray.training import models
+from minos_ray.training.data import Room, Rows, as_table, layout
+from minos_ray.training.objective import PACKED, Losses, Objective, Way, choose_way
+from minos_ray.training.packing import Packed, pack
 from minos_ray.training.sft import pair_rows
 from tests.tiny import tiny_model
 from tests.training.trainings import Trained, losses, records
@@ -149,10 +148,10 @@ def test_the_trial_finds_pairs_that_are_not_those_of_each_text_alone(
     def forward(data: Rows, few: np.ndarray) -> Losses:
         return objective(*map(torch.from_numpy, pack(data, few)))
 
-    assert trial.choose(forward, objective, "on", "mine") is None
+    assert choose_way(forward, objective, "on", "mine") is None
     monkeypatch.setattr(Packed, "position_ids", property(lambda self: torch.arange(len(self.own))[None]))
     with pytest.raises(UserError, match=r"packing: on: .* differ from those of each row alone"):
-        trial.choose(forward, objective, "on", "mine")
+        choose_way(forward, objective, "on", "mine")
 
 
 def test_pairs_that_teach_nothing_or_are_too_long_are_counted() -> None:

@@ -24,11 +24,11 @@ from minos_ray.errors import UserError, WorkStopped
 from minos_ray.observe.trackers import TrackedRun
 from minos_ray.store.run import Run
 from minos_ray.study.stage import trials_at_once
-from minos_ray.training import checks, elastic, spares
-from minos_ray.training.checkpoint import complete_checkpoints
-from minos_ray.training.log import Log, Record
+from minos_ray.training import checks, elastic
+from minos_ray.training.elastic import NodeLeaves
+from minos_ray.training.engine import complete_checkpoints
+from minos_ray.training.results import Log, Record
 from minos_ray.training.reward import verifier_jobs
-from minos_ray.training.spares import NodeLeaves
 from minos_ray.training.trainer import fit, train, watch
 from tests.raylets import STORE, cluster_of_raylets
 from tests.training.trainings import changed, records
@@ -329,10 +329,10 @@ def test_a_group_that_leaves_a_node_starts_again_uncounted() -> None:
 
 def test_spares_start_where_workers_are_and_where_others_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = {"a": 0.0, "b": 1.0, "c": 5.0, "d": 0.0, "e": 1.0, "f": 1.0}
-    monkeypatch.setattr(spares, "alive", lambda: [Space(id=name) for name in nodes])
-    monkeypatch.setattr(spares, "free_for", lambda need: [{"CPU": cpus} for cpus in nodes.values()])
+    monkeypatch.setattr(elastic, "alive", lambda: [Space(id=name) for name in nodes])
+    monkeypatch.setattr(elastic, "free_for", lambda need: [{"CPU": cpus} for cpus in nodes.values()])
     workers = Workers(workers=4, cpus=1)
-    assert spares.counts(["a", "a", "x", "x"], ["x"], workers) == {"a": 2, "b": 1, "c": 2, "e": 1}
+    assert elastic.spares_per_node(["a", "a", "x", "x"], ["x"], workers) == {"a": 2, "b": 1, "c": 2, "e": 1}
 
 
 @pytest.fixture
@@ -341,19 +341,19 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     table: dict[str, bytes] = {}
     monkeypatch.setattr(internal_kv, "_internal_kv_put", table.__setitem__)
     monkeypatch.setattr(internal_kv, "_internal_kv_list", lambda start: [key for key in table if key.startswith(start)])
-    monkeypatch.setenv(spares.MARK, "1")
+    monkeypatch.setenv(elastic.MARK, "1")
 
     def delete(start: str, del_by_prefix: bool = False) -> None:
         for key in [key for key in table if key == start or (del_by_prefix and key.startswith(start))]:
             del table[key]
 
     def start(counts: Counter[str], order: str, deadline: float) -> Counter[str]:
-        table[f"{spares.KEY}@b/{spares.owner()}"] = order.encode()
+        table[f"{elastic.KEY}@b/{elastic.owner()}"] = order.encode()
         return counts
 
     monkeypatch.setattr(internal_kv, "_internal_kv_del", delete)
-    monkeypatch.setattr(spares, "start", start)
-    monkeypatch.setattr(spares, "counts", lambda *_: Counter(b=2))
+    monkeypatch.setattr(elastic, "start_spares", start)
+    monkeypatch.setattr(elastic, "spares_per_node", lambda *_: Counter(b=2))
     return table
 
 
@@ -368,18 +368,18 @@ def test_workers_leave_when_their_own_spares_are_ready(
     """Spares of another training beside it do not count; its orders stand when the first one hands over."""
     context = Space(get_actor_id=lambda: owner, get_worker_id=lambda: f"w{len(table)}")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    mine, other = (spares.Spares(Workers(workers=2, gpu=True)) for _ in range(2))
+    mine, other = (elastic.Spares(Workers(workers=2, gpu=True)) for _ in range(2))
     owner = "first"
     mine.begin(drained(600), ["a", "b"])
     owner = "second"
     other.begin(drained(600), ["a", "b"])
-    spares.prepare("json", {"second": "gpu"})
-    spares.prepare("json", {"second": "gpu"})
+    elastic.prepare_spare("json", {"second": "gpu"})
+    elastic.prepare_spare("json", {"second": "gpu"})
     assert other.hand_over(drained(600), 1.0)
     owner = "first"
     assert not mine.hand_over(drained(600), 1.0)
-    spares.prepare("json", {"first": "gpu", "second": "gpu"})
-    spares.prepare("json", {"first": "gpu"})
+    elastic.prepare_spare("json", {"first": "gpu", "second": "gpu"})
+    elastic.prepare_spare("json", {"first": "gpu"})
     assert mine.hand_over(drained(600), 1.0)
     mine.forget()
     assert {key.rpartition("@")[2] for key in table if "@" in key} == {"b/second"}
@@ -407,13 +407,13 @@ def test_workers_leave_before_it_is_too_late(
     leaves: bool,
 ) -> None:
     monkeypatch.setattr(ray, "get_runtime_context", lambda: Space(get_actor_id=lambda: "first"))
-    group = spares.Spares(Workers(workers=2))
+    group = elastic.Spares(Workers(workers=2))
     group.begin(drained(notice_s), ["a", "b"])
     group.saving_s = saving_s
     assert group.hand_over(drained(later_s), step_s) == leaves
 
 
-@pytest.mark.parametrize("fails", ["start", "counts", "table", "mark", "deadline"])
+@pytest.mark.parametrize("fails", ["start_spares", "spares_per_node", "table", "mark", "deadline"])
 def test_workers_leave_at_once_where_nobody_gets_ready(
     monkeypatch: pytest.MonkeyPatch, table: dict[str, bytes], fails: str
 ) -> None:
@@ -428,12 +428,12 @@ def test_workers_leave_at_once_where_nobody_gets_ready(
         monkeypatch.setattr(internal_kv, "_internal_kv_list", fail)
         monkeypatch.setattr(internal_kv, "_internal_kv_del", fail)
     elif fails == "mark":  # a setup hook of the user's own
-        monkeypatch.delenv(spares.MARK)
+        monkeypatch.delenv(elastic.MARK)
     elif fails == "deadline":
         info.deadline_ms = None
     else:
-        monkeypatch.setattr(spares, fails, fail)
-    group = spares.Spares(Workers(workers=2))
+        monkeypatch.setattr(elastic, fails, fail)
+    group = elastic.Spares(Workers(workers=2))
     group.begin(info, ["a", "b"])
     assert group.hand_over(info, 0.0)
     group.forget()

@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from minos_ray.errors import UserError
-from minos_ray.scoring.scorer import Scorer
-from minos_ray.training import trial
-from minos_ray.training.batches import pack
-from minos_ray.training.losses import Losses, Objective
-from minos_ray.training.rows import Rows
+from minos_ray.scoring.verifier import Scorer
+from minos_ray.training.data import Rows
+from minos_ray.training.objective import Losses, Objective, choose_way, short_rows
+from minos_ray.training.packing import pack
 from tests.families import tiny, tiny_model
 from tests.tiny import tiny_tokenizer
 
@@ -86,8 +85,8 @@ def trained(family: str) -> str:
     if family in IN_DOUBLE:
         model = model.double()
     objective = Objective(model, "lm").eval()
-    reason = trial.choose(partial(run, objective), objective, "auto", family)
-    rows = trial.short_rows(objective)
+    reason = choose_way(partial(run, objective), objective, "auto", family)
+    rows = short_rows(objective)
     loss = run(objective, rows, np.arange(len(rows))).main
     loss.backward()
     found = gradients(model)

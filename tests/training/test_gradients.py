@@ -9,9 +9,9 @@ import torch
 from minos_ray.config.resources import Workers
 from minos_ray.config.training import Train
 from minos_ray.training import engine, models
-from minos_ray.training.batches import pack
-from minos_ray.training.losses import Objective
-from minos_ray.training.rows import Rows
+from minos_ray.training.data import Rows
+from minos_ray.training.objective import Objective
+from minos_ray.training.packing import pack
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
 

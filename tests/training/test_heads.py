@@ -8,10 +8,11 @@ import torch
 
 from minos_ray.config.training import Lora
 from minos_ray.errors import UserError
-from minos_ray.scoring.scorer import Scorer
+from minos_ray.scoring.verifier import Scorer
 from minos_ray.store.model_files import load_tokenizer
-from minos_ray.training import heads, models
-from minos_ray.training.losses import Objective
+from minos_ray.training import models
+from minos_ray.training.base import auto_class, head_name, scalar_head
+from minos_ray.training.objective import Objective
 from tests.tiny import tiny_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -63,7 +64,7 @@ def test_a_verifier_is_saved_so_that_transformers_loads_it_and_scored_as_it_is(
     base = language_model(family, tmp_path / "base")
     model = models.load(base, kind, "fp32", 0, {})
     with torch.no_grad():
-        heads.scalar_head(model).weight.mul_(100)
+        scalar_head(model).weight.mul_(100)
     saved = str(tmp_path / kind)
     models.save(model, model.state_dict(), load_tokenizer(base), kind, saved)
 
@@ -112,7 +113,7 @@ def test_a_family_without_a_class_is_refused_by_its_name(name: str, kind: Any, s
     import transformers
 
     with pytest.raises(UserError) as refused:
-        heads.auto_class(kind, getattr(transformers, name)())
+        auto_class(kind, getattr(transformers, name)())
     assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -125,9 +126,9 @@ def test_a_head_of_several_parts_is_refused(name: str, parts: str) -> None:
 
     config = getattr(transformers, name)(num_labels=1)
     with torch.device("meta"):
-        model = heads.auto_class("orm", config).from_config(config)
+        model = auto_class("orm", config).from_config(config)
     with pytest.raises(UserError, match=f"ForSequenceClassification has {parts}"):
-        heads.head_name(model)
+        head_name(model)
 
 
 def test_the_docs_name_the_families_that_have_one_class_or_none() -> None:

@@ -17,9 +17,9 @@ from minos_ray.errors import UserError
 from minos_ray.pipeline import check
 from minos_ray.store.run import Run
 from minos_ray.training import engine, models
-from minos_ray.training.batches import pack
-from minos_ray.training.log import read_log
-from minos_ray.training.losses import Objective
+from minos_ray.training.objective import Objective
+from minos_ray.training.packing import pack
+from minos_ray.training.results import read_log
 from minos_ray.training.reward import verifier_jobs
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional
 
 from minos_ray.training import models
-from minos_ray.training.batches import Room, layout, pack
-from minos_ray.training.losses import Objective, disable_dropout, dropout_mask
+from minos_ray.training.data import Room, Rows, as_table, language_row, layout
+from minos_ray.training.objective import Objective, disable_dropout, dropout_mask
+from minos_ray.training.packing import pack
 from minos_ray.training.reward import verifier_jobs
-from minos_ray.training.rows import Rows, as_table, language_row
 from minos_ray.training.vocabulary import backbone_of
 from tests import families
 from tests.tiny import tiny_model

@@ -15,16 +15,15 @@ from minos_ray.config.schema import Config
 from minos_ray.config.training import Lora, Reward, Train
 from minos_ray.errors import UserError
 from minos_ray.store.run import Run
-from minos_ray.training import memory, models
-from minos_ray.training.batches import pack
-from minos_ray.training.job import Job
-from minos_ray.training.losses import Objective
-from minos_ray.training.rows import Rows, as_table
+from minos_ray.training import models, trainer
+from minos_ray.training.data import Job, Rows, as_table
+from minos_ray.training.objective import Objective
+from minos_ray.training.packing import pack
 from minos_ray.training.trainer import check_gpu_memory
 from tests.tiny import tiny_model
 
 # Mistral-7B.
-SEVEN = memory.Shape(7_241_732_096, layers=32, hidden=4096, intermediate=14336, kv=1024, vocabulary=32000)
+SEVEN = trainer.Shape(7_241_732_096, layers=32, hidden=4096, intermediate=14336, kv=1024, vocabulary=32000)
 BF16 = Train(precision="bf16")
 
 
@@ -49,15 +48,15 @@ def test_activations_are_about_what_autograd_keeps(tmp_path: Path) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = objective(*map(torch.from_numpy, pack(data, np.arange(8))))
     measured = sum(size for place, size in kept.items() if place not in parameters)
-    shape = memory.shape(objective.model.config)
-    expected = memory.activation_bytes(shape, Workers(micro_tokens=8 * 64), False, 4)
+    shape = trainer.shape(objective.model.config)
+    expected = trainer.activation_bytes(shape, Workers(micro_tokens=8 * 64), False, 4)
     assert losses.main.requires_grad
     assert 0.7 < measured / expected < 1.4
 
 
 def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:
     model = models.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
-    assert memory.shape(model.config).parameters == sum(p.numel() for p in model.parameters())
+    assert trainer.shape(model.config).parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_seven_billion_by_hand() -> None:
@@ -67,21 +66,21 @@ def test_seven_billion_by_hand() -> None:
     weights. ZeRO 2 and 3 copy the gradients while they are applied, ZeRO 3 keeps 1e9 weights gathered.
     """
     whole = 7.241732096
-    alone = memory.estimate(SEVEN, BF16, Workers(), "orm")
+    alone = trainer.estimate(SEVEN, BF16, Workers(), "orm")
     assert (alone.parameters, alone.gradients, alone.optimizer) == pytest.approx((2 * whole, 4 * whole, 12 * whole))
-    sizes = {zero: memory.estimate(SEVEN, Train(precision="fp32"), Workers(zero=zero), "orm") for zero in (0, 1, 2, 3)}
+    sizes = {zero: trainer.estimate(SEVEN, Train(precision="fp32"), Workers(zero=zero), "orm") for zero in (0, 1, 2, 3)}
     assert [size.optimizer for size in sizes.values()] == pytest.approx([8 * whole, 12 * whole, 12 * whole, 8 * whole])
     headless = replace(SEVEN, head=32000 * 4096)
-    assert memory.estimate(headless, BF16, Workers(zero=1), "orm").gradients == pytest.approx(6 * (whole - 0.131072))
-    assert memory.estimate(headless, BF16, Workers(zero=1), "lm").gradients == pytest.approx(6 * whole)
-    shared = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3), "orm")
+    assert trainer.estimate(headless, BF16, Workers(zero=1), "orm").gradients == pytest.approx(6 * (whole - 0.131072))
+    assert trainer.estimate(headless, BF16, Workers(zero=1), "lm").gradients == pytest.approx(6 * whole)
+    shared = trainer.estimate(SEVEN, BF16, Workers(workers=8, zero=3), "orm")
     assert shared.optimizer == pytest.approx(12 * whole / 8) and shared.gradients == pytest.approx(4 * whole / 8)
     assert shared.parameters == pytest.approx(2 * whole / 8 + 2)
-    shared = memory.estimate(SEVEN, BF16, Workers(workers=2, zero=2, micro_tokens=64), "orm")
+    shared = trainer.estimate(SEVEN, BF16, Workers(workers=2, zero=2, micro_tokens=64), "orm")
     assert shared.update == shared.gradients == pytest.approx(4 * whole / 2) and shared.update > shared.activations
     held = shared.parameters + shared.optimizer + 2 * shared.gradients
-    assert shared.gpu == pytest.approx(held + memory.OVERHEAD_GB)
-    away = memory.estimate(SEVEN, BF16, Workers(workers=8, zero=3, offload="all"), "orm")
+    assert shared.gpu == pytest.approx(held + trainer.OVERHEAD_GB)
+    away = trainer.estimate(SEVEN, BF16, Workers(workers=8, zero=3, offload="all"), "orm")
     assert away.optimizer == away.gradients == 0 and away.host == pytest.approx((12 + 2 + 4) * whole / 8)
 
 
@@ -92,41 +91,41 @@ def test_lora_has_gradients_and_optimizer_for_its_matrices_only() -> None:
     linears = {f"layers.{n}.{name}_proj": sum(both) for n in range(32) for name, both in pairs.items()}
     seven, added, whole = replace(SEVEN, linears=linears), 41_943_040 / 1e9, 7.241732096
     section = BF16.model_copy(update={"lora": Lora(rank=16)})
-    critic = memory.estimate(seven, section, Workers(), "lm")
+    critic = trainer.estimate(seven, section, Workers(), "lm")
     found = (critic.parameters, critic.gradients, critic.optimizer)
     assert found == pytest.approx((2 * (whole + added), 4 * added, 12 * added))
-    orm = memory.estimate(seven, section, Workers(workers=8, zero=3, offload="optimizer"), "orm")
+    orm = trainer.estimate(seven, section, Workers(workers=8, zero=3, offload="optimizer"), "orm")
     assert orm.gradients == orm.optimizer == 0
     assert orm.host == pytest.approx((12 + 4) * (added + 4096e-9) / 8)
 
 
 def test_linear_layers_are_counted_as_peft_makes_them(tmp_path: Path) -> None:
     model = models.load(tiny_model(tmp_path), "lm", "fp32", 0, {})
-    section, shape = Lora(rank=4, targets=("q_proj", "mlp.down_proj")), memory.shape(model.config)
+    section, shape = Lora(rank=4, targets=("q_proj", "mlp.down_proj")), trainer.shape(model.config)
     models.attach(Objective(model, "lm"), section, 0)
     assert models.adapter_size(section, shape.linears) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_plan_proposed_fits_and_the_given_one_is_kept_when_it_does() -> None:
     given = Workers(workers=8, zero=1, micro_tokens=16384, gpu=True)
-    assert memory.estimate(SEVEN, BF16, given, "lm").gpu > 80
-    found = memory.first_fit(SEVEN, BF16, given, "lm", 80)
-    assert found is not None and memory.estimate(SEVEN, BF16, found, "lm").gpu <= 80
-    assert memory.first_fit(SEVEN, BF16, found, "lm", 80) == found
-    assert memory.first_fit(SEVEN, BF16, given, "lm", 4) is None
+    assert trainer.estimate(SEVEN, BF16, given, "lm").gpu > 80
+    found = trainer.first_fit(SEVEN, BF16, given, "lm", 80)
+    assert found is not None and trainer.estimate(SEVEN, BF16, found, "lm").gpu <= 80
+    assert trainer.first_fit(SEVEN, BF16, found, "lm", 80) == found
+    assert trainer.first_fit(SEVEN, BF16, given, "lm", 4) is None
 
 
 def test_check_says_what_is_needed_and_proposes_what_fits(tmp_path: Path) -> None:
     """A tiny model: only the fixed overhead counts, so a GPU below it fits nothing and one above it everything."""
     base = {"model": tiny_model(tmp_path)}
     config = build({"run": str(tmp_path / "run"), "base": base, "resources": {"train": {"gpu": True}}})
-    lines = list(memory.summary(config, Run(config.run)))
+    lines = list(trainer.summary(config, Run(config.run), {"sft", "reward"}))
     assert [line.split(":")[1].split()[0] for line in lines] == ["sft", "reward"] and "GB on each GPU" in lines[0]
-    memory.check(config, Run(config.run))
+    trainer.check_memory(config, Run(config.run), {"sft", "reward"})
     workers = config.resources.train.model_copy(update={"gpu_memory_gb": 2.0})
     small = config.model_copy(update={"resources": config.resources.model_copy(update={"train": workers})})
     with pytest.raises(UserError, match="take more workers"):
-        memory.check(small, Run(config.run))
+        trainer.check_memory(small, Run(config.run), {"sft", "reward"})
 
 
 @pytest.fixture
@@ -155,9 +154,9 @@ def test_what_the_gpu_has_is_asked_of_it(two_gpus: None, tmp_path: Path, monkeyp
     with pytest.raises(
         UserError, match=r"sft needs about \d+ GB on each GPU, which has 26 .*this fits: .*zero=3 .*offload=optimizer"
     ):
-        memory.check(config, Run(config.run))
+        trainer.check_memory(config, Run(config.run), {"sft", "reward"})
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    memory.check(config, Run(config.run))
+    trainer.check_memory(config, Run(config.run), {"sft", "reward"})
 
 
 def test_the_gpu_of_a_cluster_is_asked_before_any_worker_is_started(two_gpus: None, tmp_path: Path) -> None:
@@ -180,11 +179,11 @@ def test_the_gpu_of_a_cluster_is_asked_before_any_worker_is_started(two_gpus: No
 
 def test_advice_names_the_keys_to_change() -> None:
     given = Workers(workers=8, zero=1, micro_tokens=16384, gpu=True)
-    text = memory.advice(given, memory.first_fit(SEVEN, BF16, given, "lm", 40))
+    text = trainer.advice(given, trainer.first_fit(SEVEN, BF16, given, "lm", 40))
     assert "resources.train.gradient_checkpointing=True" in text and "resources.train.zero=" in text
     assert "resources.train.workers" not in text
     following = given.model_copy(update={"workers": Elastic(min=8, max=16)})
-    assert memory.advice(following, memory.first_fit(SEVEN, BF16, following, "lm", 40)) == text
+    assert trainer.advice(following, trainer.first_fit(SEVEN, BF16, following, "lm", 40)) == text
 
 
 def test_a_driver_that_hangs_tells_nothing(two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,9 @@ from safetensors.torch import load_file
 
 from minos_ray.config.training import Lora
 from minos_ray.store.run import Run
-from minos_ray.training import engine, repartition
-from minos_ray.training.batches import Room, layout, step_rows
-from minos_ray.training.job import Job
-from minos_ray.training.repartition import Parts, spans
+from minos_ray.training import engine
+from minos_ray.training.data import Job, Room, layout, step_rows
+from minos_ray.training.engine import Parts, spans
 from minos_ray.training.reward import verifier_jobs
 from tests.training.trainings import changed, losses
 from tests.training.world import world
@@ -125,17 +124,17 @@ def test_any_division_becomes_any_other(seed: int) -> None:
     parts = Parts()
     for rank, flat in enumerate(divided(values, before, old)):
         part = None if old == 3 else len(flat)
-        parts.add(spans(sizes, rank, before, part), {repartition.WEIGHTS: torch.from_numpy(flat)})
+        parts.add(spans(sizes, rank, before, part), {engine.WEIGHTS: torch.from_numpy(flat)})
     for rank, flat in enumerate(divided(values, after, new)):
         mine = list(spans(sizes, rank, after, None if new == 3 else len(flat)))
-        assert np.array_equal(parts.flat(repartition.WEIGHTS, mine, len(flat)), flat)
+        assert np.array_equal(parts.flat(engine.WEIGHTS, mine, len(flat)), flat)
 
 
 def test_a_part_that_no_rank_wrote_is_no_zero() -> None:
     parts = Parts()
-    parts.add(spans({"p": 6}, 0, 2, 3), {repartition.WEIGHTS: torch.ones(3)})
+    parts.add(spans({"p": 6}, 0, 2, 3), {engine.WEIGHTS: torch.ones(3)})
     with pytest.raises(RuntimeError, match="3 of 6 elements of p"):
-        parts.flat(repartition.WEIGHTS, list(spans({"p": 6}, 0, 1, 6)), 6)
+        parts.flat(engine.WEIGHTS, list(spans({"p": 6}, 0, 1, 6)), 6)
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -18,10 +18,10 @@ from minos_ray.config.schema import Base, Model
 from minos_ray.config.training import Pretrain
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.store.run import Run
-from minos_ray.training.checkpoint import complete_checkpoints
-from minos_ray.training.job import Job
-from minos_ray.training.log import read_log
+from minos_ray.training.data import Job
+from minos_ray.training.engine import complete_checkpoints
 from minos_ray.training.pretrain import pretrain
+from minos_ray.training.results import read_log
 from minos_ray.training.reward import reward, verifier_jobs
 from minos_ray.training.sft import sft
 from minos_ray.training.trainer import fit
@@ -153,9 +153,9 @@ def held_out_loss(run: Run, name: str) -> float:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from minos_ray.training.batches import pack
-    from minos_ray.training.losses import Objective
-    from minos_ray.training.rows import Rows
+    from minos_ray.training.data import Rows
+    from minos_ray.training.objective import Objective
+    from minos_ray.training.packing import pack
 
     model = AutoModelForSequenceClassification.from_pretrained(f"{run.root}/models/{name}")
     rows = Rows.read(run, "orm-held-out")

@@ -13,8 +13,8 @@ from minos_ray.config.training import Kind, Train
 from minos_ray.errors import UserError
 from minos_ray.training import engine, models
 from minos_ray.training.base import Stored
-from minos_ray.training.batches import pack
-from minos_ray.training.losses import Objective
+from minos_ray.training.objective import Objective
+from minos_ray.training.packing import pack
 from tests.tiny import tiny_model
 from tests.training.test_losses import rows
 

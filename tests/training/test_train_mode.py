@@ -11,8 +11,8 @@ import torch
 
 from minos_ray.config.resources import Workers
 from minos_ray.store.run import Run
-from minos_ray.training import losses, rows
-from minos_ray.training.job import Job
+from minos_ray.training import data, objective
+from minos_ray.training.data import Job
 from minos_ray.training.reward import verifier_jobs
 from tests.tiny import tiny_tokenizer
 from tests.training.world import world
@@ -52,7 +52,7 @@ def jobs(folder: Path, held_out: bool, precision: str, zero: int) -> list[tuple[
         run.artefact("models/orm-base").begin({"for": "test"})
         (job,) = verifier_jobs(config, run, ["orm-base"])
         if not held_out:
-            rows.write(run, "orm-held-out", rows.as_table([]))
+            data.write_rows(run, "orm-held-out", data.as_table([]))
         table = job.table.model_copy(update={"rows": 16 * STEPS})
         workers = Workers(micro_tokens=512, gradient_checkpointing=True, save_every=4, zero=zero)
         made.append((run.path, job.model_copy(update={"workers": workers, "table": table}).model_dump()))
@@ -146,7 +146,7 @@ def test_in_training_a_model_computes_what_it_computes_in_evaluation(family: str
     expected = model.eval()(ids, use_cache=False).logits
     model.train()
     assert not torch.allclose(model(ids, use_cache=False).logits, expected, atol=1e-4), "it has dropout of its own"
-    had = losses.disable_dropout(model)
+    had = objective.disable_dropout(model)
     torch.testing.assert_close(model(ids, use_cache=False).logits, expected, rtol=0, atol=1e-6)
-    losses.restore_dropout(had)
+    objective.restore_dropout(had)
     assert config.to_dict() == before

@@ -7,7 +7,7 @@ import pytest
 
 from minos_ray.config.schema import Config
 from minos_ray.store.run import Manifest, Run
-from minos_ray.training.log import read_log
+from minos_ray.training.results import read_log
 from tests.training.world import world
 
 pytestmark = pytest.mark.slow

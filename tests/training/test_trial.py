@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from minos_ray.errors import UserError
-from minos_ray.training import trial
-from minos_ray.training.batches import pack
-from minos_ray.training.losses import PACKED, Objective
+from minos_ray.training.objective import PACKED, Objective, choose_way
+from minos_ray.training.packing import pack
 from tests.training.test_packing import SIZES
 
 
@@ -22,7 +21,7 @@ def objective(family: str, **more: Any) -> Objective:
 
 
 def choose(tried: Objective, packing: str = "auto") -> str | None:
-    return trial.choose(lambda rows, few: tried(*map(torch.from_numpy, pack(rows, few))), tried, packing, "mine")
+    return choose_way(lambda rows, few: tried(*map(torch.from_numpy, pack(rows, few))), tried, packing, "mine")
 
 
 def test_a_model_that_can_be_packed_is_and_nothing_is_said() -> None:

@@ -19,13 +19,13 @@ from minos_ray.graph.specs import sections_of, spec
 from minos_ray.pipeline import require
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.training import models, verifier_losses
-from minos_ray.training.batches import Room, layout, pack, step_rows
-from minos_ray.training.groups import groups_of
-from minos_ray.training.log import pair_accuracy
-from minos_ray.training.losses import PACKED, Objective, Way
+from minos_ray.training.base import base_tokenizer
+from minos_ray.training.data import Room, Rows, as_table, layout, step_rows
+from minos_ray.training.objective import PACKED, Objective, Way
+from minos_ray.training.packing import pack
+from minos_ray.training.results import pair_accuracy
 from minos_ray.training.reward import reward_data, verifier_jobs
-from minos_ray.training.rows import Rows, as_table, base_tokenizer
-from minos_ray.training.verifier_losses import check_loss, computed, pairwise
+from minos_ray.training.verifier_losses import check_loss, computed, groups_of, pairwise
 from tests.runs import put
 from tests.tiny import tiny_model
 from tests.training.trainings import COMPARED, Trained, losses, records

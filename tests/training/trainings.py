@@ -20,11 +20,11 @@ from minos_ray.config.training import Dpo, Lora
 from minos_ray.imports import bring
 from minos_ray.store.model_files import load_tokenizer
 from minos_ray.store.run import Run
-from minos_ray.training.checkpoint import complete_checkpoints
-from minos_ray.training.job import Job, write_table
-from minos_ray.training.log import Record, read_log
+from minos_ray.training.base import base_tokenizer
+from minos_ray.training.data import Job, read, train_questions, write_table
+from minos_ray.training.engine import complete_checkpoints
+from minos_ray.training.results import Record, read_log
 from minos_ray.training.reward import reward_data, verifier_jobs
-from minos_ray.training.rows import base_tokenizer, read, train_questions
 from minos_ray.training.sft import critic_job, preference_data, preference_job
 from minos_ray.training.trainer import fit
 from tests.training.holding import held_at
