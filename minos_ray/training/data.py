@@ -39,6 +39,7 @@ from minos_ray.store.run import Run, fingerprint
 T = TypeVar("T")
 E = TypeVar("E")
 CHUNK = 1000  # rows tokenised at once
+NO_VERIFIER = Reward(dropout=0.0)
 SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
@@ -382,7 +383,7 @@ class Job(BaseModel):
     @property
     def verifier(self) -> Reward:
         """The section of a verifier; of a language model one that asks for nothing."""
-        return self.section if isinstance(self.section, Reward) else Reward(dropout=0.0)
+        return self.section if isinstance(self.section, Reward) else NO_VERIFIER
 
     @property
     def beta(self) -> float | None:
