@@ -8,10 +8,13 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.raylets import Raylets
 
 TRAINING = "tests/training/"
 os.environ.update(
@@ -118,6 +121,16 @@ def local_ray(end_of_ray: None) -> None:
             logging_level=logging.ERROR,
         )
     quiet_data()
+
+
+@pytest.fixture
+def raylets(end_of_ray: None) -> "Iterator[Raylets]":
+    """A head of real raylets, joined, to which the test adds nodes."""
+    from tests.raylets import enter, started_raylets
+
+    with started_raylets() as made:
+        enter(made)
+        yield made
 
 
 @pytest.fixture(scope="session")

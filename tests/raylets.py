@@ -1,6 +1,6 @@
 """A Ray cluster of real raylets on this machine, and ports for servers."""
 
-import os
+import logging
 import random
 import socket
 import time
@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import pytest
 
-from minos_ray.cluster.connect import disconnect
+from minos_ray.cluster.connect import disconnect, quiet_data
 
 STORE = {"object_store_memory": 100 << 20}
 # Ray's own actors that live as long as the driver or longer, and hold nothing.
@@ -28,21 +29,68 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+class Raylets:
+    """A cluster of real raylets on this machine: a head without CPUs, and the nodes that are added to it."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster, self.nodes = cluster, list[Any]()
+
+    @property
+    def address(self) -> str:
+        """Where the cluster is joined."""
+        return self.cluster.address
+
+    def add(self, last: int | None = None, **settings: Any) -> Any:
+        """A node with one CPU, unless `settings` say otherwise.
+
+        It is on 127.0.0.`last` where that is given: Ray Train tells nodes apart by their address.
+        """
+        at = {} if last is None else {"node_ip_address": f"127.0.0.{last}"}
+        self.nodes.append(self.cluster.add_node(**{"num_cpus": 1, **STORE, **at, **settings}))
+        return self.nodes[-1]
+
+    def remove(self, node: Any, lost: bool = False) -> None:
+        """Takes a node away; one that is `lost` says nothing before it goes."""
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=not lost)
+
+    def of(self, pid: int) -> Any:
+        """The node on which a worker of Ray runs."""
+        raylet = psutil.Process(pid).ppid()
+        return next(node for node in self.nodes if raylet_of(node) == raylet)
+
+
+def raylet_of(node: Any) -> int:
+    """The process id of a node's raylet."""
+    return node.all_processes["raylet"][0].process.pid
+
+
 @contextmanager
-def cluster_of_raylets(monkeypatch: pytest.MonkeyPatch, **head: Any) -> Iterator[Any]:
-    """A head without CPUs that notices a lost node within two seconds; nodes are to be added. `head`: its settings."""
+def started_raylets(misses: int = 3, **head: Any) -> Iterator[Raylets]:
+    """A head that takes a node for lost after so many health checks, of 0.3 s each. `head`: its other settings."""
     import ray
     from ray.cluster_utils import Cluster
 
     disconnect()
-    monkeypatch.setitem(os.environ, "RAY_health_check_period_ms", "300")
-    monkeypatch.setitem(os.environ, "RAY_health_check_failure_threshold", "3")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **STORE, **head})
-    try:
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    checks = {"RAY_health_check_period_ms": "300", "RAY_health_check_failure_threshold": str(misses)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in checks.items():
+            patch.setenv(name, value)
+        settings = {"num_cpus": 0, "include_dashboard": False, **STORE, **head}
+        cluster = Cluster(initialize_head=True, head_node_args=settings)
+        try:
+            yield Raylets(cluster)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def enter(raylets: Raylets) -> None:
+    """This process joins the cluster; what workers print stays in their logs."""
+    import ray
+
+    ray.init(address=raylets.address, log_to_driver=False, logging_level=logging.ERROR)
+    quiet_data()
 
 
 def drain(node: Any, seconds: float) -> None:

@@ -1,14 +1,12 @@
 """Pools on the nodes that suit them: raylets with accelerator types and labels, GPUs by name, and a real Ray."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from minos_ray.cluster.connect import quiet_data, require
+from minos_ray.cluster.connect import require
 from minos_ray.cluster.nodes import alive, by_address
 from minos_ray.cluster.room import Bundles, bundles, lack, on_nodes
 from minos_ray.config.load import build
@@ -17,26 +15,23 @@ from minos_ray.errors import UserError
 from minos_ray.pipeline import machine_findings
 from minos_ray.store.run import Run
 from minos_ray.units.run_units import Work, run_units
-from tests.raylets import STORE, all_is_free, cluster_of_raylets
+from tests.raylets import Raylets, all_is_free, enter, started_raylets
 
 FAST, SLOW = "127.0.0.2", "127.0.0.3"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(end_of_ray: None) -> Iterator[Raylets]:
     """A head that has nothing; a node with two A100 on a spot machine, and one with two L4. No GPU is there."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch, cluster_of_raylets(patch) as made:
+    with pytest.MonkeyPatch.context() as patch, started_raylets() as made:
         for address, gpu, labels in (
             (FAST, "A100", {"tier": "fast", "market": "spot"}),
             (SLOW, "L4", {"tier": "slow"}),
         ):
             kinds = {f"accelerator_type:{gpu}": 1.0}
-            made.add_node(node_ip_address=address, num_cpus=4, num_gpus=2, resources=kinds, labels=labels, **STORE)
-        ray.init(address=made.address, log_to_driver=False)
-        quiet_data()
-        patch.setitem(os.environ, "RAY_ADDRESS", made.address)
+            made.add(node_ip_address=address, num_cpus=4, num_gpus=2, resources=kinds, labels=labels)
+        enter(made)
+        patch.setenv("RAY_ADDRESS", made.address)
         yield made
 
 
@@ -78,7 +73,7 @@ def places(folder: Path, resources: Resources, pool: str, pipeline: int = 0, uni
         ({"tier": "!in(slow,slower)", "market": "in(spot)"}, FAST),
     ],
 )
-def test_conditions_on_labels_are_read_as_ray_reads_them(cluster: Any, selector: dict[str, str], node: str) -> None:
+def test_conditions_on_labels_are_read_as_ray_reads_them(cluster: Raylets, selector: dict[str, str], node: str) -> None:
     import ray
 
     pool = Actors(label_selector=selector)
@@ -89,7 +84,7 @@ def test_conditions_on_labels_are_read_as_ray_reads_them(cluster: Any, selector:
     assert [name for name in suited if name in (FAST, SLOW)] == [node]
 
 
-def test_actors_of_a_pool_are_where_it_says(cluster: Any, tmp_path: Path) -> None:
+def test_actors_of_a_pool_are_where_it_says(cluster: Raylets, tmp_path: Path) -> None:
     halves = Actors(actors=2, gpus=0.5, accelerator_type="L4")
     assert places(tmp_path / "type", Resources(wait_s=60, grade=halves), "grade") == {SLOW}
     assert places(tmp_path / "label", Resources(wait_s=60, grade=Actors(label_selector={"tier": "fast"})), "grade") == {
@@ -98,7 +93,7 @@ def test_actors_of_a_pool_are_where_it_says(cluster: Any, tmp_path: Path) -> Non
     all_is_free()
 
 
-def test_the_parts_of_a_pipeline_take_the_gpus_of_several_nodes(cluster: Any, tmp_path: Path) -> None:
+def test_the_parts_of_a_pipeline_take_the_gpus_of_several_nodes(cluster: Raylets, tmp_path: Path) -> None:
     engine = Engine(gpus=2, pipeline_parallel_size=2)
     assert bundles(engine) == Bundles(2, {"CPU": 1.0, "GPU": 2.0})
     both = " ".join(sorted([FAST, FAST, SLOW, SLOW]))
@@ -108,7 +103,7 @@ def test_the_parts_of_a_pipeline_take_the_gpus_of_several_nodes(cluster: Any, tm
         require("sample", engine.model_copy(update={"pipeline_parallel_size": 3}), 0.1)
 
 
-def test_workers_of_a_training_are_where_it_says(cluster: Any, tmp_path: Path) -> None:
+def test_workers_of_a_training_are_where_it_says(cluster: Raylets, tmp_path: Path) -> None:
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -127,7 +122,7 @@ def test_workers_of_a_training_are_where_it_says(cluster: Any, tmp_path: Path) -
     assert {file.name for file in marks.iterdir()} == {f"{FAST} 0", f"{FAST} 1"}
 
 
-def test_what_no_node_is_stands_in_one_line(cluster: Any) -> None:
+def test_what_no_node_is_stands_in_one_line(cluster: Raylets) -> None:
     with pytest.raises(UserError) as error:
         require("score", Scoring(actors=2, gpus=1, accelerator_type="H100", label_selector={"market": "spot"}), 0.1)
     assert str(error.value) == (

@@ -34,10 +34,8 @@ class World(NamedTuple):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Joined by this process, which finds the modules that the configs name."""
     folder = tmp_path_factory.mktemp("preflight")
-    disconnect()
     world.prepare(folder)
     with pytest.MonkeyPatch.context() as patch, world.critic() as url, ExitStack() as until_the_end:
-        patch.setenv("RAY_health_check_failure_threshold", "40")  # two minutes: a frozen node is not taken for dead
         cluster = until_the_end.enter_context(world.cluster(folder))
         for name in ("here", "partly"):
             patch.syspath_prepend(str(folder / "modules" / name))

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import psutil
 
-from tests.raylets import STORE
+from tests.raylets import STORE, Raylets, started_raylets
 from tests.tiny import tiny_model
 
 BIN = Path(sys.executable).parent
@@ -164,22 +164,14 @@ def critic() -> Iterator[str]:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Any]:
-    """The head (no CPUs) and the two nodes, in a world that was prepared."""
-    import ray
-    from ray.cluster_utils import Cluster
-
+def cluster(folder: Path) -> Iterator[Raylets]:
+    """The head (no CPUs) and the two nodes, in a world that was prepared. A frozen node is not taken for dead."""
     gpus = {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
     modules = {"PYTHONPATH": f"{folder}/modules/here:{folder}/modules/partly:{os.environ.get('PYTHONPATH', '')}"}
-    head = {"num_cpus": 0, "include_dashboard": False, "env_vars": modules, **STORE}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        made.add_node(node_ip_address=GOOD, num_cpus=2, num_gpus=3, env_vars=gpus | modules, **STORE)
+    with started_raylets(misses=400, env_vars=modules) as made:
+        made.add(node_ip_address=GOOD, num_cpus=2, num_gpus=3, env_vars=gpus | modules)
         with raylet(made.address, ODD, mounts(folder), gpus=5, **gpus, **modules):
             yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 def right(folder: Path, address: str, critic_url: str) -> dict[str, Any]:

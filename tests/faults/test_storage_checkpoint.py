@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.load import Config
 from minos_ray.config.resources import Workers
 from minos_ray.errors import WorkStopped
@@ -18,7 +17,7 @@ from minos_ray.training.engine import complete_checkpoints
 from minos_ray.training.results import read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
-from tests.raylets import STORE, cluster_of_raylets
+from tests.raylets import enter, started_raylets
 from tests.remote.server import Bucket, bucket
 from tests.training.holding import held_at
 from tests.training.test_resume import once, weights
@@ -35,14 +34,11 @@ SECTION = {"batch_rows": 8, "epochs": 2, "eval_every": 20, "lr": 2e-3}
 @pytest.fixture
 def store(end_of_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A bucket, and a node that was started with the keys to it."""
-    import ray
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with bucket(tmp_path / "server.log") as made, cluster_of_raylets(monkeypatch) as cluster:
-        cluster.add_node(num_cpus=2, **STORE)
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        ray.init(address=cluster.address, log_to_driver=False)
-        quiet_data()
+    with bucket(tmp_path / "server.log") as made, started_raylets() as raylets:
+        raylets.add(num_cpus=2)
+        monkeypatch.setenv("RAY_ADDRESS", raylets.address)
+        enter(raylets)
         yield made
 
 

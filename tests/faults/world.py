@@ -22,7 +22,7 @@ from minos_ray.miniature.critic_server import Server as Critic
 from minos_ray.observe.trackers import TrackedRun
 from minos_ray.store.run import Run
 from minos_ray.training.results import Log, Record
-from tests.raylets import STORE, drain
+from tests.raylets import Raylets, drain, enter, raylet_of, started_raylets
 
 KEY = "key-of-the-counting-critic"
 ANSWER_S, STEP_S = 0.8, 0.6
@@ -205,11 +205,11 @@ class CountingCritic(Critic):
 class World:
     """The folder of all runs, the cluster, and the reference: a run that nobody disturbed."""
 
-    def __init__(self, folder: Path, cluster: Any, critic: CountingCritic) -> None:
-        self.folder, self.cluster, self.critic = folder, cluster, critic
+    def __init__(self, folder: Path, raylets: Raylets, critic: CountingCritic) -> None:
+        self.folder, self.cluster, self.critic = folder, raylets, critic
         self.nodes: dict[int, Any] = {}
         self.addresses = 3
-        self.head = raylet_of(cluster.head_node)
+        self.head = raylet_of(raylets.cluster.head_node)
         self.path = folder / "config.yaml"
         self.path.write_text(yaml.safe_dump(values(str(folder / "reference"), critic.url)))
         self.reference = Run(str(folder / "reference"))
@@ -220,9 +220,8 @@ class World:
 
     def add_node(self) -> None:
         """One raylet more, with one CPU and an address of its own: Ray Train tells nodes apart by it."""
-        address = f"127.0.0.{self.addresses}"
+        node = self.cluster.add(self.addresses)
         self.addresses += 1
-        node = self.cluster.add_node(num_cpus=1, node_ip_address=address, **STORE)
         self.nodes[raylet_of(node)] = node
 
     def replace_node(self, pid: int) -> None:
@@ -237,7 +236,7 @@ class World:
 
     def end_node(self, pid: int) -> None:
         """Takes a node away, if it has not ended by itself."""
-        self.cluster.remove_node(self.nodes.pop(pid), allow_graceful=False)
+        self.cluster.remove(self.nodes.pop(pid), lost=True)
 
     def raylets(self) -> list[int]:
         """Process ids of all raylets, the head's too."""
@@ -266,30 +265,18 @@ class World:
             raise RuntimeError(f"{stage} ended with {code}: {Path(run.root, 'driver.log').read_text()[-2000:]}")
 
 
-def raylet_of(node: Any) -> int:
-    """The process id of a node's raylet."""
-    return node.all_processes["raylet"][0].process.pid
-
-
 @contextmanager
 def world(folder: Path, nodes: int = 3) -> Iterator[World]:
     """A head without CPUs and some raylets; `ENVIRONMENT` is in force already. This process joins the cluster."""
-    import logging
-
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **STORE})
-    made = World(folder, cluster, CountingCritic())
-    os.environ["RAY_ADDRESS"] = cluster.address
-    try:
-        Path(made.reference.root).mkdir(parents=True)
-        for _ in range(nodes):
-            made.add_node()
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield made
-    finally:
-        os.environ.pop("RAY_ADDRESS")
-        made.critic.shutdown()
-        ray.shutdown()
-        cluster.shutdown()
+    with started_raylets() as raylets:
+        made = World(folder, raylets, CountingCritic())
+        os.environ["RAY_ADDRESS"] = raylets.address
+        try:
+            Path(made.reference.root).mkdir(parents=True)
+            for _ in range(nodes):
+                made.add_node()
+            enter(raylets)
+            yield made
+        finally:
+            os.environ.pop("RAY_ADDRESS")
+            made.critic.shutdown()

@@ -5,18 +5,16 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.errors import WorkStopped
 from minos_ray.pipeline import run_stage
 from minos_ray.store.run import Run
 from tests.critiques.scripted import KEY, Reply, ScriptedServer
-from tests.raylets import STORE, all_is_free, cluster_of_raylets
+from tests.raylets import Raylets, all_is_free, enter, started_raylets
 from tests.runs import put
 from tests.training.world import world
 
@@ -24,15 +22,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster(end_of_ray: None) -> Iterator[Any]:
+def cluster(end_of_ray: None) -> Iterator[Raylets]:
     """A head without CPUs, two nodes with one each."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch, cluster_of_raylets(patch) as made:
+    with started_raylets() as made:
         for _ in range(2):
-            made.add_node(num_cpus=1, **STORE)
-        ray.init(address=made.address, log_to_driver=False)
-        quiet_data()
+            made.add()
+        enter(made)
         yield made
 
 
@@ -144,7 +139,7 @@ def holds_nothing_after(stage: str, config: Config, folder: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["sample", "label", "critique", "sft"])
 def test_a_stage_holds_nothing_when_it_is_over(
-    cluster: Any, made: Config, sampled: Config, stage: str, tmp_path: Path
+    cluster: Raylets, made: Config, sampled: Config, stage: str, tmp_path: Path
 ) -> None:
     holds_nothing_after(stage, sampled if stage in ("sample", "label") else made, tmp_path)
 
@@ -156,7 +151,7 @@ def other(config: Config, folder: Path, wait_s: float = 600) -> Config:
     return config.model_copy(update={"run": str(folder), "resources": resources})
 
 
-def test_two_that_each_need_the_whole_cluster_take_turns(cluster: Any, made: Config, tmp_path: Path) -> None:
+def test_two_that_each_need_the_whole_cluster_take_turns(cluster: Raylets, made: Config, tmp_path: Path) -> None:
     """And they hold nothing when they are over; training within a sweep: tests/sweep."""
     configs = [made, other(made, tmp_path / "run")]
     work = [threading.Thread(target=run_stage, args=(own, Run(own.run), "reward"), daemon=True) for own in configs]
@@ -168,11 +163,11 @@ def test_two_that_each_need_the_whole_cluster_take_turns(cluster: Any, made: Con
     all_is_free()
 
 
-def test_scoring_holds_nothing_when_it_is_over(cluster: Any, made: Config, tmp_path: Path) -> None:
+def test_scoring_holds_nothing_when_it_is_over(cluster: Raylets, made: Config, tmp_path: Path) -> None:
     holds_nothing_after("score", made, tmp_path)
 
 
-def test_who_gets_no_room_gives_up_and_holds_no_part_of_it(cluster: Any, made: Config, tmp_path: Path) -> None:
+def test_who_gets_no_room_gives_up_and_holds_no_part_of_it(cluster: Raylets, made: Config, tmp_path: Path) -> None:
     import ray
 
     class Holder:

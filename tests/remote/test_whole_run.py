@@ -7,12 +7,11 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.load import load_config
 from minos_ray.config.schema import Config
 from minos_ray.pipeline import open_run, run_all
 from minos_ray.store.run import Manifest, Run
-from tests.raylets import STORE, cluster_of_raylets
+from tests.raylets import enter, started_raylets
 from tests.remote.server import KEYS, Bucket, bucket
 
 pytestmark = pytest.mark.slow
@@ -42,9 +41,7 @@ def store(tmp_path: Path) -> Iterator[Bucket]:
 @pytest.fixture
 def nodes(end_of_ray: None, store: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     """The homes of two raylets with one CPU each; what each of them and the driver has on disk is its own."""
-    import ray
-
-    with cluster_of_raylets(monkeypatch) as cluster:
+    with started_raylets() as raylets:
         homes = [tmp_path / name for name in ("first", "second", "driver")]
         for home in homes:
             (home / "tmp").mkdir(parents=True)
@@ -52,10 +49,9 @@ def nodes(end_of_ray: None, store: Bucket, tmp_path: Path, monkeypatch: pytest.M
             for name, value in {"HOME": home, "XDG_CACHE_HOME": home / "cache", "TMPDIR": home / "tmp"}.items():
                 monkeypatch.setenv(name, str(value))
             if home.name != "driver":
-                cluster.add_node(num_cpus=1, **STORE)
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        ray.init(address=cluster.address, log_to_driver=False)
-        quiet_data()
+                raylets.add()
+        monkeypatch.setenv("RAY_ADDRESS", raylets.address)
+        enter(raylets)
         yield homes[:2]
 
 

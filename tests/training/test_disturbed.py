@@ -9,14 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.resources import Workers
 from minos_ray.store.run import Run
 from minos_ray.training.data import Job
 from minos_ray.training.results import read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
-from tests.raylets import STORE, cluster_of_raylets, drain
+from tests.raylets import Raylets, drain, raylet_of
 from tests.training.holding import DRAINED, held_until
 from tests.training.world import world
 
@@ -46,13 +45,11 @@ def stop_the_other_worker(first: int, raylets: set[int]) -> None:
 
 @pytest.mark.slow
 def test_drained_and_hung_trainings_end_as_undisturbed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raylets: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is lost to a drain, which is no failure: the next workers' processes are ready when the old ones leave.
     Of failures only the hang is allowed.
     """
-    import ray
-
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     config, run = world(tmp_path, reward={"batch_rows": 16})
     run.artefact("models/orm-base").begin({"for": "test"})
@@ -72,21 +69,17 @@ def test_drained_and_hung_trainings_end_as_undisturbed(
 
     def disturb() -> None:
         wait_for(flags["drained"])
-        raylet = psutil.Process(start_of(run, jobs["drained"])).ppid()
-        drain(next(node for node in nodes if node.all_processes["raylet"][0].process.pid == raylet), seconds=3600)
+        drain(raylets.of(start_of(run, jobs["drained"])), seconds=3600)
         wait_for(flags["hung"])
-        raylets = {node.all_processes["raylet"][0].process.pid for node in nodes}
-        stop_the_other_worker(start_of(run, jobs["hung"]), raylets)
+        stop_the_other_worker(start_of(run, jobs["hung"]), set(map(raylet_of, raylets.nodes)))
         stopped.touch()
 
-    with cluster_of_raylets(monkeypatch) as cluster:
-        nodes = [cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{n}", **STORE) for n in (3, 4, 5)]
-        ray.init(address=cluster.address, log_to_driver=False)
-        quiet_data()
-        disturber = threading.Thread(target=disturb, daemon=True)
-        disturber.start()
-        fit(config, run, "reward", list(jobs.values()))
-        disturber.join()
+    for last in (3, 4, 5):
+        raylets.add(last)
+    disturber = threading.Thread(target=disturb, daemon=True)
+    disturber.start()
+    fit(config, run, "reward", list(jobs.values()))
+    disturber.join()
     printed = capsys.readouterr().out
     assert "hung: goes on from step 4: worker 2 of 2 (127.0.0." in printed
     assert f" of step {AT + 1} of hung waited {LIMIT_S} s (resources.train.collective_timeout_s)" in printed

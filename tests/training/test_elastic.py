@@ -16,7 +16,6 @@ from ray.experimental import internal_kv
 from ray.train import FailureConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from minos_ray.cluster.connect import quiet_data
 from minos_ray.cluster.room import bundles, free_by_node
 from minos_ray.config.load import build
 from minos_ray.config.resources import Elastic, Observe, Resources, Workers
@@ -30,7 +29,7 @@ from minos_ray.training.engine import complete_checkpoints
 from minos_ray.training.results import Log, Record
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit, train, watch
-from tests.raylets import STORE, cluster_of_raylets
+from tests.raylets import Raylets
 from tests.training.trainings import changed, records
 from tests.training.world import world
 
@@ -73,9 +72,7 @@ class Pacing:
 
 
 @pytest.mark.slow
-def test_two_workers_then_one_then_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
+def test_two_workers_then_one_then_two(raylets: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "LOOK_EVERY_S", 1.0)
     settings = {"workers": {"min": 1, "max": 2}, "zero": 2, "save_every": 4, "micro_tokens": 512}
     section = {"verifiers": ["orm-base"], "batch_rows": 7, "eval_every": 20}
@@ -88,19 +85,16 @@ def test_two_workers_then_one_then_two(tmp_path: Path, monkeypatch: pytest.Monke
     def starts() -> list[Record]:
         return records(run, "elastic", "start") or [{"workers": 0}]
 
-    with cluster_of_raylets(monkeypatch) as cluster:
-        nodes = [cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{n}", **STORE) for n in (3, 4)]
-        ray.init(address=cluster.address, log_to_driver=False)
-        quiet_data()
-        with ThreadPoolExecutor(1) as pool:  # Ray's cluster of raylets is to be changed by the main thread
-            training = pool.submit(fit, config, run, "reward", [made])
-            wait_for((tmp_path / "held").exists)
-            wait_for(lambda: complete_checkpoints(run, "checkpoints/reward/elastic", made.key)[-1].step == HELD_AT - 4)
-            cluster.remove_node(nodes[0], allow_graceful=False)
-            wait_for(lambda: starts()[-1]["workers"] == 1)
-            cluster.add_node(num_cpus=1, node_ip_address="127.0.0.5", **STORE)
-            (tmp_path / "added").touch()
-            training.result(LIMIT_S)
+    lost, _ = raylets.add(3), raylets.add(4)
+    with ThreadPoolExecutor(1) as pool:  # Ray's cluster of raylets is to be changed by the main thread
+        training = pool.submit(fit, config, run, "reward", [made])
+        wait_for((tmp_path / "held").exists)
+        wait_for(lambda: complete_checkpoints(run, "checkpoints/reward/elastic", made.key)[-1].step == HELD_AT - 4)
+        raylets.remove(lost, lost=True)
+        wait_for(lambda: starts()[-1]["workers"] == 1)
+        raylets.add(5)
+        (tmp_path / "added").touch()
+        training.result(LIMIT_S)
     assert [start["workers"] for start in starts()] == [2, 1, 2]
     assert starts()[1]["step"] == HELD_AT - 4 and starts()[2]["step"] > starts()[1]["step"]
     assert [record["step"] for record in records(run, "elastic", "train")] == list(range(1, STEPS + 1))

@@ -5,14 +5,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.resources import Workers
 from minos_ray.config.schema import Base, Model
 from minos_ray.config.training import Pretrain
@@ -25,7 +23,7 @@ from minos_ray.training.results import read_log
 from minos_ray.training.reward import reward, verifier_jobs
 from minos_ray.training.sft import sft
 from minos_ray.training.trainer import fit
-from tests.raylets import STORE, cluster_of_raylets
+from tests.raylets import Raylets
 from tests.tiny import tiny_model
 from tests.training.holding import held_at
 from tests.training.trainings import LONG, Trained, losses, records
@@ -191,33 +189,21 @@ def test_checkpoints_that_a_kill_after_the_last_manifest_left_go_with_the_rerun(
         assert not run.exists(f"checkpoints/{stage}")
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Three nodes with one CPU each."""
-    import ray
-
-    with cluster_of_raylets(monkeypatch) as made:
-        nodes = [made.add_node(num_cpus=1, node_ip_address=f"127.0.0.{n}", **STORE) for n in (3, 4, 5)]
-        ray.init(address=made.address, log_to_driver=False)
-        quiet_data()
-        yield made, nodes
-
-
-def test_a_node_lost_in_the_middle_of_stage_2(trained: Trained, cluster: Any, tmp_path: Path) -> None:
+def test_a_node_lost_in_the_middle_of_stage_2(trained: Trained, raylets: Raylets, tmp_path: Path) -> None:
     """The raylet under a worker is killed: Ray Train starts the group again on the nodes left, from the checkpoint."""
     import ray
 
-    ray_cluster, nodes = cluster
+    for last in (3, 4, 5):
+        raylets.add(last)
     run = copy(trained, tmp_path)
 
     def node_then() -> Any:
         done = records(run, "orm-base", "train")
         if not done or done[-1]["step"] < 35:
             return None
-        raylet = psutil.Process(records(run, "orm-base", "start")[-1]["pid"]).ppid()
-        return next(node for node in nodes if node.all_processes["raylet"][0].process.pid == raylet)
+        return raylets.of(records(run, "orm-base", "start")[-1]["pid"])
 
-    killer = once(node_then, lambda node: ray_cluster.remove_node(node, allow_graceful=False))
+    killer = once(node_then, lambda node: raylets.remove(node, lost=True))
     config = trained.config.model_copy(update={"run": run.path})
     fit(config, run, "reward", [held(job(trained, run, workers=2, zero=2, max_failures=2), run, 35)])
     killer.join()

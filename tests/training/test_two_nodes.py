@@ -2,35 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minos_ray.cluster.connect import quiet_data
 from minos_ray.config.resources import Workers
 from minos_ray.store.run import Run
 from minos_ray.training.results import read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
-from tests.raylets import STORE, cluster_of_raylets
+from tests.raylets import Raylets
 from tests.training.world import world
 
 pytestmark = pytest.mark.slow
 
 ZEROS = (0, 2, 3)
-
-
-@pytest.fixture
-def cluster(end_of_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Joined; nodes are added by the test."""
-    import ray
-
-    with cluster_of_raylets(monkeypatch) as made:
-        ray.init(address=made.address, log_to_driver=False)
-        quiet_data()
-        yield made
 
 
 def train_and_tell(config: dict[str, Any]) -> None:
@@ -51,9 +38,9 @@ def train_and_tell(config: dict[str, Any]) -> None:
     train_all(config)
 
 
-def trained(cluster: Any, folder: Path, addresses: dict[str, int]) -> tuple[Run, list[dict[str, Any]]]:
-    """An ORM with every ZeRO stage, two workers on nodes of these addresses and CPUs; what the workers saw."""
-    nodes = [cluster.add_node(node_ip_address=at, num_cpus=cpus, **STORE) for at, cpus in addresses.items()]
+def trained(raylets: Raylets, folder: Path, cpus: dict[int, int]) -> tuple[Run, list[dict[str, Any]]]:
+    """An ORM with every ZeRO stage, two workers on nodes with so many CPUs, by address; what the workers saw."""
+    nodes = [raylets.add(last, num_cpus=count) for last, count in cpus.items()]
     config, run = world(folder)
     run.artefact("models/orm-base").begin({"for": "test"})
     like, jobs = verifier_jobs(config, run, ["orm-base"])[0], []
@@ -63,7 +50,7 @@ def trained(cluster: Any, folder: Path, addresses: dict[str, int]) -> tuple[Run,
         jobs.append(like.model_copy(update={"artefact": f"models/zero{zero}", "workers": workers, "key": f"{zero}"}))
     fit(config, run, "reward", jobs)
     for node in nodes:
-        cluster.remove_node(node)
+        raylets.remove(node)
     return run, [json.loads((folder / f"run/worker-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -73,11 +60,11 @@ def losses(run: Run, zero: int) -> list[float]:
     return [record["loss"] for event in ("train", "eval") for record in records if record["event"] == event]
 
 
-def test_two_nodes_train_as_one(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_nodes_train_as_one(raylets: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same losses and the same bytes of weights, whether two workers share a node or not."""
     monkeypatch.setattr("minos_ray.training.loop.train_all", train_and_tell)
-    one, together = trained(cluster, tmp_path / "one", {"127.0.0.2": 2})
-    two, apart = trained(cluster, tmp_path / "two", {"127.0.0.3": 1, "127.0.0.4": 1})
+    one, together = trained(raylets, tmp_path / "one", {2: 2})
+    two, apart = trained(raylets, tmp_path / "two", {3: 1, 4: 1})
     assert {seen["address"] for seen in together} == {"127.0.0.2"}
     assert [(seen["node"], seen["local"]) for seen in together] == [(0, 0), (0, 1)]
     assert {seen["address"] for seen in apart} == {"127.0.0.3", "127.0.0.4"}
