@@ -19,10 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from minos_ray.store.run import Run
-from tests.raylets import STORE, cluster_of_raylets
+from tests.raylets import Raylets, raylet_of, started_raylets
 
 ROOT = Path(__file__).parents[1]
 TEST, TRAIN, N_TEST, N_TRAIN, UNIT = 24, 40, 256, 4, 64
@@ -64,11 +62,11 @@ def submit(address: str, path: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*line, *SMALL], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def node_of(cluster: Any, last: int, path: str) -> Any:
+def node_of(raylets: Raylets, last: int, path: str) -> Any:
     """A node 127.0.0.LAST with a folder of its own: in a shared one Ray deletes the job's working directory when a node
     unpacks it anew."""
     own = f"{Path(path).parent}/{last}"
-    return cluster.add_node(node_ip_address=f"127.0.0.{last}", num_cpus=1, temp_dir=own, **STORE)
+    return raylets.add(last, temp_dir=own)
 
 
 def stored(run: Run) -> int:
@@ -77,18 +75,18 @@ def stored(run: Run) -> int:
     return sum(candidates.part_footer(name).rows for name in candidates.part_names())
 
 
-def lose_a_node(cluster: Any, node: Any, run: Run, job: subprocess.Popen[str], story: Story) -> None:
+def lose_a_node(raylets: Raylets, node: Any, run: Run, job: subprocess.Popen[str], story: Story) -> None:
     """Waits until a fifth of the candidates are stored, kills the node's raylet, then brings another node."""
     total = TEST * N_TEST + TRAIN * N_TRAIN
     while stored(run) < total / 5 and job.poll() is None:
         time.sleep(0.1)
-    pid = node.all_processes["raylet"][0].process.pid
+    pid = raylet_of(node)
     os.kill(pid, signal.SIGKILL)
     story.tell(
         f"--- kill -9 {pid}: the raylet of {node.node_ip_address}; {stored(run):,} of {total:,} candidates stored"
     )
     time.sleep(5)
-    new = node_of(cluster, 4, run.path)
+    new = node_of(raylets, 4, run.path)
     story.tell(f"--- another node: {new.node_ip_address}")
 
 
@@ -101,15 +99,15 @@ def whole(run: Run) -> bool:
     return sorted((row["problem_id"], row["index"]) for row in rows) == wanted
 
 
-def play(cluster: Any, path: str, story: Story) -> bool:
+def play(raylets: Raylets, path: str, story: Story) -> bool:
     """The job from its submission to its end, with the loss in between; whether it succeeded and lost nothing."""
-    nodes = [node_of(cluster, last, path) for last in (2, 3)]
+    nodes = [node_of(raylets, last, path) for last in (2, 3)]
     story.tell("--- a head without CPUs and two nodes of one CPU: 127.0.0.2, 127.0.0.3")
     run = Run(path)
-    job = submit(f"http://{cluster.webui_url}", path)
+    job = submit(f"http://{raylets.cluster.webui_url}", path)
     reader = threading.Thread(target=story.follow, args=(job,), daemon=True)
     reader.start()
-    lose_a_node(cluster, nodes[1], run, job, story)
+    lose_a_node(raylets, nodes[1], run, job, story)
     reader.join()
     succeeded, complete = job.wait() == 0, whole(run)
     story.tell(f"--- job {'succeeded' if succeeded else 'failed'}; every candidate once: {complete}")
@@ -124,12 +122,8 @@ def main() -> int:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     os.environ.update(PATH=path, RAY_AUTH_MODE="disabled", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     server = {"include_dashboard": True, "dashboard_port": free_port(), "dashboard_agent_listen_port": None}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        pytest.MonkeyPatch.context() as patch,
-        cluster_of_raylets(patch, **server) as cluster,
-    ):
-        done = play(cluster, f"{folder}/run", story)
+    with tempfile.TemporaryDirectory() as folder, started_raylets(**server) as raylets:
+        done = play(raylets, f"{folder}/run", story)
     if log:
         log.write_text("\n".join([*story.lines, ""]))
     return 0 if done else 1
