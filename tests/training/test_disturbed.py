@@ -15,7 +15,7 @@ from minos_ray.training.data import Job
 from minos_ray.training.results import read_log
 from minos_ray.training.reward import verifier_jobs
 from minos_ray.training.trainer import fit
-from tests.raylets import Raylets, drain, raylet_of
+from tests.raylets import drain, enter, raylet_of, started_raylets
 from tests.training.holding import DRAINED, held_until
 from tests.training.world import world
 
@@ -45,7 +45,7 @@ def stop_the_other_worker(first: int, raylets: set[int]) -> None:
 
 @pytest.mark.slow
 def test_drained_and_hung_trainings_end_as_undisturbed(
-    raylets: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is lost to a drain, which is no failure: the next workers' processes are ready when the old ones leave.
     Of failures only the hang is allowed.
@@ -74,12 +74,14 @@ def test_drained_and_hung_trainings_end_as_undisturbed(
         stop_the_other_worker(start_of(run, jobs["hung"]), set(map(raylet_of, raylets.nodes)))
         stopped.touch()
 
-    for last in (3, 4, 5):
-        raylets.add(last)
-    disturber = threading.Thread(target=disturb, daemon=True)
-    disturber.start()
-    fit(config, run, "reward", list(jobs.values()))
-    disturber.join()
+    with started_raylets() as raylets:
+        for last in (3, 4, 5):
+            raylets.add(last)
+        enter(raylets)
+        disturber = threading.Thread(target=disturb, daemon=True)
+        disturber.start()
+        fit(config, run, "reward", list(jobs.values()))
+        disturber.join()
     printed = capsys.readouterr().out
     assert "hung: goes on from step 4: worker 2 of 2 (127.0.0." in printed
     assert f" of step {AT + 1} of hung waited {LIMIT_S} s (resources.train.collective_timeout_s)" in printed
