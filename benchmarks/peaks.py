@@ -15,8 +15,7 @@ from scipy.special import ndtr
 from simulated import Mixture, mixture
 
 from minos_ray.evaluation.choices import CONFIDENCES, adaptive_votes, ordered, plain_votes
-from minos_ray.evaluation.robust import PREDICTED, RIGHT, predicted_accuracy, ranked
-from minos_ray.evaluation.selection import best_of
+from minos_ray.evaluation.selection import PREDICTED, RIGHT, best_of, predicted_accuracy, ranked
 from minos_ray.evaluation.statistics import bounded_intervals
 
 SIZES = (16, 32, 64, 256)

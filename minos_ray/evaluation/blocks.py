@@ -18,12 +18,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -92,13 +91,6 @@ def plan_blocks(run: Run, split: str | None) -> Plan:
     return Plan(counts, [pa.array(group, pa.string()) for group in groups if len(group)], not_drawn)
 
 
-def read_blocks(run: Run, plan: Plan, verifiers: Sequence[str], keys: Keys | None = None) -> Iterator[Block]:
-    """All labelled candidates of the plan, with the scores of the verifiers; `keys` as in `group_candidates`."""
-    with TemporaryDirectory(prefix="minos-blocks-") as folder:
-        for sources in read_sources(run, plan, columns_of(verifiers), Path(folder)):
-            yield make_block(sources, keys)
-
-
 def columns_of(verifiers: Sequence[str]) -> dict[str, list[str]]:
     """The columns to be read of labels and of these verifiers' scores, by artefact."""
     return {"labels": LABEL_COLUMNS, **{f"scores/{name}": SCORE_COLUMNS for name in verifiers}}
@@ -125,10 +117,9 @@ def read_sources(run: Run, plan: Plan, tables: Mapping[str, list[str]], folder: 
             if all([spilled.result() for spilled in done]):
                 break
     for number in range(len(plan.groups)):
-        paths = {name: spill_path(artefacts[name], number, folder) for name in tables}
-        yield {
-            name: path if path.exists() else artefacts[name].empty_table(tables[name]) for name, path in paths.items()
-        }
+        paths = {name: folder / f"{name.replace('/', '-')}-{number}.arrow" for name in tables}
+        empty = {name: artefacts[name].empty_table(tables[name]) for name, path in paths.items() if not path.exists()}
+        yield {**paths, **empty}
 
 
 def make_block(sources: Mapping[str, Source], keys: Keys | None) -> Block:
@@ -177,7 +168,7 @@ def spill(artefact: Artefact, columns: list[str], groups: Sequence[pa.Array], fo
                 if number not in writers:
                     # Numbers hardly get smaller, and to write and read them compressed takes ten times as long.
                     options = pa.ipc.IpcWriteOptions(compression=None if without_ids else "lz4")
-                    path = str(spill_path(artefact, number, folder))
+                    path = str(folder / f"{artefact.name.replace('/', '-')}-{number}.arrow")
                     writers[number] = files.enter_context(pa.ipc.new_stream(path, rows.schema, options=options))
                 writers[number].write_table(rows)
     return True
@@ -197,11 +188,6 @@ def split_by_block(part: pa.Table, block_of: Mapping[str, int]) -> Iterator[tupl
     for first, end in zip(starts, [*starts[1:], len(of_row)], strict=True):
         if of_row[first] >= 0:
             yield int(of_row[first]), part.slice(first, end - first)
-
-
-def spill_path(artefact: Artefact, number: int, folder: Path) -> Path:
-    """The temporary file of a block."""
-    return folder / f"{artefact.name.replace('/', '-')}-{number}.arrow"
 
 
 class Part(Protocol):
@@ -252,7 +238,16 @@ def block_workers(blocks: int, resources: Resources) -> Generator[Workers]:
                 idle.put(stack.enter_context(Process()))
             pool = ThreadPoolExecutor(count)
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-            yield Workers(lambda *arguments: pool.submit(in_process, idle, *arguments).result, count, -(-cpus // count))
+
+            def in_process(*call: Any) -> Any:
+                """The result of a call in the process that is idle next."""
+                process = idle.get()
+                try:
+                    return process(*call)
+                finally:
+                    idle.put(process)
+
+            yield Workers(lambda *arguments: pool.submit(in_process, *arguments).result, count, -(-cpus // count))
 
 
 def call_function(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -260,7 +255,7 @@ def call_function(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-class Process:
+class Process(AbstractContextManager["Process"]):
     """A Python process that calls functions. It ends when this one does, however that ends."""
 
     def __init__(self) -> None:
@@ -285,10 +280,7 @@ class Process:
             raise RuntimeError(f"a block failed:\n{result}")
         return result
 
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.child.kill()
         self.child.wait()
         with suppress(BrokenPipeError):
@@ -327,15 +319,6 @@ def serve() -> None:
             reply = False, traceback.format_exc()
         pickle.dump(reply, replies, pickle.HIGHEST_PROTOCOL)
         replies.flush()
-
-
-def in_process(idle: SimpleQueue[Process], *call: Any) -> Any:
-    """The result of a call in the process that is idle next."""
-    process = idle.get()
-    try:
-        return process(*call)
-    finally:
-        idle.put(process)
 
 
 @cache

@@ -7,10 +7,10 @@ of equal value.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ GROUP = re.compile(r",[0-9]{3}(?![0-9])")  # the next item of a list, or thousan
 SHORTEST_WORD = 3  # letters; `ab` is a product
 
 
-class Keys:
+class Keys(AbstractContextManager["Keys"]):
     """The keys of answers, equal for answers of equal value: clusters take linear time, and "the same" is transitive.
 
     What `quick` cannot read is evaluated in `workers` processes, which start with the first such answer and are killed
@@ -77,10 +77,7 @@ class Keys:
         self.counts.update({kind: len(texts) for kind, texts in self.kinds.items()})
         return keys
 
-    def __enter__(self) -> "Keys":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -168,7 +165,7 @@ SCORE_COLUMNS = [*IDS, "score", "step_scores"]
 class Candidates:
     """Labelled candidates; those of problem p are rows `starts[p]` to `starts[p + 1]`.
 
-    `clusters` and `correct` are [candidates]; a cluster is the answer that a candidate votes for (`answers.clusters`).
+    `clusters` and `correct` are [candidates]; a cluster is the answer that a candidate votes for (`clusters`).
     `order` [candidates] is where each stood in the table of labels.
     """
 
@@ -212,17 +209,16 @@ class Scores:
     score: np.ndarray
     step_scores: pa.ChunkedArray
 
-    @property
-    def unscored(self) -> int:
-        """Number of candidates without a score."""
-        return int(np.isnan(self.score).sum())
+    def aggregated(self, aggregation: Aggregation, platt: Platt | None = None) -> np.ndarray:
+        """[candidates]: the step scores of each as one score, without Platt scaling where it is given."""
+        flat = pc.list_flatten(self.step_scores).to_numpy()
+        lengths = pc.list_value_length(self.step_scores).fill_null(0).to_numpy()
+        return aggregate(platt.before(flat) if platt else flat, lengths, aggregation)
 
     def before(self, platt: Platt, aggregation: Aggregation) -> np.ndarray:
         """[candidates]: the scores without Platt scaling, those of steps aggregated where there are any."""
-        lengths = pc.list_value_length(self.step_scores).fill_null(0).to_numpy()
-        if not lengths.any():
-            return platt.before(self.score)
-        return aggregate(platt.before(pc.list_flatten(self.step_scores).to_numpy()), lengths, aggregation)
+        by_step = bool(pc.any(pc.greater(pc.list_value_length(self.step_scores), 0)).as_py())
+        return self.aggregated(aggregation, platt) if by_step else platt.before(self.score)
 
 
 class Block(NamedTuple):

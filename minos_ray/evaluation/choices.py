@@ -18,14 +18,13 @@ as methods are compared at (`headline`), with so many, in random orders.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 
 from minos_ray.config.schema import Evaluate
 from minos_ray.evaluation.candidates import Block
-from minos_ray.evaluation.selection import CRITIC, random_orders, without_nan
+from minos_ray.evaluation.selection import CRITIC, problem_rng, random_orders, without_nan
 from minos_ray.evaluation.verdicts import THRESHOLD
 
 # Random orders of all problems together: with many problems one of each is enough, since problems differ more.
@@ -249,7 +248,9 @@ class Choices:
         for problems, rows in candidates.by_size():
             if rows.shape[1] // self.section.groups < self.headline:
                 continue
-            orders = self.orders_of([ids[p] for p in problems], rows.shape[1])
+            # Seeded by the problem, and nested with the subsets of the other votes.
+            rngs = (problem_rng(self.section.seed, ids[p]) for p in problems)
+            orders = np.stack([random_orders(rng, self.orders, rows.shape[1])[:, : self.headline] for rng in rngs])
             drawn = np.take_along_axis(rows[:, None], orders, axis=2).reshape(-1, self.headline)
             scores = {name: block.scores[name].score[drawn] for name in self.verifiers}
             mean = tokens[rows].mean(axis=1)  # 0 of imported candidates, whose tokens are not known
@@ -262,15 +263,6 @@ class Choices:
     def merge(self, block: "Choices") -> None:
         """Takes in the rows of the block that follows."""
         self.blocks += block.blocks
-
-    def orders_of(self, problem_ids: Sequence[str], size: int) -> np.ndarray:
-        """[problems, orders, headline]: seeded by the problem, and nested with the subsets of the other votes."""
-        orders = np.empty((len(problem_ids), self.orders, self.headline), dtype=np.int64)
-        for row, problem in enumerate(problem_ids):
-            id_seed = int.from_bytes(blake2b(problem.encode(), digest_size=8).digest(), "big")
-            rng = np.random.default_rng([self.section.seed, id_seed, 0])
-            orders[row] = random_orders(rng, self.orders, size)[:, : self.headline]
-        return orders
 
     def answered(self, clusters: np.ndarray, scores: Mapping[str, np.ndarray], tokens: np.ndarray) -> Answered:
         """All methods on orders [problems * orders, headline] of clusters and scores."""

@@ -6,9 +6,8 @@ MATH's levels and subjects: a category is any column of `problems` that says wha
 whatever stands behind the columns that all problems have.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +17,10 @@ import pyarrow.parquet as pq
 
 from minos_ray.config.schema import AGGREGATIONS, Evaluate
 from minos_ray.errors import UserError
-from minos_ray.evaluation.candidates import Block, Scores
-from minos_ray.evaluation.selection import Choice, best_of, pass_at, rankings, voters, votes
+from minos_ray.evaluation.candidates import Block
+from minos_ray.evaluation.selection import Choice, best_of, pass_at, problem_rng, rankings, voters, votes
 from minos_ray.evaluation.statistics import Measured, bounded_intervals, flip_test, sign_test
 from minos_ray.problems.split import read_problems
-from minos_ray.scoring.verifier import aggregate
 from minos_ray.store.columns import SCHEMAS
 from minos_ray.store.run import Run
 
@@ -44,7 +42,7 @@ FEWEST, MOST = 2, 40
 
 
 class Method(NamedTuple):
-    """A way to choose an answer among n candidates; `aggregation` as in `methods.Choice`."""
+    """A way to choose an answer among n candidates; `aggregation` as in `selection.Choice`."""
 
     name: str
     verifier: str
@@ -88,27 +86,16 @@ def paired_methods(outcomes: Outcomes, headline: int) -> list[tuple[Method, Meth
 
 def write_outcomes(run: Run, outcomes: Mapping[Method, np.ndarray], headline: int, problem_ids: pa.Array) -> None:
     """Writes the methods at the headline n, and pass@1; an outcome is null where a problem has too few candidates."""
-    tables = [
-        outcome_rows(method, values, problem_ids)
-        for method, values in outcomes.items()
-        if not method.aggregation and (method.n == headline or method.name == SINGLE)
-    ]
+    tables, count = [], len(problem_ids)
+    for method, values in outcomes.items():
+        if not method.aggregation and (method.n == headline or method.name == SINGLE):
+            names = [pa.repeat(method.name, count), pa.repeat(method.verifier, count)]
+            columns = [problem_ids, *names, pa.repeat(pa.scalar(method.n, pa.int32()), count)]
+            columns.append(pa.array(values, pa.float64(), from_pandas=True))
+            tables.append(pa.Table.from_arrays(columns, schema=OUTCOMES_SCHEMA))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
     run.write_bytes(OUTCOMES_FILE, sink.getvalue().to_pybytes())
-
-
-def outcome_rows(method: Method, values: np.ndarray, problem_ids: pa.Array) -> pa.Table:
-    """One row per problem."""
-    count = len(problem_ids)
-    columns = [
-        problem_ids,
-        pa.repeat(method.name, count),
-        pa.repeat(method.verifier, count),
-        pa.repeat(pa.scalar(method.n, pa.int32()), count),
-        pa.array(values, pa.float64(), from_pandas=True),
-    ]
-    return pa.Table.from_arrays(columns, schema=OUTCOMES_SCHEMA)
 
 
 def read_outcomes(run: Run) -> pa.Table:
@@ -126,52 +113,43 @@ def outcomes_of(table: pa.Table, method: str, verifier: str) -> np.ndarray:
     return selected.sort_by("problem_id")["outcome"].to_numpy()
 
 
-def read_categories(run: Run, problem_ids: list[str]) -> dict[str, list[str | None]]:
-    """By column the value of each problem, for the columns with 2 to 40 values."""
-    columns = next(run.artefact("problems").parts()).column_names
-    names = ["dataset", *(name for name in columns if name not in SCHEMAS["problems"].names)]
-    rows = {row["problem_id"]: row for row in read_problems(run, None, ["problem_id", *names]).to_pylist()}
-    values = {name: [rows[problem][name] for problem in problem_ids] for name in names}
-    return {name: column for name, column in values.items() if FEWEST <= len({*column} - {None}) <= MOST}
-
-
 def by_category(
-    categories: dict[str, list[str | None]], outcomes: Outcomes, headline: int, section: Evaluate
+    run: Run, problem_ids: Sequence[str], outcomes: Outcomes, headline: int, section: Evaluate
 ) -> dict[str, list[dict[str, Any]]]:
-    """`categories` of evaluation.json: by column a row for each value, with every method and difference at `headline`.
+    """`categories` of evaluation.json: by column with 2 to 40 values a row for each, with every method and difference
+    at `headline`.
 
     Only problems with that many candidates count. Problems without a value are a row of their own, at the end.
     """
+    columns = next(run.artefact("problems").parts()).column_names
+    names = ["dataset", *(name for name in columns if name not in SCHEMAS["problems"].names)]
+    problems = {row["problem_id"]: row for row in read_problems(run, None, ["problem_id", *names]).to_pylist()}
     at_headline = {m: values for m, values in outcomes.items() if (m.n == headline or m.name == SINGLE)}
     methods = {m: values for m, values in at_headline.items() if not m.aggregation}
     pairs = [(a, b) for a, b in paired_methods(outcomes, headline) if a.n == headline]
-    columns = np.stack([*methods.values(), *(outcomes[a] - outcomes[b] for a, b in pairs)], axis=1)
-    compared = ~np.isnan(columns[:, 0])
+    measured = np.stack([*methods.values(), *(outcomes[a] - outcomes[b] for a, b in pairs)], axis=1)
     tables = {}
-    for name, values in categories.items():
-        of_problem = np.array(values, dtype=object)
-        rows = []
-        for value in sorted({*values}, key=category_order):
-            chosen = compared & (of_problem == value)
+    for name in names:
+        values = np.array([problems[problem][name] for problem in problem_ids], dtype=object)
+        if not FEWEST <= len({*values} - {None}) <= MOST:
+            continue
+        tables[name] = []
+        # Numbers by size, then words; no value last.
+        sizes = {value: float(value) if value is not None and value.isdecimal() else np.inf for value in values}
+        for value in sorted(sizes, key=lambda value: (value is None, sizes[value], value or "")):
+            chosen = ~np.isnan(measured[:, 0]) & (values == value)
             if chosen.any():
-                rows.append({"value": value, **category_measures(columns[chosen], list(methods), pairs, section)})
-        tables[name] = rows
+                row = category_row(measured[chosen], list(methods), pairs, section)
+                tables[name].append({"value": value, **row})
     return tables
 
 
-def category_order(value: str | None) -> tuple[bool, float, str]:
-    """Numbers by size, then words; no value last."""
-    number = float(value) if value is not None and value.isdecimal() else np.inf
-    return value is None, number, value or ""
-
-
-def category_measures(
+def category_row(
     columns: np.ndarray, methods: list[Method], pairs: list[tuple[Method, Method]], section: Evaluate
 ) -> dict[str, Any]:
     """Accuracies and paired differences of some problems with their intervals; columns as in `bounded_intervals`."""
-    mean, low, high = (
-        part.tolist() for part in bounded_intervals(columns, len(methods), section.bootstrap, section.seed)
-    )
+    intervals = bounded_intervals(columns, len(methods), section.bootstrap, section.seed)
+    mean, low, high = (part.tolist() for part in intervals)
     ends = [{"ci_low": a, "ci_high": b} for a, b in zip(low, high, strict=True)]
     accuracies = [
         {"method": m.name, "verifier": m.verifier, "accuracy": mean[k], **ends[k]} for k, m in enumerate(methods)
@@ -184,23 +162,6 @@ def category_measures(
 
 # Arrays of scores by verifier, or by (verifier, aggregation).
 ByName = Mapping[Any, np.ndarray]
-
-
-def ns_of(sizes: np.ndarray, section: Evaluate) -> list[int]:
-    """The ns of the config that some problem has candidates for; by default powers of two, and N if nearly all have it.
-
-    `sizes` [problems] are numbers of candidates. UserError when no problem has enough for any n.
-    """
-    most = int(sizes.max(initial=0))
-    sizes = sizes // section.groups
-    largest = int(sizes.max(initial=0))
-    powers = [2**k for k in range(largest.bit_length())]
-    full = [largest] if (sizes == largest).mean() >= NEARLY_ALL else []
-    ns = sorted({n for n in section.ns or (*powers, *full) if 0 < n <= largest})
-    if not ns:
-        keys = f"evaluate.groups = {section.groups}, evaluate.ns = {list(section.ns)}"
-        raise UserError(f"{keys}: no problem has so many candidates; the largest has {most}")
-    return ns
 
 
 @dataclass
@@ -227,15 +188,25 @@ class Selected:
 
     @classmethod
     def for_sizes(cls, sizes: np.ndarray, section: Evaluate) -> "Selected":
-        """Empty, for problems with these numbers of candidates; UserError as in `ns_of`."""
-        ns = ns_of(sizes, section)
-        return cls(section, ns, headline_n({n: int((sizes // section.groups >= n).sum()) for n in ns}))
+        """Empty, for problems with these numbers of candidates, at the ns of the config that some problem has
+        candidates for; by default powers of two, and N if nearly all have it. UserError when no problem has enough."""
+        of_group = sizes // section.groups
+        largest = int(of_group.max(initial=0))
+        powers = [2**k for k in range(largest.bit_length())]
+        full = [largest] if (of_group == largest).mean() >= NEARLY_ALL else []
+        ns = sorted({n for n in section.ns or (*powers, *full) if 0 < n <= largest})
+        if not ns:
+            keys, most = f"evaluate.groups = {section.groups}, evaluate.ns = {list(section.ns)}", sizes.max(initial=0)
+            raise UserError(f"{keys}: no problem has so many candidates; the largest has {most}")
+        return cls(section, ns, headline_n({n: int((of_group >= n).sum()) for n in ns}))
 
     def add(self, block: Block) -> None:
         """Adds the problems of a block; every block has the same verifiers."""
         candidates, groups = block.candidates, self.section.groups
         scores = {name: table.score for name, table in block.scores.items()}
-        steps = step_aggregations(block.scores)
+        prms = {name: table for name, table in block.scores.items() if name.startswith("prm")}
+        steps: dict[tuple[str, str], np.ndarray]
+        steps = {(name, how): table.aggregated(how) for name, table in prms.items() for how in AGGREGATIONS}
         # In the order of the rows of `choose`.
         self.choices = self.choices or [Choice("pass@n"), *rankings(scores, steps), *voters((0,), scores, steps)]
         values = np.full((len(self.choices), candidates.problems, len(self.ns)), np.nan)
@@ -267,8 +238,9 @@ class Selected:
         self.values += block.values
         self.single += block.single
         self.left_out += block.left_out
-        self.variance = add_rows(self.variance, block.variance)
-        self.by_group = add_rows(self.by_group, block.by_group)
+        for name in ("variance", "by_group"):
+            total, rows = getattr(self, name), getattr(block, name)
+            setattr(self, name, np.concatenate([np.broadcast_to(total, (1, *rows.shape[1:])), rows]).sum(axis=0))
 
     @property
     def headline_index(self) -> int:
@@ -296,17 +268,6 @@ class Selected:
             for j, n in enumerate(self.ns)
         ]
 
-    def standard_errors(self) -> dict[Method, float]:
-        """Monte Carlo standard error of each sampled method's accuracy: random subsets, not random problems."""
-        entering = (~np.isnan(self.joined())).sum(axis=1)
-        error = np.sqrt(self.variance) / np.maximum(entering, 1)
-        return {method: float(error[i, j]) for method, i, j in self.methods() if error[i, j] > 0}
-
-
-def add_rows(total: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`total` plus each of the rows, one after the other."""
-    return np.concatenate([np.broadcast_to(total, (1, *rows.shape[1:])), rows]).sum(axis=0)
-
 
 class Chosen(NamedTuple):
     """Expected accuracies and their Monte Carlo variances, both [choices, rows, ns]."""
@@ -325,10 +286,8 @@ def choose(
     exact = [pass_at(clusters, ns), *(best_of(s, clusters, ns) for s in rankings(scores, steps).values())]
 
     def rng_of(row: int) -> np.random.Generator:
-        # The seed is of the problem's id, so that its subsets do not depend on the problems beside it.
         problem, group = divmod(row, section.groups)
-        id_seed = int.from_bytes(blake2b(problem_ids[problem].encode(), digest_size=8).digest(), "big")
-        return np.random.default_rng([section.seed, id_seed, group])
+        return problem_rng(section.seed, problem_ids[problem], group)
 
     ballots = list(voters(clusters.shape, scores, steps).values())
     voted, variance = votes(clusters, ballots, ns, section.trials, rng_of)
@@ -336,23 +295,15 @@ def choose(
     return Chosen(np.concatenate([np.stack(exact), voted]), np.concatenate([certain, variance]))
 
 
-def step_aggregations(scores: Mapping[str, Scores]) -> dict[tuple[str, str], np.ndarray]:
-    """[candidates] by PRM and aggregation: its step scores as one score."""
-    aggregated = {}
-    for name, table in scores.items():
-        if name.startswith("prm"):
-            flat = pc.list_flatten(table.step_scores).to_numpy()
-            lengths = pc.list_value_length(table.step_scores).fill_null(0).to_numpy()
-            aggregated |= {(name, how): aggregate(flat, lengths, how) for how in AGGREGATIONS}
-    return aggregated
-
-
 def compare(selected: Selected, outcomes: Outcomes, measured: list[Measured]) -> dict[str, Any]:
     """`n`, `methods`, `paired`, `aggregations` and `groups` of evaluation.json; `outcomes` are those of `selected`.
 
     Rows whose intervals are still to be filled are added to `measured`.
     """
-    errors = selected.standard_errors()
+    # Monte Carlo standard errors of sampled methods: random subsets, not random problems.
+    entering = (~np.isnan(selected.joined())).sum(axis=1)
+    deviations = np.sqrt(selected.variance) / np.maximum(entering, 1)
+    errors = {method: float(deviations[i, j]) for method, i, j in selected.methods() if deviations[i, j] > 0}
     methods, aggregations, paired = [], [], []
     for m, values in outcomes.items():
         error = {"se": errors[m]} if m in errors else {}

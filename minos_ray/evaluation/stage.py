@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Aggregation
 from minos_ray.errors import UserError
-from minos_ray.evaluation import robust, verdicts
+from minos_ray.evaluation import verdicts, ways
 from minos_ray.evaluation.blocks import add_blocks, block_workers, columns_of, plan_blocks
 from minos_ray.evaluation.candidates import KINDS, SAMPLING_COLUMNS, Block
 from minos_ray.evaluation.choices import Choices
@@ -26,14 +26,12 @@ from minos_ray.evaluation.comparison import (
     Selected,
     by_category,
     compare,
-    read_categories,
     write_outcomes,
 )
-from minos_ray.evaluation.compute import compute, prices, searched
-from minos_ray.evaluation.robust import Precision
-from minos_ray.evaluation.selection import CRITIC, SOFT
+from minos_ray.evaluation.selection import CRITIC, JUDGES, SOFT, Precision
 from minos_ray.evaluation.statistics import Measured, fill_intervals
 from minos_ray.evaluation.verdicts import ErrorTally, by_critic
+from minos_ray.evaluation.ways import compute, prices, searched
 from minos_ray.graph.specs import APART, begin, fresh, is_made_from, specs
 from minos_ray.observe.progress import Progress
 from minos_ray.observe.trackers import Tracking
@@ -85,23 +83,26 @@ def evaluate(config: Config, run: Run) -> Manifest:
         for _ in add_blocks(run, train_plan, columns_of(()), (train,), workers, by_value=False):
             pass
     meta, calibration = judged.rows(), judged.calibration()
+    for row in meta:
+        manifest = run.artefact(f"scores/{row['verifier']}").manifest() if row["verifier"] in JUDGES else None
+        if manifest and manifest.counts.get("distinct"):  # what a critic writes about a solution, on average
+            row["generated_tokens"] = manifest.counts["tokens"] / manifest.counts["distinct"]
     del parts, judged  # all scores: gigabytes that the intervals need
-    categories = read_categories(run, selected.problems)
     numbers = {NOT_DRAWN: plan.not_drawn, f"train_{NOT_DRAWN}": train_plan.not_drawn}
     not_drawn = {name: number for name, number in numbers.items() if number}
     earlier = [s.artefact for s in specs(config) if s.stage not in {"evaluate", "report", *APART}]
     dropped = {name: m.dropped for name in earlier if (m := run.artefact(name).manifest()) and m.dropped}
     values = selected.outcomes()
     measured: list[Measured] = []
-    chosen, columns = robust.contents(choices, values, measured)
+    chosen, columns = ways.contents(choices, values, measured)
     price = prices(config, run, choices)
     costs = compute(choices, columns, price, measured) if price else searched(run)
     compared = compare(selected, values, measured)
     fill_intervals(measured, config.evaluate.bootstrap, config.evaluate.seed)
     content = {
         **compared,
-        "categories": by_category(categories, values, selected.headline, config.evaluate),
-        "meta": [{**row, **cost_of(run, row["verifier"])} for row in meta],
+        "categories": by_category(run, selected.problems, values, selected.headline, config.evaluate),
+        "meta": meta,
         "calibration": calibration,
         "errors": errors_by_split(run, {"train": train, "test": errors}),
         "counts": {**tally.counts(), "missing": missing, "dropped": dropped, **not_drawn},
@@ -116,14 +117,6 @@ def evaluate(config: Config, run: Run) -> Manifest:
     counts["methods"] = len(content["methods"])
     details = {"seconds": round(time.monotonic() - start, 2), **tracked}
     return artefact.complete(counts, {**tally.unscored, **not_drawn}, details)
-
-
-def cost_of(run: Run, verifier: str) -> dict[str, float]:
-    """Tokens that a critic writes about a solution, on average; a verifier that only reads has no such cost."""
-    manifest = run.artefact(f"scores/{verifier}").manifest() if verifier in (CRITIC, SOFT) else None
-    if manifest is None or not manifest.counts.get("distinct"):
-        return {}
-    return {"generated_tokens": manifest.counts["tokens"] / manifest.counts["distinct"]}
 
 
 def track(config: Config, run: Run, content: dict[str, Any]) -> dict[str, Any]:
@@ -185,54 +178,39 @@ class Judged:
                 aggregation = self.aggregation if name.startswith("prm") else "last"
                 before = scores.before(platt, aggregation)[graded].astype(np.float32)
                 self.uncalibrated.setdefault(name, []).append(before)
-            self.step_scores.setdefault(name, [])
-            self.step_scores[name] += scores.step_scores.filter(labelled).chunks
+            self.step_scores.setdefault(name, []).extend(scores.step_scores.filter(labelled).chunks)
 
     def merge(self, block: "Judged") -> None:
         """Adds the candidates of the block that follows."""
         self.correct += block.correct
         self.step_labels += block.step_labels
-        for total, arrays in (
-            (self.scores, block.scores),
-            (self.uncalibrated, block.uncalibrated),
-            (self.step_scores, block.step_scores),
-        ):
-            for name, parts in arrays.items():
-                total.setdefault(name, []).extend(parts)
+        for field_name in ("scores", "uncalibrated", "step_scores"):
+            for name, parts in getattr(block, field_name).items():
+                getattr(self, field_name).setdefault(name, []).extend(parts)
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of `meta`: every verifier at the level of outcomes, then those that score labelled steps."""
         correct = np.concatenate(self.correct)
         threads = min(len(os.sched_getaffinity(0)), JUDGED_AT_ONCE // max(1, len(correct)))
         with ThreadPoolExecutor(max(1, threads)) as pool:  # numpy sorts without the interpreter's lock
-            rows = list(pool.map(lambda name: verdicts.outcome_row(name, self.scores_of(name), correct), self.scores))
+            # In single precision, in which scores are stored and sorted faster.
+            scores = ((name, np.concatenate(parts)) for name, parts in self.scores.items())
+            rows = list(pool.map(lambda pair: verdicts.outcome_row(pair[0], pair[1], correct), scores))
         for row in rows:
             if parts := self.uncalibrated.get(row["verifier"]):
                 row["uncalibrated"] = verdicts.probabilities(np.concatenate(parts).astype(np.float64), correct)
         if self.step_labels:
             labels = pa.chunked_array(self.step_labels)
-            by_step = [
-                verdicts.step_row(
-                    name,
-                    pa.chunked_array(chunks),
-                    labels,
-                    by_step=name.startswith("prm"),
-                    platt=self.platts.get(name),
-                )
-                for name, chunks in self.step_scores.items()
-                if chunks
-            ]
-            rows += [row for row in by_step if row]
+            for name, chunks in self.step_scores.items():
+                options: Any = {"by_step": name.startswith("prm"), "platt": self.platts.get(name)}
+                if chunks and (row := verdicts.step_row(name, pa.chunked_array(chunks), labels, **options)):
+                    rows.append(row)
         return rows
-
-    def scores_of(self, name: str) -> np.ndarray:
-        """[candidates]: all scores of a verifier, in single precision, in which they are stored and sorted faster."""
-        return np.concatenate(self.scores[name])
 
     def calibration(self) -> dict[str, list[dict[str, float]]]:
         """By verifier: how often solutions with about the same score are right."""
         correct = np.concatenate(self.correct)
-        return {name: verdicts.calibration(self.scores_of(name), correct) for name in self.scores}
+        return {name: verdicts.calibration(np.concatenate(parts), correct) for name, parts in self.scores.items()}
 
 
 @dataclass
@@ -268,17 +246,16 @@ class CandidateTally:
             truncated=int(truncated or 0),
             without_right_candidate=int((right == 0).sum()),
         )
-        self.unscored.update({f"unscored by {name}": table.unscored for name, table in block.scores.items()})
+        unscored = {name: int(np.isnan(table.score).sum()) for name, table in block.scores.items()}
+        self.unscored.update({f"unscored by {name}": count for name, count in unscored.items()})
 
     def merge(self, block: "CandidateTally") -> None:
         """Adds the numbers of another block."""
         self.texts = block.texts
         for kind, hashes in block.answers.items():
             self.answers[kind] += hashes
-        self.status.update(block.status)
-        self.sizes.update(block.sizes)
-        self.sums.update(block.sums)
-        self.unscored.update(block.unscored)
+        for name in ("status", "sizes", "sums", "unscored"):
+            getattr(self, name).update(getattr(block, name))
 
     def counts(self) -> dict[str, Any]:
         """`counts` of evaluation.json; `truncated` is None where the run has no texts."""

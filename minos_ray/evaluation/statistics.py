@@ -273,36 +273,23 @@ def replicates(values: np.ndarray, contrasts: np.ndarray, count: int, seed: int)
     """[count, contrasts]: each contrast [amounts] of the means, with resampled seeds and problems."""
     cells = np.einsum("sap,ca->scp", values, contrasts)
     by_seed, by_problem = cells.mean(axis=2), cells.mean(axis=0)
-    centre = by_problem.mean(axis=1)
-    weights = seed_weights(len(values), count, np.random.default_rng([seed, len(values)]))
-    problems = by_problem.shape[1]
+    centre, (seeds, _, problems) = by_problem.mean(axis=1), cells.shape
     means = np.concatenate([drawn @ by_problem.T / problems for drawn in resamples(problems, count, seed)])
-    noise = np.random.default_rng([seed, 1]).standard_normal((count, 1))
-    means += noise * one_more(by_problem.T) / problems  # smoothed as the intervals of the evaluation
-    return weights @ by_seed + shrink(cells, by_seed, by_problem) * (means - centre)
-
-
-def shrink(cells: np.ndarray, by_seed: np.ndarray, by_problem: np.ndarray) -> np.ndarray:
-    """[contrasts]: what is left of the problems' deviations without the chance that the seeds' show already."""
-    seeds, contrasts, problems = cells.shape
+    # Smoothed as the intervals of the evaluation.
+    deviations = means + smoothing(count, seed, 1) * one_more(by_problem.T) / problems - centre
     if seeds == 1:
-        return np.ones(contrasts)
-    residuals = cells - by_seed[:, :, None] - by_problem + by_problem.mean(axis=1)[:, None]
+        return by_seed + deviations
+    # Weights of the seeds, rows that sum to 1: weighted means are distributed as Student's t around the mean. Normal
+    # deviations from equal weights give the mean the variance s^2 / seeds; a chi-square makes it Student's.
+    rng = np.random.default_rng([seed, seeds])
+    normal = rng.standard_normal((count, seeds))
+    apart = normal - normal.mean(axis=1, keepdims=True)
+    weights = 1 / seeds + apart / np.sqrt(seeds * rng.chisquare(seeds - 1, (count, 1)))
+    # What is left of the problems' deviations without the chance that the seeds' show already.
+    residuals = cells - by_seed[:, :, None] - by_problem + centre[:, None]
     chance = (residuals**2).sum(axis=(0, 2)) / ((seeds - 1) * (problems - 1)) / seeds
     spread = by_problem.var(axis=1, ddof=1)
-    return np.sqrt(np.clip(1 - chance / np.where(spread > 0, spread, np.inf), 0, 1))
-
-
-def seed_weights(seeds: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """[count, seeds], rows that sum to 1: weighted means are distributed as Student's t around the mean.
-
-    Normal deviations from equal weights give the mean the variance s^2 / seeds; a chi-square makes it Student's.
-    """
-    if seeds == 1:
-        return np.ones((count, 1))
-    normal = rng.standard_normal((count, seeds))
-    deviations = normal - normal.mean(axis=1, keepdims=True)
-    return 1 / seeds + deviations / np.sqrt(seeds * rng.chisquare(seeds - 1, (count, 1)))
+    return weights @ by_seed + np.sqrt(np.clip(1 - chance / np.where(spread > 0, spread, np.inf), 0, 1)) * deviations
 
 
 def rising(blocks: np.ndarray, amounts: Sequence[int], seed: int) -> PValue:

@@ -329,13 +329,12 @@ def rejected(scores: Mapping[str, np.ndarray], correct: np.ndarray, errors: Erro
 
 @dataclass
 class ErrorTally:
-    """Wrong steps by type, wrong candidates, and which of them each verifier rejects, over the blocks of a split."""
+    """Wrong candidates over the blocks of a split; wrong steps by type and by what is counted, as in `counts`; and
+    `wrong` and `rejected` candidates by verifier and by the type of their first error."""
 
-    types: dict[str, Counter[str]] = field(
-        default_factory=lambda: {kind: Counter(steps=0, candidates=0, first=0) for kind in ERROR_TYPES}
-    )
     wrong: int = 0
-    rejected: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
+    types: Counter[tuple[str, str]] = field(default_factory=Counter)
+    rejected: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def add(self, block: Block) -> None:
         """Adds the candidates of a block."""
@@ -343,37 +342,32 @@ class ErrorTally:
         wrong_steps = errors(candidates.rows["error_types"])
         not_wrong = candidates.correct | ~candidates.graded
         self.wrong += int((~not_wrong).sum())
-        for kind, number in counts(wrong_steps).items():
-            self.types.setdefault(kind, Counter()).update(number)
+        for kind, numbers in counts(wrong_steps).items():
+            self.types.update({(kind, name): number for name, number in numbers.items()})
         scores = {name: table.score for name, table in block.scores.items()}
         for name, of_type in rejected(scores, not_wrong, wrong_steps).items():
             for kind, (wrong, rejects) in of_type.items():
-                counter = self.rejected.setdefault(name, {}).setdefault(kind, Counter())
-                counter.update(wrong=wrong, rejected=rejects)
+                self.rejected.update({(name, kind, "wrong"): wrong, (name, kind, "rejected"): rejects})
 
     def merge(self, block: "ErrorTally") -> None:
         """Adds what another block has added up."""
         self.wrong += block.wrong
-        for kind, number in block.types.items():
-            self.types.setdefault(kind, Counter()).update(number)
-        for name, of_type in block.rejected.items():
-            for kind, counter in of_type.items():
-                self.rejected.setdefault(name, {}).setdefault(kind, Counter()).update(counter)
+        self.types.update(block.types)
+        self.rejected.update(block.rejected)
 
     def by_type(self) -> dict[str, dict[str, int]]:
         """By type: wrong steps, candidates with such a step, candidates whose first error it is."""
-        return {kind: dict(self.types[kind]) for kind in paper_types_first(self.types)}
+        names, kinds = ("steps", "candidates", "first"), paper_types_first(kind for kind, _ in self.types)
+        return {kind: {name: self.types[kind, name] for name in names} for kind in kinds}
 
     def rejected_fractions(self) -> dict[str, dict[str, dict[str, float]]]:
         """By verifier and type of the first error: wrong candidates, and the fraction of them that it rejects."""
-        return {
-            name: {
-                kind: {"wrong": of_type[kind]["wrong"], "share": of_type[kind]["rejected"] / of_type[kind]["wrong"]}
-                for kind in paper_types_first(of_type)
-                if kind in of_type
-            }
-            for name, of_type in self.rejected.items()
-        }
+        fractions: dict[str, dict[str, dict[str, float]]] = {name: {} for name, *_ in self.rejected}
+        for kind in paper_types_first(kind for _, kind, _ in self.rejected):
+            for name, of_type in fractions.items():
+                if wrong := self.rejected[name, kind, "wrong"]:
+                    of_type[kind] = {"wrong": wrong, "share": self.rejected[name, kind, "rejected"] / wrong}
+        return fractions
 
 
 def by_critic(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

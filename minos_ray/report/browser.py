@@ -165,9 +165,11 @@ def take(identities: Sequence[str], count: int, rng: random.Random) -> list[str]
     return (first + later)[:count]
 
 
-def only(run: Run, name: str, column: str, values: Iterable[str]) -> list[dict[str, Any]]:
+def only(
+    run: Run, name: str, column: str, values: Iterable[str], fields: list[str] | None = None
+) -> list[dict[str, Any]]:
     """The rows of an artefact whose `column` is among the values; none where it is not there."""
-    return run.artefact(name).read_where(column, values).to_pylist() if complete(run, name) else []
+    return run.artefact(name).read_where(column, values, fields).to_pylist() if complete(run, name) else []
 
 
 def is_scored(row: dict[str, Any]) -> bool:
@@ -283,7 +285,18 @@ def browser(run: Run, count: int, seed: int, verifiers: Sequence[str]) -> Browse
         facts = {"id": problem["problem_id"], "question": problem["question"], "gold": problem["answer"]}
         right = sum(content.correct for _, content in candidates)
         entries.append({**facts, "right": right, "candidates": len(candidates)})
-    return Browser(index(entries, source), chunks, len(problems))
+    names = list(source.scores)
+    facts = {
+        "verifiers": names,
+        "steps_by": source.steps_by,
+        "sort": next((name for name in PREFERRED if name in names), "index"),
+        "heat": HEAT,
+        "tint": TINT,
+        "problems": entries,
+    }
+    # It may stand inside a script element.
+    index = json.dumps(facts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return Browser(index, chunks, len(problems))
 
 
 def read(run: Run, problems: Sequence[str], verifiers: Sequence[str]) -> Source:
@@ -294,10 +307,13 @@ def read(run: Run, problems: Sequence[str], verifiers: Sequence[str]) -> Source:
     scores = {name: run.artefact(f"scores/{name}").read_where("problem_id", problems, fields) for name in names}
     steps_by = [name for name, table in scores.items() if pc.sum(pc.list_value_length(table["step_scores"])).as_py()]
     grouped = {name: by_problem(table) for name, table in scores.items()}
-    written = critiques(run, labels["candidate_id"].to_pylist())
+    critiques: Rows = defaultdict(list)
+    fields = ["candidate_id", "critic", "agrees", "status", "text"]
+    for row in only(run, "critiques", "candidate_id", labels["candidate_id"].to_pylist(), fields):
+        critiques[row["candidate_id"]].append(row)
     wrong = labels.filter(pc.invert(labels["correct"]))["answer"].drop_null().unique()
     with Keys(workers=os.cpu_count() or 1) as keys:  # one call for all problems keeps every process busy
-        return Source(by_problem(labels), grouped, written, steps_by, keys(wrong.to_pylist()))
+        return Source(by_problem(labels), grouped, critiques, steps_by, keys(wrong.to_pylist()))
 
 
 def by_problem(rows: pa.Table) -> dict[str, pa.Table]:
@@ -310,17 +326,6 @@ def by_problem(rows: pa.Table) -> dict[str, pa.Table]:
     return {
         name: ordered.slice(a, b - a) for name, a, b in zip(runs.values.to_pylist(), [0, *ends], ends, strict=False)
     }
-
-
-def critiques(run: Run, candidates: Iterable[str]) -> Rows:
-    """Critiques by candidate."""
-    if not complete(run, "critiques"):
-        return {}
-    fields = ["candidate_id", "critic", "agrees", "status", "text"]
-    by_candidate: Rows = defaultdict(list)
-    for row in run.artefact("critiques").read_where("candidate_id", candidates, fields).to_pylist():
-        by_candidate[row["candidate_id"]].append(row)
-    return by_candidate
 
 
 def candidates_of(problem: str, source: Source) -> list[tuple[int | str, Content]]:
@@ -361,37 +366,17 @@ def content(row: dict[str, Any], cluster: int, scored: dict[str, dict[str, Any] 
     )
 
 
-def index(entries: Sequence[dict[str, Any]], source: Source) -> str:
-    """JSON that may stand inside a script element."""
-    names = list(source.scores)
-    facts = {
-        "verifiers": names,
-        "steps_by": source.steps_by,
-        "sort": next((name for name in PREFERRED if name in names), "index"),
-        "heat": HEAT,
-        "tint": TINT,
-        "problems": entries,
-    }
-    return json.dumps(facts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-class Texts:
-    """A table of strings: equal ones have one place."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, int] = {}
-
-    def at(self, text: str | None) -> int:
-        """The place of a text, -1 for none."""
-        return -1 if text is None else self.places.setdefault(text, len(self.places))
-
-
 def columns(candidates: Iterable[tuple[int | str, Content]]) -> dict[str, Any]:
     """Columns over the distinct contents; `indices` names the candidates that have each."""
     indices: dict[Content, list[int | str]] = defaultdict(list)
     for index, content in candidates:
         indices[content].append(index)
-    texts, contents = Texts(), list(indices)
+    contents, places = list(indices), dict[str, int]()
+
+    def at(text: str | None) -> int:
+        """The place of a text among all, of which equal ones have one; -1 for none."""
+        return -1 if text is None else places.setdefault(text, len(places))
+
     # The shortest numbers that are the same float32, so that sorting on the page is exact; None for no number.
     scores = (
         [None if finite(score) is None else float(str(np.float32(score))) for score in column]
@@ -399,22 +384,22 @@ def columns(candidates: Iterable[tuple[int | str, Content]]) -> dict[str, Any]:
     )
     packed = {
         "indices": list(indices.values()),
-        "answers": [texts.at(c.answer) for c in contents],
+        "answers": [at(c.answer) for c in contents],
         "clusters": [c.cluster for c in contents],
         "correct": [int(c.correct) for c in contents],
-        "statuses": [texts.at(c.status) for c in contents],
-        "steps": [[texts.at(step) for step in c.steps] for c in contents],
+        "statuses": [at(c.status) for c in contents],
+        "steps": [[at(step) for step in c.steps] for c in contents],
         "labels": ["".join(MARKS[label] for label in c.labels) for c in contents],
-        "errors": [[texts.at(kind) for kind in c.errors] for c in contents],
+        "errors": [[at(kind) for kind in c.errors] for c in contents],
         "scores": list(scores),
         "step_scores": [list(column) for column in zip(*(c.step_scores for c in contents), strict=True)],
         "critiques": {
-            str(row): [[texts.at(k.critic), int(k.agrees), texts.at(k.status), texts.at(k.text)] for k in c.critiques]
+            str(row): [[at(k.critic), int(k.agrees), at(k.status), at(k.text)] for k in c.critiques]
             for row, c in enumerate(contents)
             if c.critiques
         },
     }
-    return {"texts": list(texts.places), **packed}
+    return {"texts": list(places), **packed}
 
 
 def pack(packed: dict[str, Any]) -> str:

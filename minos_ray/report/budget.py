@@ -229,24 +229,17 @@ def accuracy_over_cost(evaluation: Entry) -> "tuple[Figure, str] | None":
         panel.scatter([p[axis] for p in points], [100 * p["accuracy"] for p in points], s=5, color=VOTE, alpha=0.35)
         for group, colour, label in (("", BOUND, "vote"), ("any", MINOS, "best choice")):
             rows = [row for row in content["budgets"] if (row["axis"], row["group"]) == (axis, group)]
-            by_budget(panel, rows, colour, label)
+            xs, ys = [row["budget"] for row in rows], [100 * row["accuracy"] for row in rows]
+            panel.plot(xs, ys, color=colour, marker="o", markeredgecolor=PAPER, label=label)
+            lows, highs = ([100 * row[end] for row in rows] for end in ("ci_low", "ci_high"))
+            panel.fill_between(xs, lows, highs, color=colour, alpha=0.15, linewidth=0)
+            panel.set_xscale("log", base=2)
+            panel.legend(fontsize=7.5, loc="lower right")
         panel.set_title(AXES[axis])
         panel.set_xlabel("budget", fontsize=8)
     panels[0].set_ylabel("accuracy (%)", fontsize=8)
     figure.tight_layout()
     return figure, "Accuracy over generated tokens and over FLOPs of solving and verifying"
-
-
-def by_budget(panel: "Axes", rows: list[Entry], colour: str, label: str) -> None:
-    """A line over budgets with its intervals as a band."""
-    xs = [row["budget"] for row in rows]
-    panel.plot(
-        xs, [100 * row["accuracy"] for row in rows], color=colour, marker="o", markeredgecolor=PAPER, label=label
-    )
-    lows, highs = ([100 * row[end] for row in rows] for end in ("ci_low", "ci_high"))
-    panel.fill_between(xs, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    panel.set_xscale("log", base=2)
-    panel.legend(fontsize=7.5, loc="lower right")
 
 
 @drawn

@@ -264,24 +264,23 @@ def min_rows(meta: Sequence[Mapping[str, Any]], last: Mapping[str, float]) -> li
 
 
 def last_shares(run: Run, verifiers: Sequence[str]) -> dict[str, float]:
-    """Per verifier: the share of solutions whose last step has the lowest score (the first of equals counts)."""
-    prms = [name for name in verifiers if name.startswith("prm")]
-    scored = [name for name in prms if run.artefact(f"scores/{name}").manifest() is not None]
-    shares = {name: last_share(run, name) for name in scored}
-    return {name: share for name, share in shares.items() if share is not None}
+    """Per PRM: the share of solutions whose last step has the lowest score (the first of equals counts).
 
-
-def last_share(run: Run, name: str) -> float | None:
-    """Read part by part; solutions with a score that is no number are dropped; None when no solution remains."""
-    artefact, last, scored = run.artefact(f"scores/{name}"), 0, 0
-    for part in artefact.part_names():
-        steps = flat(artefact.read_part(part, ["step_scores"])["step_scores"])
-        owners = np.repeat(np.arange(len(steps.lengths)), steps.lengths)
-        has_nan = np.bincount(owners[np.isnan(steps.values)], minlength=len(steps.lengths)) > 0
-        usable = steps.select((steps.lengths > 0) & ~has_nan)
-        last += int((usable.first_lowest() == usable.lengths - 1).sum())
-        scored += len(usable.lengths)
-    return last / scored if scored else None
+    Read part by part; solutions with a score that is no number are dropped. A PRM without any other has no share.
+    """
+    shares = {}
+    for name in (name for name in verifiers if name.startswith("prm")):
+        artefact, last, scored = run.artefact(f"scores/{name}"), 0, 0
+        for part in artefact.part_names() if artefact.manifest() else ():
+            steps = flat(artefact.read_part(part, ["step_scores"])["step_scores"])
+            owners = np.repeat(np.arange(len(steps.lengths)), steps.lengths)
+            has_nan = np.bincount(owners[np.isnan(steps.values)], minlength=len(steps.lengths)) > 0
+            usable = steps.select((steps.lengths > 0) & ~has_nan)
+            last += int((usable.first_lowest() == usable.lengths - 1).sum())
+            scored += len(usable.lengths)
+        if scored:
+            shares[name] = last / scored
+    return shares
 
 
 @dataclass(frozen=True)

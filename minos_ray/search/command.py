@@ -51,7 +51,14 @@ def search(config: Config, run: Run) -> tuple[Run, Manifest]:
         target = Run(run.at(f"search/{settings.method}"))
         below = config_below(config, run, target, settings)
         open_run(below)
-        put_problems(run, target)
+        problems = target.artefact("problems")
+        if begin(problems, {"import": "search", "from": fingerprint_of(run, "problems")}) is None:
+            rows = run.artefact("problems").read()
+            test = rows.filter(pc.equal(rows["split"], "test"))
+            if not test.num_rows:
+                raise UserError(f"search: {run.path} has no test problems; a search is for these alone")
+            problems.write_part("0", test)
+            problems.complete({"test": test.num_rows})
         manifest = candidates(below, run, target, verifier)
         label_candidates(below, target)
         score(below, run, target)
@@ -156,19 +163,6 @@ def begin(artefact: Artefact, inputs: dict[str, Any]) -> Manifest | None:
         return manifest
     artefact.begin(inputs)
     return None
-
-
-def put_problems(run: Run, target: Run) -> None:
-    """A copy of the test problems."""
-    artefact = target.artefact("problems")
-    if begin(artefact, {"import": "search", "from": fingerprint_of(run, "problems")}):
-        return
-    problems = run.artefact("problems").read()
-    test = problems.filter(pc.equal(problems["split"], "test"))
-    if not test.num_rows:
-        raise UserError(f"search: {run.path} has no test problems; a search is for these alone")
-    artefact.write_part("0", test)
-    artefact.complete({"test": test.num_rows})
 
 
 def inputs_of(config: Config, run: Run, target: Run, verifier: Model | None) -> dict[str, Any]:

@@ -144,7 +144,8 @@ class Searcher:
             if self.scorer and problem.search.done:
                 self.scorer.close(problem.name)
             elif self.scorer:
-                self.scorer.keep(problem.name, problem.branches())
+                goes_on = problem.search.pending.values()
+                self.scorer.keep(problem.name, [beam.cached for beam in goes_on if beam.cached])
         return [problem for problem in problems if not problem.search.done]
 
     def propose(self, problems: Iterable["OneProblem"]) -> dict[str, tuple["OneProblem", int]]:
@@ -181,7 +182,12 @@ class Searcher:
         goes_on = output.finish_reason == "stop" and output.stop_reason == self.settings.step_end
         # EOS and other stop tokens are no text.
         by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
-        text = self.text_of(problem.prompt, ids[:-1] if by_token else ids)
+        # The text of all steps at once, since a token may reach beyond the end of a step.
+        options = {"skip_special_tokens": self.sampling.get("skip_special_tokens", True)}
+        options["clean_up_tokenization_spaces"] = False
+        context = problem.prompt[-CONTEXT:]
+        before = self.tokenizer.decode(context, **options)
+        text = self.tokenizer.decode([*context, *(ids[:-1] if by_token else ids)], **options)[len(before) :]
         reason = "" if goes_on else str(output.finish_reason)
         ends = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         if ends:
@@ -190,21 +196,17 @@ class Searcher:
             reason = "length"
         return problem.search.extend(slot, output.token_ids, text, reason)
 
-    def text_of(self, prompt: list[int], ids: list[int]) -> str:
-        """The text of generated tokens: of all steps at once, since a token may reach beyond the end of a step."""
-        options = {"skip_special_tokens": self.sampling.get("skip_special_tokens", True)}
-        options["clean_up_tokenization_spaces"] = False
-        context = prompt[-CONTEXT:]
-        before = self.tokenizer.decode(context, **options)
-        return self.tokenizer.decode([*context, *ids], **options)[len(before) :]
-
     def rate(self, problems: list["OneProblem"]) -> None:
         """Scores the new steps of all these problems in common passes."""
         if self.scorer is None:
             return
         asked = [(problem, slot, beam) for problem in problems for slot, beam in problem.search.unscored().items()]
-        before = self.scorer.tokens
-        scored = self.scorer([self.growing(problem, beam) for problem, _, beam in asked])
+        before, end, growing = self.scorer.tokens, self.settings.step_end, []
+        for problem, _, beam in asked:  # the PRM reads complete steps, and all of a beam once it has ended
+            text = beam.text if beam.reason else beam.text[: beam.text.rfind(end) + len(end)]
+            steps = self.splitter(own_solution(text))
+            growing.append(Growing(problem.name, problem.unit["question"], steps, beam.cached or Branch()))
+        scored = self.scorer(growing)
         lengths = np.array([len(scores) for scores, _ in scored], np.int64)
         flat = np.array([score for scores, _ in scored for score in scores])
         totals = aggregate(flat, lengths, self.settings.aggregation or "min")
@@ -215,14 +217,6 @@ class Searcher:
         for problem in problems:  # a pass is shared: its tokens count by beams
             share = sum(of is problem for of, _, _ in asked) / max(len(asked), 1)
             problem.verified += (self.scorer.tokens - before) * share
-
-    def growing(self, problem: "OneProblem", beam: Beam) -> Growing:
-        """What the PRM reads of a beam: its complete steps, and all of it once it has ended."""
-        text, end = beam.text, self.settings.step_end
-        if not beam.reason:
-            text = text[: text.rfind(end) + len(end)]
-        steps = self.splitter(own_solution(text))
-        return Growing(problem.name, problem.unit["question"], steps, beam.cached or Branch())
 
     def finished(self, unit: dict[str, Any], texts: list[Text], costs: dict[str, float]) -> Finished:
         """The rows of a problem, with its costs in each of them."""
@@ -285,10 +279,6 @@ class OneProblem:
         self.verified = 0.0
         self.without_score = 0
 
-    def branches(self) -> list[Branch]:
-        """What the PRM has cached of the beams that go on."""
-        return [beam.cached for beam in self.search.pending.values() if beam.cached]
-
     def texts(self) -> list[Text]:
         """Its candidates, by slot."""
         beams = (self.search.ended[slot] for slot in sorted(self.search.ended))
@@ -297,9 +287,14 @@ class OneProblem:
     def costs(self) -> dict[str, float]:
         """What the search has taken."""
         search = self.search
-        tokens = {"tokens": search.tokens, "dropped_tokens": search.dropped_tokens, "verifier_tokens": self.verified}
-        counts = {"requests": search.requests, "levels": search.level, WITHOUT_SCORE: self.without_score}
-        return {**tokens, **counts}
+        return {
+            "tokens": search.tokens,
+            "dropped_tokens": search.dropped_tokens,
+            "verifier_tokens": self.verified,
+            "requests": search.requests,
+            "levels": search.level,
+            WITHOUT_SCORE: self.without_score,
+        }
 
 
 def for_steps(resources: Engine) -> Engine:

@@ -155,32 +155,31 @@ def prepare(parts: Path, inputs: dict[str, Any]) -> None:
 def scored(rows: Rows, inputs: dict[str, Any], parts: Path, task: Task) -> pa.Table:
     """A row of `RESULT` for each row of the file; slices that were stored for the same inputs are not scored again."""
     prepare(parts, inputs)
-    order = by_question(rows, task.question)
-    if order is not None:
-        rows = reordered(rows, order, parts / "rows.parquet", [task.question, task.text])
+    rows, order = by_question(rows, task, parts / "rows.parquet")
     slices = dict(enumerate(rows.slices()))
     score_missing(parts, slices, task)
     results = pa.concat_tables([pq.read_table(parts / f"{number:06d}.parquet", schema=RESULT) for number in slices])
     return results if order is None else results.take(np.argsort(order))
 
 
-def by_question(rows: Rows, question: str) -> np.ndarray | None:
-    """[rows]: the order in which rows of one question follow one another, so that one slice holds them and what they
-    share is computed once; None where they do already."""
+def by_question(rows: Rows, task: Task, path: Path) -> tuple[Rows, np.ndarray | None]:
+    """The rows as a file in an order in which those of one question follow one another, so that one slice holds them
+    and what they share is computed once, and that order [rows]; None where they do already.
+
+    The texts are in memory meanwhile.
+    """
     numbers: dict[str, int] = {}
-    cells = (str(cell) for block in rows.blocks() for cell in block[question].to_pylist())
+    cells = (str(cell) for block in rows.blocks() for cell in block[task.question].to_pylist())
     questions = np.array([numbers.setdefault(cell, len(numbers)) for cell in cells])
-    return None if (np.diff(questions) >= 0).all() else np.argsort(questions, kind="stable")
-
-
-def reordered(rows: Rows, order: np.ndarray, path: Path, columns: list[str]) -> Rows:
-    """These columns of the rows in another order, as a file; the texts are in memory meanwhile."""
-    texts = pa.concat_tables([block.select(columns) for block in rows.blocks()])
+    if (np.diff(questions) >= 0).all():
+        return rows, None
+    order = np.argsort(questions, kind="stable")
+    texts = pa.concat_tables([block.select([task.question, task.text]) for block in rows.blocks()])
     with pq.ParquetWriter(f"{path}.tmp", texts.schema) as writer:
         for first in range(0, len(order), SLICE_ROWS):
             writer.write_table(texts.take(order[first : first + SLICE_ROWS]))
     os.replace(f"{path}.tmp", path)
-    return Rows(str(path), "", [])
+    return Rows(str(path), "", []), order
 
 
 def score_missing(parts: Path, slices: dict[int, Slice], task: Task) -> None:
@@ -209,7 +208,10 @@ def grouped(rows: Rows, results: pa.Table, group: str) -> pa.Table:
         key_of = keys([answer for answer in answers if answer])
     added: list[list[Any]] = [[None] * len(values) for _ in GROUP]
     place, _, vote, margin = added
-    for members in members_of(values):
+    groups: dict[object, list[int]] = defaultdict(list)
+    for row, value in enumerate(values):
+        groups[value].append(row)
+    for members in groups.values():
         own_scores = [scores[row] for row in members]
         won = weighted_vote(own_scores, [answers[row] for row in members], key_of)
         for row, rank in zip(members, ranks(own_scores), strict=True):
@@ -251,14 +253,6 @@ class Vote(NamedTuple):
 
     answer: str | None
     margin: float | None
-
-
-def members_of(groups: Sequence[object]) -> list[list[int]]:
-    """The rows of each group, in order; groups in the order of their first row."""
-    members: dict[object, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups):
-        members[group].append(row)
-    return list(members.values())
 
 
 def ranks(scores: Sequence[float | None]) -> list[int | None]:

@@ -167,22 +167,18 @@ def is_chat(cell: Any) -> bool:
     return isinstance(cell, list) and bool(cell) and all(isinstance(turn, dict) and "role" in turn for turn in cell)
 
 
-def in_chat(chat: Sequence[dict[str, Any]], role: str) -> str:
-    """The text of the assistant's turns, or of the last turn of another role; UserError when there is none."""
-    turns = [turn.get("content") for turn in chat if turn["role"] == role]
+def as_text(cell: Any, role: str = "assistant") -> str:
+    """A cell as text: of a chat the assistant's turns, or the last turn of another role (UserError when there is none),
+    the lines of a list of steps; nothing is an empty text."""
+    if not is_chat(cell):
+        if isinstance(cell, list):
+            return "\n".join(map(as_text, cell))
+        return "" if is_nothing(cell) else written(cell)
+    turns = [turn.get("content") for turn in cell if turn["role"] == role]
     texts = [
         "".join(part.get("text") or "" for part in content) if isinstance(content, list) else content
         for content in (turns if role == "assistant" else turns[-1:])
     ]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"a chat has no turn of the {role} with a text: {chat!r:.100}")
+        raise UserError(f"a chat has no turn of the {role} with a text: {cell!r:.100}")
     return "\n".join(map(str, texts))
-
-
-def as_text(cell: Any, role: str = "assistant") -> str:
-    """A cell as text: the turns of a `role` in a chat, the lines of a list of steps; nothing is an empty text."""
-    if is_chat(cell):
-        return in_chat(cell, role)
-    if isinstance(cell, list):
-        return "\n".join(map(as_text, cell))
-    return "" if is_nothing(cell) else written(cell)

@@ -31,18 +31,8 @@ from minos_ray.evaluation.choices import (
     shrunk_votes,
     top_votes,
 )
-from minos_ray.evaluation.compute import Prices, Size, size_of
-from minos_ray.evaluation.robust import (
-    PREDICTED,
-    Precision,
-    peak,
-    predicted_accuracy,
-    ranked,
-    risks,
-    selected_values,
-    shrunk,
-)
-from minos_ray.evaluation.selection import best_of
+from minos_ray.evaluation.selection import PREDICTED, Precision, best_of, peak, predicted_accuracy, ranked
+from minos_ray.evaluation.ways import Prices, Size, risks, selected_values, shrunk, size_of
 from minos_ray.report.budget import best_rows, budget_table, peak_lines, way_name
 from minos_ray.store.run import Run
 from tests.evaluation.test_stage import VERIFIERS, evaluated

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minos_ray.evaluation.blocks import plan_blocks, read_blocks
+from minos_ray.evaluation.blocks import columns_of, make_block, plan_blocks, read_sources
 from minos_ray.evaluation.candidates import Keys
 from minos_ray.report.browser import Content, Critique, browser, columns, gallery, pack
 from minos_ray.store import columns as schema
@@ -144,7 +145,7 @@ def test_what_was_refused_has_no_score_on_the_page(copy: Run) -> None:
     assert all(score > 0 for sample in shown for name, score in sample.scores.items() if name != "critic")
 
 
-def test_answers_are_the_same_as_in_the_evaluation(copy: Run) -> None:
+def test_answers_are_the_same_as_in_the_evaluation(copy: Run, tmp_path: Path) -> None:
     forms = {"test-1/0": "\\sqrt{16}+7", "test-1/1": "11", "test-1/2": "\\frac{22}{2}+1", "test-1/3": None}
     wrong = {"correct": False, "status": "wrong"}
     rewritten(
@@ -153,8 +154,8 @@ def test_answers_are_the_same_as_in_the_evaluation(copy: Run) -> None:
         lambda row: row | wrong | {"answer": forms[row["candidate_id"]]} if row["candidate_id"] in forms else row,
     )
     with Keys() as keys:
-        plan = plan_blocks(copy, "test")
-        (block,) = read_blocks(copy, plan, (), keys)
+        (sources,) = read_sources(copy, plan_blocks(copy, "test"), columns_of(()), tmp_path)
+        block = make_block(sources, keys)
     wanted = dict(zip(block.candidates.rows["candidate_id"].to_pylist(), block.candidates.clusters, strict=True))
     found = browser(copy, 8, 0, ())
     assert found is not None

@@ -1,4 +1,5 @@
-"""Compute on the axis: generated tokens and FLOPs of solving and verifying, and the best choice for each budget.
+"""Every way to choose with what it comes to: votes that false positives fool less, adaptive n, selective answering; and
+what each costs in generated tokens and FLOPs of solving and verifying, with the best choice for each budget.
 
 A model's pass over a token takes 2 FLOPs for each of its weights in a matrix product, and 4 L d for each token that it
 attends to, with L layers whose heads are d wide together (Kaplan et al., 2001.08361, section 2.1). So a text of T
@@ -13,7 +14,7 @@ a token is sent to. No length of a prompt is stored: it is what scoring read bey
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,16 +23,158 @@ import pyarrow.fs as pafs
 from minos_ray.config.load import Config
 from minos_ray.config.schema import Model
 from minos_ray.errors import UserError
-from minos_ray.evaluation.choices import CONFIDENCES, Choices, Way
-from minos_ray.evaluation.robust import FOLDS, VOTE, Columns, way_entry
+from minos_ray.evaluation.choices import CONFIDENCES, POWERS, Answered, Choices, Way
+from minos_ray.evaluation.comparison import Method, Outcomes
 from minos_ray.evaluation.selection import CRITIC, JUDGES
 from minos_ray.evaluation.statistics import Measured
 from minos_ray.graph.specs import critic_chosen
 from minos_ray.store.model_files import is_hub_id, locate
 from minos_ray.store.run import Run
 
+FOLDS = 5
+BEST = "best-of-n"  # as a power: infinity
+VOTE = "self-consistency"
+ROBUST = ("shrunk-vote", "top-vote", "pessimistic")
+COVERAGES = {0.5: 50, 0.8: 80}  # per cent
+CURVE = tuple(step / 20 for step in range(1, 21))
+Columns = dict[Way, np.ndarray]
 AXES = ("tokens", "flops")
 ANY = "any"  # of `verifier` in a budget: the best of all
+
+
+def shrunk(choices: Choices, answered: Answered, rivals: Columns) -> tuple[Columns, dict[str, list[float | str]]]:
+    """Outcomes of the shrunk vote, and its powers by verifier and n.
+
+    The power for a problem is the best one on the problems of the other `FOLDS` - 1 folds, so that no problem takes
+    part in choosing its own (a single problem has the plain vote); of equal ones the lowest, which is nearest to the
+    vote. The powers that are returned are the best on all problems. Among fewer than three candidates all above 0 are
+    best-of-n, and there are no rows.
+    """
+    chosen: Columns = {}
+    powers: dict[str, list[float | str]] = {}
+    fold = np.arange(len(answered.tokens)) % FOLDS
+    for v, name in enumerate(choices.verifiers):
+        powers[name] = []
+        for j, n in enumerate(choices.ns):
+            if n < 3:
+                continue
+            values = np.column_stack([answered.shrunk[:, v, :, j], rivals[Way(BEST, name, n, n)]])
+            picked = np.empty(len(values))
+            for k in range(FOLDS):
+                picked[fold == k] = values[fold == k, int(values[fold != k].sum(axis=0).argmax())]
+            chosen[Way("shrunk-vote", name, n, n)] = picked
+            place = int(values.mean(axis=0).argmax())
+            powers[name].append(BEST if place == values.shape[1] - 1 else POWERS[place])
+    return chosen, powers
+
+
+def robust(choices: Choices, answered: Answered, measured: list[Measured]) -> tuple[dict[str, Any], Columns]:
+    """`robust` of evaluation.json: every robust method at every n: accuracy, and the difference to the better of vote
+    and best-of-n, all on the same orders, with intervals at `headline` alone; and the n at which each does worst
+    against that. Also the outcomes of all ways.
+    """
+    rivals = dict(zip(choices.ways(), answered.outcomes.T, strict=True))
+    chosen, powers = shrunk(choices, answered, rivals)
+    columns = rivals | chosen
+    rows, worst = [], {}
+    for way in (way for way in columns if way.method in ROBUST):
+        vote, best = columns[Way(VOTE, "", way.n, 0)], columns[Way(BEST, way.verifier, way.n, way.n)]
+        better = vote if vote.mean() >= best.mean() else best
+        gap = float((columns[way] - better).mean())
+        rows.append({**way_entry(way), "accuracy": float(columns[way].mean()), "minus_better": gap})
+        if way.n == choices.headline:
+            measured += [Measured(rows[-1], "ci", columns[way])]
+            measured += [Measured(rows[-1], "minus_better", columns[way], better)]
+        key = f"{way.method}{way.top or ''}:{way.verifier}"
+        if key not in worst or gap < worst[key]["minus_better"]:
+            worst[key] = {"n": way.n, "minus_better": gap}
+    ns = [n for n in choices.ns if n > 2]
+    return {"orders": choices.orders, "ns": ns, "powers": powers, "methods": rows, "worst": worst}, columns
+
+
+def way_entry(way: Way) -> dict[str, Any]:
+    """A way as keys of an entry; `top` where it has one."""
+    return {key: value for key, value in way._asdict().items() if key != "top" or way.top}
+
+
+def adaptive_rows(
+    choices: Choices, answered: Answered, columns: Columns, measured: list[Measured]
+) -> list[dict[str, Any]]:
+    """For each confidence: accuracy, samples and tokens saved, and the difference to the vote of all `headline`."""
+    vote, tokens, rows = columns[Way(VOTE, "", choices.headline, 0)], np.nan_to_num(answered.tokens, nan=1.0), []
+    for k, confidence in enumerate(CONFIDENCES):
+        right, used = answered.stopped[:, k], answered.used[:, k]
+        row = {"confidence": confidence, "n": choices.headline, "accuracy": float(right.mean())}
+        row |= {"samples": float(used.mean()), "minus_vote": float((right - vote).mean())}
+        row["saved_tokens"] = float(1 - (used @ tokens) / (choices.headline * tokens.sum()))
+        measured += [Measured(row, "ci", right), Measured(row, "minus_vote", right, vote)]
+        rows.append(row)
+    return rows
+
+
+def selective_rows(choices: Choices, answered: Answered, measured: list[Measured]) -> list[dict[str, Any]]:
+    """Selective answering at `headline`: the risk (share of wrong answers) when only the surest problems are answered.
+
+    `area` is the mean risk over all coverages 1 / problems, 2 / problems, ..., 1 (Geifman et al., 1805.08206);
+    `coverage` and `risk` are points of the curve. Accuracies have intervals, with the surest problems fixed.
+    """
+    rows: list[dict[str, Any]] = []
+    for k, (method, name) in enumerate(choices.abstaining()):
+        risk, order = risks(answered.confidence[:, k], answered.chosen[:, k])
+        counts = {coverage: max(1, round(coverage * len(risk))) for coverage in (*CURVE, *COVERAGES)}
+        row = {"method": method, "verifier": name, "n": choices.headline, "area": float(risk.mean())}
+        rows.append(row | {"coverage": list(CURVE), "risk": [float(risk[counts[c] - 1]) for c in CURVE]})
+        for coverage, percent in COVERAGES.items():
+            count = counts[coverage]
+            rows[-1][f"accuracy_at_{percent}"] = float(1 - risk[count - 1])
+            values = selected_values(answered.confidence[order, k], answered.chosen[order, k], count)
+            measured.append(Measured(rows[-1], f"accuracy_at_{percent}", values))
+    return rows
+
+
+def selected_values(confidence: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
+    """[problems], the surest first: values with the mean and the sampling error of the accuracy on the surest `count`.
+
+    Problems as sure as the last of these are answered in random order: each counts by the share of them that is
+    answered. NaN for those that are less sure.
+    """
+    surer, as_sure = confidence > confidence[count - 1], confidence == confidence[count - 1]
+    weights = surer + as_sure * (count - surer.sum()) / as_sure.sum()
+    accuracy = weights @ right / count
+    # The ratio of two sums, as a mean: its terms are linear in the weights.
+    values = accuracy + (weights > 0).sum() / count * weights * (right - accuracy)
+    return np.where(weights > 0, values, np.nan)
+
+
+def risks(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[problems]: the share of wrong ones among the surest 1, 2, ..., all; and the problems, the surest first.
+
+    Equally sure problems are answered in random order: their outcomes count as their mean.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    levels = np.unique(-confidence, return_inverse=True)[1]
+    mean = (np.bincount(levels, right) / np.bincount(levels))[levels]
+    return 1 - np.cumsum(mean[order]) / np.arange(1, len(right) + 1), order
+
+
+def contents(choices: Choices, outcomes: Outcomes, measured: list[Measured]) -> tuple[dict[str, Any], Columns]:
+    """`robust`, `adaptive` and `selective` of evaluation.json, and the outcomes of all ways for what follows.
+
+    Rows whose intervals are still to be filled are added to `measured`.
+    """
+    answered = choices.joined()
+    content, columns = robust(choices, answered, measured)
+    # Beside the methods of `methods`, which have more orders or are exact.
+    compared = ~np.isnan(outcomes[Method(VOTE, "", choices.headline)])
+    entering = slice(None) if compared.all() else compared  # where it is all of them, nothing is copied
+    columns |= {
+        Way(method.name, method.verifier, method.n, method.n if method.verifier else 0): values[entering]
+        for method, values in outcomes.items()
+        if not method.aggregation and not method.name.startswith("pass@") and method.n <= choices.headline
+    }
+    adaptive = adaptive_rows(choices, answered, columns, measured)
+    selective = selective_rows(choices, answered, measured)
+    return {"robust": content, "adaptive": adaptive, "selective": selective}, columns
 
 
 class Size(NamedTuple):
@@ -89,10 +232,7 @@ def prices(config: Config, run: Run, choices: Choices) -> Prices | None:
         for m in read
         if m and m.details.get("tokens_of_solutions") and m.counts.get("candidates")
     ]
-    critic, samples = (
-        run.artefact("scores/critic").manifest(),
-        config.score.judge.samples if config.score.judge else 1,
-    )
+    critic, samples = run.artefact("scores/critic").manifest(), config.score.judge.samples if config.score.judge else 1
     critiques = critic.counts.get("critiques", 0) if critic else 0
     critique = samples * critic.counts.get("tokens", 0) / critiques if critic and critiques else 0.0
     sizes = {"generator": size_of(config.generator, run, True)}
@@ -137,7 +277,15 @@ def size_of(model: Model | None, run: Run, writes: bool) -> Size | None:
         with files.open_input_file(f"{folder}/config.json") as source:
             facts = json.loads(source.read())
         facts = {**facts, **facts.get("text_config", {})}
-        shapes = list(tensor_shapes(files, folder))
+        # Names and shapes of the tensors, from the headers of safetensors files.
+        infos = [info for info in files.get_file_info(pafs.FileSelector(folder)) if info.extension == "safetensors"]
+        shapes = []
+        for info in infos:
+            with files.open_input_file(info.path) as source:
+                header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
+            shapes += [(name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
+        if not shapes:
+            return None
         heads, hidden = facts["num_attention_heads"], facts["hidden_size"]
         experts = facts.get("num_local_experts") or facts.get("num_experts") or 1
         working = facts.get("num_experts_per_tok", experts) / experts
@@ -147,17 +295,6 @@ def size_of(model: Model | None, run: Run, writes: bool) -> Size | None:
         return Size(int(weights), facts["num_hidden_layers"], heads * (facts.get("head_dim") or hidden // heads))
     except (OSError, UserError, KeyError, ValueError):
         return None
-
-
-def tensor_shapes(files: pafs.FileSystem, folder: str) -> Iterator[tuple[str, list[int]]]:
-    """Names and shapes of the tensors in a folder's safetensors files, from their headers. OSError without any file."""
-    infos = [info for info in files.get_file_info(pafs.FileSelector(folder)) if info.extension == "safetensors"]
-    if not infos:
-        raise OSError(f"{folder} has no safetensors file")
-    for info in infos:
-        with files.open_input_file(info.path) as source:
-            header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
-        yield from ((name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 class Priced(NamedTuple):
