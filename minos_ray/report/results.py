@@ -241,7 +241,8 @@ def rows(evaluation: Mapping[str, Any], dataset: str = "gsm8k") -> list[Row]:
     n = headline(evaluation)
     entries = [m for m in evaluation["methods"] if m["n"] == n and m["method"] in MAIN and m["method"] != SINGLE]
     entries += [m for m in evaluation["methods"] if m["method"] == SINGLE][-1:]
-    return sorted((row(evaluation, m, n, dataset) for m in entries), key=lambda r: (order(r), r.method, r.verifier))
+    table = sorted((row(evaluation, m, n, dataset) for m in entries), key=lambda r: (r.method, r.verifier))
+    return sorted(table, key=lambda r: (r.method == "pass@n", place((r.method, r.verifier), ORDER)))
 
 
 def row(evaluation: Mapping[str, Any], m: Mapping[str, Any], n: int, dataset: str) -> Row:
@@ -261,15 +262,7 @@ def row(evaluation: Mapping[str, Any], m: Mapping[str, Any], n: int, dataset: st
     )
 
 
-def order(r: Row) -> int:
-    """Where a row stands: as in the paper, then others, the oracle last."""
-    if r.method == "pass@n":
-        return 1000
-    pair = (r.method, r.verifier)
-    return ORDER.index(pair) if pair in ORDER else 100
-
-
-def place(name: str, names: Iterable[str] = VERIFIER_NAMES) -> int:
+def place(name: object, names: Iterable[object] = VERIFIER_NAMES) -> int:
     """Where a name stands among `names`, others behind."""
     return next((k for k, other in enumerate(names) if other == name), len(list(names)))
 

@@ -83,28 +83,6 @@ class Replica:
             start = end
 
 
-def deployment(replicas: int, max_replicas: int, cpus: float, gpus: int, most: int) -> Any:
-    """The Serve deployment of `Replica`. A replica takes `most` batches at once; between `replicas` and `max_replicas`
-    run: more while each has a batch in work and another that waits for it (`front.BATCHES`)."""
-    from ray import serve
-
-    scaling: dict[str, Any] = {"num_replicas": replicas}
-    if max_replicas > replicas:
-        limits = {"min_replicas": replicas, "max_replicas": max_replicas, "target_ongoing_requests": 1.5}
-        scaling = {"autoscaling_config": {**limits, "look_back_period_s": 15, "upscale_delay_s": 10}}
-    return serve.deployment(
-        Replica,
-        name="Replica",
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        max_ongoing_requests=most,
-        health_check_period_s=2,
-        graceful_shutdown_timeout_s=20,
-        max_constructor_retry_count=3,
-        logging_config={"enable_access_log": False},
-        **scaling,
-    )
-
-
 class Settings(BaseModel):
     """What a server is made from: options of `minos serve`, `args` of a Serve config."""
 
@@ -156,9 +134,29 @@ class Settings(BaseModel):
         return Task(verifier, "", "", "", self.splitter, self.aggregation, resources)
 
     def replicas_of(self, task: Task, cpus: float) -> Any:
-        """The bound Serve deployment of the replicas; each has so many CPUs where the settings do not say."""
+        """The bound Serve deployment of the replicas; each has so many CPUs where the settings do not say.
 
-        replicas = deployment(self.replicas, self.most_replicas(), self.cpus or cpus, self.gpus, self.max_queue)
+        Between `replicas` and `max_replicas` run: more while each has a batch in work and another that waits for it
+        (`front.BATCHES`).
+        """
+        from ray import serve
+
+        scaling: dict[str, Any] = {"num_replicas": self.replicas}
+        if self.most_replicas() > self.replicas:
+            limits = {"min_replicas": self.replicas, "max_replicas": self.most_replicas()}
+            pace = {"target_ongoing_requests": 1.5, "look_back_period_s": 15, "upscale_delay_s": 10}
+            scaling = {"autoscaling_config": {**limits, **pace}}
+        replicas: Any = serve.deployment(
+            Replica,
+            name="Replica",
+            ray_actor_options={"num_cpus": self.cpus or cpus, "num_gpus": self.gpus},
+            max_ongoing_requests=self.max_queue,
+            health_check_period_s=2,
+            graceful_shutdown_timeout_s=20,
+            max_constructor_retry_count=3,
+            logging_config={"enable_access_log": False},
+            **scaling,
+        )
         return replicas.bind(task)
 
     def front(self, application: str, handle: Any) -> Any:
@@ -175,7 +173,9 @@ def serve_forever(settings: Settings, host: str, port: int) -> None:
     UserError for what is wrong with the request, before Ray starts where that can be known; WorkStopped when no
     replica can be started.
     """
-    require_extra()
+    # Not imported: Ray reads its environment then, and `join` has not set that yet.
+    if missing := ", ".join(name for name in EXTRA if find_spec(name) is None):
+        raise UserError(f"minos serve needs the extra 'serve' (pip install 'minos_ray[serve]'); missing: {missing}")
     settings.served()
     key, task = settings.key(), settings.task()
     with listening(host, port) as listener:
@@ -206,15 +206,6 @@ def share_of_cpus(settings: Settings) -> float:
     if settings.gpus or joins(Resources()):
         return 1
     return max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.most_replicas())
-
-
-def require_extra() -> None:
-    """UserError without Ray Serve and what it needs."""
-    # Not imported: Ray reads its environment then, and `join` has not set that yet.
-    if missing := [name for name in EXTRA if find_spec(name) is None]:
-        raise UserError(
-            f"minos serve needs the extra 'serve' (pip install 'minos_ray[serve]'); missing: {', '.join(missing)}"
-        )
 
 
 @contextmanager

@@ -177,6 +177,11 @@ def artefacts_of(config: Config, stages: Sequence[str]) -> list[Spec]:
     return [spec for spec in specs(config) if spec.stage in stages]
 
 
+def are_done(config: Config, run: Run, stages: Sequence[str]) -> bool:
+    """Whether the artefacts of these stages are complete and fresh."""
+    return all(state_of(config, run, spec).state == "done" for spec in artefacts_of(config, stages))
+
+
 def make_data(grid: Grid) -> None:
     """The data of every seed of a study, and others where ablations need them; what is fresh is not made again.
 
@@ -187,7 +192,7 @@ def make_data(grid: Grid) -> None:
         for arm in (grid.amounts[-1], *grid.ablations):
             config, target = grid.data_config(Trial(arm, seed)), grid.data_run(Trial(arm, seed))
             copy_fitting(config, plain, target)
-            if any(state_of(config, target, spec).state != "done" for spec in artefacts_of(config, DATA_STAGES)):
+            if not are_done(config, target, DATA_STAGES):
                 say = functools.partial(print, f"study: {target.root.rpartition('/')[2]}:", flush=True)
                 config = with_remaining_budget(config, grid.run, target)
                 run_all(config, open_run(config), say, [stage for stage in ORDER if stage in DATA_STAGES])
@@ -294,10 +299,20 @@ class SharedData:
         self.put(target, "problems", self.problems, choice)
         self.put(target, "labels", self.labels, choice)
         if amount:
+            # The first critiques that `minos critique` would buy, so that a larger amount holds every smaller one.
             order = {"wrong_share": self.config.critique.wrong_share, "seed": trial.seed, "count": amount}
-            self.put(target, "critiques", self.chosen_critiques(amount, trial.seed), order)
-        if self.config.base.model == f"run:{BASE}":
-            self.put_base(target)
+            selection = select(self.critiqued, amount, self.config.critique.wrong_share, trial.seed)
+            if len(selection.rows) < amount:
+                raise UserError(
+                    f"sweep.critiques = {amount}, but the run has critiques of {len(selection.rows)} different "
+                    "candidates; raise critique.count or lower sweep.critiques"
+                )
+            ids = pa.array([row["candidate_id"] for row in selection.rows], pa.string())
+            self.put(target, "critiques", self.critiques.filter(is_in(self.critiques["candidate_id"], ids)), order)
+        base = target.artefact(BASE)
+        if self.config.base.model == f"run:{BASE}" and self.begin(base, {}):
+            copy_files(self.run.artefact(BASE), base)
+            base.complete({})
 
     def put(self, target: Run, name: str, rows: pa.Table, choice: dict[str, Any]) -> None:
         """One artefact of rows; its inputs are the artefact that they come from and what was chosen of it."""
@@ -305,13 +320,6 @@ class SharedData:
         if self.begin(artefact, {"choice": choice}):
             artefact.write_part("0", rows)
             artefact.complete({"rows": rows.num_rows}, {NOT_DRAWN: self.not_drawn.get(name, 0)})
-
-    def put_base(self, target: Run) -> None:
-        """A copy of the base model that the run made."""
-        artefact = target.artefact(BASE)
-        if self.begin(artefact, {}):
-            copy_files(self.run.artefact(BASE), artefact)
-            artefact.complete({})
 
     def begin(self, artefact: Artefact, details: dict[str, Any]) -> bool:
         """Whether the artefact is to be written; it is begun then."""
@@ -321,17 +329,6 @@ class SharedData:
             return False
         artefact.begin(sources)
         return True
-
-    def chosen_critiques(self, amount: int, seed: int) -> pa.Table:
-        """The first critiques that `minos critique` would buy, so that a larger amount holds every smaller one."""
-        selection = select(self.critiqued, amount, self.config.critique.wrong_share, seed)
-        if len(selection.rows) < amount:
-            raise UserError(
-                f"sweep.critiques = {amount}, but the run has critiques of {len(selection.rows)} different "
-                "candidates; raise critique.count or lower sweep.critiques"
-            )
-        ids = pa.array([row["candidate_id"] for row in selection.rows], pa.string())
-        return self.critiques.filter(is_in(self.critiques["candidate_id"], ids))
 
 
 def chosen_problems(problems: pa.Table, tests: int | None, seed: int) -> pa.Table:

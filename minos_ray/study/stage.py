@@ -23,7 +23,6 @@ from minos_ray.config.load import Config, leaves, resolve
 from minos_ray.config.resources import Actors, Resources, Workers
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.graph.specs import FUNCTIONS, NEUTRAL, NOT_STUDIED, begin, fresh
-from minos_ray.graph.state import state_of
 from minos_ray.labels.stage import require_for_prms
 from minos_ray.observe.failure import cause, reported, without_secrets
 from minos_ray.observe.progress import Progress
@@ -36,6 +35,7 @@ from minos_ray.study.grid import (
     Grid,
     SharedData,
     Trial,
+    are_done,
     artefacts_of,
     copy_fitting,
     give_data,
@@ -196,13 +196,7 @@ def named_before(config: Config, run: Run) -> dict[str, Any]:
 
 def is_done(grid: Grid, trial: Trial) -> bool:
     """Whether everything that the trial makes is complete and fresh."""
-    config, run = grid.trial_config(trial), grid.trial_run(trial)
-    return are_done(config, run, TRIAL_STAGES)
-
-
-def are_done(config: Config, run: Run, stages: Sequence[str]) -> bool:
-    """Whether the artefacts of these stages are complete and fresh."""
-    return all(state_of(config, run, spec).state == "done" for spec in artefacts_of(config, stages))
+    return are_done(grid.trial_config(trial), grid.trial_run(trial), TRIAL_STAGES)
 
 
 def run_trial(grid: Grid, trial: Trial) -> None:
@@ -224,30 +218,24 @@ def run_unfinished(grid: Grid) -> int:
 
     WorkStopped when trials failed; the others are done then. Ray Tune's own state is not needed again.
     """
-    todo = {grid.name(trial): trial for trial in grid.trials if not is_done(grid, trial)}
+    todo, command = {grid.name(trial): trial for trial in grid.trials if not is_done(grid, trial)}, grid.command
+    errors: dict[str, BaseException] = {}
     if todo:
-        run_trials(grid, todo)
-    grid.run.delete(f"{grid.command}/tune")  # also where the command was killed after the last trial
-    return len(todo)
-
-
-def run_trials(grid: Grid, todo: Mapping[str, Trial]) -> None:
-    """The trials, by name; WorkStopped when some failed."""
-    join(grid.config.resources)
-    resources, command = grid.config.resources, grid.command
-    judges = any(grid.trial_config(trial).refine.rounds for trial in todo.values())
-    names = ("train", "score", "judge") if judges else ("train", "score")
-    for name in names:
-        require(name, getattr(resources, name), resources.wait_s)
-    pools = [bundles(getattr(resources, name)) for name in names]
-    nodes = [functools.reduce(lambda free, pool: pool.offer(free, n.labels), pools, n.resources) for n in alive()]
-    at_once = trials_at_once(resources, nodes, len(todo), judges)
-    print(f"{command}: {len(todo)} trials, {at_once} at once", flush=True)
-    with Progress(command, len(grid.trials), "trials", len(grid.trials) - len(todo), grid.run) as progress:
-        results = tuner(grid, todo, at_once, progress).fit()
-        errors = {(result.config or {})["trial"]: result.error for result in results if result.error}
-        if errors:
-            progress.give_up()
+        resources = grid.config.resources
+        join(resources)
+        judges = any(grid.trial_config(trial).refine.rounds for trial in todo.values())
+        names = ("train", "score", "judge") if judges else ("train", "score")
+        for name in names:
+            require(name, getattr(resources, name), resources.wait_s)
+        pools = [bundles(getattr(resources, name)) for name in names]
+        nodes = [functools.reduce(lambda free, pool: pool.offer(free, n.labels), pools, n.resources) for n in alive()]
+        at_once = trials_at_once(resources, nodes, len(todo), judges)
+        print(f"{command}: {len(todo)} trials, {at_once} at once", flush=True)
+        with Progress(command, len(grid.trials), "trials", len(grid.trials) - len(todo), grid.run) as progress:
+            results = tuner(grid, todo, at_once, progress).fit()
+            errors = {(result.config or {})["trial"]: result.error for result in results if result.error}
+            if errors:
+                progress.give_up()
     if errors:
         causes = [f"{name}: {without_secrets(cause(error))}" for name, error in errors.items()]
         print("\n".join(f"{command}: {line}" for line in causes), flush=True)
@@ -255,6 +243,8 @@ def run_trials(grid: Grid, todo: Mapping[str, Trial]) -> None:
             f"{command}: {len(errors)} of {len(todo)} trials failed ({causes[0]}); "
             "finished ones are kept, the same command does the rest"
         ) from next(iter(errors.values()))
+    grid.run.delete(f"{command}/tune")  # also where the command was killed after the last trial
+    return len(todo)
 
 
 def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]], most: int, judges: bool = False) -> int:
