@@ -126,12 +126,11 @@ class RewardRequest(BaseModel):
     def pairs(self, served: Served) -> Pairs:
         """Question and response of each query."""
         prompts: Sequence[str | None] = self.prompts or [None] * len(self.query)
-        return unzipped(
-            [
-                read_query(query, served.prompt, f"query.{number}", prompt)
-                for number, (query, prompt) in enumerate(zip(self.query, prompts, strict=True))
-            ]
-        )
+        pairs = [
+            read_query(query, served.prompt, f"query.{number}", prompt)
+            for number, (query, prompt) in enumerate(zip(self.query, prompts, strict=True))
+        ]
+        return [question for question, _ in pairs], [solution for _, solution in pairs]
 
     def answer(self, reply: Reply, served: Served) -> dict[str, Any]:
         """OpenRLHF makes tensors of all values: numbers everywhere, and `extra_logs` says what was not scored."""
@@ -175,7 +174,8 @@ class ClassifyRequest(BaseModel):
                 raise BadField("messages", "a chat holds the question (user) and ends with the solution (assistant)")
             return [questions[-1]], [last.content]
         texts = [self.input] if isinstance(self.input, str) else self.input or []
-        return unzipped([read_query(text, served.prompt, f"input.{number}") for number, text in enumerate(texts)])
+        pairs = [read_query(text, served.prompt, f"input.{number}") for number, text in enumerate(texts)]
+        return [question for question, _ in pairs], [solution for _, solution in pairs]
 
     def answer(self, reply: Reply, served: Served) -> dict[str, Any]:
         """As vLLM answers for a model with one label; like vLLM, nothing when an input cannot be scored."""
@@ -246,8 +246,3 @@ def read_query(text: str, prompt_format: str, field: str, prompt: str | None = N
         if run.end() == len(solution):
             solution = solution[: run.start()].rstrip()
     return question, solution
-
-
-def unzipped(pairs: list[tuple[str, str]]) -> Pairs:
-    """Questions, and solutions."""
-    return [question for question, _ in pairs], [solution for _, solution in pairs]

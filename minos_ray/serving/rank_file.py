@@ -140,21 +140,15 @@ def state(path: str) -> list[Any]:
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
-def prepare(parts: Path, inputs: dict[str, Any]) -> None:
-    """The folder for stored slices, emptied when it holds those of other inputs."""
-    mark = parts / "inputs"
-    if mark.is_file() and mark.read_text() == fingerprint(inputs):
-        return
-    if parts.exists() and not mark.is_file():
-        raise UserError(f"'{parts}' is in the way: `minos rank` keeps what it has scored there; move it away")
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir()
-    mark.write_text(fingerprint(inputs))
-
-
 def scored(rows: Rows, inputs: dict[str, Any], parts: Path, task: Task) -> pa.Table:
     """A row of `RESULT` for each row of the file; slices that were stored for the same inputs are not scored again."""
-    prepare(parts, inputs)
+    mark, key = parts / "inputs", fingerprint(inputs)
+    if not (mark.is_file() and mark.read_text() == key):  # emptied when it holds slices of other inputs
+        if parts.exists() and not mark.is_file():
+            raise UserError(f"'{parts}' is in the way: `minos rank` keeps what it has scored there; move it away")
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+        mark.write_text(key)
     rows, order = by_question(rows, task, parts / "rows.parquet")
     slices = dict(enumerate(rows.slices()))
     score_missing(parts, slices, task)

@@ -93,7 +93,12 @@ def study(config: Config, run: Run) -> Manifest:
     if manifest := fresh(config, run, RESULTS):
         return manifest
     start, grid = time.monotonic(), study_grid(config, run)
-    check_data(grid)  # before older results go
+    # Before older results go: whether data of the first seed can be made, a critic answers, and trainings fit.
+    firsts = [Trial(arm, grid.seeds[0]) for arm in (grid.amounts[-1], *grid.ablations)]
+    for trial in {grid.data_run(trial).root: trial for trial in firsts}.values():
+        data = grid.data_config(trial)
+        reward = data.reward.model_copy(update={"verifiers": tuple(grid.verifiers(trial.arm))})
+        require_all(data.model_copy(update={"reward": reward}), grid.data_run(trial))
     target = begin(config, run, RESULTS)
     for name in (ANSWER, TABLES, *PICTURES):
         run.delete(name)
@@ -142,16 +147,6 @@ def check_study(config: Config, run: Run) -> None:
             function.check()
     for config_of_arm in configs:
         require_for_prms(config_of_arm, Run(config_of_arm.run), "study.kinds", config.study.kinds)
-
-
-def check_data(grid: Grid) -> None:
-    """UserError when data of the first seed could not be made, a critic does not answer, or no training would fit."""
-    arms = (grid.amounts[-1], *grid.ablations)
-    by_place = {grid.data_run(trial).root: trial for trial in (Trial(arm, grid.seeds[0]) for arm in arms)}
-    for trial in by_place.values():
-        config = grid.data_config(trial)
-        reward = config.reward.model_copy(update={"verifiers": tuple(grid.verifiers(trial.arm))})
-        require_all(config.model_copy(update={"reward": reward}), grid.data_run(trial))
 
 
 def check_labels(grid: Grid) -> None:
