@@ -329,8 +329,7 @@ class Cache:
                 try:
                     row = json.loads(line)
                     key = row.pop("key")
-                    self.answers[key] = answer = checked(**row)
-                    self.spent_usd += answer.cost_usd
+                    self.take(key, checked(**row))
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     self.unreadable += 1  # torn by a crash: asked for again
         self.name = f"{FOLDER}/{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -350,6 +349,10 @@ class Cache:
                     # Whoever waits tries again, behind the end of a line that is torn now.
                     self.waiting = [b"\n", *rows, *self.waiting]
                     raise
+        self.take(key, answer)
+
+    def take(self, key: str, answer: Answer) -> None:
+        """Takes in a row that is stored already."""
         self.answers[key] = answer
         self.spent_usd += answer.cost_usd
 
