@@ -11,8 +11,6 @@ from minos_ray.errors import UserError, WorkStopped
 
 if TYPE_CHECKING:
     from minos_ray.config.schema import Config
-    from minos_ray.serving.rank_file import CriticTask
-    from minos_ray.serving.scorer import Task
     from minos_ray.store.run import Run
 
 STAGES = {
@@ -122,17 +120,7 @@ def dropped(reasons: dict[str, int]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """`minos run CONFIG`."""
-    run_pipeline(arguments.config, arguments.overrides, f"run {arguments.config}")
-
-
-def demo(arguments: argparse.Namespace) -> None:
-    """`minos demo`."""
-    run_pipeline("miniature", [f"run={arguments.out}"], "demo")
-
-
-def run_pipeline(source: str, overrides: Sequence[str], command: str) -> None:
-    """Runs all stages of a config, then prints the results and where the report lies."""
+    """`minos run CONFIG`, or `minos demo` with the miniature: all stages, the results, and where the report lies."""
     import json
     import time
 
@@ -143,7 +131,11 @@ def run_pipeline(source: str, overrides: Sequence[str], command: str) -> None:
     from minos_ray.store.run import Run
     from minos_ray.units.lock import require_unlocked
 
-    start, config = time.monotonic(), load_config(source, overrides)
+    start = time.monotonic()
+    if arguments.command == "demo":
+        config, command = load_config("miniature", [f"run={arguments.out}"]), "demo"
+    else:
+        config, command = load_config(arguments.config, arguments.overrides), f"run {arguments.config}"
     require_unlocked(Run(config.run))
     require(config, Run(config.run))
     with working(config, command) as run:
@@ -209,41 +201,25 @@ def grade(arguments: argparse.Namespace) -> None:
 
 
 def rank(arguments: argparse.Namespace) -> None:
-    """`minos rank FILE`."""
-    from minos_ray.serving.rank_file import rank_file
-
-    task = critic_task(arguments) if arguments.critic else verifier_task(arguments)
-    with leaving_ray():
-        rank_file(arguments.file, arguments.out, task, arguments.group)
-
-
-def verifier_task(arguments: argparse.Namespace) -> "Task":
-    """What `minos rank --verifier` asks for."""
-    from minos_ray.config.resources import Scoring
+    """`minos rank FILE`, by `--verifier` or `--critic`."""
+    from minos_ray.serving.rank_file import CriticTask, critic_config, rank_file
     from minos_ray.serving.scorer import CRITIC_OPTIONS, Task, verifier_of
 
-    if lost := [name for name in (*CRITIC_OPTIONS, "set") if getattr(arguments, name) not in (None, [])]:
-        raise UserError(f"--{lost[0].replace('_', '-')} is an option of --critic; --verifier takes none of it")
-    resources = Scoring(actors=arguments.actors, gpus=arguments.gpus, max_model_len=arguments.max_length)
-    return Task(
-        verifier_of(arguments.verifier, arguments.kind, arguments.separator),
-        arguments.question,
-        arguments.text,
-        arguments.style,
-        arguments.splitter,
-        arguments.aggregation,
-        resources,
-    )
+    columns = (arguments.question, arguments.text, arguments.style, arguments.splitter)
+    if arguments.critic:
+        options = {name: getattr(arguments, name) for name in CRITIC_OPTIONS}
+        config = critic_config(arguments.critic, f"{arguments.out}.critiques", options, arguments.set)
+        task = CriticTask(config, *columns)
+    else:
+        from minos_ray.config.resources import Scoring
 
-
-def critic_task(arguments: argparse.Namespace) -> "CriticTask":
-    """What `minos rank --critic` asks for."""
-    from minos_ray.serving.rank_file import CriticTask, critic_config
-    from minos_ray.serving.scorer import CRITIC_OPTIONS
-
-    options = {name: getattr(arguments, name) for name in CRITIC_OPTIONS}
-    config = critic_config(arguments.critic, f"{arguments.out}.critiques", options, arguments.set)
-    return CriticTask(config, arguments.question, arguments.text, arguments.style, arguments.splitter)
+        if lost := [name for name in (*CRITIC_OPTIONS, "set") if getattr(arguments, name) not in (None, [])]:
+            raise UserError(f"--{lost[0].replace('_', '-')} is an option of --critic; --verifier takes none of it")
+        resources = Scoring(actors=arguments.actors, gpus=arguments.gpus, max_model_len=arguments.max_length)
+        verifier = verifier_of(arguments.verifier, arguments.kind, arguments.separator)
+        task = Task(verifier, *columns, arguments.aggregation, resources)
+    with leaving_ray():
+        rank_file(arguments.file, arguments.out, task, arguments.group)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -397,7 +373,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "demo": demo,
+    "demo": run,
     "run": run,
     "check": check,
     "status": status,

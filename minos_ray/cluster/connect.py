@@ -227,23 +227,22 @@ class Waiting:
             raise UserError(f"{line}; lower it or add nodes")
 
     def go_on(self) -> None:
-        """Prints now and then what is waited for; raises when the time is over."""
+        """Prints now and then what is waited for.
+
+        When the time is over: UserError when the cluster is too small, WorkStopped when it is busy.
+        """
         waited = time.monotonic() - self.start
         if waited > self.limit_s:
-            self.give_up()
+            self.require_enough()
+            raise WorkStopped(
+                f"{self.label}: waited {duration(self.limit_s)} (resources.wait_s) for {self.why()}; "
+                f"end what holds them, lower {self.key} or wait longer, and run again"
+            )
         since = time.monotonic() - self.last_line
         if waited > QUIET_S and since > LINE_EVERY_S:
             self.last_line = time.monotonic()
             remaining = f"{duration(self.limit_s - waited)} left of resources.wait_s = {self.limit_s:g}"
             print(f"[{self.label}] waits for {self.why()}; {remaining}", flush=True)
-
-    def give_up(self) -> None:
-        """UserError when the cluster is too small, WorkStopped when it is busy."""
-        self.require_enough()
-        raise WorkStopped(
-            f"{self.label}: waited {duration(self.limit_s)} (resources.wait_s) for {self.why()}; "
-            f"end what holds them, lower {self.key} or wait longer, and run again"
-        )
 
     def why(self) -> str:
         """What is wanted, what there is, what is free and who holds the rest."""
@@ -263,29 +262,26 @@ def require(label: str, resources: Actors | Workers, wait_s: float) -> None:
     # Work that failed in this process keeps its actors until its exception, a cycle of frames, is collected.
     gc.collect()
     need = bundles(resources)
-    if room(need, free_for(need)) < need.count:
-        wait(Waiting(label, need, wait_s))
-
-
-def free_for(need: Bundles, held: Mapping[str, Counter[str]] = MappingProxyType({})) -> list[dict[str, float]]:
-    """What each node has free now, and what is `held` there for this, with the conditions of a pool that it meets."""
-    free = free_by_node()
-    return [need.offer(Counter(free.get(n.id)) + held.get(n.id, Counter()), n.labels) for n in alive()]
-
-
-def wait(waiting: Waiting) -> None:
-    """Asks the cluster for what is wanted, so that one that grows does, and waits for it."""
+    if room(need, free_for(need)) >= need.count:
+        return
     from ray.util import placement_group, remove_placement_group
 
+    waiting = Waiting(label, need, wait_s)
     if not can_grow():
         waiting.require_enough()
-    need = waiting.need
+    # The cluster is asked for what is wanted, so that one that grows does.
     group = placement_group([need.bundle] * need.count, bundle_label_selector=[dict(need.labels)] * need.count)
     try:
         while not group.wait(timeout_seconds=POLL_S):
             waiting.go_on()
     finally:
         remove_placement_group(group)
+
+
+def free_for(need: Bundles, held: Mapping[str, Counter[str]] = MappingProxyType({})) -> list[dict[str, float]]:
+    """What each node has free now, and what is `held` there for this, with the conditions of a pool that it meets."""
+    free = free_by_node()
+    return [need.offer(Counter(free.get(n.id)) + held.get(n.id, Counter()), n.labels) for n in alive()]
 
 
 def can_grow() -> bool:

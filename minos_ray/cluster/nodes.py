@@ -165,10 +165,17 @@ def look(run: str, folder: str, me: str, models: list[str], modules: list[str], 
 
 
 def versions() -> dict[str, str]:
-    """Versions by package; one that is not installed is missing."""
-    versions = {"python": platform.python_version()}
-    if code := own_code():
-        versions["minos_ray"] = code
+    """Versions by package; one that is not installed is missing.
+
+    That of minos_ray has a digest of its source, since copies of one version may differ.
+    """
+    versions, spec = {"python": platform.python_version()}, importlib.util.find_spec("minos_ray")
+    if spec is not None and spec.origin is not None:
+        folder, digest = Path(spec.origin).parent, blake2b(digest_size=4)
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+        version = importlib.import_module("minos_ray").__version__
+        versions["minos_ray"] = f"{version} (source {digest.hexdigest()})"
     for name in PACKAGES:
         for distribution in (name, OTHER_NAMES.get(name, name)):
             try:
@@ -176,17 +183,6 @@ def versions() -> dict[str, str]:
             except importlib.metadata.PackageNotFoundError:
                 continue
     return versions
-
-
-def own_code() -> str | None:
-    """Version of minos_ray and a digest of its source, since copies of one version may differ; None without it."""
-    spec = importlib.util.find_spec("minos_ray")
-    if spec is None or spec.origin is None:
-        return None
-    folder, digest = Path(spec.origin).parent, blake2b(digest_size=4)
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-    return f"{importlib.import_module('minos_ray').__version__} (source {digest.hexdigest()})"
 
 
 def storage(run: str, folder: str, me: str) -> str | None:

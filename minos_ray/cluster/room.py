@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ PRECISION = 1e-6
 ACCELERATOR, SLIVER = "accelerator_type:", 0.001
 # How Ray's monitor names nodes of a cluster that nobody scales.
 FIXED = "node_"
-Holding = tuple[str, str, dict[str, float]]
 
 
 class Bundles(NamedTuple):
@@ -176,7 +175,7 @@ def holders(used: Mapping[str, float]) -> str:
 
     held: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     mine = ray.get_runtime_context().get_job_id()
-    for name, job, resources in (*actors(), *placement_groups()):
+    for name, job, resources in holdings():
         held[name, job].update({"count": 1, **resources})
     by_size = sorted(held.items(), key=lambda item: (-item[1]["GPU"], -item[1]["CPU"]))
     parts = [
@@ -190,33 +189,22 @@ def holders(used: Mapping[str, float]) -> str:
     return "; ".join(parts)
 
 
-def actors() -> list[Holding]:
-    """Class, job and resources of the living actors outside placement groups, which are counted as groups."""
+def holdings() -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Class, job and resources of living actors outside placement groups, and of the groups that have their place."""
     from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import ActorTableData
+    from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 
-    holding = []
-    for raw in state._connect_and_get_accessor().get_actor_table(None, "ALIVE"):
+    tables = state._connect_and_get_accessor()
+    for raw in tables.get_actor_table(None, "ALIVE"):
         actor = ActorTableData.FromString(raw)
         resources = {kind: actor.required_resources[kind] for kind in KINDS if actor.required_resources.get(kind)}
         if resources:
-            name = actor.class_name.partition("(")[0].rpartition(".")[2]
-            holding.append((name, actor.job_id.hex(), resources))
-    return holding
-
-
-def placement_groups() -> list[Holding]:
-    """Job and resources of the placement groups that have their place."""
-    from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-
-    holding = []
-    for raw in state._connect_and_get_accessor().get_placement_group_table():
+            yield actor.class_name.partition("(")[0].rpartition(".")[2], actor.job_id.hex(), resources
+    for raw in tables.get_placement_group_table():
         group = PlacementGroupTableData.FromString(raw)
         if group.state == PlacementGroupTableData.CREATED:
             sums = {kind: sum(bundle.unit_resources.get(kind, 0) for bundle in group.bundles) for kind in KINDS}
-            holding.append(("placement group", group.creator_job_id.hex(), sums))
-    return holding
+            yield "placement group", group.creator_job_id.hex(), sums
 
 
 def job_name(job: str, mine: str) -> str:
@@ -235,6 +223,7 @@ def growth() -> Growth:
     import ray
     from ray._private.state import state
     from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental.internal_kv import _internal_kv_get
 
     config = state.get_cluster_config()
     if config is not None and config.node_group_configs:
@@ -242,14 +231,8 @@ def growth() -> Growth:
         return Growth(bool(groups), tuple(dict(group.resources) for group in groups))
     # The newer autoscaler (KubeRay's) has a version once it has reported.
     version = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=5).stats.autoscaler_version
-    return Growth(launcher_scales() or int(version or 0) > 0)
-
-
-def launcher_scales() -> bool:
-    """Whether the monitor of a launcher's cluster (autoscaler v1) has named types of nodes of its own."""
-    from ray.experimental.internal_kv import _internal_kv_get
-
+    # The monitor of a launcher's cluster (autoscaler v1) names types of nodes of its own.
     status = _internal_kv_get("__autoscaling_status")
     report = (json.loads(status).get("autoscaler_report") or {}) if status else {}
     types = {*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()}
-    return any(not name.startswith(FIXED) for name in types)
+    return Growth(int(version or 0) > 0 or any(not name.startswith(FIXED) for name in types))

@@ -138,26 +138,21 @@ def assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def build(values: dict[str, Any]) -> Config:
-    """Validated config; UserError with one line for the first thing wrong."""
+    """Validated config; UserError with one line for the first thing wrong, and the nearest name for an unknown key."""
     try:
         return Config(**with_names_of_today(values))
-    except ValidationError as error:
-        raise UserError(explain(error)) from error
     except TypeError as error:
         raise UserError(f"config: {error}") from error
-
-
-def explain(error: ValidationError) -> str:
-    """One line for the first validation error, with the nearest valid name for an unknown key."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown config key '{key}'{suggestion(first['loc'])}"
-    if first["type"] == "missing":
-        return f"config key '{key}' is missing"
-    # A whole section may hold what no log should, and says little.
-    value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    return (f"config key '{key}'{value}: " if key else "config: ") + first["msg"]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"unknown config key '{key}'{suggestion(first['loc'])}") from error
+        if first["type"] == "missing":
+            raise UserError(f"config key '{key}' is missing") from error
+        # A whole section may hold what no log should, and says little.
+        value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+        raise UserError((f"config key '{key}'{value}: " if key else "config: ") + first["msg"]) from error
 
 
 def suggestion(loc: tuple[int | str, ...]) -> str:

@@ -298,17 +298,12 @@ class Meta(Section):
     threshold_from: str | None = Field(None, description="a run directory none of whose problems is in the sets")
 
     @model_validator(mode="after")
-    def names_are_different(self) -> "Meta":
-        """Scores are stored by name."""
+    def no_name_twice_and_one_threshold(self) -> "Meta":
+        """Scores are stored by name, and the threshold is given or chosen."""
         soft = [f"{name}-soft" for name, model in self.models.items() if model.kind == "critic"]
         names = [*VERIFIERS, *self.models, *soft, *self.critics]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"the name '{repeated[0]}' is taken twice")
-        return self
-
-    @model_validator(mode="after")
-    def one_threshold(self) -> "Meta":
-        """Given or chosen."""
         if self.threshold_from is not None and self.threshold != 0.5:
             raise ValueError("set threshold or threshold_from, not both")
         return self
@@ -359,13 +354,6 @@ class Config(Section):
             return self.observe.model_copy(update={"tracker": "minos_ray.observe.trackers:wandb"})
         return self.observe
 
-    @model_validator(mode="after")
-    def run_base_needs_pretrain(self) -> "Config":
-        """A base made by the run needs the section that says how."""
-        if self.base.model.startswith("run:") and self.pretrain is None:
-            raise ValueError("base.model names a model of this run, but there is no section 'pretrain'")
-        return self
-
     def trainings(self, stages: Set[str]) -> list[tuple[str, Train]]:
         """Trainings of these stages from the base model or the critic, each with its section's name.
 
@@ -380,16 +368,13 @@ class Config(Section):
         return [(name, getattr(self, name)) for name in planned if planned[name]]
 
     @model_validator(mode="after")
-    def judge_is_trained(self) -> "Config":
-        """A policy is taught by a verifier of this run, or by the labels."""
+    def sections_agree(self) -> "Config":
+        """What one section names, another one makes: the base, who judges a policy that is taught, inserted errors."""
+        if self.base.model.startswith("run:") and self.pretrain is None:
+            raise ValueError("base.model names a model of this run, but there is no section 'pretrain'")
         judge = self.teach.judge
         if self.teach.rounds and judge != "gold" and judge not in self.reward.verifiers:
             raise ValueError(f"teach.judge '{judge}' is not among reward.verifiers; name one of them, or gold")
-        return self
-
-    @model_validator(mode="after")
-    def inserted_source_needs_rows(self) -> "Config":
-        """Stage 1 cannot learn from inserted errors alone when none are made."""
         if self.sft.source == "inserted" and not self.inserted.count:
             raise ValueError("sft.source is 'inserted', but inserted.count is 0")
         return self

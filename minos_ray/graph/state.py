@@ -97,8 +97,8 @@ def model_problems(
 ) -> Iterator[str]:
     """What is wrong with the model of a key; `ready` are the run's own models that are made by then (None: all)."""
     yield from errors_of(require_model, key, model, run)
-    if model.adapter:
-        yield from errors_of(require_adapter, key.removesuffix(".model"), model)
+    if model.adapter and not is_hub_id(model.adapter):
+        yield from (f"{key.removesuffix('.model')}.adapter: {line}" for line in errors_of(locate_adapter, model))
     yield from errors_of(require_made, key, model, config, run, ready)
 
 
@@ -114,15 +114,6 @@ def require_model(key: str, model: Model, run: Run) -> None:
             tensors_of(file)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
-
-
-def require_adapter(key: str, model: Model) -> None:
-    """UserError where an adapter that is no hub id is not there or is none that vLLM adds."""
-    if not is_hub_id(str(model.adapter)):
-        try:
-            locate_adapter(model)
-        except UserError as error:
-            raise UserError(f"{key}.adapter: {error}") from error
 
 
 def require_made(key: str, model: Model, config: Config, run: Run, ready: Container[str] | None = None) -> None:

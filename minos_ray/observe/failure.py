@@ -82,17 +82,11 @@ def from_text(traceback: str) -> BaseException | None:
     """The first exception in the text of a traceback, or the one that was written for users."""
     raised = [(match["name"], match["message"] or "") for match in RAISED.finditer(COLOURS.sub("", traceback))]
     for kind in (UserError, WorkStopped):
-        if message := next((message for name, message in raised if issubclass(class_of(name), kind)), None):
-            return kind(message)
+        for name, message in raised:
+            with suppress(ImportError, AttributeError):
+                if message and name.startswith("minos_ray.") and issubclass(resolve_name(name), kind):
+                    return kind(message)
     return Remote(": ".join(filter(None, (raised[0][0].rpartition(".")[2], raised[0][1])))) if raised else None
-
-
-def class_of(name: str) -> type:
-    """The class of an exception of this package, and `Remote` for any other."""
-    if name.startswith("minos_ray."):
-        with suppress(ImportError, AttributeError):
-            return resolve_name(name)
-    return Remote
 
 
 def first_to_fail(failures: dict[int, BaseException]) -> int:
@@ -165,36 +159,28 @@ def as_work_stopped(run: Run | None, stage: str, error: Exception) -> WorkStoppe
 
 
 def write_log(run: Run | None, stage: str, error: BaseException) -> str:
-    """Writes the full log of a failure; returns where it lies, and where Ray keeps the logs of its processes."""
-    line = f"full log: {write_traceback(run, stage, error)}"
-    folder = ray_logs()
-    return f"{line}; logs of Ray's processes: {folder} on each node" if folder else line
+    """Writes the full log of a failure into `logs/` of the run, or else into the folder for temporary files.
 
-
-def write_traceback(run: Run | None, stage: str, error: BaseException) -> str:
-    """Writes the traceback into `logs/` of the run, or else into the folder for temporary files. Returns its path."""
-    now = time.gmtime()
+    Returns where it lies, and where Ray keeps the logs of its processes.
+    """
+    now, folder = time.gmtime(), ray_logs()
+    elsewhere = f"; logs of Ray's processes: {folder} on each node" if folder else ""
     name = f"{stage}-{time.strftime('%Y%m%dT%H%M%SZ', now)}-{os.getpid()}.log"
     lines = [f"{stage} failed: {cause(error)}", time.strftime("%Y-%m-%d %H:%M:%S UTC", now)]
-    lines += [f"logs of Ray's processes: {ray_logs() or 'no Ray'}", "", *traceback.format_exception(error)]
+    lines += [f"logs of Ray's processes: {folder or 'no Ray'}", "", *traceback.format_exception(error)]
     content = without_secrets("\n".join(lines)).encode()
     if run is not None:
         try:
             run.write_bytes(f"logs/{name}", content)
-            return run.at(f"logs/{name}")
+            return f"full log: {run.at(f'logs/{name}')}{elsewhere}"
         except StorageFailed:  # the storage may be what failed
             pass
     path = Path(tempfile.mkdtemp(prefix="minos-")) / name
     path.write_bytes(content)
-    return str(path)
+    return f"full log: {path}{elsewhere}"
 
 
-def without_secrets(text: str) -> str:
-    """The text without the keys of this process, and without terminal colours."""
-    return redacted(text, os.environ)
-
-
-def redacted(text: str, environment: Mapping[str, str]) -> str:
+def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """The text without colours, values of variables that are named like secrets, and strings that look like keys."""
     text = COLOURS.sub("", text)
     for name, value in sorted(environment.items(), key=lambda item: -len(item[1])):  # a value may begin with another

@@ -55,11 +55,12 @@ class Meter:
         self.run, self.name = run, f"{FOLDER}/{stage.replace(' ', '-')}-{began}-{os.getpid()}.jsonl"
         self.records: list[Record] = []
         self.taken, self.stride, self.unwritten = 0, 1, 0
-        self.metrics = RayMetrics(stage, run.root.rstrip("/").rpartition("/")[2])
+        self.tags = {"stage": stage, "run": run.root.rstrip("/").rpartition("/")[2]}
+        self.sent: dict[str, float] = {}
 
     def add(self, record: Record) -> None:
         """Adds a record with the present time."""
-        self.metrics.send(record)
+        self.send(record)
         self.taken += 1
         if self.taken % self.stride and record["state"] == "running":
             return
@@ -74,19 +75,11 @@ class Meter:
         except StorageFailed:
             self.unwritten += 1
 
-
-class RayMetrics:
-    """Sends records of one piece of work as Ray metrics, which each node serves to Prometheus.
-
-    Without a Ray nothing is sent.
-    """
-
-    def __init__(self, stage: str, run: str) -> None:
-        self.tags = {"stage": stage, "run": run}
-        self.sent: dict[str, float] = {}
-
     def send(self, record: Mapping[str, Any]) -> None:
-        """Increases counters by what is new since the last record and sets gauges; some are 0 at the end."""
+        """Increases Ray's counters by what is new since the last record and sets gauges; some are 0 at the end.
+
+        Each node serves them to Prometheus. Without a Ray nothing is sent.
+        """
         if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
             return
         from ray.util.metrics import Gauge
@@ -140,7 +133,14 @@ class Progress:
         if self.run is not None:
             self.meter = Meter(self.run, self.label)
         if sys.stderr.isatty():
-            self._open_bar()
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description:<16}"), BarColumn(24), MofNCompleteColumn())
+            self.bar = Bar(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True))
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, text="")
         elif self.first:
             self._say_before()
         self.thread.start()
@@ -152,21 +152,6 @@ class Progress:
 
     def _say_before(self) -> None:
         print(f"{self.label}: {self.first:,} of {self.total:,} {self.unit} were done before", flush=True)
-
-    def _open_bar(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        columns = (
-            TextColumn("{task.description:<16}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        self.bar = Bar(*columns, console=Console(stderr=True))
-        self.bar.start()
-        self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, text="")
 
     def begin(self, done: int) -> None:
         """The work begins now, after a wait; `done` units were done before."""

@@ -161,22 +161,16 @@ def storage_errors(action: str, path: str, size: int | None) -> Generator[None]:
         if isinstance(error, FileNotFoundError) and action in OF_EXISTING_FILES:
             raise
         if error.errno in FULL and "://" not in path:
-            reason = disk_is_full(path, size)
+            mount = os.path.dirname(path)
+            while not os.path.ismount(mount):
+                mount = os.path.dirname(mount)
+            disk, needed = shutil.disk_usage(mount), f" where {size:,} are wanted" if size is not None else ""
+            reason = f"no space left on the disk at {mount}, {disk.free:,} of {disk.total:,} bytes are free{needed}"
         else:
             reason = f"{(str(error).splitlines() or [''])[0]} (after {time.monotonic() - start:.0f} s)"
         raise StorageFailed(
             f"{path} cannot be {action}: {reason}; what is stored is kept, a rerun does the rest"
         ) from error
-
-
-def disk_is_full(path: str, size: int | None) -> str:
-    """Which disk is full, how many bytes are free and how many are needed."""
-    mount = os.path.dirname(path)
-    while not os.path.ismount(mount):
-        mount = os.path.dirname(mount)
-    disk = shutil.disk_usage(mount)
-    needed = f" where {size:,} are wanted" if size is not None else ""
-    return f"no space left on the disk at {mount}, {disk.free:,} of {disk.total:,} bytes are free{needed}"
 
 
 def prefetch(read: Callable[[str], T], names: Iterable[str]) -> Iterator[tuple[str, T]]:
@@ -204,11 +198,6 @@ class PartFooter(NamedTuple):
     units: list[str]
     rows: int
     stats: dict[str, float]
-
-
-def name_of(file: str) -> str:
-    """The name of a part, from that of its file."""
-    return file.removeprefix("part-").removesuffix(".parquet")
 
 
 def encode_part(rows: pa.Table, stats: dict[str, float], units: Sequence[str]) -> bytes:

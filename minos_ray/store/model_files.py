@@ -218,24 +218,20 @@ def _from_run(name: str, run: Run) -> Path:
     key = blake2b(f"{artefact.path} {manifest.fingerprint} {manifest.created}".encode(), digest_size=8).hexdigest()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     target = caches / "minos_ray" / "models" / key
-    if not target.is_dir():
-        _download(run, name, target)
-    return target
-
-
-def _download(run: Run, name: str, target: Path) -> None:
-    """Copies a folder of the run to `target`. One process of this machine does it, the others wait for its lock."""
+    if target.is_dir():
+        return target
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)
+    # One process of this machine copies it, the others wait for its lock.
     with FileLock(f"{target}.lock", timeout=DOWNLOAD_S):
-        if target.is_dir():
-            return
-        aside = target.with_name(f"{target.name}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-        aside.mkdir()
-        run.download(name, str(aside))
-        aside.rename(target)
+        if not target.is_dir():
+            aside = target.with_name(f"{target.name}.tmp")
+            shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+            aside.mkdir()
+            run.download(name, str(aside))
+            aside.rename(target)
+    return target
 
 
 def _from_hub(model: Model) -> Path:

@@ -5,7 +5,7 @@ Paths are local or anything pyarrow opens (`s3://`, `gs://`). No file is ever se
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from minos_ray.store.filesystem import open_path, prefetch
 
 __all__ = ["Artefact", "Manifest", "Run", "fingerprint", "open_path"]
 
+Stats = dict[str, float]
 T = TypeVar("T")
 
 
@@ -192,20 +193,15 @@ class Artefact:
             dropped={reason: rows for reason, rows in (dropped or {}).items() if rows},
             details=details or {},
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            parts=None if self.is_file else len(self._part_files()),
+            parts=None if self.is_file else len(self._names()),
         )
         self.run.write_bytes(self.manifest_name, manifest.model_dump_json(indent=1).encode())
-        self._delete_leftovers()
-        return manifest
-
-    def _delete_leftovers(self) -> None:
-        """Deletes files that killed writers left. A process that still writes here was given up, and may fail."""
-        if filesystem.atomic(self.run.fs):
-            return
+        # Files that killed writers left. A process that still writes here was given up, and may fail.
         folder, _, start = self.begun_name.removesuffix("begun.json").rpartition("/")
-        for file in self.run.files(folder):
+        for file in () if filesystem.atomic(self.run.fs) else self.run.files(folder):
             if file.endswith(filesystem.ASIDE) and file.startswith(start):
                 self.run.delete(f"{folder}/{file}".lstrip("/"))
+        return manifest
 
     def write_part(
         self, name: str, rows: pa.Table, stats: dict[str, float] | None = None, units: Sequence[str] = ()
@@ -213,7 +209,7 @@ class Artefact:
         """Writes `part-NAME.parquet`; the same name overwrites. The footer holds `stats`, which are summed later, and
         the ids of the `units` of work that the rows came from.
         """
-        self.run.write_bytes(f"{self.name}/part-{name}.parquet", filesystem.encode_part(rows, stats or {}, units))
+        self.run.write_bytes(self._file(name), filesystem.encode_part(rows, stats or {}, units))
 
     def part_names(self, start: str = "") -> list[str]:
         """Names (that begin with `start`) of parts. Torn ones are renamed to `.torn`, so their rows are made again."""
@@ -221,25 +217,29 @@ class Artefact:
 
     def part_footers(self, start: str = "") -> Iterator[tuple[str, filesystem.PartFooter]]:
         """The names of `part_names` with the footers."""
-        for file, footer in prefetch(self._footer_or_set_aside, self._part_files(start)):
+        for name, footer in prefetch(self._footer_or_set_aside, self._names(start)):
             if footer is not None:
-                yield filesystem.name_of(file), footer
+                yield name, footer
 
-    def _part_files(self, start: str = "") -> list[str]:
-        return [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
+    def _file(self, name: str) -> str:
+        return f"{self.name}/part-{name}.parquet"
 
-    def _footer_or_set_aside(self, file: str) -> filesystem.PartFooter | None:
-        footer = read_or_none_if_torn(self.run, f"{self.name}/{file}", filesystem.read_footer)
+    def _names(self, start: str = "") -> list[str]:
+        files = [f for f in self.run.files(self.name) if f.startswith(f"part-{start}") and f.endswith(".parquet")]
+        return [file.removeprefix("part-").removesuffix(".parquet") for file in files]
+
+    def _footer_or_set_aside(self, name: str) -> filesystem.PartFooter | None:
+        file = self._file(name)
+        footer = read_or_none_if_torn(self.run, file, filesystem.read_footer)
         if footer is None:
-            path = f"{self.run.root}/{self.name}/{file}"
-            with self.run.storage_errors("set aside", f"{self.name}/{file}"):
-                self.run.fs.move(path, f"{path}.torn")
+            with self.run.storage_errors("set aside", file):
+                self.run.fs.move(f"{self.run.root}/{file}", f"{self.run.root}/{file}.torn")
         return footer
 
     def read(self, columns: list[str] | None = None, partial: bool = False) -> pa.Table:
         """All rows, parts in order of their names. Raises UserError unless complete or `partial`."""
-        files = [f"part-{name}.parquet" for name in self.part_names()] if partial else self._complete_files()
-        tables = [rows for _, rows in prefetch(lambda file: self._read_part(file, columns), files)]
+        names = self.part_names() if partial else self._complete_names()
+        tables = [rows for _, rows in prefetch(lambda name: self.read_part(name, columns), names)]
         return pa.concat_tables(tables) if tables else self.empty_table(columns)
 
     def parts(self, columns: list[str] | None = None, encoded: Sequence[str] = ()) -> Iterator[pa.Table]:
@@ -250,25 +250,24 @@ class Artefact:
         self, columns: list[str] | None = None, encoded: Sequence[str] = ()
     ) -> Iterator[tuple[str, pa.Table]]:
         """`parts` with their names."""
-        for file, rows in prefetch(lambda file: self._read_part(file, columns, encoded), self._complete_files()):
-            yield filesystem.name_of(file), rows
+        yield from prefetch(lambda name: self.read_part(name, columns, encoded), self._complete_names())
 
     def sizes_of_parts(self) -> Iterator[tuple[str, int]]:
         """Names of the parts and how many rows they have, without reading them. Raises UserError unless complete."""
-        for name, footer in prefetch(self.part_footer, map(filesystem.name_of, self._complete_files())):
+        for name, footer in prefetch(self.part_footer, self._complete_names()):
             yield name, footer.rows
 
-    def _complete_files(self) -> list[str]:
+    def _complete_names(self) -> list[str]:
         manifest = self.manifest()
         if manifest is None:
             raise UserError(f"{self.path} is not complete; run the stage that makes it first")
-        files = self._part_files()
-        if manifest.parts not in (None, len(files)):
+        names = self._names()
+        if manifest.parts not in (None, len(names)):
             raise UserError(
-                f"{self.path} has {len(files)} parts where its manifest counts {manifest.parts}; delete "
+                f"{self.path} has {len(names)} parts where its manifest counts {manifest.parts}; delete "
                 f"{self.run.at(self.manifest_name)} and run its stage again, only what is missing is done"
             )
-        return files
+        return names
 
     def read_where(self, column: str, values: Iterable[str] | None, columns: list[str] | None = None) -> pa.Table:
         """The rows whose `column` is one of `values` (None: all). Of parts without such a row only that column is read.
@@ -279,11 +278,11 @@ class Artefact:
             return self.read(columns)
         value_set = pa.array(list(values), pa.string())
 
-        def matching_rows(file: str) -> pa.Table | None:
-            mask = pc.is_in(self._read_part(file, [column])[column], value_set=value_set)
-            return self._read_part(file, columns).filter(mask) if pc.any(mask).as_py() else None
+        def matching_rows(name: str) -> pa.Table | None:
+            mask = pc.is_in(self.read_part(name, [column])[column], value_set=value_set)
+            return self.read_part(name, columns).filter(mask) if pc.any(mask).as_py() else None
 
-        tables = [rows for _, rows in prefetch(matching_rows, self._complete_files()) if rows is not None]
+        tables = [rows for _, rows in prefetch(matching_rows, self._complete_names()) if rows is not None]
         return pa.concat_tables(tables) if tables else self.empty_table(columns)
 
     def empty_table(self, columns: list[str] | None) -> pa.Table:
@@ -293,31 +292,33 @@ class Artefact:
 
     def read_part(self, name: str, columns: list[str] | None = None, encoded: Sequence[str] = ()) -> pa.Table:
         """The rows of one part; columns `encoded` are dictionaries, which takes half the time where values repeat."""
-        return self._read_part(f"part-{name}.parquet", columns, encoded)
+        return self._read_or_raise_torn(name, lambda source: filesystem.read_rows(source, columns, encoded))
 
     def part_footer(self, name: str) -> filesystem.PartFooter:
         """The footer of one part. Raises UserError when it is torn."""
-        return self._read_or_raise_torn(f"part-{name}.parquet", filesystem.read_footer)
+        return self._read_or_raise_torn(name, filesystem.read_footer)
 
-    def _read_part(self, file: str, columns: list[str] | None, encoded: Sequence[str] = ()) -> pa.Table:
-        return self._read_or_raise_torn(file, lambda source: filesystem.read_rows(source, columns, encoded))
-
-    def _read_or_raise_torn(self, file: str, read: Callable[[pa.NativeFile], T]) -> T:
-        result = read_or_none_if_torn(self.run, f"{self.name}/{file}", read)
+    def _read_or_raise_torn(self, name: str, read: Callable[[pa.NativeFile], T]) -> T:
+        result = read_or_none_if_torn(self.run, self._file(name), read)
         if result is None:
-            path, manifest = self.run.at(f"{self.name}/{file}"), self.run.at(self.manifest_name)
+            path, manifest = self.run.at(self._file(name)), self.run.at(self.manifest_name)
             raise UserError(
                 f"{path} is torn; delete {manifest} and it, and run its stage again, only this part is redone"
             )
         return result
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> Stats:
         """The sum over all parts of the `stats` that `write_part` was given."""
-        total: dict[str, float] = {}
-        for _, footer in self.part_footers():
-            for key, value in footer.stats.items():
-                total[key] = total.get(key, 0) + value
-        return total
+        return sum_stats(footer.stats for _, footer in self.part_footers())
+
+
+def sum_stats(stats: Iterable[Mapping[str, float]]) -> Stats:
+    """The sum of numbers by name."""
+    total: Stats = {}
+    for numbers in stats:
+        for key, value in numbers.items():
+            total[key] = total.get(key, 0) + value
+    return total
 
 
 def read_or_none_if_torn(run: Run, name: str, read: Callable[[pa.NativeFile], T]) -> T | None:

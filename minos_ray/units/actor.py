@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from minos_ray.cluster.room import draining
 from minos_ray.store.filesystem import PartFooter
-from minos_ray.store.run import Artefact, Run
+from minos_ray.store.run import Artefact, Run, Stats, sum_stats
 
 # A unit is poisoned after it crashed this many actors: the first perhaps in company, the others alone.
 MAX_CRASHES = 3
@@ -32,7 +32,6 @@ MAX_RESTARTS = 8
 PART_S = 60.0
 # How often an actor asks whether its node is to go, at most.
 ASK_S = 1.0
-Stats = dict[str, float]
 OUTCOME = pa.schema(
     [
         ("units", pa.int64()),
@@ -221,7 +220,9 @@ class PartWriter:
         poisoned = [unit for unit in unit_ids(missing) if log.is_poisoned(unit)]
         stored = sum(len(part.units) for part in parts)
         if self.leaving and stored + len(poisoned) < units.num_rows:
-            self.hand_back(log)
+            log.hand_back()
+            self.restarts.reset()
+            os._exit(1)  # Ray starts the actor again on another node, and gives it its tasks again
         if len(parts) > 1 and not self.restarts.exhausted:
             compact(target, name)
         return {
@@ -289,12 +290,6 @@ class PartWriter:
             self.leaving = self.node in draining()
         return self.leaving
 
-    def hand_back(self, log: CrashLog) -> NoReturn:
-        """Ends the process: Ray starts the actor again on another node, and gives it its tasks again."""
-        log.hand_back()
-        self.restarts.reset()
-        os._exit(1)
-
 
 def exit_at_once() -> None:
     """Leaves Ray and ends the process.
@@ -339,15 +334,6 @@ def merge(ready: list[Finished]) -> Finished:
     """Several as one."""
     units = [unit for finished in ready for unit in finished.units]
     return Finished(units, pa.concat_tables([f.rows for f in ready]), sum_stats(f.stats for f in ready))
-
-
-def sum_stats(stats: Iterable[Stats]) -> Stats:
-    """The sum of numbers by name."""
-    total: Stats = {}
-    for numbers in stats:
-        for key, value in numbers.items():
-            total[key] = total.get(key, 0) + value
-    return total
 
 
 def unit_ids(units: pa.Table) -> list[str]:

@@ -60,18 +60,13 @@ def answer() -> None:
     try:
         content = pickle.dumps((resolve(name)(*arguments), None, None))
     except Exception as error:
-        content = pickle_error(error)
+        # Only the text of an exception that cannot be made again from its arguments.
+        content, frames = pickle.dumps((None, remote := Remote(cause(error)), remote)), traceback.format_exc()
+        if not is_for_users(error):
+            error.add_note(frames)
+        with suppress(Exception):
+            pickle.loads(pickled := pickle.dumps((None, error, deepest(error))))
+            content = pickled
     output.write(content)
     output.flush()
     os._exit(0)  # Python would clear away the libraries object by object
-
-
-def pickle_error(error: Exception) -> bytes:
-    """An answer without a value. Only the text of an exception that cannot be made again from its arguments."""
-    content, frames = pickle.dumps((None, remote := Remote(cause(error)), remote)), traceback.format_exc()
-    if not is_for_users(error):
-        error.add_note(frames)
-    with suppress(Exception):
-        pickle.loads(pickled := pickle.dumps((None, error, deepest(error))))
-        content = pickled
-    return content

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,12 +66,22 @@ def locked(run: Run, command: str) -> Generator[None]:
 
 
 def take(run: Run, command: str) -> Holder:
-    """Writes who holds the run, and returns it; UserError when another command does."""
+    """Writes who holds the run, and returns it; UserError when another command does.
+
+    One process of this machine at a time looks and writes.
+    """
     now = time.time()
     mine = Holder(
         socket.gethostname(), place(), os.getpid(), born(os.getpid()), command, now, now, secrets.token_hex(8)
     )
-    with guard(run):
+    one_at_a_time: AbstractContextManager[Any] = nullcontext()  # in an object store the time to settle must do
+    if run.local:
+        from filelock import FileLock
+
+        name = blake2b(run.root.encode(), digest_size=8).hexdigest()
+        path = Path(tempfile.gettempdir()) / f"minos-{os.getuid()}-{name}.lock"
+        one_at_a_time = FileLock(path, timeout=2 * BEAT_S + STALE_S)
+    with one_at_a_time:
         require_unlocked(run)
         write(run, mine)
     time.sleep(SETTLE_S if run.local else SETTLE_REMOTE_S)
@@ -137,16 +147,6 @@ def is_mine(run: Run, mine: Holder) -> bool:
 def write(run: Run, mine: Holder) -> None:
     """Makes `mine` the holder."""
     run.write_bytes(FILE, TypeAdapter(Holder).dump_json(mine))
-
-
-def guard(run: Run) -> Any:
-    """Lets one process of this machine at a time look and write; in an object store the time to settle must do."""
-    if not run.local:
-        return nullcontext()
-    from filelock import FileLock
-
-    name = blake2b(run.root.encode(), digest_size=8).hexdigest()
-    return FileLock(Path(tempfile.gettempdir()) / f"minos-{os.getuid()}-{name}.lock", timeout=2 * BEAT_S + STALE_S)
 
 
 def place() -> str:

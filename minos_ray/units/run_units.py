@@ -289,8 +289,7 @@ class Tally:
     def add(self, rows: int, numbers: Mapping[str, float]) -> None:
         """Adds stored rows and their numbers."""
         self.rows += rows
-        for key, value in numbers.items():
-            self.numbers[key] = self.numbers.get(key, 0) + value
+        self.numbers = sum_stats([self.numbers, numbers])
 
     def total(self) -> tuple[int, dict[str, float]]:
         """All rows and numbers so far."""
@@ -357,21 +356,16 @@ def stop_actors_on_exit(results: Generator[Any]) -> Generator[Iterator[Any]]:
         with closing(results):
             yield results
     except BaseException as error:
-        clear_traceback_frames(error)
+        seen: set[int] = set()
+        pending: list[BaseException | None] = [error]
+        while pending:  # of its causes too; their line numbers stay
+            exception = pending.pop()
+            if exception is not None and id(exception) not in seen:
+                seen.add(id(exception))
+                traceback.clear_frames(exception.__traceback__)
+                pending += [exception.__cause__, exception.__context__]
         gc.collect()
         raise
-
-
-def clear_traceback_frames(error: BaseException) -> None:
-    """Empties the frames of an exception and of its causes. Their line numbers stay."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        exception = pending.pop()
-        if exception is not None and id(exception) not in seen:
-            seen.add(id(exception))
-            traceback.clear_frames(exception.__traceback__)
-            pending += [exception.__cause__, exception.__context__]
 
 
 @contextmanager

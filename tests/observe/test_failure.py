@@ -13,7 +13,7 @@ import yaml
 from minos_ray.config.load import build
 from minos_ray.config.schema import Config
 from minos_ray.errors import UserError, WorkStopped
-from minos_ray.observe.failure import cause, from_text, redacted, reported
+from minos_ray.observe.failure import cause, from_text, reported, without_secrets
 from minos_ray.pipeline import run_stage
 from minos_ray.store.run import Run
 from tests.runs import put
@@ -156,7 +156,7 @@ def test_secrets() -> None:
     text = (
         "abcdefgh spaced-out 512 /usr/bin sk-proj-0123456789 Authorization: Bearer ey.J0-eXAiOiJ http://me:pass@proxy/"
     )
-    assert redacted(text, environment) == (
+    assert without_secrets(text, environment) == (
         "[$OPENAI_API_KEY] [$HF_TOKEN] 512 /usr/bin sk-[...] Authorization: Bearer [...] http://[...]@proxy/"
     )
 
