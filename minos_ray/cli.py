@@ -289,7 +289,7 @@ def parser() -> argparse.ArgumentParser:
     grade.add_argument("--text", required=True, metavar="COL")
     grade.add_argument("--out", required=True, metavar="OUT.parquet")
     grade.add_argument("--style", choices=("gsm8k", "math"), default="gsm8k")
-    add_rank(commands.add_parser("rank", help="score the solutions in a file with a verifier and rank them"))
+    add_rank(commands.add_parser("rank", help="score and rank the solutions in a file with a verifier or a critic"))
     add_serve(commands.add_parser("serve", help="serve a verifier over HTTP, on Ray Serve"))
     bring = commands.add_parser("import", help="bring foreign data in as artefacts")
     bring.add_argument("format", metavar="FORMAT", help=", ".join(imports.FORMATS))

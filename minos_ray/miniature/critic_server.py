@@ -29,7 +29,7 @@ from minos_ray.miniature.step_labels import Verdict, judged, labels_of, parse_st
 from minos_ray.steps.critique_text import critique_text
 
 CARE = 0.25
-"""Of the critic who sees no labels, as in `noise`: about 77 % of its critiques agree with them, as published pipelines
+"""Of the critic who sees no labels, as in `noise`: about 75 % of its critiques agree with them, as published pipelines
 found with large models (docs/critics.md)."""
 _QUOTES = 0.25
 """Share of steps for which the clause is quoted; the others name it by one word, as solutions do."""

@@ -55,7 +55,7 @@ def require_library(observe: Observe) -> None:
     library = SHIPPED.get(observe.tracker or "")
     spec = find_spec(library) if library else None
     if library and (spec is None or spec.origin is None):  # a folder `wandb`, in which W&B keeps files, has no origin
-        raise UserError(f"observe.tracker = {observe.tracker}: install its library, pip install 'minos_ray[{library}]'")
+        raise UserError(f"observe.tracker = {observe.tracker}: install its library, pip install {library}")
 
 
 class Tracking:

@@ -175,7 +175,7 @@ def serve_forever(settings: Settings, host: str, port: int) -> None:
     """
     # Not imported: Ray reads its environment then, and `join` has not set that yet.
     if missing := ", ".join(name for name in EXTRA if find_spec(name) is None):
-        raise UserError(f"minos serve needs the extra 'serve' (pip install 'minos_ray[serve]'); missing: {missing}")
+        raise UserError(f"minos serve needs Ray Serve (pip install 'ray[serve]'); missing: {missing}")
     settings.served()
     key, task = settings.key(), settings.task()
     with listening(host, port) as listener:

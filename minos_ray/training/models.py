@@ -231,7 +231,7 @@ def fill_buffers(model: Any, weights: base.Stored, path: str) -> None:
 def require_peft(key: str) -> None:
     """UserError that names `key` when peft is not installed."""
     if find_spec("peft") is None:
-        raise UserError(f"{key} needs the package peft, which is not installed: pip install 'minos_ray[lora]'")
+        raise UserError(f"{key} needs the package peft, which is not installed: pip install 'peft>=0.17'")
 
 
 def require_targets(key: str, lora: Lora, start: Model, run: Run) -> None:

@@ -152,7 +152,7 @@ def test_results_go_to_the_tracker_and_its_failure_spoils_nothing(
         ("no.such.module:function", "observe.tracker: 'no.such.module:function' does not name a function"),
         (f"{ME}:SHIPPED", "observe.tracker = tests.observe.test_tracker:SHIPPED: that is no function"),
         (f"{ME}:recording", "cannot be called so .*path"),
-        ("absent", r"observe.tracker = absent: install its library, pip install 'minos_ray\[no_such_library\]'"),
+        ("absent", r"observe.tracker = absent: install its library, pip install no_such_library"),
     ],
 )
 def test_what_is_not_there_stops_the_run_beforehand(
