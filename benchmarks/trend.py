@@ -4,7 +4,7 @@ A study: 7 amounts of critiques up to 30,000, 1,319 problems, accuracy 86.6 % wi
 at 30,000 (the paper: 1.6). Problems differ in difficulty, every training has a quality of its own (`noise`: standard
 deviation in points of accuracy), the rest is chance.
 
-    python benchmarks/statistics.py [--studies 200] [--out statistics.json]
+    python benchmarks/trend.py [--studies 200] [--out trend.json]
 """
 
 import argparse

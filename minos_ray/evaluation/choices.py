@@ -250,7 +250,10 @@ class Choices:
                 continue
             # Seeded by the problem, and nested with the subsets of the other votes.
             rngs = (problem_rng(self.section.seed, ids[p]) for p in problems)
-            orders = np.stack([random_orders(rng, self.orders, rows.shape[1])[:, : self.headline] for rng in rngs])
+            # Copied, so that no whole order is kept.
+            orders = np.stack(
+                [random_orders(rng, self.orders, rows.shape[1])[:, : self.headline].copy() for rng in rngs]
+            )
             drawn = np.take_along_axis(rows[:, None], orders, axis=2).reshape(-1, self.headline)
             scores = {name: block.scores[name].score[drawn] for name in self.verifiers}
             mean = tokens[rows].mean(axis=1)  # 0 of imported candidates, whose tokens are not known

@@ -193,9 +193,12 @@ class Judged:
         correct = np.concatenate(self.correct)
         threads = min(len(os.sched_getaffinity(0)), JUDGED_AT_ONCE // max(1, len(correct)))
         with ThreadPoolExecutor(max(1, threads)) as pool:  # numpy sorts without the interpreter's lock
-            # In single precision, in which scores are stored and sorted faster.
-            scores = ((name, np.concatenate(parts)) for name, parts in self.scores.items())
-            rows = list(pool.map(lambda pair: verdicts.outcome_row(pair[0], pair[1], correct), scores))
+            # In single precision, in which scores are stored and sorted faster. Each thread joins those that it judges.
+            rows = list(
+                pool.map(
+                    lambda name: verdicts.outcome_row(name, np.concatenate(self.scores[name]), correct), self.scores
+                )
+            )
         for row in rows:
             if parts := self.uncalibrated.get(row["verifier"]):
                 row["uncalibrated"] = verdicts.probabilities(np.concatenate(parts).astype(np.float64), correct)

@@ -2,7 +2,7 @@
 
 A child reads lines of texts (as a rule [gold, answer]), writes true or false (or the list that a function of another
 kind returns), and is killed by the kernel when one call exceeds its limit: no exception handler and no C code can
-outlast that. It starts often, so this module imports nearly nothing.
+outlast that. It starts often, so this module imports little.
 
 Run as `python -m minos_ray.grading.child PACKAGE.MODULE:FUNCTION SECONDS`.
 """

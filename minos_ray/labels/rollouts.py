@@ -215,7 +215,7 @@ class Completer:
     def __call__(self, batch: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """A row for each prefix of the batch, and its numbers: seconds, prefixes that went wrong by reason."""
         start = time.monotonic()
-        trees = [Tree(*row.values()) for row in batch.to_pylist()]
+        trees = read_trees(batch)
         draws = Draws(self, trees)
         decided = decide(*forest(trees), self.rollouts.completions, self.rollouts.soft, draws)
         rows = []
@@ -229,8 +229,7 @@ class Completer:
     @staticmethod
     def failed(units: pa.Table, **kwargs: Any) -> tuple[pa.Table, dict[str, float]]:
         """The prefixes of poisoned problems: no completions, no label."""
-        trees = [Tree(*row.values()) for row in units.to_pylist()]
-        rows = [unlabelled(tree.problem_id, text) for tree in trees for text in tree.texts()]
+        rows = [unlabelled(tree.problem_id, text) for tree in read_trees(units) for text in tree.texts()]
         return columns.table("rollouts", rows), {ENGINE_DIED: len(rows)}
 
 
@@ -464,3 +463,8 @@ def finish(target: Artefact, plan: Plan, section: Rollouts, before: int, details
     }
     unlabelled = {reason: int(stats.get(reason, 0)) for reason in (PROMPT_TOO_LONG, ENGINE_DIED)}
     return target.complete(counts, dropped | unlabelled, details)
+
+
+def read_trees(units: pa.Table) -> list[Tree]:
+    """The trees of `unit_table`."""
+    return [Tree(row["unit_id"], row["parents"], row["pieces"], row["proven"]) for row in units.to_pylist()]

@@ -373,7 +373,8 @@ def states_alone(model: Any, head: Any, sequences: list[list[int]], name: str) -
     states = [module(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
     for row, hidden in zip(rows, states, strict=True):
         logits = model(input_ids=row).logits.flatten()  # of an ORM those of the last token only
-        if difference(head(hidden).flatten()[-len(logits) :], logits) > 1:
+        # As exact as the states: a head may be computed in fp32 from them.
+        if difference(head(hidden).flatten()[-len(logits) :], logits, hidden.dtype) > 1:
             raise UserError(error)
     model.set_attn_implementation(attention)
     return states
@@ -388,17 +389,17 @@ def first_exact(expected: list[torch.Tensor], sequences: list[list[int]], decode
         except (TypeError, ValueError, RuntimeError, IndexError):  # its forward takes no such mask or position ids
             continue
         together = {member: hidden[path] for member, path in zip(forest.members, forest.paths, strict=True)}
-        if all(difference(together[member], states) <= 1 for member, states in enumerate(expected)):
+        if all(difference(together[member], states, states.dtype) <= 1 for member, states in enumerate(expected)):
             return decoder
     return None
 
 
-def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest expected value; up to 1 it is rounding."""
+def difference(actual: torch.Tensor, expected: torch.Tensor, precision: torch.dtype) -> float:
+    """The largest difference, relative to the largest expected value; up to 1 it is rounding in that precision."""
     if not len(expected):
         return 0.0
     relative = float((actual - expected).abs().max()) / max(float(expected.abs().max()), 1e-6)
-    return relative / (TOLERANCE if expected.dtype == torch.float32 else HALF_TOLERANCE)
+    return relative / (TOLERANCE if precision == torch.float32 else HALF_TOLERANCE)
 
 
 def longest_shared(config: Any) -> int:

@@ -1,6 +1,6 @@
 """The results of trials: a row of each, and what they say together: trend.json of a sweep, study.json of a study.
 
-**Sweep.** All trials have the same problems, so that seeds and problems are resampled together; see `evaluation.trend`.
+**Sweep.** All trials have the same problems, so seeds and problems are resampled together; see `evaluation.statistics`.
 
 **Study.** Every seed has data of its own, and its arms share them: differences are taken within a seed. The mean of the
 seeds' differences gets Student's t interval (95 %). Problems, candidates, critiques and trainings are all drawn anew
@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +31,6 @@ from minos_ray.graph.specs import critic_chosen, critic_name
 from minos_ray.store.run import Manifest, Run
 from minos_ray.study.grid import Arm, Grid, Trial
 from minos_ray.training.results import first_at
-
-if TYPE_CHECKING:
-    pass
 
 METHODS = {"best_of_n": "best-of-n", "weighted_vote": "weighted-vote", "self_consistency": "self-consistency"}
 SELECTION = [f"{name}{end}" for name in METHODS for end in ("", "_low", "_high")]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from minos_ray.cluster.connect import join, quiet_data, require
 from minos_ray.cluster.nodes import alive
 from minos_ray.cluster.room import Bundles, bundles, on_one
-from minos_ray.config.load import Config, leaves, resolve
+from minos_ray.config.load import Config, leaves, resolve, with_names_of_today
 from minos_ray.config.resources import Actors, Resources, Workers
 from minos_ray.errors import UserError, WorkStopped
 from minos_ray.graph.specs import FUNCTIONS, NEUTRAL, NOT_STUDIED, begin, fresh
@@ -56,7 +56,6 @@ UNDECISIVE = {
     *("seed", "sft.seed", "reward.seed", "score.judge"),
     *(f"{section}.{key}" for section in NEUTRAL for key in NEUTRAL[section]),
 }
-Row = dict[str, Any]
 # Drivers of trials take no CPU: else they could fill the cluster while no group of workers fits. They sit on the head,
 # or beside the driver of the command where no head is declared: each node declares its address.
 HEAD, SLIVER = "node:__internal_head__", 0.001
@@ -177,7 +176,7 @@ def named_before(config: Config, run: Run) -> dict[str, Any]:
     if not run.exists(NAMED):
         first = {**now, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         run.write_bytes(NAMED, json.dumps(first, indent=1).encode())
-    first = json.loads(run.read_bytes(NAMED))
+    first = with_names_of_today(json.loads(run.read_bytes(NAMED)))
     then, today = (dict(leaves({key: content[key] for key in now})) for content in (first, now))
     changed = []
     for key in sorted(then.keys() | today.keys()):

@@ -95,7 +95,6 @@ def head_name(model: Any) -> str:
 
     Dropout in front of it aside: training has its own, and scoring none.
     """
-    from torch import nn
 
     behind = {
         name: module

@@ -99,7 +99,7 @@ class Rows:
 
     @classmethod
     def read(cls, run: Run, name: str) -> "Rows":
-        """The rows that `write` wrote."""
+        """The rows that `write_rows` wrote."""
         return cls(pq.read_table(pa.BufferReader(run.read_bytes(f"train/{name}.parquet"))))
 
     def __len__(self) -> int:

@@ -80,10 +80,10 @@ def fit_one(config: Config, run: Run, stage: str, artefact: str, job: Callable[[
 
 
 def finished(run: Run, artefact: str) -> Manifest:
-    """The manifest of a model that has just been trained."""
+    """The manifest of what has just been made."""
     manifest = run.artefact(artefact).manifest()
     if manifest is None:
-        raise RuntimeError(f"training ended, yet {run.at(artefact)} is not complete")
+        raise RuntimeError(f"the work ended, yet {run.at(artefact)} is not complete")
     return manifest
 
 

@@ -1,5 +1,6 @@
 """An object store that is busy or away for a while: every request is tried again, and not for ever."""
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -165,8 +166,13 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(uri: str, tmp_path: Pa
     with pytest.raises(UserError, match=r"^run: .* holds a key") as refused:
         Run(uri)
     assert not re.search("secret|AKIA123", str(refused.value).replace("AWS_SECRET", ""))
-    with pytest.raises(UserError, match=r"problems\.test\.path: .* holds a key"):
-        open_elsewhere(tmp_path, uri)
+    for key, value in {
+        "problems.test.path": uri,
+        "problems.test.options.files": json.dumps([uri]),
+        "problems.test.options.files.url": json.dumps([{"url": uri}]),
+    }.items():
+        with pytest.raises(UserError, match=rf"^{re.escape(key)}: .* holds a key"):
+            open_elsewhere(tmp_path, f"{key.removesuffix('.url')}={value}")
     assert not (tmp_path / "run/config.yaml").exists()
     assert main(["status", uri]) == 2
 
@@ -176,12 +182,12 @@ def test_an_option_that_actors_would_not_get_is_refused() -> None:
         Run("s3://bucket/run?endpoint_override=https://minio&tls_verify_certificates=false")
 
 
-def open_elsewhere(folder: Path, uri: str) -> None:
-    """Starts a run whose problems lie at the address."""
+def open_elsewhere(folder: Path, override: str) -> None:
+    """Starts a run with an override that names an address."""
     from minos_ray.config.load import load_config
     from minos_ray.pipeline import open_run
 
-    open_run(load_config("gsm8k-mistral-7b", [f"run={folder / 'run'}", f"problems.test.path={uri}"]))
+    open_run(load_config("gsm8k-mistral-7b", [f"run={folder / 'run'}", override]))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A forest through models of several families against each sequence alone, as transformers runs it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,21 @@ def test_half_precision_stays_close() -> None:
     half = Backbone(verifier("mistral", sliding_window=None).bfloat16())(forest, places)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().mean() < 0.02
+
+
+@torch.inference_mode()
+def test_a_head_may_be_computed_in_single_precision_from_half_precision_states() -> None:
+    model = verifier("llama").bfloat16()
+    head = scalar_head(model)
+
+    class Upcast(type(model)):
+        def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            states = self.model(input_ids=input_ids).last_hidden_state
+            return SimpleNamespace(logits=torch.nn.functional.linear(states.float(), head.weight.float()) + head.bias)
+
+    model.__class__ = Upcast
+    assert model(torch.tensor([[1, 2]])).logits.dtype == torch.float32
+    backbone_of(model, head, "m")
 
 
 def test_a_model_of_another_build_is_refused() -> None:

@@ -145,6 +145,23 @@ def test_the_statement_tells_the_named_comparison_first_and_every_arm(tmp_path: 
     )
 
 
+def test_what_was_named_before_modules_moved_is_the_same(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    grid, _ = finished(run)
+    problems = {
+        "train": {"loader": "minos_ray.problems.gsm8k:load"},
+        "test": {"loader": "minos_ray.problems.table:load"},
+    }
+    config = build({**grid.config.model_dump(), "problems": problems})
+    assert named_before(config, run)["changed"] == []
+    named = json.loads(run.read_bytes("study/named.json"))
+    for split, content in problems.items():
+        assert named["setting"]["problems"][split]["loader"] != content["loader"]
+        named["setting"]["problems"][split]["loader"] = content["loader"]
+    run.write_bytes("study/named.json", json.dumps(named).encode())
+    assert named_before(config, run)["changed"] == []
+
+
 def test_a_named_measure_that_some_trial_lacks_is_said(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     grid, rows = finished(run)
