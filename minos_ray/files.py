@@ -32,6 +32,7 @@ UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowInvalid
 LARGEST_CELL = 1 << 26  # characters in csv; far more than any solution, and less than what a lost quote would swallow
 GZIP = b"\x1f\x8b"
 NOT_UTF8, NESTED = "not UTF-8", "nested too deeply"
+FORM = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
 class BadRow(Exception):
@@ -258,9 +259,6 @@ def is_nothing(value: Any) -> bool:
 def written(value: str | float | Decimal) -> str:
     """A cell as text; decimals without an exponent."""
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
-
-
-FORM = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
 def is_hub(path: str) -> bool:

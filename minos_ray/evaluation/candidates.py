@@ -40,6 +40,11 @@ NUMBER = re.compile(
 ASSIGNED = re.compile(r"[a-zA-Z](?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]+\}))?=")  # x=, x_1=, a_{10}=
 GROUP = re.compile(r",[0-9]{3}(?![0-9])")  # the next item of a list, or thousands (`11,\! 111`)
 SHORTEST_WORD = 3  # letters; `ab` is a product
+KEY = "key"  # see `id_keys`
+IDS = ["candidate_id", "problem_id"]  # the first columns
+LABEL_COLUMNS = [*IDS, "answer", "correct", "status", "step_labels", "error_types"]
+SAMPLING_COLUMNS = [*IDS, "finish_reason", "num_tokens"]
+SCORE_COLUMNS = [*IDS, "score", "step_scores"]
 
 
 class Keys(AbstractContextManager["Keys"]):
@@ -152,13 +157,6 @@ def number_key(text: str) -> str | None:
         return None
     value = integer + numerator / denominator
     return canonical(-value if match["minus"] else value)
-
-
-KEY = "key"  # see `id_keys`
-IDS = ["candidate_id", "problem_id"]  # the first columns
-LABEL_COLUMNS = [*IDS, "answer", "correct", "status", "step_labels", "error_types"]
-SAMPLING_COLUMNS = [*IDS, "finish_reason", "num_tokens"]
-SCORE_COLUMNS = [*IDS, "score", "step_scores"]
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ SINGLE = "pass@1"
 NEARLY_ALL = 0.95
 # One value tells nothing apart; more than these are names or numbers, not kinds.
 FEWEST, MOST = 2, 40
+# Arrays of scores by verifier, or by (verifier, aggregation).
+ByName = Mapping[Any, np.ndarray]
 
 
 class Method(NamedTuple):
@@ -158,10 +160,6 @@ def category_row(
         {"a": a.key, "b": b.key, "difference": mean[k], **ends[k]} for k, (a, b) in enumerate(pairs, len(methods))
     ]
     return {"problems": len(columns), "methods": accuracies, "paired": differences}
-
-
-# Arrays of scores by verifier, or by (verifier, aggregation).
-ByName = Mapping[Any, np.ndarray]
 
 
 @dataclass

@@ -24,6 +24,9 @@ BINS = 10
 PROBABILITIES = ("ece", "ece_equal_mass", "brier", "log_loss")
 # In place of the number of a first wrong step: no step is wrong; labels leave it open; the solution has no scores.
 ALL_RIGHT, UNKNOWN, UNSCORED = -1, -2, -3
+UNTYPED = "untyped"
+# Verifier -> type -> number of wrong candidates, and how many of them it rejects.
+Rejected = dict[str, dict[str, tuple[int, int]]]
 
 
 def binary(scores: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float | None]:
@@ -263,11 +266,6 @@ def where_min_falls(scores: Steps, truth: np.ndarray) -> dict[str, Any]:
     gap = (steps - truth)[truth >= 0]
     sides = {"before": int((gap < 0).sum()), "at": int((gap == 0).sum()), "after": int((gap > 0).sum())}
     return {"by_step": np.bincount(steps).tolist(), "first_error": sides}
-
-
-UNTYPED = "untyped"
-# Verifier -> type -> number of wrong candidates, and how many of them it rejects.
-Rejected = dict[str, dict[str, tuple[int, int]]]
 
 
 class Errors(NamedTuple):

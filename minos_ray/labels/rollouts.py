@@ -45,6 +45,17 @@ Statuses = Sequence[str]
 # draw(prefixes, count): statuses of `count` new completions of each of these prefixes; none where there is no room.
 Draw = Callable[[list[int], int], Sequence[Statuses]]
 ROOT = -1
+# A tree as the actors get it: the fields of `Tree`, named by its problem.
+UNITS = pa.schema(
+    [
+        ("unit_id", pa.string()),
+        ("parents", pa.list_(pa.int32())),
+        ("pieces", pa.list_(pa.string())),
+        ("proven", pa.list_(pa.bool_())),
+    ]
+)
+INEXACT = "prefixes_tokenised_inexactly"
+REJOINED = "candidates_rejoined"
 
 
 def prefixes(text: str, steps: Sequence[str]) -> tuple[list[str], bool]:
@@ -184,19 +195,6 @@ def forest(trees: Sequence[Tree]) -> tuple[list[int], list[bool]]:
         first = len(parents)
         parents += [parent if parent == ROOT else parent + first for parent in tree.parents]
     return parents, [proven for tree in trees for proven in tree.proven]
-
-
-# A tree as the actors get it: the fields of `Tree`, named by its problem.
-UNITS = pa.schema(
-    [
-        ("unit_id", pa.string()),
-        ("parents", pa.list_(pa.int32())),
-        ("pieces", pa.list_(pa.string())),
-        ("proven", pa.list_(pa.bool_())),
-    ]
-)
-INEXACT = "prefixes_tokenised_inexactly"
-REJOINED = "candidates_rejoined"
 
 
 class Completer:

@@ -21,6 +21,9 @@ from minos_ray.store.run import Artefact, Run
 NOT_DRAWN = "problem_not_drawn"
 # Candidates among which is chosen by what takes some 120 bytes of each, without their texts.
 MOST_OUTLINED = 1 << 26
+USABLE, REPEATED, WITHOUT_STEPS = "", "candidate_repeated", "candidate_without_steps"
+OUTLINED = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
+T = TypeVar("T")
 
 
 def read_problems(run: Run, split: str | None, columns: list[str]) -> pa.Table:
@@ -109,11 +112,6 @@ def turns(problems: np.ndarray, seed: str) -> np.ndarray:
 def quota(length: int, fraction: float) -> int:
     """How many of the first `length` rows are wrong ones."""
     return int(length * fraction + 0.5)
-
-
-T = TypeVar("T")
-USABLE, REPEATED, WITHOUT_STEPS = "", "candidate_repeated", "candidate_without_steps"
-OUTLINED = ["candidate_id", "problem_id", "correct", "status", "steps", "step_labels"]
 
 
 @dataclass

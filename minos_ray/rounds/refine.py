@@ -46,6 +46,22 @@ from minos_ray.training.trainer import finished, fit
 from minos_ray.units.run_units import Work, run_units, stored_units
 
 NAME, SAMPLED, HELD_OUT = "refine.json", "sampled", "held-out"
+# Critiques of one unit at most: enough to keep an engine full, few enough to lose.
+UNIT_CRITIQUES = 512
+# Candidates of a unit: several units where one critique of each is written, for several actors.
+UNIT_CANDIDATES = 64
+
+CANDIDATE = pa.struct(
+    [
+        ("unit_id", pa.string()),  # of the candidate
+        ("problem_id", pa.string()),
+        ("question", pa.string()),
+        ("steps", columns.STRINGS),
+        ("step_labels", columns.LABELS),
+        ("correct", pa.bool_()),
+    ]
+)
+UNITS = pa.schema([("unit_id", pa.string()), ("artefact", pa.string()), ("candidates", pa.list_(CANDIDATE))])
 
 
 def refine(config: Config, run: Run) -> Manifest:
@@ -245,24 +261,6 @@ def summarise(config: Config, run: Run, curve: list[dict[str, Any]]) -> Manifest
     kept = sum(row.get("kept", 0) for row in curve)
     dropped = sum((Counter(row.get("dropped", {})) for row in curve), Counter[str]())
     return artefact.complete({"rounds": len(curve) - 1, "chosen": best, "kept": kept}, dict(dropped))
-
-
-# Critiques of one unit at most: enough to keep an engine full, few enough to lose.
-UNIT_CRITIQUES = 512
-# Candidates of a unit: several units where one critique of each is written, for several actors.
-UNIT_CANDIDATES = 64
-
-CANDIDATE = pa.struct(
-    [
-        ("unit_id", pa.string()),  # of the candidate
-        ("problem_id", pa.string()),
-        ("question", pa.string()),
-        ("steps", columns.STRINGS),
-        ("step_labels", columns.LABELS),
-        ("correct", pa.bool_()),
-    ]
-)
-UNITS = pa.schema([("unit_id", pa.string()), ("artefact", pa.string()), ("candidates", pa.list_(CANDIDATE))])
 
 
 class CritiqueSampler:
